@@ -1,0 +1,49 @@
+"""The exceptions of the package.
+
+Everything that can be traced to what the user gave (a model, data, a budget, a plan, an engine)
+is an :class:`OnnxcopError`: its message is one line that says what is wrong, where, and what to
+do. An :class:`InternalError` is a bug of the package itself and is deliberately not one of them,
+so that ``except OnnxcopError`` never hides it.
+"""
+
+from __future__ import annotations
+
+
+class OnnxcopError(Exception):
+    """Base of every error that the user can act upon."""
+
+
+class ModelError(OnnxcopError):
+    """The model cannot be read, is invalid, or holds something that is not supported."""
+
+
+class CalibrationError(OnnxcopError):
+    """The calibration data cannot be read or do not fit the model's inputs."""
+
+
+class EngineError(OnnxcopError):
+    """The execution engine is missing, refuses the model, or fails while running it."""
+
+
+class BudgetError(OnnxcopError):
+    """The budget asked for cannot be met.
+
+    Attributes:
+        nearest: The nearest value that can be reached, in the budget's own unit, or None.
+    """
+
+    def __init__(self, message: str, nearest: float | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+class PlanMismatchError(OnnxcopError):
+    """A saved plan or saved statistics belong to another model."""
+
+
+class VerificationError(OnnxcopError):
+    """The pruned model fails a check against the original."""
+
+
+class InternalError(Exception):
+    """A broken invariant inside the package: a bug, not the user's doing."""

@@ -1,0 +1,92 @@
+"""The masked original: the original graph with removed channels forced to zero where they are summed.
+
+This is the second opinion that verification compares with. It shares nothing with the rewriter: no
+tensor changes its shape, no size is touched; at every contraction the weights of the removed channels
+are set to zero, or, where two activations are multiplied, one of them is multiplied by a 0/1 mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxcop.atoms import IntArray
+from onnxcop.groups import Structure
+from onnxcop.ops.context import Contraction, Operand
+from onnxcop.rewrite import constant_tensors
+from onnxcop.shapes import Array
+
+
+def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
+    """Return a copy of `model` in which the given units contribute nothing to any sum."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    stored = constant_tensors(model)
+    gone = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
+    gone[removed] = True
+    cut: dict[tuple[int, int], Array] = {}
+    inserts: list[tuple[int, onnx.NodeProto]] = []
+    for contraction in structure.coupling.findings.contractions:
+        operand = _side(contraction, model, stored)
+        if operand is None:
+            continue
+        dead = gone[structure.units_on(operand.atoms)]
+        if not dead.any():
+            continue
+        node = result.graph.node[contraction.node]
+        name = node.input[operand.input]
+        if name in stored:
+            key = (contraction.node, operand.input)
+            values = cut.get(key)
+            values = numpy_helper.to_array(stored[model.graph.node[key[0]].input[key[1]]]).copy() if values is None else values
+            values[(slice(None),) * operand.axis + (dead,)] = _zero(contraction, node, stored)
+            cut[key] = values
+        else:
+            inserts.append((contraction.node, _mask_activation(result, structure, contraction, operand, dead)))
+    for (index, position), values in cut.items():
+        name = f"{result.graph.node[index].input[position]}__masked_{index}_{position}"
+        result.graph.initializer.append(numpy_helper.from_array(values, name))
+        result.graph.node[index].input[position] = name
+    for index, node in sorted(inserts, key=lambda pair: pair[0], reverse=True):
+        result.graph.node.insert(index, node)
+    return result
+
+
+def _side(contraction: Contraction, model: onnx.ModelProto, stored: dict[str, Any]) -> Operand | None:
+    """The operand to mask: stored weights if there are any, else the first activation."""
+    if not contraction.operands:
+        return None
+    inputs = model.graph.node[contraction.node].input
+    for operand in contraction.operands:
+        if inputs[operand.input] in stored:
+            return operand
+    return contraction.operands[0]
+
+
+def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
+    """What stands for zero: the zero point of quantized weights."""
+    kernel = contraction.kernel
+    if kernel is None or kernel.zero is None or kernel.zero >= len(node.input) or not node.input[kernel.zero]:
+        return 0
+    zero = numpy_helper.to_array(stored[node.input[kernel.zero]])
+    return zero.reshape(-1)[0]
+
+
+def _mask_activation(
+    result: onnx.ModelProto, structure: Structure, contraction: Contraction, operand: Operand, dead: Any
+) -> onnx.NodeProto:
+    """A Mul that zeroes the removed channels of one operand of one node."""
+    node = result.graph.node[contraction.node]
+    name = node.input[operand.input]
+    info = structure.coupling.shapes[name]
+    shape = [1] * len(info.shape or ())
+    shape[operand.axis] = len(dead)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(info.elem_type)
+    mask = (~dead).astype(dtype).reshape(shape)
+    label = f"{name}__mask_{contraction.node}_{operand.input}_{operand.axis}"
+    result.graph.initializer.append(numpy_helper.from_array(mask, label))
+    node.input[operand.input] = f"{label}_out"
+    return onnx.helper.make_node("Mul", [name, label], [f"{label}_out"], name=label)

@@ -1,0 +1,100 @@
+"""What every operator does to labels: one table of small functions.
+
+`DEFAULT_RULES` maps (domain, operator) to its rule. Pass `DEFAULT_RULES | {("my.domain", "MyOp"): rule}`
+to teach the tracer an operator of your own; nothing is registered globally. An operator without a
+rule freezes what it touches, and the rest of the model is still pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxcop.ops import contraction, elementwise, movement, normalization, recurrent, reduction, reshape
+from onnxcop.ops.context import Choice, Contraction, Decline, Edit, Kernel, Label, Op, Rule, RuleTable
+
+_UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
+HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
+Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
+
+_BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less
+LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Xor""".split()
+
+_POOL = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
+
+_REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+ReduceSum ReduceSumSquare""".split()
+
+_GENERATED = """ConstantOfShape EyeLike RandomNormal RandomUniform RandomNormalLike RandomUniformLike
+Range""".split()
+
+_SINGLE: dict[str, Callable[[Op], None]] = {
+    "ArgMax": normalization.along_axis,
+    "ArgMin": normalization.along_axis,
+    "BatchNormalization": elementwise.batch_normalization,
+    "CastLike": elementwise.unary,
+    "Clip": elementwise.clip,
+    "Concat": movement.concat,
+    "Conv": contraction.conv,
+    "ConvInteger": contraction.conv_integer,
+    "ConvTranspose": contraction.conv_transpose,
+    "CumSum": normalization.along_axis,
+    "DepthToSpace": movement.depth_to_space,
+    "DequantizeLinear": elementwise.quantize,
+    "Dropout": elementwise.dropout,
+    "Einsum": contraction.einsum,
+    "Expand": movement.expand,
+    "Flatten": reshape.flatten,
+    "Gather": movement.gather,
+    "Gemm": contraction.gemm,
+    "GridSample": movement.sample,
+    "GroupNormalization": normalization.group_normalization,
+    "Hardmax": normalization.softmax,
+    "InstanceNormalization": normalization.instance_normalization,
+    "LRN": normalization.local_response,
+    "LSTM": recurrent.recurrent,
+    "GRU": recurrent.recurrent,
+    "RNN": recurrent.recurrent,
+    "LayerNormalization": normalization.layer_normalization,
+    "LogSoftmax": normalization.softmax,
+    "LpNormalization": normalization.over_axis,
+    "MatMul": contraction.matmul,
+    "MatMulInteger": contraction.matmul_integer,
+    "MeanVarianceNormalization": normalization.mean_variance,
+    "PRelu": elementwise.prelu,
+    "Pad": movement.pad,
+    "QLinearConv": contraction.qlinear_conv,
+    "QLinearMatMul": contraction.qlinear_matmul,
+    "QuantizeLinear": elementwise.quantize,
+    "RMSNormalization": normalization.layer_normalization,
+    "Reshape": reshape.reshape,
+    "Resize": movement.resize,
+    "RoiAlign": movement.sample,
+    "MaxRoiPool": movement.sample,
+    "Shape": movement.shape_of,
+    "SimplifiedLayerNormalization": normalization.layer_normalization,
+    "Size": movement.shape_of,
+    "Slice": movement.slice_,
+    "Softmax": normalization.softmax,
+    "SpaceToDepth": movement.space_to_depth,
+    "Split": movement.split,
+    "Squeeze": movement.squeeze,
+    "Tile": movement.tile,
+    "TopK": normalization.along_axis,
+    "Transpose": movement.transpose,
+    "Unsqueeze": movement.unsqueeze,
+    "Upsample": movement.resize,
+    "Where": elementwise.where,
+}
+
+DEFAULT_RULES: dict[tuple[str, str], Rule] = (
+    {("", name): elementwise.unary for name in _UNARY}
+    | {("", name): elementwise.broadcast for name in _BROADCAST}
+    | {("", name): reduction.pool for name in _POOL}
+    | {("", name): reduction.reduce for name in _REDUCE}
+    | {("", name): movement.generated for name in _GENERATED}
+    | {("", name): rule for name, rule in _SINGLE.items()}
+)
+
+__all__ = [
+    "DEFAULT_RULES", "Choice", "Contraction", "Decline", "Edit", "Kernel", "Label", "Op", "Rule", "RuleTable",
+]  # fmt: skip

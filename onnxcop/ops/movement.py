@@ -1,0 +1,254 @@
+"""Operators that move elements without computing: what happens to the elements happens to the atoms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxcop.atoms import IntArray
+from onnxcop.ops.context import Decline, Op
+from onnxcop.ops.elementwise import _meet
+
+
+def transpose(op: Op) -> None:
+    """Transpose permutes the label."""
+    label = op.label(0)
+    order = op.attr("perm", list(range(len(label)))[::-1])
+    op.emit([label[axis] for axis in order])
+
+
+def squeeze(op: Op) -> None:
+    """Squeeze drops axes of size 1, which are rigid."""
+    shape, label = op.shape(0), op.label(0)
+    axes = op.ints(1, "axes")
+    dropped = {a % len(shape) for a in axes} if axes else {a for a, size in enumerate(shape) if size == 1}
+    op.emit([live for axis, live in enumerate(label) if axis not in dropped])
+
+
+def unsqueeze(op: Op) -> None:
+    """Unsqueeze inserts rigid axes of size 1."""
+    label = op.label(0)
+    axes = op.ints(1, "axes")
+    if axes is None:
+        raise Decline("Unsqueeze without axes")
+    rank = len(label) + len(axes)
+    inserted = {axis % rank for axis in axes}
+    rest = iter(label)
+    op.emit([None if axis in inserted else next(rest) for axis in range(rank)])
+
+
+def concat(op: Op) -> None:
+    """Concat joins the atoms along its axis; the other axes are tied."""
+    given = [p for p in range(op.count) if op.has(p)]
+    shapes, labels = {p: op.shape(p) for p in given}, {p: op.label(p) for p in given}
+    rank = len(shapes[given[0]])
+    joined = int(op.attr("axis", 1)) % rank
+    result: list[IntArray | None] = []
+    for axis in range(rank):
+        if axis != joined:
+            size = shapes[given[0]][axis]
+            result.append(_meet(op, axis - rank, size, shapes, labels))
+        elif all(labels[p][axis] is None for p in given):
+            result.append(None)
+        else:
+            result.append(np.concatenate([_or_rigid(op, labels[p][axis], shapes[p][axis]) for p in given]))
+    op.emit(result)
+
+
+def _or_rigid(op: Op, live: IntArray | None, size: int) -> IntArray:
+    """The live atoms, or as many frozen ones for a rigid stretch of a live axis."""
+    if live is not None:
+        return live
+    atoms = op.pool.allocate(size)
+    op.freeze(atoms, "is joined with channels that are never pruned")
+    return atoms
+
+
+def split(op: Op) -> None:
+    """Split cuts the atoms along its axis into sections."""
+    label, shape = op.label(0), op.shape(0)
+    axis = int(op.attr("axis", 0)) % len(shape)
+    sizes = op.ints(1, "split") or [op.out_shape(p)[axis] for p in range(len(op.node.output))]
+    live = label[axis]
+    sections = np.split(live, np.cumsum(sizes)[:-1]) if live is not None else [None] * len(sizes)
+    for position, section in enumerate(sections):
+        result = list(label)
+        result[axis] = section if section is not None and len(section) > 1 else None
+        if section is not None and len(section) == 1:
+            op.freeze(section, "is the only channel of a section")
+        op.emit(result, position)
+    if live is not None:
+        op.drop(live)
+        op.split_into([section for section in sections if section is not None])
+
+
+def slice_(op: Op) -> None:
+    """Slice: unit steps along a live axis; its bounds become counts of kept indices."""
+    label, shape = list(op.label(0)), op.shape(0)
+    starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
+    axes = op.ints(3, "axes")
+    steps = op.ints(4, "steps")
+    if starts is None or ends is None:
+        raise Decline("Slice without bounds")
+    axes = axes if axes is not None else list(range(len(starts)))
+    steps = steps if steps is not None else [1] * len(starts)
+    for element, (start, end, axis, step) in enumerate(zip(starts, ends, axes, steps, strict=True)):
+        live = label[axis % len(shape)]
+        if live is None:
+            continue
+        first, last, _ = slice(start, end, step).indices(len(live))
+        if step != 1:
+            op.freeze(live, f"Slice with step {step}")
+            label[axis % len(shape)] = None
+            continue
+        last = max(first, last)
+        op.drop(live)
+        if start != 0:
+            op.size("starts" if "starts" in op.attributes else 1, element, live[:first])
+        if last < len(live) or 0 <= end <= len(live):
+            op.size("ends" if "ends" in op.attributes else 2, element, live[:last])
+        taken = live[first:last]
+        if len(taken) == 1:
+            op.freeze(taken, "is the only channel of a slice")
+        label[axis % len(shape)] = taken if len(taken) > 1 else None
+    op.emit(label)
+
+
+def gather(op: Op) -> None:
+    """Gather along a rigid axis, or along a live one with constant indices (then remapped)."""
+    label, shape = op.label(0), op.shape(0)
+    axis = int(op.attr("axis", 0)) % len(shape)
+    live = label[axis]
+    index_shape = op.shape(1)
+    picked: list[IntArray | None] = [None] * len(index_shape)
+    indices = op.value(1) if live is not None else None
+    if live is not None and (indices is None or len(index_shape) > 1):
+        op.freeze(live, "is indexed by data" if indices is None else "is gathered into several axes")
+    elif live is not None and indices is not None:
+        taken = live[indices.reshape(-1)]
+        op.drop(live)
+        if len(index_shape) == 0 or taken.size == 1:
+            op.freeze(taken, "is picked by its index")
+        else:
+            picked = [taken]
+        op.index_into(1, live)
+    elif op.has(1) and any(entry is not None for entry in op.label(1)):
+        op.freeze_axes(1, range(len(index_shape)), "holds indices")
+    op.emit((*label[:axis], *picked, *label[axis + 1 :]))
+
+
+def pad(op: Op) -> None:
+    """Pad with constants on a live axis adds atoms of its own, free to go."""
+    label, rank = list(op.label(0)), len(op.shape(0))
+    pads = op.ints(1, "pads" if "paddings" not in op.attributes else "paddings")
+    if pads is None:
+        raise Decline("Pad without pads")
+    mode = op.attr("mode", b"constant")
+    axes = op.ints(3, "axes") if op.has(3) else list(range(rank))
+    axes = [axis % rank for axis in axes or range(rank)]
+    where: int | str = "pads" if "pads" in op.attributes else 1
+    for element, axis in enumerate(axes):
+        before, after = pads[element], pads[element + len(axes)]
+        live = label[axis]
+        if live is None or (before == 0 and after == 0):
+            continue
+        if mode not in (b"constant", "constant") or before < 0 or after < 0:
+            op.freeze(live, "is padded from its own values, or cropped")
+            label[axis] = None
+            continue
+        head, tail = op.pool.allocate(before), op.pool.allocate(after)
+        op.size(where, element, head)
+        op.size(where, element + len(axes), tail)
+        op.drop(live)
+        label[axis] = np.concatenate([head, live, tail])
+    op.emit(label)
+
+
+def expand(op: Op) -> None:
+    """Expand: an axis that is not stretched keeps its atoms."""
+    shape, label, result = op.shape(0), op.label(0), op.out_shape()
+    offset = len(result) - len(shape)
+    target = op.shape(1)[0]
+    out: list[IntArray | None] = [None] * len(result)
+    for axis, live in enumerate(label):
+        if live is not None and shape[axis] == result[axis + offset]:
+            out[axis + offset] = live
+            element = axis + offset - (len(result) - target)
+            asked = op.value(1)
+            if element >= 0 and asked is not None and asked[element] != 1:
+                op.size(1, element, live)
+        else:
+            op.freeze(live, "is stretched")
+    op.emit(out)
+
+
+def tile(op: Op) -> None:
+    """Tile repeats the atoms; the repeats themselves stay."""
+    repeats = op.value(1)
+    if repeats is None:
+        raise Decline("Tile with repeats computed from data")
+    label = op.label(0)
+    op.emit(
+        [None if live is None else np.tile(live, int(times)) for live, times in zip(label, repeats, strict=True)]
+    )
+
+
+def depth_to_space(op: Op) -> None:
+    """DepthToSpace: the b·b channels of one output channel go together."""
+    label, block = op.label(0), int(op.attr("blocksize"))
+    op.freeze_axes(0, (2, 3), "is interleaved with channels")
+    live = label[1]
+    if live is not None:
+        crd = op.attr("mode", b"DCR") in (b"CRD", "CRD")
+        blocks = live.reshape(-1, block * block) if crd else live.reshape(block * block, -1).T
+        leaders = blocks[:, 0].copy()
+        op.tie(blocks.reshape(-1), np.repeat(leaders, block * block))
+        live = leaders if len(leaders) > 1 else None
+        if live is None:
+            op.freeze(leaders, "is the only channel left")
+    op.emit((label[0], live, None, None))
+
+
+def space_to_depth(op: Op) -> None:
+    """SpaceToDepth: every channel becomes b·b channels, the offset outermost."""
+    label, block = op.label(0), int(op.attr("blocksize"))
+    op.freeze_axes(0, (2, 3), "is folded into channels")
+    live = label[1]
+    op.emit((label[0], None if live is None else np.tile(live, block * block), None, None))
+
+
+def resize(op: Op) -> None:
+    """Resize and Upsample: axes whose size stays keep their atoms."""
+    shape, result, label = op.shape(0), op.out_shape(), op.label(0)
+    axes = [axis % len(shape) for axis in op.attr("axes", range(len(shape)))]
+    out: list[IntArray | None] = []
+    for axis, live in enumerate(label):
+        if live is not None and shape[axis] == result[axis]:
+            out.append(live)
+            if op.opset >= 11 and op.has(3) and axis in axes:
+                op.size(3, axes.index(axis), live)
+        else:
+            op.freeze(live, "is resized")
+            out.append(None)
+    op.emit(out)
+
+
+def sample(op: Op) -> None:
+    """GridSample, RoiAlign, MaxRoiPool: channels pass, space is sampled by data."""
+    label = op.label(0)
+    op.freeze_axes(0, (0, *range(2, len(label))), "is sampled by data")
+    for position in range(1, op.count):
+        if op.has(position):
+            op.freeze_axes(position, range(len(op.label(position))), "holds coordinates")
+    op.emit((None, label[1], *(None for _ in range(2, len(op.out_shape())))))
+
+
+def shape_of(op: Op) -> None:
+    """Shape and Size read no element; numbers computed from them are mended when rewriting."""
+    for live in op.label(0):
+        op.drop(live)
+
+
+def generated(op: Op) -> None:
+    """ConstantOfShape, Range, EyeLike, random tensors: nothing to couple."""
+    for position in range(op.count):
+        op.value(position)

@@ -1,0 +1,66 @@
+"""LSTM, GRU and RNN: the input width is a contraction, the hidden size a family of tied axes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxcop.atoms import IntArray
+from onnxcop.ops.context import Decline, Kernel, Op
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+X, W, R, B, LENGTHS, H0, C0, P = range(8)
+
+
+def recurrent(op: Op) -> None:
+    """One hidden atom stands for its rows in every gate of W, R, B and P, and its state."""
+    if op.attr("layout", 0):
+        raise Decline("a recurrent layer with batch-major layout")
+    gates = _GATES[op.node.op_type]
+    op.freeze_axes(X, (0, 1), "is a sequence or a batch")
+    if op.has(LENGTHS):
+        op.freeze_axes(LENGTHS, range(len(op.label(LENGTHS))), "holds lengths")
+    op.contract((X, 2), (W, 2), kernel=Kernel(W, 2, 1, 1, None, "recurrent"))
+    directions, rows, _ = op.shape(W)
+    hidden = _hidden(op, directions, rows // gates, gates)
+    shape = op.shape(X)
+    inner = op.label(W)[2]
+    width: IntArray | int = inner if inner is not None else shape[2]
+    state: IntArray | int = hidden if hidden is not None else rows // gates
+    steps = float(shape[0] * shape[1] * directions * gates)
+    op.macs(steps, state, width)
+    op.macs(steps, state, state)
+    op.emit((None, None, None, hidden), 0)
+    op.emit((None, None, hidden), 1)
+    op.emit((None, None, hidden), 2)
+
+
+def _hidden(op: Op, directions: int, size: int, gates: int) -> IntArray | None:
+    """Tie every axis that runs over the hidden size; None if it cannot be pruned."""
+    rows = [(W, 1, gates), (R, 1, gates), (R, 2, 1)]
+    if op.has(B):
+        rows.append((B, 1, 2 * gates))
+    if op.has(H0):
+        rows.append((H0, 2, 1))
+    if op.has(C0) and op.node.op_type == "LSTM":
+        rows.append((C0, 2, 1))
+    if op.has(P) and op.node.op_type == "LSTM":
+        rows.append((P, 1, 3))
+    labels = [(op.label(position)[axis], times) for position, axis, times in rows]
+    for position in (W, R, B, H0, C0, P):
+        if op.has(position) and len(op.label(position)) > 0:
+            op.freeze(op.label(position)[0], "is a direction")
+            if position in (H0, C0):
+                op.freeze(op.label(position)[1], "is a batch")
+    if size == 1 or any(label is None for label, _ in labels) or not op.constant(R):
+        for label, _ in labels:
+            op.freeze(label, "belongs to a state that is never pruned")
+        return None
+    hidden = op.pool.allocate(size)
+    for label, times in labels:
+        if label is not None:
+            op.tie(label, np.tile(hidden, times))
+    op.contract((R, 2))
+    op.size("hidden_size", 0, hidden)
+    if op.attr("activations") or op.attr("clip"):
+        op.freeze(hidden, "passes through activations of its own")
+    return hidden

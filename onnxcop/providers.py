@@ -1,0 +1,210 @@
+"""Which execution providers of ONNX Runtime really work here, and sessions on exactly those."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from onnxcop.errors import EngineError
+
+log = logging.getLogger("onnxcop")
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+_PROVIDERS = {
+    "cpu": CPU,
+    "cuda": CUDA,
+    "tensorrt": "TensorrtExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+_OPTIONS: dict[str, dict[str, str]] = {
+    # TF32 keeps 10 bits of a product: too few for statistics and for comparisons. An exhaustive
+    # search of convolution algorithms is repeated for every new shape and takes seconds each time.
+    CUDA: {
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    },
+}
+_OUT_OF_MEMORY = (
+    "failed to allocate memory",
+    "out of memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",
+    "e_outofmemory",
+    "cudaerrormemoryallocation",
+    "cuda failure 2:",
+)
+
+
+class OutOfMemory(EngineError):
+    """A run needed more memory than the device (or the host) has left."""
+
+
+def resolve_provider(name: str) -> list[str]:
+    """The execution providers of ONNX Runtime for a name, in order of precedence.
+
+    `auto` is CUDA where a device really answers, else the CPU; one line in the log says so where
+    this build of ONNX Runtime could have used CUDA. Operators that the provider does not have run
+    on the CPU, hence it closes every list.
+
+    Raises:
+        EngineError: The provider was asked for by name and is not there or does not start.
+    """
+    known = {provider.lower(): provider for provider in _available()}
+    if name.lower() == "auto":
+        if CUDA not in known.values():
+            return [CPU]
+        problem = _probe(CUDA)
+        if problem is None:
+            return [CUDA, CPU]
+        _say_once(f"no CUDA device answers, running on the CPU ({problem})")
+        return [CPU]
+    provider = _PROVIDERS.get(name.lower()) or known.get(name.lower(), name)
+    if provider == CPU:
+        return [CPU]
+    if provider not in known.values():
+        raise EngineError(
+            f"provider '{name}' is not in this build of ONNX Runtime, which has: "
+            f"{', '.join(known.values())}; choose one of those, or install the build that has it"
+        )
+    problem = _probe(provider)
+    if problem is not None:
+        raise EngineError(
+            f"provider '{name}' does not start: {problem}; check its driver and libraries, "
+            "or use the provider 'cpu'"
+        )
+    return [provider, *([CUDA] if provider.startswith("Tensorrt") else []), CPU]
+
+
+def create_session(
+    source: bytes | str,
+    names: list[str],
+    *,
+    threads: int | None = None,
+    provider_options: Mapping[str, str] | None = None,
+    optimize: bool = True,
+) -> Any:
+    """An `onnxruntime.InferenceSession` whose first provider is the first of `names`.
+
+    Args:
+        source: The model's serialized bytes or the path of its file.
+        names: Providers in order of precedence.
+        threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
+        provider_options: Extra settings of the first provider.
+        optimize: Whether the graph may be rewritten before it runs.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the model, or would replace the provider by another.
+    """
+    ort = _onnxruntime()
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+        settings.inter_op_num_threads = 1
+    if not optimize:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    chosen = [(name, dict(_OPTIONS.get(name, {}))) for name in names]
+    chosen[0][1].update(provider_options or {})
+    try:
+        with _quiet(ort):
+            # Without this a provider that fails is replaced by another one.
+            session = ort.InferenceSession(source, settings, providers=chosen, enable_fallback=0)
+    except (Exception, MemoryError) as error:
+        what = f"ONNX Runtime could not load {source if isinstance(source, str) else 'the model'}"
+        raise engine_error(what, error) from error
+    if session.get_providers()[:1] != names[:1]:
+        raise EngineError(
+            f"ONNX Runtime could not start {names[0]}: no such device, or its libraries are missing"
+        )
+    return session
+
+
+@functools.cache
+def _probe(provider: str) -> str | None:
+    """Why `provider` cannot run a tiny model here, or None where it can."""
+    from onnx import TensorProto, helper
+
+    if provider == CUDA or provider.startswith(("Tensorrt", "NvTensor")):
+        _preload_cuda()
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"])], "probe", [x], [y])
+    opset = helper.make_opsetid("", 13)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=7).SerializeToString()
+    try:
+        session = create_session(model, [provider, CPU])
+        (value,) = session.run(["y"], {"x": np.zeros(2, np.float32)})
+    except EngineError as error:
+        return str(error).removeprefix("ONNX Runtime could not load the model: ")
+    except Exception as error:
+        return _one_line(error)
+    return None if np.allclose(value, 1) else "it computes wrong numbers"
+
+
+def _preload_cuda() -> None:
+    """Loads the CUDA and cuDNN libraries that pip installed, where there are any."""
+    preload = getattr(_onnxruntime(), "preload_dlls", None)
+    if preload is not None:
+        # It reports on the standard output; the session that follows is the proof either way.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            preload()
+
+
+@contextlib.contextmanager
+def _quiet(ort: Any) -> Iterator[None]:
+    """Keeps messages of providers that do not start off the terminal: errors carry them."""
+    ort.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)  # the default
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            f"ONNX Runtime cannot be imported ({_one_line(error)}); "
+            "install the package onnxruntime or onnxruntime-gpu"
+        ) from error
+    return onnxruntime
+
+
+def _available() -> list[str]:
+    return list(_onnxruntime().get_available_providers())
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info(message)
+
+
+def engine_error(what: str, error: BaseException) -> EngineError:
+    """The error for a failure of ONNX Runtime, `OutOfMemory` where that is the cause."""
+    cause = _one_line(error)
+    folded = str(error).lower()
+    if isinstance(error, MemoryError) or any(sign in folded for sign in _OUT_OF_MEMORY):
+        return OutOfMemory(f"{what}: out of memory: {cause}")
+    return EngineError(f"{what}: {cause}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", "", text)
+    text = re.sub(
+        r"(^| )/\S+\.(?:cc|cu|h):\d+ .*?\)( \[ONNXRuntimeError\] : \d+ : \w+ : )? ", r"\1", text
+    )
+    return text if len(text) <= 400 else text[:397] + "..."

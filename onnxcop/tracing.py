@@ -1,0 +1,273 @@
+"""One walk over the graph on labels: which indices of which tensors are removed together.
+
+The walk visits every node once, applies its operator's rule, and checks the *conservation law*: every
+live axis that a rule has read is returned in an output, tied, contracted, dropped or frozen. At points
+where several couplings are possible (which factor of a Reshape stays live, whole groups or stripes)
+the finest is taken first; where that ends frozen the next is tried, and kept if it frees more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop.atoms import AtomPool, Classes, IntArray, Reason
+from onnxcop.errors import InternalError
+from onnxcop.ops import DEFAULT_RULES, Decline, Label, Op, RuleTable
+from onnxcop.ops.context import Findings
+from onnxcop.shapes import ShapeMap, TensorInfo
+
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """The solved coupling of a model's indices.
+
+    Attributes:
+        labels: Label of every tensor that carries atoms, by tensor name.
+        constants: Names of the labelled tensors that hold weights (initializers, Constant outputs).
+        derived: Names of tensors computed from constants alone.
+        classes: The classes of atoms.
+        findings: Contractions, costs, edits and choice points.
+        declined: Nodes that could not be followed, as (node index, reason).
+    """
+
+    labels: dict[str, Label]
+    constants: frozenset[str]
+    derived: frozenset[str]
+    classes: Classes
+    findings: Findings
+    declined: tuple[tuple[int, Reason], ...]
+    shapes: ShapeMap
+
+
+def trace(
+    model: onnx.ModelProto, shapes: ShapeMap, rules: RuleTable = DEFAULT_RULES, policy: str = "finest"
+) -> Coupling:
+    """Trace the labels of a model's top-level graph.
+
+    Args:
+        model: The model; it is not changed.
+        shapes: Shapes and folded values, from :func:`onnxcop.shapes.infer`.
+        rules: What every operator does to labels.
+        policy: Which coupling is preferred where several exist: "finest" or "coarsest".
+
+    Raises:
+        InternalError: A rule broke the conservation law.
+    """
+    preferred: dict[int, int] = {}
+    best = _Walk(model, shapes, rules, preferred, policy).run()
+    for _ in range(_ROUNDS):
+        flips = _flips(best)
+        if not flips:
+            break
+        trial = _Walk(model, shapes, rules, preferred | flips, policy).run()
+        before, after = _freed(best), _freed(trial)
+        kept = {node: option for node, option in flips.items() if after.get(node, 0) > before.get(node, 0)}
+        if not kept:
+            break
+        preferred |= kept
+        candidate = trial if kept == flips else _Walk(model, shapes, rules, preferred, policy).run()
+        if _prunable(candidate) < _prunable(best):
+            break
+        best = candidate
+    return best
+
+
+def _flips(coupling: Coupling) -> dict[int, int]:
+    """Choice points that ended frozen or inexact, with their next option."""
+    freed = _freed(coupling)
+    return {
+        choice.node: (choice.taken + 1) % choice.options
+        for choice in coupling.findings.choices
+        if choice.options > 1 and freed[choice.node] < len(np.unique(choice.atoms))
+    }
+
+
+def _freed(coupling: Coupling) -> dict[int, int]:
+    """How many of the atoms at every choice point ended exactly prunable, by node."""
+    classes = coupling.classes
+    freed: dict[int, int] = {}
+    for choice in coupling.findings.choices:
+        found = classes.of[np.unique(choice.atoms)]
+        lonely = len(np.unique(found)) < 2
+        freed[choice.node] = 0 if lonely else int((~classes.frozen[found] & ~classes.inexact[found]).sum())
+    return freed
+
+
+def _prunable(coupling: Coupling) -> int:
+    classes = coupling.classes
+    return int((~classes.frozen[classes.of]).sum())
+
+
+@dataclass(slots=True)
+class _Walk:
+    model: onnx.ModelProto
+    shapes: ShapeMap
+    rules: RuleTable
+    preferred: Mapping[int, int]
+    policy: str
+    pool: AtomPool = field(default_factory=AtomPool)
+    labels: dict[str, Label] = field(default_factory=dict)
+    constants: set[str] = field(default_factory=set)
+    declined: list[tuple[int, Reason]] = field(default_factory=list)
+    findings: Findings = field(default_factory=Findings)
+    derived: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)
+
+    def run(self) -> Coupling:
+        graph = self.model.graph
+        self.sources = {tensor.name for tensor in graph.initializer}
+        self.derived = set(self.sources)
+        opsets = {entry.domain: entry.version for entry in self.model.opset_import}
+        opsets[""] = opsets.get("", opsets.get("ai.onnx", 1))
+        for index, node in enumerate(graph.node):
+            self._visit(index, node, opsets)
+        for value in graph.output:
+            for atoms in self._label(value.name) or ():
+                if atoms is not None:
+                    self.pool.freeze(atoms, Reason("reaches a graph output", value.name))
+        for name in sorted(self.findings.values_read & self.labels.keys()):
+            for atoms in self.labels[name]:
+                if atoms is not None:
+                    self.pool.freeze(atoms, Reason("holds sizes or indices", name))
+        return Coupling(
+            self.labels, frozenset(self.constants), frozenset(self.derived), self.pool.solve(),
+            self.findings, tuple(self.declined), self.shapes,
+        )  # fmt: skip
+
+    def _visit(self, index: int, node: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.op_type == "Constant" and not domain:
+            self.sources.add(node.output[0])
+            self.derived.add(node.output[0])
+            return
+        if all(not name or name in self.derived for name in node.input) and node.input:
+            self.derived.update(node.output)
+        infos = [self.shapes[name] if name else None for name in node.input]
+        op = Op(
+            index, node, opsets.get(domain, 1), _attributes(node), infos,
+            [self.shapes[name] for name in node.output], self.pool, self.findings, self._label,
+            self.preferred, self.derived, self.policy,
+        )  # fmt: skip
+        rule = self.rules.get((domain, node.op_type))
+        if any(attribute.type == attribute.GRAPH for attribute in node.attribute):
+            self._decline(op, f"{node.op_type} holds a graph of its own")
+            return
+        if rule is None:
+            known_only = all(info is None or info.value is not None for info in infos)
+            if not (known_only and all(info.value is not None for info in op.out_infos)):
+                self._decline(op, f"no rule for operator {f'{domain}.' if domain else ''}{node.op_type}")
+            return
+        marks = _marks(self.findings)
+        try:
+            rule(op)
+        except Decline as decline:
+            _rewind(self.findings, marks)
+            self._decline(op, str(decline))
+            return
+        except (IndexError, KeyError, TypeError, ValueError) as error:  # a node unlike any the rule knows
+            _rewind(self.findings, marks)
+            self._decline(op, f"{node.op_type} is not of the usual form ({type(error).__name__}: {error})")
+            return
+        self._conserve(op)
+        for position, label in op.labels_out.items():
+            self._store(op, node.output[position], label, op.out_infos[position])
+
+    def _label(self, name: str) -> Label | None:
+        """Label of a tensor; a constant gets fresh atoms when it is first asked for."""
+        found = self.labels.get(name)
+        if found is not None or name not in self.sources:
+            return found
+        info = self.shapes[name]
+        if info.shape is None:
+            return None
+        label = tuple(self.pool.allocate(size) if size > 1 else None for size in info.shape)
+        self.labels[name] = label
+        self.constants.add(name)
+        return label
+
+    def _store(self, op: Op, name: str, label: Label | None, info: TensorInfo) -> None:
+        if label is None or all(atoms is None for atoms in label):
+            return
+        if info.shape is None or [len(a) if a is not None else s for a, s in zip(label, info.shape, strict=False)] != [
+            *info.shape
+        ]:
+            for atoms in label:
+                if atoms is not None:
+                    self.pool.freeze(atoms, Reason("meets a tensor of unknown shape", op.where))
+            return
+        self.labels[name] = label
+
+    def _decline(self, op: Op, why: str) -> None:
+        """Freeze all that a node touches, captured outer tensors of its bodies included."""
+        reason = Reason(why, op.where)
+        names = {name for name in op.node.input if name} | captured(op.node)
+        for name in sorted(names):
+            for atoms in self._label(name) or ():
+                if atoms is not None:
+                    self.pool.freeze(atoms, reason)
+        self.declined.append((op.index, reason))
+
+    def _conserve(self, op: Op) -> None:
+        """Every live axis that the rule read must have gone somewhere."""
+        out = [a for label in op.labels_out.values() for a in label or () if a is not None]
+        places = [*out, *op.handled]
+        identities = {id(a) for a in places}
+        loose = [a for label in op.seen.values() for a in label if a is not None and id(a) not in identities]
+        if not loose:
+            return
+        reached = np.unique(np.concatenate(places)) if places else np.empty(0, np.int64)
+        for atoms in loose:
+            if not np.isin(atoms, reached).all():
+                raise InternalError(
+                    f"the rule for {op.node.op_type} lost a live axis of {len(atoms)} at {op.where}"
+                )
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names of outer tensors that the graphs held by a node read."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs):
+            own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+            for inner in graph.node:
+                names |= ({name for name in inner.input if name} | captured(inner)) - own
+                own |= set(inner.output)
+            names |= {v.name for v in graph.output} - own
+    return names
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.type != a.GRAPH}
+
+
+def _marks(findings: Findings) -> tuple[int, ...]:
+    return (
+        len(findings.contractions), len(findings.macs), len(findings.edits),
+        len(findings.choices), len(findings.sections),
+    )  # fmt: skip
+
+
+def _rewind(findings: Findings, marks: tuple[int, ...]) -> None:
+    """Forget what a rule said before it declined."""
+    lists: tuple[list[Any], ...] = (
+        findings.contractions, findings.macs, findings.edits, findings.choices, findings.sections,
+    )  # fmt: skip
+    for entries, length in zip(lists, marks, strict=True):
+        del entries[length:]
+
+
+def axes_of(labels: Mapping[str, Label]) -> list[IntArray]:
+    """All distinct live axes of labelled tensors."""
+    seen: dict[int, IntArray] = {}
+    for label in labels.values():
+        for atoms in label:
+            if atoms is not None:
+                seen.setdefault(id(atoms), atoms)
+    return list(seen.values())

@@ -1,0 +1,222 @@
+"""Proving that a pruned model is right, before anything is written.
+
+Five checks: the ONNX checker with full shape inference, a session of ONNX Runtime, the border (names,
+types and shapes of inputs and outputs), finite outputs of the right shapes, and, for the groups that
+are exact, equality with the masked original on random inputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop.atoms import IntArray
+from onnxcop.engine import EngineOptions, Session
+from onnxcop.errors import EngineError, VerificationError
+from onnxcop.groups import Structure
+from onnxcop.mask import masked
+from onnxcop.model import LARGEST_SINGLE_FILE, save
+from onnxcop.probe import random_feeds
+from onnxcop.rewrite import apply
+from onnxcop.shapes import Shape
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was checked.
+
+    Attributes:
+        max_difference: Largest difference from the masked original, relative to the largest absolute
+            value of the output; None where no exact group was pruned.
+        exact_units: How many of the removed units were compared with the masked original.
+        inexact_units: How many were not, because their groups are inexact.
+        notes: What could not be checked, and why.
+    """
+
+    max_difference: float | None
+    exact_units: int
+    inexact_units: int
+    notes: tuple[str, ...] = ()
+
+
+def verify(
+    model: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    structure: Structure,
+    removed: IntArray,
+    options: EngineOptions = EngineOptions(),
+    *,
+    seed: int = 0,
+) -> Verification:
+    """Check a rewritten (not yet compensated) model against the masked original.
+
+    Args:
+        model: The original.
+        pruned: What the rewriter made of it.
+        structure: The original's structure.
+        removed: The units removed.
+        options: How to run both.
+        seed: Seed of the random inputs.
+
+    Raises:
+        VerificationError: A check failed; the message says which and where.
+    """
+    notes = check_valid(pruned, model)
+    check_border(model, pruned)
+    shapes = {value.name: structure.coupling.shapes[value.name].shape or () for value in model.graph.input}
+    check_runs(model, pruned, shapes, options, seed=seed)
+    inexact = ~np.array([structure.groups[g].exact for g in structure.group_of[removed]], dtype=np.bool_)
+    exact_part = removed[~inexact]
+    difference = None
+    if len(exact_part):
+        subject = pruned if not inexact.any() else apply(model, structure, exact_part)
+        difference, note = _compare(masked(model, structure, exact_part), subject, model, shapes, options, seed)
+        notes += note
+    return Verification(difference, len(exact_part), int(inexact.sum()), notes)
+
+
+def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str, ...]:
+    """Run the ONNX checker with full shape inference; a complaint the original shares is only noted."""
+    complaint = _complaint(pruned)
+    if complaint is None:
+        return ()
+    before = _complaint(original)
+    if before is None:
+        raise VerificationError(f"the pruned model fails the ONNX checker: {complaint}")
+    return (f"the ONNX checker refuses the original too: {before}",)
+
+
+def _complaint(model: onnx.ModelProto) -> str | None:
+    try:
+        if model.ByteSize() > LARGEST_SINGLE_FILE:
+            with tempfile.TemporaryDirectory(prefix="onnxcop-") as folder:
+                path = Path(folder) / "model.onnx"
+                save(model, path, external_data=True)
+                onnx.checker.check_model(str(path), full_check=True)
+        else:
+            onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and the inference raise kinds of their own
+        return " ".join(str(error).split())[:300]
+    return None
+
+
+def check_border(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+    """Inputs and outputs must have kept their names, types and shapes."""
+    stored = {tensor.name for tensor in original.graph.initializer}
+    for kind in ("input", "output"):
+        before = [v for v in getattr(original.graph, kind) if v.name not in stored]
+        after = [v for v in getattr(pruned.graph, kind) if v.name not in stored]
+        if [v.name for v in before] != [v.name for v in after]:
+            raise VerificationError(f"the pruned model's {kind}s are {[v.name for v in after]}")
+        for old, new in zip(before, after, strict=True):
+            if old.type != new.type:
+                raise VerificationError(f"{kind} {old.name!r} has another type or shape than in the original")
+
+
+def check_runs(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    shapes: Mapping[str, Shape],
+    options: EngineOptions,
+    *,
+    seed: int = 0,
+) -> None:
+    """Both models must run, and give outputs of the same shapes and types, finite where the original is."""
+    feeds = random_feeds(original, shapes, seed)
+    try:
+        with Session(pruned, options) as session:
+            new = session.run(feeds)
+    except EngineError as error:
+        raise VerificationError(f"the pruned model does not run: {error}") from None
+    try:
+        with Session(original, options) as session:
+            old = session.run(feeds)
+    except EngineError:
+        return  # the caller's inputs do not suit the original either; nothing to compare with
+    for name, before in old.items():
+        after = new[name]
+        if not isinstance(before, np.ndarray):
+            continue
+        if before.shape != after.shape or before.dtype != after.dtype:
+            if _data_dependent(original, name, before, after):
+                continue
+            raise VerificationError(
+                f"output {name!r} is {after.dtype}{list(after.shape)}, the original's is "
+                f"{before.dtype}{list(before.shape)}"
+            )
+        if before.dtype.kind == "f" and np.isfinite(before).all() and not np.isfinite(after).all():
+            raise VerificationError(f"output {name!r} of the pruned model is not finite")
+
+
+def _data_dependent(model: onnx.ModelProto, name: str, before: Any, after: Any) -> bool:
+    """Whether an output's size may depend on the data (detections that pass a threshold)."""
+    value = next(v for v in model.graph.output if v.name == name)
+    dims = value.type.tensor_type.shape.dim
+    if before.dtype != after.dtype or before.ndim != after.ndim or len(dims) != before.ndim:
+        return False
+    sources = {"NonMaxSuppression", "NonZero", "Compress", "Unique"}
+    if not any(node.op_type in sources for node in model.graph.node):
+        return False
+    return all(
+        old == new or not dim.HasField("dim_value")
+        for dim, old, new in zip(dims, before.shape, after.shape, strict=True)
+    )
+
+
+def _compare(
+    reference: onnx.ModelProto,
+    subject: onnx.ModelProto,
+    model: onnx.ModelProto,
+    shapes: Mapping[str, Shape],
+    options: EngineOptions,
+    seed: int,
+) -> tuple[float | None, tuple[str, ...]]:
+    """Largest relative difference between two models on random inputs."""
+    try:
+        with Session(reference, options, optimize=False) as one, Session(
+            subject, options, optimize=False
+        ) as two:
+            worst = 0.0
+            compared = False
+            for step in range(2):
+                feeds = random_feeds(model, shapes, seed + step)
+                expected, found = one.run(feeds), two.run(feeds)
+                for name, value in expected.items():
+                    difference = relative_difference(value, found[name])
+                    if difference is None:
+                        continue
+                    compared = True
+                    worst = max(worst, difference)
+                    limit = TOLERANCE.get(str(value.dtype), 1e-4)
+                    if difference > limit:
+                        raise VerificationError(
+                            f"output {name!r} differs from the masked original by {difference:.2g} of its "
+                            f"largest value (allowed {limit:.0e}); this is a bug, nothing was written"
+                        )
+    except EngineError as error:
+        return None, (f"the masked original could not be run: {error}",)
+    if not compared:
+        return None, ("no output is finite on random inputs, so nothing could be compared",)
+    return worst, ()
+
+
+def relative_difference(expected: Any, found: Any) -> float | None:
+    """max |expected - found| / max |expected|; None where `expected` is not made of finite numbers."""
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.size == 0:
+        return None
+    if expected.shape != found.shape:
+        return float("inf")
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    if not np.isfinite(a).all():
+        return None
+    scale = float(np.abs(a).max())
+    gap = float(np.abs(a - b).max())
+    return gap / scale if scale > 0 else gap
