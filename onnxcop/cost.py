@@ -44,12 +44,14 @@ class CostModel:
         terms: All terms.
         by_axis: For every axis the numbers of the terms it is in.
         file_overhead: Bytes of the file that are not counted tensors.
+        batch: Batch size that shapes were inferred with; costs are of one sample.
     """
 
     structure: Structure
     terms: tuple[Term, ...]
     by_axis: tuple[tuple[int, ...], ...]
     file_overhead: int
+    batch: float = 1.0
 
     def at(self, kept: IntArray) -> FloatArray:
         """Cost, float64 [3], when axis a keeps `kept[a]` indices."""
@@ -115,7 +117,7 @@ def build(model: onnx.ModelProto, structure: Structure) -> CostModel:
     for number, term in enumerate(terms):
         for axis in set(term.axes):
             by_axis[axis].append(number)
-    return CostModel(structure, tuple(terms), tuple(map(tuple, by_axis)), max(0, _file_size(model) - stored))
+    return CostModel(structure, tuple(terms), tuple(map(tuple, by_axis)), max(0, _file_size(model) - stored), batch)
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:

@@ -31,7 +31,7 @@ __all__ = [
 log = logging.getLogger("onnxcop")
 
 _SCANNED = 64  # a stream is read up to this many times the samples wanted: it may never end
-_DEFAULT_LENGTH = 64  # of random inputs along a dynamic axis that nothing is known of
+_DEFAULT_LENGTH = 512  # of random inputs along a dynamic axis that nothing is known of
 
 
 class Source(Protocol):
@@ -195,7 +195,7 @@ def random_source(
 ) -> CalibrationData:
     """Random inputs of the right shapes: floats standard normal, integers 0..9 (bytes 0..255).
 
-    Dynamic axes that `input_shapes` leaves open get 224 in pictures and 64 elsewhere; the
+    Dynamic axes that `input_shapes` leaves open get 224 in pictures and 512 elsewhere; the
     description says so.
     """
     layout = batch_layout(with_shapes(inputs, input_shapes))
@@ -209,7 +209,8 @@ def random_source(
             elif isinstance(size, int):
                 shape.append(size)
             else:
-                guess = DEFAULT_SIZE if image_layout(spec) else _DEFAULT_LENGTH
+                unclear = size is None and layout.size == 1 and layout.axes[spec.name] is None
+                guess = DEFAULT_SIZE if image_layout(spec) else 1 if unclear else _DEFAULT_LENGTH
                 name = size or f"axis {axis} of {spec.name}"
                 shape.append(guessed.setdefault(name, guess))
         concrete.append(InputSpec(spec.name, spec.dtype, tuple(shape)))

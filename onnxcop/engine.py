@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 
 from onnxcop.errors import EngineError
-from onnxcop.external import save_externally, weight_bytes
+from onnxcop.external import save_externally, scratch_folder, weight_bytes
 from onnxcop.providers import OutOfMemory, create_session, engine_error, resolve_provider
 from onnxcop.specs import Array, Feed, InputSpec
 
@@ -77,14 +75,12 @@ class Session:
     ) -> None:
         names = resolve_provider(options.provider)
         self._session: Any = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._remove: Callable[[], object] | None = None
         source: bytes | str
         if isinstance(model, onnx.ModelProto):
             if weight_bytes(model) > LARGEST_IN_MEMORY:
-                self._folder = tempfile.TemporaryDirectory(
-                    prefix="onnxcop-", ignore_cleanup_errors=True
-                )
-                source = str(save_externally(model, Path(self._folder.name)))
+                folder, self._remove = scratch_folder(self)
+                source = str(save_externally(model, folder))
             else:
                 source = model.SerializeToString()
         else:
@@ -130,9 +126,8 @@ class Session:
     def close(self) -> None:
         """Frees the model and removes what was written to disk for it."""
         self._session = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._remove is not None:
+            self._remove()
 
     def __enter__(self) -> Session:
         return self

@@ -1,12 +1,21 @@
-"""Models too large for one protobuf message, written with their weights in a file of their own."""
+"""What is too large for memory or for one protobuf message, put into files."""
 
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 import onnx
+
+
+def scratch_folder(owner: object) -> tuple[Path, weakref.finalize[..., object]]:
+    """A temporary folder that lives as long as `owner`, and the call that removes it sooner."""
+    folder = Path(tempfile.mkdtemp(prefix="onnxcop-"))
+    return folder, weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
 
 
 def save_externally(model: onnx.ModelProto, folder: Path) -> Path:

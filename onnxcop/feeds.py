@@ -88,7 +88,10 @@ class Binder:
             if spec.name not in keys:
                 free = {key: arrays[key] for key in arrays if key not in keys.values()}
                 keys[spec.name] = self._choose(spec, free, origin)
-        views = {spec.name: self._view(spec, arrays[keys[spec.name]], origin) for spec in specs}
+        views = {
+            spec.name: self._view(spec, arrays[keys[spec.name]], f"{origin}: '{keys[spec.name]}'")
+            for spec in specs
+        }
         counts = {name: view.count for name, view in views.items() if not view.shared}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"'{name}' has {count}" for name, count in counts.items())
@@ -119,7 +122,7 @@ class Binder:
         for candidates in (found, exact):
             if len(candidates) == 1:
                 return candidates[0]
-        if not found and len(free) == 1:
+        if not found and len(free) == 1 and len(self.layout.specs) == 1:
             return next(iter(free))  # let the message say why it does not fit
         held = ", ".join(f"'{key}' {_describe(array)}" for key, array in free.items()) or "nothing"
         problem = "several arrays fit" if found else "no array is for"
@@ -128,7 +131,7 @@ class Binder:
             f"name the array '{spec.name}'"
         )
 
-    def _view(self, spec: InputSpec, array: Array, origin: str) -> View:
+    def _view(self, spec: InputSpec, array: Array, label: str) -> View:
         view = self._find_view(spec, array)
         if view is None:
             dims = self.layout.sample_dims(spec)
@@ -136,12 +139,12 @@ class Binder:
             if array.ndim == 4 and fits([array.shape[place] for place in (0, 3, 1, 2)], spec.shape):
                 expected += " (this looks channels-last: transpose it, or give uint8 pictures)"
             raise CalibrationError(
-                f"{origin}: the array {_describe(array)} does not fit the model's input {spec}; "
+                f"{label} {_describe(array)} does not fit the model's input {spec}; "
                 f"expected {expected}"
             )
         if not castable(array.dtype, spec.dtype):
             raise CalibrationError(
-                f"{origin}: the array {_describe(array)} cannot become {spec.dtype.name} for the "
+                f"{label} {_describe(array)} cannot become {spec.dtype.name} for the "
                 f"model's input {spec}; convert it first"
             )
         return view

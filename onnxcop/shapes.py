@@ -179,8 +179,10 @@ def shape_value(node: onnx.NodeProto, shape: Shape) -> Array:
     return np.array(shape[slice(bounds.get("start"), bounds.get("end"))], dtype=np.int64)
 
 
-def evaluate(node: onnx.NodeProto, inputs: list[Array | None], opset: int) -> list[Array] | None:
-    """Run one operator with ONNX's reference implementation; None if it has none or fails."""
+def evaluate(
+    node: onnx.NodeProto, inputs: list[Array | None], opset: int, largest: int = LARGEST_FOLDED
+) -> list[Array] | None:
+    """Run one operator with ONNX's reference implementation; None if it has none, fails, or yields too much."""
     from onnx.reference.ops import load_op
 
     def silent(*_: object) -> None:
@@ -197,7 +199,7 @@ def evaluate(node: onnx.NodeProto, inputs: list[Array | None], opset: int) -> li
         return None
     if not all(isinstance(result, np.ndarray) for result in results):
         results = tuple(np.asarray(result) for result in results)
-    if any(result.size > LARGEST_FOLDED for result in results):
+    if any(result.size > largest for result in results):
         return None
     return list(results)
 

@@ -7,6 +7,7 @@ parcels by number, reading what is asked for and no more.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import shutil
 import tempfile
 import zipfile
@@ -21,12 +22,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from onnxcop.errors import CalibrationError
+from onnxcop.external import scratch_folder
 from onnxcop.feeds import Binder, Binding, cast
 from onnxcop.images import Preprocess
 from onnxcop.specs import Array, Feed, InputSpec
 
 LARGEST_IN_MEMORY = 256 * 2**20  # bytes of arrays; beyond that they stay on disk
+LARGEST_STREAM = 64 * 2**20  # bytes of samples kept from a stream; beyond that they go to disk
 _OPEN_PARCELS = 2
+_MAPPED = 32 * 2**20  # bytes read through maps after which the pages are handed back
 
 
 class Parcel(Protocol):
@@ -166,6 +170,7 @@ class ParcelStore:
         self._bindings = [binder.bind(parcel.outline(), parcel.origin) for parcel in parcels]
         self._ends = list(accumulate(binding.count for binding in self._bindings))
         self._open: OrderedDict[int, Mapping[str, Array]] = OrderedDict()
+        self._read = 0
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -175,7 +180,13 @@ class ParcelStore:
         binding, parcel = self._bindings[place], self.parcels[place]
         first = self._ends[place] - binding.count
         arrays = self._arrays(place, binding, parcel)
-        return self._binder.sample(binding, arrays, index - first, parcel.origin)
+        feed = self._binder.sample(binding, arrays, index - first, parcel.origin)
+        self._read += sum(array.nbytes for array in feed.values())
+        if self._read > _MAPPED:
+            self._read = 0
+            for opened in self._open.values():
+                _hand_back(opened.values())
+        return feed
 
     def _arrays(self, place: int, binding: Binding, parcel: Parcel) -> Mapping[str, Array]:
         if place not in self._open:
@@ -210,7 +221,7 @@ class SpilledStore:
         self._items: list[Feed | Path] = []
         self._names: list[str] = []
         self._held = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -223,7 +234,7 @@ class SpilledStore:
             self._held -= sum(array.nbytes for array in old.values())
         item: Feed | Path = feed
         strings = any(array.dtype.hasobject for array in feed.values())
-        if self._held + size > LARGEST_IN_MEMORY and not strings:
+        if self._held + size > LARGEST_STREAM and not strings:
             item = self._folder_path() / f"{place}.npz"
             np.savez(item, *feed.values())
             self._names = list(feed)
@@ -240,10 +251,8 @@ class SpilledStore:
 
     def _folder_path(self) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(
-                prefix="onnxcop-", ignore_cleanup_errors=True
-            )
-        return Path(self._folder.name)
+            self._folder, _ = scratch_folder(self)
+        return self._folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +280,14 @@ def _header(file: Any) -> _Header:
     if header.dtype.hasobject:
         raise ValueError("it holds Python objects")
     return header
+
+
+def _hand_back(arrays: Iterable[Array]) -> None:
+    """Lets go of the pages of mapped files, which would otherwise count as memory in use."""
+    for array in arrays:
+        pages = getattr(array, "_mmap", None)
+        if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _mapped(file: Any, header: _Header, offset: int) -> Array:

@@ -1,0 +1,246 @@
+"""What a filter is worth: the `Criterion` protocol and the baselines.
+
+A criterion turns a traced model (and, if it wants, calibration statistics) into a `Ranking`: an
+importance per unit, comparable over the whole network. The allocator removes the least important
+unit, tells the ranking, and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from onnxcop.atoms import IntArray
+from onnxcop.cost import CostModel
+from onnxcop.groups import Structure
+from onnxcop.layers import FloatArray, Layer, Weights, layers_of
+from onnxcop.stats import CalibrationStats
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything a criterion may look at.
+
+    Attributes:
+        model: The original model.
+        structure: Its units and groups.
+        cost: Its cost model.
+        layers: The layers that consume units.
+        weights: Access to weight values.
+        stats: Statistics of the calibration run, None without data.
+        seed: For criteria that draw.
+    """
+
+    model: onnx.ModelProto
+    structure: Structure
+    cost: CostModel
+    layers: tuple[Layer, ...]
+    weights: Weights
+    stats: CalibrationStats | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, model: onnx.ModelProto, structure: Structure, cost: CostModel,
+        stats: CalibrationStats | None = None, seed: int = 0,
+    ) -> Subject:  # fmt: skip
+        """Gather the layers and weights of a traced model."""
+        return cls(model, structure, cost, tuple(layers_of(model, structure)), Weights.of(model), stats, seed)
+
+
+class Ranking(Protocol):
+    """Importance of units while a selection grows."""
+
+    def importance(self, kept: IntArray) -> FloatArray:
+        """float64 [units], lowest goes first, when axis a keeps `kept[a]` indices."""
+        ...
+
+    def remove(self, unit: int) -> None:
+        """Learn that a unit has been removed."""
+        ...
+
+    def terms(self, kept: IntArray) -> dict[str, FloatArray]:
+        """The parts that the importance is made of, by name, each float64 [units]."""
+        ...
+
+
+class Criterion(Protocol):
+    """A way of ranking units.
+
+    Attributes:
+        name: How users call it.
+        needs_stats: Whether it cannot work without calibration data.
+    """
+
+    name: str
+    needs_stats: bool
+
+    def rank(self, subject: Subject) -> Ranking:
+        """Score the units of a model."""
+        ...
+
+    def parameters(self) -> dict[str, Any]:
+        """What a plan records, so that a result can be explained."""
+        ...
+
+
+@dataclass
+class StaticRanking:
+    """An importance that does not change while units are removed."""
+
+    scores: FloatArray
+    parts: dict[str, FloatArray] = field(default_factory=dict)
+
+    def importance(self, kept: IntArray) -> FloatArray:
+        """The fixed scores."""
+        return self.scores
+
+    def remove(self, unit: int) -> None:
+        """Nothing to learn."""
+
+    def terms(self, kept: IntArray) -> dict[str, FloatArray]:
+        """The named parts."""
+        return self.parts or {"score": self.scores}
+
+
+def produced_filters(subject: Subject) -> list[tuple[IntArray, FloatArray]]:
+    """Filters of every layer that produces units: (unit per filter, float64 [filters, weights])."""
+    structure, found = subject.structure, []
+    for contraction in structure.coupling.findings.contractions:
+        kernel = contraction.kernel
+        if kernel is None or contraction.produced is None:
+            continue
+        units = structure.units_on(contraction.produced)
+        if not (units >= 0).any():
+            continue
+        name = subject.model.graph.node[contraction.node].input[kernel.input]
+        values = subject.weights.read(name)
+        if values is None:
+            continue
+        filters = np.moveaxis(values.astype(np.float64), kernel.out_axis, 0)
+        filters = filters.reshape(values.shape[kernel.out_axis], -1)
+        if len(units) != len(filters):  # one group's outputs of a transposed convolution
+            filters = np.tile(filters, (len(units) // len(filters), 1))
+        found.append((units, filters))
+    return found
+
+
+def produced_filter_counts(subject: Subject) -> FloatArray:
+    """How many filters every unit stands for, float64 [units]: depthwise ones do not count."""
+    structure = subject.structure
+    counts = np.zeros(len(structure.unit_class))
+    for contraction in structure.coupling.findings.contractions:
+        if contraction.kernel is None or contraction.produced is None:
+            continue
+        depthwise = contraction.kernel.groups > 1 and not contraction.operands
+        if depthwise and contraction.kernel.groups == len(contraction.produced):
+            continue
+        units = structure.units_on(contraction.produced)
+        np.add.at(counts, units[units >= 0], 1.0)
+    return counts
+
+
+def _per_filter(subject: Subject, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    """Average a measure of filters over the coupled layers, each relative to its layer's mean."""
+    count = len(subject.structure.unit_class)
+    total, seen = np.zeros(count), np.zeros(count)
+    for units, filters in produced_filters(subject):
+        scores = measure(filters)
+        scores = scores / max(float(scores.mean()), np.finfo(np.float64).tiny)
+        live = units >= 0
+        np.add.at(total, units[live], scores[live])
+        np.add.at(seen, units[live], 1)
+    return np.divide(total, seen, out=np.zeros(count), where=seen > 0)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Magnitude of a filter's weights: Σ|w|^p, p = 1 (Li et al. 2017) or 2, over its layer's mean."""
+
+    name: str
+    order: int
+    needs_stats: bool = False
+
+    def rank(self, subject: Subject) -> Ranking:
+        """Score by norm."""
+        order = self.order
+        return StaticRanking(_per_filter(subject, lambda f: np.linalg.norm(f, order, axis=1)))
+
+    def parameters(self) -> dict[str, Any]:
+        """No parameters."""
+        return {}
+
+
+@dataclass(frozen=True)
+class GeometricMedian:
+    """FPGM (He et al. 2019): the summed distance of a filter to all others of its layer."""
+
+    name: str = "fpgm"
+    needs_stats: bool = False
+
+    def rank(self, subject: Subject) -> Ranking:
+        """Score by distance to the others."""
+
+        def distances(filters: FloatArray) -> FloatArray:
+            squares = (filters**2).sum(axis=1)
+            gram = squares[:, None] + squares[None, :] - 2 * filters @ filters.T
+            return np.sqrt(np.maximum(gram, 0)).sum(axis=1)
+
+        return StaticRanking(_per_filter(subject, distances))
+
+    def parameters(self) -> dict[str, Any]:
+        """No parameters."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """Outgoing weights times the norm of what flows into them: Σ|W_i| · ‖x_i‖ (after Sun et al. 2024)."""
+
+    name: str = "wanda"
+    needs_stats: bool = True
+
+    def rank(self, subject: Subject) -> Ranking:
+        """Score by weights times activations."""
+        from onnxcop.layers import layer_weights
+
+        count = len(subject.structure.unit_class)
+        total, seen = np.zeros(count), np.zeros(count)
+        for layer in subject.layers:
+            weights = layer_weights(subject.weights, layer)
+            moments = subject.stats.moments(layer) if subject.stats is not None else None
+            if weights is None or moments is None:
+                continue
+            flow = np.sqrt(np.maximum(np.diag(moments.second), 0))
+            outgoing = np.tile(np.abs(weights).sum(axis=(1, 2)), layer.groups)
+            scores = outgoing * flow
+            scores = scores / max(float(scores.mean()), np.finfo(np.float64).tiny)
+            live = layer.units >= 0
+            np.add.at(total, layer.units[live], scores[live])
+            np.add.at(seen, layer.units[live], 1)
+        return StaticRanking(np.divide(total, seen, out=np.zeros(count), where=seen > 0))
+
+    def parameters(self) -> dict[str, Any]:
+        """No parameters."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniform scores, seeded: the baseline every criterion must beat."""
+
+    name: str = "random"
+    needs_stats: bool = False
+
+    def rank(self, subject: Subject) -> Ranking:
+        """Draw scores."""
+        rng = np.random.default_rng(subject.seed)
+        return StaticRanking(rng.random(len(subject.structure.unit_class)))
+
+    def parameters(self) -> dict[str, Any]:
+        """The seed is recorded by the plan."""
+        return {}

@@ -1,0 +1,172 @@
+"""Layers as criteria and recovery see them: a consumer's weights, channel by channel.
+
+Whatever the operator (convolution of any rank, grouped or transposed, Gemm either way round, MatMul,
+a recurrent layer's input), a layer is a data tensor with a channel axis and a weight array
+[channels, outputs, taps]. Positions of a flattened map count as taps of their channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from onnxcop.atoms import IntArray
+from onnxcop.groups import Structure
+from onnxcop.ops.context import Contraction, Kernel
+from onnxcop.rewrite import constant_tensors
+from onnxcop.shapes import Array, evaluate
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A node that sums over prunable channels with trained weights.
+
+    Attributes:
+        node: Index of the node.
+        kernel: Where its weights lie.
+        tensor: Name of the data tensor it reads.
+        axis: The channel axis of that tensor.
+        outer: How many blocks of all channels follow one another on the axis (a map flattened with
+            channels last).
+        inner: How many neighbouring positions belong to one channel (a map flattened with channels first).
+        groups: Convolution groups; channels of different groups do not meet in a sum.
+        units: int64 [groups × channels], the unit of every channel, -1 where it may not be removed.
+    """
+
+    node: int
+    kernel: Kernel
+    tensor: str
+    axis: int
+    outer: int
+    inner: int
+    groups: int
+    units: IntArray
+
+    @property
+    def channels(self) -> int:
+        """Number of channels over all groups."""
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Reads weights of a model as arrays, evaluating what is computed from constants."""
+
+    model: onnx.ModelProto
+    stored: Mapping[str, onnx.TensorProto]
+    producers: Mapping[str, onnx.NodeProto]
+    opset: int
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Weights:
+        """Index a model."""
+        opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        producers = {name: node for node in model.graph.node for name in node.output if name}
+        return cls(model, constant_tensors(model), producers, opset)
+
+    def read(self, name: str) -> Array | None:
+        """The value of a tensor that depends on constants alone, None if it cannot be told."""
+        if name in self.stored:
+            return numpy_helper.to_array(self.stored[name])
+        chain: list[str] = []
+        pending = [name]
+        while pending:
+            current = pending.pop()
+            if current in self.stored or current in chain:
+                continue
+            if current not in self.producers:
+                return None
+            chain.append(current)
+            pending += [i for i in self.producers[current].input if i]
+        values: dict[str, Array | None] = {}
+        for current in sorted(chain, key=_order(self.model)):
+            node = self.producers[current]
+            inputs = [values[i] if i in values else self.read(i) if i else None for i in node.input]
+            results = evaluate(node, inputs, self.opset, largest=1 << 31)
+            if results is None:
+                return None
+            values |= dict(zip(node.output, results, strict=False))
+        return values[name]
+
+
+def _order(model: onnx.ModelProto) -> Any:
+    position = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    return lambda name: position[name]
+
+
+def layers_of(model: onnx.ModelProto, structure: Structure) -> list[Layer]:
+    """All layers that consume prunable channels, in the order of the graph."""
+    found = []
+    for contraction in structure.coupling.findings.contractions:
+        layer = _layer(model, structure, contraction)
+        if layer is not None:
+            found.append(layer)
+    return found
+
+
+def _layer(model: onnx.ModelProto, structure: Structure, contraction: Contraction) -> Layer | None:
+    kernel = contraction.kernel
+    if kernel is None or not contraction.operands:
+        return None
+    data = next((o for o in contraction.operands if o.input != kernel.input), None)
+    if data is None:
+        return None
+    classes = structure.coupling.classes.of[data.atoms]
+    if not (structure.class_unit[classes] >= 0).any():
+        return None
+    outer, inner = 1, 1
+    groups = kernel.groups
+    if groups == 1:
+        outer, inner = _blocks(classes)
+    width = len(classes) // (outer * inner)
+    first = classes.reshape(outer, width, inner)[0, :, 0]
+    tensor = model.graph.node[contraction.node].input[data.input]
+    return Layer(contraction.node, kernel, tensor, data.axis, outer, inner, groups, structure.class_unit[first])
+
+
+def _blocks(classes: IntArray) -> tuple[int, int]:
+    """How a flattened axis is made of channels: (blocks of all channels, positions per channel)."""
+    _, counts = np.unique(classes, return_counts=True)
+    times = int(counts[0])
+    if times == 1 or (counts != times).any():
+        return 1, 1
+    runs = classes.reshape(-1, times)
+    if (runs == runs[:, :1]).all():
+        return 1, times
+    blocks = classes.reshape(times, -1)
+    if (blocks == blocks[:1]).all():
+        return times, 1
+    return 1, 1
+
+
+def weight_array(values: Array, layer: Layer) -> FloatArray:
+    """Outgoing weights of every channel, float64 [channels / groups, outputs, taps].
+
+    For a grouped layer row j holds stripe j of all groups: channels that are removed together.
+    """
+    kernel = layer.kernel
+    moved = np.moveaxis(values.astype(np.float64), (kernel.in_axis, kernel.out_axis), (0, 1))
+    if kernel.groups > 1 and kernel.kind == "deconv":
+        split = moved.reshape(kernel.groups, -1, moved.shape[1], int(np.prod(moved.shape[2:], dtype=int)))
+        return np.concatenate(list(split), axis=1)
+    flat = moved.reshape(moved.shape[0], moved.shape[1], -1)
+    if layer.outer * layer.inner == 1:
+        return flat
+    width = layer.channels
+    blocks = flat.reshape(layer.outer, width, layer.inner, flat.shape[1], flat.shape[2])
+    return blocks.transpose(1, 3, 0, 2, 4).reshape(width, flat.shape[1], -1)
+
+
+def layer_weights(weights: Weights, layer: Layer) -> FloatArray | None:
+    """Read a layer's weights in normal form (see :func:`weight_array`)."""
+    node = weights.model.graph.node[layer.node]
+    values = weights.read(node.input[layer.kernel.input])
+    return None if values is None else weight_array(values, layer)
