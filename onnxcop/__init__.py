@@ -1,3 +1,72 @@
-"""Structural pruning of ONNX models."""
+"""Structural pruning of ONNX models: fewer filters, smaller tensors, the same inputs and outputs.
+
+    import onnxcop
+    result = onnxcop.prune("model.onnx", macs=0.7)
+    result.save("small.onnx")
+
+The stages one by one: :func:`analyze` → a :class:`Criterion`'s ranking → :func:`choose` →
+:func:`apply` → :func:`verify`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcop.allocate import choose
+    from onnxcop.analysis import Analysis, analyze
+    from onnxcop.budget import Budget, Limits
+    from onnxcop.criteria import Criterion, Ranking, Subject
+    from onnxcop.engine import EngineOptions
+    from onnxcop.errors import OnnxcopError
+    from onnxcop.ops import DEFAULT_RULES, Op
+    from onnxcop.pipeline import PruneResult, apply_plan, prune
+    from onnxcop.plan import PruningPlan
+    from onnxcop.report import Report
+    from onnxcop.rewrite import apply
+    from onnxcop.verify import verify
 
 __version__ = "0.1.0"
+
+# Loaded on first use, so that `import onnxcop` and `onnxcop --help` stay quick.
+_HOMES = {
+    "Analysis": "analysis", "Budget": "budget", "Criterion": "criteria", "DEFAULT_RULES": "ops",
+    "EngineOptions": "engine", "Limits": "budget", "OnnxcopError": "errors", "Op": "ops",
+    "PruneResult": "pipeline", "PruningPlan": "plan", "Ranking": "criteria", "Report": "report",
+    "Subject": "criteria", "analyze": "analysis", "apply": "rewrite", "apply_plan": "pipeline",
+    "choose": "allocate", "prune": "pipeline", "verify": "verify",
+}  # fmt: skip
+
+__all__ = [
+    "DEFAULT_RULES",
+    "Analysis",
+    "Budget",
+    "Criterion",
+    "EngineOptions",
+    "Limits",
+    "OnnxcopError",
+    "Op",
+    "PruneResult",
+    "PruningPlan",
+    "Ranking",
+    "Report",
+    "Subject",
+    "__version__",
+    "analyze",
+    "apply",
+    "apply_plan",
+    "choose",
+    "prune",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        module = import_module(f"onnxcop.{_HOMES[name]}")
+        # A module of the same name as its function must not shadow it.
+        value = getattr(module, name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'onnxcop' has no attribute {name!r}")

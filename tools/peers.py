@@ -424,20 +424,28 @@ def unscorable_layers(network: Any, inputs: tuple[Any, ...], importance: Any) ->
 def torch_pruning_cutter(model: onnx.ModelProto, scope: str) -> Cutter:
     """Torch-Pruning's L2 magnitude pruner on the network that onnx2torch makes of the model.
 
-    The layers of the outputs are left alone. So are groups that the tool cannot score at all,
-    when it fails otherwise; the note says so.
+    The layers of the outputs are left alone. When it fails otherwise, the model is simplified
+    before the conversion, and groups that the tool cannot score are left alone; the note says so.
     """
     without_torchvision()
     import torch
     import torch_pruning
     from onnx2torch import convert
 
+    source, simplified = model, ""
+    try:
+        convert(model)
+    except Exception as error:  # whatever the converter trips over
+        import onnxsim
+
+        source, _ = onnxsim.simplify(model)
+        simplified = f"simplified, since onnx2torch fails as it is ({one_line(error)})"
     feeds = example(model)
     inputs = tuple(torch.from_numpy(array) for array in feeds.values())
     importance = torch_pruning.importance.MagnitudeImportance(p=2)
 
     def step(ratio: float, skip: bool) -> tuple[Any, int]:
-        network = convert(model).eval()
+        network = convert(source).eval()
         left_out = unscorable_layers(network, inputs, importance) if skip else []
         pruner = torch_pruning.pruner.BasePruner(
             network,
@@ -458,7 +466,7 @@ def torch_pruning_cutter(model: onnx.ModelProto, scope: str) -> Cutter:
         except Exception as error:  # the tool raises whatever the mismatch leads to
             network, count = step(ratio, skip=True)
             note = f"fails as it is ({one_line(error)}); done with {count} Conv layers left out"
-        return Cut(export(network, inputs, model), note)
+        return Cut(export(network, inputs, model), "; ".join(filter(None, (simplified, note))))
 
     return cut
 

@@ -1,0 +1,170 @@
+"""From a model to its structure: everything that is known before anything is chosen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxcop import cost, groups, tracing
+from onnxcop import model as models
+from onnxcop.atoms import IntArray, Reason
+from onnxcop.cost import CostModel
+from onnxcop.engine import EngineOptions
+from onnxcop.groups import Structure
+from onnxcop.ops import DEFAULT_RULES, RuleTable
+from onnxcop.probe import settle_shapes, shapes_of
+from onnxcop.sharing import unshare
+from onnxcop.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A loaded and traced model.
+
+    Attributes:
+        original: The model as loaded.
+        model: The same with shared vectors taken apart; what all stages work on.
+        copies: Names of the copies made for that, with their originals.
+        sha256: Identity of the original.
+        input_shapes: The concrete shapes that the analysis was made with.
+        structure: Units, groups and axes.
+        cost: The cost model.
+        source: Where the model came from, for messages.
+    """
+
+    original: onnx.ModelProto
+    model: onnx.ModelProto
+    copies: Mapping[str, str]
+    sha256: str
+    input_shapes: Mapping[str, Shape]
+    structure: Structure
+    cost: CostModel
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilterCensus:
+    """How many filters a layer has, and how many of them may be removed.
+
+    Attributes:
+        node: Index of the layer's node.
+        name: The node's name (or type and output).
+        filters: How many it has.
+        prunable: How many may be removed.
+        reasons: Why the others may not.
+    """
+
+    node: int
+    name: str
+    filters: int
+    prunable: int
+    reasons: tuple[Reason, ...]
+
+
+def analyze(
+    model: onnx.ModelProto | str | Path,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    rules: RuleTable = DEFAULT_RULES,
+    policy: str = "finest",
+    options: EngineOptions = EngineOptions(),
+) -> Analysis:
+    """Load a model and find what can be pruned in it.
+
+    Args:
+        model: A path or a model in memory (never changed).
+        input_shapes: Concrete shapes for dynamic inputs, by name; chosen by trial where not given.
+        rules: What every operator does to labels.
+        policy: "finest" coupling or "coarsest" (whole heads and groups).
+        options: How to run the model where shapes cannot be inferred.
+
+    Raises:
+        ModelError: The model cannot be read.
+    """
+    source = "the model" if isinstance(model, onnx.ModelProto) else str(model)
+    original = models.load(model)
+    working = onnx.ModelProto()
+    working.CopyFrom(original)
+    copies = unshare(working)
+    settled = settle_shapes(working, input_shapes, options)
+    shapes = shapes_of(working, settled, options)
+    structure = groups.build(working, tracing.trace(working, shapes, rules, policy))
+    return Analysis(
+        original, working, copies, models.sha256(original), settled, structure,
+        cost.build(working, structure), source,
+    )  # fmt: skip
+
+
+def census(analysis: Analysis) -> list[FilterCensus]:
+    """Every layer that makes channels, with how many of its filters may be removed and why not the rest."""
+    structure, found = analysis.structure, []
+    coupling = structure.coupling
+    for contraction in coupling.findings.contractions:
+        kernel = contraction.kernel
+        if kernel is None:
+            continue
+        node = analysis.model.graph.node[contraction.node]
+        if kernel.groups > 1 and not contraction.operands and _is_depthwise(analysis, contraction.node, kernel.input):
+            continue
+        atoms = contraction.produced
+        if atoms is None:
+            shape = coupling.shapes[node.input[kernel.input]].shape or (0,)
+            size = shape[kernel.out_axis]
+            found.append(FilterCensus(contraction.node, _name(node), size, 0, (Reason("makes a single channel"),)))
+            continue
+        found.append(FilterCensus(contraction.node, _name(node), len(atoms), *_why(structure, atoms)))
+    return found
+
+
+def _is_depthwise(analysis: Analysis, node: int, weight_input: int) -> bool:
+    name = analysis.model.graph.node[node].input[weight_input]
+    shape = analysis.structure.coupling.shapes[name].shape or ()
+    return len(shape) > 1 and shape[1] == 1
+
+
+def _why(structure: Structure, atoms: IntArray) -> tuple[int, tuple[Reason, ...]]:
+    classes = structure.coupling.classes
+    units = structure.units_on(atoms)
+    reasons: Counter[Reason] = Counter()
+    for index in classes.of[atoms[units < 0]].tolist():
+        found = classes.reasons.get(index)
+        reasons[found[0] if found else Reason("all of the axis goes together")] += 1
+    return int((units >= 0).sum()), tuple(reason for reason, _ in reasons.most_common(3))
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or f"{node.op_type} → {node.output[0]}"
+
+
+def node_name(analysis: Analysis, index: int) -> str:
+    """A node's name for people."""
+    return _name(analysis.model.graph.node[index])
+
+
+def group_name(analysis: Analysis, index: int) -> str:
+    """A dependency group's name for people: its first producer, and how many others."""
+    group = analysis.structure.groups[index]
+    nodes = group.producers or group.consumers
+    if not nodes:
+        return f"group {index}"
+    name = node_name(analysis, nodes[0])
+    prefix = "" if group.producers else "into "
+    return f"{prefix}{name}" + (f" (+{len(nodes) - 1})" if len(nodes) > 1 else "")
+
+
+def prunable_share(filters: Sequence[FilterCensus]) -> float:
+    """Fraction of all filters that may be removed."""
+    total = sum(entry.filters for entry in filters)
+    return sum(entry.prunable for entry in filters) / total if total else 0.0
+
+
+def live_mask(structure: Structure, removed: IntArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether each unit stays, bool [units]."""
+    alive = np.ones(len(structure.unit_class), dtype=np.bool_)
+    alive[removed] = False
+    return alive

@@ -1,0 +1,122 @@
+"""The result in numbers: what was found, what was cut, what it saves, and what was checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop.analysis import Analysis, census, group_name, prunable_share
+from onnxcop.atoms import IntArray
+from onnxcop.cost import stored_tensors
+from onnxcop.verify import Verification
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Cost of a model, of one sample.
+
+    Attributes:
+        macs: Multiply-accumulates.
+        params: Weights stored.
+        bytes: Size of the serialized model.
+    """
+
+    macs: float
+    params: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One dependency group before and after."""
+
+    name: str
+    layers: tuple[str, ...]
+    width: int
+    kept: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        model: Path or description of the original.
+        before: Its cost.
+        after: The cost of the result.
+        groups: Every dependency group.
+        filters: Number of filters in all layers.
+        prunable: Fraction of the filters that may be removed.
+        frozen: Why others may not, with how many filters.
+        declined: Nodes that could not be followed, with the reason.
+        verification: What was checked.
+        criterion: Name of the criterion.
+        warnings: What the user should know.
+        calibration: One line on the data that was seen.
+        quality: Measured output quality (divergence, agreement), by name.
+        seconds: Time spent, by stage.
+    """
+
+    model: str
+    before: Totals
+    after: Totals
+    groups: tuple[GroupReport, ...]
+    filters: int
+    prunable: float
+    frozen: Mapping[str, int]
+    declined: tuple[str, ...]
+    verification: Verification | None = None
+    criterion: str = ""
+    warnings: tuple[str, ...] = ()
+    calibration: str = ""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        document = asdict(self)
+        document["kept"] = {
+            "macs": self.after.macs / max(self.before.macs, 1),
+            "params": self.after.params / max(self.before.params, 1),
+            "bytes": self.after.bytes / max(self.before.bytes, 1),
+        }
+        return document
+
+
+def totals(model: onnx.ModelProto, macs: float) -> Totals:
+    """Count a model's stored weights and bytes."""
+    params = sum(int(np.prod(dims, dtype=np.int64)) for _, dims, _, is_weight in stored_tensors(model) if is_weight)
+    return Totals(macs, params, int(model.ByteSize()))
+
+
+def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:
+    """Widths of all groups before and after."""
+    structure = analysis.structure
+    cut = np.bincount(structure.group_of[removed], minlength=len(structure.groups)) if len(removed) else None
+    result = []
+    for group in structure.groups:
+        gone = 0 if cut is None else int(cut[group.index])
+        layers = tuple(
+            analysis.model.graph.node[n].name or analysis.model.graph.node[n].output[0] for n in group.producers
+        )
+        result.append(
+            GroupReport(group_name(analysis, group.index), layers, group.width, group.width - gone, group.exact)
+        )
+    return tuple(result)
+
+
+def frozen_reasons(analysis: Analysis) -> tuple[int, float, dict[str, int]]:
+    """Filters in all, the fraction that is prunable, and filters by the reason that freezes them."""
+    layers = census(analysis)
+    reasons: Counter[str] = Counter()
+    for entry in layers:
+        left = entry.filters - entry.prunable
+        if left:
+            reasons[str(entry.reasons[0]) if entry.reasons else "is coupled to all of its axis"] += left
+    return sum(entry.filters for entry in layers), prunable_share(layers), dict(reasons.most_common())
