@@ -13,6 +13,7 @@ import onnx
 from onnxcop import cost, groups, tracing
 from onnxcop import model as models
 from onnxcop.atoms import IntArray, Reason
+from onnxcop.biases import add_biases
 from onnxcop.cost import CostModel
 from onnxcop.engine import EngineOptions
 from onnxcop.groups import Structure
@@ -35,6 +36,7 @@ class Analysis:
         structure: Units, groups and axes.
         cost: The cost model.
         source: Where the model came from, for messages.
+        added_biases: Zero vectors added for recovery.
     """
 
     original: onnx.ModelProto
@@ -45,6 +47,7 @@ class Analysis:
     structure: Structure
     cost: CostModel
     source: str
+    added_biases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def analyze(
     rules: RuleTable = DEFAULT_RULES,
     policy: str = "finest",
     options: EngineOptions = EngineOptions(),
+    biases: bool = False,
 ) -> Analysis:
     """Load a model and find what can be pruned in it.
 
@@ -82,6 +86,7 @@ def analyze(
         rules: What every operator does to labels.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         options: How to run the model where shapes cannot be inferred.
+        biases: Give layers without a bias a zero one, for recovery to use.
 
     Raises:
         ModelError: The model cannot be read.
@@ -91,12 +96,13 @@ def analyze(
     working = onnx.ModelProto()
     working.CopyFrom(original)
     copies = unshare(working)
+    added = add_biases(working) if biases else frozenset()
     settled = settle_shapes(working, input_shapes, options)
     shapes = shapes_of(working, settled, options)
     structure = groups.build(working, tracing.trace(working, shapes, rules, policy))
     return Analysis(
         original, working, copies, models.sha256(original), settled, structure,
-        cost.build(working, structure), source,
+        cost.build(working, structure), source, added,
     )  # fmt: skip
 
 

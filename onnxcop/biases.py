@@ -1,0 +1,118 @@
+"""Biases for layers that have none, so that recovery has somewhere to put a mean.
+
+Added as zeros before tracing; those that stay zero are taken out again at the end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+_BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+
+
+def add_biases(model: onnx.ModelProto) -> frozenset[str]:
+    """Give every convolution and matrix product with stored weights a bias, in place.
+
+    Returns:
+        Names of the zero vectors that were added.
+    """
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    taken = set(stored) | {name for node in graph.node for name in (*node.input, *node.output)}
+    readers = Counter(name for node in graph.node for name in node.input)
+    followers = {name: node for node in graph.node for name in node.input}
+    outputs = {value.name for value in graph.output}
+    added: list[str] = []
+    inserts: list[tuple[int, onnx.NodeProto]] = []
+
+    def zeros(base: str, size: int, elem_type: int) -> str:
+        name = f"{base}__bias"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+        graph.initializer.append(numpy_helper.from_array(np.zeros(size, dtype), name))
+        added.append(name)
+        return name
+
+    for index, node in enumerate(graph.node):
+        if node.domain not in ("", "ai.onnx") or len(node.input) < 2 or node.input[1] not in stored:
+            continue
+        weight = stored[node.input[1]]
+        if node.op_type in _BIAS_INPUT:
+            if len(node.input) == 2 or not node.input[2]:
+                size = _outputs(node, weight)
+                if len(node.input) == 2:
+                    node.input.append(zeros(node.output[0], size, weight.data_type))
+                else:
+                    node.input[2] = zeros(node.output[0], size, weight.data_type)
+        elif node.op_type == "MatMul" and len(weight.dims) == 2 and weight.data_type in (1, 10, 11):
+            follower = followers.get(node.output[0])
+            single = readers[node.output[0]] == 1 and node.output[0] not in outputs
+            if single and follower is not None and following_bias(follower, node.output[0], stored) is not None:
+                continue
+            inner = f"{node.output[0]}__unbiased"
+            name = zeros(node.output[0], weight.dims[1], weight.data_type)
+            inserts.append(
+                (index, onnx.helper.make_node("Add", [inner, name], [node.output[0]], f"{node.output[0]}__bias_add"))
+            )
+            node.output[0] = inner
+    for index, node in reversed(inserts):
+        graph.node.insert(index + 1, node)
+    return frozenset(added)
+
+
+def _outputs(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "ConvTranspose":
+        return int(weight.dims[1] * attributes.get("group", 1))
+    if node.op_type == "Gemm":
+        return int(weight.dims[0] if attributes.get("transB", 0) else weight.dims[1])
+    return int(weight.dims[0])
+
+
+def following_bias(follower: onnx.NodeProto, tensor: str, stored: dict[str, onnx.TensorProto]) -> str | None:
+    """The vector that an Add after a matrix product adds to its columns, if it is stored."""
+    if follower.op_type != "Add":
+        return None
+    other = [name for name in follower.input if name != tensor]
+    if len(other) == 1 and other[0] in stored:
+        dims = stored[other[0]].dims
+        if len(dims) >= 1 and all(d == 1 for d in dims[:-1]):
+            return other[0]
+    return None
+
+
+def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
+    """Take out the added biases that are still zero, in place."""
+    graph = model.graph
+    idle = {
+        tensor.name for tensor in graph.initializer
+        if tensor.name in added and not numpy_helper.to_array(tensor).any()
+    }  # fmt: skip
+    if not idle:
+        return
+    kept_nodes: list[onnx.NodeProto] = []
+    removed: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Add" and len(node.input) == 2 and node.input[1] in idle:
+            removed[node.input[0]] = node.output[0]
+        else:
+            kept_nodes.append(node)
+    for node in kept_nodes:
+        for position, name in enumerate(node.output):
+            if name in removed:
+                node.output[position] = removed[name]
+        if node.input and node.input[-1] in idle:
+            del node.input[-1]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept_nodes]
+    tensors = [
+        onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name not in idle
+    ]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors)

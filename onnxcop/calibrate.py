@@ -1,0 +1,215 @@
+"""Calibration: one pass of the user's data, from which only per-channel statistics are kept.
+
+The statistics are computed inside the graph (:mod:`onnxcop.instrument`) and accumulated here in
+double precision, so memory does not grow with the number of samples. What is gathered is taken about
+a *shift*, the channel means of a first sample: sums of squares of data far from zero would otherwise
+lose their digits in single precision.
+
+**Positions.** Neighbouring positions of a feature map say much the same, so of large maps an evenly
+spread grid is taken: at most `positions` of a sample. :data:`AUTO` chooses it so that the statistics
+cost a small share of the model's own arithmetic, but never below :data:`FEWEST`. It depends on the
+model and the sizes of its inputs alone, hence shards of the same data agree. None takes everything.
+
+**Width.** Tensors of more than :data:`WIDEST` channels are left out: their second moments alone would
+take more than 128 MB.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import onnx
+
+from onnxcop import probe
+from onnxcop.data import CalibrationData
+from onnxcop.engine import EngineOptions, Session, run_batched
+from onnxcop.errors import CalibrationError
+from onnxcop.instrument import Instrumented, Tap, instrument, taps_of
+from onnxcop.layers import FloatArray, Layer
+from onnxcop.shapes import ShapeMap
+from onnxcop.specs import Feed
+from onnxcop.stats import CalibrationStats, Moments
+
+log = logging.getLogger("onnxcop")
+
+WIDEST = 4096  # channels of a tensor whose statistics are gathered
+AUTO = 0  # positions are chosen from the cost of the model
+SHARE = 0.15  # of the model's multiply-accumulates, that statistics may cost with AUTO
+FEWEST = 4  # positions of a sample that AUTO takes at least
+_OVERHEAD = 64  # what moving an element costs, in multiply-accumulates
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    data: CalibrationData,
+    options: EngineOptions = EngineOptions(),
+    *,
+    sha: str,
+    positions: int | None = AUTO,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationStats:
+    """Gather the moments of what flows into layers.
+
+    Args:
+        model: The model; it is not changed.
+        layers: The layers to watch; those that read the same channels share statistics.
+        data: The samples.
+        options: How to run the model.
+        sha: Identity of the model, see :func:`onnxcop.model.sha256`.
+        positions: Most positions taken of a sample's feature map, AUTO to choose them by cost, None for
+            all: then the statistics are those of the whole maps.
+        progress: Called with the number of samples done and the number of all.
+
+    Raises:
+        CalibrationError: There are no samples, or a tensor holds what is not finite.
+        OutOfMemory: A single sample does not fit into the device's memory.
+        EngineError: The model cannot be run on the data.
+    """
+    first = next(data.batches(1), None)
+    if first is None:
+        raise CalibrationError(f"{data.description}: there are no samples to calibrate on; give at least one")
+    if positions is not None and positions < 0:
+        raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
+    shapes = probe.shapes_of(model, _input_shapes(model, first), options)
+    taps = taps_of(model, layers, shapes, WIDEST)
+    wide = sorted({layer.tensor for layer in layers if layer.channels > WIDEST})
+    if wide:
+        log.info("no statistics of %d tensors wider than %d channels, such as %s", len(wide), WIDEST, wide[0])
+    if not taps:
+        return CalibrationStats(sha, data.count, {})
+    if positions == AUTO:
+        positions = affordable_positions(model, taps, shapes)
+    watched = instrument(model, taps, positions)
+    axes = data.layout.axes
+    with Session(watched.model, options) as session:
+        shifts = _shifts(watched, session.run(first | _zero_shifts(watched)))
+        sums = [_Sums.of(tap) for tap in taps]
+        done = 0
+        feeds = (feed | shifts for feed in data.batches())
+        for feed, result in run_batched(session, feeds, axes):
+            for tap, total, names in zip(taps, sums, watched.names, strict=True):
+                total.add(tap, result[names.count], result[names.total], result[names.second])
+            done += next((feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
+            if progress is not None:
+                progress(done, data.count)
+    moments = {
+        tap.key: total.moments(shifts[names.shift])
+        for tap, total, names in zip(taps, sums, watched.names, strict=True)
+    }
+    return CalibrationStats(sha, done, moments)
+
+
+def merge(stats: Sequence[CalibrationStats]) -> CalibrationStats:
+    """The statistics of the samples of all, as if they had been gathered in one run.
+
+    Raises:
+        CalibrationError: There is nothing to merge.
+        PlanMismatchError: They belong to different models or tensors.
+    """
+    if not stats:
+        raise CalibrationError("there are no statistics to merge; give at least one file")
+    return reduce(CalibrationStats.merged, stats)
+
+
+def affordable_positions(model: onnx.ModelProto, taps: Sequence[Tap], shapes: ShapeMap) -> int | None:
+    """The most positions of a sample with which statistics cost `SHARE` of the model; None for all."""
+    budget = SHARE * _macs(model, shapes)
+    most = max(tap.positions for tap in taps)
+
+    def cost(positions: int) -> float:
+        return sum(min(t.positions, positions) * t.channels * (t.channels + _OVERHEAD) for t in taps)
+
+    if cost(most) <= budget:
+        return None
+    low, high = FEWEST, max(most, FEWEST)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
+    return low
+
+
+def _macs(model: onnx.ModelProto, shapes: ShapeMap) -> float:
+    """Multiply-accumulates of a model's convolutions and matrix products, for the shapes given."""
+    total = 0.0
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        data, weights, result = (shapes[name].shape for name in (*node.input[:2], node.output[0]))
+        if data is None or weights is None or result is None or len(weights) < 2:
+            continue
+        if node.op_type == "Conv":
+            total += math.prod(result) * math.prod(weights[1:])
+        elif node.op_type == "ConvTranspose":
+            total += math.prod(data) * math.prod(weights[1:])
+        else:
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            total += math.prod(result) * weights[-1 if transposed else -2]
+    return total
+
+
+def _input_shapes(model: onnx.ModelProto, feed: Feed) -> dict[str, tuple[int, ...]]:
+    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = {value.name: stored[value.name] for value in model.graph.input if value.name in stored}
+    return shapes | {name: array.shape for name, array in feed.items()}
+
+
+def _zero_shifts(watched: Instrumented) -> Feed:
+    return {
+        value.name: np.zeros(
+            [dim.dim_value for dim in value.type.tensor_type.shape.dim],
+            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+        )
+        for value in watched.model.graph.input
+        if value.name in {names.shift for names in watched.names}
+    }
+
+
+def _shifts(watched: Instrumented, result: Mapping[str, FloatArray]) -> Feed:
+    """The channel means of a run with zero shifts."""
+    shifts = _zero_shifts(watched)
+    for tap, names in zip(watched.taps, watched.names, strict=True):
+        total = result[names.total]
+        if not np.isfinite(total).all():
+            raise _not_finite(tap)
+        count = int(result[names.count]) // tap.channels
+        shifts[names.shift][...] = (total / max(count, 1)).reshape(shifts[names.shift].shape)
+    return shifts
+
+
+def _not_finite(tap: Tap) -> CalibrationError:
+    return CalibrationError(
+        f"tensor '{tap.tensor}' holds NaN, infinite or overflowing values on the calibration data; "
+        "check the preprocessing and the model's weights"
+    )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums about the shift, in double precision."""
+
+    count: int
+    total: FloatArray
+    second: FloatArray
+
+    @classmethod
+    def of(cls, tap: Tap) -> _Sums:
+        return cls(0, np.zeros(tap.channels), np.zeros((tap.channels, tap.channels)))
+
+    def add(self, tap: Tap, size: FloatArray, total: FloatArray, second: FloatArray) -> None:
+        # |S_ij| ≤ √(S_ii S_jj): the diagonal is finite only if all is.
+        if not (np.isfinite(total).all() and np.isfinite(np.diagonal(second)).all()):
+            raise _not_finite(tap)
+        self.count += int(size) // tap.channels
+        self.total += total
+        self.second += second
+
+    def moments(self, shift: FloatArray) -> Moments:
+        mean = self.total / max(self.count, 1)
+        scatter = self.second - np.outer(self.total, mean)
+        return Moments(float(self.count), shift.reshape(-1).astype(np.float64) + mean, (scatter + scatter.T) / 2)

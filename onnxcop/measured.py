@@ -1,0 +1,116 @@
+"""Spending a budget over measured curves: the most saved for the least divergence.
+
+At every step the group is cut that buys the most of what the budget still lacks per unit of added
+divergence, looking ahead over its whole curve, so that a flat stretch behind a bump is found; what the
+last step saved too much is given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxcop.allocate import State, infeasible
+from onnxcop.atoms import IntArray
+from onnxcop.budget import Budget, Limits
+from onnxcop.curves import Curve
+from onnxcop.layers import FloatArray
+
+_PARTS = 48  # a group is bought in about this many parts
+
+
+def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits) -> IntArray:
+    """Remove units from `state` until the budget holds.
+
+    Args:
+        state: The selection so far; it grows.
+        curves: What every group costs.
+        budget: What must hold.
+        limits: What may not be cut.
+
+    Returns:
+        int64, the units removed here.
+
+    Raises:
+        BudgetError: It cannot be met with these curves.
+    """
+    first = len(state.removed)
+    taken = {curve.group: 0 for curve in curves}
+    last: list[int] = []
+    while not state.meets(budget):
+        best: tuple[float, Curve, int] | None = None
+        weight = _lacking(state, budget)
+        for curve in curves:
+            found = _best_jump(state, curve, taken[curve.group], weight, limits)
+            if found is not None and (best is None or found[0] < best[0]):
+                best = (found[0], curve, found[1])
+        if best is None:
+            raise infeasible(state, budget)
+        _, curve, count = best
+        last = list(curve.order[taken[curve.group] : count])
+        for unit in last:
+            state.remove(unit)
+        taken[curve.group] = count
+    _give_back(state, last, budget, limits)
+    return np.array(state.removed[first:], dtype=np.int64)
+
+
+def _lacking(state: State, budget: Budget) -> FloatArray:
+    """How much each cost counts now: the inverse of what is still over the bound, float64 [3]."""
+    now = state.fractions()
+    weight = np.zeros(3)
+    bounds = (budget.macs, budget.params, None if budget.size is None else budget.size / max(state.original[2], 1))
+    present = (now["macs"], now["params"], now["size"] / max(state.original[2], 1))
+    for index, (bound, value) in enumerate(zip(bounds, present, strict=True)):
+        if bound is not None and value > bound:
+            weight[index] = 1.0 / max(state.original[index] * (value - bound), 1e-30)
+    if budget.filters is not None and now["filters"] > budget.filters and not weight.any():
+        weight[0] = 1.0 / max(state.original[0], 1.0)
+    return weight
+
+
+def _best_jump(
+    state: State, curve: Curve, taken: int, weight: FloatArray, limits: Limits
+) -> tuple[float, int] | None:
+    """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
+    part = max(1, len(curve.order) // _PARTS)
+    best: tuple[float, int] | None = None
+    ahead = 1
+    here = float(curve.price(taken))
+    while taken + ahead * part <= len(curve.order):
+        count = _rounded(state, curve, taken, taken + ahead * part, limits)
+        ahead *= 2
+        if count is None or not state.may_remove(curve.group, count - taken):
+            continue
+        saved = float(state.saving(curve.group, count - taken) @ weight)
+        if saved <= 0:
+            continue
+        ratio = (float(curve.price(count)) - here + 1e-9 * (count - taken)) / saved
+        if best is None or ratio < best[0]:
+            best = (ratio, count)
+    return best
+
+
+def _rounded(state: State, curve: Curve, taken: int, count: int, limits: Limits) -> int | None:
+    """The next count whose kept width is a multiple, as the limits ask."""
+    if limits.multiple_of == 1:
+        return count
+    kept = int(state.group_kept[curve.group]) - (count - taken)
+    count += kept % limits.multiple_of
+    kept -= kept % limits.multiple_of
+    return count if kept > 0 and count <= len(curve.order) else None
+
+
+def _give_back(state: State, last: Sequence[int], budget: Budget, limits: Limits) -> None:
+    """Restore what the last step removed beyond the budget."""
+    step = limits.multiple_of
+    units = list(last)
+    while len(units) >= step:
+        trial = [units.pop() for _ in range(step)]
+        for unit in trial:
+            state.restore(unit)
+        if not state.meets(budget):
+            for unit in reversed(trial):
+                state.remove(unit)
+            return

@@ -1,0 +1,184 @@
+"""Rounds of measuring, cutting and making up for it, without training.
+
+A round measures curves on the network as it stands, spends an intermediate budget over them, lets the
+consumers of what is cut take over, and then refines layer by layer. Statistics are taken anew in each
+round, since the network that the next cut meets is no longer the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcop.allocate import State
+from onnxcop.analysis import Analysis
+from onnxcop.atoms import IntArray
+from onnxcop.budget import Budget, Limits
+from onnxcop.calibrate import calibrate
+from onnxcop.criteria import Subject
+from onnxcop.curves import Samples, alive_channels, choose_ridges, measure, silence
+from onnxcop.data import CalibrationData
+from onnxcop.divergence import Divergence, Reference
+from onnxcop.engine import EngineOptions
+from onnxcop.layers import FloatArray
+from onnxcop.measured import spend
+from onnxcop.refine import Refiner, RefineSet
+from onnxcop.segments import Feed, Rolling
+from onnxcop.stats import CalibrationStats
+from onnxcop.surgeon import compensated, deleted
+from onnxcop.working import Working
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySettings:
+    """How hard to try.
+
+    Attributes:
+        rounds: Rounds of prune and recover; None chooses by how much is to go.
+        refine: Passes of layer-by-layer least squares at the end of each round.
+        probe_samples: Most samples that divergences are measured on.
+        refine_samples: Most samples that refinement fits on.
+        seed: Of all that is drawn.
+    """
+
+    rounds: int | None = None
+    refine: int = 1
+    probe_samples: int = 128
+    refine_samples: int = 384
+    seed: int = 0
+
+
+@dataclass
+class Recovery:
+    """The state of a recovering network.
+
+    Attributes:
+        original: The network as it was.
+        working: The network as it is.
+        fit: Data to fit on.
+        probe: Held-out data.
+        reference: The original's outputs on the probe.
+    """
+
+    analysis: Analysis
+    fit: CalibrationData
+    probe: CalibrationData
+    options: EngineOptions
+    settings: RecoverySettings
+    progress: Progress | None = None
+    original: Working = field(init=False)
+    working: Working = field(init=False)
+    reference: Reference = field(init=False)
+    probe_feeds: list[Feed] = field(init=False)
+    log: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.original = Working.of(self.analysis)
+        self.working = Working.of(self.analysis)
+        self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
+        self.reference = Reference(Rolling(self.original.cutter, self.probe_feeds, self.options).finish())
+
+    def statistics(self) -> Samples:
+        """Statistics of the network as it stands."""
+        return Samples(self._calibrate(self.fit, "fit"), self._calibrate(self.probe, "probe"),
+                       self.probe_feeds, self.reference)  # fmt: skip
+
+    def _calibrate(self, data: CalibrationData, what: str) -> CalibrationStats:
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(f"statistics ({what})", done, total)
+
+        return calibrate(
+            self.working.model, self.working.layers, data, self.options, sha=self.analysis.sha256, progress=report
+        )
+
+    def divergence(self) -> Divergence:
+        """Distance of the network as it stands from the original, on the probe."""
+        return self.reference.compare(Rolling(self.working.cutter, self.probe_feeds, self.options).finish())
+
+    def cut(self, units: IntArray, samples: Samples, *, merge: bool = True) -> None:
+        """Remove units and let their consumers make up for them."""
+        working = self.working
+        ridges = choose_ridges(working, samples) if merge else {}
+        before = {layer.node: alive_channels(working, layer) for layer in working.layers}
+        working.alive[units] = False
+        done = set()
+        for layer in working.layers:
+            now = alive_channels(working, layer)
+            gone = np.flatnonzero(before[layer.node] & ~now)
+            if not len(gone) or not working.is_open(layer):
+                continue
+            moments = samples.fit.moments(layer)
+            weights, keep = working.weights(layer), np.flatnonzero(now)
+            if merge and moments is not None and layer.node in ridges and len(keep):
+                new, lost = compensated(weights, moments, ridges[layer.node], keep, gone)
+            else:
+                new, lost = deleted(weights, keep)
+            working.set_weights(layer, new, lost)
+            done.add(layer.node)
+        silence(working, units.tolist(), done)
+
+    def refine(self) -> tuple[int, int]:
+        """One pass of layer-by-layer least squares."""
+        fit = [dict(feed) for feed in self.fit.take(self.settings.refine_samples).batches()]
+        refiner = Refiner(
+            self.original, self.working, RefineSet(fit, self.probe_feeds, self.reference), self.options,
+            self.settings.seed,
+        )  # fmt: skip
+        return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]
+
+    def run(self, budgets: Sequence[Budget], limits: Limits, fallback: FloatArray) -> State:
+        """Reach the budgets one after another.
+
+        Args:
+            budgets: Of every round; the last is the user's.
+            limits: What may not be cut.
+            fallback: float64 [units], order of units that no statistics tell of.
+        """
+        subject = Subject.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
+        state = State(subject, limits)
+        for number, budget in enumerate(budgets, start=1):
+            if state.meets(budget):
+                continue
+            samples = self.statistics()
+
+            def report(done: int, total: int, number: int = number) -> None:
+                if self.progress is not None:
+                    self.progress(f"curves, round {number} of {len(budgets)}", done, total)
+
+            curves = measure(self.working, samples, limits, fallback, self.options, progress=report)
+            units = spend(state, curves, budget, limits)
+            self.cut(units, samples)
+            self.log.append(f"round {number}: cut {len(units)} units, merged: {self.divergence()}")
+            for _ in range(self.settings.refine):
+                tried, kept = self.refine()
+                self.log.append(f"round {number}: refined {kept} of {tried} layers: {self.divergence()}")
+        return state
+
+
+def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
+    """Intermediate budgets: the same share of what is left goes in every round."""
+    def at(bound: float | None, step: int) -> float | None:
+        return None if bound is None else float(bound ** (step / rounds))
+
+    steps = [
+        Budget(at(budget.macs, step), at(budget.params, step), at(budget.filters, step), None)
+        for step in range(1, rounds)
+    ]
+    return [step for step in steps if not step.empty] + [budget]
+
+
+def default_rounds(budget: Budget) -> int:
+    """One round for every fifth or so that goes."""
+    bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
+    tightest = min(bounds, default=0.7)
+    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.88)), 1, 6))
+
+
+def feeds_of(data: CalibrationData) -> list[Mapping[str, np.ndarray]]:  # type: ignore[type-arg]
+    """All batches in memory."""
+    return [dict(feed) for feed in data.batches()]

@@ -1,0 +1,202 @@
+"""Layer by layer in the order of the graph: least squares on what the pruned network really sees.
+
+A merge answers for one layer alone; errors of the layers before it remain and add up. Here each layer's
+weights are fitted so that, on the inputs that the pruned network gives it, its output comes as near as
+possible to the original's; where the output is added to a shortcut, the error that has come down the
+shortcut is part of what it has to make up for. The solution is drawn towards the weights as they are
+(not towards zero: that would shrink every output, and the shrinking compounds), and is kept only if it
+brings the network's own output nearer to the original's on samples it was not fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxcop.divergence import Reference
+from onnxcop.engine import EngineOptions
+from onnxcop.layers import FloatArray
+from onnxcop.patches import LinearNode, linear_node, rows_of
+from onnxcop.segments import Rolling
+from onnxcop.shapes import Array
+from onnxcop.working import Working
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_ROWS_PER_FEATURE = 24
+_MOST_ROWS = 40_000
+_LARGEST = 4096  # features; a wider layer is left as it is
+
+
+@dataclass(frozen=True)
+class RefineSet:
+    """Samples for refinement: the first batches fit, the others judge."""
+
+    fit: Sequence[Mapping[str, Array]]
+    judge: Sequence[Mapping[str, Array]]
+    reference: Reference
+
+
+@dataclass
+class Refiner:
+    """One pass over the network.
+
+    Args:
+        original: The network as it was.
+        working: The pruned one; its weights change.
+        samples: Samples to fit and judge on.
+        options: How pieces are run.
+        seed: Of the positions drawn from large maps.
+    """
+
+    original: Working
+    working: Working
+    samples: RefineSet
+    options: EngineOptions
+    seed: int = 0
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> tuple[int, int]:
+        """Refine every layer that can be; returns how many were tried and how many were kept."""
+        batches = [*self.samples.fit, *self.samples.judge]
+        target = Rolling(self.original.cutter, batches, self.options)
+        pruned = Rolling(self.working.cutter, batches, self.options)
+        self._judge = Rolling(self.working.cutter, self.samples.judge, self.options)
+        self._best = self.samples.reference.compare(self._judge.finish()).value
+        nodes = [n for n in range(self.working.cutter.count) if self._linear(n) is not None]
+        kept = tried = 0
+        for done, index in enumerate(nodes):
+            node = self._linear(index)
+            if node is None:
+                continue
+            target.advance(index)
+            pruned.advance(index)
+            self._judge.advance(index)
+            if self._differs(target, pruned, node):
+                tried += 1
+                kept += self._refine(index, node, target, pruned)
+            if progress is not None:
+                progress(done + 1, len(nodes))
+        return tried, kept
+
+    def _linear(self, index: int) -> LinearNode | None:
+        found = linear_node(self.working, index)
+        return found if found is not None and found.features <= _LARGEST else None
+
+    def _differs(self, target: Rolling, pruned: Rolling, node: LinearNode) -> bool:
+        """Whether anything that reaches this layer, or its own weights, is not as it was."""
+        if not np.array_equal(self.original.read(node.weight), self.working.read(node.weight)):
+            return True
+        return any(
+            not np.array_equal(one[node.data], two[node.data])
+            for one, two in zip(target.states[:1], pruned.states[:1], strict=True)
+        )
+
+    def _refine(self, index: int, node: LinearNode, target: Rolling, pruned: Rolling) -> bool:
+        """Fit one layer; returns whether the fit was kept."""
+        wanted = self._targets(index, node, target, pruned)
+        rng = np.random.default_rng(self.seed + index)
+        total = sum(len(s[node.data]) for s in pruned.states)
+        rows = min(_MOST_ROWS, _ROWS_PER_FEATURE * node.features + 2000)
+        count = max(1, rows // max(total, 1))
+        inputs, outputs = [], []
+        for state, want in zip(pruned.states, wanted, strict=True):
+            a, b = rows_of(node, state[node.data], want, count, rng)
+            inputs.append(a)
+            outputs.append(b)
+        split = len(self.samples.fit)
+        fit_a, fit_b = np.concatenate(inputs[:split]), np.concatenate(outputs[:split])
+        hold_a, hold_b = np.concatenate(inputs[split:]), np.concatenate(outputs[split:])
+        found = solve(node, self.working, fit_a, fit_b, hold_a, hold_b)
+        if found is None:
+            return False
+        saved = self._save(node)
+        node.write(self.working, *found)
+        value = self.samples.reference.compare(self._judge.finish()).value
+        if value < self._best:
+            self._best = value
+            return True
+        for name, tensor in saved.items():
+            self.working.cutter.stored[name].CopyFrom(tensor)
+        return False
+
+    def _save(self, node: LinearNode) -> dict[str, onnx.TensorProto]:
+        names = [node.weight, *([node.bias] if node.bias else [])]
+        stored = self.working.cutter.stored
+        return {name: onnx.TensorProto.FromString(stored[name].SerializeToString()) for name in names}
+
+    def _targets(self, index: int, node: LinearNode, target: Rolling, pruned: Rolling) -> list[Array]:
+        """The original's output, plus what has gone wrong on the shortcut it is added to."""
+        wanted = [found[node.output] for found in target.peek(node.stop, [node.output])]
+        shortcut = shortcut_of(self.working, node, index)
+        if shortcut is None:
+            return wanted
+        mine, theirs = pruned.peek(index, [shortcut]), target.peek(index, [shortcut])
+        return [
+            want + (good[shortcut] - bad[shortcut]) if good[shortcut].shape == want.shape else want
+            for want, good, bad in zip(wanted, theirs, mine, strict=True)
+        ]
+
+
+def shortcut_of(working: Working, node: LinearNode, index: int) -> str | None:
+    """The other operand of the addition that alone reads a layer's output, if it is already known."""
+    readers = [n for n in working.model.graph.node if node.output in n.input]
+    if len(readers) != 1 or readers[0].op_type not in ("Add", "Sum") or len(readers[0].input) != 2:
+        return None
+    other = next((name for name in readers[0].input if name != node.output), None)
+    if other is None or other in working.cutter.constants:
+        return None
+    made = working.cutter.maker.get(other, -1)
+    return other if made < index and other in working.cutter.crossing(index) else None
+
+
+def solve(
+    node: LinearNode, working: Working, fit_a: FloatArray, fit_b: FloatArray, hold_a: FloatArray, hold_b: FloatArray
+) -> tuple[FloatArray, FloatArray | None] | None:
+    """Ridge regression of the change of weights, per group, with λ chosen on held-out rows.
+
+    Args:
+        node: The layer.
+        working: Its network.
+        fit_a: float64 [rows, groups, features], inputs.
+        fit_b: float64 [rows, groups, outputs], wanted outputs.
+        hold_a: The same, to choose λ on.
+        hold_b: The same.
+
+    Returns:
+        New weights [groups, features, outputs] and bias [groups, outputs], or None if nothing helps.
+    """
+    weights, bias = node.read(working)
+    alive = node.alive_features(working)
+    live_out = node.alive_outputs(working)
+    residual = fit_b - np.einsum("mgf,gfo->mgo", fit_a, weights, optimize=True)
+    hold_residual = hold_b - np.einsum("mgf,gfo->mgo", hold_a, weights, optimize=True)
+    if bias is not None:
+        residual -= bias
+        hold_residual -= bias
+    mean_a, mean_b = fit_a.mean(axis=0), residual.mean(axis=0)
+    if bias is None:
+        mean_a, mean_b = np.zeros_like(mean_a), np.zeros_like(mean_b)
+    centred = (fit_a - mean_a) * alive[None, None, :]
+    gram = np.einsum("mgf,mgh->gfh", centred, centred, optimize=True) / len(fit_a)
+    cross = np.einsum("mgf,mgo->gfo", centred, residual - mean_b, optimize=True) / len(fit_a)
+    trace = np.maximum(np.einsum("gff->g", gram) / max(int(alive.sum()), 1), 1e-12)
+    before = float((hold_residual[:, live_out] ** 2).sum())
+    best: tuple[float, FloatArray, FloatArray] | None = None
+    for ridge in RIDGES:
+        loaded = gram + ridge * trace[:, None, None] * np.eye(gram.shape[1])
+        try:
+            change = np.linalg.solve(loaded, cross)
+        except np.linalg.LinAlgError:
+            continue
+        change *= alive[None, :, None]
+        shift = mean_b - np.einsum("gf,gfo->go", mean_a, change)
+        left = hold_residual - np.einsum("mgf,gfo->mgo", hold_a, change, optimize=True) - shift
+        error = float((left[:, live_out] ** 2).sum())
+        if best is None or error < best[0]:
+            best = (error, change, shift)
+    if best is None or best[0] >= before:
+        return None
+    _, change, shift = best
+    return weights + change, None if bias is None else bias + shift

@@ -1,0 +1,184 @@
+"""Which channels a layer can best do without, and what makes up for them.
+
+Let x be a layer's input channels with covariance Σ, W its outgoing weights and P = (Σ + λI)⁻¹. The
+least that removing channel i costs, when all others take over its part as well as linear regression
+can, is ‖W_i‖² / P_ii: what is left of i after its multiple correlation with the others. This is pairwise
+correlation taken to its end, and the form of Optimal Brain Surgeon (Hassibi & Stork 1993) with the
+covariance as Hessian. The compensation is W ← W - P_i W_i / P_ii, and removing channels one after
+another keeps P and W exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcop.atoms import IntArray
+from onnxcop.layers import FloatArray, Layer
+from onnxcop.stats import Moments
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the mean variance
+_ROUNDS = 96  # a group is emptied in about this many steps; few channels at a time
+
+
+@dataclass
+class LayerSurgery:
+    """One layer while channels leave it.
+
+    Attributes:
+        layer: The layer.
+        weights: float64 [channels, outputs × taps], compensated so far.
+        inverse: float64 [channels, channels], (Σ + λI)⁻¹ of the channels that remain.
+        energy: What the layer's output varies by in all, the unit of its errors.
+        alive: bool [channels].
+    """
+
+    layer: Layer
+    weights: FloatArray
+    inverse: FloatArray
+    energy: float
+    alive: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+    @classmethod
+    def of(
+        cls, layer: Layer, weights: FloatArray, moments: Moments, ridge: float,
+        alive: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    ) -> LayerSurgery:  # fmt: skip
+        """Start from a layer's weights [channels, outputs, taps] and input moments."""
+        flat = weights.reshape(len(weights), -1)
+        covariance = moments.covariance
+        inverse = np.zeros_like(covariance)
+        live = np.flatnonzero(alive)
+        inverse[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
+        energy = float(np.einsum("io,ij,jo->", flat, covariance, flat, optimize=True))
+        return cls(layer, flat.copy(), inverse, max(energy, 1e-30), alive.copy())
+
+    def costs(self) -> FloatArray:
+        """Relative output error of removing each channel, float64 [channels]; infinite for dead ones."""
+        diagonal = np.diag(self.inverse)
+        gain = (self.weights**2).sum(axis=1)
+        cost = np.divide(gain, diagonal, out=np.full(len(gain), np.inf), where=diagonal > 0)
+        return np.where(self.alive, cost / self.energy, np.inf)
+
+    def remove(self, channels: IntArray) -> None:
+        """Take channels out and let the others make up for them."""
+        channels = channels[self.alive[channels]]
+        if not len(channels):
+            return
+        rows = self.inverse[channels]
+        solved = np.linalg.solve(rows[:, channels], np.concatenate([self.weights[channels], rows], axis=1))
+        width = self.weights.shape[1]
+        self.weights -= rows.T @ solved[:, :width]
+        self.inverse -= rows.T @ solved[:, width:]
+        self.alive[channels] = False
+        self.weights[~self.alive] = 0.0
+        self.inverse[channels, :] = 0.0
+        self.inverse[:, channels] = 0.0
+
+
+def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
+    """(Σ + λ·mean variance·I)⁻¹, by Cholesky factorization where it is definite."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    size = len(covariance)
+    scale = max(float(np.trace(covariance)) / max(size, 1), 1e-12)
+    loaded = covariance + ridge * scale * np.eye(size)
+    try:
+        return np.asarray(cho_solve(cho_factor(loaded, lower=True), np.eye(size)))
+    except np.linalg.LinAlgError:
+        return np.asarray(np.linalg.pinv(loaded))
+
+
+def compensated(
+    weights: FloatArray, moments: Moments, ridge: float, keep: IntArray, gone: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Merge removed channels into kept ones in closed form.
+
+    W'_K = W_K + Bᵀ W_R with B = Σ_RK (Σ_KK + λI)⁻¹, and what the mean of the output loses goes to the bias.
+
+    Args:
+        weights: float64 [channels, outputs, taps].
+        moments: Of the input channels.
+        ridge: λ relative to the mean variance.
+        keep: Channels that stay.
+        gone: Channels that go.
+
+    Returns:
+        New weights (zero for `gone`), and the change of the bias, float64 [outputs].
+    """
+    covariance = moments.covariance
+    inverse = regularized_inverse(covariance[np.ix_(keep, keep)], ridge)
+    transfer = covariance[np.ix_(gone, keep)] @ inverse
+    merged = np.zeros_like(weights)
+    merged[keep] = weights[keep] + np.einsum("rk,rot->kot", transfer, weights[gone])
+    lost = np.einsum("cot,c->o", weights - merged, moments.mean)
+    return merged, lost
+
+
+def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Plain deletion: the weights of the others stay as they are."""
+    result = np.zeros_like(weights)
+    result[keep] = weights[keep]
+    return result, np.zeros(weights.shape[1])
+
+
+def held_out_error(
+    weights: FloatArray, merged: FloatArray, held: Moments
+) -> float:
+    """Variance of a layer's output error on other samples, relative to the output's."""
+    change = (weights - merged).reshape(len(weights), -1)
+    flat = weights.reshape(len(weights), -1)
+    error = float(np.einsum("io,ij,jo->", change, held.covariance, change, optimize=True))
+    energy = float(np.einsum("io,ij,jo->", flat, held.covariance, flat, optimize=True))
+    return error / max(energy, 1e-30)
+
+
+def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray, gone: IntArray) -> float:
+    """The λ whose merge errs least on held-out samples."""
+    errors = [held_out_error(weights, compensated(weights, fit, ridge, keep, gone)[0], held) for ridge in RIDGES]
+    return RIDGES[int(np.argmin(errors))]
+
+
+def removal_order(
+    surgeries: Sequence[LayerSurgery], units: IntArray, fallback: FloatArray, leave: int,
+    on_step: Callable[[list[int]], None] | None = None,
+) -> list[int]:  # fmt: skip
+    """Order a group's units by what their removal costs, cheapest first.
+
+    Args:
+        surgeries: The layers that consume the group; they are emptied on the way.
+        units: int64, the group's units that are still there.
+        fallback: float64 [units of the model], for units that no layer with statistics consumes.
+        leave: How many units to leave at the end.
+        on_step: Called after every step with the units removed so far.
+    """
+    position = {int(unit): i for i, unit in enumerate(units.tolist())}
+    places = [
+        [(i, position[int(u)]) for i, u in enumerate(s.layer.units.tolist()) if int(u) in position] for s in surgeries
+    ]
+    order: list[int] = []
+    gone = np.zeros(len(units), dtype=np.bool_)
+    step = max(1, len(units) // _ROUNDS)
+    while len(order) < len(units) - leave:
+        if surgeries:
+            cost = np.zeros(len(units))
+            for surgery, pairs in zip(surgeries, places, strict=True):
+                channel_costs = surgery.costs()
+                rows = np.array([i for i, _ in pairs], dtype=np.int64)
+                columns = np.array([j for _, j in pairs], dtype=np.int64)
+                live = ~gone[columns]
+                np.add.at(cost, columns[live], channel_costs[rows[live]])
+        else:
+            cost = fallback[units].copy()
+        cost[gone] = np.inf
+        count = min(step, len(units) - leave - len(order))
+        chosen = np.argsort(cost, kind="stable")[:count]
+        gone[chosen] = True
+        order += units[chosen].tolist()
+        for surgery, pairs in zip(surgeries, places, strict=True):
+            surgery.remove(np.array([i for i, j in pairs if gone[j] and surgery.alive[i]], dtype=np.int64))
+        if on_step is not None:
+            on_step(order)
+    return order
