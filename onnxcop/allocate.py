@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,17 @@ class State:
         self.available[unit] = True
         self.removed.remove(unit)
         self.filters_kept += float(self.filter_weight[unit])
+
+    def copy(self) -> State:
+        """An independent copy, to try something out."""
+        other = copy(self)
+        other.kept, other.available = self.kept.copy(), self.available.copy()
+        other.group_kept, other.removed = self.group_kept.copy(), list(self.removed)
+        return other
+
+    def assign(self, other: State) -> None:
+        """Become a copy of another state of the same model."""
+        self.__dict__.update(other.copy().__dict__)
 
     def fractions(self) -> dict[str, float]:
         """What is kept: fractions of MACs, parameters and filters, and the size in bytes."""

@@ -15,7 +15,7 @@ from onnxcop import model as models
 from onnxcop.atoms import IntArray, Reason
 from onnxcop.biases import add_biases
 from onnxcop.cost import CostModel
-from onnxcop.engine import EngineOptions
+from onnxcop.engine import EngineOptions, resolve_provider
 from onnxcop.groups import Structure
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.probe import settle_shapes, shapes_of
@@ -90,7 +90,10 @@ def analyze(
 
     Raises:
         ModelError: The model cannot be read.
+        EngineError: The provider that was asked for does not work here.
     """
+    if options.provider != "auto":
+        resolve_provider(options.provider)  # asked for by name: it works, or nothing is done
     source = "the model" if isinstance(model, onnx.ModelProto) else str(model)
     original = models.load(model)
     working = onnx.ModelProto()

@@ -1,17 +1,18 @@
-"""Calibration: one pass of the user's data, from which only per-channel statistics are kept.
+"""Calibration: one pass over the user's data, of which only per-channel statistics are kept.
 
-The statistics are computed inside the graph (:mod:`onnxcop.instrument`) and accumulated here in
-double precision, so memory does not grow with the number of samples. What is gathered is taken about
-a *shift*, the channel means of a first sample: sums of squares of data far from zero would otherwise
-lose their digits in single precision.
+The statistics are computed inside the graph (:mod:`onnxcop.instrument`) and added up here in double
+precision, so memory does not grow with the number of samples. They are taken about a *shift*, the
+channel means of a first sample: sums of squares of data far from zero would otherwise lose their
+digits in single precision.
 
 **Positions.** Neighbouring positions of a feature map say much the same, so of large maps an evenly
-spread grid is taken: at most `positions` of a sample. :data:`AUTO` chooses it so that the statistics
-cost a small share of the model's own arithmetic, but never below :data:`FEWEST`. It depends on the
-model and the sizes of its inputs alone, hence shards of the same data agree. None takes everything.
+spread grid is taken: at most `positions` of a sample. :data:`AUTO` chooses that number so that the
+statistics cost at most :data:`SHARE` of the model's own arithmetic, but never below :data:`FEWEST`.
+It depends only on the model and the sizes of its inputs, hence shards of the same data agree. None
+takes everything.
 
-**Width.** Tensors of more than :data:`WIDEST` channels are left out: their second moments alone would
-take more than 128 MB.
+**Width.** Tensors of more than :data:`WIDEST` channels are left out: the second moments of each
+would take more than 128 MB.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ log = logging.getLogger("onnxcop")
 
 WIDEST = 4096  # channels of a tensor whose statistics are gathered
 AUTO = 0  # positions are chosen from the cost of the model
-SHARE = 0.15  # of the model's multiply-accumulates, that statistics may cost with AUTO
+SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with AUTO
 FEWEST = 4  # positions of a sample that AUTO takes at least
 _OVERHEAD = 64  # what moving an element costs, in multiply-accumulates
 
@@ -62,8 +63,8 @@ def calibrate(
         data: The samples.
         options: How to run the model.
         sha: Identity of the model, see :func:`onnxcop.model.sha256`.
-        positions: Most positions taken of a sample's feature map, AUTO to choose them by cost, None for
-            all: then the statistics are those of the whole maps.
+        positions: Most positions taken of a sample's feature map, AUTO to choose them by cost, None
+            for all: then the statistics are those of the whole maps.
         progress: Called with the number of samples done and the number of all.
 
     Raises:
@@ -73,14 +74,21 @@ def calibrate(
     """
     first = next(data.batches(1), None)
     if first is None:
-        raise CalibrationError(f"{data.description}: there are no samples to calibrate on; give at least one")
+        raise CalibrationError(
+            f"{data.description}: there are no samples to calibrate on; give at least one"
+        )
     if positions is not None and positions < 0:
         raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
     shapes = probe.shapes_of(model, _input_shapes(model, first), options)
     taps = taps_of(model, layers, shapes, WIDEST)
     wide = sorted({layer.tensor for layer in layers if layer.channels > WIDEST})
     if wide:
-        log.info("no statistics of %d tensors wider than %d channels, such as %s", len(wide), WIDEST, wide[0])
+        log.info(
+            "no statistics of %d tensors wider than %d channels, such as %s",
+            len(wide),
+            WIDEST,
+            wide[0],
+        )
     if not taps:
         return CalibrationStats(sha, data.count, {})
     if positions == AUTO:
@@ -95,7 +103,9 @@ def calibrate(
         for feed, result in run_batched(session, feeds, axes):
             for tap, total, names in zip(taps, sums, watched.names, strict=True):
                 total.add(tap, result[names.count], result[names.total], result[names.second])
-            done += next((feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
+            done += next(
+                (feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1
+            )
             if progress is not None:
                 progress(done, data.count)
     moments = {
@@ -117,13 +127,21 @@ def merge(stats: Sequence[CalibrationStats]) -> CalibrationStats:
     return reduce(CalibrationStats.merged, stats)
 
 
-def affordable_positions(model: onnx.ModelProto, taps: Sequence[Tap], shapes: ShapeMap) -> int | None:
-    """The most positions of a sample with which statistics cost `SHARE` of the model; None for all."""
+def affordable_positions(
+    model: onnx.ModelProto, taps: Sequence[Tap], shapes: ShapeMap
+) -> int | None:
+    """The most positions of a sample with which statistics cost `SHARE` of the model.
+
+    Returns:
+        None where all positions of all taps can be afforded.
+    """
     budget = SHARE * _macs(model, shapes)
     most = max(tap.positions for tap in taps)
 
     def cost(positions: int) -> float:
-        return sum(min(t.positions, positions) * t.channels * (t.channels + _OVERHEAD) for t in taps)
+        return sum(
+            min(t.positions, positions) * t.channels * (t.channels + _OVERHEAD) for t in taps
+        )
 
     if cost(most) <= budget:
         return None
@@ -210,6 +228,9 @@ class _Sums:
         self.second += second
 
     def moments(self, shift: FloatArray) -> Moments:
+        """The moments about the mean; uses up the sums."""
         mean = self.total / max(self.count, 1)
-        scatter = self.second - np.outer(self.total, mean)
-        return Moments(float(self.count), shift.reshape(-1).astype(np.float64) + mean, (scatter + scatter.T) / 2)
+        self.second -= np.outer(self.total, mean)
+        scatter = self.second + self.second.T
+        scatter /= 2
+        return Moments(float(self.count), shift.reshape(-1).astype(np.float64) + mean, scatter)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxcop.cop import Cop
+from onnxcop.multiple import Multiple
 from onnxcop.criteria import Criterion, GeometricMedian, Norm, Random, Wanda
 from onnxcop.errors import BudgetError
 
 CRITERIA: dict[str, Criterion] = {
     entry.name: entry
     for entry in (
-        Cop(), Cop("cop-activation"), Norm("l1", 1), Norm("l2", 2), GeometricMedian(), Wanda(), Random(),
+        Cop(), Cop("cop-activation"), Multiple(), Norm("l1", 1), Norm("l2", 2), GeometricMedian(), Wanda(), Random(),
     )
 }  # fmt: skip
 

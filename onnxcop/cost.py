@@ -72,7 +72,8 @@ class CostModel:
         """How many indices every axis keeps without the given units, int64 [axes]."""
         gone = np.zeros(self.structure.incidence.shape[0], dtype=np.int64)
         gone[removed] = 1
-        return self.structure.axis_sizes - self.structure.incidence.T @ gone
+        kept: IntArray = self.structure.axis_sizes - self.structure.incidence.T @ gone
+        return kept
 
     def change(self, kept: IntArray, axes: IntArray, counts: IntArray) -> FloatArray:
         """How much is saved, float64 [3], when `counts[i]` more indices leave `axes[i]`."""

@@ -16,6 +16,7 @@ import onnx
 
 from onnxcop.atoms import IntArray
 from onnxcop.cost import CostModel
+from onnxcop.errors import CalibrationError
 from onnxcop.groups import Structure
 from onnxcop.layers import FloatArray, Layer, Weights, layers_of
 from onnxcop.stats import CalibrationStats
@@ -157,6 +158,11 @@ def _per_filter(subject: Subject, measure: Callable[[FloatArray], FloatArray]) -
     return np.divide(total, seen, out=np.zeros(count), where=seen > 0)
 
 
+def produced_norms(subject: Subject) -> FloatArray:
+    """L2 norm of the filters that make each unit, relative to their layer's mean, float64 [units]."""
+    return _per_filter(subject, lambda filters: np.linalg.norm(filters, 2, axis=1))
+
+
 @dataclass(frozen=True)
 class Norm:
     """Magnitude of a filter's weights: Σ|w|^p, p = 1 (Li et al. 2017) or 2, over its layer's mean."""
@@ -208,11 +214,13 @@ class Wanda:
         """Score by weights times activations."""
         from onnxcop.layers import layer_weights
 
+        if subject.stats is None:
+            raise CalibrationError("criterion wanda needs calibration data; give --data")
         count = len(subject.structure.unit_class)
         total, seen = np.zeros(count), np.zeros(count)
         for layer in subject.layers:
             weights = layer_weights(subject.weights, layer)
-            moments = subject.stats.moments(layer) if subject.stats is not None else None
+            moments = subject.stats.moments(layer)
             if weights is None or moments is None:
                 continue
             flow = np.sqrt(np.maximum(np.diag(moments.second), 0))

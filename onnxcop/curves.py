@@ -24,7 +24,9 @@ from onnxcop.stats import CalibrationStats
 from onnxcop.surgeon import LayerSurgery, best_ridge, removal_order
 from onnxcop.working import Working
 
-LEVELS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65)
+FIRST_LEVEL = 0.06  # fraction of a group's width at which its curve is measured first
+GROWTH = 1.8  # the next point of a curve lies this much further out
+_STEEPNESS = 1.6  # exponent of the divergence beyond the last point: errors add up faster than linearly
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Curve:
     Attributes:
         group: The group's index.
         order: Units in the order of removal.
-        counts: int64 [points], numbers of removed units at which the divergence was measured.
+        counts: int64 [points], numbers of removed units at which the divergence was measured, ascending.
         values: float64 [points], the divergence there, less that of the network as it was.
     """
 
@@ -44,14 +46,18 @@ class Curve:
     values: FloatArray
 
     def price(self, count: FloatArray | float) -> FloatArray:
-        """Divergence at any number of removed units, linear between points and steeper beyond."""
+        """Divergence at any number of removed units: linear between points, a power beyond them."""
         counts = np.concatenate([[0.0], self.counts.astype(np.float64)])
         values = np.concatenate([[0.0], np.maximum.accumulate(np.maximum(self.values, 0.0))])
-        if len(counts) > 1 and np.max(count) > counts[-1]:
-            slope = (values[-1] - values[-2]) / max(counts[-1] - counts[-2], 1.0)
-            counts = np.append(counts, 2 * counts[-1] + 1)
-            values = np.append(values, values[-1] + 2 * slope * (counts[-1] - counts[-2]))
-        return np.asarray(np.interp(count, counts, values))
+        inside = np.interp(count, counts, values)
+        beyond = np.maximum(np.asarray(count, dtype=np.float64) / counts[-1], 1.0)
+        return np.asarray(inside * beyond**_STEEPNESS)
+
+    def with_point(self, count: int, value: float) -> Curve:
+        """The curve with one more measured point."""
+        counts, values = np.append(self.counts, count), np.append(self.values, value)
+        order = np.argsort(counts, kind="stable")
+        return Curve(self.group, self.order, counts[order], values[order])
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,10 @@ class Samples:
 
 def measure(
     working: Working, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
-    levels: Sequence[float] = LEVELS, progress: Callable[[int, int], None] | None = None,
-) -> list[Curve]:  # fmt: skip
-    """Measure every group's curve on the network as it stands.
+    ridges: Mapping[int, float], requests: Mapping[int, int] | None = None,
+    known: Mapping[int, Curve] | None = None, progress: Callable[[int, int], None] | None = None,
+) -> dict[int, Curve]:  # fmt: skip
+    """Measure one more point of the groups' curves on the network as it stands.
 
     Args:
         working: The network; it is not changed.
@@ -83,32 +90,65 @@ def measure(
         limits: What may not be cut.
         fallback: float64 [units], an order for groups without statistics, lowest first.
         options: How pieces are run.
-        levels: Fractions of the group's original width to cut, beyond what is already gone.
+        ridges: Regularization by layer, from :func:`choose_ridges`.
+        requests: Number of units to remove, by group; None measures every group's first point.
+        known: Curves so far.
         progress: Called with groups done and their number.
+
+    Returns:
+        All curves, by group.
     """
     structure = working.analysis.structure
     allowed = allowed_units(working.model, structure, limits) & working.alive
-    ridges = choose_ridges(working, samples)
+    curves = dict(known or {})
+    if requests is None:
+        requests = {
+            g.index: max(1, round(FIRST_LEVEL * g.width))
+            for g in structure.groups
+            if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
+        }
+    groups = sorted((structure.groups[index] for index in requests), key=lambda g: min(g.consumers))
     rolling = Rolling(working.cutter, samples.feeds, options)
     base = samples.reference.compare(rolling.finish()).value
-    groups = [g for g in structure.groups if allowed[g.units].any() and len(g.consumers)]
-    groups.sort(key=lambda g: min(g.consumers))
-    curves = []
-    for done, group in enumerate(groups):
+    for done, group in enumerate(groups, start=1):
         rolling.advance(min(group.consumers))
         units = group.units[allowed[group.units]]
-        counts = level_counts(group.width, len(units), levels, limits)
-        curves.append(_curve(working, samples, ridges, rolling, group.index, units, counts, fallback, base))
+        most = most_units(allowed, group.units, group.width, limits)
+        count = min(requests[group.index], most)
+        surgeries = surgeries_for(working, samples.fit, ridges, group.index)
+        order, weights = _cut_to(surgeries, units, fallback, count, most, curves.get(group.index))
+        value = _variant(working, samples, rolling, surgeries, weights, order[:count], base)
+        curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
+        curves[group.index] = curve.with_point(count, value)
         if progress is not None:
-            progress(done + 1, len(groups))
-    return [curve for curve in curves if len(curve.counts)]
+            progress(done, len(groups))
+    return curves
 
 
-def level_counts(width: int, available: int, levels: Sequence[float], limits: Limits) -> list[int]:
-    """How many units to remove at each level, at least one and never all."""
-    most = min(available - 1, int(limits.max_cut * width) - (width - available))
-    counts = sorted({min(max(1, round(level * width)), most) for level in levels})
-    return [count for count in counts if count >= 1]
+def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntArray, width: int, limits: Limits) -> int:
+    """How many more units of a group may go at most."""
+    available = int(allowed[units].sum())
+    gone = width - available
+    return max(0, min(available - 1, int(limits.max_cut * width + 1e-9) - gone))
+
+
+def _cut_to(
+    surgeries: Sequence[LayerSurgery], units: IntArray, fallback: FloatArray, count: int, most: int,
+    known: Curve | None,
+) -> tuple[list[int], list[FloatArray]]:  # fmt: skip
+    """The order of removal (worked out once), and the consumers' weights after `count` units."""
+    snapshot: list[FloatArray] = []
+
+    def note(order: list[int]) -> None:
+        if not snapshot and len(order) >= count:
+            snapshot.extend(s.weights.copy() for s in surgeries)
+
+    if known is None:
+        order = removal_order(surgeries, units, fallback, len(units) - most, note, exact=count)
+        return order, snapshot
+    for surgery in surgeries:
+        surgery.remove(np.flatnonzero(np.isin(surgery.layer.units, np.asarray(known.order[:count]))))
+    return list(known.order), [s.weights for s in surgeries]
 
 
 def choose_ridges(working: Working, samples: Samples) -> dict[int, float]:
@@ -150,31 +190,6 @@ def surgeries_for(
                 )
             )
     return found
-
-
-def _curve(
-    working: Working, samples: Samples, ridges: Mapping[int, float], rolling: Rolling, group: int,
-    units: IntArray, counts: list[int], fallback: FloatArray, base: float,
-) -> Curve:  # fmt: skip
-    surgeries = surgeries_for(working, samples.fit, ridges, group)
-    snapshots: dict[int, list[FloatArray]] = {}
-
-    def note(order: list[int]) -> None:
-        for count in counts:
-            if count not in snapshots and len(order) >= count:
-                snapshots[count] = [s.weights.copy() for s in surgeries]
-
-    order = removal_order(surgeries, units, fallback, max(len(units) - max(counts, default=0), 1), note)
-    values, measured = [], []
-    for count in counts:
-        if count not in snapshots:
-            continue
-        found = _variant(working, samples, rolling, surgeries, snapshots[count], order[:count], base)
-        values.append(found)
-        measured.append(count)
-        if found > 4 * max(values[0], 0.05) + 3.0:
-            break  # far beyond anything worth buying
-    return Curve(group, tuple(order), np.array(measured, dtype=np.int64), np.array(values))
 
 
 def _variant(

@@ -1,8 +1,8 @@
 """Appends to a model the nodes that reduce what flows into its layers to per-channel statistics.
 
-For a tap of C channels the added nodes take at most some positions of every sample, subtract a shift
-that is fed with every batch, and give the number of observations, the sum [C] and the second moment
-[C, C]. The model's own outputs are dropped: what no tap needs is not computed.
+For a tap of C channels the added nodes take at most some positions of every sample, subtract a
+shift that is fed with every batch, and give the number of observations, the sum [C] and the second
+moment [C, C]. The model's own outputs are dropped: what no tap needs is not computed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcop.layers import Layer
 from onnxcop.shapes import Array, ShapeMap
 from onnxcop.stats import tap_key
+from onnxcop.tracing import captured
 
-_STEPS_OPSET = 10  # Slice takes steps, and its bounds as inputs
 _RECURRENT = {"RNN", "GRU", "LSTM"}
 _PREFIX = "onnxcop_tap_"
 
@@ -36,7 +36,7 @@ class Tap:
         channels: Number of channels.
         inner: Neighbouring positions of one channel on that axis.
         shape: Shape of the tensor for a batch of one.
-        double: Whether it is of double precision.
+        kind: Its data type, a constant of `onnx.TensorProto`.
         recurrent: Whether a recurrent layer reads it, so that its leading axis is time.
     """
 
@@ -47,14 +47,26 @@ class Tap:
     channels: int
     inner: int
     shape: tuple[int, ...]
-    double: bool
+    kind: int
     recurrent: bool
+
+    @property
+    def double(self) -> bool:
+        """Whether it is of double precision."""
+        return self.kind == TensorProto.DOUBLE
+
+    @property
+    def single(self) -> bool:
+        """Whether it is of single precision."""
+        return self.kind == TensorProto.FLOAT
 
     @property
     def position_axes(self) -> dict[int, int]:
         """Axes along which positions of one sample lie, with their sizes."""
         batch = 1 if self.recurrent else 0
-        return {a: size for a, size in enumerate(self.shape) if a not in (batch, self.axis) and size > 1}
+        return {
+            a: size for a, size in enumerate(self.shape) if a not in (batch, self.axis) and size > 1
+        }
 
     @property
     def positions(self) -> int:
@@ -72,7 +84,9 @@ class TapNames:
     second: str
 
 
-def taps_of(model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, widest: int) -> tuple[Tap, ...]:
+def taps_of(
+    model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, widest: int
+) -> tuple[Tap, ...]:
     """The distinct tensors that layers read, without those of more than `widest` channels."""
     taps: dict[str, Tap] = {}
     for layer in layers:
@@ -81,26 +95,41 @@ def taps_of(model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, w
         if layer.channels > widest or key in taps or info.shape is None:
             continue
         taps[key] = Tap(
-            key, layer.tensor, layer.axis % len(info.shape), layer.outer, layer.channels, layer.inner,
-            info.shape, info.elem_type == TensorProto.DOUBLE,
-            model.graph.node[layer.node].op_type in _RECURRENT,
-        )  # fmt: skip
+            key=key,
+            tensor=layer.tensor,
+            axis=layer.axis % len(info.shape),
+            outer=layer.outer,
+            channels=layer.channels,
+            inner=layer.inner,
+            shape=info.shape,
+            kind=info.elem_type,
+            recurrent=model.graph.node[layer.node].op_type in _RECURRENT,
+        )
     return tuple(taps.values())
 
 
 def grid(tap: Tap, positions: int) -> dict[int, int]:
     """How many entries of every position axis are taken so that a sample has at most `positions`.
 
-    The axis with the most entries is thinned first, hence grids come out about square. At least one
-    entry of every axis is taken.
+    All axes are thinned alike as far as whole numbers allow; at least one entry of each is taken.
+    Axes that are taken whole are left out.
     """
     sizes = tap.position_axes
-    taken = dict(sizes)
     allowed = max(1, positions // (tap.outer * tap.inner))
-    while math.prod(taken.values()) > allowed:
+    total = math.prod(sizes.values())
+    if total <= allowed:
+        return {}
+    scale = (allowed / total) ** (1 / len(sizes))
+    taken = {axis: max(1, int(size * scale)) for axis, size in sizes.items()}
+    while math.prod(taken.values()) > allowed:  # an axis was too short to be thinned alike
         axis = max(taken, key=lambda a: taken[a])
-        step = -(-sizes[axis] // taken[axis]) + 1
-        taken[axis] = -(-sizes[axis] // step)
+        taken[axis] = max(
+            1, min(taken[axis] - 1, taken[axis] * allowed // math.prod(taken.values()))
+        )
+    axis = min(taken, key=lambda a: taken[a] / sizes[a])
+    while math.prod(taken.values()) // taken[axis] * (taken[axis] + 1) <= allowed:
+        taken[axis] += 1
+        axis = min(taken, key=lambda a: taken[a] / sizes[a])
     return {axis: count for axis, count in taken.items() if count < sizes[axis]}
 
 
@@ -125,27 +154,45 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
     Args:
         model: The model; it is not changed.
         taps: What to watch.
-        positions: Most positions taken of a sample, None for all of them. Models below opset 10
-            have no strided Slice; all positions are taken there.
+        positions: Most positions taken of a sample, None for all of them.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
     opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
     del graph.output[:]
-    names = []
-    for number, tap in enumerate(taps):
+    _remove_unread(graph, {tap.tensor for tap in taps})
+    names: list[TapNames] = []
+    # ONNX Runtime starts from the last node that nothing reads and runs what that needs. Taps that
+    # stand in the order of the graph would run after all else, with every feature map still held.
+    for number, tap in reversed(list(enumerate(taps))):
         builder = _Builder(opset, f"{_PREFIX}{number}_")
-        names.append(builder.build(tap, positions))
+        names.insert(0, builder.build(tap, positions))
         graph.node.extend(builder.nodes)
         graph.initializer.extend(builder.constants)
         if copy.ir_version < 4:  # every initializer is an input there
             graph.input.extend(
-                helper.make_tensor_value_info(c.name, c.data_type, list(c.dims)) for c in builder.constants
+                helper.make_tensor_value_info(c.name, c.data_type, list(c.dims))
+                for c in builder.constants
             )
         graph.input.extend(builder.inputs)
         graph.output.extend(builder.outputs)
     return Instrumented(copy, tuple(taps), tuple(names))
+
+
+def _remove_unread(graph: onnx.GraphProto, wanted: set[str]) -> None:
+    """Remove the nodes that none of the tensors `wanted` depends on."""
+    needed = set(wanted)
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed |= set(node.input) | captured(node)
+            kept.append(node)
+    kept.reverse()
+    if len(kept) < len(graph.node):
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 @dataclass(slots=True)
@@ -175,8 +222,8 @@ class _Builder:
     def build(self, tap: Tap, positions: int | None) -> TapNames:
         kind = TensorProto.DOUBLE if tap.double else TensorProto.FLOAT
         data = tap.tensor
-        if positions is not None and self.opset >= _STEPS_OPSET:
-            data = self.thin(data, grid(tap, positions))
+        if positions is not None:
+            data = self.thin(data, tap, grid(tap, positions))
         last = tap.inner == 1 and tap.axis == len(tap.shape) - 1
         data = self.channels_last(data, tap) if last else self.channels_first(data, tap)
         data = self.node("Cast", data, to=kind)
@@ -184,7 +231,11 @@ class _Builder:
         column = [1, tap.channels] if last else [tap.channels, 1]
         self.inputs.append(helper.make_tensor_value_info(shift, kind, column))
         data = self.node("Sub", data, shift)
-        zero = [] if self.opset >= 11 else [self.constant(np.zeros(1, np.float64 if tap.double else np.float32))]
+        zero = (
+            []
+            if self.opset >= 11
+            else [self.constant(np.zeros(1, np.float64 if tap.double else np.float32))]
+        )
         second = self.node("Gemm", data, data, *zero, **({"transA": 1} if last else {"transB": 1}))
         total = self.sum(data, 0 if last else 1)
         return TapNames(
@@ -194,19 +245,35 @@ class _Builder:
             self.output(second, kind, [tap.channels, tap.channels]),
         )
 
-    def thin(self, data: str, taken: dict[int, int]) -> str:
-        """At most `taken` entries of every axis, evenly spread, whatever its size at run time."""
+    def thin(self, data: str, tap: Tap, taken: dict[int, int]) -> str:
+        """`taken` entries of every axis, in the middles of equal parts of it.
+
+        The size of the axis is read at run time; a map smaller than the grid is read more than once
+        at some entries, so that every sample weighs the same.
+        """
         if not taken:
             return data
-        axes = self.constant(list(taken))
-        counts = np.array(list(taken.values()))
-        sizes = self.node("Gather", self.node("Shape", data), axes, axis=0)
-        steps = self.node("Div", self.node("Add", sizes, self.constant(counts - 1)), self.constant(counts))
-        starts = self.node(
-            "Div", self.node("Sub", steps, self.constant([1])), self.constant([2])
-        )
-        ends = self.constant([np.iinfo(np.int64).max] * len(taken))
-        return self.node("Slice", data, starts, ends, axes, steps)
+        data = self.stride(data, tap, taken)
+        sizes = self.node("Shape", data)
+        for axis, count in taken.items():
+            size = self.node("Gather", sizes, self.constant([axis]), axis=0)
+            odd = self.constant(2 * np.arange(count) + 1)
+            middles = self.node("Div", self.node("Mul", size, odd), self.constant([2 * count]))
+            data = self.node("Gather", data, middles, axis=axis)
+        return data
+
+    def stride(self, data: str, tap: Tap, taken: dict[int, int]) -> str:
+        """Leave out most of what `thin` would, in the layout that convolutions compute in.
+
+        On the CPU ONNX Runtime stores feature maps in blocks of channels. A pooling of single
+        entries reads that; any other operator would have the whole map put in order first.
+        """
+        if not tap.single or tap.axis != 1 or len(tap.shape) != 4:
+            return data
+        strides = [max(1, tap.shape[a] // taken.get(a, tap.shape[a]) // 2) for a in (2, 3)]
+        if strides == [1, 1]:
+            return data
+        return self.node("MaxPool", data, kernel_shape=[1, 1], strides=strides)
 
     def channels_last(self, data: str, tap: Tap) -> str:
         """[observations, C]."""
@@ -216,12 +283,15 @@ class _Builder:
 
     def channels_first(self, data: str, tap: Tap) -> str:
         """[C, observations]."""
-        lead = [0] * tap.axis
-        data = self.node("Reshape", data, self.constant([*lead, tap.outer, tap.channels, tap.inner, -1]))
-        place = tap.axis + 1
-        order = [place, *(a for a in range(tap.axis + 4) if a != place)]
-        data = self.node("Transpose", data, perm=order)
-        return self.node("Reshape", data, self.constant([tap.channels, -1]))
+        rank, place = len(tap.shape), tap.axis
+        if tap.outer * tap.inner > 1:
+            shape = [*([0] * place), tap.outer, tap.channels, tap.inner, -1]
+            data = self.node("Reshape", data, self.constant(shape))
+            rank, place = place + 4, place + 1
+        if place:
+            order = [place, *(axis for axis in range(rank) if axis != place)]
+            data = self.node("Transpose", data, perm=order)
+        return self.node("Flatten", data, axis=1)
 
     def sum(self, data: str, axis: int) -> str:
         if self.opset >= 13:

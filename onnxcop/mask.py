@@ -17,7 +17,7 @@ from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
 from onnxcop.ops.context import Contraction, Operand
 from onnxcop.rewrite import constant_tensors
-from onnxcop.shapes import Array
+from onnxcop.shapes import Array, TensorInfo
 
 
 def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
@@ -45,12 +45,13 @@ def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> o
             values[(slice(None),) * operand.axis + (dead,)] = _zero(contraction, node, stored)
             cut[key] = values
         else:
-            inserts.append((contraction.node, _mask_activation(result, structure, contraction, operand, dead)))
+            info = structure.coupling.shapes[model.graph.node[contraction.node].input[operand.input]]
+            inserts.append((contraction.node, _mask_activation(result, info, contraction, operand, dead)))
     for (index, position), values in cut.items():
         name = f"{result.graph.node[index].input[position]}__masked_{index}_{position}"
         result.graph.initializer.append(numpy_helper.from_array(values, name))
         result.graph.node[index].input[position] = name
-    for index, node in sorted(inserts, key=lambda pair: pair[0], reverse=True):
+    for index, node in reversed(sorted(inserts, key=lambda pair: pair[0])):
         result.graph.node.insert(index, node)
     return result
 
@@ -67,21 +68,24 @@ def _side(contraction: Contraction, model: onnx.ModelProto, stored: dict[str, An
 
 
 def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
-    """What stands for zero: the zero point of quantized weights."""
+    """What stands for zero: the zero point of quantized weights, one per output channel or one for all."""
     kernel = contraction.kernel
     if kernel is None or kernel.zero is None or kernel.zero >= len(node.input) or not node.input[kernel.zero]:
         return 0
     zero = numpy_helper.to_array(stored[node.input[kernel.zero]])
-    return zero.reshape(-1)[0]
+    if zero.size == 1:
+        return zero.reshape(-1)[0]
+    shape = [1] * len(stored[node.input[kernel.input]].dims)
+    shape[kernel.out_axis] = zero.size
+    return zero.reshape(shape)
 
 
 def _mask_activation(
-    result: onnx.ModelProto, structure: Structure, contraction: Contraction, operand: Operand, dead: Any
+    result: onnx.ModelProto, info: TensorInfo, contraction: Contraction, operand: Operand, dead: Any
 ) -> onnx.NodeProto:
     """A Mul that zeroes the removed channels of one operand of one node."""
     node = result.graph.node[contraction.node]
     name = node.input[operand.input]
-    info = structure.coupling.shapes[name]
     shape = [1] * len(info.shape or ())
     shape[operand.axis] = len(dead)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(info.elem_type)

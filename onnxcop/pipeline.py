@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,27 @@ import numpy as np
 import onnx
 
 from onnxcop import model as models
-from onnxcop.allocate import choose
 from onnxcop.analysis import Analysis, analyze
 from onnxcop.atoms import IntArray
+from onnxcop.biases import drop_idle
 from onnxcop.budget import Budget, Limits
-from onnxcop.catalogue import criterion_named
-from onnxcop.criteria import Criterion, Subject
+from onnxcop.clock import Clock
+from onnxcop.criteria import Criterion
+from onnxcop.data import CalibrationData, Preprocess
+from onnxcop.decide import Decision, Modes, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError
+from onnxcop.gather import open_data
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.plan import PruningPlan, cuts_of, units_of
+from onnxcop.recover import RecoverySettings
 from onnxcop.report import Report, frozen_reasons, group_reports, totals
 from onnxcop.rewrite import apply as rewrite
 from onnxcop.sharing import reshare
+from onnxcop.stats import CalibrationStats
 from onnxcop.verify import Verification, verify
+
+log = logging.getLogger("onnxcop")
 
 DEFAULT_MACS = 0.7
 
@@ -39,31 +45,17 @@ class PruneResult:
         model: The pruned model.
         plan: The decision, replayable.
         report: The numbers.
+        stats: Statistics of the original, where they were gathered.
     """
 
     model: onnx.ModelProto
     plan: PruningPlan
     report: Report
+    stats: CalibrationStats | None = None
 
     def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
         """Write the model; see :func:`onnxcop.model.save`."""
         models.save(self.model, Path(path), external_data=external_data)
-
-
-class Clock:
-    """Adds up the seconds of named stages."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def prune(
@@ -73,13 +65,26 @@ def prune(
     params: float | None = None,
     filters: float | None = None,
     size: int | None = None,
-    criterion: str | Criterion = "cop",
+    divergence: float | None = None,
+    metric: Any = None,
+    max_drop: float | None = None,
+    data: Any = None,
+    preprocess: Preprocess | None = None,
+    samples: int = 512,
+    batch_size: int = 32,
+    stats: CalibrationStats | str | Path | None = None,
+    stats_out: str | Path | None = None,
+    criterion: str | Criterion = "auto",
+    allocate: str = "auto",
+    recover: str = "auto",
+    settings: RecoverySettings | None = None,
     limits: Limits = Limits(),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     rules: RuleTable = DEFAULT_RULES,
     policy: str = "finest",
     options: EngineOptions = EngineOptions(),
     seed: int = 0,
+    progress: Any = None,
 ) -> PruneResult:
     """Prune a model.
 
@@ -89,71 +94,112 @@ def prune(
         params: Fraction of parameters.
         filters: Fraction of prunable filters.
         size: Bytes of the file.
-        criterion: Name of a criterion, or one of your own.
+        divergence: Instead of a size: the largest output divergence allowed on held-out samples.
+        metric: A score of your own, `script.py:function` or a callable that takes a ModelProto and
+            returns a number, higher is better; measured before and after, and with `max_drop` the bound.
+        max_drop: Largest loss of the metric allowed, instead of a size.
+        data: Calibration data (see :func:`onnxcop.data.open_source`); without it the weights alone decide.
+        preprocess: What is done to pictures, None to guess it.
+        samples: How many samples of the data are used.
+        batch_size: Samples that run at once.
+        stats: Statistics of an earlier run, to rank (and merge) by without data.
+        stats_out: Where to write the statistics of the original.
+        criterion: Name of a criterion or one of your own; "auto" is "cop" without data.
+        allocate: "cop", "measured", or "auto": measured where there is data and no criterion was named.
+        recover: "none", "merge", "full" or "auto": full with data, merge on synthetic inputs without.
+        settings: How hard recovery tries.
         limits: What may not be cut.
         input_shapes: Concrete shapes for dynamic inputs.
         rules: What every operator does to labels.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         options: How models are run.
         seed: Seed of all that is drawn.
+        progress: Called with (stage, done, total).
 
     Returns:
         The verified result.
 
     Raises:
-        OnnxcopError: The model, the budget or the verification; nothing is written anywhere.
+        OnnxcopError: The model, the data, the budget or the verification; nothing is written anywhere
+            (but for `stats_out`).
     """
+    modes = Modes.of(
+        criterion, allocate, recover, has_data=data is not None, has_stats=stats is not None,
+        bounded=divergence is not None or max_drop is not None,
+    )  # fmt: skip
     budget = Budget(macs, params, filters, size)
-    if budget.empty:
+    if budget.empty and divergence is None and max_drop is None:
         budget = Budget(macs=DEFAULT_MACS)
     clock = Clock()
     with clock.stage("analysis"):
-        analysis = analyze(model, input_shapes=input_shapes, rules=rules, policy=policy, options=options)
-    ranked = criterion_named(criterion) if isinstance(criterion, str) else criterion
-    subject = Subject.of(analysis.model, analysis.structure, analysis.cost, None, seed)
+        analysis = analyze(
+            model, input_shapes=input_shapes, rules=rules, policy=policy, options=options,
+            biases=modes.recover != "none",
+        )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
-    with clock.stage("selection"):
-        selection = choose(subject, ranked.rank(subject), budget, limits)
-    plan = PruningPlan(
-        analysis.sha256, cuts_of(analysis, selection.removed), dict(analysis.input_shapes), policy,
-        {name: value for name, value in asdict(budget).items() if value is not None},
-        {"name": ranked.name, **ranked.parameters()},
-        {"seed": seed, "limits": asdict(limits)},
+    source = open_data(analysis, data, preprocess, samples, batch_size, seed, input_shapes)
+    request = Request(
+        analysis, budget, limits, modes, source, _loaded(stats, analysis),
+        None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
+        replace(settings or RecoverySettings(), seed=seed), options, progress, clock,
     )  # fmt: skip
-    return finish(analysis, selection.removed, plan, options, clock)
+    decision = decide(request)
+    plan = PruningPlan(
+        analysis.sha256, cuts_of(analysis, decision.removed), dict(analysis.input_shapes), policy,
+        {name: value for name, value in asdict(budget).items() if value is not None}
+        | ({} if divergence is None else {"divergence": divergence}),
+        {"name": modes.criterion.name, **modes.criterion.parameters()},
+        {
+            "seed": seed, "limits": asdict(limits), "allocate": modes.allocate, "recover": modes.recover,
+            "samples": source.count if source is not None else 0,
+        },
+    )  # fmt: skip
+    return finish(analysis, decision, plan, options, clock)
 
 
 def apply_plan(
-    model: onnx.ModelProto | str | Path, plan: PruningPlan, *, options: EngineOptions = EngineOptions(),
-    rules: RuleTable = DEFAULT_RULES,
+    model: onnx.ModelProto | str | Path, plan: PruningPlan, *, data: Any = None, preprocess: Preprocess | None = None,
+    samples: int = 512, batch_size: int = 32, options: EngineOptions = EngineOptions(),
+    rules: RuleTable = DEFAULT_RULES, seed: int = 0, progress: Any = None,
 ) -> PruneResult:  # fmt: skip
-    """Replay a plan on the model it was made for.
+    """Replay a plan on the model it was made for: the same cut, and with data the same kind of recovery.
 
     Raises:
         PlanMismatchError: The plan belongs to another model.
     """
     clock = Clock()
     with clock.stage("analysis"):
-        analysis = analyze(model, input_shapes=plan.input_shapes, rules=rules, policy=plan.policy, options=options)
-    return finish(analysis, units_of(analysis, plan), plan, options, clock)
+        analysis = analyze(
+            model, input_shapes=plan.input_shapes, rules=rules, policy=plan.policy, options=options,
+            biases=data is not None,
+        )  # fmt: skip
+    removed = units_of(analysis, plan)
+    source = open_data(analysis, data, preprocess, samples, batch_size, seed, plan.input_shapes)
+    if source is None:
+        return finish(analysis, Decision(removed, analysis.model), plan, options, clock)
+    decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, progress, clock)
+    return finish(analysis, decision, plan, options, clock)
 
 
 def finish(
-    analysis: Analysis, removed: IntArray, plan: PruningPlan, options: EngineOptions, clock: Clock
+    analysis: Analysis, decision: Decision, plan: PruningPlan, options: EngineOptions, clock: Clock
 ) -> PruneResult:
-    """Rewrite, verify and report a selection."""
+    """Rewrite, verify and report a decision."""
+    removed = np.sort(decision.removed)
     with clock.stage("rewriting"):
-        pruned = rewrite(analysis.model, analysis.structure, np.sort(removed))
+        pruned = rewrite(decision.model, analysis.structure, removed)
     with clock.stage("verification"):
-        checked = verify(analysis.model, pruned, analysis.structure, np.sort(removed), options)
+        checked = verify(decision.model, pruned, analysis.structure, removed, options)
+    drop_idle(pruned, analysis.added_biases)
     reshare(pruned, analysis.copies)
-    return PruneResult(pruned, plan, build_report(analysis, removed, pruned, plan, checked, clock))
+    report = build_report(analysis, removed, pruned, plan, checked, clock, decision)
+    return PruneResult(pruned, plan, report, decision.stats)
 
 
 def build_report(
     analysis: Analysis, removed: IntArray, pruned: onnx.ModelProto, plan: PruningPlan,
-    checked: Verification | None, clock: Clock, **extra: Any,
+    checked: Verification | None, clock: Clock, decision: Decision,
 ) -> Report:  # fmt: skip
     """Gather the numbers of a finished run."""
     filters, share, frozen = frozen_reasons(analysis)
@@ -163,7 +209,8 @@ def build_report(
         totals(pruned, float(analysis.cost.of_units(removed)[0])),
         group_reports(analysis, removed), filters, share, frozen,
         tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
-        checked, str(plan.criterion.get("name", "")), seconds=dict(clock.seconds), **extra,
+        checked, str(plan.criterion.get("name", "")), decision.warnings, decision.calibration,
+        decision.quality(pruned), dict(clock.seconds),
     )  # fmt: skip
 
 
@@ -174,3 +221,16 @@ def nothing_reason(analysis: Analysis) -> str:
         return "it has no layer with trained filters (Conv, Gemm, MatMul …) at its top level"
     top = next(iter(frozen), "every filter is frozen")
     return f"all of its {filters} filters are frozen, most of them because the layer {top}"
+
+
+def _loaded(stats: CalibrationStats | str | Path | None, analysis: Analysis) -> CalibrationStats | None:
+    if stats is None:
+        return None
+    found = stats if isinstance(stats, CalibrationStats) else CalibrationStats.load(Path(stats))
+    found.check(analysis.sha256, "the statistics" if isinstance(stats, CalibrationStats) else str(stats))
+    return found
+
+
+__all__ = [
+    "DEFAULT_MACS", "CalibrationData", "PruneResult", "apply_plan", "build_report", "finish", "nothing_reason", "prune",
+]  # fmt: skip

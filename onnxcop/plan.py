@@ -14,7 +14,7 @@ from onnxcop.analysis import Analysis
 from onnxcop.atoms import IntArray
 from onnxcop.errors import PlanMismatchError
 from onnxcop.groups import Structure
-from onnxcop.model import write_atomically
+from onnxcop.writing import write_atomically
 
 FORMAT, VERSION = "onnxcop-plan", 1
 

@@ -62,20 +62,29 @@ def settle_shapes(
     if len(candidates) == 1:
         return candidates[0]
     session: Session | None = None
+    possible: dict[str, Shape] | None = None
     try:
         session = Session(model, options)
         for shapes in candidates:
             try:
-                session.run(random_feeds(model, shapes, seed=0))
+                results = session.run(random_feeds(model, shapes, seed=0))
             except EngineError:
                 continue
-            return shapes
+            if _telling(results):
+                return shapes
+            possible = possible or shapes
     except EngineError as error:
         log.debug("trying input shapes: %s", error)
     finally:
         if session is not None:
             session.close()
-    return candidates[0]
+    return possible or candidates[0]
+
+
+def _telling(results: Feeds) -> bool:
+    """Whether any output holds different finite numbers (not so for a signal too short for the model)."""
+    arrays = [np.asarray(a) for a in results.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    return not arrays or any(a.size and np.isfinite(a).all() and a.min() < a.max() for a in arrays)
 
 
 def _candidates(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Shape]]:
@@ -181,8 +190,8 @@ def _observe(
     except EngineError as error:
         log.debug("%d shapes stay unknown: %s", len(names), error)
         return {}
-    known = {}
+    known: dict[str, tuple[int, Shape]] = {}
     for name, result in results.items():
         if isinstance(result, np.ndarray):
-            known[name] = (onnx.helper.np_dtype_to_tensor_dtype(result.dtype), result.shape)
+            known[name] = (int(onnx.helper.np_dtype_to_tensor_dtype(result.dtype)), result.shape)
     return known

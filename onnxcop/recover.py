@@ -7,8 +7,9 @@ round, since the network that the next cut meets is no longer the original.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from onnxcop.atoms import IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.criteria import Subject
-from onnxcop.curves import Samples, alive_channels, choose_ridges, measure, silence
+from onnxcop.curves import GROWTH, Curve, Samples, alive_channels, choose_ridges, measure, silence
 from onnxcop.data import CalibrationData
 from onnxcop.divergence import Divergence, Reference
 from onnxcop.engine import EngineOptions
@@ -30,6 +31,8 @@ from onnxcop.stats import CalibrationStats
 from onnxcop.surgeon import compensated, deleted
 from onnxcop.working import Working
 
+log = logging.getLogger("onnxcop")
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -40,6 +43,7 @@ class RecoverySettings:
     Attributes:
         rounds: Rounds of prune and recover; None chooses by how much is to go.
         refine: Passes of layer-by-layer least squares at the end of each round.
+        curve_passes: Most passes of measuring curves in a round.
         probe_samples: Most samples that divergences are measured on.
         refine_samples: Most samples that refinement fits on.
         seed: Of all that is drawn.
@@ -48,8 +52,13 @@ class RecoverySettings:
     rounds: int | None = None
     refine: int = 1
     probe_samples: int = 128
+    curve_passes: int = 4
     refine_samples: int = 384
     seed: int = 0
+
+    def without_refinement(self) -> RecoverySettings:
+        """The same, but with merging alone."""
+        return replace(self, refine=0)
 
 
 @dataclass
@@ -100,10 +109,9 @@ class Recovery:
         """Distance of the network as it stands from the original, on the probe."""
         return self.reference.compare(Rolling(self.working.cutter, self.probe_feeds, self.options).finish())
 
-    def cut(self, units: IntArray, samples: Samples, *, merge: bool = True) -> None:
+    def cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float]) -> None:
         """Remove units and let their consumers make up for them."""
         working = self.working
-        ridges = choose_ridges(working, samples) if merge else {}
         before = {layer.node: alive_channels(working, layer) for layer in working.layers}
         working.alive[units] = False
         done = set()
@@ -114,7 +122,7 @@ class Recovery:
                 continue
             moments = samples.fit.moments(layer)
             weights, keep = working.weights(layer), np.flatnonzero(now)
-            if merge and moments is not None and layer.node in ridges and len(keep):
+            if moments is not None and layer.node in ridges and len(keep):
                 new, lost = compensated(weights, moments, ridges[layer.node], keep, gone)
             else:
                 new, lost = deleted(weights, keep)
@@ -131,33 +139,81 @@ class Recovery:
         )  # fmt: skip
         return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]
 
-    def run(self, budgets: Sequence[Budget], limits: Limits, fallback: FloatArray) -> State:
-        """Reach the budgets one after another.
+    def start(self, limits: Limits) -> State:
+        """An empty selection."""
+        subject = Subject.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
+        return State(subject, limits)
+
+    def round(self, state: State, budget: Budget, limits: Limits, fallback: FloatArray, name: str) -> None:
+        """Cut down to a budget and make up for it.
 
         Args:
-            budgets: Of every round; the last is the user's.
+            state: The selection so far; it grows.
+            budget: What must hold after this round.
             limits: What may not be cut.
             fallback: float64 [units], order of units that no statistics tell of.
+            name: Of the round, for progress.
         """
-        subject = Subject.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
-        state = State(subject, limits)
-        for number, budget in enumerate(budgets, start=1):
-            if state.meets(budget):
-                continue
-            samples = self.statistics()
+        samples = self.statistics()
 
-            def report(done: int, total: int, number: int = number) -> None:
-                if self.progress is not None:
-                    self.progress(f"curves, round {number} of {len(budgets)}", done, total)
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(f"curves, {name}", done, total)
 
-            curves = measure(self.working, samples, limits, fallback, self.options, progress=report)
-            units = spend(state, curves, budget, limits)
-            self.cut(units, samples)
-            self.log.append(f"round {number}: cut {len(units)} units, merged: {self.divergence()}")
-            for _ in range(self.settings.refine):
-                tried, kept = self.refine()
-                self.log.append(f"round {number}: refined {kept} of {tried} layers: {self.divergence()}")
-        return state
+        ridges = choose_ridges(self.working, samples)
+        units = self._select(state, samples, ridges, budget, limits, fallback, report)
+        self.recover_cut(units, samples, ridges, name)
+
+    def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
+        """Cut chosen units, merge them into the others, and refine."""
+        self.cut(units, samples, ridges)
+        self.note(f"{name}: {len(units)} units cut and merged")
+        for _ in range(self.settings.refine):
+            tried, kept = self.refine()
+            self.note(f"{name}: {kept} of {tried} layers refined")
+
+    def measured_quality(self) -> dict[str, float]:
+        """Divergence and, for classifiers, top-1 agreement on the probe."""
+        found = self.divergence()
+        quality = {"divergence": found.value}
+        if found.agreement is not None:
+            quality["top-1 agreement"] = found.agreement
+        return quality
+
+    def note(self, what: str) -> None:
+        """Log what was done with the divergence after it."""
+        found = self.divergence()
+        agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
+        self.log.append(f"{what}: divergence {found.value:.4g}{agreement}")
+        log.info(self.log[-1])
+
+    def _select(
+        self, state: State, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
+        fallback: FloatArray, progress: Callable[[int, int], None],
+    ) -> IntArray:  # fmt: skip
+        """Spend a budget over curves that are measured only as far as they are bought."""
+        curves = measure(self.working, samples, limits, fallback, self.options, ridges, progress=progress)
+        for _ in range(self.settings.curve_passes - 1):
+            trial = state.copy()
+            units = spend(trial, list(curves.values()), budget, limits)
+            further = self._unmeasured(curves, units)
+            if not further:
+                break
+            curves = measure(
+                self.working, samples, limits, fallback, self.options, ridges, further, curves, progress=progress
+            )
+        return spend(state, list(curves.values()), budget, limits)
+
+    def _unmeasured(self, curves: Mapping[int, Curve], units: IntArray) -> dict[int, int]:
+        """Groups that were bought beyond what is known of them, with the next count to measure."""
+        groups, counts = np.unique(self.analysis.structure.group_of[units], return_counts=True)
+        requests = {}
+        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+            curve = curves[group]
+            last = int(curve.counts[-1])
+            if count > 1.25 * last and last < len(curve.order):
+                requests[group] = min(max(last + 1, round(min(GROWTH * last, 1.1 * count))), len(curve.order))
+        return requests
 
 
 def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
@@ -177,8 +233,3 @@ def default_rounds(budget: Budget) -> int:
     bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
     tightest = min(bounds, default=0.7)
     return int(np.clip(np.ceil(np.log(tightest) / np.log(0.88)), 1, 6))
-
-
-def feeds_of(data: CalibrationData) -> list[Mapping[str, np.ndarray]]:  # type: ignore[type-arg]
-    """All batches in memory."""
-    return [dict(feed) for feed in data.batches()]

@@ -25,7 +25,7 @@ from onnxcop.shapes import Array
 from onnxcop.working import Working
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_ROWS_PER_FEATURE = 24
+_ROWS_PER_FEATURE = 14
 _MOST_ROWS = 40_000
 _LARGEST = 4096  # features; a wider layer is left as it is
 
@@ -170,33 +170,46 @@ def solve(
     weights, bias = node.read(working)
     alive = node.alive_features(working)
     live_out = node.alive_outputs(working)
-    residual = fit_b - np.einsum("mgf,gfo->mgo", fit_a, weights, optimize=True)
-    hold_residual = hold_b - np.einsum("mgf,gfo->mgo", hold_a, weights, optimize=True)
+    fit_a, hold_a = _by_group(fit_a), _by_group(hold_a)
+    residual, hold_residual = _by_group(fit_b) - fit_a @ weights, _by_group(hold_b) - hold_a @ weights
     if bias is not None:
-        residual -= bias
-        hold_residual -= bias
-    mean_a, mean_b = fit_a.mean(axis=0), residual.mean(axis=0)
+        residual -= bias[:, None, :]
+        hold_residual -= bias[:, None, :]
+    rows = fit_a.shape[1]
+    mean_a, mean_b = fit_a.mean(axis=1), residual.mean(axis=1)
     if bias is None:
         mean_a, mean_b = np.zeros_like(mean_a), np.zeros_like(mean_b)
-    centred = (fit_a - mean_a) * alive[None, None, :]
-    gram = np.einsum("mgf,mgh->gfh", centred, centred, optimize=True) / len(fit_a)
-    cross = np.einsum("mgf,mgo->gfo", centred, residual - mean_b, optimize=True) / len(fit_a)
-    trace = np.maximum(np.einsum("gff->g", gram) / max(int(alive.sum()), 1), 1e-12)
-    before = float((hold_residual[:, live_out] ** 2).sum())
+    centred = (fit_a - mean_a[:, None, :]) * alive
+    gram = centred.transpose(0, 2, 1) @ centred / rows
+    cross = centred.transpose(0, 2, 1) @ (residual - mean_b[:, None, :]) / rows
+    trace = np.maximum(np.trace(gram, axis1=1, axis2=2) / max(int(alive.sum()), 1), 1e-12)
+    wanted = live_out[:, None, :]
+    before = float((hold_residual**2 * wanted).sum())
+    eye = np.eye(gram.shape[1])
     best: tuple[float, FloatArray, FloatArray] | None = None
     for ridge in RIDGES:
-        loaded = gram + ridge * trace[:, None, None] * np.eye(gram.shape[1])
-        try:
-            change = np.linalg.solve(loaded, cross)
-        except np.linalg.LinAlgError:
-            continue
-        change *= alive[None, :, None]
-        shift = mean_b - np.einsum("gf,gfo->go", mean_a, change)
-        left = hold_residual - np.einsum("mgf,gfo->mgo", hold_a, change, optimize=True) - shift
-        error = float((left[:, live_out] ** 2).sum())
-        if best is None or error < best[0]:
-            best = (error, change, shift)
+        change = _positive_solve(gram + (ridge * trace)[:, None, None] * eye, cross) * alive[None, :, None]
+        shift = mean_b - (mean_a[:, None, :] @ change)[:, 0]
+        left = hold_residual - hold_a @ change - shift[:, None, :]
+        error = float((left**2 * wanted).sum())
+        if best is not None and error > best[0]:
+            break  # past the minimum: more regularization only moves on towards no change
+        best = (error, change, shift)
     if best is None or best[0] >= before:
         return None
     _, change, shift = best
     return weights + change, None if bias is None else bias + shift
+
+
+def _positive_solve(matrices: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve systems [groups, n, n] that are symmetric and positive definite."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    if len(matrices) > 1:
+        return np.asarray(np.linalg.solve(matrices, right))
+    return np.asarray(cho_solve(cho_factor(matrices[0], lower=True, check_finite=False), right[0]))[None]
+
+
+def _by_group(rows: FloatArray) -> FloatArray:
+    """[rows, groups, n] as [groups, rows, n], so that every group is one matrix product."""
+    return np.ascontiguousarray(rows.transpose(1, 0, 2))

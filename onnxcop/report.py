@@ -13,6 +13,7 @@ import onnx
 from onnxcop.analysis import Analysis, census, group_name, prunable_share
 from onnxcop.atoms import IntArray
 from onnxcop.cost import stored_tensors
+from onnxcop.criteria import Subject, produced_filter_counts
 from onnxcop.verify import Verification
 
 
@@ -33,13 +34,23 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """One dependency group before and after."""
+    """One dependency group before and after.
+
+    Attributes:
+        name: Its first layer, and how many others.
+        layers: The layers whose filters go together.
+        width: Number of units in the original.
+        kept: Number of units left.
+        exact: Whether removing them leaves what remains as it was.
+        filters: How many filters, over all layers, a unit stands for.
+    """
 
     name: str
     layers: tuple[str, ...]
     width: int
     kept: int
     exact: bool
+    filters: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,9 @@ def totals(model: onnx.ModelProto, macs: float) -> Totals:
 def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:
     """Widths of all groups before and after."""
     structure = analysis.structure
+    filters = produced_filter_counts(
+        Subject.of(analysis.model, structure, analysis.cost, None)
+    ).astype(np.int64)
     cut = np.bincount(structure.group_of[removed], minlength=len(structure.groups)) if len(removed) else None
     result = []
     for group in structure.groups:
@@ -106,7 +120,10 @@ def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, .
             analysis.model.graph.node[n].name or analysis.model.graph.node[n].output[0] for n in group.producers
         )
         result.append(
-            GroupReport(group_name(analysis, group.index), layers, group.width, group.width - gone, group.exact)
+            GroupReport(
+                group_name(analysis, group.index), layers, group.width, group.width - gone, group.exact,
+                int(filters[group.units[0]]),
+            )  # fmt: skip
         )
     return tuple(result)
 

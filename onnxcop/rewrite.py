@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from onnxcop.atoms import IntArray
 from onnxcop.errors import InternalError, ModelError
 from onnxcop.groups import Structure
-from onnxcop.ops.context import Edit, SplitEdit
+from onnxcop.ops.context import AxesEdit, Edit, SplitEdit
 from onnxcop.shapes import Array, has_dynamic_dims
 from onnxcop.values import Keep, Mend, attribute_values, keeper, mends, pruned_shape, slice_label
 
@@ -117,6 +117,23 @@ class _Surgery:
             for edit in edits:
                 if isinstance(edit, SplitEdit):
                     self._explicit_split(index, edit)
+                elif isinstance(edit, AxesEdit):
+                    self._explicit_axes(index, edit)
+
+    def _explicit_axes(self, index: int, edit: AxesEdit) -> None:
+        """A Squeeze of all axes of size 1 must not drop one that pruning made so."""
+        if all(len(self.keep(axis)) > 1 for axis in edit.live):
+            return
+        node = self.nodes[index]
+        opset = next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+        self.touched.add(index)
+        if opset < 13:
+            node.attrs["axes"] = list(edit.axes)
+        else:
+            name = f"{node.outputs[0].name}_axes"
+            while len(node.inputs) > 1:
+                node.inputs.pop()
+            node.inputs.append(self._constant(name, np.array(edit.axes, np.int64)))
 
     def _explicit_split(self, index: int, edit: SplitEdit) -> None:
         """A Split into equal parts whose parts are no longer equal needs its sizes written down."""
@@ -134,6 +151,9 @@ class _Surgery:
 
     def _mend(self, mend: Mend) -> None:
         """Make one input of one node read the number it must."""
+        if mend.node < 0:
+            self._mend_output(mend)
+            return
         node = self.nodes[mend.node]
         old = node.inputs[mend.input]
         info = self.structure.coupling.shapes[old.name]
@@ -157,6 +177,19 @@ class _Surgery:
         where = self.gs.Node("Where", f"{name}_where", inputs=[mask, fixed, old], outputs=[out])
         self.graph.nodes.insert(self.graph.nodes.index(self.nodes[mend.node]), where)
         self.nodes[mend.node].inputs[mend.input] = out
+
+    def _mend_output(self, mend: Mend) -> None:
+        """Give out a size as it was, where its element changed."""
+        output = self.graph.outputs[mend.input]
+        maker = output.inputs[0]
+        wrong = np.asarray(np.broadcast_to(mend.actual, mend.required.shape) != mend.required)
+        name = self._fresh(f"{output.name}_pruned")
+        found = self.gs.Variable(name, dtype=output.dtype or mend.required.dtype, shape=mend.actual.shape)
+        maker.outputs[maker.outputs.index(output)] = found
+        self.touched.add(self.original[id(maker)])
+        mask, fixed = self._constant(f"{name}_mask", wrong), self._constant(f"{name}_value", mend.required)
+        where = self.gs.Node("Where", f"{name}_where", inputs=[mask, fixed, found], outputs=[output])
+        self.graph.nodes.insert(self.graph.nodes.index(maker) + 1, where)
 
     def _constant(self, name: str, values: Array) -> Any:
         return self.gs.Constant(self._fresh(name), values)

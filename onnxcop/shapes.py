@@ -22,6 +22,9 @@ Shape = tuple[int, ...]
 
 LARGEST_FOLDED = 4096  # elements of an integer tensor that is evaluated; floats only up to 16
 _LARGEST_FOLDED_FLOAT = 16
+# They move elements of their first input (Concat: of all).
+_PICKING = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+            "Transpose", "Unsqueeze"}  # fmt: skip
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
@@ -34,12 +37,14 @@ class TensorInfo:
         shape: Concrete sizes, None if unknown.
         value: The tensor itself where it is small and does not depend on the data.
         sized: Whether `value` was computed from the size of a runtime tensor.
+        varies: Where it was, bool like `value`, which of its elements were; the others are plain numbers.
     """
 
     elem_type: int = 0
     shape: Shape | None = None
     value: Array | None = None
     sized: bool = False
+    varies: Array | None = None
 
 
 @dataclass(slots=True)
@@ -115,7 +120,7 @@ class _Walker:
             if source is None or source.shape is None:
                 return False
             result = shape_value(node, source.shape)
-            self._store(node, [result], sized=True)
+            self._store(node, [result], [np.ones(result.shape, np.bool_)])
             return True
         if not inputs or node.op_type in _RANDOM:
             return False
@@ -124,15 +129,31 @@ class _Walker:
         results = evaluate(node, [None if i is None else i.value for i in inputs], self.opsets[""])
         if results is None:
             return False
-        self._store(node, results, sized=any(i is not None and i.sized for i in inputs))
+        self._store(node, results, self._varying(node, inputs, results))
         return True
 
-    def _store(self, node: onnx.NodeProto, results: list[Array], *, sized: bool) -> None:
-        for name, result in zip(node.output, results, strict=False):
+    def _varying(
+        self, node: onnx.NodeProto, inputs: list[TensorInfo | None], results: list[Array]
+    ) -> list[Array] | None:
+        """Which elements of the results were computed from the size of a runtime tensor, if any were."""
+        if not any(info is not None and info.sized for info in inputs):
+            return None
+        data = inputs if node.op_type == "Concat" else inputs[:1]
+        if node.op_type in _PICKING and not any(info is not None and info.sized for info in inputs[len(data) :]):
+            marks = [_marks(info) if place < len(data) else info.value if info else None
+                     for place, info in enumerate(inputs)]  # fmt: skip
+            found = evaluate(node, marks, self.opsets[""])
+            if found is not None:
+                return [mark.astype(np.bool_) for mark in found]
+        return [np.ones(result.shape, np.bool_) for result in results]
+
+    def _store(self, node: onnx.NodeProto, results: list[Array], varies: list[Array] | None) -> None:
+        for place, (name, result) in enumerate(zip(node.output, results, strict=False)):
             if name:
                 elem_type = onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
                 value = result if _foldable(result.dtype, result.size) else None
-                self.map.infos[name] = TensorInfo(elem_type, result.shape, value, sized)
+                mark = None if varies is None else varies[place]
+                self.map.infos[name] = TensorInfo(elem_type, result.shape, value, varies is not None, mark)
 
     def _infer(self, node: onnx.NodeProto) -> None:
         found = self._inferred_types(node)
@@ -169,6 +190,13 @@ class _Walker:
             )
         except Exception:  # the C++ side raises many types; an unknown shape is the honest answer
             return {}
+
+
+def _marks(info: TensorInfo | None) -> Array | None:
+    """1 where an element was computed from a size, 0 where not."""
+    if info is None or info.value is None:
+        return None
+    return np.zeros(info.value.shape, np.int64) if info.varies is None else info.varies.astype(np.int64)
 
 
 def shape_value(node: onnx.NodeProto, shape: Shape) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxcop.errors import CalibrationError, PlanMismatchError
 from onnxcop.layers import FloatArray, Layer
-from onnxcop.model import write_atomically
+from onnxcop.writing import write_atomically
 
 VERSION = 1
 
@@ -127,6 +127,6 @@ class CalibrationStats:
                 }
         except FileNotFoundError:
             raise CalibrationError(f"{path} does not exist; gather statistics with --stats-out") from None
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise CalibrationError(f"{path} holds no calibration statistics: {error}") from None
         return cls(head["model"], int(head["samples"]), taps)

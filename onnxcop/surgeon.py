@@ -52,7 +52,7 @@ class LayerSurgery:
         inverse = np.zeros_like(covariance)
         live = np.flatnonzero(alive)
         inverse[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
-        energy = float(np.einsum("io,ij,jo->", flat, covariance, flat, optimize=True))
+        energy = float((flat * (covariance @ flat)).sum())
         return cls(layer, flat.copy(), inverse, max(energy, 1e-30), alive.copy())
 
     def costs(self) -> FloatArray:
@@ -80,15 +80,17 @@ class LayerSurgery:
 
 def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
     """(Σ + λ·mean variance·I)⁻¹, by Cholesky factorization where it is definite."""
-    from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg.lapack import dpotrf, dpotri
 
     size = len(covariance)
     scale = max(float(np.trace(covariance)) / max(size, 1), 1e-12)
     loaded = covariance + ridge * scale * np.eye(size)
-    try:
-        return np.asarray(cho_solve(cho_factor(loaded, lower=True), np.eye(size)))
-    except np.linalg.LinAlgError:
-        return np.asarray(np.linalg.pinv(loaded))
+    factor, failed = dpotrf(loaded, lower=1)
+    if not failed:
+        inverse, failed = dpotri(factor, lower=1)
+        if not failed:
+            return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
+    return np.asarray(np.linalg.pinv(loaded))
 
 
 def compensated(
@@ -112,7 +114,8 @@ def compensated(
     inverse = regularized_inverse(covariance[np.ix_(keep, keep)], ridge)
     transfer = covariance[np.ix_(gone, keep)] @ inverse
     merged = np.zeros_like(weights)
-    merged[keep] = weights[keep] + np.einsum("rk,rot->kot", transfer, weights[gone])
+    flat = weights.reshape(len(weights), -1)
+    merged[keep] = weights[keep] + (transfer.T @ flat[gone]).reshape(len(keep), *weights.shape[1:])
     lost = np.einsum("cot,c->o", weights - merged, moments.mean)
     return merged, lost
 
@@ -130,8 +133,8 @@ def held_out_error(
     """Variance of a layer's output error on other samples, relative to the output's."""
     change = (weights - merged).reshape(len(weights), -1)
     flat = weights.reshape(len(weights), -1)
-    error = float(np.einsum("io,ij,jo->", change, held.covariance, change, optimize=True))
-    energy = float(np.einsum("io,ij,jo->", flat, held.covariance, flat, optimize=True))
+    error = float((change * (held.covariance @ change)).sum())
+    energy = float((flat * (held.covariance @ flat)).sum())
     return error / max(energy, 1e-30)
 
 
@@ -143,7 +146,7 @@ def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray,
 
 def removal_order(
     surgeries: Sequence[LayerSurgery], units: IntArray, fallback: FloatArray, leave: int,
-    on_step: Callable[[list[int]], None] | None = None,
+    on_step: Callable[[list[int]], None] | None = None, exact: int = 0,
 ) -> list[int]:  # fmt: skip
     """Order a group's units by what their removal costs, cheapest first.
 
@@ -153,6 +156,7 @@ def removal_order(
         fallback: float64 [units of the model], for units that no layer with statistics consumes.
         leave: How many units to leave at the end.
         on_step: Called after every step with the units removed so far.
+        exact: A number of units at which a step ends.
     """
     position = {int(unit): i for i, unit in enumerate(units.tolist())}
     places = [
@@ -174,6 +178,8 @@ def removal_order(
             cost = fallback[units].copy()
         cost[gone] = np.inf
         count = min(step, len(units) - leave - len(order))
+        if len(order) < exact < len(order) + count:
+            count = exact - len(order)
         chosen = np.argsort(cost, kind="stable")[:count]
         gone[chosen] = True
         order += units[chosen].tolist()

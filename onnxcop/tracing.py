@@ -195,9 +195,10 @@ class _Walk:
     def _store(self, op: Op, name: str, label: Label | None, info: TensorInfo) -> None:
         if label is None or all(atoms is None for atoms in label):
             return
-        if info.shape is None or [len(a) if a is not None else s for a, s in zip(label, info.shape, strict=False)] != [
-            *info.shape
-        ]:
+        shape = info.shape
+        if shape is None or len(shape) != len(label) or any(
+            atoms is not None and len(atoms) != size for atoms, size in zip(label, shape, strict=True)
+        ):
             for atoms in label:
                 if atoms is not None:
                     self.pool.freeze(atoms, Reason("meets a tensor of unknown shape", op.where))

@@ -25,7 +25,10 @@ Keep = Callable[[IntArray], IntArray]
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """Input `input` of node `node` reads `actual` after pruning but must read `required`."""
+    """Input `input` of node `node` reads `actual` after pruning but must read `required`.
+
+    Node -1 stands for the graph, and its inputs for the graph's outputs.
+    """
 
     node: int
     input: int
@@ -80,7 +83,8 @@ def attribute_values(edits: list[Edit], node: onnx.NodeProto, keep: Keep) -> dic
             old = result.get(edit.where, given.get(edit.where))
             if isinstance(old, list):
                 changed = [int(v) for v in old]
-                if changed[edit.element] > 0 or edit.where != "shape":
+                old_number = changed[edit.element]
+                if old_number > 0 or (edit.where != "shape" and _stale(edit, old_number, keep)):
                     changed[edit.element] = count
                 result[edit.where] = changed
             else:
@@ -118,6 +122,10 @@ def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[
                 actual = slice_label(value, coupling.labels[name], keep)
             if actual.shape != required.shape or not np.array_equal(actual, required):
                 yield Mend(index, position, required, actual)
+    for position, output in enumerate(model.graph.output):
+        if output.name in changed:
+            required = np.asarray(shapes[output.name].value)
+            yield Mend(-1, position, required, changed[output.name])
 
 
 def _refold(
@@ -153,7 +161,7 @@ def _required(
         if isinstance(edit, SizeEdit) and edit.where == position:
             count = len(keep(edit.atoms))
             copies = node.op_type == "Reshape" and required.reshape(-1)[edit.element] <= 0
-            if not copies and count < len(edit.atoms):
+            if not copies and _stale(edit, int(required.reshape(-1)[edit.element]), keep):
                 required = required.copy()
                 required.reshape(-1)[edit.element] = count
         elif isinstance(edit, IndexEdit) and edit.input == position:
@@ -161,6 +169,12 @@ def _required(
         elif isinstance(edit, SplitEdit) and position == 1:
             required = np.array([len(keep(section)) for section in edit.sections], dtype=value.dtype)
     return required
+
+
+def _stale(edit: SizeEdit, number: int, keep: Keep) -> bool:
+    """Whether a written size is no longer right."""
+    axis = edit.whole if edit.whole is not None and number < 0 else edit.atoms
+    return len(keep(axis)) < len(axis)
 
 
 def _remap(indices: Array, atoms: IntArray, keep: Keep) -> Array:
@@ -171,6 +185,7 @@ def _remap(indices: Array, atoms: IntArray, keep: Keep) -> Array:
     rank = np.full(len(atoms), -1, dtype=np.int64)
     rank[kept] = np.arange(len(kept))
     found = rank[indices]
-    if indices.ndim == 1:
-        found = found[found >= 0]
+    wide = [axis for axis, size in enumerate(indices.shape) if size > 1]
+    if len(wide) == 1:
+        found = np.compress(found.reshape(-1) >= 0, found, axis=wide[0])
     return found.astype(indices.dtype)

@@ -24,7 +24,7 @@ _POOL = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool
 _REDUCE = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
 ReduceSum ReduceSumSquare""".split()
 
-_GENERATED = """ConstantOfShape EyeLike RandomNormal RandomUniform RandomNormalLike RandomUniformLike
+_GENERATED = """EyeLike RandomNormal RandomUniform RandomNormalLike RandomUniformLike
 Range""".split()
 
 _SINGLE: dict[str, Callable[[Op], None]] = {
@@ -34,6 +34,7 @@ _SINGLE: dict[str, Callable[[Op], None]] = {
     "CastLike": elementwise.unary,
     "Clip": elementwise.clip,
     "Concat": movement.concat,
+    "ConstantOfShape": movement.constant_of_shape,
     "Conv": contraction.conv,
     "ConvInteger": contraction.conv_integer,
     "ConvTranspose": contraction.conv_transpose,
@@ -45,6 +46,7 @@ _SINGLE: dict[str, Callable[[Op], None]] = {
     "Expand": movement.expand,
     "Flatten": reshape.flatten,
     "Gather": movement.gather,
+    "GatherND": movement.gather_nd,
     "Gemm": contraction.gemm,
     "GridSample": movement.sample,
     "GroupNormalization": normalization.group_normalization,

@@ -75,12 +75,16 @@ class Mac:
 
 @dataclass(frozen=True, slots=True)
 class SizeEdit:
-    """Element `element` of a size (an input, or an attribute by name) equals the kept count of `atoms`."""
+    """Element `element` of a size (an input, or an attribute by name) equals the kept count of `atoms`.
+
+    A negative number counts from the end of `whole`, and is wrong as soon as that axis gets shorter.
+    """
 
     node: int
     where: int | str
     element: int
     atoms: IntArray
+    whole: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,16 @@ class SplitEdit:
     sections: tuple[IntArray, ...]
 
 
-Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit
+@dataclass(frozen=True, slots=True)
+class AxesEdit:
+    """The node drops all axes of size 1, which are `axes`; the `live` ones must not become such axes."""
+
+    node: int
+    axes: tuple[int, ...]
+    live: tuple[IntArray, ...]
+
+
+Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit | AxesEdit
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +218,13 @@ class Op:
         info = self.infos[position]
         return None if info is None else info.value
 
+    def written(self, position: int, element: int) -> bool:
+        """Whether an element of a constant input is a plain number, not computed from a runtime size."""
+        value, info = self.value(position), self.infos[position]
+        if value is None or info is None:
+            return False
+        return info.varies is None or not bool(info.varies.reshape(-1)[element])
+
     def ints(self, position: int, attribute: str) -> list[int] | None:
         """A list of integers that newer opsets give as an input and older ones as an attribute."""
         if attribute in self.attributes:
@@ -298,10 +318,12 @@ class Op:
         return taken
 
     # ---- what rewriting needs ----------------------------------------------------------------
-    def size(self, where: int | str, element: int, atoms: IntArray | None) -> None:
-        """A number written in the graph equals the kept count of `atoms`."""
+    def size(
+        self, where: int | str, element: int, atoms: IntArray | None, whole: IntArray | None = None
+    ) -> None:
+        """A number written in the graph equals the kept count of `atoms` (a leading part of `whole`)."""
         if atoms is not None:
-            self.findings.edits.append(SizeEdit(self.index, where, element, atoms))
+            self.findings.edits.append(SizeEdit(self.index, where, element, atoms, whole))
 
     def ratio(self, name: str, atoms: IntArray | None, per: IntArray | int) -> None:
         """An attribute equals a ratio of kept counts."""
@@ -316,6 +338,10 @@ class Op:
         """The node cuts an axis into `sections`; none of them may become empty."""
         self.findings.edits.append(SplitEdit(self.index, tuple(sections)))
         self.findings.sections.extend(sections)
+
+    def drops(self, axes: Sequence[int], live: Sequence[IntArray]) -> None:
+        """The node drops the axes of size 1 without naming them."""
+        self.findings.edits.append(AxesEdit(self.index, tuple(axes), tuple(live)))
 
     def emit(self, label: Sequence[IntArray | None], position: int = 0) -> None:
         """Give an output its label."""

@@ -15,27 +15,45 @@ def _repeat(blocks: IntArray, times: int) -> IntArray:
 
 
 def conv(op: Op) -> None:
-    """Conv: `n c *, o c *, o -> n o *`, with groups."""
+    """Conv: `n c *, o c *, o -> n o *`, with groups.
+
+    Exact: input channels and filters; of groups whole ones, or one stripe across all.
+    Frozen: space.
+    """
     _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), 2, "conv"))
 
 
 def conv_transpose(op: Op) -> None:
-    """ConvTranspose: `n c *, c o *, o -> n o *`, with groups (c over all groups, o of one)."""
+    """ConvTranspose: `n c *, c o *, o -> n o *`, with groups (c over all groups, o of one).
+
+    Exact: input channels and filters; of groups whole ones, or one stripe across all.
+    Frozen: space.
+    """
     _convolution(op, Kernel(1, 0, 1, int(op.attr("group", 1)), 2, "deconv"))
 
 
 def conv_integer(op: Op) -> None:
-    """ConvInteger: x, w, x_zero_point, w_zero_point."""
+    """ConvInteger: x, w, x_zero_point, w_zero_point.
+
+    Exact: input channels and filters, as for Conv; zero points are cut along.
+    Frozen: space.
+    """
     _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), None, "conv", zero=3), tied=(3,))
 
 
 def qlinear_conv(op: Op) -> None:
-    """QLinearConv: x and w each with scale and zero point, then y's, then the bias."""
+    """QLinearConv: x and w each with scale and zero point, then y's, then the bias.
+
+    Exact: input channels and filters, as for Conv; scales, zero points and bias are cut along.
+    Frozen: space.
+    """
     _convolution(op, Kernel(3, 1, 0, int(op.attr("group", 1)), 8, "conv", zero=5), tied=(4, 5))
 
 
 def _convolution(op: Op, kernel: Kernel, tied: tuple[int, ...] = ()) -> None:
     """Couple input, weights and per-channel parameters of a convolution, and count its cost."""
+    if kernel.zero is not None and not op.constant(kernel.input):
+        raise Decline("integer convolution whose weights are not constant")
     x_shape, w_shape, out_shape = op.shape(0), op.shape(kernel.input), op.out_shape()
     x, w = op.label(0), op.label(kernel.input)
     op.freeze_axes(0, range(2, len(x)), "is convolved over")
@@ -127,7 +145,10 @@ def _stripes(
 
 
 def gemm(op: Op) -> None:
-    """Gemm: A [m, k] or transposed, B [k, n] or transposed, C broadcast to [m, n]."""
+    """Gemm: A [m, k] or transposed, B [k, n] or transposed, C broadcast to [m, n].
+
+    Exact: rows, columns and the axis summed over; the bias is cut along.
+    """
     a_in = 0 if op.attr("transA", 0) else 1
     b_in = 1 if op.attr("transB", 0) else 0
     a, b = op.label(0), op.label(1)
@@ -146,17 +167,31 @@ def gemm(op: Op) -> None:
 
 
 def matmul(op: Op) -> None:
-    """MatMul and its integer kin with operands 0 and 1."""
+    """MatMul and its integer kin with operands 0 and 1.
+
+    Exact: rows, columns, batch axes and the axis summed over, whichever operand is constant, if
+        one is.
+    Frozen: axes summed against one that is never pruned.
+    """
     _matmul(op, 0, 1)
 
 
 def qlinear_matmul(op: Op) -> None:
-    """QLinearMatMul: operands 0 and 3; per-column parameters of the second are tied."""
+    """QLinearMatMul: operands 0 and 3; per-column parameters of the second are tied.
+
+    Exact: as for MatMul; scales and zero points of columns are cut along.
+    Frozen: the axis summed over, where the second operand is not a constant matrix.
+    """
     _matmul(op, 0, 3, (4, 5), zero=5)
 
 
 def matmul_integer(op: Op) -> None:
-    """MatMulInteger: operands 0 and 1, zero points 2 (rows) and 3 (columns)."""
+    """MatMulInteger: operands 0 and 1, zero points 2 (rows) and 3 (columns).
+
+    Exact: as for MatMul; zero points of columns are cut along.
+    Frozen: all axes where rows have zero points of their own; the axis summed over, where the
+        second operand is not a constant matrix.
+    """
     if op.has(2) and op.shape(2) not in ((), (1,)):
         raise Decline("MatMulInteger with a zero point per row")
     _matmul(op, 0, 1, (3,), zero=3)
@@ -174,6 +209,9 @@ def _matmul(op: Op, left: int, right: int, per_column: tuple[int, ...] = (), zer
         if op.has(position) and op.shape(position) not in ((), (1,)):
             columns = op.tie(columns, op.label(position)[-1])
     kernel, produced = _weights_side(op, left, right, rows, columns, zero)
+    if zero is not None and (kernel is None or kernel.zero is None):
+        op.freeze(a[a_in], "is summed in integers against what is not a matrix of weights")
+        op.freeze(b[b_in], "is summed in integers against what is not a matrix of weights")
     op.contract((left, a_in), (right, b_in), kernel=kernel, produced=produced)
     batch: Label = ()
     if len(a_shape) > 2 or len(b_shape) > 2:
@@ -208,7 +246,12 @@ def _axis(live: IntArray | None, size: int) -> IntArray | int:
 
 
 def einsum(op: Op) -> None:
-    """Einsum: letters shared by operands are tied; letters that the result lacks are summed over."""
+    """Einsum: letters shared by operands are tied; letters that the result lacks are summed over.
+
+    Exact: every letter.
+    Frozen: all axes with an ellipsis, a letter twice in one operand, or a letter that
+        broadcasts.
+    """
     equation = op.attr("equation")
     equation = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
     if "." in equation:

@@ -9,23 +9,40 @@ from onnxcop.ops.context import Decline, Label, Op
 
 
 def unary(op: Op) -> None:
-    """Output i equals input 0 in shape: `... -> ...`."""
+    """Output i equals input 0 in shape: `... -> ...`.
+
+    Exact: every axis.
+    """
     for position in range(len(op.node.output)):
         op.emit(op.label(0), position)
 
 
 def dropout(op: Op) -> None:
-    """Dropout, with its optional mask output; ratio and training mode are no data."""
+    """Dropout, with its optional mask output; ratio and training mode are no data.
+
+    Exact: every axis.
+    Frozen: all axes in training mode.
+    """
+    training = op.value(2)
+    if op.has(2) and (training is None or training.any()):
+        raise Decline("Dropout in training mode")
     unary(op)
 
 
 def broadcast(op: Op) -> None:
-    """All inputs broadcast against each other, as numpy does."""
+    """All inputs broadcast against each other, as numpy does.
+
+    Exact: every axis, tied between the operands; constants are cut along.
+    Frozen: axes that meet one that is never pruned.
+    """
     op.emit(broadcast_labels(op, range(op.count)))
 
 
 def clip(op: Op) -> None:
-    """Clip: the bounds are scalars."""
+    """Clip: the bounds are scalars.
+
+    Exact: every axis.
+    """
     unary(op)
 
 
@@ -84,17 +101,29 @@ def per_channel(op: Op, axis: int, parameters: Sequence[int]) -> None:
 
 
 def prelu(op: Op) -> None:
-    """PRelu: the slope broadcasts to the input (only one way)."""
+    """PRelu: the slope broadcasts to the input (only one way).
+
+    Exact: every axis; the slope is cut along.
+    Frozen: axes that meet one that is never pruned.
+    """
     op.emit(broadcast_labels(op, (0, 1)))
 
 
 def where(op: Op) -> None:
-    """Where: condition and both values broadcast."""
+    """Where: condition and both values broadcast.
+
+    Exact: every axis, tied between the operands.
+    Frozen: axes that meet one that is never pruned.
+    """
     broadcast(op)
 
 
 def quantize(op: Op) -> None:
-    """QuantizeLinear and DequantizeLinear, per tensor or per axis; blocked scales are declined."""
+    """QuantizeLinear and DequantizeLinear, per tensor or per axis; blocked scales are declined.
+
+    Exact: every axis; scales and zero points of an axis are cut along.
+    Frozen: all axes where scales come in blocks.
+    """
     if op.attr("block_size", 0):
         raise Decline("blocked quantization")
     shape = op.shape(0)
@@ -106,7 +135,11 @@ def quantize(op: Op) -> None:
 
 
 def batch_normalization(op: Op) -> None:
-    """BatchNormalization: `n c ..., c, c, c, c -> n c ...`, exact per channel."""
+    """BatchNormalization: `n c ..., c, c, c, c -> n c ...`, exact per channel.
+
+    Exact: every axis; the parameters are cut along the channels.
+    Frozen: all axes in training mode.
+    """
     if op.attr("training_mode", 0) or op.attr("is_test", 1) == 0:
         raise Decline("BatchNormalization in training mode")
     per_channel(op, 1, (1, 2, 3, 4))

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from onnxcop.atoms import IntArray
 from onnxcop.ops.context import Decline, Op
 from onnxcop.ops.elementwise import _meet
 
+_SHIFTING = (b"tf_crop_and_resize", "tf_crop_and_resize", b"tf_half_pixel_for_nn", "tf_half_pixel_for_nn")
+
 
 def transpose(op: Op) -> None:
-    """Transpose permutes the label."""
+    """Transpose permutes the label.
+
+    Exact: every axis.
+    """
     label = op.label(0)
     order = op.attr("perm", list(range(len(label)))[::-1])
     op.emit([label[axis] for axis in order])
 
 
 def squeeze(op: Op) -> None:
-    """Squeeze drops axes of size 1, which are rigid."""
+    """Squeeze drops axes of size 1, which are rigid.
+
+    Exact: every axis.
+    """
     shape, label = op.shape(0), op.label(0)
     axes = op.ints(1, "axes")
     dropped = {a % len(shape) for a in axes} if axes else {a for a, size in enumerate(shape) if size == 1}
-    op.emit([live for axis, live in enumerate(label) if axis not in dropped])
+    rest = [live for axis, live in enumerate(label) if axis not in dropped]
+    if not axes:
+        op.drops(sorted(dropped), [live for live in rest if live is not None])
+    op.emit(rest)
 
 
 def unsqueeze(op: Op) -> None:
-    """Unsqueeze inserts rigid axes of size 1."""
+    """Unsqueeze inserts rigid axes of size 1.
+
+    Exact: every axis.
+    """
     label = op.label(0)
     axes = op.ints(1, "axes")
     if axes is None:
@@ -37,7 +53,10 @@ def unsqueeze(op: Op) -> None:
 
 
 def concat(op: Op) -> None:
-    """Concat joins the atoms along its axis; the other axes are tied."""
+    """Concat joins the atoms along its axis; the other axes are tied.
+
+    Exact: every axis, the joined one included.
+    """
     given = [p for p in range(op.count) if op.has(p)]
     shapes, labels = {p: op.shape(p) for p in given}, {p: op.label(p) for p in given}
     rank = len(shapes[given[0]])
@@ -64,7 +83,11 @@ def _or_rigid(op: Op, live: IntArray | None, size: int) -> IntArray:
 
 
 def split(op: Op) -> None:
-    """Split cuts the atoms along its axis into sections."""
+    """Split cuts the atoms along its axis into sections.
+
+    Exact: every axis; no section may become empty, and its sizes are rewritten.
+    Frozen: a section of one index.
+    """
     label, shape = op.label(0), op.shape(0)
     axis = int(op.attr("axis", 0)) % len(shape)
     sizes = op.ints(1, "split") or [op.out_shape(p)[axis] for p in range(len(op.node.output))]
@@ -82,7 +105,11 @@ def split(op: Op) -> None:
 
 
 def slice_(op: Op) -> None:
-    """Slice: unit steps along a live axis; its bounds become counts of kept indices."""
+    """Slice: unit steps along a live axis; its bounds become counts of kept indices.
+
+    Exact: axes cut in steps of 1; the bounds are rewritten.
+    Frozen: axes cut in other steps.
+    """
     label, shape = list(op.label(0)), op.shape(0)
     starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
     axes = op.ints(3, "axes")
@@ -103,9 +130,9 @@ def slice_(op: Op) -> None:
         last = max(first, last)
         op.drop(live)
         if start != 0:
-            op.size("starts" if "starts" in op.attributes else 1, element, live[:first])
+            op.size("starts" if "starts" in op.attributes else 1, element, live[:first], live)
         if last < len(live) or 0 <= end <= len(live):
-            op.size("ends" if "ends" in op.attributes else 2, element, live[:last])
+            op.size("ends" if "ends" in op.attributes else 2, element, live[:last], live)
         taken = live[first:last]
         if len(taken) == 1:
             op.freeze(taken, "is the only channel of a slice")
@@ -114,30 +141,53 @@ def slice_(op: Op) -> None:
 
 
 def gather(op: Op) -> None:
-    """Gather along a rigid axis, or along a live one with constant indices (then remapped)."""
+    """Gather along a rigid axis, or along a live one with constant indices (then remapped).
+
+    Exact: the other axes; the indexed one where a constant list picks from it, which is
+        rewritten.
+    Frozen: the indexed axis where data or a single number picks from it.
+    """
     label, shape = op.label(0), op.shape(0)
     axis = int(op.attr("axis", 0)) % len(shape)
     live = label[axis]
     index_shape = op.shape(1)
+    wide = [place for place, size in enumerate(index_shape) if size > 1]
     picked: list[IntArray | None] = [None] * len(index_shape)
     indices = op.value(1) if live is not None else None
-    if live is not None and (indices is None or len(index_shape) > 1):
+    if live is not None and (indices is None or len(wide) > 1):
         op.freeze(live, "is indexed by data" if indices is None else "is gathered into several axes")
     elif live is not None and indices is not None:
         taken = live[indices.reshape(-1)]
         op.drop(live)
-        if len(index_shape) == 0 or taken.size == 1:
+        if not wide:
             op.freeze(taken, "is picked by its index")
         else:
-            picked = [taken]
+            picked[wide[0]] = taken
         op.index_into(1, live)
     elif op.has(1) and any(entry is not None for entry in op.label(1)):
         op.freeze_axes(1, range(len(index_shape)), "holds indices")
     op.emit((*label[:axis], *picked, *label[axis + 1 :]))
 
 
+def gather_nd(op: Op) -> None:
+    """GatherND: axes that its indices do not reach pass through.
+
+    Exact: axes that the indices do not reach.
+    Frozen: axes that they reach.
+    """
+    label, index_shape = op.label(0), op.shape(1)
+    reached = int(op.attr("batch_dims", 0)) + index_shape[-1]
+    op.freeze_axes(0, range(reached), "is indexed by data")
+    op.freeze_axes(1, range(len(index_shape)), "holds indices")
+    op.emit((*(None for _ in index_shape[:-1]), *label[reached:]))
+
+
 def pad(op: Op) -> None:
-    """Pad with constants on a live axis adds atoms of its own, free to go."""
+    """Pad with constants on a live axis adds atoms of its own, free to go.
+
+    Exact: every axis, also where it is padded; the padding may go as well.
+    Frozen: axes that are cropped, or padded from their own values.
+    """
     label, rank = list(op.label(0)), len(op.shape(0))
     pads = op.ints(1, "pads" if "paddings" not in op.attributes else "paddings")
     if pads is None:
@@ -164,7 +214,11 @@ def pad(op: Op) -> None:
 
 
 def expand(op: Op) -> None:
-    """Expand: an axis that is not stretched keeps its atoms."""
+    """Expand: an axis that is not stretched keeps its atoms; one stretched from a constant is new.
+
+    Exact: axes that keep their size; a constant's stretched ones of a size written as a number.
+    Frozen: stretched axes.
+    """
     shape, label, result = op.shape(0), op.label(0), op.out_shape()
     offset = len(result) - len(shape)
     target = op.shape(1)[0]
@@ -178,11 +232,40 @@ def expand(op: Op) -> None:
                 op.size(1, element, live)
         else:
             op.freeze(live, "is stretched")
+    if op.constant(0):
+        first = len(result) - target
+        stretched = [axis for axis in range(first, len(result)) if axis < offset or shape[axis - offset] == 1]
+        _fresh(op, 1, {axis: axis - first for axis in stretched}, out)
     op.emit(out)
 
 
+def _fresh(op: Op, position: int, elements: Mapping[int, int], label: list[IntArray | None]) -> None:
+    """Give axes that hold copies of one value atoms of their own, where their sizes are plain numbers."""
+    if op.out_infos[0].value is not None:
+        return  # what reads it may take the values for sizes
+    for axis, element in elements.items():
+        size = op.out_shape()[axis]
+        if size > 1 and op.written(position, element):
+            label[axis] = op.pool.allocate(size)
+            op.size(position, element, label[axis])
+
+
+def constant_of_shape(op: Op) -> None:
+    """ConstantOfShape: axes whose sizes are plain numbers are free to go.
+
+    Exact: axes of a size written as a number, which is rewritten.
+    Frozen: axes of a computed size.
+    """
+    label: list[IntArray | None] = [None] * len(op.out_shape())
+    _fresh(op, 0, {axis: axis for axis in range(len(label))}, label)
+    op.emit(label)
+
+
 def tile(op: Op) -> None:
-    """Tile repeats the atoms; the repeats themselves stay."""
+    """Tile repeats the atoms; the repeats themselves stay.
+
+    Exact: every axis; all copies of an index go together.
+    """
     repeats = op.value(1)
     if repeats is None:
         raise Decline("Tile with repeats computed from data")
@@ -193,7 +276,11 @@ def tile(op: Op) -> None:
 
 
 def depth_to_space(op: Op) -> None:
-    """DepthToSpace: the b·b channels of one output channel go together."""
+    """DepthToSpace: the b·b channels of one output channel go together.
+
+    Exact: channels, by the block² that make one output channel.
+    Frozen: space.
+    """
     label, block = op.label(0), int(op.attr("blocksize"))
     op.freeze_axes(0, (2, 3), "is interleaved with channels")
     live = label[1]
@@ -209,7 +296,11 @@ def depth_to_space(op: Op) -> None:
 
 
 def space_to_depth(op: Op) -> None:
-    """SpaceToDepth: every channel becomes b·b channels, the offset outermost."""
+    """SpaceToDepth: every channel becomes b·b channels, the offset outermost.
+
+    Exact: channels, with the block² that are made of one.
+    Frozen: space.
+    """
     label, block = op.label(0), int(op.attr("blocksize"))
     op.freeze_axes(0, (2, 3), "is folded into channels")
     live = label[1]
@@ -217,12 +308,19 @@ def space_to_depth(op: Op) -> None:
 
 
 def resize(op: Op) -> None:
-    """Resize and Upsample: axes whose size stays keep their atoms."""
+    """Resize and Upsample: axes whose size stays keep their atoms.
+
+    Exact: axes that keep their size; it is rewritten.
+    Frozen: resized axes.
+    """
     shape, result, label = op.shape(0), op.out_shape(), op.label(0)
+    for position in range(1, op.count):
+        op.value(position)
     axes = [axis % len(shape) for axis in op.attr("axes", range(len(shape)))]
+    still = _not_resampled(op, axes)
     out: list[IntArray | None] = []
     for axis, live in enumerate(label):
-        if live is not None and shape[axis] == result[axis]:
+        if live is not None and shape[axis] == result[axis] and axis in still:
             out.append(live)
             if op.opset >= 11 and op.has(3) and axis in axes:
                 op.size(3, axes.index(axis), live)
@@ -232,8 +330,28 @@ def resize(op: Op) -> None:
     op.emit(out)
 
 
+def _not_resampled(op: Op, axes: list[int]) -> set[int]:
+    """Axes that a Resize leaves alone: a factor near 1 may keep the size and still move elements."""
+    mode = op.attr("coordinate_transformation_mode", b"half_pixel")
+    if mode in _SHIFTING:
+        return set()
+    still = set(range(len(op.shape(0)))) - set(axes)
+    if op.opset >= 11 and op.has(3):
+        if op.attr("keep_aspect_ratio_policy", b"stretch") in (b"stretch", "stretch"):
+            still |= {axis for axis in axes if op.shape(0)[axis] == op.out_shape()[axis]}
+        return still
+    scales = op.attr("scales", op.value(2 if op.opset >= 11 else 1))
+    if scales is not None:
+        still |= {axis for axis, factor in zip(axes, np.ravel(scales), strict=True) if factor == 1}
+    return still
+
+
 def sample(op: Op) -> None:
-    """GridSample, RoiAlign, MaxRoiPool: channels pass, space is sampled by data."""
+    """GridSample, RoiAlign, MaxRoiPool: channels pass, space is sampled by data.
+
+    Exact: channels.
+    Frozen: all others.
+    """
     label = op.label(0)
     op.freeze_axes(0, (0, *range(2, len(label))), "is sampled by data")
     for position in range(1, op.count):
@@ -243,12 +361,18 @@ def sample(op: Op) -> None:
 
 
 def shape_of(op: Op) -> None:
-    """Shape and Size read no element; numbers computed from them are mended when rewriting."""
+    """Shape and Size read no element; numbers computed from them are mended when rewriting.
+
+    Exact: every axis; numbers computed from a size are corrected.
+    """
     for live in op.label(0):
         op.drop(live)
 
 
 def generated(op: Op) -> None:
-    """ConstantOfShape, Range, EyeLike, random tensors: nothing to couple."""
+    """Range, EyeLike, random tensors: nothing to couple.
+
+    Frozen: what meets the tensor they make.
+    """
     for position in range(op.count):
         op.value(position)

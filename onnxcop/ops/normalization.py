@@ -7,13 +7,21 @@ from onnxcop.ops.elementwise import per_channel
 
 
 def instance_normalization(op: Op) -> None:
-    """InstanceNormalization: statistics over space, so channels are exact: `n c *, c, c -> n c *`."""
+    """InstanceNormalization: statistics over space, so channels are exact: `n c *, c, c -> n c *`.
+
+    Exact: channels; the parameters are cut along.
+    Frozen: space.
+    """
     op.freeze_axes(0, range(2, len(op.shape(0))), "spatial axis of a normalization")
     per_channel(op, 1, (1, 2))
 
 
 def layer_normalization(op: Op) -> None:
-    """LayerNormalization (and simplified): statistics over the axes from `axis` on."""
+    """LayerNormalization (and simplified): statistics over the axes from `axis` on.
+
+    Exact: axes before `axis`.
+    Inexact: normalized axes; the parameters are cut along.
+    """
     label, rank = op.label(0), len(op.shape(0))
     first = op.attr("axis", -1) % rank
     live = list(label)
@@ -31,7 +39,12 @@ def layer_normalization(op: Op) -> None:
 
 
 def group_normalization(op: Op) -> None:
-    """GroupNormalization: whole groups are exact; otherwise an equal share of every group is not."""
+    """GroupNormalization: whole groups are exact; otherwise an equal share of every group is not.
+
+    Exact: whole groups.
+    Inexact: an equal share of every group.
+    Frozen: space.
+    """
     shape, label = op.shape(0), op.label(0)
     groups = int(op.attr("num_groups", 1))
     op.freeze_axes(0, range(2, len(shape)), "spatial axis of a normalization")
@@ -61,14 +74,22 @@ def group_normalization(op: Op) -> None:
 
 
 def over_axis(op: Op) -> None:
-    """LpNormalization: a norm over `axis`."""
+    """LpNormalization: a norm over `axis`.
+
+    Exact: the other axes.
+    Inexact: the normalized axis.
+    """
     label = op.label(0)
     op.inexact(label[op.attr("axis", -1)], "statistics over the pruned axis")
     op.emit(label)
 
 
 def mean_variance(op: Op) -> None:
-    """MeanVarianceNormalization over the given axes (batch and space by default)."""
+    """MeanVarianceNormalization over the given axes (batch and space by default).
+
+    Exact: the other axes.
+    Inexact: the axes of the statistic.
+    """
     label = op.label(0)
     for axis in op.attr("axes", [0, 2, 3]):
         op.inexact(label[axis], "statistics over the pruned axis")
@@ -76,7 +97,12 @@ def mean_variance(op: Op) -> None:
 
 
 def local_response(op: Op) -> None:
-    """LRN sums over neighbouring channels, and pruning changes who the neighbours are."""
+    """LRN sums over neighbouring channels, and pruning changes who the neighbours are.
+
+    Exact: the batch.
+    Inexact: channels.
+    Frozen: space.
+    """
     label = op.label(0)
     op.inexact(label[1], "statistics over neighbouring channels")
     op.freeze_axes(0, range(2, len(label)), "spatial axis of a normalization")
@@ -84,7 +110,11 @@ def local_response(op: Op) -> None:
 
 
 def softmax(op: Op) -> None:
-    """Softmax, LogSoftmax, Hardmax: before opset 13 over all axes from `axis` on."""
+    """Softmax, LogSoftmax, Hardmax: before opset 13 over all axes from `axis` on.
+
+    Exact: the other axes.
+    Frozen: its axis; before opset 13 all from `axis` on.
+    """
     label, rank = list(op.label(0)), len(op.shape(0))
     axis = op.attr("axis", -1 if op.opset >= 13 else 1) % max(rank, 1)
     for frozen in range(axis, axis + 1 if op.opset >= 13 else rank):
@@ -94,7 +124,11 @@ def softmax(op: Op) -> None:
 
 
 def along_axis(op: Op) -> None:
-    """CumSum, TopK, ArgMax and their like: the order along the axis matters."""
+    """CumSum, TopK, ArgMax and their like: the order along the axis matters.
+
+    Exact: the other axes.
+    Frozen: its axis.
+    """
     label, rank = list(op.label(0)), len(op.shape(0))
     default = -1 if op.node.op_type == "TopK" else 0
     if op.node.op_type in ("CumSum", "CumProd"):

@@ -12,7 +12,12 @@ X, W, R, B, LENGTHS, H0, C0, P = range(8)
 
 
 def recurrent(op: Op) -> None:
-    """One hidden atom stands for its rows in every gate of W, R, B and P, and its state."""
+    """One hidden atom stands for its rows in every gate of W, R, B and P, and its state.
+
+    Exact: the input's width; the hidden size where the initial states leave it free.
+    Frozen: sequence, batch and directions; the hidden size with activations or a clip of its
+        own.
+    """
     if op.attr("layout", 0):
         raise Decline("a recurrent layer with batch-major layout")
     gates = _GATES[op.node.op_type]

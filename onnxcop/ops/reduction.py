@@ -10,15 +10,27 @@ _SUMS = {"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"}
 
 
 def pool(op: Op) -> None:
-    """Pooling over space: `n c * -> n c *`, and global pooling to size 1."""
+    """Pooling over space: `n c * -> n c *`, and global pooling to size 1.
+
+    Exact: batch and channels.
+    Frozen: space; all axes of a MaxPool whose indices are given out.
+    """
     label = op.label(0)
     op.freeze_axes(0, range(2, len(label)), "is pooled over")
+    if len(op.node.output) > 1 and op.node.output[1]:
+        op.freeze_axes(0, (0, 1), "is numbered across by the indices of the largest elements")
+        label = (None,) * len(label)
     for position in range(len(op.node.output)):
         op.emit((label[0], label[1], *(None for _ in label[2:])), position)
 
 
 def reduce(op: Op) -> None:
-    """Reduce*: a sum over channels is a contraction, a mean changes with their number."""
+    """Reduce*: a sum over channels is a contraction, a mean changes with their number.
+
+    Exact: axes that stay, and axes that Sum, SumSquare, L1 and L2 reduce.
+    Inexact: axes that Mean reduces.
+    Frozen: axes that the others reduce.
+    """
     label, rank = op.label(0), len(op.shape(0))
     axes = op.ints(1, "axes")
     if not axes and op.attr("noop_with_empty_axes", 0):

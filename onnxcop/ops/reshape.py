@@ -21,18 +21,40 @@ Blocks = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def reshape(op: Op) -> None:
-    """Reshape, with the target as an input or, before opset 5, as an attribute."""
+    """Reshape, with the target as an input or, before opset 5, as an attribute.
+
+    Exact: one axis of every block of axes that merge or split; sizes are rewritten.
+    Frozen: other axes of such a block.
+    """
     result = _relabel(op, op.shape(0), op.out_shape())
     where: int | str = "shape" if "shape" in op.attributes else 1
     if where == 1:
-        op.value(1)
+        _copied(op, result)
     for axis, live in enumerate(result):
         op.size(where, axis, live)
     op.emit(result)
 
 
+def _copied(op: Op, result: list[IntArray | None]) -> None:
+    """A target of 0 copies the input's size: freeze where that axis and the result's differ."""
+    target = op.value(1)
+    if target is None or op.attr("allowzero", 0):
+        return
+    for axis in np.flatnonzero(target == 0).tolist():
+        before, after = op.label(0)[axis], result[axis]
+        if before is None and after is None:
+            continue
+        if before is None or after is None or not np.array_equal(before, after):
+            op.freeze(before, "has its size copied to another axis")
+            op.freeze(after, "takes its size from another axis")
+
+
 def flatten(op: Op) -> None:
-    """Flatten to two axes."""
+    """Flatten to two axes.
+
+    Exact: one axis of every block of axes that merge.
+    Frozen: other axes of such a block.
+    """
     op.emit(_relabel(op, op.shape(0), op.out_shape()))
 
 
@@ -44,7 +66,9 @@ def blocks_of(left: Shape, right: Shape) -> Blocks:
     blocks: Blocks = []
     i = j = 0
     while i < len(left) or j < len(right):
-        ins, outs, a, b = [], [], 1, 1
+        ins: list[int] = []
+        outs: list[int] = []
+        a = b = 1
         while True:
             if a == b and (ins or outs):
                 break

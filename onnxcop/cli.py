@@ -1,0 +1,239 @@
+"""The command line: `onnxcop MODEL -o OUT`, and what else it can do. No logic lives here."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxcop import __version__, console
+from onnxcop.cli_form import MAIN, MainForm, ModelFile, Program, SectionCommand
+from onnxcop.cli_options import (
+    analysis_arguments,
+    budget_options,
+    criterion_options,
+    data_arguments,
+    data_options,
+    default_output,
+    engine_from,
+    engine_options,
+    limit_options,
+    method_options,
+    output_options,
+    plan_options,
+    prune_arguments,
+    seed_option,
+    shape_options,
+    stats_options,
+    talk_options,
+    verbose_option,
+)
+from onnxcop.errors import OnnxcopError
+
+_FILE = click.Path(path_type=Path)
+
+
+def _talking(function: Callable[..., None]) -> Callable[..., None]:
+    """Show the log while a command runs, as its options say."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        if values["quiet"] and values.get("verbose"):
+            raise click.UsageError("--quiet and --verbose exclude each other")
+        with console.logging_to_stderr(quiet=values["quiet"], debug=values["debug"]):
+            function(**values)
+
+    return talk_options(run)
+
+
+@click.group(
+    cls=Program,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="onnxcop", message="%(prog)s %(version)s")
+def app() -> None:
+    """Prune filters from any ONNX model: smaller, faster, verified.
+
+    A model file that is named like a command is given as ./NAME.
+    """
+
+
+@app.command(MAIN, cls=MainForm)
+@click.argument("model", type=ModelFile(path_type=Path))
+@output_options
+@plan_options
+@budget_options
+@criterion_options
+@limit_options
+@shape_options
+@data_options
+@stats_options
+@method_options
+@engine_options
+@seed_option
+@verbose_option
+@_talking
+def prune_command(model: Path, output: Path | None, plan_out: Path | None, **values: Any) -> None:
+    """Prune a model."""
+    from onnxcop.pipeline import prune
+    from onnxcop.writing import check_targets
+
+    target = output or default_output(model)
+    check_targets(model, target, plan_out, values["stats_out"])
+    with console.Progress(enabled=not values["quiet"]) as progress:
+        result = prune(model, progress=progress, **prune_arguments(values))
+    _write(result, target, plan_out, values)
+
+
+@app.command("inspect", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@shape_options
+@engine_options
+@verbose_option
+@_talking
+def inspect_command(model: Path, **values: Any) -> None:
+    """Show what can be pruned, what cannot and why."""
+    from onnxcop.analysis import analyze
+    from onnxcop.inspection import inspect
+
+    found = inspect(analyze(model, options=engine_from(values), **analysis_arguments(values)))
+    if values["as_json"]:
+        console.show_json(found.to_dict())
+    else:
+        console.show_inspection(found, verbose=values["verbose"])
+
+
+@app.command("apply", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@click.argument("plan", type=_FILE)
+@output_options
+@data_options
+@engine_options
+@seed_option
+@verbose_option
+@_talking
+def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -> None:
+    """Replay a plan on the model it was made for."""
+    from onnxcop.pipeline import apply_plan
+    from onnxcop.plan import PruningPlan
+    from onnxcop.writing import check_target
+
+    target = output or default_output(model)
+    check_target(target, model)
+    with console.Progress(enabled=not values["quiet"]) as progress:
+        result = apply_plan(
+            model,
+            PruningPlan.load(plan),
+            options=engine_from(values),
+            seed=values["seed"],
+            progress=progress,
+            **data_arguments(values),
+        )
+    _write(result, target, None, values)
+
+
+@app.command("verify", cls=SectionCommand)
+@click.argument("original", type=_FILE)
+@click.argument("pruned", type=_FILE)
+@click.option("--plan", type=_FILE, required=True, help="The plan that PRUNED was made with.")
+@click.option("--structure-only", is_flag=True, help="Accept weights that were trained since.")
+@engine_options
+@_talking
+def verify_command(
+    original: Path, pruned: Path, plan: Path, structure_only: bool, **values: Any
+) -> None:
+    """Check that PRUNED is what a plan makes of ORIGINAL."""
+    from onnxcop.plan import PruningPlan
+    from onnxcop.recheck import recheck
+
+    found = recheck(
+        original,
+        pruned,
+        PruningPlan.load(plan),
+        options=engine_from(values),
+        structure_only=structure_only,
+    )
+    if values["as_json"]:
+        console.show_json({"original": original, "pruned": pruned, **found.to_dict()})
+    elif not values["quiet"]:
+        click.echo(f"verified: {found.summary}")
+        for note in found.notes:
+            click.echo(f"  {note}")
+
+
+@app.command("merge-stats", cls=SectionCommand)
+@click.argument("output", type=_FILE)
+@click.argument("inputs", type=_FILE, nargs=-1, required=True)
+@_talking
+def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -> None:
+    """Merge calibration statistics of one model into OUTPUT."""
+    from onnxcop.stats import CalibrationStats
+    from onnxcop.writing import check_target
+
+    check_target(output)
+    merged = functools.reduce(CalibrationStats.merged, map(CalibrationStats.load, inputs))
+    merged.save(output)
+    if values["as_json"]:
+        console.show_json({"output": output, "samples": merged.samples, "model": merged.model})
+    elif not values["quiet"]:
+        click.echo(f"wrote {output} with the statistics of {merged.samples} samples")
+
+
+def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> None:
+    """Write a finished result and show it."""
+    from onnxcop.model import stage
+    from onnxcop.writing import Writing
+
+    with Writing() as files:
+        stage(files, result.model, target, external_data=values["external_data"] or None)
+        if plan_out is not None:
+            files.add(plan_out, result.plan.to_json().encode())
+    if values["as_json"]:
+        console.show_json({"output": target, "plan": plan_out, **result.report.to_dict()})
+    elif not values["quiet"]:
+        console.show_result(result, target, verbose=values["verbose"])
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code: 0, 1 on errors, 2 on misuse, 130 on Ctrl-C."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    try:
+        code = app.main(arguments, prog_name="onnxcop", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        console.say("stopped; no file is half written")
+        return 130
+    except OnnxcopError as error:
+        return _failed(str(error), debug)
+    except MemoryError:
+        return _failed("this machine has not enough memory for the model", debug)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "" if debug else "; please report it with the output of --debug"
+        return _failed(f"this is a bug in onnxcop: {text}{hint}", debug)
+
+
+def _failed(message: str, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    console.say(f"error: {' '.join(message.split())}")
+    return 1
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # names of nodes may hold any character
+    sys.exit(run())

@@ -1,0 +1,118 @@
+"""The form of the command line: a main form beside named commands, and help in sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+MAIN = ""  # the name of the main form among the commands: none that a model could have
+_USAGE = "MODEL [-o OUT] [OPTIONS]"
+
+
+class SectionOption(click.Option):
+    """An option that is listed under a heading of its own in the help."""
+
+    def __init__(self, *names: Any, section: str, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.section = section
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """What is added to the help text: defaults, but no bounds of numbers."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
+
+class SectionCommand(click.Command):
+    """A command whose help lists options under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        write_sections(self, ctx, formatter)
+
+
+def write_sections(
+    command: click.Command,
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    extra: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write a command's options under the headings of their sections, `extra` under the last."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None and not isinstance(param, click.Argument):
+            sections.setdefault(getattr(param, "section", "Program"), []).append(record)
+    last = {"Program": sections.pop("Program", [])}
+    last["Program"] += extra
+    for title, records in (sections | last).items():
+        with formatter.section(title):
+            formatter.write_dl(records)
+
+
+class MainContext(click.Context):
+    """The context of a command without a name."""
+
+    @property
+    def command_path(self) -> str:
+        """The program's name."""
+        return self.find_root().command_path
+
+
+class MainForm(SectionCommand):
+    """The command without a name; it shows itself as the whole program."""
+
+    context_class = MainContext
+
+    def get_usage(self, ctx: click.Context) -> str:
+        """The program's usage."""
+        return ctx.find_root().get_usage()
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The program's help."""
+        return ctx.find_root().get_help()
+
+
+class Program(click.Group):
+    """A group that takes what is no subcommand as the arguments of its main form."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name of the main form before its arguments."""
+        named = args[0] in {*self.commands, "-h", "--help", "--version"} if args else True
+        return super().parse_args(ctx, args if named else [MAIN, *args])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the subcommands."""
+        return [name for name in super().list_commands(ctx) if name != MAIN]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command and its arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return (None if name == MAIN else name), command, rest
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both ways to call the program."""
+        formatter.write_usage(ctx.command_path, _USAGE)
+        formatter.write_usage(ctx.command_path, "COMMAND [ARGUMENTS] [OPTIONS]", "       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of the main form, then the subcommands."""
+        main = self.commands[MAIN]
+        write_sections(main, ctx, formatter, extra=[("--version", "Show the version and exit.")])
+        self.format_commands(ctx, formatter)
+
+
+class ModelFile(click.Path):
+    """The model of the main form, which is not the name of a command."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        root = ctx.find_root().command if ctx is not None else None
+        if isinstance(root, click.Group) and value in root.commands:
+            hint = f"a command comes first: onnxcop {value} …; a model of that name is ./{value}"
+            raise click.UsageError(hint, ctx)
+        return super().convert(value, param, ctx)

@@ -1,0 +1,276 @@
+"""Options of the command line: their groups, and the arguments that they stand for.
+
+Nothing heavy is imported until an option's value is turned into what the package takes, so that
+`onnxcop --help` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from onnxcop.cli_form import SectionOption
+from onnxcop.cli_types import (
+    CriterionName,
+    Fraction,
+    InputShape,
+    Numbers,
+    Positive,
+    Preference,
+    Size,
+)
+
+if TYPE_CHECKING:
+    from onnxcop.criteria import Criterion
+    from onnxcop.engine import EngineOptions
+    from onnxcop.images import Preprocess
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Decorator = Callable[[Callable[P, R]], Callable[P, R]]
+
+_COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
+
+
+def _options(section: str, *entries: tuple[tuple[str, ...], dict[str, Any]]) -> Decorator[P, R]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        for names, settings in reversed(entries):
+            function = click.option(*names, cls=SectionOption, section=section, **settings)(
+                function
+            )
+        return function
+
+    return decorate
+
+
+def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, settings
+
+
+_FILE = click.Path(path_type=Path)
+
+output_options: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "-o",
+        "--output",
+        type=_FILE,
+        metavar="FILE",
+        help="The pruned model. [default: MODEL.pruned.onnx]",
+    ),
+    _option("--external-data", is_flag=True, help="Write weights to a file beside the model."),
+)
+plan_options: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "--plan-out",
+        type=_FILE,
+        metavar="FILE",
+        help="Write what was decided, for `onnxcop apply`.",
+    ),
+)
+budget_options: Decorator[Any, Any] = _options(
+    "Budget (what to keep at most; all that are given hold)",
+    _option("--macs", type=Fraction(), help="Multiply-accumulates, 0.7 or 70%. [default: 0.7]"),
+    _option("--params", type=Fraction(), help="Parameters."),
+    _option("--filters", type=Fraction(), help="Prunable filters."),
+    _option("--size", type=Size(), help="The file, 5MB say."),
+    _option(
+        "--divergence", type=Positive(),
+        help="Instead: cut until the outputs differ by this much (with --data).",
+    ),
+    _option("--max-drop", type=Positive(), help="Instead: until the --metric falls by this much."),
+    _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
+)  # fmt: skip
+criterion_options: Decorator[Any, Any] = _options(
+    "Criterion (which filters go)",
+    _option(
+        "--criterion", type=CriterionName(),
+        help="cop, cop-activation, cop-multiple, l1, l2, fpgm, wanda or random. "
+        "[default: measurement with --data, else cop]",
+    ),
+    _option(
+        "--prefer", type=Preference(),
+        help="faster, smaller, balanced, or beta,gamma: remove MACs or parameters first.",
+    ),
+    _option("--alpha", type=float, metavar="NUMBER", help="Weight of correlation (cop)."),
+    _option("--beta", type=float, metavar="NUMBER", help="Weight of MACs (cop)."),
+    _option("--gamma", type=float, metavar="NUMBER", help="Weight of parameters (cop)."),
+    _option("--top-k", type=click.IntRange(1), metavar="N", help="Correlations that count (cop)."),
+    _option(
+        "--normalization", type=click.Choice(["max", "l1", "l2"]),
+        help="Of correlations within a layer (cop).",
+    ),
+)  # fmt: skip
+method_options: Decorator[Any, Any] = _options(
+    "Method",
+    _option(
+        "--allocate", type=click.Choice(["auto", "cop", "measured"]), default="auto",
+        show_default=True, help="How layers share the cut.",
+    ),
+    _option(
+        "--recover", type=click.Choice(["auto", "none", "merge", "full"]), default="auto",
+        show_default=True, help="How the rest makes up for it.",
+    ),
+)  # fmt: skip
+limit_options: Decorator[Any, Any] = _options(
+    "Limits (what may not go)",
+    _option("--keep", multiple=True, metavar="PATTERN", help="Nodes or tensors never pruned."),
+    _option("--only", multiple=True, metavar="PATTERN", help="The only ones that are."),
+    _option(
+        "--min-filters", type=click.IntRange(1), metavar="N", default=1, show_default=True,
+        help="Every layer keeps so many.",
+    ),
+    _option("--max-cut", type=Fraction(zero=True), help="Largest share cut from a group."),
+    _option("--multiple-of", type=click.IntRange(1), metavar="N", help="Of the kept widths."),
+    _option("--exact-only", is_flag=True, help="Leave groups alone that cross a statistic."),
+)  # fmt: skip
+shape_options: Decorator[Any, Any] = _options(
+    "Model",
+    _option(
+        "--input-shape", type=InputShape(), multiple=True,
+        help="Size of a dynamic input, NAME:1,3,224,224.",
+    ),
+    _option(
+        "--policy", type=click.Choice(["finest", "coarsest"]), default="finest", show_default=True,
+        help="Prune inside heads and groups, or whole ones.",
+    ),
+)  # fmt: skip
+engine_options: Decorator[Any, Any] = _options(
+    "Machine",
+    _option(
+        "--provider", metavar="NAME", default="auto", show_default=True,
+        help="auto, cpu, cuda, tensorrt, or another of ONNX Runtime.",
+    ),
+    _option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads of ONNX Runtime."),
+)  # fmt: skip
+seed_option: Decorator[Any, Any] = _options(
+    "Machine",
+    _option(
+        "--seed", type=int, metavar="N", default=0, show_default=True, help="Of all that is drawn."
+    ),
+)
+talk_options: Decorator[Any, Any] = _options(
+    "Output",
+    _option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
+    _option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
+    _option("--debug", is_flag=True, help="Log everything; errors with their traceback."),
+)
+verbose_option: Decorator[Any, Any] = _options(
+    "Output",
+    _option("-v", "--verbose", is_flag=True, help="Say more: every group, every name, the time."),
+)
+data_options: Decorator[Any, Any] = _options(
+    "Calibration data",
+    _option("--data", metavar="PATH", help="Folder of pictures, .npz, .npy, test data, or SCRIPT.py:FUNCTION."),
+    _option(
+        "--samples", type=click.IntRange(1), metavar="N", default=512, show_default=True,
+        help="How many to use.",
+    ),
+    _option(
+        "--batch-size", type=click.IntRange(1), metavar="N", default=32, show_default=True,
+        help="Samples in a run.",
+    ),
+    _option("--preprocess", metavar="NAME", help="imagenet, inception, clip, caffe, cifar, mnist, unit or none. [default: guessed]"),
+    _option("--mean", type=Numbers(), help="Subtracted from pictures after scaling."),
+    _option("--std", type=Numbers(), help="Pictures are divided by it."),
+    _option("--scale", type=float, metavar="NUMBER", help="Factor of pixel values 0 to 255."),
+    _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes."),
+    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of colours."),
+)  # fmt: skip
+stats_options: Decorator[Any, Any] = _options(
+    "Calibration data",
+    _option("--stats", type=_FILE, metavar="FILE", help="Statistics gathered earlier."),
+    _option("--stats-out", type=_FILE, metavar="FILE", help="Write what was gathered."),
+)  # fmt: skip
+
+
+def default_output(model: Path) -> Path:
+    """Where the result goes without `-o`: `net.onnx` → `net.pruned.onnx`."""
+    stem = model.name.removesuffix(".onnx")
+    return model.with_name(f"{stem}.pruned.onnx")
+
+
+def prune_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.prune` for the options of the main form."""
+    from onnxcop.budget import Limits
+
+    given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
+    limits = Limits(
+        keep=tuple(values["keep"]),
+        only=tuple(values["only"]),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return {
+        **{name: values[name] for name in ("macs", "params", "filters", "size")},
+        **{name: values[name] for name in ("divergence", "metric", "max_drop")},
+        **{name: values[name] for name in ("allocate", "recover", "stats", "stats_out", "seed")},
+        **data_arguments(values),
+        "criterion": criterion_from(values),
+        "limits": limits,
+        "options": engine_from(values),
+        **analysis_arguments(values),
+    }
+
+
+def analysis_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.analyze` that say how to read a model."""
+    return {"input_shapes": dict(values["input_shape"]) or None, "policy": values["policy"]}
+
+
+def engine_from(values: Mapping[str, Any]) -> EngineOptions:
+    """How models are run."""
+    from onnxcop.engine import EngineOptions
+
+    return EngineOptions(provider=values["provider"], threads=values["threads"])
+
+
+def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
+    """The criterion with its parameters; numbers given one by one outrank `--prefer`.
+
+    Parameters without a name are those of COP; without either the choice is left open.
+    """
+    from onnxcop.catalogue import CRITERIA, criterion_named
+    from onnxcop.cop import Cop
+
+    parameters = {name: values[name] for name in _COP_PARAMETERS if values[name] is not None}
+    if values["prefer"] is not None:
+        beta, gamma = values["prefer"]
+        parameters = {"beta": beta, "gamma": gamma, **parameters}
+    if values["criterion"] is None and not parameters:
+        return "auto"
+    name = values["criterion"] or "cop"
+    if parameters and not isinstance(CRITERIA[name], Cop):
+        flags = [key for key in ("prefer", *_COP_PARAMETERS) if values[key] is not None]
+        raise click.UsageError(f"{_flags(flags)} apply to the cop criteria, not to {name}")
+    return criterion_named(name, **parameters)
+
+
+def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.prune` that say what to calibrate on."""
+    names = ("data", "samples", "batch_size")
+    return {"preprocess": preprocess_from(values), **{name: values[name] for name in names}}
+
+
+def preprocess_from(values: Mapping[str, Any]) -> Preprocess | None:
+    """What is done to pictures: a named preprocessing with some of it changed; None to guess."""
+    changes = {
+        name: values[name]
+        for name in ("mean", "std", "scale", "layout", "channels")
+        if values[name] is not None
+    }
+    if values["preprocess"] is None and not changes:
+        return None
+    from dataclasses import replace
+
+    from onnxcop.images import Preprocess
+
+    named = values["preprocess"]
+    return replace(Preprocess.named(named) if named else Preprocess(), **changes)
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -1,0 +1,194 @@
+"""How far two models that should be equal differ, on random inputs.
+
+What is compared has to show a fault and has to be free of blown-up noise: activations are compared
+unrounded, outputs of a squashing function before it, and, where the outputs do not react to the
+inputs at all (detections below a threshold, an argmax of noise), tensors inside as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop.atoms import IntArray
+from onnxcop.engine import EngineOptions, Session
+from onnxcop.groups import Structure
+from onnxcop.probe import random_feeds
+from onnxcop.shapes import Array, Shape
+from onnxcop.unround import rounds, unrounded
+from onnxcop.values import keeper
+
+# Squashing functions: a tiny probability is noise in its last bits, its logit is not.
+_SQUASHING = {"HardSigmoid", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+_LAYERS = {"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"}
+_MOST_WITNESSES = 16
+
+# Largest relative difference that rounding explains, by the type of the tensor.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
+_USUAL_TOLERANCE = 1e-4
+
+Cuts = tuple[IntArray | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest difference found, relative to the largest absolute value of its tensor.
+
+    Attributes:
+        worst: The difference; None where no tensor held finite numbers.
+        tensor: Where it was found.
+        limit: What the type of that tensor allows.
+        reacts: Whether any compared tensor depends on the inputs.
+    """
+
+    worst: float | None = None
+    tensor: str = ""
+    limit: float = _USUAL_TOLERANCE
+    reacts: bool = False
+
+
+def difference(
+    reference: onnx.ModelProto,
+    subject: onnx.ModelProto,
+    structure: Structure,
+    removed: IntArray,
+    *,
+    shapes: Mapping[str, Shape],
+    options: EngineOptions,
+    seed: int = 0,
+) -> Difference:
+    """Compare a pruned model with the masked original.
+
+    Args:
+        reference: The masked original, with all tensors at their original sizes.
+        subject: The pruned model.
+        structure: The original's structure.
+        removed: Units that the subject lacks.
+        shapes: Shapes of the inputs.
+        options: How to run both.
+        seed: Seed of the random inputs; two sets are drawn.
+
+    Raises:
+        EngineError: One of the two does not run.
+    """
+    if rounds(reference):
+        reference, subject = unrounded(reference), unrounded(subject)
+    names: dict[str, Cuts] = dict.fromkeys(comparable_outputs(reference), ())
+    how: dict[str, Any] = {"shapes": shapes, "options": options, "seed": seed}
+    found = _largest(reference, subject, names, **how)
+    if found.reacts:
+        return found
+    inner = witnesses(reference, subject, structure, removed)
+    if not inner:
+        return found
+    return _largest(reference, subject, names | inner, **how)
+
+
+def _largest(
+    reference: onnx.ModelProto, subject: onnx.ModelProto, names: Mapping[str, Cuts], *,
+    shapes: Mapping[str, Shape], options: EngineOptions, seed: int,
+) -> Difference:  # fmt: skip
+    wanted = list(names)
+    worst, reacts, before = Difference(), False, None
+    with (
+        Session(_exposing(reference, wanted), options, optimize=False) as one,
+        Session(_exposing(subject, wanted), options, optimize=False) as two,
+    ):
+        for step in range(2):
+            feeds = random_feeds(reference, shapes, seed + step)
+            expected, found = one.run(feeds, wanted), two.run(feeds, wanted)
+            for name, cuts in names.items():
+                gap = relative_difference(_cut(expected[name], cuts), found[name])
+                if gap is None:
+                    continue
+                reacts |= before is not None and not np.array_equal(before[name], expected[name])
+                limit = TOLERANCE.get(str(expected[name].dtype), _USUAL_TOLERANCE)
+                if worst.worst is None or gap / limit > worst.worst / worst.limit:
+                    worst = Difference(gap, name, limit)
+            before = expected
+    return replace(worst, reacts=reacts)
+
+
+def comparable_outputs(model: onnx.ModelProto) -> list[str]:
+    """The tensors to compare: the outputs, or the argument of the Sigmoid, Softmax … that makes one.
+
+    Squashing saturates: it turns a wrong large number into the right 1, and the noise of a large
+    negative one into a large part of a tiny probability.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    names = []
+    for value in model.graph.output:
+        name = value.name
+        while (
+            name in makers
+            and makers[name].op_type in _SQUASHING
+            and makers[name].input[0] in makers
+        ):
+            name = makers[name].input[0]
+        names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def witnesses(
+    reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray
+) -> dict[str, Cuts]:
+    """Results of the last layers, with the positions that the pruned model keeps of every axis."""
+    coupling, keep = structure.coupling, keeper(structure, removed)
+    present = {name for node in subject.graph.node for name in node.output}
+    names: dict[str, Cuts] = {}
+    for node in reversed([node for node in reference.graph.node if node.output]):
+        name = node.output[0]
+        if len(names) == _MOST_WITNESSES:
+            break
+        if (
+            name in present
+            and coupling.shapes[name].elem_type in _FLOATS
+            and node.op_type in _LAYERS
+        ):
+            label = coupling.labels.get(name, ())
+            names[name] = tuple(None if atoms is None else keep(atoms) for atoms in label)
+    return names
+
+
+def _cut(values: Any, cuts: Cuts) -> Any:
+    if not isinstance(values, np.ndarray):
+        return values
+    for axis, kept in enumerate(cuts):
+        if kept is not None:
+            values = np.take(values, kept, axis=axis)
+    return values
+
+
+def _exposing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A copy whose outputs include the given tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return copy
+
+
+def relative_difference(expected: Any, found: Any) -> float | None:
+    """max |expected - found| / max |expected|; None where `expected` holds no finite numbers."""
+    if (
+        not isinstance(expected, np.ndarray)
+        or expected.dtype.kind not in "fiub"
+        or expected.size == 0
+    ):
+        return None
+    if expected.shape != found.shape:
+        return float("inf")
+    a: Array = expected.astype(np.float64)
+    b: Array = found.astype(np.float64)
+    if not np.isfinite(a).all():
+        return None
+    scale = float(np.abs(a).max())
+    gap = float(np.abs(a - b).max())
+    if not np.isfinite(gap):
+        return float("inf")
+    return gap / scale if scale > 0 else gap

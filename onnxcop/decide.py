@@ -1,0 +1,271 @@
+"""Which units go, and with which weights the rest goes on: by criterion or by measurement."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop.allocate import choose
+from onnxcop.analysis import Analysis
+from onnxcop.atoms import IntArray
+from onnxcop.budget import Budget, Limits
+from onnxcop.calibrate import calibrate
+from onnxcop.catalogue import criterion_named
+from onnxcop.clock import Clock
+from onnxcop.criteria import Criterion, Subject, produced_norms
+from onnxcop.curves import choose_ridges
+from onnxcop.data import CalibrationData
+from onnxcop.engine import EngineOptions
+from onnxcop.errors import BudgetError, CalibrationError
+from onnxcop.gather import synthetic_data
+from onnxcop.layers import layers_of
+from onnxcop.metric import Metric
+from onnxcop.recover import Progress, Recovery, RecoverySettings, default_rounds, round_budgets
+from onnxcop.stats import CalibrationStats
+
+log = logging.getLogger("onnxcop")
+
+ALLOCATE, RECOVER = ("auto", "cop", "measured"), ("auto", "none", "merge", "full")
+_PROBE_SHARE = 1 / 3
+_SYNTHETIC = 96  # samples made up where there is no data
+_STEP = 0.93  # a round's share of the MACs where divergence is the bound
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """What was asked for, with every "auto" decided."""
+
+    criterion: Criterion
+    allocate: str
+    recover: str
+
+    @classmethod
+    def of(
+        cls, criterion: str | Criterion, allocate: str, recover: str, *, has_data: bool, has_stats: bool, bounded: bool
+    ) -> Modes:
+        """Decide what is left open.
+
+        Raises:
+            BudgetError: A mode that does not exist, or modes that exclude each other.
+            CalibrationError: A mode that needs data, without any.
+        """
+        for name, value, known in (("allocate", allocate, ALLOCATE), ("recover", recover, RECOVER)):
+            if value not in known:
+                raise BudgetError(f"--{name} {value!r} does not exist; choose one of {', '.join(known)}")
+        named = criterion != "auto"
+        if allocate == "auto":
+            allocate = "measured" if has_data and not named else "cop"
+        if recover == "auto":
+            recover = "full" if has_data else "merge"
+        for needs, what in ((allocate == "measured", "--allocate measured"), (recover == "full", "--recover full"),
+                            (bounded, "--divergence and --max-drop")):  # fmt: skip
+            if needs and not has_data:
+                raise CalibrationError(f"{what} needs calibration data; give --data")
+        if bounded and allocate != "measured":
+            raise BudgetError("--divergence and --max-drop go with --allocate measured")
+        found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
+        if found.needs_stats and not (has_data or has_stats):
+            raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")
+        return cls(found, allocate, recover)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a decision depends on."""
+
+    analysis: Analysis
+    budget: Budget
+    limits: Limits
+    modes: Modes
+    source: CalibrationData | None
+    stats: CalibrationStats | None
+    stats_out: Path | None
+    divergence: float | None
+    metric: Any
+    max_drop: float | None
+    settings: RecoverySettings
+    options: EngineOptions
+    progress: Progress | None
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What goes, and the model (in the original's shapes) whose weights have made up for it.
+
+    Attributes:
+        removed: int64, units.
+        model: The analysed model, with recovered weights where there was recovery.
+        stats: Statistics of the original, where gathered.
+        warnings: What the user should know.
+        calibration: One line on the data.
+        measured: Quality on held-out samples, by name.
+        metric: The user's score.
+    """
+
+    removed: IntArray
+    model: onnx.ModelProto
+    stats: CalibrationStats | None = None
+    warnings: tuple[str, ...] = ()
+    calibration: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
+    metric: Metric | None = None
+
+    def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
+        """Measured quality of the result, the user's metric included."""
+        found = dict(self.measured)
+        if self.metric is not None:
+            found |= {f"{self.metric.name} before": self.metric.base, f"{self.metric.name} after": self.metric(pruned)}
+        return found
+
+
+def decide(request: Request) -> Decision:
+    """Choose units and recover from their loss."""
+    metric = None if request.metric is None else Metric.of(request.metric, request.analysis.original)
+    if request.modes.allocate == "measured":
+        return _by_measurement(request, metric)
+    return _by_criterion(request, metric)
+
+
+def _by_criterion(request: Request, metric: Metric | None) -> Decision:
+    analysis, modes = request.analysis, request.modes
+    stats, warnings = request.stats, []
+    wants_stats = modes.criterion.needs_stats or request.stats_out is not None
+    if stats is None and request.source is not None and wants_stats:
+        stats = _statistics(request)
+    if request.source is None:
+        lost = "the weights alone decide, and accuracy falls much further than with calibration data; give --data"
+        warnings.append(lost)
+        log.warning("no calibration data: %s", lost)
+    with request.clock.stage("selection"):
+        subject = Subject.of(analysis.model, analysis.structure, analysis.cost, stats, request.settings.seed)
+        removed = choose(subject, modes.criterion.rank(subject), request.budget, request.limits).removed
+    if modes.recover == "none":
+        return Decision(removed, analysis.model, stats, tuple(warnings), _described(request.source), {}, metric)
+    source = request.source
+    settings = request.settings
+    if modes.recover == "merge":
+        settings = settings.without_refinement()
+    if source is None:
+        source = synthetic_data(analysis, _SYNTHETIC, 16, settings.seed)
+    found = recover_units(analysis, removed, source, settings, request.options, request.progress, request.clock)
+    measured = found.measured if request.source is not None else {}
+    return Decision(removed, found.model, stats, tuple(warnings), _described(request.source), measured, metric)
+
+
+def recover_units(
+    analysis: Analysis, removed: IntArray, source: CalibrationData, settings: RecoverySettings,
+    options: EngineOptions, progress: Progress | None, clock: Clock,
+) -> Decision:  # fmt: skip
+    """Cut given units and make up for them with data."""
+    with clock.stage("recovery"):
+        recovery = _recovery(analysis, source, settings, options, progress)
+        samples = recovery.statistics()
+        recovery.recover_cut(removed, samples, choose_ridges(recovery.working, samples), "recovery")
+        return Decision(
+            removed, recovery.working.model, None, (), _described(source), recovery.measured_quality()
+        )
+
+
+def _by_measurement(request: Request, metric: Metric | None) -> Decision:
+    analysis, settings = request.analysis, request.settings
+    if request.source is None:
+        raise CalibrationError("--allocate measured needs calibration data; give --data")
+    if request.modes.recover == "merge":
+        settings = settings.without_refinement()
+    stats = _statistics(request) if request.stats_out is not None else None
+    with request.clock.stage("selection and recovery"):
+        recovery = _recovery(analysis, request.source, settings, request.options, request.progress)
+        subject = Subject.of(analysis.model, analysis.structure, analysis.cost)
+        fallback = produced_norms(subject)
+        state = recovery.start(request.limits)
+        if request.divergence is not None or request.max_drop is not None:
+            _until(request, recovery, state, fallback, metric)
+        else:
+            budgets = round_budgets(request.budget, settings.rounds or default_rounds(request.budget))
+            for number, budget in enumerate(budgets, start=1):
+                if not state.meets(budget):
+                    recovery.round(state, budget, request.limits, fallback, f"round {number} of {len(budgets)}")
+    removed = recovery.working.removed()
+    model = recovery.working.model if request.modes.recover != "none" else analysis.model
+    measured = recovery.measured_quality() if request.modes.recover != "none" else {}
+    return Decision(removed, model, stats, (), _described(request.source), measured, metric)
+
+
+def _until(
+    request: Request, recovery: Recovery, state: Any, fallback: Any, metric: Metric | None
+) -> None:
+    """Cut as much as fits under a bound on the divergence or on the loss of the user's metric."""
+    accept = _acceptance(request, recovery, metric)
+    kept, step = 1.0, _STEP
+    while step < 0.995:
+        before, units_before = recovery.working.copy(), state.copy()
+        target = Budget(macs=kept * step)
+        try:
+            recovery.round(state, target, request.limits, fallback, f"down to {target.macs:.0%} of the MACs")
+        except BudgetError:
+            recovery.working = before
+            state.assign(units_before)
+            break
+        if accept():
+            kept = float(state.fractions()["macs"])
+            continue
+        recovery.working = before
+        state.assign(units_before)
+        step = float(np.sqrt(step))
+
+
+def _acceptance(request: Request, recovery: Recovery, metric: Metric | None) -> Callable[[], bool]:
+    """Whether the network as it stands keeps within the bounds."""
+
+    def accept() -> bool:
+        if request.divergence is not None and recovery.divergence().value > request.divergence:
+            return False
+        if request.max_drop is not None and metric is not None:
+            return metric.base - metric(recovery.working.model) <= request.max_drop
+        return True
+
+    if request.max_drop is not None and metric is None:
+        raise BudgetError("--max-drop needs a score to measure; give --metric script.py:function")
+    return accept
+
+
+def _recovery(
+    analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
+    progress: Progress | None,
+) -> Recovery:  # fmt: skip
+    if source.count < 2:
+        raise CalibrationError(f"recovery needs at least 2 samples, {source.description} holds {source.count}")
+    share = min(_PROBE_SHARE, settings.probe_samples / source.count)
+    fit, probe = source.split(share, settings.seed)
+    return Recovery(analysis, fit, probe, options, settings, progress)
+
+
+def _statistics(request: Request) -> CalibrationStats:
+    """Statistics of the original on all samples; written out where that was asked for."""
+    analysis = request.analysis
+    if request.source is None:
+        raise CalibrationError("statistics need calibration data; give --data")
+    with request.clock.stage("calibration"):
+        stats = calibrate(
+            analysis.model, layers_of(analysis.model, analysis.structure), request.source, request.options,
+            sha=analysis.sha256,
+            progress=None if request.progress is None else _named(request.progress, "calibration"),
+        )  # fmt: skip
+    if request.stats_out is not None:
+        stats.save(request.stats_out)
+    return stats
+
+
+def _named(progress: Progress, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(stage, done, total)
+
+
+def _described(source: CalibrationData | None) -> str:
+    return "" if source is None else source.description

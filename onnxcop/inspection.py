@@ -1,0 +1,116 @@
+"""What could be pruned in a model, what not and why, and what it would save."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnxcop.analysis import Analysis, census, group_name, node_name, prunable_share
+from onnxcop.report import Totals, frozen_reasons, totals
+
+
+@dataclass(frozen=True, slots=True)
+class GroupEntry:
+    """A dependency group.
+
+    Attributes:
+        name: Its first layer, and how many others.
+        layers: The layers whose filters are removed together.
+        readers: The layers that lose the input channels.
+        width: Number of filters (of every layer).
+        exact: Whether pruning it leaves what remains as it was.
+        reasons: For inexact groups, why.
+        macs: Multiply-accumulates saved by the first filter that goes, of one sample.
+        params: Parameters saved by it.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    readers: tuple[str, ...]
+    width: int
+    exact: bool
+    reasons: tuple[str, ...]
+    macs: float
+    params: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenLayer:
+    """A layer some of whose filters may not be removed."""
+
+    name: str
+    filters: int
+    prunable: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of a model before anything is chosen.
+
+    Attributes:
+        model: Path or description.
+        sha256: Identity of the model.
+        input_shapes: The shapes it was analysed with.
+        cost: What it costs.
+        filters: Number of filters in all layers.
+        prunable: Fraction of them that may be removed.
+        groups: Every dependency group.
+        frozen: Filters by the reason that freezes them.
+        frozen_layers: Layers with filters that may not be removed.
+        declined: Nodes that could not be followed, with the reason.
+    """
+
+    model: str
+    sha256: str
+    input_shapes: dict[str, tuple[int, ...]]
+    cost: Totals
+    filters: int
+    prunable: float
+    groups: tuple[GroupEntry, ...]
+    frozen: dict[str, int]
+    frozen_layers: tuple[FrozenLayer, ...]
+    declined: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def inspect(analysis: Analysis) -> Inspection:
+    """Describe an analysed model."""
+    layers = census(analysis)
+    _, _, frozen = frozen_reasons(analysis)
+    groups = tuple(_entry(analysis, group.index) for group in analysis.structure.groups)
+    return Inspection(
+        model=analysis.source,
+        sha256=analysis.sha256,
+        input_shapes=dict(analysis.input_shapes),
+        cost=totals(analysis.original, float(analysis.cost.original()[0])),
+        filters=sum(layer.filters for layer in layers),
+        prunable=prunable_share(layers),
+        groups=groups,
+        frozen=frozen,
+        frozen_layers=tuple(
+            FrozenLayer(layer.name, layer.filters, layer.prunable, tuple(map(str, layer.reasons)))
+            for layer in layers
+            if layer.prunable < layer.filters
+        ),
+        declined=tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
+    )
+
+
+def _entry(analysis: Analysis, index: int) -> GroupEntry:
+    structure = analysis.structure
+    group = structure.groups[index]
+    saved = analysis.cost.original() - analysis.cost.of_units(group.units[:1])
+    return GroupEntry(
+        name=group_name(analysis, index),
+        layers=tuple(node_name(analysis, node) for node in group.producers),
+        readers=tuple(node_name(analysis, node) for node in group.consumers),
+        width=group.width,
+        exact=group.exact,
+        reasons=() if group.exact else tuple(map(str, group.reasons)),
+        macs=float(saved[0]),
+        params=float(saved[1]),
+    )

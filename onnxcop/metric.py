@@ -1,0 +1,63 @@
+"""The user's own score of a model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxcop.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A function from a model to a number, higher is better, with its value for the original."""
+
+    name: str
+    function: Callable[[onnx.ModelProto], Any]
+    base: float
+
+    @classmethod
+    def of(cls, source: Any, original: onnx.ModelProto) -> Metric:
+        """Load `script.py:function` (or take a callable) and score the original.
+
+        Raises:
+            CalibrationError: No such script or function, or it fails.
+        """
+        function = source if callable(source) else _load(str(source))
+        name = str(getattr(function, "__name__", "metric"))
+        unscored = cls(name, function, 0.0)
+        return cls(name, function, unscored(original))
+
+    def __call__(self, model: onnx.ModelProto) -> float:
+        """Score a model."""
+        try:
+            return float(self.function(model))
+        except Exception as error:  # the user's code may fail in any way
+            cause = " ".join(str(error).split())[:200]
+            raise CalibrationError(f"the metric {self.name!r} failed: {type(error).__name__}: {cause}") from error
+
+
+def _load(source: str) -> Callable[[onnx.ModelProto], Any]:
+    script, _, name = source.rpartition(":")
+    if not script or not name:
+        raise CalibrationError(f"--metric {source!r} is not of the form script.py:function")
+    path = Path(script)
+    if not path.is_file():
+        raise CalibrationError(f"--metric: {path} does not exist; check the path")
+    spec = importlib.util.spec_from_file_location("onnxcop_user_metric", path)
+    if spec is None or spec.loader is None:
+        raise CalibrationError(f"--metric: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CalibrationError(f"--metric: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise CalibrationError(f"--metric: {path} has no function {name!r}")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,135 @@
+"""Files that are never half written: made beside their place, then renamed over it, all or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from onnxcop.errors import ModelError
+
+
+def check_target(path: Path, source: Path | None = None) -> None:
+    """Refuse an output path that cannot be written, before any work is done.
+
+    Raises:
+        ModelError: The folder does not exist or is not writable, or the path is a folder, a device,
+            or the input itself.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give a file name for the result")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is not a regular file; give a file name for the result")
+    if not folder.is_dir():
+        raise ModelError(f"the output folder {folder} does not exist; create it first")
+    if not os.access(folder, os.W_OK):
+        raise ModelError(f"the output folder {folder} is not writable; choose another with -o")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise ModelError(f"{path} is the input model itself; choose another output with -o")
+
+
+def check_targets(source: Path, *paths: Path | None) -> None:
+    """Check all files that a run will write: see :func:`check_target`; no two may be the same.
+
+    Raises:
+        ModelError: One of them cannot be written.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        if path is None:
+            continue
+        check_target(path, source)
+        if path.resolve() in seen:
+            raise ModelError(f"{path} cannot be two results at once; give each a name of its own")
+        seen.add(path.resolve())
+
+
+class Writing:
+    """Files that are put in their places together, when the block ends well.
+
+    Until then, and when the block fails or is interrupted, the old files stay as they are and what
+    was written is removed.
+    """
+
+    def __init__(self) -> None:
+        self._staged: list[tuple[Path, Path]] = []
+
+    def add(self, path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+        """Write a file beside its place.
+
+        Args:
+            path: Where it will be.
+            content: Its bytes, or what writes them.
+
+        Raises:
+            ModelError: The folder is missing or not writable, or the disk is full.
+        """
+        check_target(path)
+        try:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as error:
+            raise ModelError(f"{path.parent} is not writable: {_cause(error)}") from None
+        self._staged.append((Path(name), path))
+        try:
+            with os.fdopen(handle, "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
+            os.chmod(name, mode)
+        except OSError as error:
+            raise _failed(path, error) from None
+
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            for temporary, _path in self._staged:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+
+    def _commit(self) -> None:
+        for temporary, path in self._staged:
+            try:
+                temporary.replace(path)
+            except OSError as error:
+                raise _failed(path, error) from None
+        self._staged.clear()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is never half there.
+
+    Raises:
+        ModelError: The folder is missing or not writable, or the disk is full.
+    """
+    with Writing() as files:
+        files.add(path, data)
+
+
+def _failed(path: Path, error: OSError) -> ModelError:
+    return ModelError(
+        f"{path} could not be written: {_cause(error)}; make room or choose another folder "
+        "(what was there before is untouched)"
+    )
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
