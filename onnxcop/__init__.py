@@ -10,7 +10,9 @@ The stages one by one: :func:`analyze` → a :class:`Criterion`'s ranking → :f
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,8 +67,19 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         module = import_module(f"onnxcop.{_HOMES[name]}")
-        # A module of the same name as its function must not shadow it.
         value = getattr(module, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'onnxcop' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """The package itself, in which a module never takes the place of the function of its name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds every submodule to its package: `verify` would become a module.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -40,9 +40,9 @@ log = logging.getLogger("onnxcop")
 
 WIDEST = 4096  # channels of a tensor whose statistics are gathered
 AUTO = 0  # positions are chosen from the cost of the model
-SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with AUTO
+SHARE = 0.15  # of the model's multiply-accumulates, that statistics may cost with AUTO
 FEWEST = 4  # positions of a sample that AUTO takes at least
-_OVERHEAD = 64  # what moving an element costs, in multiply-accumulates
+_OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
 
 
 def calibrate(
@@ -64,7 +64,7 @@ def calibrate(
         options: How to run the model.
         sha: Identity of the model, see :func:`onnxcop.model.sha256`.
         positions: Most positions taken of a sample's feature map, AUTO to choose them by cost, None
-            for all: then the statistics are those of the whole maps.
+            for all: the statistics are then those of the whole maps, summed in double precision.
         progress: Called with the number of samples done and the number of all.
 
     Raises:
@@ -74,45 +74,56 @@ def calibrate(
     """
     first = next(data.batches(1), None)
     if first is None:
-        raise CalibrationError(
-            f"{data.description}: there are no samples to calibrate on; give at least one"
-        )
+        raise CalibrationError(f"{data.description}: no samples to calibrate on; give at least one")
     if positions is not None and positions < 0:
         raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
+    samples = _samples(first, data)
     shapes = probe.shapes_of(model, _input_shapes(model, first), options)
-    taps = taps_of(model, layers, shapes, WIDEST)
+    taps = taps_of(model, layers, shapes, samples, WIDEST)
     wide = sorted({layer.tensor for layer in layers if layer.channels > WIDEST})
     if wide:
-        log.info(
-            "no statistics of %d tensors wider than %d channels, such as %s",
-            len(wide),
-            WIDEST,
-            wide[0],
-        )
+        named = f"{wide[0]!r}" + (f" and {len(wide) - 1} more" if len(wide) > 1 else "")
+        log.info("no statistics of %s: wider than %d channels", named, WIDEST)
     if not taps:
         return CalibrationStats(sha, data.count, {})
     if positions == AUTO:
-        positions = affordable_positions(model, taps, shapes)
+        positions = affordable_positions(taps, SHARE * _macs(model, shapes) / samples)
     watched = instrument(model, taps, positions)
-    axes = data.layout.axes
     with Session(watched.model, options) as session:
-        shifts = _shifts(watched, session.run(first | _zero_shifts(watched)))
-        sums = [_Sums.of(tap) for tap in taps]
-        done = 0
-        feeds = (feed | shifts for feed in data.batches())
-        for feed, result in run_batched(session, feeds, axes):
-            for tap, total, names in zip(taps, sums, watched.names, strict=True):
-                total.add(tap, result[names.count], result[names.total], result[names.second])
-            done += next(
-                (feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1
-            )
-            if progress is not None:
-                progress(done, data.count)
+        return _gather(session, watched, first, data, sha=sha, progress=progress)
+
+
+def _gather(
+    session: Session,
+    watched: Instrumented,
+    first: Feed,
+    data: CalibrationData,
+    *,
+    sha: str,
+    progress: Callable[[int, int], None] | None,
+) -> CalibrationStats:
+    """Run an instrumented model over all samples."""
+    shifts = _shifts(watched, session.run(first | _zero_shifts(watched)))
+    sums = [_Sums.of(tap) for tap in watched.taps]
+    done = 0
+    feeds = (feed | shifts for feed in data.batches())
+    for feed, result in run_batched(session, feeds, data.layout.axes):
+        for tap, total, names in zip(watched.taps, sums, watched.names, strict=True):
+            total.add(tap, result[names.count], result[names.total], result[names.second])
+        done += _samples(feed, data)
+        if progress is not None:
+            progress(done, data.count)
     moments = {
         tap.key: total.moments(shifts[names.shift])
-        for tap, total, names in zip(taps, sums, watched.names, strict=True)
+        for tap, total, names in zip(watched.taps, sums, watched.names, strict=True)
     }
     return CalibrationStats(sha, done, moments)
+
+
+def _samples(feed: Feed, data: CalibrationData) -> int:
+    """The number of samples in a batch."""
+    axes = data.layout.axes
+    return next((feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
 
 
 def merge(stats: Sequence[CalibrationStats]) -> CalibrationStats:
@@ -127,25 +138,21 @@ def merge(stats: Sequence[CalibrationStats]) -> CalibrationStats:
     return reduce(CalibrationStats.merged, stats)
 
 
-def affordable_positions(
-    model: onnx.ModelProto, taps: Sequence[Tap], shapes: ShapeMap
-) -> int | None:
-    """The most positions of a sample with which statistics cost `SHARE` of the model.
+def affordable_positions(taps: Sequence[Tap], budget: float) -> int:
+    """The most positions of a sample, FEWEST at least, with which statistics stay within a budget.
 
-    Returns:
-        None where all positions of all taps can be afforded.
+    Args:
+        taps: What is watched.
+        budget: Multiply-accumulates per sample.
     """
-    budget = SHARE * _macs(model, shapes)
-    most = max(tap.positions for tap in taps)
 
     def cost(positions: int) -> float:
         return sum(
-            min(t.positions, positions) * t.channels * (t.channels + _OVERHEAD) for t in taps
+            min(t.positions, max(positions, t.blocks)) * t.channels * (t.channels + _OVERHEAD)
+            for t in taps
         )
 
-    if cost(most) <= budget:
-        return None
-    low, high = FEWEST, max(most, FEWEST)
+    low, high = FEWEST, max(FEWEST, *(tap.positions for tap in taps))
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)

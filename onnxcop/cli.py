@@ -209,7 +209,9 @@ def run(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes one for the end of the user's input
+            return _bug(error.__cause__, debug)
         console.say("stopped; no file is half written")
         return 130
     except OnnxcopError as error:
@@ -217,9 +219,12 @@ def run(args: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _failed("this machine has not enough memory for the model", debug)
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        hint = "" if debug else "; please report it with the output of --debug"
-        return _failed(f"this is a bug in onnxcop: {text}{hint}", debug)
+        return _bug(error, debug)
+
+
+def _bug(error: BaseException, debug: bool) -> int:
+    hint = "" if debug else "; please report it with the output of --debug"
+    return _failed(f"this is a bug in onnxcop: {type(error).__name__}: {error}{hint}", debug)
 
 
 def _failed(message: str, debug: bool) -> int:

@@ -165,7 +165,10 @@ verbose_option: Decorator[Any, Any] = _options(
 )
 data_options: Decorator[Any, Any] = _options(
     "Calibration data",
-    _option("--data", metavar="PATH", help="Folder of pictures, .npz, .npy, test data, or SCRIPT.py:FUNCTION."),
+    _option(
+        "--data", metavar="PATH",
+        help="Folder of pictures, .npz, .npy, test data, or SCRIPT.py:FUNCTION.",
+    ),
     _option(
         "--samples", type=click.IntRange(1), metavar="N", default=512, show_default=True,
         help="How many to use.",
@@ -174,7 +177,10 @@ data_options: Decorator[Any, Any] = _options(
         "--batch-size", type=click.IntRange(1), metavar="N", default=32, show_default=True,
         help="Samples in a run.",
     ),
-    _option("--preprocess", metavar="NAME", help="imagenet, inception, clip, caffe, cifar, mnist, unit or none. [default: guessed]"),
+    _option(
+        "--preprocess", metavar="NAME",
+        help="imagenet, inception, clip, caffe, cifar, mnist, unit or none. [default: guessed]",
+    ),
     _option("--mean", type=Numbers(), help="Subtracted from pictures after scaling."),
     _option("--std", type=Numbers(), help="Pictures are divided by it."),
     _option("--scale", type=float, metavar="NUMBER", help="Factor of pixel values 0 to 255."),

@@ -115,7 +115,7 @@ def _largest(
 
 
 def comparable_outputs(model: onnx.ModelProto) -> list[str]:
-    """The tensors to compare: the outputs, or the argument of the Sigmoid, Softmax … that makes one.
+    """The tensors to compare: the outputs, or the argument of a Sigmoid, Softmax … that makes one.
 
     Squashing saturates: it turns a wrong large number into the right 1, and the noise of a large
     negative one into a large part of a tiny probability.

@@ -62,8 +62,8 @@ class Modes:
         if allocate == "auto":
             allocate = "measured" if has_data and not named else "cop"
         if recover == "auto":
-            recover = "full" if has_data else "merge"
-        for needs, what in ((allocate == "measured", "--allocate measured"), (recover == "full", "--recover full"),
+            recover = "merge" if has_stats and not has_data else "full"
+        for needs, what in ((allocate == "measured", "--allocate measured"),
                             (bounded, "--divergence and --max-drop")):  # fmt: skip
             if needs and not has_data:
                 raise CalibrationError(f"{what} needs calibration data; give --data")

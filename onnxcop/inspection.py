@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from onnxcop.analysis import Analysis, census, group_name, node_name, prunable_share
 from onnxcop.report import Totals, frozen_reasons, totals
 
@@ -103,7 +105,10 @@ def inspect(analysis: Analysis) -> Inspection:
 def _entry(analysis: Analysis, index: int) -> GroupEntry:
     structure = analysis.structure
     group = structure.groups[index]
-    saved = analysis.cost.original() - analysis.cost.of_units(group.units[:1])
+    rows = structure.incidence
+    row = slice(rows.indptr[group.units[0]], rows.indptr[group.units[0] + 1])
+    axes, times = rows.indices[row].astype(np.int64), rows.data[row].astype(np.int64)
+    saved = analysis.cost.change(structure.axis_sizes, axes, times)
     return GroupEntry(
         name=group_name(analysis, index),
         layers=tuple(node_name(analysis, node) for node in group.producers),

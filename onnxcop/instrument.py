@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +36,8 @@ class Tap:
         outer: Blocks of all channels on that axis.
         channels: Number of channels.
         inner: Neighbouring positions of one channel on that axis.
-        shape: Shape of the tensor for a batch of one.
+        shape: Shape of the tensor for a batch of `samples`.
+        samples: Number of samples in that batch.
         kind: Its data type, a constant of `onnx.TensorProto`.
         recurrent: Whether a recurrent layer reads it, so that its leading axis is time.
     """
@@ -47,31 +49,34 @@ class Tap:
     channels: int
     inner: int
     shape: tuple[int, ...]
+    samples: int
     kind: int
     recurrent: bool
 
     @property
-    def double(self) -> bool:
-        """Whether it is of double precision."""
-        return self.kind == TensorProto.DOUBLE
-
-    @property
-    def single(self) -> bool:
-        """Whether it is of single precision."""
-        return self.kind == TensorProto.FLOAT
+    def batch_axis(self) -> int:
+        """The axis along which the samples lie; a recurrent layer reads time first."""
+        return 1 if self.recurrent else 0
 
     @property
     def position_axes(self) -> dict[int, int]:
-        """Axes along which positions of one sample lie, with their sizes."""
-        batch = 1 if self.recurrent else 0
-        return {
-            a: size for a, size in enumerate(self.shape) if a not in (batch, self.axis) and size > 1
-        }
+        """The other axes along which positions lie, with their sizes."""
+        others = (self.batch_axis, self.axis)
+        return {axis: n for axis, n in enumerate(self.shape) if axis not in others and n > 1}
+
+    @property
+    def blocks(self) -> int:
+        """Positions of a sample that share one entry of the position axes.
+
+        They lie on the channel axis, or on the batch axis where windows are folded into it.
+        """
+        folded = 1 if self.batch_axis == self.axis else self.shape[self.batch_axis] // self.samples
+        return max(1, folded) * self.outer * self.inner
 
     @property
     def positions(self) -> int:
         """Observations of every channel in one sample."""
-        return self.outer * self.inner * math.prod(self.position_axes.values())
+        return self.blocks * math.prod(self.position_axes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +90,17 @@ class TapNames:
 
 
 def taps_of(
-    model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, widest: int
+    model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, samples: int, widest: int
 ) -> tuple[Tap, ...]:
-    """The distinct tensors that layers read, without those of more than `widest` channels."""
+    """The distinct tensors that layers read.
+
+    Args:
+        model: The model.
+        layers: Its layers.
+        shapes: Its shapes for a batch of `samples`.
+        samples: Number of samples in a batch.
+        widest: Tensors of more channels are left out.
+    """
     taps: dict[str, Tap] = {}
     for layer in layers:
         info = shapes[layer.tensor]
@@ -102,6 +115,7 @@ def taps_of(
             channels=layer.channels,
             inner=layer.inner,
             shape=info.shape,
+            samples=samples,
             kind=info.elem_type,
             recurrent=model.graph.node[layer.node].op_type in _RECURRENT,
         )
@@ -115,7 +129,7 @@ def grid(tap: Tap, positions: int) -> dict[int, int]:
     Axes that are taken whole are left out.
     """
     sizes = tap.position_axes
-    allowed = max(1, positions // (tap.outer * tap.inner))
+    allowed = max(1, positions // tap.blocks)
     total = math.prod(sizes.values())
     if total <= allowed:
         return {}
@@ -154,7 +168,8 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
     Args:
         model: The model; it is not changed.
         taps: What to watch.
-        positions: Most positions taken of a sample, None for all of them.
+        positions: Most positions taken of a sample. None for all of them, summed in double
+            precision: sums of many thousand products in single precision are good to 1e-5 at best.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -204,7 +219,7 @@ class _Builder:
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
 
-    def node(self, operator: str, *inputs: str, **attributes: object) -> str:
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         name = f"{self.prefix}{len(self.nodes)}_{operator}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
@@ -220,13 +235,15 @@ class _Builder:
         return name
 
     def build(self, tap: Tap, positions: int | None) -> TapNames:
-        kind = TensorProto.DOUBLE if tap.double else TensorProto.FLOAT
+        double = positions is None or tap.kind == TensorProto.DOUBLE
+        kind = TensorProto.DOUBLE if double else TensorProto.FLOAT
         data = tap.tensor
         if positions is not None:
             data = self.thin(data, tap, grid(tap, positions))
         last = tap.inner == 1 and tap.axis == len(tap.shape) - 1
         data = self.channels_last(data, tap) if last else self.channels_first(data, tap)
-        data = self.node("Cast", data, to=kind)
+        if tap.kind != kind:
+            data = self.node("Cast", data, to=kind)
         shift = f"{self.prefix}shift"
         column = [1, tap.channels] if last else [tap.channels, 1]
         self.inputs.append(helper.make_tensor_value_info(shift, kind, column))
@@ -234,7 +251,7 @@ class _Builder:
         zero = (
             []
             if self.opset >= 11
-            else [self.constant(np.zeros(1, np.float64 if tap.double else np.float32))]
+            else [self.constant(np.zeros(1, np.float64 if double else np.float32))]
         )
         second = self.node("Gemm", data, data, *zero, **({"transA": 1} if last else {"transB": 1}))
         total = self.sum(data, 0 if last else 1)
@@ -268,7 +285,7 @@ class _Builder:
         On the CPU ONNX Runtime stores feature maps in blocks of channels. A pooling of single
         entries reads that; any other operator would have the whole map put in order first.
         """
-        if not tap.single or tap.axis != 1 or len(tap.shape) != 4:
+        if tap.kind != TensorProto.FLOAT or tap.axis != 1 or len(tap.shape) != 4:
             return data
         strides = [max(1, tap.shape[a] // taken.get(a, tap.shape[a]) // 2) for a in (2, 3)]
         if strides == [1, 1]:

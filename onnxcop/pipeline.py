@@ -106,7 +106,7 @@ def prune(
         stats_out: Where to write the statistics of the original.
         criterion: Name of a criterion or one of your own; "auto" is "cop" without data.
         allocate: "cop", "measured", or "auto": measured where there is data and no criterion was named.
-        recover: "none", "merge", "full" or "auto": full with data, merge on synthetic inputs without.
+        recover: "none", "merge", "full" or "auto"; without data, recovery works on made-up inputs.
         settings: How hard recovery tries.
         limits: What may not be cut.
         input_shapes: Concrete shapes for dynamic inputs.

@@ -153,4 +153,20 @@ def units_of(analysis: Analysis, plan: PruningPlan) -> IntArray:
         if (units < 0).any():
             raise PlanMismatchError(f"the plan removes indices of tensor {cut.tensor!r} that may not be removed")
         found.append(units)
-    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+    units = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+    _refuse_empty_axes(analysis, units)
+    return units
+
+
+def _refuse_empty_axes(analysis: Analysis, units: IntArray) -> None:
+    structure = analysis.structure
+    left = analysis.cost.kept_counts(units)[structure.limited_axes]
+    empty = structure.limited_axes[left < 1]
+    if len(empty):
+        name = next(
+            name
+            for name, label in structure.coupling.labels.items()
+            for atoms in label
+            if atoms is not None and structure.axis_id(atoms) == empty[0]
+        )
+        raise PlanMismatchError(f"the plan leaves nothing of tensor {name!r}; make it again")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -34,6 +36,25 @@ from onnxcop.working import Working
 log = logging.getLogger("onnxcop")
 
 Progress = Callable[[str, int, int], None]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def single_threaded(method: Callable[P, R]) -> Callable[P, R]:
+    """Run a method with one BLAS thread.
+
+    Its many small factorizations are faster so: threads that wait for one another cost more than they
+    bring, ten times as much on a machine that has other work to do. The engine's threads are its own.
+    """
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(limits=1, user_api="blas"):
+            return method(*args, **kwargs)
+
+    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +165,7 @@ class Recovery:
         subject = Subject.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
         return State(subject, limits)
 
+    @single_threaded
     def round(self, state: State, budget: Budget, limits: Limits, fallback: FloatArray, name: str) -> None:
         """Cut down to a budget and make up for it.
 
@@ -164,6 +186,7 @@ class Recovery:
         units = self._select(state, samples, ridges, budget, limits, fallback, report)
         self.recover_cut(units, samples, ridges, name)
 
+    @single_threaded
     def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
         """Cut chosen units, merge them into the others, and refine."""
         self.cut(units, samples, ridges)

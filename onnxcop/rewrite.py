@@ -223,7 +223,8 @@ class _Surgery:
                 continue
             if index is not None:
                 source = self.model.graph.node[index]
-                proto.doc_string = source.doc_string
+                if source.doc_string:
+                    proto.doc_string = source.doc_string
                 proto.metadata_props.extend(source.metadata_props)
                 _restore_attributes(proto, source)
             nodes.append(proto)
@@ -238,13 +239,15 @@ class _Surgery:
         used = {name for node in graph.node for name in _reads(node)} | {v.name for v in graph.output}
         before = {name for node in self.model.graph.node for name in _reads(node)}
         keepers = []
+        dropped = {t.name for t in graph.initializer if t.name in before and t.name not in used}
+        for index in reversed(range(len(graph.input))):
+            if graph.input[index].name in dropped:
+                del graph.input[index]
         for tensor in graph.initializer:
-            if tensor.name in before and tensor.name not in used:
+            if tensor.name in dropped:
                 continue
             if tensor.name in self.weights:
-                doc = tensor.doc_string
-                tensor.CopyFrom(new[tensor.name])
-                tensor.doc_string = doc
+                _refill(tensor, new[tensor.name])
             keepers.append(tensor)
         known = {tensor.name for tensor in keepers}
         keepers += [new[name] for name in new if name in self.added and name not in known]
@@ -296,6 +299,16 @@ def _light_copy(model: onnx.ModelProto) -> onnx.ModelProto:
         light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     light.graph.sparse_initializer.extend(model.graph.sparse_initializer)
     return light
+
+
+def _refill(tensor: onnx.TensorProto, new: onnx.TensorProto) -> None:
+    """Give a tensor new values, and nothing else that it did not have: files must not grow."""
+    doc = tensor.doc_string
+    tensor.CopyFrom(new)
+    tensor.ClearField("data_location")
+    tensor.ClearField("doc_string")
+    if doc:
+        tensor.doc_string = doc
 
 
 def _restore_attributes(proto: onnx.NodeProto, source: onnx.NodeProto) -> None:

@@ -64,19 +64,51 @@ def trace(
     best = _Walk(model, shapes, rules, preferred, policy).run()
     for _ in range(_ROUNDS):
         flips = _flips(best)
-        if not flips:
+        for trials in (flips, _upstream(best, flips)):
+            kept, candidate = _improved(model, shapes, rules, policy, preferred, trials, best)
+            if candidate is not best:
+                break
+        if candidate is best:
             break
-        trial = _Walk(model, shapes, rules, preferred | flips, policy).run()
-        before, after = _freed(best), _freed(trial)
-        kept = {node: option for node, option in flips.items() if after.get(node, 0) > before.get(node, 0)}
-        if not kept:
-            break
-        preferred |= kept
-        candidate = trial if kept == flips else _Walk(model, shapes, rules, preferred, policy).run()
-        if _prunable(candidate) < _prunable(best):
-            break
-        best = candidate
+        preferred, best = preferred | kept, candidate
     return best
+
+
+def _improved(
+    model: onnx.ModelProto, shapes: ShapeMap, rules: RuleTable, policy: str,
+    preferred: dict[int, int], flips: dict[int, int], best: Coupling,
+) -> tuple[dict[int, int], Coupling]:  # fmt: skip
+    """Try other options at some choice points; those that free more, and the coupling with them."""
+    if not flips:
+        return {}, best
+    trial = _Walk(model, shapes, rules, preferred | flips, policy).run()
+    before, after = _freed(best), _freed(trial)
+    kept = {node: option for node, option in flips.items() if after.get(node, 0) > before.get(node, 0)}
+    if not kept:
+        return {}, best
+    candidate = trial
+    if kept != flips:
+        candidate = _Walk(model, shapes, rules, preferred | kept, policy).run()
+    return (kept, candidate) if _prunable(candidate) >= _prunable(best) else ({}, best)
+
+
+def _upstream(coupling: Coupling, flips: dict[int, int]) -> dict[int, int]:
+    """Only the flips whose atoms do not come from another flip; {} where those are all.
+
+    A Reshape to groups and the one back from them are both frozen when the first takes the wrong
+    option; the second one's must then be kept.
+    """
+    result: dict[int, int] = {}
+    origin: dict[int, int] = {}  # by atom: how many atoms the first flipped choice that has it has
+    for choice in coupling.findings.choices:
+        atoms = np.unique(choice.atoms).tolist() if choice.node in flips else []
+        if any(origin.get(atom, 0) > len(atoms) for atom in atoms):
+            continue
+        for atom in atoms:
+            origin.setdefault(atom, len(atoms))
+        if atoms:
+            result[choice.node] = flips[choice.node]
+    return result if result != flips else {}
 
 
 def _flips(coupling: Coupling) -> dict[int, int]:

@@ -2,8 +2,8 @@
 
 Rounding turns the noise of the last bits into whole steps, and in a deep model into many of them.
 Two models that are equal but for that noise differ visibly once their activations are rounded, so
-before they are compared the pairs of QuantizeLinear and DequantizeLinear on activations are bypassed
-in both. Quantized weights stay as they are.
+before they are compared the pairs of QuantizeLinear and DequantizeLinear on activations are
+bypassed in both. Quantized weights stay as they are.
 """
 
 from __future__ import annotations

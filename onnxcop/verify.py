@@ -79,7 +79,9 @@ def verify(
     if len(exact_part):
         subject = pruned if not inexact.any() else apply(model, structure, exact_part)
         reference = masked(model, structure, exact_part)
-        worst, note = _compare(reference, subject, structure, exact_part, shapes, options, seed)
+        worst, note = _compare(
+            reference, subject, structure, exact_part, shapes=shapes, options=options, seed=seed
+        )
         notes += note
     return Verification(worst, len(exact_part), int(inexact.sum()), notes)
 
@@ -185,7 +187,7 @@ def _data_dependent(model: onnx.ModelProto, name: str, before: Any, after: Any) 
 
 
 def _compare(
-    reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray,
+    reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray, *,
     shapes: Mapping[str, Shape], options: EngineOptions, seed: int,
 ) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
     """Largest relative difference from the masked original on random inputs."""

@@ -1,0 +1,1 @@
+"""Proof of the operator rules: every rule against the real operator."""
