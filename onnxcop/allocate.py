@@ -172,9 +172,7 @@ def choose(
     return state.selection()
 
 
-def _step(
-    state: State, scores: FloatArray, candidates: BoolArray, limits: Limits
-) -> tuple[int, list[int]] | None:
+def _step(state: State, scores: FloatArray, candidates: BoolArray, limits: Limits) -> tuple[int, list[int]] | None:
     """The next units to remove, all of one group: one, or as many as the next multiple is away."""
     group_of = state.structure.group_of
     if limits.multiple_of == 1:

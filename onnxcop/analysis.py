@@ -19,8 +19,8 @@ from onnxcop.engine import EngineOptions, resolve_provider
 from onnxcop.groups import Structure
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.probe import settle_shapes, shapes_of
-from onnxcop.sharing import unshare
 from onnxcop.shapes import Shape
+from onnxcop.sharing import unshare
 
 
 @dataclass(frozen=True)

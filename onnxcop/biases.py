@@ -79,7 +79,7 @@ def following_bias(follower: onnx.NodeProto, tensor: str, stored: dict[str, onnx
     """The vector that an Add after a matrix product adds to its columns, if it is stored."""
     if follower.op_type != "Add":
         return None
-    other = [name for name in follower.input if name != tensor]
+    other: list[str] = [name for name in follower.input if name != tensor]
     if len(other) == 1 and other[0] in stored:
         dims = stored[other[0]].dims
         if len(dims) >= 1 and all(d == 1 for d in dims[:-1]):
@@ -110,9 +110,7 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
         if node.input and node.input[-1] in idle:
             del node.input[-1]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept_nodes]
-    tensors = [
-        onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name not in idle
-    ]
+    tensors = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name not in idle]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(tensors)

@@ -94,11 +94,7 @@ def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) 
 def _matching(model: onnx.ModelProto, structure: Structure, pattern: str) -> IntArray:
     """Units produced by the nodes, or standing on the tensors, whose names match a pattern."""
     coupling = structure.coupling
-    names = {
-        name
-        for name in (*coupling.shapes.infos, *coupling.labels)
-        if name and fnmatch.fnmatchcase(name, pattern)
-    }
+    names = {name for name in (*coupling.shapes.infos, *coupling.labels) if name and fnmatch.fnmatchcase(name, pattern)}
     nodes = {
         index for index, node in enumerate(model.graph.node) if node.name and fnmatch.fnmatchcase(node.name, pattern)
     }

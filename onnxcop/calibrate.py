@@ -147,10 +147,7 @@ def affordable_positions(taps: Sequence[Tap], budget: float) -> int:
     """
 
     def cost(positions: int) -> float:
-        return sum(
-            min(t.positions, max(positions, t.blocks)) * t.channels * (t.channels + _OVERHEAD)
-            for t in taps
-        )
+        return sum(min(t.positions, max(positions, t.blocks)) * t.channels * (t.channels + _OVERHEAD) for t in taps)
 
     low, high = FEWEST, max(FEWEST, *(tap.positions for tap in taps))
     while low < high:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxcop.cop import Cop
-from onnxcop.multiple import Multiple
 from onnxcop.criteria import Criterion, GeometricMedian, Norm, Random, Wanda
 from onnxcop.errors import BudgetError
+from onnxcop.multiple import Multiple
 
 CRITERIA: dict[str, Criterion] = {
     entry.name: entry

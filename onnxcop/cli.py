@@ -16,6 +16,7 @@ from onnxcop.cli_options import (
     analysis_arguments,
     budget_options,
     criterion_options,
+    criterion_to_show,
     data_arguments,
     data_options,
     default_output,
@@ -26,8 +27,10 @@ from onnxcop.cli_options import (
     output_options,
     plan_options,
     prune_arguments,
+    score_options,
     seed_option,
     shape_options,
+    statistics_arguments,
     stats_options,
     talk_options,
     verbose_option,
@@ -92,18 +95,35 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
 
 @app.command("inspect", cls=SectionCommand)
 @click.argument("model", type=_FILE)
+@score_options
+@criterion_options
 @shape_options
+@data_options
+@stats_options
 @engine_options
+@seed_option
 @verbose_option
 @_talking
 def inspect_command(model: Path, **values: Any) -> None:
-    """Show what can be pruned, what cannot and why."""
+    """Show what can be pruned, what cannot and why; with --scores, what every filter is worth."""
     from onnxcop.analysis import analyze
     from onnxcop.inspection import inspect
 
-    found = inspect(analyze(model, options=engine_from(values), **analysis_arguments(values)))
+    criterion = criterion_to_show(values)
+    analysis = analyze(model, options=engine_from(values), **analysis_arguments(values))
+    found = inspect(analysis)
+    if criterion is None:
+        scores = None
+    else:
+        from onnxcop.scores import score, statistics
+
+        with console.Progress(enabled=not values["quiet"]) as progress:
+            stats = statistics(analysis, progress=progress, **statistics_arguments(values))
+        scores = score(analysis, criterion, stats, values["seed"])
     if values["as_json"]:
-        console.show_json(found.to_dict())
+        console.show_json(found.to_dict() | ({} if scores is None else {"scores": scores.to_dict()}))
+    elif scores is not None:
+        console.show_scores(scores, found.model, verbose=values["verbose"])
     else:
         console.show_inspection(found, verbose=values["verbose"])
 
@@ -144,9 +164,7 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
 @click.option("--structure-only", is_flag=True, help="Accept weights that were trained since.")
 @engine_options
 @_talking
-def verify_command(
-    original: Path, pruned: Path, plan: Path, structure_only: bool, **values: Any
-) -> None:
+def verify_command(original: Path, pruned: Path, plan: Path, structure_only: bool, **values: Any) -> None:
     """Check that PRUNED is what a plan makes of ORIGINAL."""
     from onnxcop.plan import PruningPlan
     from onnxcop.recheck import recheck

@@ -38,9 +38,7 @@ _COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
 def _options(section: str, *entries: tuple[tuple[str, ...], dict[str, Any]]) -> Decorator[P, R]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         for names, settings in reversed(entries):
-            function = click.option(*names, cls=SectionOption, section=section, **settings)(
-                function
-            )
+            function = click.option(*names, cls=SectionOption, section=section, **settings)(function)
         return function
 
     return decorate
@@ -105,6 +103,10 @@ criterion_options: Decorator[Any, Any] = _options(
         help="Of correlations within a layer (cop).",
     ),
 )  # fmt: skip
+score_options: Decorator[Any, Any] = _options(
+    "Criterion (which filters go)",
+    _option("--scores", is_flag=True, help="Show the importance of every filter and its terms."),
+)
 method_options: Decorator[Any, Any] = _options(
     "Method",
     _option(
@@ -149,9 +151,7 @@ engine_options: Decorator[Any, Any] = _options(
 )  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",
-    _option(
-        "--seed", type=int, metavar="N", default=0, show_default=True, help="Of all that is drawn."
-    ),
+    _option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of all that is drawn."),
 )
 talk_options: Decorator[Any, Any] = _options(
     "Output",
@@ -255,6 +255,40 @@ def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
     return criterion_named(name, **parameters)
 
 
+def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
+    """The criterion whose scores `inspect` shows, None without `--scores`.
+
+    Raises:
+        click.UsageError: Options that say nothing without `--scores`, or data that nothing asks for.
+    """
+    from onnxcop.catalogue import criterion_named
+
+    names = ("criterion", "prefer", *_COP_PARAMETERS, "data", "stats", "stats_out")
+    given = [name for name in names if values[name] is not None]
+    if not values["scores"]:
+        if given:
+            raise click.UsageError(f"{_flags(given)} go with --scores")
+        return None
+    if values["stats_out"] is not None and values["data"] is None:
+        raise click.UsageError("--stats-out writes what was gathered from --data")
+    if values["stats"] is not None and values["data"] is not None:
+        raise click.UsageError("--stats and --data exclude each other")
+    found = criterion_from(values)
+    criterion = criterion_named("cop") if isinstance(found, str) else found
+    if not criterion.needs_stats and values["stats_out"] is None and {"data", "stats"} & {*given}:
+        raise click.UsageError(
+            f"criterion {criterion.name} looks at the weights alone; with {_flags({'data', 'stats'} & {*given})} "
+            "choose --criterion cop-activation, cop-multiple or wanda"
+        )
+    return criterion
+
+
+def statistics_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.scores.statistics`."""
+    given = {name: values[name] for name in ("stats", "stats_out", "seed")}
+    return {**given, **data_arguments(values), "options": engine_from(values)}
+
+
 def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of :func:`onnxcop.prune` that say what to calibrate on."""
     names = ("data", "samples", "batch_size")
@@ -264,9 +298,7 @@ def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 def preprocess_from(values: Mapping[str, Any]) -> Preprocess | None:
     """What is done to pictures: a named preprocessing with some of it changed; None to guess."""
     changes = {
-        name: values[name]
-        for name in ("mean", "std", "scale", "layout", "channels")
-        if values[name] is not None
+        name: values[name] for name in ("mean", "std", "scale", "layout", "channels") if values[name] is not None
     }
     if values["preprocess"] is None and not changes:
         return None

@@ -18,9 +18,7 @@ class Fraction(click.ParamType[float]):
     def __init__(self, *, zero: bool = False) -> None:
         self.zero = zero
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The fraction as a float."""
         text = str(value).strip()
         try:
@@ -45,9 +43,7 @@ class Size(click.ParamType[int]):
         if found is None:
             self.fail(f"{value!r} is no size; write 5MB, 5MiB or a number of bytes", param, ctx)
         number, prefix, binary = found.groups()
-        size = int(
-            float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
-        )
+        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
         if size < 1:
             self.fail(f"{value!r} is less than a byte; write 5MB, say", param, ctx)
         return size
@@ -77,9 +73,7 @@ class Positive(click.ParamType[float]):
 
     name = "number"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number."""
         try:
             number = float(value)
@@ -95,9 +89,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
     name = "numbers"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """The numbers."""
         try:
             return tuple(float(part) for part in str(value).split(","))
@@ -110,9 +102,7 @@ class Preference(click.ParamType[tuple[float, float]]):
 
     name = "preference"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, float]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
         """The weights (beta, gamma)."""
         from onnxcop.catalogue import PREFERENCES
 

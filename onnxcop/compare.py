@@ -124,11 +124,7 @@ def comparable_outputs(model: onnx.ModelProto) -> list[str]:
     names = []
     for value in model.graph.output:
         name = value.name
-        while (
-            name in makers
-            and makers[name].op_type in _SQUASHING
-            and makers[name].input[0] in makers
-        ):
+        while name in makers and makers[name].op_type in _SQUASHING and makers[name].input[0] in makers:
             name = makers[name].input[0]
         names.append(name)
     return list(dict.fromkeys(names))
@@ -145,11 +141,7 @@ def witnesses(
         name = node.output[0]
         if len(names) == _MOST_WITNESSES:
             break
-        if (
-            name in present
-            and coupling.shapes[name].elem_type in _FLOATS
-            and node.op_type in _LAYERS
-        ):
+        if name in present and coupling.shapes[name].elem_type in _FLOATS and node.op_type in _LAYERS:
             label = coupling.labels.get(name, ())
             names[name] = tuple(None if atoms is None else keep(atoms) for atoms in label)
     return names
@@ -175,11 +167,7 @@ def _exposing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 def relative_difference(expected: Any, found: Any) -> float | None:
     """max |expected - found| / max |expected|; None where `expected` holds no finite numbers."""
-    if (
-        not isinstance(expected, np.ndarray)
-        or expected.dtype.kind not in "fiub"
-        or expected.size == 0
-    ):
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.size == 0:
         return None
     if expected.shape != found.shape:
         return float("inf")

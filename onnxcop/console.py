@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from onnxcop.inspection import Inspection
     from onnxcop.pipeline import PruneResult
     from onnxcop.report import Report
+    from onnxcop.scores import Scores
 
 _MOST_NAMES = 4  # of the layers of a group
 _MOST_REASONS = 4  # so that the summary of a run fits one screen
+_MOST_SCORES = 20
 _PIPE_WIDTH = 100  # columns where the output is no terminal
 _PATIENCE = 1.0  # seconds a step may take before progress is shown
 
@@ -169,9 +171,7 @@ def verification_line(found: Any) -> str:
 def _group_table(report: Report) -> Table:
     table = _table("group", "width", "kept", "", title="dependency groups")
     for group in report.groups:
-        table.add_row(
-            group.name, str(group.width), str(group.kept), "" if group.exact else "inexact"
-        )
+        table.add_row(group.name, str(group.width), str(group.kept), "" if group.exact else "inexact")
     return table
 
 
@@ -207,6 +207,23 @@ def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
         console.print("nodes that could not be followed, so that what touches them is frozen:")
         for reason in found.declined:
             console.print(f"  {reason}")
+
+
+def show_scores(found: Scores, model: str, *, verbose: bool = False) -> None:
+    """Draw what filters are worth: the least important ones, or all."""
+    console, most = _console(), len(found.units) if verbose else _MOST_SCORES
+    settings = ", ".join(f"{name} {value}" for name, value in found.parameters.items())
+    console.print(f"{model} by {found.criterion}" + (f" ({settings})" if settings else ""))
+    if not found.units:
+        console.print("no filter may be removed; see onnxcop inspect without --scores")
+        return
+    rest = len(found.units) - most
+    title = "importance of filters, lowest first" + (f" (of {len(found.units)}; all with -v)" if rest > 0 else "")
+    table = _table("group", "filter", "importance", *found.terms, title=title)
+    for unit in found.units[:most]:
+        terms = (f"{value:.4g}" for value in unit.terms.values())
+        table.add_row(unit.group, str(unit.filter), f"{unit.importance:.5g}", *terms)
+    console.print(table)
 
 
 def _show_inexact(console: Console, found: Inspection) -> None:

@@ -6,6 +6,7 @@ Correlation-Based Filter-Level Pruning", IJCAI 2019 (arXiv 1906.10337).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +42,9 @@ class Cop:
         top_k: How many of the largest correlations count.
         normalization: "max", "l1" or "l2" of a layer's off-diagonal correlations.
         measure: "pearson", "cosine" or "inner" (product), for outgoing weights.
-        narrow_correction: Take off what unrelated vectors of N outputs correlate by chance, about
-            0.8/√N, so that a layer before a narrow one does not look redundant. The paper does not.
+        narrow_correction: Take off s_i what unrelated vectors of N outputs would reach by chance (see
+            :func:`chance_level`), so that a layer before a narrow one does not look redundant. The paper
+            does not.
     """
 
     name: str = "cop"
@@ -81,8 +83,8 @@ class Cop:
         weights = layer_weights(subject.weights, layer)
         if weights is None:
             return None
-        dead = ~weights.reshape(len(weights), -1).any(axis=1)
-        units = layer.units[: len(weights)]
+        dead = np.logical_not(weights.reshape(len(weights), -1).any(axis=1))
+        units, chance = layer.units[: len(weights)], 0.0
         if self.needs_stats:
             if subject.stats is None:
                 raise CalibrationError("criterion cop-activation needs calibration data; give --data")
@@ -94,8 +96,13 @@ class Cop:
         else:
             correlation = weight_correlation(weights, self.measure)
             if self.narrow_correction and self.measure != "inner":
-                correlation = remove_chance(correlation, weights.shape[1])
-        return Table.of(units, normalize(correlation, self.normalization), dead, self.top_k)
+                chance = self._chance(weights)
+        scale = normalizer(correlation, self.normalization)
+        return Table.of(units, correlation / scale, dead, self.top_k, chance / scale)
+
+    def _chance(self, weights: FloatArray) -> float:
+        channels, outputs, taps = weights.shape
+        return chance_level(outputs - (self.measure == "pearson"), taps, channels - 1, self.top_k)
 
 
 def weight_correlation(weights: FloatArray, measure: str = "pearson") -> FloatArray:
@@ -124,10 +131,32 @@ def weight_correlation(weights: FloatArray, measure: str = "pearson") -> FloatAr
     return total
 
 
-def remove_chance(correlation: FloatArray, outputs: int) -> FloatArray:
-    """Rescale |ρ| so that the expectation for unrelated vectors, √(2/πN), becomes zero."""
-    chance = min(np.sqrt(2.0 / (np.pi * max(outputs, 1))), 0.95)
-    return np.maximum(correlation - chance, 0.0) / (1.0 - chance)
+def chance_level(freedom: int, taps: int, others: int, top_k: int) -> float:
+    """What the largest correlations of a channel come to when it has nothing to do with any other.
+
+    |cos| of two random directions in d dimensions has the mean Γ(d/2) / (√π Γ((d+1)/2)), about 0.8/√d,
+    and its square follows Beta(1/2, (d-1)/2); the mean over taps is taken as the beta distribution with
+    the same mean and variance. Of these the `top_k` upper quantiles among `others` draws are averaged.
+
+    Args:
+        freedom: Dimensions d: the outputs, less one for Pearson's correlation.
+        taps: Kernel taps averaged over.
+        others: Number of channels to be correlated with.
+        top_k: How many of the largest count.
+    """
+    from scipy.special import betaincinv
+
+    if freedom < 1 or others < 1 or top_k < 1:
+        return 0.0
+    if freedom == 1:
+        return 1.0
+    upper = 1.0 - (np.arange(min(top_k, others)) + 0.5) / others
+    if taps == 1:
+        return float(np.sqrt(betaincinv(0.5, (freedom - 1) / 2, upper)).mean())
+    mean = math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2)) / math.sqrt(math.pi)
+    variance = (1.0 / freedom - mean**2) / taps
+    both = mean * (1.0 - mean) / variance - 1.0
+    return float(betaincinv(mean * both, (1.0 - mean) * both, upper).mean())
 
 
 def activation_correlation(covariance: FloatArray, groups: int = 1) -> tuple[FloatArray, np.ndarray[Any, Any]]:
@@ -143,13 +172,13 @@ def activation_correlation(covariance: FloatArray, groups: int = 1) -> tuple[Flo
     rho = np.where(live[:, None] & live[None, :], np.abs(covariance) / scale[:, None] / scale[None, :], 0.0)
     width = len(deviation) // groups
     blocks = [rho[g * width : (g + 1) * width, g * width : (g + 1) * width] for g in range(groups)]
-    result = np.mean(blocks, axis=0)
+    result = np.asarray(np.mean(blocks, axis=0))
     np.fill_diagonal(result, 0.0)
-    return result, ~live.reshape(groups, width).any(axis=0)
+    return result, np.logical_not(live.reshape(groups, width).any(axis=0))
 
 
-def normalize(correlation: FloatArray, how: str) -> FloatArray:
-    """Divide a layer's correlations by their largest, mean (l1) or root mean square (l2) off the diagonal."""
+def normalizer(correlation: FloatArray, how: str) -> float:
+    """A layer's largest correlation, or their mean (l1) or root mean square (l2), off the diagonal."""
     count = max(len(correlation) * (len(correlation) - 1), 1)
     if how == "max":
         scale = float(correlation.max(initial=0.0))
@@ -159,24 +188,30 @@ def normalize(correlation: FloatArray, how: str) -> FloatArray:
         scale = float(np.sqrt((correlation**2).sum() / count))
     else:
         raise ValueError(f"unknown normalization {how!r}")
-    return correlation / scale if scale > 0 else correlation
+    return scale if scale > 0 else 1.0
 
 
 @dataclass
 class Table:
-    """Normalized correlations of one layer's channels, and the evidence that is left of them."""
+    """Normalized correlations of one layer's channels, and the evidence that is left of them.
+
+    The evidence is the mean of a channel's largest correlations, less the `chance` of them.
+    """
 
     units: IntArray
     correlation: FloatArray
     dead: np.ndarray[Any, Any]
     top_k: int
+    chance: float
     evidence: FloatArray
     threshold: FloatArray
 
     @classmethod
-    def of(cls, units: IntArray, correlation: FloatArray, dead: np.ndarray[Any, Any], top_k: int) -> Table:
+    def of(
+        cls, units: IntArray, correlation: FloatArray, dead: np.ndarray[Any, Any], top_k: int, chance: float = 0.0
+    ) -> Table:
         """Rank the correlations of every channel."""
-        table = cls(units, correlation.copy(), dead, top_k, np.zeros(len(units)), np.zeros(len(units)))
+        table = cls(units, correlation.copy(), dead, top_k, chance, np.zeros(len(units)), np.zeros(len(units)))
         table._refresh(np.arange(len(units)))
         return table
 
@@ -185,7 +220,7 @@ class Table:
         if k < 1 or not len(rows):
             return
         top = np.partition(self.correlation[rows], -k, axis=1)[:, -k:]
-        self.evidence[rows] = top.mean(axis=1)
+        self.evidence[rows] = top.mean(axis=1) - self.chance
         self.threshold[rows] = top.min(axis=1)
 
     def remove(self, position: int) -> IntArray:

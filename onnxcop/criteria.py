@@ -77,8 +77,11 @@ class Criterion(Protocol):
         needs_stats: Whether it cannot work without calibration data.
     """
 
-    name: str
-    needs_stats: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_stats(self) -> bool: ...
 
     def rank(self, subject: Subject) -> Ranking:
         """Score the units of a model."""
@@ -194,7 +197,7 @@ class GeometricMedian:
         def distances(filters: FloatArray) -> FloatArray:
             squares = (filters**2).sum(axis=1)
             gram = squares[:, None] + squares[None, :] - 2 * filters @ filters.T
-            return np.sqrt(np.maximum(gram, 0)).sum(axis=1)
+            return np.asarray(np.sqrt(np.maximum(gram, 0)).sum(axis=1))
 
         return StaticRanking(_per_filter(subject, distances))
 

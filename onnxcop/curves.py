@@ -79,7 +79,7 @@ class Samples:
 
 def measure(
     working: Working, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
-    ridges: Mapping[int, float], requests: Mapping[int, int] | None = None,
+    ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
     known: Mapping[int, Curve] | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Curve]:  # fmt: skip
     """Measure one more point of the groups' curves on the network as it stands.

@@ -79,8 +79,7 @@ def open_source(
     unit = layout.size or 1
     if total < unit:
         raise CalibrationError(
-            f"{origin}: it holds {total} samples, but the model wants batches of {unit}; "
-            f"give at least {unit}"
+            f"{origin}: it holds {total} samples, but the model wants batches of {unit}; give at least {unit}"
             if total
             else f"{origin}: it holds no samples; give at least {unit}"
         )
@@ -113,10 +112,7 @@ def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, in
         store = ParcelStore([held], binder)
         return store, len(store), "arrays in memory"
     if isinstance(data, list | tuple):
-        parcels = [
-            HeldParcel(_feed(item, binder, f"item {place}"), f"item {place}")
-            for place, item in enumerate(data)
-        ]
+        parcels = [HeldParcel(_feed(item, binder, f"item {place}"), f"item {place}") for place, item in enumerate(data)]
         store = ParcelStore(parcels, binder)
         return store, len(store), f"a {type(data).__name__} of feeds"
     if isinstance(data, Iterable):
@@ -129,9 +125,7 @@ def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, in
     )
 
 
-def _streamed(
-    items: Iterator[Any], binder: Binder, samples: int, seed: int, origin: str
-) -> tuple[Store, int, str]:
+def _streamed(items: Iterator[Any], binder: Binder, samples: int, seed: int, origin: str) -> tuple[Store, int, str]:
     """Keeps `samples` of a stream, each with the same chance whatever the stream's length."""
     store, rng, seen = SpilledStore(), np.random.default_rng(seed), 0
     wanted = max(samples, binder.layout.size or 1)
@@ -159,9 +153,7 @@ def _feed(item: Any, binder: Binder, origin: str) -> dict[str, Array]:
     elif not isinstance(item, Mapping) and hasattr(item, "__array__"):
         item = {specs[0].name if len(specs) == 1 else "array": item}
     if not isinstance(item, Mapping):
-        raise CalibrationError(
-            f"{origin}: it is of type {type(item).__name__}; give a dict of arrays by input name"
-        )
+        raise CalibrationError(f"{origin}: it is of type {type(item).__name__}; give a dict of arrays by input name")
     try:
         return {str(key): np.asarray(value) for key, value in item.items()}
     except Exception as error:  # whatever a foreign tensor raises

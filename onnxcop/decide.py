@@ -168,9 +168,7 @@ def recover_units(
         recovery = _recovery(analysis, source, settings, options, progress)
         samples = recovery.statistics()
         recovery.recover_cut(removed, samples, choose_ridges(recovery.working, samples), "recovery")
-        return Decision(
-            removed, recovery.working.model, None, (), _described(source), recovery.measured_quality()
-        )
+        return Decision(removed, recovery.working.model, None, (), _described(source), recovery.measured_quality())
 
 
 def _by_measurement(request: Request, metric: Metric | None) -> Decision:
@@ -198,9 +196,7 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
     return Decision(removed, model, stats, (), _described(request.source), measured, metric)
 
 
-def _until(
-    request: Request, recovery: Recovery, state: Any, fallback: Any, metric: Metric | None
-) -> None:
+def _until(request: Request, recovery: Recovery, state: Any, fallback: Any, metric: Metric | None) -> None:
     """Cut as much as fits under a bound on the divergence or on the loss of the user's metric."""
     accept = _acceptance(request, recovery, metric)
     kept, step = 1.0, _STEP

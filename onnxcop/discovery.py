@@ -36,17 +36,14 @@ def store_from_path(path: Path, binder: Binder) -> Store:
         return ParcelStore([_parcel(path)], binder)
     if suffix == ".pb":
         raise CalibrationError(f"{path}: this is one tensor; give the folder that holds it")
-    raise CalibrationError(
-        f"{path}: data with the extension '{suffix}' are not known; give {_FORMS}"
-    )
+    raise CalibrationError(f"{path}: data with the extension '{suffix}' are not known; give {_FORMS}")
 
 
 def _store_from_folder(folder: Path, binder: Binder) -> Store:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     test_sets = sorted({path.parent for path in files if path.match("input_*.pb")})
     arrays = [path for path in files if path.suffix.lower() in (".npz", ".npy")]
@@ -118,9 +115,7 @@ def script_data(text: str) -> Iterator[Any]:
         raise
     except Exception as error:
         cause = " ".join(str(error).split())
-        raise CalibrationError(
-            f"{path}: {name}() failed with {type(error).__name__}: {cause}"
-        ) from error
+        raise CalibrationError(f"{path}: {name}() failed with {type(error).__name__}: {cause}") from error
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(path.parent.resolve()))

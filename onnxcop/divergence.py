@@ -75,7 +75,9 @@ class Reference:
         name, total, same, count = self.names[0], 0.0, 0, 0
         for mine, logs, theirs in zip(self.outputs, self._logs, outputs, strict=True):
             other = log_probabilities(theirs[name])
-            total += float((np.exp(logs) * (logs - other)).sum())
+            possible = ~np.isneginf(logs)  # a class that is ruled out adds nothing
+            gap = np.subtract(logs, other, out=np.zeros_like(logs), where=possible)
+            total += float((np.exp(logs) * gap).sum())
             same += int((mine[name].argmax(axis=1) == theirs[name].argmax(axis=1)).sum())
             count += len(logs)
         value = total / max(count, 1)

@@ -49,9 +49,7 @@ def _copy_field(target: Any, name: str, value: Any) -> None:
         setattr(target, name, value)
 
 
-def _copy_tensor(
-    source: onnx.TensorProto, target: onnx.TensorProto, file: io.BufferedIOBase
-) -> None:
+def _copy_tensor(source: onnx.TensorProto, target: onnx.TensorProto, file: io.BufferedIOBase) -> None:
     if not source.HasField("raw_data") or len(source.raw_data) < 1024:
         target.CopyFrom(source)  # small, or held in typed fields that other code reads as they are
         return

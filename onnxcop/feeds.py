@@ -89,21 +89,17 @@ class Binder:
                 free = {key: arrays[key] for key in arrays if key not in keys.values()}
                 keys[spec.name] = self._choose(spec, free, origin)
         views = {
-            spec.name: self._view(spec, arrays[keys[spec.name]], f"{origin}: '{keys[spec.name]}'")
-            for spec in specs
+            spec.name: self._view(spec, arrays[keys[spec.name]], f"{origin}: '{keys[spec.name]}'") for spec in specs
         }
         counts = {name: view.count for name, view in views.items() if not view.shared}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"'{name}' has {count}" for name, count in counts.items())
             raise CalibrationError(
-                f"{origin}: the inputs differ in their number of samples ({listed}); "
-                "give as many for each"
+                f"{origin}: the inputs differ in their number of samples ({listed}); give as many for each"
             )
         return Binding(keys, views, next(iter(counts.values()), 1))
 
-    def sample(
-        self, binding: Binding, arrays: Mapping[str, Array], index: int, origin: str
-    ) -> Feed:
+    def sample(self, binding: Binding, arrays: Mapping[str, Array], index: int, origin: str) -> Feed:
         """The `index`-th sample of bound arrays, in the dtypes of the inputs."""
         feed = {}
         for spec in self.layout.specs:
@@ -127,8 +123,7 @@ class Binder:
         held = ", ".join(f"'{key}' {_describe(array)}" for key, array in free.items()) or "nothing"
         problem = "several arrays fit" if found else "no array is for"
         raise CalibrationError(
-            f"{origin}: {problem} the model's input {spec}; it holds {held}; "
-            f"name the array '{spec.name}'"
+            f"{origin}: {problem} the model's input {spec}; it holds {held}; name the array '{spec.name}'"
         )
 
     def _view(self, spec: InputSpec, array: Array, label: str) -> View:
@@ -139,8 +134,7 @@ class Binder:
             if array.ndim == 4 and fits([array.shape[place] for place in (0, 3, 1, 2)], spec.shape):
                 expected += " (this looks channels-last: transpose it, or give uint8 pictures)"
             raise CalibrationError(
-                f"{label} {_describe(array)} does not fit the model's input {spec}; "
-                f"expected {expected}"
+                f"{label} {_describe(array)} does not fit the model's input {spec}; expected {expected}"
             )
         if not castable(array.dtype, spec.dtype):
             raise CalibrationError(
@@ -243,8 +237,7 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
         low, high = int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
             raise CalibrationError(
-                f"{origin}: values {low}..{high} do not fit the model's input {spec}; "
-                f"give {limits.min}..{limits.max}"
+                f"{origin}: values {low}..{high} do not fit the model's input {spec}; give {limits.min}..{limits.max}"
             )
     return np.array(array, dtype=spec.dtype, order="C", copy=True)
 

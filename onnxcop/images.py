@@ -62,9 +62,7 @@ class Preprocess:
             return PREPROCESSES[name.lower()]
         except KeyError:
             known = ", ".join(PREPROCESSES)
-            raise CalibrationError(
-                f"no preprocessing is called '{name}'; choose one of: {known}"
-            ) from None
+            raise CalibrationError(f"no preprocessing is called '{name}'; choose one of: {known}") from None
 
     def fitted(self, spec: InputSpec) -> Preprocess:
         """This preprocessing with what it leaves open taken from a model's input of rank 4.
@@ -91,18 +89,11 @@ class Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if channels == "gray" and len(values) > 1:
                 raise CalibrationError(
-                    f"{name} has {len(values)} numbers, but the model's input {spec} has one "
-                    "channel; give one number"
+                    f"{name} has {len(values)} numbers, but the model's input {spec} has one channel; give one number"
                 )
         size = self.size or _size_from(height, width)
-        if not all(
-            have == want
-            for have, want in zip(size, (height, width), strict=True)
-            if isinstance(want, int)
-        ):
-            raise CalibrationError(
-                f"pictures of {size[0]}×{size[1]} do not fit the model's input {spec}"
-            )
+        if not all(have == want for have, want in zip(size, (height, width), strict=True) if isinstance(want, int)):
+            raise CalibrationError(f"pictures of {size[0]}×{size[1]} do not fit the model's input {spec}")
         whole = replace(self, size=size, layout=layout, channels=channels)
         if spec.dtype.kind in "iu":
             whole = replace(whole, scale=1.0, mean=(), std=())
@@ -140,9 +131,7 @@ class Preprocess:
                     image.draft(None, (edge, edge))
                 return self._finished(self._placed(self._converted(image)))
         except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
-            raise CalibrationError(
-                f"{path}: this picture cannot be read ({error}); repair or remove it"
-            ) from error
+            raise CalibrationError(f"{path}: this picture cannot be read ({error}); repair or remove it") from error
 
     def from_pixels(self, pixels: Array) -> Array:
         """Prepares one picture of shape (H, W, C), uint8; returns the same as :meth:`from_file`."""
@@ -152,9 +141,7 @@ class Preprocess:
                 return self._finished(np.repeat(pixels, 3, axis=2))
             if pixels.shape[2] == (1 if gray else 3):
                 return self._finished(pixels)
-        image = _pillow().fromarray(
-            np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
-        )
+        image = _pillow().fromarray(np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels))
         return self._finished(self._placed(self._converted(image)))
 
     def _converted(self, image: Any) -> Any:
@@ -222,10 +209,8 @@ def guess_preprocess(spec: InputSpec) -> tuple[Preprocess, str]:
     Raises:
         CalibrationError: The input does not look like a picture.
     """
-    if spec.dtype.kind in "iu":
-        name = "none"
-    else:
-        name = "unit" if 1 in (spec.shape[1:2] + spec.shape[3:4]) else "imagenet"
+    scaled = "unit" if 1 in (spec.shape[1:2] + spec.shape[3:4]) else "imagenet"
+    name = "none" if spec.dtype.kind in "iu" else scaled
     fitted = PREPROCESSES[name].fitted(spec)
     return fitted, f"guessed preprocessing '{name}' for the input {spec}: {fitted}"
 

@@ -137,9 +137,7 @@ def grid(tap: Tap, positions: int) -> dict[int, int]:
     taken = {axis: max(1, int(size * scale)) for axis, size in sizes.items()}
     while math.prod(taken.values()) > allowed:  # an axis was too short to be thinned alike
         axis = max(taken, key=lambda a: taken[a])
-        taken[axis] = max(
-            1, min(taken[axis] - 1, taken[axis] * allowed // math.prod(taken.values()))
-        )
+        taken[axis] = max(1, min(taken[axis] - 1, taken[axis] * allowed // math.prod(taken.values())))
     axis = min(taken, key=lambda a: taken[a] / sizes[a])
     while math.prod(taken.values()) // taken[axis] * (taken[axis] + 1) <= allowed:
         taken[axis] += 1
@@ -187,8 +185,7 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
         graph.initializer.extend(builder.constants)
         if copy.ir_version < 4:  # every initializer is an input there
             graph.input.extend(
-                helper.make_tensor_value_info(c.name, c.data_type, list(c.dims))
-                for c in builder.constants
+                helper.make_tensor_value_info(c.name, c.data_type, list(c.dims)) for c in builder.constants
             )
         graph.input.extend(builder.inputs)
         graph.output.extend(builder.outputs)
@@ -248,11 +245,7 @@ class _Builder:
         column = [1, tap.channels] if last else [tap.channels, 1]
         self.inputs.append(helper.make_tensor_value_info(shift, kind, column))
         data = self.node("Sub", data, shift)
-        zero = (
-            []
-            if self.opset >= 11
-            else [self.constant(np.zeros(1, np.float64 if double else np.float32))]
-        )
+        zero = [] if self.opset >= 11 else [self.constant(np.zeros(1, np.float64 if double else np.float32))]
         second = self.node("Gemm", data, data, *zero, **({"transA": 1} if last else {"transB": 1}))
         total = self.sum(data, 0 if last else 1)
         return TapNames(

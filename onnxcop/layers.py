@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
-from onnxcop.ops.context import Contraction, Kernel
+from onnxcop.ops.findings import Contraction, Kernel
 from onnxcop.rewrite import constant_tensors
 from onnxcop.shapes import Array, evaluate
 

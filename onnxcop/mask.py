@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
-from onnxcop.ops.context import Contraction, Operand
+from onnxcop.ops.findings import Contraction, Operand
 from onnxcop.rewrite import constant_tensors
 from onnxcop.shapes import Array, TensorInfo
 
@@ -41,7 +41,11 @@ def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> o
         if name in stored:
             key = (contraction.node, operand.input)
             values = cut.get(key)
-            values = numpy_helper.to_array(stored[model.graph.node[key[0]].input[key[1]]]).copy() if values is None else values
+            values = (
+                numpy_helper.to_array(stored[model.graph.node[key[0]].input[key[1]]]).copy()
+                if values is None
+                else values
+            )
             values[(slice(None),) * operand.axis + (dead,)] = _zero(contraction, node, stored)
             cut[key] = values
         else:

@@ -70,9 +70,7 @@ def _lacking(state: State, budget: Budget) -> FloatArray:
     return weight
 
 
-def _best_jump(
-    state: State, curve: Curve, taken: int, weight: FloatArray, limits: Limits
-) -> tuple[float, int] | None:
+def _best_jump(state: State, curve: Curve, taken: int, weight: FloatArray, limits: Limits) -> tuple[float, int] | None:
     """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
     part = max(1, len(curve.order) // _PARTS)
     best: tuple[float, int] | None = None

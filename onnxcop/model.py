@@ -140,9 +140,7 @@ def save(model: onnx.ModelProto, path: Path, *, external_data: bool | None = Non
         stage(files, model, path, external_data=external_data)
 
 
-def stage(
-    files: Writing, model: onnx.ModelProto, path: Path, *, external_data: bool | None = None
-) -> None:
+def stage(files: Writing, model: onnx.ModelProto, path: Path, *, external_data: bool | None = None) -> None:
     """Add a model to files that are written together; see :func:`save`."""
     large = model.ByteSize() > LARGEST_SINGLE_FILE
     if large and external_data is False:

@@ -102,4 +102,3 @@ class MultipleRanking:
         for number, channel in self._where.get(unit, ()):
             self.surgeries[number].remove(np.array([channel], dtype=np.int64))
             self._costs[number] = self.surgeries[number].costs()
-

@@ -163,18 +163,20 @@ def rows_of(
     total = int(np.prod(space))
     samples = len(data)
     taken = min(count, total)
-    flat = rng.permuted(np.tile(np.arange(total), (samples, 1)), axis=1)[:, :taken] if taken < total else np.tile(
-        np.arange(total), (samples, 1)
+    flat = (
+        rng.permuted(np.tile(np.arange(total), (samples, 1)), axis=1)[:, :taken]
+        if taken < total
+        else np.tile(np.arange(total), (samples, 1))
     )
     positions = np.unravel_index(flat, space)
     batch = np.arange(samples)[:, None]
     taps = []
     for offset in product(*(range(k) for k in node.kernel)):
-        place = tuple(
-            positions[i] * node.strides[i] + offset[i] * node.dilations[i] for i in range(rank)
-        )
-        taps.append(padded[(batch, slice(None), *place)])  # [samples, taken, channels]
+        place = (positions[i] * node.strides[i] + offset[i] * node.dilations[i] for i in range(rank))
+        taken_at: tuple[Any, ...] = (batch, slice(None), *place)
+        taps.append(padded[taken_at])  # [samples, taken, channels]
     stacked = np.stack(taps, axis=-1).astype(np.float64)  # [samples, taken, channels, taps]
     rows = stacked.reshape(samples * taken, node.groups, -1)
-    outputs = wanted[(batch, slice(None), *positions)].astype(np.float64)
+    made_at: tuple[Any, ...] = (batch, slice(None), *positions)
+    outputs = wanted[made_at].astype(np.float64)
     return rows, outputs.reshape(samples * taken, node.groups, -1)

@@ -88,8 +88,7 @@ class PruningPlan:
             )
         try:
             cuts = tuple(
-                Cut(str(c["tensor"]), int(c["axis"]), tuple(int(i) for i in c["indices"]))
-                for c in document["removed"]
+                Cut(str(c["tensor"]), int(c["axis"]), tuple(int(i) for i in c["indices"])) for c in document["removed"]
             )
             shapes = {name: tuple(map(int, s)) for name, s in document.get("input_shapes", {}).items()}
             return cls(

@@ -82,8 +82,7 @@ def resolve_provider(name: str) -> list[str]:
     problem = _probe(provider)
     if problem is not None:
         raise EngineError(
-            f"provider '{name}' does not start: {problem}; check its driver and libraries, "
-            "or use the provider 'cpu'"
+            f"provider '{name}' does not start: {problem}; check its driver and libraries, or use the provider 'cpu'"
         )
     return [provider, *([CUDA] if provider.startswith("Tensorrt") else []), CPU]
 
@@ -126,9 +125,7 @@ def create_session(
         what = f"ONNX Runtime could not load {source if isinstance(source, str) else 'the model'}"
         raise engine_error(what, error) from error
     if session.get_providers()[:1] != names[:1]:
-        raise EngineError(
-            f"ONNX Runtime could not start {names[0]}: no such device, or its libraries are missing"
-        )
+        raise EngineError(f"ONNX Runtime could not start {names[0]}: no such device, or its libraries are missing")
     return session
 
 
@@ -177,8 +174,7 @@ def _onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise EngineError(
-            f"ONNX Runtime cannot be imported ({_one_line(error)}); "
-            "install the package onnxruntime or onnxruntime-gpu"
+            f"ONNX Runtime cannot be imported ({_one_line(error)}); install the package onnxruntime or onnxruntime-gpu"
         ) from error
     return onnxruntime
 
@@ -204,7 +200,5 @@ def engine_error(what: str, error: BaseException) -> EngineError:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", "", text)
-    text = re.sub(
-        r"(^| )/\S+\.(?:cc|cu|h):\d+ .*?\)( \[ONNXRuntimeError\] : \d+ : \w+ : )? ", r"\1", text
-    )
+    text = re.sub(r"(^| )/\S+\.(?:cc|cu|h):\d+ .*?\)( \[ONNXRuntimeError\] : \d+ : \w+ : )? ", r"\1", text)
     return text if len(text) <= 400 else text[:397] + "..."

@@ -67,7 +67,7 @@ def recheck(
     pruned: onnx.ModelProto | str | Path,
     plan: PruningPlan,
     *,
-    options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+    options: EngineOptions = EngineOptions(),
     structure_only: bool = False,
 ) -> Recheck:
     """Check that a model is what a plan makes of the original.
@@ -83,9 +83,7 @@ def recheck(
         PlanMismatchError: The plan belongs to another original.
         VerificationError: The pruned model is not what the plan makes.
     """
-    analysis = analyze(
-        original, input_shapes=plan.input_shapes, policy=plan.policy, options=options
-    )
+    analysis = analyze(original, input_shapes=plan.input_shapes, policy=plan.policy, options=options)
     removed = np.sort(units_of(analysis, plan))
     given = models.load(pruned)
     name = "the pruned model" if isinstance(pruned, onnx.ModelProto) else str(pruned)
@@ -93,9 +91,7 @@ def recheck(
     reshare(expected, analysis.copies)
     recovered = plan.settings.get("recover") not in (None, "none")
     tensors, changed = _compare_tensors(expected, given, name)
-    same_nodes = [_signature(node) for node in given.graph.node] == [
-        _signature(node) for node in expected.graph.node
-    ]
+    same_nodes = [_signature(node) for node in given.graph.node] == [_signature(node) for node in expected.graph.node]
     if not changed and same_nodes:
         found = verify(analysis.model, given, analysis.structure, removed, options)
         return Recheck(len(removed), tensors, (), found, found.notes)
@@ -111,9 +107,7 @@ def recheck(
     return Recheck(len(removed), tensors, tuple(changed), None, notes)
 
 
-def _compare_tensors(
-    expected: onnx.ModelProto, given: onnx.ModelProto, name: str
-) -> tuple[int, list[str]]:
+def _compare_tensors(expected: onnx.ModelProto, given: onnx.ModelProto, name: str) -> tuple[int, list[str]]:
     """Check the shapes and types of all stored tensors; the number and those of other values.
 
     Raises:
@@ -127,9 +121,7 @@ def _compare_tensors(
         if found is None:
             raise VerificationError(f"{name} has no tensor {key!r}, which the plan keeps")
         if (found.data_type, list(found.dims)) != (want.data_type, list(want.dims)):
-            raise VerificationError(
-                f"{name}: tensor {key!r} is {_kind(found)}, the plan makes it {_kind(want)}"
-            )
+            raise VerificationError(f"{name}: tensor {key!r} is {_kind(found)}, the plan makes it {_kind(want)}")
         one, two = numpy_helper.to_array(found), numpy_helper.to_array(want)
         if one.tobytes() != two.tobytes():
             changed.append(key)

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxcop.allocate import State
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.atoms import BoolArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.criteria import Subject
@@ -25,11 +25,11 @@ from onnxcop.curves import GROWTH, Curve, Samples, alive_channels, choose_ridges
 from onnxcop.data import CalibrationData
 from onnxcop.divergence import Divergence, Reference
 from onnxcop.engine import EngineOptions
-from onnxcop.layers import FloatArray
+from onnxcop.layers import FloatArray, Layer
 from onnxcop.measured import spend
 from onnxcop.refine import Refiner, RefineSet
 from onnxcop.segments import Feed, Rolling
-from onnxcop.stats import CalibrationStats
+from onnxcop.stats import CalibrationStats, Moments
 from onnxcop.surgeon import compensated, deleted
 from onnxcop.working import Working
 
@@ -139,7 +139,11 @@ class Recovery:
         for layer in working.layers:
             now = alive_channels(working, layer)
             gone = np.flatnonzero(before[layer.node] & ~now)
-            if not len(gone) or not working.is_open(layer):
+            if not len(gone):
+                continue
+            if layer.groups > 1 and merge_groups(working, layer, samples.fit, ridges.get(layer.node, 1e-2), now, gone):
+                done.add(layer.node)
+            if not working.is_open(layer):
                 continue
             moments = samples.fit.moments(layer)
             weights, keep = working.weights(layer), np.flatnonzero(now)
@@ -223,8 +227,9 @@ class Recovery:
             if not further:
                 break
             curves = measure(
-                self.working, samples, limits, fallback, self.options, ridges, further, curves, progress=progress
-            )
+                self.working, samples, limits, fallback, self.options, ridges, requests=further, known=curves,
+                progress=progress,
+            )  # fmt: skip
         return spend(state, list(curves.values()), budget, limits)
 
     def _unmeasured(self, curves: Mapping[int, Curve], units: IntArray) -> dict[int, int]:
@@ -239,8 +244,39 @@ class Recovery:
         return requests
 
 
+def merge_groups(
+    working: Working, layer: Layer, fit: CalibrationStats, ridge: float, alive: BoolArray, gone: IntArray
+) -> bool:
+    """Merge stripes of a grouped convolution, every group for itself; whether that was possible."""
+    moments, kernel = fit.moments(layer), layer.kernel
+    name = working.weight_name(layer.node, kernel.input)
+    if moments is None or name is None or kernel.kind != "conv" or kernel.zero is not None:
+        return False
+    values = working.read(name)
+    groups, width = layer.groups, layer.channels // layer.groups
+    split = values.astype(np.float64).reshape(groups, values.shape[0] // groups, width, -1)
+    bias_change = np.zeros(split.shape[:2])
+    lost_mask = np.zeros(layer.channels, dtype=np.bool_)
+    lost_mask[gone] = True
+    for group in range(groups):
+        own = slice(group * width, (group + 1) * width)
+        keep, dead = np.flatnonzero(alive[own]), np.flatnonzero(lost_mask[own])
+        if not len(keep) or not len(dead):
+            continue
+        part = Moments(moments.count, moments.mean[own], moments.scatter[own, own])
+        new, lost = compensated(split[group].transpose(1, 0, 2), part, ridge, keep, dead)
+        split[group], bias_change[group] = new.transpose(1, 0, 2), lost
+    working.write(name, split.reshape(values.shape))
+    bias = working.bias_name(layer.node, "conv", kernel.bias)
+    if bias is not None:
+        old = working.read(bias)
+        working.write(bias, old.astype(np.float64) + bias_change.reshape(old.shape))
+    return True
+
+
 def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
     """Intermediate budgets: the same share of what is left goes in every round."""
+
     def at(bound: float | None, step: int) -> float | None:
         return None if bound is None else float(bound ** (step / rounds))
 

@@ -10,7 +10,7 @@ brings the network's own output nearer to the original's on samples it was not f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,15 +108,13 @@ class Refiner:
         split = len(self.samples.fit)
         fit_a, fit_b = np.concatenate(inputs[:split]), np.concatenate(outputs[:split])
         hold_a, hold_b = np.concatenate(inputs[split:]), np.concatenate(outputs[split:])
-        found = solve(node, self.working, fit_a, fit_b, hold_a, hold_b)
-        if found is None:
-            return False
         saved = self._save(node)
-        node.write(self.working, *found)
-        value = self.samples.reference.compare(self._judge.finish()).value
-        if value < self._best:
-            self._best = value
-            return True
+        for weights, bias in candidates(node, self.working, (fit_a, fit_b), (hold_a, hold_b)):
+            node.write(self.working, weights, bias)
+            value = self.samples.reference.compare(self._judge.finish()).value
+            if value < self._best:
+                self._best = value
+                return True
         for name, tensor in saved.items():
             self.working.cutter.stored[name].CopyFrom(tensor)
         return False
@@ -151,27 +149,53 @@ def shortcut_of(working: Working, node: LinearNode, index: int) -> str | None:
     return other if made < index and other in working.cutter.crossing(index) else None
 
 
-def solve(
-    node: LinearNode, working: Working, fit_a: FloatArray, fit_b: FloatArray, hold_a: FloatArray, hold_b: FloatArray
-) -> tuple[FloatArray, FloatArray | None] | None:
+Rows = tuple[FloatArray, FloatArray]
+Fit = tuple[FloatArray, FloatArray | None]
+
+
+def candidates(node: LinearNode, working: Working, fit: Rows, hold: Rows) -> Iterator[Fit]:
+    """Better weights for a layer, the boldest first: least squares, half of its step, matched moments."""
+    weights, bias = node.read(working)
+    found = solve(node, working, fit, hold)
+    if found is not None:
+        change, shift = found
+        for share in (1.0, 0.5):
+            yield weights + share * change, None if bias is None else bias + share * shift
+    if bias is not None:
+        yield matched_moments(weights, bias, fit)
+
+
+def matched_moments(weights: FloatArray, bias: FloatArray, fit: Rows) -> tuple[FloatArray, FloatArray]:
+    """Scale and shift every output so that its mean and deviation are the wanted ones.
+
+    The re-estimation of normalization statistics, folded into the weights; as REPAIR (Jordan et al. 2023).
+    """
+    inputs, wanted = _by_group(fit[0]), _by_group(fit[1])
+    found = inputs @ weights + bias[:, None, :]
+    deviation = found.std(axis=1)
+    scale = np.where(deviation > 1e-9, wanted.std(axis=1) / np.maximum(deviation, 1e-9), 1.0)
+    scale = np.clip(scale, 0.5, 2.0)
+    return weights * scale[:, None, :], wanted.mean(axis=1) - scale * (found - bias[:, None, :]).mean(axis=1)
+
+
+def solve(node: LinearNode, working: Working, fit: Rows, hold: Rows) -> tuple[FloatArray, FloatArray] | None:
     """Ridge regression of the change of weights, per group, with λ chosen on held-out rows.
 
     Args:
         node: The layer.
         working: Its network.
-        fit_a: float64 [rows, groups, features], inputs.
-        fit_b: float64 [rows, groups, outputs], wanted outputs.
-        hold_a: The same, to choose λ on.
-        hold_b: The same.
+        fit: Inputs [rows, groups, features] and wanted outputs [rows, groups, outputs].
+        hold: The same of other samples, to choose λ on.
 
     Returns:
-        New weights [groups, features, outputs] and bias [groups, outputs], or None if nothing helps.
+        The change of the weights [groups, features, outputs] and of the bias [groups, outputs], or None
+        if none of them comes nearer on the held-out rows.
     """
     weights, bias = node.read(working)
     alive = node.alive_features(working)
     live_out = node.alive_outputs(working)
-    fit_a, hold_a = _by_group(fit_a), _by_group(hold_a)
-    residual, hold_residual = _by_group(fit_b) - fit_a @ weights, _by_group(hold_b) - hold_a @ weights
+    fit_a, hold_a = _by_group(fit[0]), _by_group(hold[0])
+    residual, hold_residual = _by_group(fit[1]) - fit_a @ weights, _by_group(hold[1]) - hold_a @ weights
     if bias is not None:
         residual -= bias[:, None, :]
         hold_residual -= bias[:, None, :]
@@ -197,8 +221,7 @@ def solve(
         best = (error, change, shift)
     if best is None or best[0] >= before:
         return None
-    _, change, shift = best
-    return weights + change, None if bias is None else bias + shift
+    return best[1], best[2]
 
 
 def _positive_solve(matrices: FloatArray, right: FloatArray) -> FloatArray:

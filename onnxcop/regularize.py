@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from onnxcop.atoms import IntArray
 from onnxcop.criteria import Subject
@@ -74,8 +75,12 @@ class Regularizer:
 
     @classmethod
     def of(cls, subject: Subject) -> Regularizer:
-        """Pair every consumer of a group with the nearest layer before it that produces the group."""
-        structure = subject.structure
+        """Pair every consumer of a group with the nearest layer before it that produces the group.
+
+        The nearest is the one with the longest way from the inputs: of a block's last convolution and
+        the projection beside it, the former, in whichever order the file has them.
+        """
+        structure, depth = subject.structure, _depths(subject.model)
         sizes = _sizes(subject)
         between = {
             c.node for c in structure.coupling.findings.contractions
@@ -87,7 +92,7 @@ class Regularizer:
             makers = [n for n in group.producers if n in sizes and n not in between]
             numbers = set()
             for consumer in (n for n in group.consumers if n in sizes):
-                maker = max((n for n in makers if n < consumer), default=None)
+                maker = max((n for n in makers if n < consumer), key=depth.__getitem__, default=None)
                 start = -1 if maker is None else maker
                 inner = [n for n in group.producers if n in between and start < n < consumer and n in sizes]
                 pair = (*([] if maker is None else [maker]), *inner, consumer)
@@ -118,6 +123,17 @@ class Regularizer:
             per_group = self._averaging @ relative + self._alone
             result.append(per_group[self.group_of])
         return result[0], result[1]
+
+
+def _depths(model: onnx.ModelProto) -> list[int]:
+    """Number of nodes on the longest way from the inputs to every node."""
+    reached: dict[str, int] = {}
+    depths = []
+    for node in model.graph.node:
+        depth = 1 + max((reached.get(name, 0) for name in node.input), default=0)
+        reached |= dict.fromkeys(node.output, depth)
+        depths.append(depth)
+    return depths
 
 
 def _sizes(subject: Subject) -> dict[int, Sizes]:

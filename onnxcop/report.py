@@ -109,9 +109,7 @@ def totals(model: onnx.ModelProto, macs: float) -> Totals:
 def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:
     """Widths of all groups before and after."""
     structure = analysis.structure
-    filters = produced_filter_counts(
-        Subject.of(analysis.model, structure, analysis.cost, None)
-    ).astype(np.int64)
+    filters = produced_filter_counts(Subject.of(analysis.model, structure, analysis.cost, None)).astype(np.int64)
     cut = np.bincount(structure.group_of[removed], minlength=len(structure.groups)) if len(removed) else None
     result = []
     for group in structure.groups:
@@ -121,9 +119,13 @@ def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, .
         )
         result.append(
             GroupReport(
-                group_name(analysis, group.index), layers, group.width, group.width - gone, group.exact,
+                group_name(analysis, group.index),
+                layers,
+                group.width,
+                group.width - gone,
+                group.exact,
                 int(filters[group.units[0]]),
-            )  # fmt: skip
+            )
         )
     return tuple(result)
 

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from onnxcop.atoms import IntArray
 from onnxcop.errors import InternalError, ModelError
 from onnxcop.groups import Structure
-from onnxcop.ops.context import AxesEdit, Edit, SplitEdit
+from onnxcop.ops.findings import AxesEdit, Edit, SplitEdit
 from onnxcop.shapes import Array, has_dynamic_dims
 from onnxcop.values import Keep, Mend, attribute_values, keeper, mends, pruned_shape, slice_label
 
@@ -64,9 +64,7 @@ def constant_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 class _Surgery:
     """One application of a selection; `touched` counts original nodes that change."""
 
-    def __init__(
-        self, model: onnx.ModelProto, structure: Structure, keep: Keep, weights: Mapping[str, Array]
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, structure: Structure, keep: Keep, weights: Mapping[str, Array]) -> None:
         import onnx_graphsurgeon as gs
 
         self.gs = gs

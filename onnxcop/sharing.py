@@ -82,4 +82,4 @@ def _content(tensor: onnx.TensorProto) -> bytes:
     nameless = onnx.TensorProto()
     nameless.CopyFrom(tensor)
     nameless.ClearField("name")
-    return nameless.SerializeToString(deterministic=True)
+    return bytes(nameless.SerializeToString(deterministic=True))

@@ -136,19 +136,14 @@ class TestSetParcel:
         self._specs = specs
 
     def outline(self) -> Mapping[str, Array]:
-        return {
-            key: np.broadcast_to(np.empty((), array.dtype), array.shape)
-            for key, array in self._arrays().items()
-        }
+        return {key: np.broadcast_to(np.empty((), array.dtype), array.shape) for key, array in self._arrays().items()}
 
     def load(self, keys: Iterable[str]) -> Mapping[str, Array]:
         arrays = self._arrays()
         return {key: arrays[key] for key in keys}
 
     def _arrays(self) -> dict[str, Array]:
-        paths = sorted(
-            self._folder.glob("input_*.pb"), key=lambda path: (len(path.stem), path.stem)
-        )
+        paths = sorted(self._folder.glob("input_*.pb"), key=lambda path: (len(path.stem), path.stem))
         tensors = [_tensor_from_pb(path) for path in paths]
         names = [spec.name for spec in self._specs]
         if {name for name, _ in tensors} >= set(names):
@@ -271,11 +266,7 @@ class _Header:
 def _header(file: Any) -> _Header:
     """Reads the header of a .npy stream, leaving the stream at the first value."""
     version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     header = _Header(*read(file))
     if header.dtype.hasobject:
         raise ValueError("it holds Python objects")

@@ -70,9 +70,7 @@ def fits(shape: Sequence[int], dims: Sequence[int | str | None]) -> bool:
     )
 
 
-def with_shapes(
-    inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence[int]] | None
-) -> tuple[InputSpec, ...]:
+def with_shapes(inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence[int]] | None) -> tuple[InputSpec, ...]:
     """The inputs with the dynamic sizes that `input_shapes` gives.
 
     A leading 1 for a dynamic leading axis leaves the number of samples in a batch free; any other
@@ -98,9 +96,7 @@ def with_shapes(
         result.append(replace(spec, shape=spec.shape[:1] + sizes[1:] if free else sizes))
     if asked:
         known = ", ".join(spec.name for spec in inputs)
-        raise CalibrationError(
-            f"input shape given for '{next(iter(asked))}', but the model's inputs are: {known}"
-        )
+        raise CalibrationError(f"input shape given for '{next(iter(asked))}', but the model's inputs are: {known}")
     return tuple(result)
 
 

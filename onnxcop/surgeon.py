@@ -127,9 +127,7 @@ def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray
     return result, np.zeros(weights.shape[1])
 
 
-def held_out_error(
-    weights: FloatArray, merged: FloatArray, held: Moments
-) -> float:
+def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> float:
     """Variance of a layer's output error on other samples, relative to the output's."""
     change = (weights - merged).reshape(len(weights), -1)
     flat = weights.reshape(len(weights), -1)

@@ -18,7 +18,7 @@ import onnx
 from onnxcop.atoms import AtomPool, Classes, IntArray, Reason
 from onnxcop.errors import InternalError
 from onnxcop.ops import DEFAULT_RULES, Decline, Label, Op, RuleTable
-from onnxcop.ops.context import Findings
+from onnxcop.ops.findings import Findings
 from onnxcop.shapes import ShapeMap, TensorInfo
 
 _ROUNDS = 3
@@ -228,8 +228,10 @@ class _Walk:
         if label is None or all(atoms is None for atoms in label):
             return
         shape = info.shape
-        if shape is None or len(shape) != len(label) or any(
-            atoms is not None and len(atoms) != size for atoms, size in zip(label, shape, strict=True)
+        if (
+            shape is None
+            or len(shape) != len(label)
+            or any(atoms is not None and len(atoms) != size for atoms, size in zip(label, shape, strict=True))
         ):
             for atoms in label:
                 if atoms is not None:
@@ -258,16 +260,14 @@ class _Walk:
         reached = np.unique(np.concatenate(places)) if places else np.empty(0, np.int64)
         for atoms in loose:
             if not np.isin(atoms, reached).all():
-                raise InternalError(
-                    f"the rule for {op.node.op_type} lost a live axis of {len(atoms)} at {op.where}"
-                )
+                raise InternalError(f"the rule for {op.node.op_type} lost a live axis of {len(atoms)} at {op.where}")
 
 
 def captured(node: onnx.NodeProto) -> set[str]:
     """Names of outer tensors that the graphs held by a node read."""
     names: set[str] = set()
     for attribute in node.attribute:
-        for graph in ([attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs):
+        for graph in [attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs:
             own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
             for inner in graph.node:
                 names |= ({name for name in inner.input if name} | captured(inner)) - own

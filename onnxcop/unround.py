@@ -99,9 +99,7 @@ class _Flow:
             for node in self.readers[name]:
                 if node.op_type == "DequantizeLinear" and name not in node.input[1:]:
                     continue
-                if node.op_type not in _MOVING or (
-                    len(node.output) != 1 and node.op_type != "Split"
-                ):
+                if node.op_type not in _MOVING or (len(node.output) != 1 and node.op_type != "Split"):
                     return None
                 if name in node.input[1:] and node.op_type != "Concat":
                     return None

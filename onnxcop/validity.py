@@ -40,9 +40,7 @@ def check(model: onnx.ModelProto, where: str) -> None:
     made = _names(model.graph) | {name for node in model.graph.node for name in node.output}
     for value in model.graph.output:
         if value.name not in made:
-            raise ModelError(
-                f"{where}: nothing makes the graph output {value.name!r}; export it again"
-            )
+            raise ModelError(f"{where}: nothing makes the graph output {value.name!r}; export it again")
     for tensor in tensors(model.graph):
         _check_values(tensor, where)
 
@@ -109,10 +107,7 @@ def _check_names(graph: onnx.GraphProto, outer: list[set[str]], where: str) -> N
                 _check_names(inner, scopes, where)
         for name in node.output:
             if name in known:
-                raise ModelError(
-                    f"{where}: {label} makes {name!r}, which is there already; export the model "
-                    "again"
-                )
+                raise ModelError(f"{where}: {label} makes {name!r}, which is there already; export the model again")
             if name:
                 known.add(name)
 

@@ -17,7 +17,7 @@ import onnx
 
 from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
-from onnxcop.ops.context import Edit, IndexEdit, RatioEdit, SizeEdit, SplitEdit
+from onnxcop.ops.findings import Edit, IndexEdit, RatioEdit, SizeEdit, SplitEdit
 from onnxcop.shapes import Array, Shape, evaluate, shape_value
 
 Keep = Callable[[IntArray], IntArray]
@@ -55,9 +55,7 @@ def pruned_shape(structure: Structure, name: str, keep: Keep) -> Shape | None:
     label = structure.coupling.labels.get(name)
     if shape is None or label is None:
         return shape
-    return tuple(
-        size if atoms is None else len(keep(atoms)) for size, atoms in zip(shape, label, strict=True)
-    )
+    return tuple(size if atoms is None else len(keep(atoms)) for size, atoms in zip(shape, label, strict=True))
 
 
 def slice_label(values: Array, label: tuple[IntArray | None, ...], keep: Keep) -> Array:
@@ -147,7 +145,7 @@ def _refold(
     return {
         name: result
         for name, result in zip(node.output, results, strict=False)
-        if name and not np.array_equal(result, shapes[name].value)
+        if name and not np.array_equal(result, np.asarray(shapes[name].value))
     }
 
 

@@ -79,9 +79,7 @@ def verify(
     if len(exact_part):
         subject = pruned if not inexact.any() else apply(model, structure, exact_part)
         reference = masked(model, structure, exact_part)
-        worst, note = _compare(
-            reference, subject, structure, exact_part, shapes=shapes, options=options, seed=seed
-        )
+        worst, note = _compare(reference, subject, structure, exact_part, shapes=shapes, options=options, seed=seed)
         notes += note
     return Verification(worst, len(exact_part), int(inexact.sum()), notes)
 
@@ -192,9 +190,7 @@ def _compare(
 ) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
     """Largest relative difference from the masked original on random inputs."""
     try:
-        found = difference(
-            reference, subject, structure, removed, shapes=shapes, options=options, seed=seed
-        )
+        found = difference(reference, subject, structure, removed, shapes=shapes, options=options, seed=seed)
     except EngineError as error:
         return None, (f"the masked original could not be run: {error}",)
     if found.worst is None:

@@ -69,7 +69,7 @@ class Working:
 
     def weight_name(self, node: int, weight_input: int) -> str | None:
         """Name of a node's stored weights, None where they are shared or computed."""
-        name = self.model.graph.node[node].input[weight_input]
+        name: str = self.model.graph.node[node].input[weight_input]
         if name in self.cutter.stored and self._uses[name] == 1:
             return name
         return None

@@ -44,9 +44,7 @@ def cuda_problem() -> str | None:
         ort.preload_dlls()  # finds CUDA and cuDNN where pip installed them
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Exp", ["x"], ["y"])], "g", value[:1], value[1:])
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    ).SerializeToString()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -24,15 +24,11 @@ def weights(name: str, shape: Sequence[int], dtype: Any = np.float32) -> onnx.Te
     return numpy_helper.from_array((rng.standard_normal(shape) / fan**0.5).astype(dtype), name)
 
 
-def chain(
-    dtype: Any = np.float32, widths: Sequence[int] = (8, 16), classes: int = 5
-) -> onnx.ModelProto:
+def chain(dtype: Any = np.float32, widths: Sequence[int] = (8, 16), classes: int = 5) -> onnx.ModelProto:
     """Two 3×3 convolutions, global pooling and a linear head, on dynamic batches `[N, 3, 8, 8]`."""
     first, second = widths
     nodes = [
-        helper.make_node(
-            "Conv", ["x", "w1", "b1"], ["c1"], "conv1", pads=[1] * 4, doc_string="one"
-        ),
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "conv1", pads=[1] * 4, doc_string="one"),
         helper.make_node("Relu", ["c1"], ["r1"], "relu1"),
         helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", pads=[1] * 4),
         helper.make_node("Relu", ["c2"], ["r2"], "relu2"),

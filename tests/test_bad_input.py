@@ -24,9 +24,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(
-    capsys: pytest.CaptureFixture[str], model: Path, *options: str, out: Path | None = None
-) -> str:
+def refused(capsys: pytest.CaptureFixture[str], model: Path, *options: str, out: Path | None = None) -> str:
     """Run the main form over an old result, which must survive; return the message."""
     target = out or model.parent / "old.onnx"
     options = ("--recover", "none", *options)
@@ -87,9 +85,7 @@ def test_truncated(tmp_path: Path, share: float, capsys: pytest.CaptureFixture[s
     assert "truncated" in line
 
 
-def test_unreadable(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(chain(), tmp_path / "net.onnx")
     original = Path.read_bytes
 
@@ -235,12 +231,8 @@ def test_external_data_truncated(spread: Path, capsys: pytest.CaptureFixture[str
     assert "truncated" in line
 
 
-@pytest.mark.parametrize(
-    "location", ["../net.data", "{}/net.data", "a/../../net.data", "link.data"]
-)
-def test_external_data_outside_the_folder(
-    spread: Path, location: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("location", ["../net.data", "{}/net.data", "a/../../net.data", "link.data"])
+def test_external_data_outside_the_folder(spread: Path, location: str, capsys: pytest.CaptureFixture[str]) -> None:
     outside = spread.parent.parent / "net.data"
     (spread.parent / "net.data").rename(outside)
     (spread.parent / "link.data").symlink_to(outside)
@@ -261,12 +253,8 @@ def test_external_data_without_a_place(spread: Path, capsys: pytest.CaptureFixtu
     assert "'w1'" in refused(capsys, spread)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("offset", "-4"), ("length", "many"), ("offset", "1e3")]
-)
-def test_external_data_at_no_place(
-    spread: Path, key: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(("key", "value"), [("offset", "-4"), ("length", "many"), ("offset", "1e3")])
+def test_external_data_at_no_place(spread: Path, key: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = onnx.load(spread, load_external_data=False)
     for entry in model.graph.initializer[2].external_data:
         if entry.key == key:
@@ -287,9 +275,7 @@ def test_output_folder_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "no").exists()
 
 
-def test_output_folder_is_checked_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_folder_is_checked_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, tmp_path / "missing.onnx", out=tmp_path / "no" / "out.onnx")
     assert f"{tmp_path / 'no'} does not exist" in line
 
@@ -321,9 +307,7 @@ def test_output_folder_not_writable(
     assert str(closed) in line
 
 
-def test_read_only_disk(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -385,9 +369,7 @@ def test_unknown_input_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("option", ["--keep", "--only"])
-def test_pattern_that_matches_nothing(
-    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pattern_that_matches_nothing(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = written(chain(), tmp_path / "net.onnx")
     line = refused(capsys, model, option, "layer9*")
     assert "'layer9*'" in line
@@ -395,9 +377,7 @@ def test_pattern_that_matches_nothing(
 
 
 @pytest.mark.parametrize("criterion", ["cop-activation", "wanda"])
-def test_criterion_that_needs_data(
-    tmp_path: Path, criterion: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_criterion_that_needs_data(tmp_path: Path, criterion: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = written(chain(), tmp_path / "net.onnx")
     assert "--data" in refused(capsys, model, "--criterion", criterion)
 
@@ -450,9 +430,7 @@ def test_bad_statistics(tmp_path: Path, content: bytes, capsys: pytest.CaptureFi
     assert not out.exists()
 
 
-def test_bad_models_are_refused_by_inspect_and_verify(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_models_are_refused_by_inspect_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"nothing")
     good = written(chain(), tmp_path / "net.onnx")

@@ -117,9 +117,7 @@ def test_a_model_named_like_a_command(
     assert "./inspect" in capsys.readouterr().err
 
 
-def test_help_shows_the_main_form_and_lists_the_commands(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("Usage: onnxcop MODEL [-o OUT] [OPTIONS]\n")
@@ -142,9 +140,7 @@ def test_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_version_through_the_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "onnxcop", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "onnxcop", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"onnxcop {__version__}\n"
 
 
@@ -153,9 +149,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from onnxcop.cli import run; run(['--help']);"
         "print(sorted({'numpy', 'onnx', 'scipy', 'rich', 'onnxruntime', 'PIL'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("\n[]\n")
 
 
@@ -270,9 +264,7 @@ def recorded(arguments: list[str], model: Path) -> dict[str, Any]:
         (["--criterion", "l2"], {"name": "l2"}),
     ],
 )  # fmt: skip
-def test_criterion_and_its_parameters_are_used(
-    model: Path, arguments: list[str], expected: dict[str, Any]
-) -> None:
+def test_criterion_and_its_parameters_are_used(model: Path, arguments: list[str], expected: dict[str, Any]) -> None:
     criterion = recorded(arguments, model)["criterion"]
     assert {key: criterion[key] for key in expected} == expected
 
@@ -309,9 +301,7 @@ def test_data_and_method_are_used(model: Path, capsys: pytest.CaptureFixture[str
     data, stats = model.with_name("x.npz"), model.with_name("stats.npz")
     np.savez(data, x=np.random.default_rng(0).random((40, 3, 8, 8), np.float32))
     given = ["--data", str(data), "--samples", "24", "--batch-size", "8"]
-    document = recorded(
-        [*given, "--criterion", "wanda", "--recover", "full", "--stats-out", str(stats)], model
-    )
+    document = recorded([*given, "--criterion", "wanda", "--recover", "full", "--stats-out", str(stats)], model)
     assert document["settings"]["samples"] == 24
     assert document["settings"]["recover"] == "full"
     assert CalibrationStats.load(stats).samples == 24
@@ -331,9 +321,7 @@ def test_results_have_names_of_their_own(model: Path, capsys: pytest.CaptureFixt
     assert sorted(model.parent.iterdir()) == before
 
 
-def test_apply_recovers_with_data(
-    pruned: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_apply_recovers_with_data(pruned: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     model, out, plan = pruned
     data, again = model.with_name("x.npz"), model.with_name("again.onnx")
     np.savez(data, x=np.random.default_rng(0).random((16, 3, 8, 8), np.float32))
@@ -367,9 +355,7 @@ def test_quiet_says_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_summary_counts_what_the_file_holds(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_summary_counts_what_the_file_holds(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = model.with_name("out.onnx")
     assert cli.run([str(model), "-o", str(out), *BARE]) == 0
     rows = {line.split()[0]: line.split() for line in lines(capsys.readouterr().out)}
@@ -396,9 +382,7 @@ def test_the_summary_fits_one_screen(models_dir: Path, tmp_path: Path,
 
 def test_colour_only_where_wanted(model: Path) -> None:
     command = [sys.executable, "-m", "onnxcop", str(model), "-o", str(model.parent / "o.onnx")]
-    plain = {
-        key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}
-    }
+    plain = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
     assert "\x1b" not in done.stdout + done.stderr
     missing = [*command[:3], "missing.onnx"]
@@ -410,9 +394,7 @@ def terminal_output(command: list[str], environment: dict[str, str]) -> str:
     """What a program writes to a terminal."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
     main, child = pty.openpty()
-    with subprocess.Popen(
-        command, stdout=child, stderr=child, stdin=child, env=environment
-    ) as process:
+    with subprocess.Popen(command, stdout=child, stderr=child, stdin=child, env=environment) as process:
         os.close(child)
         chunks = []
         while True:
@@ -511,9 +493,7 @@ def test_ctrl_c_exits_with_130_and_writes_nothing(
     assert sorted(model.parent.iterdir()) == before
 
 
-def test_ctrl_c_while_writing_leaves_the_old_file(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_while_writing_leaves_the_old_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -554,9 +534,7 @@ def test_an_unknown_provider_is_an_error(model: Path, capsys: pytest.CaptureFixt
 # Commands
 
 
-def test_inspect_lists_groups_and_what_is_frozen(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_lists_groups_and_what_is_frozen(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["inspect", str(model), *CPU]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -582,9 +560,7 @@ def test_inspect_says_what_a_filter_saves(model: Path, capsys: pytest.CaptureFix
     assert found["cost"]["macs"] == 64 * 9 * (3 * 8 + 8 * 16) + 16 * 5
 
 
-def test_inspect_verbose_names_every_layer(
-    models_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_verbose_names_every_layer(models_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = models_dir / "digits_resnet.onnx"
     convolutions = [node.name for node in onnx.load(source).graph.node if node.op_type == "Conv"]
     assert cli.run(["inspect", str(source), "-v", *CPU]) == 0
@@ -599,9 +575,7 @@ def test_apply_repeats_a_run_to_the_byte(pruned: tuple[Path, Path, Path]) -> Non
     assert again.read_bytes() == out.read_bytes()
 
 
-def test_apply_refuses_another_model(
-    pruned: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_apply_refuses_another_model(pruned: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, _, plan = pruned
     other = written(chain(widths=(8, 12)), plan.with_name("other.onnx"))
     assert cli.run(["apply", str(other), str(plan), *CPU]) == 1
@@ -686,9 +660,7 @@ def test_merge_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     np.testing.assert_allclose(moments.covariance, np.cov(data.T, ddof=0), rtol=1e-9)
 
 
-def test_merge_stats_refuses_another_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merge_stats_refuses_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moments = Moments(1, np.zeros(1), np.zeros((1, 1)))
     for name in "ab":
         CalibrationStats(name * 64, 1, {"t": moments}).save(tmp_path / f"{name}.npz")

@@ -170,9 +170,7 @@ def test_a_difference_names_its_tensor_and_limit() -> None:
     removed = np.array([0], dtype=np.int64)
     reference = masked(analysis.model, analysis.structure, removed)
     pruned = onnxcop.apply(analysis.model, analysis.structure, removed)
-    found = difference(
-        reference, pruned, analysis.structure, removed, shapes={"x": (3, 6)}, options=CPU
-    )
+    found = difference(reference, pruned, analysis.structure, removed, shapes={"x": (3, 6)}, options=CPU)
     assert found.tensor == "y"
     assert found.limit == TOLERANCE["float32"]
     assert found.reacts
@@ -191,7 +189,5 @@ def test_a_difference_names_its_tensor_and_limit() -> None:
         ([], [], None),
     ],
 )
-def test_relative_difference(
-    expected: list[float], found: list[float], result: float | None
-) -> None:
+def test_relative_difference(expected: list[float], found: list[float], result: float | None) -> None:
     assert relative_difference(np.array(expected), np.array(found)) == result

@@ -31,8 +31,7 @@ def _model(batched: bool) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     shapes = {"first": (6, 16), "fused": (12, 16), "last": (12, 3)}
     weights = [
-        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
-        for name, shape in shapes.items()
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in shapes.items()
     ]
     axes = numpy_helper.from_array(np.array([0], np.int64), "axes")
     nodes = [helper.make_node("MatMul", ["x", "first"], ["a"], "first")]
@@ -59,9 +58,7 @@ def test_the_rule_prunes_what_was_frozen_without_it(example: dict[str, Any]) -> 
     others = {name: rule for name, rule in onnxcop.DEFAULT_RULES.items() if name != key}
     without = onnxcop.analyze(_model(batched=False), rules=others)
     assert len(without.structure.unit_class) == 0
-    assert "no rule for operator com.microsoft.FusedMatMul" in str(
-        without.structure.coupling.declined
-    )
+    assert "no rule for operator com.microsoft.FusedMatMul" in str(without.structure.coupling.declined)
     result = onnxcop.prune(_model(batched=False), macs=0.5, rules=example["RULES"])
     assert {(group.width, group.exact) for group in result.report.groups} == {
         (16, True),

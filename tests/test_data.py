@@ -207,9 +207,7 @@ def test_streams_beyond_the_limit_go_to_disk(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("kind", ["npz", "compressed npz", "npy"])
-def test_arrays_on_disk_stay_there(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_on_disk_stay_there(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LARGEST_IN_MEMORY", 0)
     path = SOURCES[kind](tmp_path)
     parcel = sources.NpyParcel(path) if path.suffix == ".npy" else sources.NpzParcel(path)
@@ -219,9 +217,7 @@ def test_arrays_on_disk_stay_there(
     np.testing.assert_array_equal(array, _rows(40))
 
 
-def test_pages_of_mapped_files_are_handed_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_of_mapped_files_are_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_MAPPED", 0)
     released: list[int] = []
     hand_back = sources._hand_back
@@ -289,10 +285,7 @@ def test_state_and_scalars_beside_a_batch() -> None:
     (batch,) = open_source(arrays, specs).batches()
     assert [batch[name].shape for name in arrays] == [(6, 2), (2, 6, 4), ()]
     assert int(batch["rate"]) == 16000
-    feeds = [
-        {"input": np.zeros(2), "state": np.zeros((2, 4)), "rate": np.array(rate)}
-        for rate in (8, 8, 9)
-    ]
+    feeds = [{"input": np.zeros(2), "state": np.zeros((2, 4)), "rate": np.array(rate)} for rate in (8, 8, 9)]
     for batch in open_source(feeds, specs, batch_size=3).batches():
         assert batch["input"].shape[0] in (1, 2)  # 8 and 9 never share a run
 
@@ -323,9 +316,7 @@ def test_samples_of_different_shapes_come_apart() -> None:
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-def test_arrays_of_pictures_are_preprocessed(
-    layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_arrays_of_pictures_are_preprocessed(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pixels = _pictures(6)
     expected = _imagenet(pixels)
     stored = pixels if layout == "nhwc" else pixels.transpose(0, 3, 1, 2)
@@ -337,9 +328,7 @@ def test_arrays_of_pictures_are_preprocessed(
     np.testing.assert_allclose(batch["image"], expected[data._order], atol=1e-5)
     nhwc = InputSpec("image", F32, (None, 8, 8, 3))
     (batch,) = open_source(tmp_path / "d.npz", [nhwc]).batches()
-    np.testing.assert_allclose(
-        batch["image"].transpose(0, 3, 1, 2), expected[data._order], atol=1e-5
-    )
+    np.testing.assert_allclose(batch["image"].transpose(0, 3, 1, 2), expected[data._order], atol=1e-5)
 
 
 def test_gray_arrays_and_raw_bytes() -> None:

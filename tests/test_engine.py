@@ -161,9 +161,7 @@ def test_external_file_is_what_onnx_reads(tmp_path: Path) -> None:
     loaded = onnx.load(external.save_externally(model, tmp_path))
     for tensor in loaded.graph.initializer:
         tensor.ClearField("data_location")
-    assert loaded.SerializeToString(deterministic=True) == model.SerializeToString(
-        deterministic=True
-    )
+    assert loaded.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
     assert external.weight_bytes(model) == 4 * (3000 + 1000)
 
 
@@ -242,9 +240,7 @@ class FakeSession:
         self.room = room
         self.tried: list[int] = []
 
-    def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
-    ) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         self.tried.append(feeds["x"].shape[1])
         if feeds["x"].shape[1] > self.room:
             raise OutOfMemory("out of memory")
@@ -252,9 +248,7 @@ class FakeSession:
 
 
 def test_batches_are_halved_and_the_size_is_kept() -> None:
-    feeds = [
-        {"x": np.arange(24).reshape(2, 12) + 100 * place, "k": np.array(2)} for place in range(2)
-    ]
+    feeds = [{"x": np.arange(24).reshape(2, 12) + 100 * place, "k": np.array(2)} for place in range(2)]
     session = FakeSession(room=4)
     results = list(run_batched(session, feeds, {"x": 1, "k": None}))
     assert session.tried == [12, 6, 3, 3, 3, 3, 3, 3, 3, 3]

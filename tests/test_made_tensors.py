@@ -36,9 +36,7 @@ def _cell(maker: str, width: str) -> onnx.ModelProto:
         node("Slice", ["shape", "start", "one"], ["batch"]),
         node("Shape", ["side"], ["side_shape"]),
         node("Slice", ["side_shape", "one", "two"], ["side_width"]),
-        node(
-            "Concat", ["batch", "width" if width == "number" else "side_width"], ["asked"], axis=0
-        ),
+        node("Concat", ["batch", "width" if width == "number" else "side_width"], ["asked"], axis=0),
         node("ConstantOfShape", ["asked"], ["state"])
         if maker == "ConstantOfShape"
         else node("Expand", ["zero", "asked"], ["state"]),

@@ -45,9 +45,7 @@ def test_models_keep_their_type(make: Any, dtype: Any, tmp_path: Path) -> None:
     model = make(dtype)
     small = pruned(model)
     before, after = tensors(model), tensors(small)
-    assert {name: t.data_type for name, t in after.items()} == {
-        name: t.data_type for name, t in before.items()
-    }
+    assert {name: t.data_type for name, t in after.items()} == {name: t.data_type for name, t in before.items()}
     path = tmp_path / "small.onnx"
     models.save(small, path)
     onnx.checker.check_model(str(path), full_check=True)
@@ -111,9 +109,7 @@ def test_names_opset_metadata_and_documentation_survive() -> None:
     assert [(n.name, n.op_type, n.doc_string) for n in small.graph.node] == [
         (n.name, n.op_type, n.doc_string) for n in model.graph.node
     ]
-    assert [n.SerializeToString() for n in small.graph.node] == [
-        n.SerializeToString() for n in model.graph.node
-    ]
+    assert [n.SerializeToString() for n in small.graph.node] == [n.SerializeToString() for n in model.graph.node]
     assert list(small.opset_import) == list(model.opset_import)
     assert list(small.metadata_props) == list(model.metadata_props)
     for name in ("ir_version", "producer_name", "producer_version", "model_version", "doc_string"):
@@ -193,9 +189,7 @@ def test_external_data_is_read(tmp_path: Path, location: str) -> None:
     assert pruned(path) == pruned(chain())
 
 
-def test_external_data_is_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_external_data_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     written_with_data(chain(), folder / "net.onnx", "net.data")
@@ -291,9 +285,7 @@ def test_over_two_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # Writing
 
 
-def test_a_result_replaces_the_old_file_in_one_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_replaces_the_old_file_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.onnx"
     path.write_bytes(b"old")
     seen = []
@@ -342,13 +334,9 @@ def test_models_in_other_places_of_a_tensor_are_checked() -> None:
         models.load(model)
 
 
-@pytest.mark.parametrize(
-    "kind", [TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN, TensorProto.BFLOAT16]
-)
+@pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN, TensorProto.BFLOAT16])
 def test_rare_types_of_weights_are_not_refused(kind: int) -> None:
     model = chain()
     model.graph.initializer.append(helper.make_tensor("rare", kind, [3], [1, 2, 3]))
-    model.graph.initializer.append(
-        helper.make_tensor("text", TensorProto.STRING, [2], [b"a", b"b"])
-    )
+    model.graph.initializer.append(helper.make_tensor("text", TensorProto.STRING, [2], [b"a", b"b"]))
     assert models.load(model) == model

@@ -24,9 +24,7 @@ CPU = EngineOptions(provider="cpu", threads=1)
 DIGITS = Path(__file__).resolve().parents[1] / "models" / "digits_resnet.onnx"
 
 
-def cut(
-    model: onnx.ModelProto | Path, limits: Limits | None = None, **budget: float
-) -> PruneResult:
+def cut(model: onnx.ModelProto | Path, limits: Limits | None = None, **budget: float) -> PruneResult:
     """Prune by criterion alone, which is quick."""
     size = budget.pop("size", None)
     return prune(
@@ -135,17 +133,13 @@ def test_a_budget_that_holds_already_changes_nothing() -> None:
         ("size", 60_000, Limits(multiple_of=16)),
     ],
 )
-def test_an_infeasible_budget_names_the_nearest_that_works(
-    name: str, bound: float, limits: Limits
-) -> None:
+def test_an_infeasible_budget_names_the_nearest_that_works(name: str, bound: float, limits: Limits) -> None:
     with pytest.raises(BudgetError) as caught:
         cut(DIGITS, limits, **{name: bound})
     nearest = caught.value.nearest
     assert nearest is not None
     assert nearest > bound
-    assert f"{nearest:.0f} bytes" in str(caught.value) or f"--{name} {nearest:g}" in str(
-        caught.value
-    )
+    assert f"{nearest:.0f} bytes" in str(caught.value) or f"--{name} {nearest:g}" in str(caught.value)
     found = cut(DIGITS, limits, **{name: nearest})
     assert kept(found)[name] <= nearest
     slightly_less = nearest - 1 if name == "size" else nearest - 2e-4

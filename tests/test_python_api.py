@@ -31,10 +31,7 @@ def test_three_lines(models_dir: Path, tmp_path: Path) -> None:
 def test_paths_and_models_give_the_same(tmp_path: Path) -> None:
     model = chain()
     path = written(model, tmp_path / "net.onnx")
-    results = [
-        onnxcop.prune(source, macs=0.6, recover="none", options=CPU)
-        for source in (model, path, str(path))
-    ]
+    results = [onnxcop.prune(source, macs=0.6, recover="none", options=CPU) for source in (model, path, str(path))]
     assert results[0].model == results[1].model == results[2].model
     assert results[1].report.model == str(path)
 
@@ -47,9 +44,7 @@ def test_stages_one_by_one() -> None:
     ranking = criterion_named("cop").rank(subject)
     selection = onnxcop.choose(subject, ranking, onnxcop.Budget(macs=0.6), onnxcop.Limits())
     small = onnxcop.apply(analysis.model, analysis.structure, np.sort(selection.removed))
-    checked = onnxcop.verify(
-        analysis.model, small, analysis.structure, np.sort(selection.removed), CPU
-    )
+    checked = onnxcop.verify(analysis.model, small, analysis.structure, np.sort(selection.removed), CPU)
     assert checked.max_difference is not None
     assert checked.max_difference <= 1e-4
     assert checked.exact_units == len(selection.removed)
@@ -96,9 +91,7 @@ def test_what_is_pruned_computes_the_masked_original() -> None:
         tensors[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
     x = np.random.default_rng(3).standard_normal((4, 3, 8, 8)).astype(np.float32)
     expected = outputs(masked, x)
-    np.testing.assert_allclose(
-        outputs(result.model, x), expected, atol=1e-5 * np.abs(expected).max()
-    )
+    np.testing.assert_allclose(outputs(result.model, x), expected, atol=1e-5 * np.abs(expected).max())
     assert np.abs(outputs(model, x) - expected).max() > 1e-3
 
 
@@ -156,7 +149,5 @@ def test_import_is_light() -> None:
         "heavy = {'numpy', 'onnx', 'scipy', 'click', 'rich', 'onnxruntime'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -9,15 +9,15 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ops.blocks import BLOCKS, FORMS
+from ops.builder import Builder
+from ops.oracle import CPU, analyse, draw_units, prune_and_verify
 
 from onnxcop.compare import TOLERANCE, relative_difference
 from onnxcop.engine import Session
 from onnxcop.groups import Structure
 from onnxcop.mask import masked
 from onnxcop.rewrite import apply
-from ops.blocks import BLOCKS, FORMS
-from ops.builder import Builder
-from ops.oracle import CPU, analyse, draw_units, prune_and_verify
 
 OPSETS = (11, 13, 17, 18, 20)
 STYLES = ("initializer", "node", "input")
@@ -26,7 +26,7 @@ TIED = {"grouped": (2, 2), "shuffle": (2, 2), "group_normalized": (1, 4)}
 RELAXED = settings(
     deadline=None,
     derandomize=True,
-    max_examples=40,
+    max_examples=100,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

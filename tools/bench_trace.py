@@ -95,9 +95,7 @@ def resident() -> int:
 def give_back() -> None:
     """Return freed memory to the system, so that it is not counted as held."""
     gc.collect()
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # glibc only; elsewhere the numbers are rougher
+    with contextlib.suppress(OSError, AttributeError):  # glibc only; elsewhere the numbers are rougher
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
@@ -150,9 +148,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.nodes[0], options.width)))
         return
-    print(
-        "| nodes | atoms | groups | model, MB | seconds | CPU s | CPU ms per node | MB | × model |"
-    )
+    print("| nodes | atoms | groups | model, MB | seconds | CPU s | CPU ms per node | MB | × model |")
     print("|---|---|---|---|---|---|---|---|---|")
     for nodes in options.nodes:
         command = [sys.executable, __file__, str(nodes), "--width", str(options.width), "--one"]

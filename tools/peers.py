@@ -202,9 +202,7 @@ def count_params(model: onnx.ModelProto) -> int:
     ]
     floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
     return sum(
-        math.prod(tensor.dims)
-        for tensor in (*model.graph.initializer, *constants)
-        if tensor.data_type in floating
+        math.prod(tensor.dims) for tensor in (*model.graph.initializer, *constants) if tensor.data_type in floating
     )
 
 
@@ -345,9 +343,7 @@ class Cut(NamedTuple):
 Cutter = Callable[[float], Cut]
 
 
-def onnxsim_cutter(
-    model: onnx.ModelProto, criterion: str, scope: str, batches: list[Feeds]
-) -> Cutter:
+def onnxsim_cutter(model: onnx.ModelProto, criterion: str, scope: str, batches: list[Feeds]) -> Cutter:
     """onnxsim's apply_structured_pruning, or its calibrated form for the Wanda criterion."""
     import onnxsim
 
@@ -413,11 +409,7 @@ def unscorable_layers(network: Any, inputs: tuple[Any, ...], importance: Any) ->
         try:
             importance(group)
         except Exception:  # any failure means that this group is beyond the tool
-            failing += [
-                item.dep.target.module
-                for item in group
-                if graph.is_out_channel_pruning_fn(item.dep.handler)
-            ]
+            failing += [item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)]
     return failing
 
 
@@ -506,9 +498,7 @@ def cutter(tool: str, model: onnx.ModelProto, batches: list[Feeds]) -> Cutter:
     if tool.startswith("torch-pruning"):
         return torch_pruning_cutter(model, "local" if tool.endswith("-local") else "global")
     criterion = tool.split("-")[1]
-    return onnxsim_cutter(
-        model, criterion, "global" if tool.endswith("-global") else "local", batches
-    )
+    return onnxsim_cutter(model, criterion, "global" if tool.endswith("-global") else "local", batches)
 
 
 # --- commands ----------------------------------------------------------------------------------
@@ -581,9 +571,7 @@ def calibration(path: Path | None, samples: int, model: onnx.ModelProto) -> list
     return [{name: images[start : start + step]} for start in range(0, len(images), step)]
 
 
-def prune(
-    path: Path, out: Path, *, tool: str, macs: float, calib: Path | None, samples: int
-) -> Outcome:
+def prune(path: Path, out: Path, *, tool: str, macs: float, calib: Path | None, samples: int) -> Outcome:
     """Prunes the model at `path` to a share of its MACs and writes it to `out`, if anything."""
     package = "torch-pruning" if tool.startswith("torch-pruning") else "onnxsim"
     outcome = Outcome(tool, importlib.metadata.version(package), macs)
@@ -628,9 +616,7 @@ def table(cases: Sequence[str], tools: Sequence[str], out: Path, samples: int) -
         for case in cases:
             name, _, budgets = case.partition(":")
             kind = KINDS[name]
-            model = (
-                REPOSITORY / "models" if kind == "digits" else ZOO / "trained"
-            ) / f"{name}.onnx"
+            model = (REPOSITORY / "models" if kind == "digits" else ZOO / "trained") / f"{name}.onnx"
             for budget in budgets.split(","):
                 for tool in tools:
                     pruned = Path(folder) / "pruned.onnx"

@@ -64,9 +64,7 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] to [N, outputs, H/stride, W/stride]."""
@@ -106,12 +104,8 @@ def load_pictures() -> tuple[Pictures, Pictures, Pictures]:
     digits = load_digits()
     images = (digits.images / 16.0).astype(np.float32)[:, None]
     labels = digits.target.astype(np.int64)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=SEED
-    )
-    calibration, _ = train_test_split(
-        train, train_size=CALIBRATION_PICTURES, stratify=labels[train], random_state=SEED
-    )
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=SEED)
+    calibration, _ = train_test_split(train, train_size=CALIBRATION_PICTURES, stratify=labels[train], random_state=SEED)
 
     def pick(index: npt.NDArray[np.int64]) -> Pictures:
         return Pictures(images[index], labels[index])
@@ -123,9 +117,7 @@ def shift(batch: Tensor, generator: torch.Generator) -> Tensor:
     """Moves every picture [n, 1, 8, 8] by -1, 0 or 1 pixels each way, filling with zeros."""
     padded = functional.pad(batch, (1, 1, 1, 1))
     moves = torch.randint(0, 3, (len(batch), 2), generator=generator).tolist()
-    return torch.stack(
-        [picture[:, y : y + 8, x : x + 8] for picture, (y, x) in zip(padded, moves, strict=True)]
-    )
+    return torch.stack([picture[:, y : y + 8, x : x + 8] for picture, (y, x) in zip(padded, moves, strict=True)])
 
 
 def train(pictures: Pictures) -> DigitsResNet:
@@ -139,9 +131,7 @@ def train(pictures: Pictures) -> DigitsResNet:
     generator = torch.Generator().manual_seed(SEED)
     images, labels = torch.from_numpy(pictures.images), torch.from_numpy(pictures.labels)
     model = DigitsResNet().train()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = len(images) // BATCH  # the incomplete last batch is dropped
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=EPOCHS * steps)
     for epoch in range(EPOCHS):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxcop.ops import contraction, elementwise, movement, normalization, recurrent, reduction, reshape
-from onnxcop.ops.context import Choice, Contraction, Decline, Edit, Kernel, Label, Op, Rule, RuleTable
+from onnxcop.ops import contraction, elementwise, indexing, movement, normalization, recurrent, reduction, reshape
+from onnxcop.ops.context import Decline, Label, Op, Rule, RuleTable
+from onnxcop.ops.findings import Choice, Contraction, Edit, Kernel
 
 _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
 HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
@@ -45,10 +46,10 @@ _SINGLE: dict[str, Callable[[Op], None]] = {
     "Einsum": contraction.einsum,
     "Expand": movement.expand,
     "Flatten": reshape.flatten,
-    "Gather": movement.gather,
-    "GatherND": movement.gather_nd,
+    "Gather": indexing.gather,
+    "GatherND": indexing.gather_nd,
     "Gemm": contraction.gemm,
-    "GridSample": movement.sample,
+    "GridSample": indexing.sample,
     "GroupNormalization": normalization.group_normalization,
     "Hardmax": normalization.softmax,
     "InstanceNormalization": normalization.instance_normalization,
@@ -63,22 +64,22 @@ _SINGLE: dict[str, Callable[[Op], None]] = {
     "MatMulInteger": contraction.matmul_integer,
     "MeanVarianceNormalization": normalization.mean_variance,
     "PRelu": elementwise.prelu,
-    "Pad": movement.pad,
+    "Pad": indexing.pad,
     "QLinearConv": contraction.qlinear_conv,
     "QLinearMatMul": contraction.qlinear_matmul,
     "QuantizeLinear": elementwise.quantize,
     "RMSNormalization": normalization.layer_normalization,
     "Reshape": reshape.reshape,
     "Resize": movement.resize,
-    "RoiAlign": movement.sample,
-    "MaxRoiPool": movement.sample,
+    "RoiAlign": indexing.sample,
+    "MaxRoiPool": indexing.sample,
     "Shape": movement.shape_of,
     "SimplifiedLayerNormalization": normalization.layer_normalization,
     "Size": movement.shape_of,
-    "Slice": movement.slice_,
+    "Slice": indexing.slice_,
     "Softmax": normalization.softmax,
     "SpaceToDepth": movement.space_to_depth,
-    "Split": movement.split,
+    "Split": indexing.split,
     "Squeeze": movement.squeeze,
     "Tile": movement.tile,
     "TopK": normalization.along_axis,

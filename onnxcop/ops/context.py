@@ -16,6 +16,19 @@ import numpy as np
 import onnx
 
 from onnxcop.atoms import AtomPool, IntArray, Reason
+from onnxcop.ops.findings import (
+    AxesEdit,
+    Choice,
+    Contraction,
+    Findings,
+    IndexEdit,
+    Kernel,
+    Mac,
+    Operand,
+    RatioEdit,
+    SizeEdit,
+    SplitEdit,
+)
 from onnxcop.shapes import Array, Shape, TensorInfo
 
 Label = tuple[IntArray | None, ...]
@@ -23,133 +36,8 @@ Rule = Callable[["Op"], None]
 RuleTable = Mapping[tuple[str, str], Rule]
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """The weights of a contraction, as a tensor [groups, in / groups, out / groups, taps] seen sideways.
-
-    Attributes:
-        input: Which input of the node holds the weights.
-        in_axis: Axis of the weights that runs over the contracted channels (of one group).
-        out_axis: Axis that runs over the produced channels.
-        groups: Number of groups; for a transposed convolution `in_axis` runs over all groups.
-        bias: Which input holds the bias, None where the operator has none, -1 where it could be added.
-        kind: "conv", "deconv" or "matmul".
-    """
-
-    input: int
-    in_axis: int
-    out_axis: int
-    groups: int = 1
-    bias: int | None = None
-    kind: str = "matmul"
-    zero: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """One side of a contraction: the axis of an input that is summed over."""
-
-    input: int
-    axis: int
-    atoms: IntArray
-
-
-@dataclass(frozen=True, slots=True)
-class Contraction:
-    """A node that sums over channels; where `kernel` is set, one operand holds trained weights."""
-
-    node: int
-    operands: tuple[Operand, ...]
-    kernel: Kernel | None = None
-    produced: IntArray | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Mac:
-    """Multiply-accumulates of a node: `scale` times the number of kept indices of every axis."""
-
-    node: int
-    scale: float
-    axes: tuple[IntArray, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SizeEdit:
-    """Element `element` of a size (an input, or an attribute by name) equals the kept count of `atoms`.
-
-    A negative number counts from the end of `whole`, and is wrong as soon as that axis gets shorter.
-    """
-
-    node: int
-    where: int | str
-    element: int
-    atoms: IntArray
-    whole: IntArray | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RatioEdit:
-    """Attribute `name` equals the kept count of `atoms` over that of `per` (over `per` where a number)."""
-
-    node: int
-    name: str
-    atoms: IntArray
-    per: IntArray | int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEdit:
-    """Input `input` holds indices into an axis that carries `atoms`."""
-
-    node: int
-    input: int
-    atoms: IntArray
-
-
-@dataclass(frozen=True, slots=True)
-class SplitEdit:
-    """The node cuts an axis into sections; section i carries `sections[i]`."""
-
-    node: int
-    sections: tuple[IntArray, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AxesEdit:
-    """The node drops all axes of size 1, which are `axes`; the `live` ones must not become such axes."""
-
-    node: int
-    axes: tuple[int, ...]
-    live: tuple[IntArray, ...]
-
-
-Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit | AxesEdit
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A point where several couplings are possible; `taken` is the one traced."""
-
-    node: int
-    taken: int
-    options: int
-    atoms: IntArray
-
-
-class Decline(Exception):  # noqa: N818  a verdict on a node, not an error
-    """Raised by a rule that cannot follow this node: all that touches it is frozen, with the reason."""
-
-
-@dataclass(slots=True)
-class Findings:
-    """What the rules of a whole graph say beyond ties and freezes."""
-
-    contractions: list[Contraction] = field(default_factory=list)
-    macs: list[Mac] = field(default_factory=list)
-    edits: list[Edit] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    sections: list[IntArray] = field(default_factory=list)
-    values_read: set[str] = field(default_factory=set)
+class Decline(Exception):
+    """The verdict of a rule that cannot follow its node: all that touches it is frozen, with the reason."""
 
 
 @dataclass(slots=True)
@@ -318,9 +206,7 @@ class Op:
         return taken
 
     # ---- what rewriting needs ----------------------------------------------------------------
-    def size(
-        self, where: int | str, element: int, atoms: IntArray | None, whole: IntArray | None = None
-    ) -> None:
+    def size(self, where: int | str, element: int, atoms: IntArray | None, whole: IntArray | None = None) -> None:
         """A number written in the graph equals the kept count of `atoms` (a leading part of `whole`)."""
         if atoms is not None:
             self.findings.edits.append(SizeEdit(self.index, where, element, atoms, whole))

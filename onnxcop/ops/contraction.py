@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop.atoms import IntArray
-from onnxcop.ops.context import Contraction, Decline, Kernel, Label, Op, Operand
+from onnxcop.ops.context import Decline, Label, Op
 from onnxcop.ops.elementwise import broadcast_labels
+from onnxcop.ops.findings import Contraction, Kernel, Operand
 
 
 def _repeat(blocks: IntArray, times: int) -> IntArray:

@@ -82,137 +82,6 @@ def _or_rigid(op: Op, live: IntArray | None, size: int) -> IntArray:
     return atoms
 
 
-def split(op: Op) -> None:
-    """Split cuts the atoms along its axis into sections.
-
-    Exact: every axis; no section may become empty, and its sizes are rewritten.
-    Frozen: a section of one index.
-    """
-    label, shape = op.label(0), op.shape(0)
-    axis = int(op.attr("axis", 0)) % len(shape)
-    sizes = op.ints(1, "split") or [op.out_shape(p)[axis] for p in range(len(op.node.output))]
-    live = label[axis]
-    sections = np.split(live, np.cumsum(sizes)[:-1]) if live is not None else [None] * len(sizes)
-    for position, section in enumerate(sections):
-        result = list(label)
-        result[axis] = section if section is not None and len(section) > 1 else None
-        if section is not None and len(section) == 1:
-            op.freeze(section, "is the only channel of a section")
-        op.emit(result, position)
-    if live is not None:
-        op.drop(live)
-        op.split_into([section for section in sections if section is not None])
-
-
-def slice_(op: Op) -> None:
-    """Slice: unit steps along a live axis; its bounds become counts of kept indices.
-
-    Exact: axes cut in steps of 1; the bounds are rewritten.
-    Frozen: axes cut in other steps.
-    """
-    label, shape = list(op.label(0)), op.shape(0)
-    starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
-    axes = op.ints(3, "axes")
-    steps = op.ints(4, "steps")
-    if starts is None or ends is None:
-        raise Decline("Slice without bounds")
-    axes = axes if axes is not None else list(range(len(starts)))
-    steps = steps if steps is not None else [1] * len(starts)
-    for element, (start, end, axis, step) in enumerate(zip(starts, ends, axes, steps, strict=True)):
-        live = label[axis % len(shape)]
-        if live is None:
-            continue
-        first, last, _ = slice(start, end, step).indices(len(live))
-        if step != 1:
-            op.freeze(live, f"Slice with step {step}")
-            label[axis % len(shape)] = None
-            continue
-        last = max(first, last)
-        op.drop(live)
-        if start != 0:
-            op.size("starts" if "starts" in op.attributes else 1, element, live[:first], live)
-        if last < len(live) or 0 <= end <= len(live):
-            op.size("ends" if "ends" in op.attributes else 2, element, live[:last], live)
-        taken = live[first:last]
-        if len(taken) == 1:
-            op.freeze(taken, "is the only channel of a slice")
-        label[axis % len(shape)] = taken if len(taken) > 1 else None
-    op.emit(label)
-
-
-def gather(op: Op) -> None:
-    """Gather along a rigid axis, or along a live one with constant indices (then remapped).
-
-    Exact: the other axes; the indexed one where a constant list picks from it, which is
-        rewritten.
-    Frozen: the indexed axis where data or a single number picks from it.
-    """
-    label, shape = op.label(0), op.shape(0)
-    axis = int(op.attr("axis", 0)) % len(shape)
-    live = label[axis]
-    index_shape = op.shape(1)
-    wide = [place for place, size in enumerate(index_shape) if size > 1]
-    picked: list[IntArray | None] = [None] * len(index_shape)
-    indices = op.value(1) if live is not None else None
-    if live is not None and (indices is None or len(wide) > 1):
-        op.freeze(live, "is indexed by data" if indices is None else "is gathered into several axes")
-    elif live is not None and indices is not None:
-        taken = live[indices.reshape(-1)]
-        op.drop(live)
-        if not wide:
-            op.freeze(taken, "is picked by its index")
-        else:
-            picked[wide[0]] = taken
-        op.index_into(1, live)
-    elif op.has(1) and any(entry is not None for entry in op.label(1)):
-        op.freeze_axes(1, range(len(index_shape)), "holds indices")
-    op.emit((*label[:axis], *picked, *label[axis + 1 :]))
-
-
-def gather_nd(op: Op) -> None:
-    """GatherND: axes that its indices do not reach pass through.
-
-    Exact: axes that the indices do not reach.
-    Frozen: axes that they reach.
-    """
-    label, index_shape = op.label(0), op.shape(1)
-    reached = int(op.attr("batch_dims", 0)) + index_shape[-1]
-    op.freeze_axes(0, range(reached), "is indexed by data")
-    op.freeze_axes(1, range(len(index_shape)), "holds indices")
-    op.emit((*(None for _ in index_shape[:-1]), *label[reached:]))
-
-
-def pad(op: Op) -> None:
-    """Pad with constants on a live axis adds atoms of its own, free to go.
-
-    Exact: every axis, also where it is padded; the padding may go as well.
-    Frozen: axes that are cropped, or padded from their own values.
-    """
-    label, rank = list(op.label(0)), len(op.shape(0))
-    pads = op.ints(1, "pads" if "paddings" not in op.attributes else "paddings")
-    if pads is None:
-        raise Decline("Pad without pads")
-    mode = op.attr("mode", b"constant")
-    axes = op.ints(3, "axes") if op.has(3) else list(range(rank))
-    axes = [axis % rank for axis in axes or range(rank)]
-    where: int | str = "pads" if "pads" in op.attributes else 1
-    for element, axis in enumerate(axes):
-        before, after = pads[element], pads[element + len(axes)]
-        live = label[axis]
-        if live is None or (before == 0 and after == 0):
-            continue
-        if mode not in (b"constant", "constant") or before < 0 or after < 0:
-            op.freeze(live, "is padded from its own values, or cropped")
-            label[axis] = None
-            continue
-        head, tail = op.pool.allocate(before), op.pool.allocate(after)
-        op.size(where, element, head)
-        op.size(where, element + len(axes), tail)
-        op.drop(live)
-        label[axis] = np.concatenate([head, live, tail])
-    op.emit(label)
-
-
 def expand(op: Op) -> None:
     """Expand: an axis that is not stretched keeps its atoms; one stretched from a constant is new.
 
@@ -270,9 +139,7 @@ def tile(op: Op) -> None:
     if repeats is None:
         raise Decline("Tile with repeats computed from data")
     label = op.label(0)
-    op.emit(
-        [None if live is None else np.tile(live, int(times)) for live, times in zip(label, repeats, strict=True)]
-    )
+    op.emit([None if live is None else np.tile(live, int(times)) for live, times in zip(label, repeats, strict=True)])
 
 
 def depth_to_space(op: Op) -> None:
@@ -344,20 +211,6 @@ def _not_resampled(op: Op, axes: list[int]) -> set[int]:
     if scales is not None:
         still |= {axis for axis, factor in zip(axes, np.ravel(scales), strict=True) if factor == 1}
     return still
-
-
-def sample(op: Op) -> None:
-    """GridSample, RoiAlign, MaxRoiPool: channels pass, space is sampled by data.
-
-    Exact: channels.
-    Frozen: all others.
-    """
-    label = op.label(0)
-    op.freeze_axes(0, (0, *range(2, len(label))), "is sampled by data")
-    for position in range(1, op.count):
-        if op.has(position):
-            op.freeze_axes(position, range(len(op.label(position))), "holds coordinates")
-    op.emit((None, label[1], *(None for _ in range(2, len(op.out_shape())))))
 
 
 def shape_of(op: Op) -> None:

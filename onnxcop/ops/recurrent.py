@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop.atoms import IntArray
-from onnxcop.ops.context import Decline, Kernel, Op
+from onnxcop.ops.context import Decline, Op
+from onnxcop.ops.findings import Kernel
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 X, W, R, B, LENGTHS, H0, C0, P = range(8)

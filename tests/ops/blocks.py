@@ -98,8 +98,7 @@ def focus(b: Builder, x: str, form: str) -> str:
     else:
         starts = [(0, 0), (1, 0), (0, 1), (1, 1)]
         parts = [
-            b.add("Slice", [x, *(b.constant(ints(*v)) for v in (start, (9, 9), (2, 3), (2, 2)))])
-            for start in starts
+            b.add("Slice", [x, *(b.constant(ints(*v)) for v in (start, (9, 9), (2, 3), (2, 2)))]) for start in starts
         ]
         deep = b.add("Concat", parts, axis=1)
     return b.conv(enlarge(b, deep, form), 7)
@@ -161,8 +160,7 @@ def attention(b: Builder, x: str, form: str) -> str:
             heads = [b.add("Squeeze", [part, b.constant(ints(0))]) for part in apart]
     else:
         heads = [
-            b.add("Transpose", [b.reshape(b.linear(tokens, 8), [16, 2, 4], form)], perm=[0, 2, 1, 3])
-            for _ in range(3)
+            b.add("Transpose", [b.reshape(b.linear(tokens, 8), [16, 2, 4], form)], perm=[0, 2, 1, 3]) for _ in range(3)
         ]
     query, key, value = heads
     scores = b.add("MatMul", [query, b.add("Transpose", [key], perm=[0, 1, 3, 2])])
@@ -201,7 +199,8 @@ def gated(b: Builder, x: str, form: str) -> str:
     wide = b.add("PRelu", [b.conv(x, 10), b.weights((10, 1, 1))])
     value, gate = b.split(wide, [5, 5], 1, equal=True)
     mixed = b.add("Mul", [value, b.add("Sigmoid", [gate])])
-    return b.add("Where", [b.add("Greater", [mixed, b.weights((1, 5, 1, 1))]), mixed, b.weights((1, 5, 1, 1))])
+    high = b.add("Greater", [mixed, b.weights((1, 5, 1, 1))])
+    return b.add("Where", [high, mixed, b.add("Mul", [mixed, b.weights((1, 5, 1, 1))])])
 
 
 def contracted(b: Builder, x: str, form: str) -> str:

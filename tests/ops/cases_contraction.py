@@ -47,10 +47,8 @@ def _geometry(draw: Draw, op: str) -> tuple[Shape, Shape, dict[str, Any], int | 
         attributes["strides"] = [draw(st.integers(1, 2)) for _ in kernel]
     if draw(st.booleans()) and op != "ConvTranspose":
         attributes["pads"] = [draw(st.integers(0, size - 1)) for size in kernel * 2]
-    if op == "ConvTranspose":
-        weights = (groups * per_in, per_out, *kernel)
-    else:
-        weights = (groups * per_out, per_in, *kernel)
+    swapped = op == "ConvTranspose"
+    weights = ((groups * per_in, per_out) if swapped else (groups * per_out, per_in)) + tuple(kernel)
     units = _wide(per_in) + _wide(per_out) if groups == 1 else _grouped_units(groups, per_in, per_out)
     return (draw(st.integers(1, 2)), groups * per_in, *space), weights, attributes, units
 

@@ -139,7 +139,9 @@ def _cast_like(draw: Draw) -> Sample:
     shape = draw(shapes(1, 3))
     axes = draw(some_axes(shape))
     target = np.zeros(draw(st.sampled_from([(), (1,), (7,)])), np.float64)
-    return Sample("CastLike", (floats(shape), target), {0: axes}, {}, draw(opsets("CastLike")), units=total(shape, axes))
+    return Sample(
+        "CastLike", (floats(shape), target), {0: axes}, {}, draw(opsets("CastLike")), units=total(shape, axes)
+    )
 
 
 @st.composite
@@ -158,7 +160,13 @@ def _batch_normalization(draw: Draw) -> Sample:
     shape = draw(shapes(2, 5, (2, 4)))
     axes = draw(some_axes(shape))
     channels = shape[1]
-    inputs = (floats(shape), floats((channels,), 1), floats((channels,), 2), floats((channels,), 3), positive((channels,), 4))
+    inputs = (
+        floats(shape),
+        floats((channels,), 1),
+        floats((channels,), 2),
+        floats((channels,), 3),
+        positive((channels,), 4),
+    )
     attributes = {"epsilon": draw(st.sampled_from([1e-5, 1e-2]))}
     return Sample(
         "BatchNormalization", inputs, {0: axes}, attributes, draw(opsets("BatchNormalization")),

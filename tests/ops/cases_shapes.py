@@ -109,12 +109,18 @@ def _constant_of_shape(draw: Draw) -> Sample:
     """Axes of plain sizes are free to go, save those of a tensor so small that it may hold sizes."""
     shape = draw(shapes(1, 3, (2, 7)))
     units = total(shape, range(len(shape))) if np.prod(shape) > 64 else ANY
-    return Sample("ConstantOfShape", (ints(*shape),), {}, {}, draw(opsets("ConstantOfShape")), units=units, notes=(DEAF,))
+    return Sample(
+        "ConstantOfShape", (ints(*shape),), {}, {}, draw(opsets("ConstantOfShape")), units=units, notes=(DEAF,)
+    )
 
 
 @st.composite
 def _range(draw: Draw) -> Sample:
-    inputs = (np.array(0.0, np.float32), np.array(float(draw(st.integers(2, 9))), np.float32), np.array(1.0, np.float32))
+    inputs = (
+        np.array(0.0, np.float32),
+        np.array(float(draw(st.integers(2, 9))), np.float32),
+        np.array(1.0, np.float32),
+    )
     return Sample("Range", inputs, {}, {}, draw(opsets("Range")), units=0)
 
 
@@ -125,7 +131,9 @@ def _grid_sample(draw: Draw) -> Sample:
     grid = np.tanh(floats((shape[0], 2, 3, 2), 1)).astype(np.float32)
     live = draw(st.sampled_from([(1,), (1, 2)]))
     attributes = {"padding_mode": draw(st.sampled_from(["zeros", "border"]))}
-    return Sample("GridSample", (floats(shape), grid), {0: live}, attributes, draw(opsets("GridSample")), units=channels)
+    return Sample(
+        "GridSample", (floats(shape), grid), {0: live}, attributes, draw(opsets("GridSample")), units=channels
+    )
 
 
 @st.composite

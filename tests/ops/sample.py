@@ -63,9 +63,7 @@ class Sample:
         """The node itself."""
         names = [self.name(p) for p in range(len(self.inputs))] if inputs is None else list(inputs)
         outputs = ["" if p in self.skip_outputs else f"out{p}" for p in range(self.outputs)]
-        return helper.make_node(
-            self.op, names, outputs, name="subject", domain=self.domain, **self.attributes
-        )
+        return helper.make_node(self.op, names, outputs, name="subject", domain=self.domain, **self.attributes)
 
     def output_names(self) -> list[str]:
         """Names of the outputs that are computed."""

@@ -12,6 +12,7 @@ from ops import (
     cases_elementwise,
     cases_movement,
     cases_shapes,
+    cases_space,
     cases_statistics,
 )
 from ops.oracle import check_labels, check_moves, check_removal
@@ -21,12 +22,13 @@ CASES = (
     | cases_elementwise.CASES
     | cases_movement.CASES
     | cases_shapes.CASES
+    | cases_space.CASES
     | cases_statistics.CASES
 )
 RELAXED = settings(
     deadline=None,
     derandomize=True,
-    max_examples=12,
+    max_examples=20,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
@@ -36,7 +38,7 @@ def test_every_table_entry_has_a_case() -> None:
     assert DEFAULT_RULES.keys() == CASES.keys()
 
 
-@pytest.mark.parametrize("key", sorted(CASES), ids=lambda key: "".join(key))
+@pytest.mark.parametrize("key", sorted(CASES), ids="".join)
 @RELAXED
 @given(data=st.data())
 def test_rule(key: tuple[str, str], data: st.DataObject) -> None:

@@ -1,0 +1,113 @@
+"""Distances between the outputs of two networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
+
+from onnxcop.divergence import Reference, log_probabilities
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.standard_normal((12, 5)).astype(np.float32) * 3
+OTHER = LOGITS + RNG.standard_normal(LOGITS.shape).astype(np.float32)
+
+
+def test_classifiers_are_compared_by_their_predictions() -> None:
+    found = Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+    kl = entropy(softmax(LOGITS.astype(float), axis=1), softmax(OTHER.astype(float), axis=1), axis=1).mean()
+    assert found.kind == "kl"
+    assert found.value == pytest.approx(kl, rel=1e-9)
+    assert found.agreement == np.mean(LOGITS.argmax(axis=1) == OTHER.argmax(axis=1))
+    assert 0 < found.agreement < 1
+
+
+def test_probabilities_are_as_good_as_logits() -> None:
+    as_logits = Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+    as_probabilities = Reference([{"y": softmax(LOGITS, axis=1)}]).compare([{"y": softmax(OTHER, axis=1)}])
+    assert as_probabilities.value == pytest.approx(as_logits.value, rel=1e-4)
+    assert as_probabilities.agreement == as_logits.agreement
+    np.testing.assert_allclose(log_probabilities(LOGITS), log_softmax(LOGITS.astype(float), axis=1), rtol=1e-9)
+
+
+def test_a_shift_of_all_scores_changes_nothing() -> None:
+    assert Reference([{"y": LOGITS}]).compare([{"y": LOGITS + 100}]).value == pytest.approx(0, abs=1e-5)
+
+
+def test_batches_do_not_matter() -> None:
+    whole = Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+    parts = Reference([{"y": LOGITS[:5]}, {"y": LOGITS[5:]}])
+    assert len(parts) == 12
+    assert parts.compare([{"y": OTHER[:5]}, {"y": OTHER[5:]}]).value == pytest.approx(whole.value)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 3, 4), (12, 1)])
+def test_the_same_is_at_no_distance(shape: tuple[int, ...]) -> None:
+    y = RNG.standard_normal(shape)
+    found = Reference([{"y": y}]).compare([{"y": y.copy()}])
+    assert found.value == 0
+    assert found.agreement == (1 if shape == (12, 5) else None)
+
+
+def test_classes_that_are_ruled_out() -> None:
+    masked, other = LOGITS.copy(), OTHER.copy()
+    masked[:, 2] = other[:, 2] = -np.inf
+    reference = Reference([{"y": masked}])
+    assert reference.compare([{"y": masked}]).value == 0
+    rest = [0, 1, 3, 4]
+    expected = Reference([{"y": LOGITS[:, rest]}]).compare([{"y": OTHER[:, rest]}]).value
+    assert reference.compare([{"y": other}]).value == pytest.approx(expected)
+
+
+def test_other_outputs_are_compared_by_relative_error() -> None:
+    a, b = np.array([[[3.0, 4.0]]]), np.array([[[3.0, 4.5]]])
+    found = Reference([{"map": a}]).compare([{"map": b}])
+    assert (found.kind, found.agreement) == ("error", None)
+    assert found.value == pytest.approx(0.1)
+
+
+def test_several_outputs_count_alike() -> None:
+    big, small = np.full((2, 3), 1000.0), np.full((2, 3), 0.01)
+    found = Reference([{"big": big, "small": small}]).compare([{"big": big, "small": small * 1.5}])
+    assert found.kind == "error"
+    assert found.value == pytest.approx(0.25)
+
+
+def test_errors_are_summed_over_batches() -> None:
+    a, b = RNG.standard_normal((6, 2, 2)), RNG.standard_normal((6, 2, 2))
+    parts = Reference([{"y": a[:4]}, {"y": a[4:]}]).compare([{"y": b[:4]}, {"y": b[4:]}])
+    assert parts.value == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+
+def test_outputs_that_were_zero() -> None:
+    zero = np.zeros((2, 2, 2))
+    reference = Reference([{"y": zero}])
+    assert reference.compare([{"y": zero}]).value == 0
+    assert reference.compare([{"y": zero + 1}]).value == pytest.approx(np.sqrt(8))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 3)])
+def test_what_is_no_number_is_infinitely_far(shape: tuple[int, ...]) -> None:
+    y = RNG.standard_normal(shape)
+    broken = y.copy()
+    broken.flat[3] = np.nan
+    assert Reference([{"y": y}]).compare([{"y": broken}]).value == np.inf
+
+
+def test_other_shapes_are_infinitely_far() -> None:
+    assert Reference([{"y": np.ones((2, 3, 4))}]).compare([{"y": np.ones((2, 3, 5))}]).value == np.inf
+
+
+def test_what_the_original_left_open_is_left_out() -> None:
+    y = np.array([[[1.0, np.inf, np.nan]]])
+    assert Reference([{"y": y}]).compare([{"y": np.array([[[1.5, 0.0, 7.0]]])}]).value == pytest.approx(0.5)
+
+
+def test_only_numbers_count() -> None:
+    scores, labels = np.ones((2, 3)), np.array([1, 2])
+    reference = Reference([{"label": labels, "scores": scores, "none": None}])  # type: ignore[dict-item]
+    assert reference.names == ["scores"]
+    assert reference.compare([{"label": labels + 1, "scores": scores, "none": None}]).value == 0  # type: ignore[dict-item]
+    nothing = Reference([{"label": labels}])
+    assert (len(nothing), nothing.compare([{"label": labels + 1}]).value) == (0, 0)
