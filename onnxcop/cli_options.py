@@ -267,7 +267,7 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
     given = [name for name in names if values[name] is not None]
     if not values["scores"]:
         if given:
-            raise click.UsageError(f"{_flags(given)} go with --scores")
+            raise click.UsageError(f"{_flags(given)}: only with --scores")
         return None
     if values["stats_out"] is not None and values["data"] is None:
         raise click.UsageError("--stats-out writes what was gathered from --data")

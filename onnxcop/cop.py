@@ -32,7 +32,11 @@ class Cop:
 
         I_i = α (1 - s_i) + β (1 - log2 C / max log2 C) + γ (1 - log2 P / max log2 P)
 
-    with C the FLOPs and P the parameters of the layer and the next, at their current widths.
+    with C the FLOPs and P the parameters of the layer and the next, at their current widths. The lowest
+    goes first, and is no evidence for others any more; channels that nothing reads go before all.
+
+    Source: W. Wang et al., "COP: Customized Deep Model Compression via Regularized Correlation-Based
+    Filter-Level Pruning", 2019, arXiv 1906.10337; "cop-activation" puts feature maps in place of weights.
 
     Attributes:
         name: "cop" or "cop-activation".

@@ -168,7 +168,10 @@ def produced_norms(subject: Subject) -> FloatArray:
 
 @dataclass(frozen=True)
 class Norm:
-    """Magnitude of a filter's weights: Σ|w|^p, p = 1 (Li et al. 2017) or 2, over its layer's mean."""
+    """Magnitude of a filter: ‖F_i‖_p = (Σ|w|^p)^(1/p), over its layer's mean; p = 1 or 2.
+
+    Source: H. Li et al., "Pruning Filters for Efficient ConvNets", 2017. Coupled layers share the mean.
+    """
 
     name: str
     order: int
@@ -186,7 +189,11 @@ class Norm:
 
 @dataclass(frozen=True)
 class GeometricMedian:
-    """FPGM (He et al. 2019): the summed distance of a filter to all others of its layer."""
+    """Distance from the geometric median: Σ_j ‖F_i - F_j‖₂ over the filters j of a layer, over its mean.
+
+    Source: Y. He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks
+    Acceleration", 2019. Coupled layers share the mean.
+    """
 
     name: str = "fpgm"
     needs_stats: bool = False
@@ -208,7 +215,11 @@ class GeometricMedian:
 
 @dataclass(frozen=True)
 class Wanda:
-    """Outgoing weights times the norm of what flows into them: Σ|W_i| · ‖x_i‖ (after Sun et al. 2024)."""
+    """Outgoing weights times the size of what flows into them: Σ|W_i| · √E[x_i²], over the layer's mean.
+
+    Source: after M. Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
+    2024, who score single weights by |w| · ‖x‖. Layers that read the same channels share the mean.
+    """
 
     name: str = "wanda"
     needs_stats: bool = True
@@ -242,7 +253,7 @@ class Wanda:
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform scores, seeded: the baseline every criterion must beat."""
+    """Seeded uniform scores, I_i ~ U(0, 1): the baseline every criterion must beat."""
 
     name: str = "random"
     needs_stats: bool = False

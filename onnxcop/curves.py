@@ -24,8 +24,8 @@ from onnxcop.stats import CalibrationStats
 from onnxcop.surgeon import LayerSurgery, best_ridge, removal_order
 from onnxcop.working import Working
 
-FIRST_LEVEL = 0.06  # fraction of a group's width at which its curve is measured first
-GROWTH = 1.8  # the next point of a curve lies this much further out
+FIRST_LEVEL = 0.05  # fraction of a group's width at which its curve is measured first
+GROWTH = 2.0  # the next point of a curve lies this much further out
 _STEEPNESS = 1.6  # exponent of the divergence beyond the last point: errors add up faster than linearly
 
 

@@ -20,7 +20,7 @@ from onnxcop.layers import FloatArray
 _PARTS = 48  # a group is bought in about this many parts
 
 
-def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits) -> IntArray:
+def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits, reach: float = np.inf) -> IntArray:
     """Remove units from `state` until the budget holds.
 
     Args:
@@ -28,6 +28,7 @@ def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits)
         curves: What every group costs.
         budget: What must hold.
         limits: What may not be cut.
+        reach: How far beyond its last measured point a curve may be bought, as a factor.
 
     Returns:
         int64, the units removed here.
@@ -42,7 +43,7 @@ def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits)
         best: tuple[float, Curve, int] | None = None
         weight = _lacking(state, budget)
         for curve in curves:
-            found = _best_jump(state, curve, taken[curve.group], weight, limits)
+            found = _best_jump(state, curve, taken[curve.group], weight, limits, reach)
             if found is not None and (best is None or found[0] < best[0]):
                 best = (found[0], curve, found[1])
         if best is None:
@@ -70,13 +71,16 @@ def _lacking(state: State, budget: Budget) -> FloatArray:
     return weight
 
 
-def _best_jump(state: State, curve: Curve, taken: int, weight: FloatArray, limits: Limits) -> tuple[float, int] | None:
+def _best_jump(
+    state: State, curve: Curve, taken: int, weight: FloatArray, limits: Limits, reach: float
+) -> tuple[float, int] | None:
     """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
     part = max(1, len(curve.order) // _PARTS)
+    most = min(float(len(curve.order)), max(reach * float(curve.counts[-1]), 1.0))
     best: tuple[float, int] | None = None
     ahead = 1
     here = float(curve.price(taken))
-    while taken + ahead * part <= len(curve.order):
+    while taken + ahead * part <= most:
         count = _rounded(state, curve, taken, taken + ahead * part, limits)
         ahead *= 2
         if count is None or not state.may_remove(curve.group, count - taken):

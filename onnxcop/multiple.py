@@ -19,7 +19,11 @@ class Multiple:
     """Conditional variance: ‖W_i‖² / [(Σ + λI)⁻¹]_ii over the layer's output energy, per MAC saved.
 
     Σ is the covariance of the layer's input channels. The greedy form (as channels go, the others take
-    over their part) is Optimal Brain Surgeon with Σ as Hessian; see :mod:`onnxcop.surgeon`.
+    over their part) is Optimal Brain Surgeon with Σ as Hessian; see :mod:`onnxcop.surgeon`. For λ = 0 and
+    one tap it is the error of the best linear prediction of the layer's output from all other channels.
+
+    Source: the multiple correlation in place of COP's pairwise one; the update is that of B. Hassibi,
+    D. Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", 1993.
 
     Attributes:
         name: "cop-multiple".

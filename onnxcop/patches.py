@@ -120,7 +120,13 @@ def linear_node(working: Working, index: int) -> LinearNode | None:
     transposed = bool(attributes.get("transB", 0))
     kind = "matmul" if node.op_type == "MatMul" else "gemm"
     bias = working.bias_name(index, kind, 2)
+    if kind == "gemm" and bias is None and _has_bias(node):
+        return None
     output, stop = node.output[0], index + 1
+    if bias is not None and int(np.prod(working.cutter.stored[bias].dims)) != shape[0 if transposed else 1]:
+        if kind == "gemm":
+            return None
+        bias = None  # one number for all outputs stays as it is
     if kind == "matmul" and bias is not None:
         stop = next(i for i in range(index + 1, working.cutter.count) if output in working.model.graph.node[i].input)
         output = working.model.graph.node[stop].output[0]
@@ -137,12 +143,19 @@ def _conv(
         return None
     groups = int(attributes.get("group", 1))
     bias = working.bias_name(index, "conv", 2)
+    if bias is None and _has_bias(node):
+        return None
     zeros, ones = (0,) * (2 * len(kernel)), (1,) * len(kernel)
     return LinearNode(
         "conv", node.input[0], node.output[0], index + 1, weight, bias, groups, int(np.prod(shape[1:])), False,
         tuple(kernel), tuple(attributes.get("strides", ones)), tuple(attributes.get("dilations", ones)),
         tuple(attributes.get("pads", zeros)), index,
     )  # fmt: skip
+
+
+def _has_bias(node: onnx.NodeProto) -> bool:
+    """Whether the node adds a bias, its own or not."""
+    return len(node.input) > 2 and bool(node.input[2])
 
 
 def rows_of(

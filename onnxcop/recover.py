@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from onnxcop.curves import GROWTH, Curve, Samples, alive_channels, choose_ridges
 from onnxcop.data import CalibrationData
 from onnxcop.divergence import Divergence, Reference
 from onnxcop.engine import EngineOptions
+from onnxcop.errors import BudgetError
 from onnxcop.layers import FloatArray, Layer
 from onnxcop.measured import spend
 from onnxcop.refine import Refiner, RefineSet
@@ -34,6 +36,8 @@ from onnxcop.surgeon import compensated, deleted
 from onnxcop.working import Working
 
 log = logging.getLogger("onnxcop")
+
+_KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
 
 Progress = Callable[[str, int, int], None]
 P = ParamSpec("P")
@@ -73,7 +77,7 @@ class RecoverySettings:
     rounds: int | None = None
     refine: int = 1
     probe_samples: int = 128
-    curve_passes: int = 4
+    curve_passes: int = 6
     refine_samples: int = 384
     seed: int = 0
 
@@ -218,19 +222,39 @@ class Recovery:
         self, state: State, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
         fallback: FloatArray, progress: Callable[[int, int], None],
     ) -> IntArray:  # fmt: skip
-        """Spend a budget over curves that are measured only as far as they are bought."""
-        curves = measure(self.working, samples, limits, fallback, self.options, ridges, progress=progress)
+        """Spend a budget over curves that are measured only as far as they are bought.
+
+        Beyond its last point a curve is a guess, so each pass buys only a step further than what has been
+        measured, and measures there; the last buys what is known, unless that is not enough.
+        """
+        measured = partial(measure, self.working, samples, limits, fallback, self.options, ridges, progress=progress)
+        curves = measured()
         for _ in range(self.settings.curve_passes - 1):
-            trial = state.copy()
-            units = spend(trial, list(curves.values()), budget, limits)
-            further = self._unmeasured(curves, units)
+            further = self._unmeasured(curves, self._bought(state, curves, budget, limits))
             if not further:
                 break
-            curves = measure(
-                self.working, samples, limits, fallback, self.options, ridges, requests=further, known=curves,
-                progress=progress,
-            )  # fmt: skip
-        return spend(state, list(curves.values()), budget, limits)
+            curves = measured(requests=further, known=curves)
+        for reach in (_KNOWN, GROWTH, GROWTH**2):
+            with suppress(BudgetError):
+                return self._spent(state, curves, budget, limits, reach)
+        return self._spent(state, curves, budget, limits, np.inf)
+
+    def _spent(
+        self, state: State, curves: Mapping[int, Curve], budget: Budget, limits: Limits, reach: float
+    ) -> IntArray:
+        """Spend on a copy, so that a budget that cannot be met leaves the state as it was."""
+        trial = state.copy()
+        units = spend(trial, list(curves.values()), budget, limits, reach)
+        state.assign(trial)
+        return units
+
+    def _bought(self, state: State, curves: Mapping[int, Curve], budget: Budget, limits: Limits) -> IntArray:
+        """What would be bought if every curve could be followed one step beyond its last point."""
+        trial = state.copy()
+        first = len(trial.removed)
+        with suppress(BudgetError):
+            spend(trial, list(curves.values()), budget, limits, GROWTH)
+        return np.array(trial.removed[first:], dtype=np.int64)
 
     def _unmeasured(self, curves: Mapping[int, Curve], units: IntArray) -> dict[int, int]:
         """Groups that were bought beyond what is known of them, with the next count to measure."""
@@ -239,8 +263,8 @@ class Recovery:
         for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
             curve = curves[group]
             last = int(curve.counts[-1])
-            if count > 1.25 * last and last < len(curve.order):
-                requests[group] = min(max(last + 1, round(min(GROWTH * last, 1.1 * count))), len(curve.order))
+            if count > _KNOWN * last and last < len(curve.order):
+                requests[group] = min(max(last + 1, count), len(curve.order))
         return requests
 
 
@@ -291,4 +315,4 @@ def default_rounds(budget: Budget) -> int:
     """One round for every fifth or so that goes."""
     bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
     tightest = min(bounds, default=0.7)
-    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.88)), 1, 6))
+    return int(np.clip(np.round(np.log(tightest) / np.log(0.9)), 1, 5))

@@ -64,7 +64,8 @@ class Working:
         tensor = self.cutter.stored[name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         new = numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name)
-        new.doc_string = tensor.doc_string
+        if tensor.doc_string:
+            new.doc_string = tensor.doc_string
         tensor.CopyFrom(new)
 
     def weight_name(self, node: int, weight_input: int) -> str | None:
@@ -77,7 +78,9 @@ class Working:
     def bias_name(self, node: int, kind: str, bias_input: int | None) -> str | None:
         """Name of a node's stored bias (of the Add after a matrix product), None where there is none."""
         proto = self.model.graph.node[node]
-        if kind == "matmul":
+        if proto.op_type == "Gemm" and any(a.name in ("alpha", "beta") and a.f != 1.0 for a in proto.attribute):
+            return None
+        if kind == "matmul" and proto.op_type != "Gemm":
             output = proto.output[0]
             if self._uses[output] != 1:
                 return None
@@ -110,7 +113,7 @@ class Working:
         bias = self.bias_name(layer.node, layer.kernel.kind, layer.kernel.bias)
         if bias is not None:
             old = self.read(bias)
-            if old.shape[-1:] == bias_change.shape or old.size == 1:
+            if old.size == bias_change.size:  # not one that is stretched over the outputs
                 self.write(bias, old.astype(np.float64) + bias_change.reshape(old.shape))
 
     def removed(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -164,10 +164,10 @@ def groups_of(result: PruneResult) -> dict[str, GroupReport]:
 
 
 def test_min_filters() -> None:
-    found = cut(DIGITS, Limits(min_filters=9), macs=0.45)
+    found = cut(DIGITS, Limits(min_filters=9), macs=0.4)
     widths = [group.kept for group in found.report.groups]
     assert min(widths) == 9
-    assert min(group.kept for group in cut(DIGITS, macs=0.45).report.groups) < 9
+    assert min(group.kept for group in cut(DIGITS, macs=0.4).report.groups) < 9
 
 
 def test_max_cut() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def test_some_positions_of_every_sample() -> None:
     np.testing.assert_array_equal(a, again)
 
 
-@pytest.mark.parametrize("bias", [(5,), (1, 5), (1,), (1, 1)])
+@pytest.mark.parametrize("bias", [(5,), (1, 5)])
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_rows_times_weights_are_the_matrix_product(transposed: int, bias: Sequence[int]) -> None:
     model = single("Gemm", (4,), {"w": (5, 4) if transposed else (4, 5), "b": bias}, transB=transposed)
@@ -109,12 +109,10 @@ def test_rows_times_weights_are_the_matrix_product(transposed: int, bias: Sequen
     y = ran(model, x)
     matrix, shift = node.read(working)
     a, b = rows_of(node, x, y, 10, np.random.default_rng(0))
-    made = np.einsum("rgf,gfo->rgo", a, matrix) + (0 if shift is None else shift)
-    if node.bias is not None:
-        np.testing.assert_allclose(made, b, rtol=1e-5, atol=1e-6)
-    node.write(working, matrix * 2, None if shift is None else shift * 2)
-    factor = 2 * y if node.bias is not None else 2 * y - np.ravel(working.read("b"))
-    np.testing.assert_allclose(ran(working.model, x), factor, rtol=1e-5, atol=1e-5)
+    assert shift is not None
+    np.testing.assert_allclose(np.einsum("rgf,gfo->rgo", a, matrix) + shift, b, rtol=1e-5, atol=1e-6)
+    node.write(working, matrix * 2, shift * 2)
+    np.testing.assert_allclose(ran(working.model, x), 2 * y, rtol=1e-5, atol=1e-5)
 
 
 def test_a_matrix_product_with_its_addition() -> None:
@@ -150,11 +148,38 @@ def test_weights_go_back_where_they_came_from(name: str) -> None:
     single("Conv", (3, 5, 5), {"w": (4, 3, 3, 3)}, auto_pad="SAME_UPPER"),
     single("Gemm", (4,), {"w": (4, 5), "b": (5,)}, alpha=0.5),
     single("Gemm", (4,), {"w": (4, 5), "b": (5,)}, beta=2.0),
+    single("Gemm", (4,), {"w": (4, 5), "b": (1,)}),
+    single("Gemm", (4,), {"w": (4, 5), "b": (1, 1)}),
     single("MatMul", (2, 4), {"w": (2, 4, 5)}),
     single("ConvTranspose", (3, 5, 5), {"w": (3, 4, 2, 2)}),
-], ids=["same", "alpha", "beta", "batched", "transposed"])  # fmt: skip
+], ids=["same", "alpha", "beta", "one bias", "one bias of two axes", "batched", "transposed"])  # fmt: skip
 def test_layers_that_are_left_alone(model: onnx.ModelProto) -> None:
     assert linear_node(Working.of(onnxcop.analyze(model, options=CPU)), 0) is None
+
+
+def test_a_number_added_to_all_outputs_is_no_bias() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], "m"), helper.make_node("Add", ["m", "b"], ["y"], "y")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])]
+    model = finished(helper.make_graph(nodes, "g", inputs, outputs, [weights("w", (4, 5)), weights("b", (1,))]))
+    node, _ = described(model)
+    assert (node.output, node.stop, node.bias) == ("m", 1, None)
+
+
+@pytest.mark.parametrize("size", [(), (1,), (16,), (1, 16)])
+def test_a_merge_shifts_the_bias_where_it_has_one_per_output(size: Sequence[int]) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], "one"), helper.make_node("Relu", ["h"], ["r"], "r"),
+             helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], "two")]  # fmt: skip
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 16])]
+    sizes = {"w1": (4, 6), "b1": (6,), "w2": (6, 16), "b2": size}
+    model = finished(helper.make_graph(nodes, "g", inputs, outputs, [weights(n, s) for n, s in sizes.items()]))
+    working = Working.of(onnxcop.analyze(model, options=CPU))
+    (layer,) = working.layers
+    before = working.read("b2")
+    working.set_weights(layer, working.weights(layer), np.arange(16.0))
+    change = working.read("b2") - before
+    np.testing.assert_allclose(change.ravel(), np.arange(16) if before.size == 16 else np.zeros(1), atol=1e-6)
 
 
 def pictures(count: int, seed: int) -> list[dict[str, Array]]:
@@ -182,10 +207,13 @@ def test_a_disturbed_layer_is_restored() -> None:
     working.write("b2", bias + 0.5)
     before = distance(original, working)
     tried, kept = refiner(original, working).run()
-    assert (tried, kept) == (2, 1) or (tried, kept) == (2, 2)  # the head sees what is left of the disturbance
+    assert tried == 2  # the head sees what is left of the disturbance
+    assert kept >= 1
     assert distance(original, working) < 1e-3 * before
-    assert np.abs(working.read("w2") - kernel).max() < 0.02 * np.abs(kernel).max()
-    assert np.abs(working.read("b2") - bias).max() < 0.02
+    fresh = [{"x": drawn((16, 3, 8, 8), 400)}]
+    (wanted,), (found,) = (Rolling(w.cutter, fresh, CPU).peek(3, ["c2"]) for w in (original, working))
+    error = np.linalg.norm(found["c2"] - wanted["c2"])
+    assert error < 0.01 * np.linalg.norm(wanted["c2"] - wanted["c2"].mean(axis=(0, 2, 3), keepdims=True))
     for name in ("w1", "b1"):
         np.testing.assert_array_equal(working.read(name), original.read(name))
 
@@ -203,11 +231,12 @@ def test_a_step_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     working.write("w2", working.read("w2") * 0.9)
     disturbed = working.model.SerializeToString()
 
-    def worse(node: LinearNode, working: Working, *_: Array) -> tuple[Array, Array | None]:
+    def worse(node: LinearNode, working: Working, *_: object) -> Iterator[tuple[Array, Array | None]]:
         matrix, bias = node.read(working)
-        return matrix + 5 * np.abs(matrix), bias
+        yield -3 * matrix, bias
+        yield 0 * matrix, bias
 
-    monkeypatch.setattr(refine, "solve", worse)
+    monkeypatch.setattr(refine, "candidates", worse)
     assert refiner(original, working).run() == (2, 0)
     assert working.model.SerializeToString() == disturbed
 
@@ -284,8 +313,6 @@ def test_a_branch_makes_up_for_its_shortcut() -> None:
     working = original.copy()
     shift = np.linspace(-1, 1, 6, dtype=np.float32)
     run = refiner(original, working)
-    for entry in (original, working):
-        entry.write("b0", entry.read("b0"))
     working.write("b0", working.read("b0") + shift)  # a constant error runs down the shortcut
     node = linear_node(working, 3)
     assert node is not None

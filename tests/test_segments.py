@@ -27,7 +27,7 @@ def value(name: str, shape: list[int | str | None], kind: int = FLOAT) -> onnx.V
 
 
 def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(op, inputs.split(), outputs.split(), outputs.split()[0], **attributes)
+    return helper.make_node(op, inputs.split(), outputs.split(), outputs.split(maxsplit=1)[0], **attributes)
 
 
 def branches() -> onnx.ModelProto:

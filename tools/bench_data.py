@@ -116,9 +116,7 @@ def resized(folder: Path, limit: int | None = None) -> Array:
         chosen = np.sort(np.random.default_rng(0).choice(len(files), limit, replace=False))
         files = [files[index] for index in chosen]
     side = (DETECTOR_SIDE, DETECTOR_SIDE)
-    pictures = [
-        np.asarray(Image.open(file).convert("RGB").resize(side, Image.Resampling.BILINEAR)) for file in files
-    ]
+    pictures = [np.asarray(Image.open(file).convert("RGB").resize(side, Image.Resampling.BILINEAR)) for file in files]
     return peers.normalize(np.stack(pictures), (0.0,), (1.0,))
 
 

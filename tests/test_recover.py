@@ -1,0 +1,212 @@
+"""Pruning with recovery, from calibration data to a smaller network that still works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from small_models import chain
+
+import onnxcop
+from onnxcop.budget import Budget
+from onnxcop.divergence import Reference
+from onnxcop.engine import EngineOptions, Session
+from onnxcop.errors import BudgetError, CalibrationError
+from onnxcop.gather import open_data
+from onnxcop.recover import RecoverySettings, default_rounds, round_budgets
+
+CPU = EngineOptions(provider="cpu", threads=1)
+QUICK = RecoverySettings(rounds=1, probe_samples=40, refine_samples=80, curve_passes=2)
+
+
+class Digits:
+    """The digits network with its pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = folder / "digits_resnet.onnx"
+        self.data = folder / "digits_calib.npz"
+        test = np.load(folder / "digits_test.npz")
+        self.pictures, self.labels = test["input"], test["labels"]
+        self.base = self.accuracy(onnx.load(self.model))
+
+    def accuracy(self, model: onnx.ModelProto) -> float:
+        with Session(model, CPU) as session:
+            scores = session.run({"input": self.pictures})["logits"]
+        return float((scores.argmax(axis=1) == self.labels).mean())
+
+    def prune(self, **options: Any) -> onnxcop.PruneResult:
+        return onnxcop.prune(self.model, options=CPU, **options)
+
+
+@pytest.fixture(scope="module")
+def digits(models_dir: Path) -> Digits:
+    return Digits(models_dir)
+
+
+@pytest.fixture(scope="module")
+def full(digits: Digits) -> onnxcop.PruneResult:
+    return digits.prune(macs=0.5, data=digits.data)
+
+
+def test_half_of_the_work_costs_less_than_two_points(digits: Digits, full: onnxcop.PruneResult) -> None:
+    assert full.report.after.macs <= 0.5 * full.report.before.macs
+    assert digits.accuracy(full.model) > digits.base - 0.02
+    onnx.checker.check_model(full.model, full_check=True)
+
+
+def test_recovery_beats_merging_alone_and_merging_none(digits: Digits, full: onnxcop.PruneResult) -> None:
+    """The same units leave in all three: what differs is what makes up for them."""
+    plain = digits.prune(macs=0.5, criterion="cop", recover="none")
+    merged = digits.prune(macs=0.5, criterion="cop", recover="merge", data=digits.data)
+    refined = digits.prune(macs=0.5, criterion="cop", recover="full", data=digits.data)
+    assert plain.plan.cuts == merged.plan.cuts == refined.plan.cuts
+    accuracies = [digits.accuracy(result.model) for result in (plain, merged, refined)]
+    assert accuracies == sorted(accuracies)
+    assert accuracies[1] > accuracies[0] + 0.1
+    assert accuracies[2] > accuracies[1]
+    by_merging = digits.prune(macs=0.5, recover="merge", data=digits.data)
+    assert digits.accuracy(full.model) >= digits.accuracy(by_merging.model) > accuracies[0]
+    assert quality(full)["divergence"] < quality(by_merging)["divergence"]
+    assert quality(refined)["divergence"] < quality(merged)["divergence"]
+
+
+def quality(result: onnxcop.PruneResult) -> dict[str, float]:
+    return dict(result.report.quality)
+
+
+def test_recovery_without_data_beats_plain_deletion(digits: Digits) -> None:
+    plain = digits.prune(macs=0.5, recover="none")
+    recovered = digits.prune(macs=0.5)
+    assert plain.plan.cuts == recovered.plan.cuts
+    assert digits.accuracy(recovered.model) > digits.accuracy(plain.model) + 0.1
+
+
+@pytest.mark.parametrize("options", [
+    {"macs": 0.7, "data": True, "samples": 120, "settings": QUICK, "seed": 3},
+    {"macs": 0.6, "data": True, "samples": 120, "criterion": "cop-activation"},
+    {"macs": 0.5},
+], ids=["measured", "by criterion", "no data"])  # fmt: skip
+def test_the_same_command_gives_the_same_bytes(digits: Digits, options: dict[str, Any], tmp_path: Path) -> None:
+    chosen = {**options, **({"data": digits.data} if options.get("data") else {})}
+    for name in ("one.onnx", "two.onnx"):
+        digits.prune(**chosen).save(tmp_path / name)
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def bounded(digits: Digits) -> dict[float, onnxcop.PruneResult]:
+    """Results under a tight and a loose bound on the divergence."""
+    return {
+        bound: digits.prune(divergence=bound, data=digits.data, samples=120, settings=QUICK) for bound in (0.001, 0.02)
+    }
+
+
+@pytest.mark.parametrize("bound", [0.001, 0.02])
+def test_divergence_stays_within_its_bound(
+    digits: Digits, bounded: dict[float, onnxcop.PruneResult], bound: float
+) -> None:
+    result = bounded[bound]
+    assert result.report.after.macs < result.report.before.macs
+    assert 0 < quality(result)["divergence"] <= bound
+    analysis = onnxcop.analyze(digits.model, options=CPU)
+    data = open_data(analysis, digits.data, None, 120, 32, 0, None)
+    assert data is not None
+    _, probe = data.split(1 / 3, 0)
+    assert probe.count == 40
+    outputs = []
+    for model in (onnx.load(digits.model), result.model):
+        with Session(model, CPU) as session:
+            outputs.append([session.run(batch) for batch in probe.batches()])
+    found = Reference(outputs[0]).compare(outputs[1])
+    assert found.value == pytest.approx(quality(result)["divergence"], rel=1e-3)
+    assert found.agreement == pytest.approx(quality(result)["top-1 agreement"])
+
+
+def test_a_looser_bound_saves_more(bounded: dict[float, onnxcop.PruneResult]) -> None:
+    assert bounded[0.02].report.after.macs < bounded[0.001].report.after.macs
+
+
+def test_the_metric_may_not_drop_further(digits: Digits) -> None:
+    result = digits.prune(
+        metric=digits.accuracy, max_drop=0.005, data=digits.data, samples=120, settings=QUICK
+    )  # fmt: skip
+    measured = quality(result)
+    assert measured["accuracy before"] == digits.base
+    assert measured["accuracy after"] == digits.accuracy(result.model) >= digits.base - 0.005
+    assert result.report.after.macs < 0.95 * result.report.before.macs
+
+
+def test_a_metric_that_allows_nothing_changes_nothing(digits: Digits) -> None:
+    calls = []
+
+    def picky(model: onnx.ModelProto) -> float:
+        calls.append(model)
+        return -float(len(calls))
+
+    result = digits.prune(metric=picky, max_drop=0.5, data=digits.data, samples=60, settings=QUICK)
+    assert result.report.after.macs == result.report.before.macs
+    assert digits.accuracy(result.model) == digits.base
+
+
+ERRORS = [
+    ({"allocate": "measured", "macs": 0.5}, CalibrationError, "--allocate measured needs calibration data"),
+    ({"divergence": 0.1}, CalibrationError, "--divergence and --max-drop needs? calibration data"),
+    ({"max_drop": 0.1}, CalibrationError, "--divergence and --max-drop needs? calibration data"),
+    ({"max_drop": 0.1, "data": 64}, BudgetError, "--max-drop needs a score to measure"),
+    ({"divergence": 0.1, "data": 8, "criterion": "cop"}, BudgetError, "go with --allocate measured"),
+    ({"macs": 0.5, "criterion": "cop-activation"}, CalibrationError, "cop-activation needs calibration data"),
+    ({"macs": 0.5, "recover": "some"}, BudgetError, "--recover 'some' does not exist; choose one of"),
+    ({"macs": 0.5, "allocate": "some"}, BudgetError, "--allocate 'some' does not exist; choose one of"),
+    ({"macs": 0.5, "data": 1}, CalibrationError, "recovery needs at least 2 samples"),
+    ({"macs": 0.01, "data": 64, "settings": QUICK}, BudgetError, "the budget --macs 0.01 cannot be reached"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), ERRORS, ids=[str(list(o.items())[:2]) for o, _, _ in ERRORS])
+def test_requests_that_cannot_be_met(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    data = options.get("data")
+    pictures = np.random.default_rng(0).standard_normal((data or 1, 3, 8, 8)).astype(np.float32)
+    model = chain()
+    before = model.SerializeToString()
+    with pytest.raises(error, match=message) as caught:
+        onnxcop.prune(model, options=CPU, **{**options, "data": None if data is None else pictures})
+    assert "\n" not in str(caught.value)
+    assert model.SerializeToString() == before
+
+
+def test_two_samples_are_enough() -> None:
+    pictures = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    result = onnxcop.prune(chain(), macs=0.6, data=pictures, options=CPU)
+    assert result.report.after.macs <= 0.6 * result.report.before.macs
+    for tensor in result.model.graph.initializer:
+        assert np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
+
+
+def test_pictures_that_are_all_alike() -> None:
+    result = onnxcop.prune(chain(), macs=0.6, data=np.ones((20, 3, 8, 8), np.float32), options=CPU)
+    for tensor in result.model.graph.initializer:
+        assert np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
+
+
+@pytest.mark.parametrize("budget", [Budget(macs=0.3), Budget(params=0.5, macs=0.8), Budget(filters=0.4, size=9)])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_rounds_take_equal_shares(budget: Budget, rounds: int) -> None:
+    steps = round_budgets(budget, rounds)
+    assert len(steps) == rounds
+    assert steps[-1] == budget
+    for name in ("macs", "params", "filters"):
+        bound = getattr(budget, name)
+        if bound is not None:
+            shares = np.diff(np.log([1.0, *(getattr(step, name) for step in steps)]))
+            np.testing.assert_allclose(shares, np.log(bound) / rounds)
+
+
+def test_more_to_go_takes_more_rounds() -> None:
+    rounds = [default_rounds(Budget(macs=bound)) for bound in (1.0, 0.9, 0.7, 0.5, 0.1)]
+    assert rounds == sorted(rounds)
+    assert rounds[0] == 1
+    assert rounds[-1] > rounds[1]
+    assert default_rounds(Budget(size=1000)) == default_rounds(Budget(macs=0.7))
