@@ -40,7 +40,7 @@ log = logging.getLogger("onnxcop")
 
 WIDEST = 4096  # channels of a tensor whose statistics are gathered
 AUTO = 0  # positions are chosen from the cost of the model
-SHARE = 0.15  # of the model's multiply-accumulates, that statistics may cost with AUTO
+SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with AUTO
 FEWEST = 4  # positions of a sample that AUTO takes at least
 _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
 

@@ -1,8 +1,8 @@
 """Spending a budget over measured curves: the most saved for the least divergence.
 
 At every step the group is cut that buys the most of what the budget still lacks per unit of added
-divergence, looking ahead over its whole curve, so that a flat stretch behind a bump is found; what the
-last step saved too much is given back.
+divergence, looking ahead over its whole curve, so that a flat stretch behind a bump is found; what was
+saved too much is given back, the dearest first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits,
     """
     first = len(state.removed)
     taken = {curve.group: 0 for curve in curves}
-    last: list[int] = []
     while not state.meets(budget):
         best: tuple[float, Curve, int] | None = None
         weight = _lacking(state, budget)
@@ -49,11 +48,10 @@ def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits,
         if best is None:
             raise infeasible(state, budget)
         _, curve, count = best
-        last = list(curve.order[taken[curve.group] : count])
-        for unit in last:
+        for unit in curve.order[taken[curve.group] : count]:
             state.remove(unit)
         taken[curve.group] = count
-    _give_back(state, last, budget, limits)
+    _give_back(state, curves, taken, budget, limits)
     return np.array(state.removed[first:], dtype=np.int64)
 
 
@@ -104,15 +102,32 @@ def _rounded(state: State, curve: Curve, taken: int, count: int, limits: Limits)
     return count if kept > 0 and count <= len(curve.order) else None
 
 
-def _give_back(state: State, last: Sequence[int], budget: Budget, limits: Limits) -> None:
-    """Restore what the last step removed beyond the budget."""
+def _give_back(state: State, curves: Sequence[Curve], taken: dict[int, int], budget: Budget, limits: Limits) -> None:
+    """Restore what was bought beyond the budget, the dearest first."""
     step = limits.multiple_of
-    units = list(last)
-    while len(units) >= step:
-        trial = [units.pop() for _ in range(step)]
-        for unit in trial:
-            state.restore(unit)
-        if not state.meets(budget):
-            for unit in reversed(trial):
-                state.remove(unit)
+    while True:
+        best: tuple[float, Curve] | None = None
+        for curve in curves:
+            count = taken[curve.group]
+            if count < step or not _fits_without(state, curve, count, budget, step):
+                continue
+            price = float(curve.price(count) - curve.price(count - step))
+            if best is None or price > best[0]:
+                best = (price, curve)
+        if best is None:
             return
+        curve = best[1]
+        for unit in reversed(curve.order[taken[curve.group] - step : taken[curve.group]]):
+            state.restore(unit)
+        taken[curve.group] -= step
+
+
+def _fits_without(state: State, curve: Curve, count: int, budget: Budget, step: int) -> bool:
+    """Whether the budget still holds when the last units bought of a curve are put back."""
+    units = curve.order[count - step : count]
+    for unit in reversed(units):
+        state.restore(unit)
+    fits = state.meets(budget)
+    for unit in units:
+        state.remove(unit)
+    return fits

@@ -18,80 +18,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import os
-import platform
-import subprocess
+import logging
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import bench_data
-import numpy as np
-import onnx
-import onnxruntime
+import bench_report
 import peers
-
-import onnxcop
-from onnxcop.decide import Modes
-from onnxcop.engine import EngineOptions
-
-Row = dict[str, str]
-Key = tuple[str, ...]
-
-COLUMNS = (
-    *("model", "method", "macs_target", "seed", "macs_kept", "params_kept", "metric", "accuracy"),
-    *("base_accuracy", "difference", "standard_error", "agreement", "eval_samples", "calib_samples"),
-    *("seconds", "note", "error"),
-)
-SHOWN = {
-    "method": "method", "macs_target": "budget", "macs_kept": "MACs kept", "params_kept": "params kept",
-    "accuracy": "{metric}", "base_accuracy": "original", "difference": "difference", "standard_error": "±",
-    "agreement": "agreement", "seconds": "seconds", "note": "note",
-}  # fmt: skip
-PATIENCE = 1800  # seconds that a peer may take for one budget
-
-
-@dataclass(frozen=True)
-class Own:
-    """How this package is asked to prune."""
-
-    criterion: str = "auto"
-    allocate: str = "auto"
-    recover: str = "auto"
-    data: bool = True
-
-    def settled(self) -> tuple[Modes, bool]:
-        """What it comes down to: two methods with the same answer are the same run."""
-        modes = Modes.of(
-            self.criterion, self.allocate, self.recover, has_data=self.data, has_stats=False, bounded=False
-        )
-        return modes, self.data
-
-
-DELETION = {
-    "cop-delete": Own("cop", recover="none", data=False),
-    "l1-delete": Own("l1", recover="none", data=False),
-}
-OURS = {"ours": Own()}
-ABLATION = {
-    "cop+merge": Own("cop", "cop", "merge"),
-    "cop+full": Own("cop", "cop", "full"),
-    "measured+merge": Own(allocate="measured", recover="merge"),
-    "measured+full": Own(allocate="measured", recover="full"),
-    "data-free": Own(data=False),
-}
-OWN = DELETION | OURS | ABLATION
-METHODS = (*peers.TOOLS, *OWN)
-
-
-def key(row: Row) -> Key:
-    """What a row is about."""
-    return row["model"], row["method"], f"{float(row['macs_target']):g}", row["seed"]
+from bench_methods import ABLATION, COLUMNS, DELETION, METHODS, OURS, OWN, Bench, Key, Row, earlier, key
 
 
 class Results:
@@ -140,125 +76,105 @@ class Results:
         return rows
 
 
-class Bench:
-    """One model, with all that its methods share, read when it is first needed."""
-
-    def __init__(self, case: bench_data.Case, samples: int, seed: int, folder: Path) -> None:
-        self.case, self.samples, self.seed, self.folder = case, samples, seed, folder
-
-    @cached_property
-    def original(self) -> onnx.ModelProto:
-        """The model as it was."""
-        return onnx.load(self.case.path)
-
-    @cached_property
-    def feed(self) -> dict[str, bench_data.Array]:
-        """Calibration samples by input name."""
-        return {next(iter(peers.fixed_shapes(self.original))): self.case.calibration(self.samples)}
-
-    @cached_property
-    def feed_file(self) -> Path:
-        """The same samples in a file for the peers."""
-        path, (samples,) = self.folder / f"{self.case.name}.npz", self.feed.values()
-        np.savez(path, input=samples, labels=np.zeros(len(samples), np.int64))
-        return path
-
-    @cached_property
-    def evaluation(self) -> tuple[bench_data.Array, bench_data.Labels, bench_data.Array]:
-        """Evaluation samples, labels and the original's answers."""
-        samples, labels = self.case.evaluation()
-        return samples, labels, bench_data.answers(self.original, samples, self.case.metric)
-
-    def own(self, how: Own, macs: float) -> tuple[onnx.ModelProto, Row]:
-        """Prune by this package."""
-        threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or None
-        feed = self.feed if how.data else None
-        started = time.perf_counter()
-        result = onnxcop.prune(
-            self.original, macs=macs, data=feed, samples=self.samples, criterion=how.criterion,
-            allocate=how.allocate, recover=how.recover, input_shapes=dict(self.case.shapes) or None,
-            options=EngineOptions("cpu", threads=threads), seed=self.seed,
-        )  # fmt: skip
-        seconds = f"{time.perf_counter() - started:.1f}"
-        count = len(next(iter(feed.values()))) if feed else 0
-        return result.model, {"seconds": seconds, "calib_samples": str(count)}
-
-    def peer(self, tool: str, macs: float, python: Path) -> tuple[onnx.ModelProto, Row]:
-        """Prune by another tool, in a process of its environment.
-
-        Raises:
-            RuntimeError: It gave no model that runs.
-        """
-        out = self.folder / "pruned.onnx"
-        out.unlink(missing_ok=True)
-        command = [python, peers.__file__, "prune", "--tool", tool, self.case.path, "-o", out, "--macs", macs]
-        count = 0
-        if "wanda" in tool:
-            count = len(next(iter(self.feed.values())))
-            command += ["--calib", self.feed_file, "--samples", count]
-        done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, check=False, timeout=PATIENCE
-        )
-        lines = done.stdout.strip().splitlines()
-        if done.returncode or not lines:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise RuntimeError(f"exit status {done.returncode}: {last}"[:300])
-        outcome = json.loads(lines[-1])
-        if not outcome["loads"]:
-            raise RuntimeError(outcome["error"])
-        note = "; ".join(filter(None, (outcome["error"], outcome["note"])))
-        return onnx.load(out), {"seconds": f"{outcome['seconds']:.1f}", "calib_samples": str(count), "note": note}
-
-    def measured(self, model: onnx.ModelProto) -> Row:
-        """Cost and accuracy of a pruned model, as columns."""
-        samples, labels, base = self.evaluation
-        own = bench_data.answers(model, samples, self.case.metric)
-        found = bench_data.score(self.case.metric, own, base, labels)
-        return {
-            "macs_kept": f"{peers.count_macs(model) / peers.count_macs(self.original):.4f}",
-            "params_kept": f"{peers.count_params(model) / peers.count_params(self.original):.4f}",
-            "accuracy": f"{found.accuracy:.2f}",
-            "base_accuracy": f"{found.base:.2f}",
-            "difference": f"{found.difference:+.2f}",
-            "standard_error": f"{found.spread:.2f}",
-            "agreement": "" if found.agreement is None else f"{found.agreement:.2f}",
-            "eval_samples": str(found.samples),
-        }
-
-    def blank(self, method: str, macs: float) -> Row:
-        """A row of which only the question is known."""
-        given = {"model": self.case.name, "method": method, "macs_target": f"{macs:g}", "seed": str(self.seed)}
-        return dict.fromkeys(COLUMNS, "") | given | {"metric": self.case.metric}
-
-    def row(self, method: str, macs: float, python: Path | None) -> Row:
-        """Prune by a method and measure what it made."""
-        row = self.blank(method, macs)
-        try:
-            if method in OWN:
-                model, facts = self.own(OWN[method], macs)
-            elif python is not None:
-                model, facts = self.peer(method, macs, python)
-            else:
-                raise RuntimeError("--peers-python is not given")
-            return row | facts | self.measured(model)
-        except Exception as error:  # whatever a method fails with is its row of the table
-            return row | {"error": peers.one_line(error)}
+def twin(results: Results, row: Row) -> Row | None:
+    """The row of a method that comes down to the same run, where this process has measured one."""
+    if row["method"] not in OWN:
+        return None
+    for method, how in OWN.items():
+        other = row | {"method": method}
+        same = method != row["method"] and how.settled() == OWN[row["method"]].settled()
+        if same and key(other) in results.fresh:
+            return results.rows[key(other)] | {
+                "method": row["method"],
+                "note": f"the same run as {method}",
+            }
+    return None
 
 
-def earlier(path: Path, benches: Sequence[Bench]) -> dict[Key, Row]:
-    """Rows of a table that tools/peers.py wrote."""
-    named = {bench.case.name: bench for bench in benches}
-    found = {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        for past in csv.DictReader(stream):
-            if past["model"] not in named or past["tool"] not in peers.TOOLS:
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Fill in the rows that are asked for and not known yet."""
+    known = bench_data.cases()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.models:
+            if not known[name].path.exists():
+                print(f"{name}: skipped, {known[name].path} does not exist", file=sys.stderr)
                 continue
-            row = named[past["model"]].blank(past["tool"], float(past["macs_target"]))
-            row |= {name: past[name] for name in COLUMNS if past.get(name) and name not in row.keys() - past.keys()}
-            row["macs_target"] = f"{float(past['macs_target']):g}"
-            if past["accuracy"]:
-                row["difference"] = f"{float(past['accuracy']) - float(past['base_accuracy']):+.2f}"
-                row["note"] = "; ".join(filter(None, (past["error"], past["note"])))
-                row["error"] = ""
-            found[key(row)] = row
-    return found
+            bench = Bench(known[name], args.samples, args.seed, Path(folder))
+            past = earlier(args.peers_csv, [bench]) if args.peers_csv else {}
+            for macs in args.macs:
+                for method in args.methods:
+                    row = bench.blank(method, macs)
+                    if key(row) in results.rows and not args.force:
+                        continue
+                    if key(row) not in past and method not in OWN and args.peers_python is None:
+                        print(f"{name} {macs:g} {method}: skipped, no --peers-python", file=sys.stderr)
+                        continue
+                    found = past.get(key(row)) or twin(results, row) or bench.row(method, macs, args.peers_python)
+                    results.add(found)
+                    score = found["error"] or f"{found['accuracy']} at {found['macs_kept']} of the MACs"
+                    print(
+                        f"{name} {macs:g} {method}: {score}, {found['seconds'] or '?'} s",
+                        flush=True,
+                    )
+
+
+def chosen(known: Sequence[str], **groups: Sequence[str]) -> Callable[[str], list[str]]:
+    """A reader of comma-separated names, in which a group stands for its members."""
+
+    def read(text: str) -> list[str]:
+        names = [name for part in text.split(",") for name in groups.get(part, [part]) if name]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join((*known, *groups))}")
+        return list(dict.fromkeys(names))
+
+    return read
+
+
+def budgets(text: str) -> list[float]:
+    """Shares of the MACs, separated by commas."""
+    found = [float(part) for part in text.split(",")]
+    if not all(0 < share < 1 for share in found):
+        raise argparse.ArgumentTypeError("give shares between 0 and 1")
+    return sorted(set(found), reverse=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    models, standard = list(bench_data.cases()), [*peers.TOOLS, *DELETION, *OURS]
+    top.add_argument("--models", type=chosen(models), default=models, help=f"default: {','.join(models)}")
+    top.add_argument(
+        "--methods", type=chosen(METHODS, peers=peers.TOOLS), default=standard,
+        help="names separated by commas, `peers` for all of theirs; default: all but the ablation's",
+    )  # fmt: skip
+    top.add_argument("--ablation", action="store_true", help=f"and {', '.join(ABLATION)}")
+    top.add_argument("--macs", type=budgets, default=[0.9, 0.8, 0.7, 0.5], help="default: 0.9,0.8,0.7,0.5")
+    top.add_argument("--out", type=Path, required=True, help="folder of the results")
+    top.add_argument("--samples", type=int, default=512, help="most calibration samples (default 512)")
+    top.add_argument("--seed", type=int, default=0, help="of this package's methods (default 0)")
+    top.add_argument("--peers-python", type=Path, help="the Python of the peers' environment")
+    top.add_argument("--peers-csv", type=Path, help="table of tools/peers.py whose rows are used again")
+    top.add_argument("--force", action="store_true", help="measure rows again that are there already")
+    return top
+
+
+def main() -> None:
+    """Measures what is asked for and writes the reports, of what there is when stopped early too."""
+    args = parser().parse_args()
+    logging.getLogger("onnxcop").setLevel(logging.ERROR)  # that there are no data is meant so
+    if args.peers_python is not None and not args.peers_python.exists():
+        print(f"{args.peers_python} does not exist: peers are skipped", file=sys.stderr)
+        args.peers_python = None
+    if args.ablation:
+        args.methods = list(dict.fromkeys([*args.methods, *ABLATION]))
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = Results(args.out / "accuracy.csv")
+    try:
+        run(args, results)
+    finally:
+        bench_report.write(results.tidy(), args.out / "accuracy", list(METHODS))
+
+
+if __name__ == "__main__":
+    main()
