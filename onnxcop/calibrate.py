@@ -6,10 +6,10 @@ channel means of a first sample: sums of squares of data far from zero would oth
 digits in single precision.
 
 **Positions.** Neighbouring positions of a feature map say much the same, so of large maps an evenly
-spread grid is taken: at most `positions` of a sample. :data:`AUTO` chooses that number so that the
-statistics cost at most :data:`SHARE` of the model's own arithmetic, but never below :data:`FEWEST`.
-It depends only on the model and the sizes of its inputs, hence shards of the same data agree. None
-takes everything.
+spread grid is taken: at most `positions` of a sample of the first one's size. :data:`AUTO` chooses
+that number so that the statistics cost about :data:`SHARE` of the model's own arithmetic, but never
+below :data:`FEWEST`. It depends only on the model and the size of the first sample, hence shards of
+the same data agree. None takes everything.
 
 **Width.** Tensors of more than :data:`WIDEST` channels are left out: the second moments of each
 would take more than 128 MB.
@@ -42,6 +42,7 @@ WIDEST = 4096  # channels of a tensor whose statistics are gathered
 AUTO = 0  # positions are chosen from the cost of the model
 SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with AUTO
 FEWEST = 4  # positions of a sample that AUTO takes at least
+_BLOCK = 128  # rows of a matrix
 _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
 
 
@@ -234,7 +235,12 @@ class _Sums:
     def moments(self, shift: FloatArray) -> Moments:
         """The moments about the mean; uses up the sums."""
         mean = self.total / max(self.count, 1)
-        self.second -= np.outer(self.total, mean)
-        scatter = self.second + self.second.T
-        scatter /= 2
-        return Moments(float(self.count), shift.reshape(-1).astype(np.float64) + mean, scatter)
+        for start in range(0, len(mean), _BLOCK):  # in place and by blocks: matrices are large
+            rows, rest = slice(start, start + _BLOCK), slice(start, None)
+            upper = self.second[rows, rest] + self.second[rest, rows].T
+            upper /= 2
+            upper -= np.outer(self.total[rows], mean[rest])
+            self.second[rows, rest] = upper
+            self.second[rest, rows] = upper.T
+        shifted = shift.reshape(-1).astype(np.float64) + mean
+        return Moments(float(self.count), shifted, self.second)

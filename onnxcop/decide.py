@@ -24,7 +24,7 @@ from onnxcop.data import CalibrationData
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.gather import synthetic_data
-from onnxcop.layers import layers_of
+from onnxcop.layers import FloatArray, layers_of
 from onnxcop.metric import Metric
 from onnxcop.recover import Progress, Recovery, RecoverySettings, default_rounds, round_budgets
 from onnxcop.stats import CalibrationStats
@@ -34,6 +34,7 @@ log = logging.getLogger("onnxcop")
 ALLOCATE, RECOVER = ("auto", "cop", "measured"), ("auto", "none", "merge", "full")
 _PROBE_SHARE = 1 / 3
 _SYNTHETIC = 96  # samples made up where there is no data
+_CHEAP = 4e10  # multiply-accumulates of the network over all samples up to which several schedules are tried
 _STEP = 0.93  # a round's share of the MACs where divergence is the bound
 
 
@@ -180,20 +181,41 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
     stats = _statistics(request) if request.stats_out is not None else None
     with request.clock.stage("selection and recovery"):
         recovery = _recovery(analysis, request.source, settings, request.options, request.progress)
-        subject = Subject.of(analysis.model, analysis.structure, analysis.cost)
-        fallback = produced_norms(subject)
-        state = recovery.start(request.limits)
+        fallback = produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
         if request.divergence is not None or request.max_drop is not None:
-            _until(request, recovery, state, fallback, metric)
+            _until(request, recovery, recovery.start(request.limits), fallback, metric)
         else:
-            budgets = round_budgets(request.budget, settings.rounds or default_rounds(request.budget))
-            for number, budget in enumerate(budgets, start=1):
-                if not state.meets(budget):
-                    recovery.round(state, budget, request.limits, fallback, f"round {number} of {len(budgets)}")
+            recovery = _best_schedule(request, recovery, fallback, _schedules(request, settings))
     removed = recovery.working.removed()
     model = recovery.working.model if request.modes.recover != "none" else analysis.model
     measured = recovery.measured_quality() if request.modes.recover != "none" else {}
     return Decision(removed, model, stats, (), _described(request.source), measured, metric)
+
+
+def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
+    """In how many rounds to reach the budget: more than one way is tried where the network is cheap."""
+    rounds = settings.rounds or default_rounds(request.budget)
+    samples = 0 if request.source is None else request.source.count
+    cheap = float(request.analysis.cost.original()[0]) * samples < _CHEAP
+    if settings.rounds is not None or not cheap or rounds == 1:
+        return (rounds,)
+    return tuple(sorted({max(1, rounds // 2), rounds - 1}))
+
+
+def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, schedules: tuple[int, ...]) -> Recovery:
+    """Reach the budget in each of the numbers of rounds, and keep what comes nearest on the held-out samples."""
+    best: tuple[float, Recovery] | None = None
+    for rounds in schedules:
+        recovery = fresh if len(schedules) == 1 else fresh.restarted()
+        state = recovery.start(request.limits)
+        budgets = round_budgets(request.budget, rounds)
+        for number, budget in enumerate(budgets, start=1):
+            if not state.meets(budget):
+                recovery.round(state, budget, request.limits, fallback, f"round {number} of {len(budgets)}")
+        value = recovery.divergence().value
+        if best is None or value < best[0]:
+            best = (value, recovery)
+    return fresh if best is None else best[1]
 
 
 def _until(request: Request, recovery: Recovery, state: Any, fallback: Any, metric: Metric | None) -> None:

@@ -21,6 +21,7 @@ from onnxcop.shapes import Array, ShapeMap
 from onnxcop.stats import tap_key
 from onnxcop.tracing import captured
 
+_STEPS_OPSET = 10  # Slice takes steps, and its bounds as inputs
 _RECURRENT = {"RNN", "GRU", "LSTM"}
 _PREFIX = "onnxcop_tap_"
 
@@ -122,27 +123,27 @@ def taps_of(
     return tuple(taps.values())
 
 
-def grid(tap: Tap, positions: int) -> dict[int, int]:
-    """How many entries of every position axis are taken so that a sample has at most `positions`.
+def stride(tap: Tap, positions: int) -> int:
+    """A stride, 1 or even, that leaves at most `positions` of a sample, and few less.
 
-    All axes are thinned alike as far as whole numbers allow; at least one entry of each is taken.
-    Axes that are taken whole are left out.
+    It is the same for all position axes, and divides the longest about evenly. Every axis keeps one
+    entry at least.
     """
-    sizes = tap.position_axes
-    allowed = max(1, positions // tap.blocks)
-    total = math.prod(sizes.values())
-    if total <= allowed:
-        return {}
-    scale = (allowed / total) ** (1 / len(sizes))
-    taken = {axis: max(1, int(size * scale)) for axis, size in sizes.items()}
-    while math.prod(taken.values()) > allowed:  # an axis was too short to be thinned alike
-        axis = max(taken, key=lambda a: taken[a])
-        taken[axis] = max(1, min(taken[axis] - 1, taken[axis] * allowed // math.prod(taken.values())))
-    axis = min(taken, key=lambda a: taken[a] / sizes[a])
-    while math.prod(taken.values()) // taken[axis] * (taken[axis] + 1) <= allowed:
-        taken[axis] += 1
-        axis = min(taken, key=lambda a: taken[a] / sizes[a])
-    return {axis: count for axis, count in taken.items() if count < sizes[axis]}
+    sizes = tap.position_axes.values()
+    if not sizes:
+        return 1
+    longest, found = max(sizes), 1
+    while tap.blocks * math.prod(_kept(n, found) for n in sizes) > positions:
+        if found > longest:
+            return found
+        found = 2 if found == 1 else found + 2
+    even = longest / _kept(longest, found)
+    return found if found == 1 else max(found, 2 * round(even / 2))
+
+
+def _kept(size: int, stride: int) -> int:
+    """How many entries of an axis lie at half a stride and every stride from there."""
+    return size if stride == 1 else max(1, -(-(size - stride // 2) // stride))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +167,10 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
     Args:
         model: The model; it is not changed.
         taps: What to watch.
-        positions: Most positions taken of a sample. None for all of them, summed in double
-            precision: sums of many thousand products in single precision are good to 1e-5 at best.
+        positions: Most positions taken of a sample, on a grid that the shapes of the taps settle.
+            Models below opset 10 have no Slice with steps; all positions are taken there. None for
+            all of them, summed in double precision: sums of many thousand products in single
+            precision are good to 1e-5 at best.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -235,8 +238,8 @@ class _Builder:
         double = positions is None or tap.kind == TensorProto.DOUBLE
         kind = TensorProto.DOUBLE if double else TensorProto.FLOAT
         data = tap.tensor
-        if positions is not None:
-            data = self.thin(data, tap, grid(tap, positions))
+        if positions is not None and self.opset >= _STEPS_OPSET:
+            data = self.thin(data, tap, stride(tap, positions))
         last = tap.inner == 1 and tap.axis == len(tap.shape) - 1
         data = self.channels_last(data, tap) if last else self.channels_first(data, tap)
         if tap.kind != kind:
@@ -255,35 +258,35 @@ class _Builder:
             self.output(second, kind, [tap.channels, tap.channels]),
         )
 
-    def thin(self, data: str, tap: Tap, taken: dict[int, int]) -> str:
-        """`taken` entries of every axis, in the middles of equal parts of it.
+    def thin(self, data: str, tap: Tap, stride: int) -> str:
+        """Every `stride`-th entry of the position axes, from half a stride on.
 
-        The size of the axis is read at run time; a map smaller than the grid is read more than once
-        at some entries, so that every sample weighs the same.
+        Half of the stride is taken from the first entry on, which no map is too small for, then every
+        other entry from the second on, where there is one.
         """
-        if not taken:
+        if stride == 1:
             return data
-        data = self.stride(data, tap, taken)
-        sizes = self.node("Shape", data)
-        for axis, count in taken.items():
-            size = self.node("Gather", sizes, self.constant([axis]), axis=0)
-            odd = self.constant(2 * np.arange(count) + 1)
-            middles = self.node("Div", self.node("Mul", size, odd), self.constant([2 * count]))
-            data = self.node("Gather", data, middles, axis=axis)
-        return data
+        wanted = list(tap.position_axes)
+        axes, zeros = self.constant(wanted), self.constant([0] * len(wanted))
+        ends = self.constant([np.iinfo(np.int64).max] * len(wanted))
+        half = stride // 2
+        if half > 1 and self.is_blocked(tap):
+            data = self.node("MaxPool", data, kernel_shape=[1, 1], strides=[half, half])
+        elif half > 1:
+            steps = self.constant([half] * len(wanted))
+            data = self.node("Slice", data, zeros, ends, axes, steps)
+        sizes = self.node("Gather", self.node("Shape", data), axes, axis=0)
+        starts = self.node("Sign", self.node("Sub", sizes, self.constant([1])))
+        return self.node("Slice", data, starts, ends, axes, self.constant([2] * len(wanted)))
 
-    def stride(self, data: str, tap: Tap, taken: dict[int, int]) -> str:
-        """Leave out most of what `thin` would, in the layout that convolutions compute in.
+    def is_blocked(self, tap: Tap) -> bool:
+        """Whether ONNX Runtime may hold this map in blocks of channels, as it does on the CPU.
 
-        On the CPU ONNX Runtime stores feature maps in blocks of channels. A pooling of single
-        entries reads that; any other operator would have the whole map put in order first.
+        A pooling of single entries reads that layout, and ends up with a map that is soon put in
+        order. For any other operator the whole map is put in order first.
         """
-        if tap.kind != TensorProto.FLOAT or tap.axis != 1 or len(tap.shape) != 4:
-            return data
-        strides = [max(1, tap.shape[a] // taken.get(a, tap.shape[a]) // 2) for a in (2, 3)]
-        if strides == [1, 1]:
-            return data
-        return self.node("MaxPool", data, kernel_shape=[1, 1], strides=strides)
+        spatial = set(tap.position_axes) <= {2, 3}
+        return tap.kind == TensorProto.FLOAT and len(tap.shape) == 4 and tap.axis == 1 and spatial
 
     def channels_last(self, data: str, tap: Tap) -> str:
         """[observations, C]."""

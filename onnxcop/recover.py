@@ -37,6 +37,7 @@ from onnxcop.working import Working
 
 log = logging.getLogger("onnxcop")
 
+_POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
 _KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
 
 Progress = Callable[[str, int, int], None]
@@ -116,6 +117,10 @@ class Recovery:
         self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
         self.reference = Reference(Rolling(self.original.cutter, self.probe_feeds, self.options).finish())
 
+    def restarted(self) -> Recovery:
+        """The same from the beginning."""
+        return replace(self, log=[])
+
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
         return Samples(self._calibrate(self.fit, "fit"), self._calibrate(self.probe, "probe"),
@@ -127,7 +132,13 @@ class Recovery:
                 self.progress(f"statistics ({what})", done, total)
 
         return calibrate(
-            self.working.model, self.working.layers, data, self.options, sha=self.analysis.sha256, progress=report
+            self.working.model,
+            self.working.layers,
+            data,
+            self.options,
+            sha=self.analysis.sha256,
+            positions=_POSITIONS,
+            progress=report,
         )
 
     def divergence(self) -> Divergence:
@@ -315,4 +326,4 @@ def default_rounds(budget: Budget) -> int:
     """One round for every fifth or so that goes."""
     bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
     tightest = min(bounds, default=0.7)
-    return int(np.clip(np.round(np.log(tightest) / np.log(0.84)), 1, 5))
+    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.87) - 1e-9), 1, 5))

@@ -19,7 +19,7 @@ from onnxcop.calibrate import AUTO, calibrate, merge
 from onnxcop.data import CalibrationData, open_source
 from onnxcop.engine import EngineOptions, OutOfMemory, Session
 from onnxcop.errors import CalibrationError, PlanMismatchError
-from onnxcop.instrument import Tap, grid, instrument, taps_of
+from onnxcop.instrument import Tap, instrument, stride, taps_of
 from onnxcop.stats import CalibrationStats, Moments
 
 CPU = EngineOptions("cpu", threads=1)
@@ -290,13 +290,36 @@ def test_samples_of_different_sizes_are_counted_right() -> None:
     for layer in _layers(model):
         rows = [_observations(_maps(model, x, {layer.tensor})[layer.tensor], layer) for x in xs]
         assert _distance(found.taps[stats.tap_key(layer)], np.concatenate(rows)) <= 1e-5
-    thinned = calibrate(model, _layers(model), source, CPU, sha="", positions=4)
-    assert {moments.count for moments in thinned.taps.values()} == {12.0}
 
 
-def test_thinned_maps_are_read_on_an_even_grid() -> None:
+@pytest.mark.parametrize("rank", [1, 2])
+def test_maps_of_different_sizes_are_thinned_alike(rank: int) -> None:
+    """The first sample settles the stride; of smaller maps at least one position is taken."""
+    model = _convs(rank, size="s")
+    xs = [_x(1, 3, *[size] * rank, seed=size) for size in (48, 31, 6, 3)]
+    with Session(model, CPU) as session:
+        source = open_source([{"x": x} for x in xs], session.inputs, samples=4)
+    sizes = [feed["x"].shape[2] for feed in source.batches(1)]
+    xs = [feed["x"] for feed in source.batches(1)]
+    found = calibrate(model, _layers(model), source, CPU, sha="", positions=4**rank)
+    layer = next(layer for layer in _layers(model) if layer.tensor == "b")
+    moments = found.moments(layer)
+    assert moments is not None
+    step = 2 * round(sizes[0] / 4 / 2)
+    rows = []
+    for x, size in zip(xs, sizes, strict=True):
+        taken = range(step // 2, size, step) if size > step // 2 else [0]
+        values = _maps(model, x, {"b"})["b"]
+        for axis in range(2, 2 + rank):
+            values = np.take(values, list(taken), axis)
+        rows.append(_observations(values, layer))
+    assert _distance(moments, np.concatenate(rows)) <= 1e-5
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+def test_thinned_maps_are_read_on_an_even_grid(opset: int) -> None:
     """The grid lies inside the map, in the middles of equal parts."""
-    model = _convs(size=48)
+    model = _convs(size=48, opset=opset)
     x = _x(5, 3, 48, 48)
     layer = next(layer for layer in _layers(model) if layer.tensor == "b")
     found = _gathered(model, x, positions=9).moments(layer)
@@ -314,8 +337,14 @@ def test_sequences_are_thinned_on_an_even_grid(kind: int) -> None:
     layer = next(layer for layer in _layers(model) if layer.tensor == "b")
     found = _gathered(model, x, positions=3).moments(layer)
     assert found is not None
-    picked = _maps(model, x, {"b"})["b"][:, [1, 5, 9]]
+    picked = _maps(model, x, {"b"})["b"][:, [2, 6, 10]]
     assert _distance(found, _observations(picked, layer)) <= 1e-5
+
+
+def test_old_models_are_not_thinned() -> None:
+    model, x = _convs(opset=9), _x(6, 3, 9, 9)
+    thinned = _gathered(model, x, positions=4)
+    _assert_same(thinned, _gathered(model, x))
 
 
 def test_one_spatial_axis_is_thinned_on_an_even_grid() -> None:
@@ -334,20 +363,22 @@ def _tap(shape: tuple[int, ...], outer: int = 1, inner: int = 1) -> Tap:
 
 @pytest.mark.parametrize("positions", [1, 2, 7, 9, 64, 500])
 @pytest.mark.parametrize("space", [(1,), (7,), (4000,), (7, 7), (3, 900), (48, 320), (9, 10, 11)])
-def test_grids_keep_within_the_positions_asked_for(space: tuple[int, ...], positions: int) -> None:
-    taken = grid(_tap((1, 8, *space)), positions)
-    counts = [taken.get(axis, size) for axis, size in enumerate(space, 2)]
-    assert 1 <= math.prod(counts) <= positions or math.prod(space) == math.prod(counts) == 1
-    assert all(1 <= count <= size for count, size in zip(counts, space, strict=True))
-    if math.prod(space) <= positions:
-        assert not taken
-    else:
-        assert math.prod(counts) >= positions / 2
+def test_strides_keep_within_the_positions_asked_for(space: tuple[int, ...], positions: int) -> None:
+    def left(step: int) -> int:
+        return math.prod(1 if step > 1 and size <= step // 2 else len(range(step // 2, size, step)) for size in space)
+
+    step = stride(_tap((1, 8, *space)), positions)
+    assert step == 1 or step % 2 == 0
+    assert 1 <= left(step) <= positions
+    others = [left(s) for s in (1, *range(2, 2 * max(space), 2)) if left(s) <= positions]
+    assert left(step) >= 0.7 * max(others)
 
 
-def test_grids_count_positions_on_the_channel_axis() -> None:
-    assert grid(_tap((1, 32, 10, 10), outer=4), 36) == {2: 3, 3: 3}
-    assert grid(_tap((1, 32, 10, 10), inner=4), 400) == {}
+def test_strides_count_positions_on_the_channel_and_the_batch_axis() -> None:
+    assert stride(_tap((1, 32, 12, 12), outer=4), 36) == 4
+    assert stride(_tap((1, 32, 12, 12), inner=4), 4 * 144) == 1
+    assert stride(_tap((9, 8, 12, 12)), 9 * 36) == 2
+    assert stride(_tap((9, 8)), 1) == 1
 
 
 def test_automatic_positions_spend_a_share_of_the_model() -> None:

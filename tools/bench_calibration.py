@@ -115,6 +115,15 @@ def peak(path: str, samples: int, args: argparse.Namespace) -> str:
     return done.stdout.strip()
 
 
+def peak_kilobytes() -> int:
+    """Of this program; `getrusage` counts what the process was before it became this program."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def child(path: str, args: argparse.Namespace, options: EngineOptions) -> None:
     """Calibrate once and print the peak of resident memory, MiB."""
     original, watched, session = loaded(path, options)
@@ -126,7 +135,7 @@ def child(path: str, args: argparse.Namespace, options: EngineOptions) -> None:
     )
     session.close()
     calibrate(original, watched, source, options, sha="", positions=args.positions)
-    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
+    print(f"{peak_kilobytes() / 1024:.0f}")
 
 
 HEADINGS = ["model", "samples", "taps", "positions", "plain-ms", "calibration-ms", "ratio", "range"]

@@ -36,6 +36,7 @@ COLUMNS = (
     ),
     *("seconds", "note", "error"),
 )
+FIGURES = ("accuracy", "base_accuracy", "agreement")
 PATIENCE = 1800  # seconds that a peer may take for one budget
 
 
@@ -222,9 +223,12 @@ def earlier(path: Path, benches: Sequence[Bench]) -> dict[Key, Row]:
             row = named[past["model"]].blank(past["tool"], float(past["macs_target"]))
             row |= {name: past[name] for name in COLUMNS if past.get(name)}
             row["macs_target"] = f"{float(past['macs_target']):g}"
+            origin = f"from {path.name}, where Wanda's calibration samples may be fewer"
+            origin = origin if "wanda" in past["tool"] else f"from {path.name}"
             if past["accuracy"]:
+                row |= {name: f"{float(row[name]):.2f}" for name in FIGURES if row[name]}
                 row["difference"] = f"{float(past['accuracy']) - float(past['base_accuracy']):+.2f}"
-                row["note"] = "; ".join(filter(None, (past["error"], past["note"])))
-                row["error"] = ""
+                row["note"], row["error"] = "; ".join(filter(None, (past["error"], past["note"]))), ""
+            row["note"] = "; ".join(filter(None, (row["note"], origin)))
             found[key(row)] = row
     return found
