@@ -79,7 +79,7 @@ class RecoverySettings:
     refine: int = 1
     probe_samples: int = 128
     curve_passes: int = 6
-    refine_samples: int = 384
+    refine_samples: int = 768
     seed: int = 0
 
     def without_refinement(self) -> RecoverySettings:
