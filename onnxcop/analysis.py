@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from onnxcop import cost, groups, tracing
@@ -170,10 +169,3 @@ def prunable_share(filters: Sequence[FilterCensus]) -> float:
     """Fraction of all filters that may be removed."""
     total = sum(entry.filters for entry in filters)
     return sum(entry.prunable for entry in filters) / total if total else 0.0
-
-
-def live_mask(structure: Structure, removed: IntArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether each unit stays, bool [units]."""
-    alive = np.ones(len(structure.unit_class), dtype=np.bool_)
-    alive[removed] = False
-    return alive

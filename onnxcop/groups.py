@@ -84,12 +84,6 @@ class Structure:
         """int64 [axes], the original size of every axis."""
         return np.array([len(axis) for axis in self.axes], dtype=np.int64)
 
-    def kept(self, atoms: IntArray, removed_units: IntArray) -> IntArray:
-        """Positions of an axis that remain (int64, ascending)."""
-        gone = np.zeros(len(self.unit_class) + 1, dtype=np.bool_)
-        gone[removed_units] = True
-        return np.flatnonzero(~gone[self.units_on(atoms)])
-
 
 def build(model: onnx.ModelProto, coupling: Coupling) -> Structure:
     """Group the prunable classes of a coupling."""
