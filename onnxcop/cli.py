@@ -11,26 +11,29 @@ from typing import Any
 import click
 
 from onnxcop import __version__, console
-from onnxcop.cli_form import MAIN, MainForm, ModelFile, Program, SectionCommand
-from onnxcop.cli_options import (
+from onnxcop.cli_arguments import (
     analysis_arguments,
-    budget_options,
-    criterion_options,
     criterion_to_show,
     data_arguments,
-    data_options,
     default_output,
     engine_from,
+    prune_arguments,
+    statistics_arguments,
+)
+from onnxcop.cli_form import MAIN, MainForm, ModelFile, Program, SectionCommand
+from onnxcop.cli_options import (
+    budget_options,
+    criterion_options,
+    data_options,
     engine_options,
+    latency_options,
     limit_options,
     method_options,
     output_options,
     plan_options,
-    prune_arguments,
     score_options,
     seed_option,
     shape_options,
-    statistics_arguments,
     stats_options,
     talk_options,
     verbose_option,
@@ -78,6 +81,7 @@ def app() -> None:
 @stats_options
 @method_options
 @engine_options
+@latency_options
 @seed_option
 @verbose_option
 @_talking
@@ -134,6 +138,7 @@ def inspect_command(model: Path, **values: Any) -> None:
 @output_options
 @data_options
 @engine_options
+@latency_options
 @seed_option
 @verbose_option
 @_talking
@@ -150,6 +155,7 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
             model,
             PruningPlan.load(plan),
             options=engine_from(values),
+            latency_seconds=values["latency_seconds"],
             seed=values["seed"],
             progress=progress,
             **data_arguments(values),

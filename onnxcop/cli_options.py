@@ -1,14 +1,10 @@
-"""Options of the command line: their groups, and the arguments that they stand for.
-
-Nothing heavy is imported until an option's value is turned into what the package takes, so that
-`onnxcop --help` stays quick.
-"""
+"""Options of the command line, in their groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -23,16 +19,9 @@ from onnxcop.cli_types import (
     Size,
 )
 
-if TYPE_CHECKING:
-    from onnxcop.criteria import Criterion
-    from onnxcop.engine import EngineOptions
-    from onnxcop.images import Preprocess
-
 P = ParamSpec("P")
 R = TypeVar("R")
 Decorator = Callable[[Callable[P, R]], Callable[P, R]]
-
-_COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
 
 
 def _options(section: str, *entries: tuple[tuple[str, ...], dict[str, Any]]) -> Decorator[P, R]:
@@ -149,6 +138,13 @@ engine_options: Decorator[Any, Any] = _options(
     ),
     _option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads of ONNX Runtime."),
 )  # fmt: skip
+latency_options: Decorator[Any, Any] = _options(
+    "Machine",
+    _option(
+        "--latency-seconds", type=click.FloatRange(0), metavar="SECONDS", default=2.0, show_default=True,
+        help="How long to time both models in the end; 0 for not at all.",
+    ),
+)  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",
     _option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of all that is drawn."),
@@ -192,123 +188,3 @@ stats_options: Decorator[Any, Any] = _options(
     _option("--stats", type=_FILE, metavar="FILE", help="Statistics gathered earlier."),
     _option("--stats-out", type=_FILE, metavar="FILE", help="Write what was gathered."),
 )  # fmt: skip
-
-
-def default_output(model: Path) -> Path:
-    """Where the result goes without `-o`: `net.onnx` → `net.pruned.onnx`."""
-    stem = model.name.removesuffix(".onnx")
-    return model.with_name(f"{stem}.pruned.onnx")
-
-
-def prune_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.prune` for the options of the main form."""
-    from onnxcop.budget import Limits
-
-    given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
-    limits = Limits(
-        keep=tuple(values["keep"]),
-        only=tuple(values["only"]),
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    return {
-        **{name: values[name] for name in ("macs", "params", "filters", "size")},
-        **{name: values[name] for name in ("divergence", "metric", "max_drop")},
-        **{name: values[name] for name in ("allocate", "recover", "stats", "stats_out", "seed")},
-        **data_arguments(values),
-        "criterion": criterion_from(values),
-        "limits": limits,
-        "options": engine_from(values),
-        **analysis_arguments(values),
-    }
-
-
-def analysis_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.analyze` that say how to read a model."""
-    return {"input_shapes": dict(values["input_shape"]) or None, "policy": values["policy"]}
-
-
-def engine_from(values: Mapping[str, Any]) -> EngineOptions:
-    """How models are run."""
-    from onnxcop.engine import EngineOptions
-
-    return EngineOptions(provider=values["provider"], threads=values["threads"])
-
-
-def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
-    """The criterion with its parameters; numbers given one by one outrank `--prefer`.
-
-    Parameters without a name are those of COP; without either the choice is left open.
-    """
-    from onnxcop.catalogue import CRITERIA, criterion_named
-    from onnxcop.cop import Cop
-
-    parameters = {name: values[name] for name in _COP_PARAMETERS if values[name] is not None}
-    if values["prefer"] is not None:
-        beta, gamma = values["prefer"]
-        parameters = {"beta": beta, "gamma": gamma, **parameters}
-    if values["criterion"] is None and not parameters:
-        return "auto"
-    name = values["criterion"] or "cop"
-    if parameters and not isinstance(CRITERIA[name], Cop):
-        flags = [key for key in ("prefer", *_COP_PARAMETERS) if values[key] is not None]
-        raise click.UsageError(f"{_flags(flags)} apply to the cop criteria, not to {name}")
-    return criterion_named(name, **parameters)
-
-
-def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
-    """The criterion whose scores `inspect` shows, None without `--scores`.
-
-    Raises:
-        click.UsageError: Options that say nothing without `--scores`, or data that nothing asks for.
-    """
-    from onnxcop.catalogue import criterion_named
-
-    names = ("criterion", "prefer", *_COP_PARAMETERS, "data", "stats", "stats_out")
-    given = [name for name in names if values[name] is not None]
-    if not values["scores"]:
-        if given:
-            raise click.UsageError(f"{_flags(given)}: only with --scores")
-        return None
-    if values["stats_out"] is not None and values["data"] is None:
-        raise click.UsageError("--stats-out writes what was gathered from --data")
-    if values["stats"] is not None and values["data"] is not None:
-        raise click.UsageError("--stats and --data exclude each other")
-    found = criterion_from(values)
-    criterion = criterion_named("cop") if isinstance(found, str) else found
-    if not criterion.needs_stats and values["stats_out"] is None and {"data", "stats"} & {*given}:
-        raise click.UsageError(
-            f"criterion {criterion.name} looks at the weights alone; with {_flags({'data', 'stats'} & {*given})} "
-            "choose --criterion cop-activation, cop-multiple or wanda"
-        )
-    return criterion
-
-
-def statistics_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.scores.statistics`."""
-    given = {name: values[name] for name in ("stats", "stats_out", "seed")}
-    return {**given, **data_arguments(values), "options": engine_from(values)}
-
-
-def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.prune` that say what to calibrate on."""
-    names = ("data", "samples", "batch_size")
-    return {"preprocess": preprocess_from(values), **{name: values[name] for name in names}}
-
-
-def preprocess_from(values: Mapping[str, Any]) -> Preprocess | None:
-    """What is done to pictures: a named preprocessing with some of it changed; None to guess."""
-    changes = {
-        name: values[name] for name in ("mean", "std", "scale", "layout", "channels") if values[name] is not None
-    }
-    if values["preprocess"] is None and not changes:
-        return None
-    from dataclasses import replace
-
-    from onnxcop.images import Preprocess
-
-    named = values["preprocess"]
-    return replace(Preprocess.named(named) if named else Preprocess(), **changes)
-
-
-def _flags(names: Iterable[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

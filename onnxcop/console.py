@@ -115,6 +115,9 @@ def show_result(result: PruneResult, output: Path, *, verbose: bool = False) -> 
         ("file size", before.bytes, after.bytes, _size),
     ):
         table.add_row(name, form(old), form(new), _percent(new, old))
+    if report.latency is not None:
+        times = report.latency
+        table.add_row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}")
     console.print(table)
     for line in _summary(result, output):
         console.print(line)

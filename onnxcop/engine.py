@@ -56,6 +56,7 @@ class Session:
         model: A model, its serialized bytes, or the path of its file. The model is not changed.
         options: How to run it.
         optimize: Whether ONNX Runtime may rewrite the graph before it runs it.
+        config: Further settings of the session, by ONNX Runtime's keys.
 
     Attributes:
         inputs: What :meth:`run` must be given; initializers that are listed as inputs are left out.
@@ -72,6 +73,7 @@ class Session:
         options: EngineOptions = EngineOptions(),
         *,
         optimize: bool = True,
+        config: Mapping[str, str] | None = None,
     ) -> None:
         names = resolve_provider(options.provider)
         self._session: Any = None
@@ -92,6 +94,7 @@ class Session:
                 threads=options.threads,
                 provider_options=dict(options.provider_options),
                 optimize=optimize,
+                config=config,
             )
         except BaseException:
             self.close()

@@ -21,12 +21,14 @@ from onnxcop.criteria import Criterion
 from onnxcop.data import CalibrationData, Preprocess
 from onnxcop.decide import Decision, Modes, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError
+from onnxcop.errors import BudgetError, EngineError, ModelError
 from onnxcop.gather import open_data
+from onnxcop.latency import Latency, measure
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.plan import PruningPlan, cuts_of, units_of
+from onnxcop.probe import random_feeds
 from onnxcop.recover import RecoverySettings
-from onnxcop.report import Report, frozen_reasons, group_reports, totals
+from onnxcop.report import Report, frozen_reasons, group_reports, slowness, totals
 from onnxcop.rewrite import apply as rewrite
 from onnxcop.sharing import reshare
 from onnxcop.stats import CalibrationStats
@@ -83,6 +85,7 @@ def prune(
     rules: RuleTable = DEFAULT_RULES,
     policy: str = "finest",
     options: EngineOptions = EngineOptions(),
+    latency_seconds: float = 0.0,
     seed: int = 0,
     progress: Any = None,
 ) -> PruneResult:
@@ -113,6 +116,7 @@ def prune(
         rules: What every operator does to labels.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         options: How models are run.
+        latency_seconds: How long to measure the latency of both models in the end; 0 for not at all.
         seed: Seed of all that is drawn.
         progress: Called with (stage, done, total).
 
@@ -155,13 +159,13 @@ def prune(
             "samples": source.count if source is not None else 0,
         },
     )  # fmt: skip
-    return finish(analysis, decision, plan, options, clock)
+    return finish(analysis, decision, plan, options, clock, latency_seconds)
 
 
 def apply_plan(
     model: onnx.ModelProto | str | Path, plan: PruningPlan, *, data: Any = None, preprocess: Preprocess | None = None,
     samples: int = 512, batch_size: int = 32, options: EngineOptions = EngineOptions(),
-    rules: RuleTable = DEFAULT_RULES, seed: int = 0, progress: Any = None,
+    rules: RuleTable = DEFAULT_RULES, latency_seconds: float = 0.0, seed: int = 0, progress: Any = None,
 ) -> PruneResult:  # fmt: skip
     """Replay a plan on the model it was made for: the same cut, and with data the same kind of recovery.
 
@@ -177,15 +181,16 @@ def apply_plan(
     removed = units_of(analysis, plan)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, plan.input_shapes)
     if source is None:
-        return finish(analysis, Decision(removed, analysis.model), plan, options, clock)
+        return finish(analysis, Decision(removed, analysis.model), plan, options, clock, latency_seconds)
     decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, progress, clock)
-    return finish(analysis, decision, plan, options, clock)
+    return finish(analysis, decision, plan, options, clock, latency_seconds)
 
 
 def finish(
-    analysis: Analysis, decision: Decision, plan: PruningPlan, options: EngineOptions, clock: Clock
-) -> PruneResult:
-    """Rewrite, verify and report a decision."""
+    analysis: Analysis, decision: Decision, plan: PruningPlan, options: EngineOptions, clock: Clock,
+    latency_seconds: float = 0.0,
+) -> PruneResult:  # fmt: skip
+    """Rewrite, verify, time and report a decision."""
     removed = np.sort(decision.removed)
     with clock.stage("rewriting"):
         pruned = rewrite(decision.model, analysis.structure, removed)
@@ -193,13 +198,20 @@ def finish(
         checked = verify(decision.model, pruned, analysis.structure, removed, options)
     drop_idle(pruned, analysis.added_biases)
     reshare(pruned, analysis.copies)
-    report = build_report(analysis, removed, pruned, plan, checked, clock, decision)
+    latency = None
+    if latency_seconds > 0:
+        with clock.stage("latency"):
+            latency = _timed(analysis, pruned, options, latency_seconds)
+        for line in slowness(latency):
+            log.warning("%s", line)
+    report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
     return PruneResult(pruned, plan, report, decision.stats)
 
 
 def build_report(
     analysis: Analysis, removed: IntArray, pruned: onnx.ModelProto, plan: PruningPlan,
     checked: Verification | None, clock: Clock, decision: Decision,
+    *, latency: Latency | None = None,
 ) -> Report:  # fmt: skip
     """Gather the numbers of a finished run."""
     filters, share, frozen = frozen_reasons(analysis)
@@ -209,9 +221,20 @@ def build_report(
         totals(pruned, float(analysis.cost.of_units(removed)[0])),
         group_reports(analysis, removed), filters, share, frozen,
         tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
-        checked, str(plan.criterion.get("name", "")), decision.warnings, decision.calibration,
-        decision.quality(pruned), dict(clock.seconds),
+        checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), decision.calibration,
+        decision.quality(pruned), dict(clock.seconds), latency,
     )  # fmt: skip
+
+
+def _timed(analysis: Analysis, pruned: onnx.ModelProto, options: EngineOptions, seconds: float) -> Latency | None:
+    """The pruned model beside the original, on random inputs."""
+    try:
+        feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
+        found = measure([analysis.original, pruned], feeds, options, seconds=seconds).latency(1)
+    except (EngineError, ModelError) as error:
+        log.warning("latency could not be measured: %s", error)
+        return None
+    return found
 
 
 def nothing_reason(analysis: Analysis) -> str:

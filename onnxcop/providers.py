@@ -94,6 +94,7 @@ def create_session(
     threads: int | None = None,
     provider_options: Mapping[str, str] | None = None,
     optimize: bool = True,
+    config: Mapping[str, str] | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession` whose first provider is the first of `names`.
 
@@ -103,6 +104,7 @@ def create_session(
         threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
         provider_options: Extra settings of the first provider.
         optimize: Whether the graph may be rewritten before it runs.
+        config: Further settings of the session, by ONNX Runtime's keys.
 
     Raises:
         EngineError: ONNX Runtime refuses the model, or would replace the provider by another.
@@ -113,6 +115,8 @@ def create_session(
     if threads is not None:
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
+    for key, value in (config or {}).items():
+        settings.add_session_config_entry(key, value)
     if not optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     chosen = [(name, dict(_OPTIONS.get(name, {}))) for name in names]

@@ -14,6 +14,7 @@ from onnxcop.analysis import Analysis, census, group_name, prunable_share
 from onnxcop.atoms import IntArray
 from onnxcop.cost import stored_tensors
 from onnxcop.criteria import Subject, produced_filter_counts
+from onnxcop.latency import Latency
 from onnxcop.verify import Verification
 
 
@@ -72,6 +73,7 @@ class Report:
         calibration: One line on the data that was seen.
         quality: Measured output quality (divergence, agreement), by name.
         seconds: Time spent, by stage.
+        latency: Of the original and of the result, measured side by side on this machine.
     """
 
     model: str
@@ -88,6 +90,7 @@ class Report:
     calibration: str = ""
     quality: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    latency: Latency | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -104,6 +107,16 @@ def totals(model: onnx.ModelProto, macs: float) -> Totals:
     """Count a model's stored weights and bytes."""
     params = sum(int(np.prod(dims, dtype=np.int64)) for _, dims, _, is_weight in stored_tensors(model) if is_weight)
     return Totals(macs, params, int(model.ByteSize()))
+
+
+def slowness(latency: Latency | None) -> tuple[str, ...]:
+    """A warning where the result was measured to be slower than the original."""
+    if latency is None or not latency.slower:
+        return ()
+    return (
+        f"the pruned model is slower than the original on this machine ({latency.ratio:.1%} of its time): "
+        "the widths that are left suit the hardware less; try --multiple-of 8 or 16",
+    )
 
 
 def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:

@@ -18,14 +18,14 @@ from small_models import chain, shapes, written
 
 from onnxcop import __version__, cli, console, pipeline
 from onnxcop.catalogue import CRITERIA, PREFERENCES
-from onnxcop.cli_options import default_output, preprocess_from
+from onnxcop.cli_arguments import default_output, preprocess_from
 from onnxcop.cli_types import Fraction, InputShape, Numbers, Preference, Size
 from onnxcop.decide import ALLOCATE, RECOVER
 from onnxcop.images import PREPROCESSES, Preprocess
 from onnxcop.stats import CalibrationStats, Moments
 
 CPU = ["--provider", "cpu", "--threads", "1"]
-BARE = [*CPU, "--recover", "none"]  # the quickest run of the main form
+BARE = [*CPU, "--recover", "none", "--latency-seconds", "0"]  # the quickest run of the main form
 WARNING = "warning: no calibration data: "
 
 
