@@ -21,6 +21,7 @@ from onnxcop.clock import Clock
 from onnxcop.criteria import Criterion, Subject, produced_norms
 from onnxcop.curves import choose_ridges
 from onnxcop.data import CalibrationData
+from onnxcop.divergence import Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.gather import synthetic_data
@@ -108,6 +109,8 @@ class Decision:
         calibration: One line on the data.
         measured: Quality on held-out samples, by name.
         metric: The user's score.
+        way: What was measured after every round.
+        seen: What recovery saw flow through the original.
     """
 
     removed: IntArray
@@ -117,6 +120,8 @@ class Decision:
     calibration: str = ""
     measured: dict[str, float] = field(default_factory=dict)
     metric: Metric | None = None
+    way: tuple[Waypoint, ...] = ()
+    seen: CalibrationStats | None = None
 
     def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
         """Measured quality of the result, the user's metric included."""
@@ -156,8 +161,11 @@ def _by_criterion(request: Request, metric: Metric | None) -> Decision:
     if source is None:
         source = synthetic_data(analysis, _SYNTHETIC, 16, settings.seed)
     found = recover_units(analysis, removed, source, settings, request.options, request.progress, request.clock)
-    measured = found.measured if request.source is not None else {}
-    return Decision(removed, found.model, stats, tuple(warnings), _described(request.source), measured, metric)
+    if request.source is None:  # what was measured on made-up inputs says little
+        return Decision(removed, found.model, stats, tuple(warnings), "", {}, metric)
+    return Decision(
+        removed, found.model, stats, tuple(warnings), found.calibration, found.measured, metric, found.way, found.seen
+    )
 
 
 def recover_units(
@@ -169,7 +177,10 @@ def recover_units(
         recovery = _recovery(analysis, source, settings, options, progress)
         samples = recovery.statistics()
         recovery.recover_cut(removed, samples, choose_ridges(recovery.working, samples), "recovery")
-        return Decision(removed, recovery.working.model, None, (), _described(source), recovery.measured_quality())
+        return Decision(
+            removed, recovery.working.model, None, (), _described(source), recovery.measured_quality(),
+            way=tuple(recovery.way), seen=recovery.seen,
+        )  # fmt: skip
 
 
 def _by_measurement(request: Request, metric: Metric | None) -> Decision:
@@ -189,7 +200,8 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
     removed = recovery.working.removed()
     model = recovery.working.model if request.modes.recover != "none" else analysis.model
     measured = recovery.measured_quality() if request.modes.recover != "none" else {}
-    return Decision(removed, model, stats, (), _described(request.source), measured, metric)
+    way = tuple(recovery.way) if request.modes.recover != "none" else ()
+    return Decision(removed, model, stats, (), _described(request.source), measured, metric, way, recovery.seen)
 
 
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:

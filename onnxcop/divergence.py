@@ -33,6 +33,23 @@ class Divergence:
     agreement: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Waypoint:
+    """How far a network was from the original on its way to the budget, on held-out samples.
+
+    Attributes:
+        name: What had just been done.
+        macs: Fraction of the multiply-accumulates that were left.
+        divergence: Distance from the original then.
+        agreement: Fraction of samples with the same top-1 class, for classifiers.
+    """
+
+    name: str
+    macs: float
+    divergence: float
+    agreement: float | None = None
+
+
 class Reference:
     """The original's outputs on a set of samples.
 

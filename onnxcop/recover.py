@@ -24,7 +24,7 @@ from onnxcop.calibrate import calibrate
 from onnxcop.criteria import Subject
 from onnxcop.curves import GROWTH, Curve, Samples, alive_channels, choose_ridges, measure, silence
 from onnxcop.data import CalibrationData
-from onnxcop.divergence import Divergence, Reference
+from onnxcop.divergence import Divergence, Reference, Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError
 from onnxcop.layers import FloatArray, Layer
@@ -97,6 +97,8 @@ class Recovery:
         fit: Data to fit on.
         probe: Held-out data.
         reference: The original's outputs on the probe.
+        seen: The first statistics that were taken, those of the original.
+        way: What was measured after every step.
     """
 
     analysis: Analysis
@@ -110,6 +112,8 @@ class Recovery:
     reference: Reference = field(init=False)
     probe_feeds: list[Feed] = field(init=False)
     log: list[str] = field(default_factory=list)
+    seen: CalibrationStats | None = None
+    way: list[Waypoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.original = Working.of(self.analysis)
@@ -119,12 +123,13 @@ class Recovery:
 
     def restarted(self) -> Recovery:
         """The same from the beginning."""
-        return replace(self, log=[])
+        return replace(self, log=[], way=[])
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
-        return Samples(self._calibrate(self.fit, "fit"), self._calibrate(self.probe, "probe"),
-                       self.probe_feeds, self.reference)  # fmt: skip
+        fit = self._calibrate(self.fit, "fit")
+        self.seen = self.seen or fit
+        return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.reference)
 
     def _calibrate(self, data: CalibrationData, what: str) -> CalibrationStats:
         def report(done: int, total: int) -> None:
@@ -227,6 +232,9 @@ class Recovery:
         found = self.divergence()
         agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
         self.log.append(f"{what}: divergence {found.value:.4g}{agreement}")
+        cost = self.analysis.cost
+        macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))
+        self.way.append(Waypoint(what, macs, found.value, found.agreement))
         log.info(self.log[-1])
 
     def _select(
