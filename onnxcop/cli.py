@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +35,13 @@ from onnxcop.cli_options import (
     seed_option,
     shape_options,
     stats_options,
-    talk_options,
+    talking,
     verbose_option,
 )
 from onnxcop.errors import OnnxcopError
+from onnxcop.progress import Progress
 
 _FILE = click.Path(path_type=Path)
-
-
-def _talking(function: Callable[..., None]) -> Callable[..., None]:
-    """Show the log while a command runs, as its options say."""
-
-    @functools.wraps(function)
-    def run(**values: Any) -> None:
-        if values["quiet"] and values.get("verbose"):
-            raise click.UsageError("--quiet and --verbose exclude each other")
-        with console.logging_to_stderr(quiet=values["quiet"], debug=values["debug"]):
-            function(**values)
-
-    return talk_options(run)
 
 
 @click.group(
@@ -84,7 +72,7 @@ def app() -> None:
 @latency_options
 @seed_option
 @verbose_option
-@_talking
+@talking
 def prune_command(model: Path, output: Path | None, plan_out: Path | None, **values: Any) -> None:
     """Prune a model."""
     from onnxcop.pipeline import prune
@@ -92,7 +80,7 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
 
     target = output or default_output(model)
     check_targets(model, target, plan_out, values["stats_out"])
-    with console.Progress(enabled=not values["quiet"]) as progress:
+    with Progress(enabled=not values["quiet"]) as progress:
         result = prune(model, progress=progress, **prune_arguments(values))
     _write(result, target, plan_out, values)
 
@@ -107,7 +95,7 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
 @engine_options
 @seed_option
 @verbose_option
-@_talking
+@talking
 def inspect_command(model: Path, **values: Any) -> None:
     """Show what can be pruned, what cannot and why; with --scores, what every filter is worth."""
     from onnxcop.analysis import analyze
@@ -121,7 +109,7 @@ def inspect_command(model: Path, **values: Any) -> None:
     else:
         from onnxcop.scores import score, statistics
 
-        with console.Progress(enabled=not values["quiet"]) as progress:
+        with Progress(enabled=not values["quiet"]) as progress:
             stats = statistics(analysis, progress=progress, **statistics_arguments(values))
         scores = score(analysis, criterion, stats, values["seed"])
     if values["as_json"]:
@@ -141,7 +129,7 @@ def inspect_command(model: Path, **values: Any) -> None:
 @latency_options
 @seed_option
 @verbose_option
-@_talking
+@talking
 def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -> None:
     """Replay a plan on the model it was made for."""
     from onnxcop.pipeline import apply_plan
@@ -150,7 +138,7 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
 
     target = output or default_output(model)
     check_target(target, model)
-    with console.Progress(enabled=not values["quiet"]) as progress:
+    with Progress(enabled=not values["quiet"]) as progress:
         result = apply_plan(
             model,
             PruningPlan.load(plan),
@@ -169,7 +157,7 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
 @click.option("--plan", type=_FILE, required=True, help="The plan that PRUNED was made with.")
 @click.option("--structure-only", is_flag=True, help="Accept weights that were trained since.")
 @engine_options
-@_talking
+@talking
 def verify_command(original: Path, pruned: Path, plan: Path, structure_only: bool, **values: Any) -> None:
     """Check that PRUNED is what a plan makes of ORIGINAL."""
     from onnxcop.plan import PruningPlan
@@ -193,7 +181,7 @@ def verify_command(original: Path, pruned: Path, plan: Path, structure_only: boo
 @app.command("merge-stats", cls=SectionCommand)
 @click.argument("output", type=_FILE)
 @click.argument("inputs", type=_FILE, nargs=-1, required=True)
-@_talking
+@talking
 def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -> None:
     """Merge calibration statistics of one model into OUTPUT."""
     from onnxcop.stats import CalibrationStats

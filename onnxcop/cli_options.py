@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from onnxcop import console
 from onnxcop.cli_form import SectionOption
 from onnxcop.cli_types import (
     CriterionName,
@@ -188,3 +190,16 @@ stats_options: Decorator[Any, Any] = _options(
     _option("--stats", type=_FILE, metavar="FILE", help="Statistics gathered earlier."),
     _option("--stats-out", type=_FILE, metavar="FILE", help="Write what was gathered."),
 )  # fmt: skip
+
+
+def talking(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of what it says, and show the log while it runs."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        if values["quiet"] and values.get("verbose"):
+            raise click.UsageError("--quiet and --verbose exclude each other")
+        with console.logging_to_stderr(quiet=values["quiet"], debug=values["debug"]):
+            function(**values)
+
+    return talk_options(run)

@@ -1,7 +1,6 @@
-"""What the terminal shows: log lines, tables and progress.
+"""What the terminal shows: log lines, and the tables of results.
 
-Results go to standard output; log lines, warnings, errors and progress go to standard error. Colour
-is used on a terminal only, and not where NO_COLOR is set. Rich is imported when something is drawn.
+Results go to standard output; log lines, warnings, errors and progress go to standard error.
 """
 
 from __future__ import annotations
@@ -10,13 +9,14 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from onnxcop.drawing import counted, listed_names, new_table, percent, sized, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _MOST_NAMES = 4  # of the layers of a group
 _MOST_REASONS = 4  # so that the summary of a run fits one screen
 _MOST_SCORES = 20
-_PIPE_WIDTH = 100  # columns where the output is no terminal
-_PATIENCE = 1.0  # seconds a step may take before progress is shown
 
 log = logging.getLogger("onnxcop")
 
@@ -77,44 +75,21 @@ def show_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
 
 
-def _console(*, error: bool = False) -> Console:
-    from rich.console import Console
-
-    file = sys.stderr if error else sys.stdout
-    width = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    # Names of nodes hold brackets and colons, which mean nothing here.
-    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
-
-
-def _table(*columns: str, title: str | None = None, left: int = 1) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(columns):
-        text = place < left
-        table.add_column(
-            column, justify="left" if text else "right", no_wrap=not text,
-            overflow="fold" if text else "ellipsis",
-        )  # fmt: skip
-    return table
-
-
 def show_result(result: PruneResult, output: Path, *, verbose: bool = False) -> None:
     """Draw the summary of a run: cost before and after, what was cut, frozen and verified."""
-    console, report = _console(), result.report
+    console, report = terminal(), result.report
     if verbose:
         console.print(_group_table(report))
-    table = _table("", "before", "after", "kept")
+    table = new_table("", "before", "after", "kept")
     before, after = report.before, report.after
     gone = sum(group.filters * (group.width - group.kept) for group in report.groups)
     for name, old, new, form in (
-        ("filters", report.filters, report.filters - gone, _count),
-        ("MACs", before.macs, after.macs, _count),
-        ("parameters", before.params, after.params, _count),
-        ("file size", before.bytes, after.bytes, _size),
+        ("filters", report.filters, report.filters - gone, counted),
+        ("MACs", before.macs, after.macs, counted),
+        ("parameters", before.params, after.params, counted),
+        ("file size", before.bytes, after.bytes, sized),
     ):
-        table.add_row(name, form(old), form(new), _percent(new, old))
+        table.add_row(name, form(old), form(new), percent(new, old))
     if report.latency is not None:
         times = report.latency
         table.add_row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}")
@@ -172,7 +147,7 @@ def verification_line(found: Any) -> str:
 
 
 def _group_table(report: Report) -> Table:
-    table = _table("group", "width", "kept", "", title="dependency groups")
+    table = new_table("group", "width", "kept", "", title="dependency groups")
     for group in report.groups:
         table.add_row(group.name, str(group.width), str(group.kept), "" if group.exact else "inexact")
     return table
@@ -180,28 +155,28 @@ def _group_table(report: Report) -> Table:
 
 def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
     """Draw what could be pruned, what not and why."""
-    console = _console()
+    console = terminal()
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.input_shapes.items())
     console.print(f"{found.model} with {shapes}")
     console.print(
-        f"{_count(found.cost.macs)} MACs, {_count(found.cost.params)} parameters, "
-        f"{_size(found.cost.bytes)}; {found.filters} filters, {found.prunable:.1%} of them prunable"
+        f"{counted(found.cost.macs)} MACs, {counted(found.cost.params)} parameters, "
+        f"{sized(found.cost.bytes)}; {found.filters} filters, {found.prunable:.1%} of them prunable"
     )
     if found.groups:
-        table = _table(
+        table = new_table(
             "layers", "width", "exact", "MACs/filter", "params/filter",
             title="dependency groups (the filters of one group go together)",
         )  # fmt: skip
         most = sys.maxsize if verbose else _MOST_NAMES
         for group in found.groups:
             table.add_row(
-                _names(group.layers or (group.name,), most), str(group.width),
-                "yes" if group.exact else "no", _count(group.macs), _count(group.params),
+                listed_names(group.layers or (group.name,), most), str(group.width),
+                "yes" if group.exact else "no", counted(group.macs), counted(group.params),
             )  # fmt: skip
         console.print(table)
     _show_inexact(console, found)
     if found.frozen_layers:
-        table = _table("layer", "why", "frozen", title="frozen filters", left=2)
+        table = new_table("layer", "why", "frozen", title="frozen filters", left=2)
         for layer in found.frozen_layers:
             gone = f"{layer.filters - layer.prunable} of {layer.filters}"
             table.add_row(layer.name, "; ".join(layer.reasons), gone)
@@ -214,7 +189,7 @@ def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
 
 def show_scores(found: Scores, model: str, *, verbose: bool = False) -> None:
     """Draw what filters are worth: the least important ones, or all."""
-    console, most = _console(), len(found.units) if verbose else _MOST_SCORES
+    console, most = terminal(), len(found.units) if verbose else _MOST_SCORES
     settings = ", ".join(f"{name} {value}" for name, value in found.parameters.items())
     console.print(f"{model} by {found.criterion}" + (f" ({settings})" if settings else ""))
     if not found.units:
@@ -222,7 +197,7 @@ def show_scores(found: Scores, model: str, *, verbose: bool = False) -> None:
         return
     rest = len(found.units) - most
     title = "importance of filters, lowest first" + (f" (of {len(found.units)}; all with -v)" if rest > 0 else "")
-    table = _table("group", "filter", "importance", *found.terms, title=title)
+    table = new_table("group", "filter", "importance", *found.terms, title=title)
     for unit in found.units[:most]:
         terms = (f"{value:.4g}" for value in unit.terms.values())
         table.add_row(unit.group, str(unit.filter), f"{unit.importance:.5g}", *terms)
@@ -235,71 +210,3 @@ def _show_inexact(console: Console, found: Inspection) -> None:
         console.print("inexact groups change a statistic that other channels share (--exact-only):")
         for reason in reasons:
             console.print(f"  {reason}")
-
-
-def _names(names: Sequence[str], most: int) -> str:
-    more = [f"  … {len(names) - most} more"] if len(names) > most else []
-    return "\n".join([names[0], *(f"  + {name}" for name in names[1:most]), *more])
-
-
-def _count(value: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.2f} {unit}"
-    return f"{value:.0f}"
-
-
-def _size(value: float) -> str:
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:.2f} {unit}"
-    return f"{value:.0f} B"
-
-
-def _percent(new: float, old: float) -> str:
-    return f"{new / old:.1%}" if old else "-"
-
-
-class Progress:
-    """Bars for steps that take over a second, on a terminal only.
-
-    Used as a context manager, and called with the name of a step, how much of it is done, and how
-    much there is in all (None where that is not known).
-    """
-
-    def __init__(self, *, enabled: bool = True) -> None:
-        self._enabled = enabled and sys.stderr.isatty()
-        self._bars: Any = None
-        self._started: dict[str, float] = {}
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
-
-    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
-        """Say how far a step has come."""
-        if not self._enabled:
-            return
-        started = self._started.setdefault(stage, time.monotonic())
-        if stage not in self._tasks:
-            if time.monotonic() - started < _PATIENCE:
-                return
-            self._tasks[stage] = self._drawn().add_task(stage, total=total)
-        self._drawn().update(self._tasks[stage], completed=done, total=total)
-
-    def _drawn(self) -> Any:
-        if self._bars is None:
-            from rich import progress
-
-            self._bars = progress.Progress(
-                progress.TextColumn("{task.description}"), progress.BarColumn(),
-                progress.TaskProgressColumn(), progress.TimeRemainingColumn(),
-                console=_console(error=True), transient=True,
-            )  # fmt: skip
-            self._bars.start()
-        return self._bars

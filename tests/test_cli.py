@@ -22,6 +22,7 @@ from onnxcop.cli_arguments import default_output, preprocess_from
 from onnxcop.cli_types import Fraction, InputShape, Numbers, Preference, Size
 from onnxcop.decide import ALLOCATE, RECOVER
 from onnxcop.images import PREPROCESSES, Preprocess
+from onnxcop.progress import Progress
 from onnxcop.stats import CalibrationStats, Moments
 
 CPU = ["--provider", "cpu", "--threads", "1"]
@@ -455,7 +456,7 @@ def test_log_lines_go_to_standard_error(
 
 
 def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with console.Progress() as progress:
+    with Progress() as progress:
         for done in range(3):
             progress("a step", done, 3)
     assert capsys.readouterr() == ("", "")
@@ -463,7 +464,7 @@ def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -
 
 def test_progress_appears_on_a_terminal() -> None:
     script = (
-        "import time; from onnxcop.console import Progress\n"
+        "import time; from onnxcop.progress import Progress\n"
         "with Progress() as progress:\n"
         "    progress('short', 1, 2)\n"
         "    progress('long', 1, 4)\n"
