@@ -4,8 +4,8 @@
     result = onnxcop.prune("model.onnx", macs=0.7)
     result.save("small.onnx")
 
-The stages one by one: :func:`analyze` → a :class:`Criterion`'s ranking → :func:`choose` →
-:func:`apply` → :func:`verify`.
+The stages one by one: :func:`analyze` → :func:`statistics` → a :class:`Criterion`'s ranking →
+:func:`choose` → :func:`recover` → :func:`apply` → :func:`verify`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from onnxcop.allocate import choose
     from onnxcop.analysis import Analysis, analyze
     from onnxcop.budget import Budget, Limits
-    from onnxcop.criteria import Criterion, Ranking, Subject
+    from onnxcop.catalogue import criterion_named
+    from onnxcop.criteria import Criterion, Ranking, StaticRanking, Subject
     from onnxcop.engine import EngineOptions
     from onnxcop.errors import OnnxcopError
     from onnxcop.ops import DEFAULT_RULES, Op
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from onnxcop.plan import PruningPlan
     from onnxcop.report import Report
     from onnxcop.rewrite import apply
+    from onnxcop.scores import statistics
+    from onnxcop.stages import recover
     from onnxcop.verify import verify
 
 __version__ = "0.1.0"
@@ -37,7 +40,8 @@ _HOMES = {
     "EngineOptions": "engine", "Limits": "budget", "OnnxcopError": "errors", "Op": "ops",
     "PruneResult": "pipeline", "PruningPlan": "plan", "Ranking": "criteria", "Report": "report",
     "Subject": "criteria", "analyze": "analysis", "apply": "rewrite", "apply_plan": "pipeline",
-    "choose": "allocate", "prune": "pipeline", "verify": "verify",
+    "choose": "allocate", "criterion_named": "catalogue", "prune": "pipeline", "recover": "stages",
+    "statistics": "scores", "StaticRanking": "criteria", "verify": "verify",
 }  # fmt: skip
 
 __all__ = [
@@ -53,13 +57,17 @@ __all__ = [
     "PruningPlan",
     "Ranking",
     "Report",
+    "StaticRanking",
     "Subject",
     "__version__",
     "analyze",
     "apply",
     "apply_plan",
     "choose",
+    "criterion_named",
     "prune",
+    "recover",
+    "statistics",
     "verify",
 ]
 

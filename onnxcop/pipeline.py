@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcop import display
 from onnxcop import model as models
 from onnxcop.analysis import Analysis, analyze
 from onnxcop.atoms import IntArray
@@ -27,6 +28,7 @@ from onnxcop.latency import Latency, measure
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.plan import PruningPlan, cuts_of, units_of
 from onnxcop.probe import random_feeds
+from onnxcop.progress import Callback, shown
 from onnxcop.recover import RecoverySettings
 from onnxcop.report import Report, frozen_reasons, group_reports, slowness, totals
 from onnxcop.rewrite import apply as rewrite
@@ -59,6 +61,22 @@ class PruneResult:
         """Write the model; see :func:`onnxcop.model.save`."""
         models.save(self.model, Path(path), external_data=external_data)
 
+    def __repr__(self) -> str:
+        """What is kept, in a line."""
+        return display.one_line(self.report)
+
+    def __str__(self) -> str:
+        """The table of the run, as text."""
+        return display.as_text(self.report)
+
+    def __rich__(self) -> Any:
+        """The same for a console of rich."""
+        return display.as_rich(self.report)
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return display.as_html(self.report)
+
 
 def prune(
     model: onnx.ModelProto | str | Path,
@@ -87,7 +105,7 @@ def prune(
     options: EngineOptions = EngineOptions(),
     latency_seconds: float = 0.0,
     seed: int = 0,
-    progress: Any = None,
+    progress: Callback | bool | None = None,
 ) -> PruneResult:
     """Prune a model.
 
@@ -118,7 +136,8 @@ def prune(
         options: How models are run.
         latency_seconds: How long to measure the latency of both models in the end; 0 for not at all.
         seed: Seed of all that is drawn.
-        progress: Called with (stage, done, total).
+        progress: True for bars (on a terminal or in a notebook), or a function called with
+            (stage, done, total).
 
     Returns:
         The verified result.
@@ -143,12 +162,12 @@ def prune(
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, input_shapes)
-    request = Request(
-        analysis, budget, limits, modes, source, _loaded(stats, analysis),
-        None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
-        replace(settings or RecoverySettings(), seed=seed), options, progress, clock,
-    )  # fmt: skip
-    decision = decide(request)
+    with shown(progress) as tell:
+        decision = decide(Request(
+            analysis, budget, limits, modes, source, _loaded(stats, analysis),
+            None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
+            replace(settings or RecoverySettings(), seed=seed), options, tell, clock,
+        ))  # fmt: skip
     plan = PruningPlan(
         analysis.sha256, cuts_of(analysis, decision.removed), dict(analysis.input_shapes), policy,
         {name: value for name, value in asdict(budget).items() if value is not None}
@@ -165,7 +184,8 @@ def prune(
 def apply_plan(
     model: onnx.ModelProto | str | Path, plan: PruningPlan, *, data: Any = None, preprocess: Preprocess | None = None,
     samples: int = 512, batch_size: int = 32, options: EngineOptions = EngineOptions(),
-    rules: RuleTable = DEFAULT_RULES, latency_seconds: float = 0.0, seed: int = 0, progress: Any = None,
+    rules: RuleTable = DEFAULT_RULES, latency_seconds: float = 0.0, seed: int = 0,
+    progress: Callback | bool | None = None,
 ) -> PruneResult:  # fmt: skip
     """Replay a plan on the model it was made for: the same cut, and with data the same kind of recovery.
 
@@ -182,7 +202,8 @@ def apply_plan(
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, plan.input_shapes)
     if source is None:
         return finish(analysis, Decision(removed, analysis.model), plan, options, clock, latency_seconds)
-    decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, progress, clock)
+    with shown(progress) as tell:
+        decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, tell, clock)
     return finish(analysis, decision, plan, options, clock, latency_seconds)
 
 

@@ -1,14 +1,22 @@
-"""Progress of long steps, as bars on a terminal."""
+"""How far a run has come: a function of the caller's, bars on a terminal, or bars in a notebook."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from types import TracebackType
 from typing import Any
 
 from onnxcop.drawing import terminal
 
+Callback = Callable[[str, float, float | None], None]
+"""Called with the name of a step, how much of it is done, and how much there is (None: not known)."""
+
 _PATIENCE = 1.0  # seconds a step may take before progress is shown
+_EVERY = 0.2  # seconds between two pictures in a notebook
 
 
 class Progress:
@@ -54,3 +62,70 @@ class Progress:
             )  # fmt: skip
             self._bars.start()
         return self._bars
+
+
+def in_notebook() -> bool:
+    """Whether this is a kernel that shows HTML, as in Jupyter."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+class NotebookBars:
+    """Bars in the output of a notebook's cell, without widgets; gone when the run is over."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[float, float | None]] = {}
+        self._drawn = 0.0
+        self._handle: Any = None
+
+    def __enter__(self) -> NotebookBars:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._handle is not None:
+            self._show("")
+
+    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
+        """Say how far a step has come."""
+        self._steps[stage] = (done, total)
+        now = time.monotonic()
+        if now - self._drawn >= _EVERY or done == total:
+            self._drawn = now
+            self._show("".join(_bar(name, *state) for name, state in self._steps.items()))
+
+    def _show(self, html: str) -> None:
+        from IPython.display import HTML, display
+
+        if self._handle is None:
+            self._handle = display(HTML(html), display_id=True)
+        else:
+            self._handle.update(HTML(html))
+
+
+def _bar(name: str, done: float, total: float | None) -> str:
+    known = f' value="{done:g}" max="{total:g}"' if total else ""
+    share = f"{done / total:.0%}" if total else f"{done:g}"
+    return f"<div><progress{known}></progress> {share} {escape(name)}</div>"
+
+
+@contextmanager
+def shown(progress: Callback | bool | None) -> Iterator[Callback | None]:
+    """The callback that a run reports to.
+
+    Args:
+        progress: A callback of the caller's, True for bars where they can be shown (a terminal or a
+            notebook), None or False for silence.
+    """
+    if not progress:
+        yield None
+    elif callable(progress):
+        yield progress
+    elif in_notebook():
+        with NotebookBars() as bars:
+            yield bars
+    else:
+        with Progress() as terminal:
+            yield terminal

@@ -14,6 +14,7 @@ from onnxcop.calibrate import calibrate
 from onnxcop.catalogue import criterion_named
 from onnxcop.criteria import Criterion, Subject
 from onnxcop.data import Preprocess
+from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.gather import open_data
 from onnxcop.layers import layers_of
@@ -124,7 +125,8 @@ def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
 
 def statistics(
     analysis: Analysis, *, data: Any = None, stats: str | Path | None = None, stats_out: str | Path | None = None,
-    preprocess: Preprocess | None = None, samples: int = 512, batch_size: int = 32, seed: int = 0, options: Any,
+    preprocess: Preprocess | None = None, samples: int = 512, batch_size: int = 32, seed: int = 0,
+    options: EngineOptions = EngineOptions(),
     progress: Callable[[str, float, float | None], None] | None = None,
 ) -> CalibrationStats | None:  # fmt: skip
     """Statistics of an analysed model: loaded from a file, else gathered from data, else None.
