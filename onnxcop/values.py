@@ -17,7 +17,7 @@ import onnx
 
 from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
-from onnxcop.ops.findings import Edit, IndexEdit, RatioEdit, SizeEdit, SplitEdit
+from onnxcop.ops.findings import Edit, IndexEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
 from onnxcop.shapes import Array, Shape, evaluate, shape_value
 
 Keep = Callable[[IntArray], IntArray]
@@ -68,12 +68,15 @@ def slice_label(values: Array, label: tuple[IntArray | None, ...], keep: Keep) -
     return np.ascontiguousarray(values)
 
 
-def attribute_values(edits: list[Edit], node: onnx.NodeProto, keep: Keep) -> dict[str, int | list[int]]:
-    """New values of a node's integer attributes."""
+def attribute_values(edits: list[Edit], node: onnx.NodeProto, keep: Keep) -> dict[str, float | list[int]]:
+    """New values of a node's attributes."""
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.type in (a.INT, a.INTS)}
-    result: dict[str, int | list[int]] = {}
+    result: dict[str, float | list[int]] = {}
     for edit in edits:
-        if isinstance(edit, RatioEdit):
+        if isinstance(edit, PinEdit):
+            if len(keep(edit.atoms)) < len(edit.atoms):
+                result[edit.name] = edit.value
+        elif isinstance(edit, RatioEdit):
             per = edit.per if isinstance(edit.per, int) else len(keep(edit.per))
             result[edit.name] = len(keep(edit.atoms)) // per
         elif isinstance(edit, SizeEdit) and isinstance(edit.where, str):

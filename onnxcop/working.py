@@ -78,9 +78,9 @@ class Working:
     def bias_name(self, node: int, kind: str, bias_input: int | None) -> str | None:
         """Name of a node's stored bias (of the Add after a matrix product), None where there is none."""
         proto = self.model.graph.node[node]
-        if proto.op_type == "Gemm" and any(a.name in ("alpha", "beta") and a.f != 1.0 for a in proto.attribute):
+        if any(a.name in ("alpha", "beta") and a.f != 1.0 for a in proto.attribute):
             return None
-        if kind == "matmul" and proto.op_type != "Gemm":
+        if kind == "matmul" and proto.op_type not in ("Gemm", "FusedGemm"):
             output = proto.output[0]
             if self._uses[output] != 1:
                 return None

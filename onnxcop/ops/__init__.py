@@ -9,7 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxcop.ops import contraction, elementwise, indexing, movement, normalization, recurrent, reduction, reshape
+from onnxcop.ops import (
+    attention,
+    contraction,
+    elementwise,
+    fused,
+    indexing,
+    movement,
+    normalization,
+    quantized,
+    recurrent,
+    reduction,
+    reshape,
+)  # fmt: skip
 from onnxcop.ops.context import Decline, Label, Op, Rule, RuleTable
 from onnxcop.ops.findings import Choice, Contraction, Edit, Kernel
 
@@ -31,6 +43,7 @@ Range""".split()
 _SINGLE: dict[str, Callable[[Op], None]] = {
     "ArgMax": normalization.along_axis,
     "ArgMin": normalization.along_axis,
+    "Attention": attention.attention,
     "BatchNormalization": elementwise.batch_normalization,
     "CastLike": elementwise.unary,
     "Clip": elementwise.clip,
@@ -43,10 +56,12 @@ _SINGLE: dict[str, Callable[[Op], None]] = {
     "DepthToSpace": movement.depth_to_space,
     "DequantizeLinear": elementwise.quantize,
     "Dropout": elementwise.dropout,
+    "DynamicQuantizeLinear": quantized.dynamic_quantize,
     "Einsum": contraction.einsum,
     "Expand": movement.expand,
     "Flatten": reshape.flatten,
     "Gather": indexing.gather,
+    "GatherElements": indexing.gather_elements,
     "GatherND": indexing.gather_nd,
     "Gemm": contraction.gemm,
     "GridSample": indexing.sample,
@@ -72,6 +87,10 @@ _SINGLE: dict[str, Callable[[Op], None]] = {
     "Reshape": reshape.reshape,
     "Resize": movement.resize,
     "RoiAlign": indexing.sample,
+    "RotaryEmbedding": attention.rotary_embedding,
+    "Scatter": indexing.scatter_elements,
+    "ScatterElements": indexing.scatter_elements,
+    "ScatterND": indexing.scatter_nd,
     "MaxRoiPool": indexing.sample,
     "Shape": movement.shape_of,
     "SimplifiedLayerNormalization": normalization.layer_normalization,
@@ -89,6 +108,38 @@ _SINGLE: dict[str, Callable[[Op], None]] = {
     "Where": elementwise.where,
 }
 
+# Operators of onnxruntime's own.
+MICROSOFT = "com.microsoft"
+_CONTRIB: dict[str, Callable[[Op], None]] = {
+    "Attention": attention.packed_attention,
+    "BiasGelu": fused.with_bias,
+    "DequantizeLinear": elementwise.quantize,
+    "DynamicQuantizeMatMul": quantized.dynamic_quantize_matmul,
+    "EmbedLayerNormalization": fused.embed_normalization,
+    "FastGelu": fused.with_bias,
+    "FusedConv": fused.fused_conv,
+    "FusedGemm": contraction.gemm,
+    "FusedMatMul": fused.fused_matmul,
+    "Gelu": elementwise.unary,
+    "GroupQueryAttention": attention.group_query_attention,
+    "MatMulIntegerToFloat": quantized.matmul_integer_to_float,
+    "MultiHeadAttention": attention.multi_head_attention,
+    "NhwcMaxPool": reduction.channels_last_pool,
+    "QGemm": quantized.qgemm,
+    "QLinearAdd": quantized.qlinear_binary,
+    "QLinearAveragePool": quantized.qlinear_pool,
+    "QLinearConcat": quantized.qlinear_concat,
+    "QLinearGlobalAveragePool": quantized.qlinear_pool,
+    "QLinearLeakyRelu": quantized.qlinear_unary,
+    "QLinearMul": quantized.qlinear_binary,
+    "QLinearSigmoid": quantized.qlinear_unary,
+    "QuantizeLinear": elementwise.quantize,
+    "QuickGelu": elementwise.unary,
+    "RotaryEmbedding": attention.rotary_embedding,
+    "SkipLayerNormalization": fused.skip_normalization,
+    "SkipSimplifiedLayerNormalization": fused.skip_normalization,
+}
+
 DEFAULT_RULES: dict[tuple[str, str], Rule] = (
     {("", name): elementwise.unary for name in _UNARY}
     | {("", name): elementwise.broadcast for name in _BROADCAST}
@@ -96,6 +147,7 @@ DEFAULT_RULES: dict[tuple[str, str], Rule] = (
     | {("", name): reduction.reduce for name in _REDUCE}
     | {("", name): movement.generated for name in _GENERATED}
     | {("", name): rule for name, rule in _SINGLE.items()}
+    | {(MICROSOFT, name): rule for name, rule in _CONTRIB.items()}
 )
 
 __all__ = [

@@ -25,6 +25,7 @@ from onnxcop.ops.findings import (
     Kernel,
     Mac,
     Operand,
+    PinEdit,
     RatioEdit,
     SizeEdit,
     SplitEdit,
@@ -216,6 +217,11 @@ class Op:
         if atoms is not None:
             self.findings.edits.append(RatioEdit(self.index, name, atoms, per))
 
+    def pin(self, name: str, value: float | list[int], atoms: IntArray | None) -> None:
+        """An attribute whose default would change with `atoms` keeps the value it has."""
+        if atoms is not None:
+            self.findings.edits.append(PinEdit(self.index, name, value, atoms))
+
     def index_into(self, position: int, atoms: IntArray) -> None:
         """An input holds indices into an axis carrying `atoms`."""
         self.findings.edits.append(IndexEdit(self.index, position, atoms))
@@ -223,7 +229,11 @@ class Op:
     def split_into(self, sections: Sequence[IntArray]) -> None:
         """The node cuts an axis into `sections`; none of them may become empty."""
         self.findings.edits.append(SplitEdit(self.index, tuple(sections)))
-        self.findings.sections.extend(sections)
+        self.never_empty(*sections)
+
+    def never_empty(self, *sections: IntArray | None) -> None:
+        """Parts of an axis that must each keep an index."""
+        self.findings.sections.extend(section for section in sections if section is not None)
 
     def drops(self, axes: Sequence[int], live: Sequence[IntArray]) -> None:
         """The node drops the axes of size 1 without naming them."""

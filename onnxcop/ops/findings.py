@@ -107,7 +107,17 @@ class AxesEdit:
     live: tuple[IntArray, ...]
 
 
-Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit | AxesEdit
+@dataclass(frozen=True, slots=True)
+class PinEdit:
+    """Attribute `name`, whose default follows from sizes, is written down as `value` once `atoms` lose any."""
+
+    node: int
+    name: str
+    value: float | list[int]
+    atoms: IntArray
+
+
+Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit | AxesEdit | PinEdit
 
 
 @dataclass(frozen=True, slots=True)

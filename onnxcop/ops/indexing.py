@@ -108,6 +108,62 @@ def gather_nd(op: Op) -> None:
     op.emit((*(None for _ in index_shape[:-1]), *label[reached:]))
 
 
+def gather_elements(op: Op) -> None:
+    """GatherElements: of the axis only its indices' positions remain; the others meet the indices'.
+
+    Exact: axes other than `axis` that the indices cover.
+    Frozen: `axis`, and axes that the indices cover in part.
+    """
+    shape, index_shape = op.shape(0), op.shape(1)
+    axis = int(op.attr("axis", 0)) % len(shape)
+    data, indices = op.label(0), op.label(1)
+    out: list[IntArray | None] = [None] * len(shape)
+    for place, size in enumerate(shape):
+        if place == axis or index_shape[place] != size:
+            op.freeze(data[place], "is indexed by data")
+            op.freeze(indices[place], "holds indices")
+        else:
+            out[place] = op.tie(data[place], indices[place])
+    op.emit(out)
+
+
+def scatter_elements(op: Op) -> None:
+    """ScatterElements and Scatter: updates replace elements of data where the indices say.
+
+    Exact: axes other than `axis` that the indices cover.
+    Frozen: `axis`, and axes that the indices cover in part.
+    """
+    shape, index_shape = op.shape(0), op.shape(1)
+    axis = int(op.attr("axis", 0)) % len(shape)
+    labels = [op.label(position) for position in range(3)]
+    out: list[IntArray | None] = [None] * len(shape)
+    for place, size in enumerate(shape):
+        if place == axis or index_shape[place] != size or op.shape(2)[place] != size:
+            for label in labels:
+                op.freeze(label[place], "is indexed by data")
+        else:
+            out[place] = op.tie(op.tie(labels[0][place], labels[1][place]), labels[2][place])
+            if out[place] is None:
+                op.freeze_axes(0, (place,), "meets an axis that is never pruned")
+                op.freeze_axes(1, (place,), "meets an axis that is never pruned")
+    op.emit(out)
+
+
+def scatter_nd(op: Op) -> None:
+    """ScatterND: axes that its indices do not reach are tied with the updates'.
+
+    Exact: axes that the indices do not reach.
+    Frozen: axes that they reach.
+    """
+    data, index_shape = op.label(0), op.shape(1)
+    reached, lead = index_shape[-1], len(index_shape) - 1
+    op.freeze_axes(0, range(reached), "is indexed by data")
+    op.freeze_axes(1, range(len(index_shape)), "holds indices")
+    op.freeze_axes(2, range(lead), "is indexed by data")
+    tail = [op.tie(live, new) for live, new in zip(data[reached:], op.label(2)[lead:], strict=True)]
+    op.emit((*(None for _ in range(reached)), *tail))
+
+
 def pad(op: Op) -> None:
     """Pad with constants on a live axis adds atoms of its own, free to go.
 

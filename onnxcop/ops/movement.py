@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -57,7 +57,12 @@ def concat(op: Op) -> None:
 
     Exact: every axis, the joined one included.
     """
-    given = [p for p in range(op.count) if op.has(p)]
+    join(op, range(op.count))
+
+
+def join(op: Op, positions: Iterable[int]) -> None:
+    """Join the inputs at `positions` along the node's axis."""
+    given = [p for p in positions if op.has(p)]
     shapes, labels = {p: op.shape(p) for p in given}, {p: op.label(p) for p in given}
     rank = len(shapes[given[0]])
     joined = int(op.attr("axis", 1)) % rank

@@ -24,6 +24,18 @@ def pool(op: Op) -> None:
         op.emit((label[0], label[1], *(None for _ in label[2:])), position)
 
 
+def channels_last_pool(op: Op) -> None:
+    """NhwcMaxPool: `n * c -> n * c`.
+
+    Exact: batch and channels.
+    Frozen: space.
+    """
+    label = op.label(0)
+    rank = len(label)
+    op.freeze_axes(0, range(1, rank - 1), "is pooled over")
+    op.emit((label[0], *(None for _ in label[1:-1]), label[-1]))
+
+
 def reduce(op: Op) -> None:
     """Reduce*: a sum over channels is a contraction, a mean changes with their number.
 

@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 
 from onnxcop.ops import DEFAULT_RULES
 from ops import (
+    cases_attention,
     cases_contraction,
     cases_elementwise,
+    cases_fused,
     cases_movement,
+    cases_quantized,
+    cases_scatter,
     cases_shapes,
     cases_space,
     cases_statistics,
@@ -18,9 +22,13 @@ from ops import (
 from ops.oracle import check_labels, check_moves, check_removal
 
 CASES = (
-    cases_contraction.CASES
+    cases_attention.CASES
+    | cases_contraction.CASES
     | cases_elementwise.CASES
+    | cases_fused.CASES
     | cases_movement.CASES
+    | cases_quantized.CASES
+    | cases_scatter.CASES
     | cases_shapes.CASES
     | cases_space.CASES
     | cases_statistics.CASES
