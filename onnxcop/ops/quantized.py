@@ -112,6 +112,7 @@ def dynamic_quantize_matmul(op: Op) -> None:
 def dynamic_quantize(op: Op) -> None:
     """DynamicQuantizeLinear: x is quantized by its range while the model runs.
 
+    Exact: no axis.
     Inexact: every axis.
     """
     for live in op.label(0):
