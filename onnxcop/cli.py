@@ -38,6 +38,7 @@ from onnxcop.cli_options import (
     talking,
     verbose_option,
 )
+from onnxcop.cli_study import compare_command
 from onnxcop.errors import OnnxcopError
 from onnxcop.progress import Progress
 
@@ -97,7 +98,11 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
 @verbose_option
 @talking
 def inspect_command(model: Path, **values: Any) -> None:
-    """Show what can be pruned, what cannot and why; with --scores, what every filter is worth."""
+    """Show what can be pruned, and what not.
+
+    Before any run: which filters go together, what removing them saves, what is frozen and why. With
+    --scores, what every filter is worth.
+    """
     from onnxcop.analysis import analyze
     from onnxcop.inspection import inspect
 
@@ -194,6 +199,9 @@ def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -
         console.show_json({"output": output, "samples": merged.samples, "model": merged.model})
     elif not values["quiet"]:
         click.echo(f"wrote {output} with the statistics of {merged.samples} samples")
+
+
+app.add_command(compare_command)
 
 
 def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> None:

@@ -121,12 +121,15 @@ limit_options: Decorator[Any, Any] = _options(
     _option("--multiple-of", type=click.IntRange(1), metavar="N", help="Of the kept widths."),
     _option("--exact-only", is_flag=True, help="Leave groups alone that cross a statistic."),
 )  # fmt: skip
-shape_options: Decorator[Any, Any] = _options(
+input_shape_option: Decorator[Any, Any] = _options(
     "Model",
     _option(
         "--input-shape", type=InputShape(), multiple=True,
         help="Size of a dynamic input, NAME:1,3,224,224.",
     ),
+)  # fmt: skip
+policy_option: Decorator[Any, Any] = _options(
+    "Model",
     _option(
         "--policy", type=click.Choice(["finest", "coarsest"]), default="finest", show_default=True,
         help="Prune inside heads and groups, or whole ones.",
@@ -144,7 +147,7 @@ latency_options: Decorator[Any, Any] = _options(
     "Machine",
     _option(
         "--latency-seconds", type=click.FloatRange(0), metavar="SECONDS", default=2.0, show_default=True,
-        help="How long to time both models in the end; 0 for not at all.",
+        help="How long to time both models; 0 for not at all.",
     ),
 )  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
@@ -190,6 +193,11 @@ stats_options: Decorator[Any, Any] = _options(
     _option("--stats", type=_FILE, metavar="FILE", help="Statistics gathered earlier."),
     _option("--stats-out", type=_FILE, metavar="FILE", help="Write what was gathered."),
 )  # fmt: skip
+
+
+def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is read."""
+    return input_shape_option(policy_option(function))
 
 
 def talking(function: Callable[..., None]) -> Callable[..., None]:

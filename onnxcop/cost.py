@@ -60,6 +60,14 @@ class CostModel:
             total += term.scale * _product(term, kept)
         return total
 
+    def by_node(self, kept: IntArray) -> dict[int, float]:
+        """Multiply-accumulates of every node that has any, when axis a keeps `kept[a]` indices."""
+        found: dict[int, float] = {}
+        for term in self.terms:
+            if isinstance(term.owner, int):
+                found[term.owner] = found.get(term.owner, 0.0) + float(term.scale[0]) * _product(term, kept)
+        return found
+
     def original(self) -> FloatArray:
         """Cost of the model as it is, float64 [3]."""
         return self.at(self.structure.axis_sizes)

@@ -18,7 +18,7 @@ import onnx
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.layers import FloatArray
 from onnxcop.providers import CUDA, resolve_provider
-from onnxcop.specs import Feed
+from onnxcop.specs import Array, Feed
 
 DEFAULT_SECONDS = 2.0
 _TURN = 0.002  # seconds a model runs for at least within a turn, so that the clock's own cost is nothing
@@ -113,26 +113,26 @@ def _ratio(seconds: FloatArray, model: int, original: int) -> tuple[float, float
 
 
 def measure(
-    models: Sequence[onnx.ModelProto], feeds: Mapping[str, np.ndarray], options: EngineOptions = EngineOptions(),
-    *, seconds: float = DEFAULT_SECONDS, clock: Callable[[], float] = time.perf_counter,
+    models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array] | Sequence[Mapping[str, Array]],
+    options: EngineOptions = EngineOptions(), *, seconds: float = DEFAULT_SECONDS,
 ) -> Measurement:  # fmt: skip
     """Time models with the same inputs, in turns.
 
     Args:
         models: What to time; the first one is what the others are compared with.
-        feeds: The inputs of one run.
+        feeds: The inputs of one run, of all models or of each.
         options: How to run them.
         seconds: About how long to measure, loading and warming up not counted. A turn that takes longer
             than that is finished all the same.
-        clock: Tells the time in seconds.
 
     Raises:
         EngineError: One of the models does not run.
     """
     deployed = as_deployed(options)
+    each = [dict(feeds)] * len(models) if isinstance(feeds, Mapping) else [dict(feed) for feed in feeds]
     with ExitStack() as stack:
         sessions = [stack.enter_context(Session(model, deployed, config=_CONFIG)) for model in models]
-        return Measurement(_turns(sessions, dict(feeds), seconds, clock), sessions[0].providers[0])
+        return Measurement(_turns(sessions, each, seconds, time.perf_counter), sessions[0].providers[0])
 
 
 def as_deployed(options: EngineOptions) -> EngineOptions:
@@ -141,8 +141,10 @@ def as_deployed(options: EngineOptions) -> EngineOptions:
     return replace(options, provider_options=(*defaults, *options.provider_options))
 
 
-def _turns(sessions: Sequence[Session], feeds: Feed, seconds: float, clock: Callable[[], float]) -> FloatArray:
-    repeats = [_repeats(session, feeds, clock) for session in sessions]
+def _turns(
+    sessions: Sequence[Session], feeds: Sequence[Feed], seconds: float, clock: Callable[[], float]
+) -> FloatArray:
+    repeats = [_repeats(session, feed, clock) for session, feed in zip(sessions, feeds, strict=True)]
     rows: list[list[float]] = []
     start = clock()
     while len(rows) < _MOST:
@@ -151,7 +153,7 @@ def _turns(sessions: Sequence[Session], feeds: Feed, seconds: float, clock: Call
         for place in order:
             began = clock()
             for _ in range(repeats[place]):
-                sessions[place].run(feeds)
+                sessions[place].run(feeds[place])
             row[place] = max(clock() - began, 1e-9) / repeats[place]
         rows.append(row)
         spent = clock() - start
@@ -164,10 +166,10 @@ def _settled(seconds: FloatArray) -> bool:
     return all(_ratio(seconds, model, 0)[1] < _ENOUGH for model in range(1, seconds.shape[1]))
 
 
-def _repeats(session: Session, feeds: Feed, clock: Callable[[], float]) -> int:
+def _repeats(session: Session, feed: Feed, clock: Callable[[], float]) -> int:
     """Warm a session up; how many runs fill a turn."""
-    session.run(feeds)  # the first run allocates and tunes
+    session.run(feed)  # the first run allocates and tunes
     began = clock()
-    session.run(feeds)
+    session.run(feed)
     once = max(clock() - began, 1e-9)
     return max(1, int(np.ceil(_TURN / once)))

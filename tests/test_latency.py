@@ -54,14 +54,14 @@ def drift() -> Iterator[float]:
 
 def test_models_take_turns_in_both_orders() -> None:
     machine = Machine((0.01, 0.02, 0.03), iter(lambda: 1.0, 0.0))
-    found = latency._turns(machine.sessions(), FEEDS, 0.18, machine.clock)
+    found = latency._turns(machine.sessions(), [FEEDS] * 3, 0.18, machine.clock)
     assert machine.runs == [0, 0, 1, 1, 2, 2, 0, 1, 2, 2, 1, 0, 0, 1, 2]
     np.testing.assert_allclose(found, [(0.01, 0.02, 0.03)] * 3, rtol=1e-6)
 
 
 def test_the_ratio_stands_a_machine_that_changes_its_speed() -> None:
     machine = Machine((0.010, 0.006), drift())
-    found = Measurement(latency._turns(machine.sessions(), FEEDS, 3.0, machine.clock), "CPU").latency(1)
+    found = Measurement(latency._turns(machine.sessions(), [FEEDS] * 2, 3.0, machine.clock), "CPU").latency(1)
     assert found.ratio == pytest.approx(0.6, rel=0.02)
     assert found.error < 0.02
     spread = (found.before.high - found.before.low) / found.before.median
@@ -71,16 +71,18 @@ def test_the_ratio_stands_a_machine_that_changes_its_speed() -> None:
 
 def test_short_runs_are_repeated_within_a_turn() -> None:
     machine = Machine((1e-4, 5e-4), iter(lambda: 1.0, 0.0))
-    found = latency._turns(machine.sessions(), FEEDS, 0.004, machine.clock)
+    found = latency._turns(machine.sessions(), [FEEDS] * 2, 0.004, machine.clock)
     assert machine.runs[4:] == [0] * 20 + [1] * 4
     np.testing.assert_allclose(found, [(1e-4, 5e-4)], rtol=1e-6)
 
 
 def test_measuring_ends_when_the_ratio_is_known_or_time_is_up() -> None:
     steady = Machine((0.01, 0.005), iter(lambda: 1.0, 0.0))
-    assert len(latency._turns(steady.sessions(), FEEDS, 10.0, steady.clock)) == pytest.approx(2.5 / 0.015, abs=1.5)
+    assert len(latency._turns(steady.sessions(), [FEEDS] * 2, 10.0, steady.clock)) == pytest.approx(
+        2.5 / 0.015, abs=1.5
+    )
     slow = Machine((100.0, 50.0), iter(lambda: 1.0, 0.0))
-    assert len(latency._turns(slow.sessions(), FEEDS, 2.0, slow.clock)) == 1
+    assert len(latency._turns(slow.sessions(), [FEEDS] * 2, 2.0, slow.clock)) == 1
 
 
 def test_real_models_are_measured() -> None:
