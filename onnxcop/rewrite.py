@@ -80,6 +80,7 @@ class _Surgery:
         self.tensors = self.graph.tensors()
         self.touched: set[int] = set()
         self.dynamic = has_dynamic_dims(model.graph.input)
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.added: set[str] = set()
 
     def perform(self) -> onnx.ModelProto:
@@ -123,9 +124,8 @@ class _Surgery:
         if all(len(self.keep(axis)) > 1 for axis in edit.live):
             return
         node = self.nodes[index]
-        opset = next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
         self.touched.add(index)
-        if opset < 13:
+        if self.opset < 13:
             node.attrs["axes"] = list(edit.axes)
         else:
             name = f"{node.outputs[0].name}_axes"
@@ -139,10 +139,9 @@ class _Surgery:
         sizes = [len(self.keep(section)) for section in edit.sections]
         if sizes == [len(section) for section in edit.sections] or len(node.inputs) > 1 or "split" in node.attrs:
             return
-        opset = next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
         self.touched.add(index)
         node.attrs.pop("num_outputs", None)
-        if opset < 13:
+        if self.opset < 13:
             node.attrs["split"] = sizes
         else:
             node.inputs.append(self._constant(f"{node.outputs[0].name}_split", np.array(sizes, np.int64)))
@@ -167,30 +166,42 @@ class _Surgery:
 
     def _override(self, mend: Mend, old: Any) -> None:
         """Replace some elements of a size that is computed at run time, and leave the others dynamic."""
-        wrong = mend.actual != mend.required
         name = self._fresh(f"{old.name}_pruned")
-        mask = self._constant(f"{name}_mask", wrong)
-        fixed = self._constant(f"{name}_value", mend.required)
         out = self.gs.Variable(name, dtype=old.dtype or mend.required.dtype, shape=mend.required.shape)
-        where = self.gs.Node("Where", f"{name}_where", inputs=[mask, fixed, old], outputs=[out])
-        self.graph.nodes.insert(self.graph.nodes.index(self.nodes[mend.node]), where)
+        place = self.graph.nodes.index(self.nodes[mend.node])
+        self.graph.nodes[place:place] = self._replacing(mend, old, out)
         self.nodes[mend.node].inputs[mend.input] = out
 
     def _mend_output(self, mend: Mend) -> None:
         """Give out a size as it was, where its element changed."""
         output = self.graph.outputs[mend.input]
         maker = output.inputs[0]
-        wrong = np.asarray(np.broadcast_to(mend.actual, mend.required.shape) != mend.required)
         name = self._fresh(f"{output.name}_pruned")
         found = self.gs.Variable(name, dtype=output.dtype or mend.required.dtype, shape=mend.actual.shape)
         maker.outputs[maker.outputs.index(output)] = found
         self.touched.add(self.original[id(maker)])
-        mask, fixed = self._constant(f"{name}_mask", wrong), self._constant(f"{name}_value", mend.required)
-        where = self.gs.Node("Where", f"{name}_where", inputs=[mask, fixed, found], outputs=[output])
-        self.graph.nodes.insert(self.graph.nodes.index(maker) + 1, where)
+        place = self.graph.nodes.index(maker) + 1
+        self.graph.nodes[place:place] = self._replacing(mend, found, output)
+
+    def _replacing(self, mend: Mend, old: Any, out: Any) -> list[Any]:
+        """Nodes that make `out` of the integers `old` by writing the required elements over wrong ones."""
+        wrong = np.asarray(np.broadcast_to(mend.actual, mend.required.shape) != mend.required)
+        name = out.name if out.name in self.added else old.name
+        if self.opset >= 9:
+            mask, fixed = self._constant(f"{name}_mask", wrong), self._constant(f"{name}_value", mend.required)
+            return [self.gs.Node("Where", f"{name}_where", inputs=[mask, fixed, old], outputs=[out])]
+        # Where is younger than these opsets: clear the wrong elements and add the right ones.
+        cleared = self.gs.Variable(self._fresh(f"{name}_cleared"), dtype=mend.required.dtype, shape=wrong.shape)
+        mask = self._constant(f"{name}_mask", (~wrong).astype(mend.required.dtype))
+        fixed = self._constant(f"{name}_value", np.where(wrong, mend.required, 0).astype(mend.required.dtype))
+        return [
+            self.gs.Node("Mul", f"{name}_clear", inputs=[old, mask], outputs=[cleared]),
+            self.gs.Node("Add", f"{name}_write", inputs=[cleared, fixed], outputs=[out]),
+        ]
 
     def _constant(self, name: str, values: Array) -> Any:
-        return self.gs.Constant(self._fresh(name), values)
+        # numpy makes scalars of what is computed from arrays without axes
+        return self.gs.Constant(self._fresh(name), np.asarray(values))
 
     def _fresh(self, name: str) -> str:
         taken, number = name, 1
@@ -248,7 +259,10 @@ class _Surgery:
                 _refill(tensor, new[tensor.name])
             keepers.append(tensor)
         known = {tensor.name for tensor in keepers}
-        keepers += [new[name] for name in new if name in self.added and name not in known]
+        fresh = [new[name] for name in new if name in self.added and name not in known]
+        keepers += fresh
+        if self.model.ir_version < 4:  # where every initializer is an input too
+            graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in fresh)
         if len(keepers) != len(graph.initializer) or any(t.name in self.added for t in keepers):
             kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in keepers]
             del graph.initializer[:]

@@ -111,10 +111,13 @@ def _complaint(model: onnx.ModelProto) -> str | None:
 
 def check_border(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
     """Inputs and outputs must have kept their names, types and shapes."""
-    stored = {tensor.name for tensor in original.graph.initializer}
+
+    def border(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
+        stored = {tensor.name for tensor in model.graph.initializer}
+        return [v for v in getattr(model.graph, kind) if kind == "output" or v.name not in stored]
+
     for kind in ("input", "output"):
-        before = [v for v in getattr(original.graph, kind) if v.name not in stored]
-        after = [v for v in getattr(pruned.graph, kind) if v.name not in stored]
+        before, after = border(original, kind), border(pruned, kind)
         if [v.name for v in before] != [v.name for v in after]:
             raise VerificationError(f"the pruned model's {kind}s are {[v.name for v in after]}")
         for old, new in zip(before, after, strict=True):
