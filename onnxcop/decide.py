@@ -16,65 +16,25 @@ from onnxcop.analysis import Analysis
 from onnxcop.atoms import IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
-from onnxcop.catalogue import criterion_named
 from onnxcop.clock import Clock
-from onnxcop.criteria import Criterion, Subject, produced_norms
-from onnxcop.curves import choose_ridges
+from onnxcop.criteria import Subject, produced_norms
 from onnxcop.data import CalibrationData
 from onnxcop.divergence import Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.gather import synthetic_data
+from onnxcop.ground import Ground, recovery_on
 from onnxcop.layers import FloatArray, layers_of
 from onnxcop.metric import Metric
+from onnxcop.modes import Modes
 from onnxcop.recover import Progress, Recovery, RecoverySettings, default_rounds, round_budgets
 from onnxcop.stats import CalibrationStats
 
 log = logging.getLogger("onnxcop")
 
-ALLOCATE, RECOVER = ("auto", "cop", "measured"), ("auto", "none", "merge", "full")
-_PROBE_SHARE = 1 / 3
 _SYNTHETIC = 96  # samples made up where there is no data
 _CHEAP = 4e10  # multiply-accumulates of the network over all samples up to which several schedules are tried
 _STEP = 0.93  # a round's share of the MACs where divergence is the bound
-
-
-@dataclass(frozen=True, slots=True)
-class Modes:
-    """What was asked for, with every "auto" decided."""
-
-    criterion: Criterion
-    allocate: str
-    recover: str
-
-    @classmethod
-    def of(
-        cls, criterion: str | Criterion, allocate: str, recover: str, *, has_data: bool, has_stats: bool, bounded: bool
-    ) -> Modes:
-        """Decide what is left open.
-
-        Raises:
-            BudgetError: A mode that does not exist, or modes that exclude each other.
-            CalibrationError: A mode that needs data, without any.
-        """
-        for name, value, known in (("allocate", allocate, ALLOCATE), ("recover", recover, RECOVER)):
-            if value not in known:
-                raise BudgetError(f"--{name} {value!r} does not exist; choose one of {', '.join(known)}")
-        named = criterion != "auto"
-        if allocate == "auto":
-            allocate = "measured" if has_data and not named else "cop"
-        if recover == "auto":
-            recover = "merge" if has_stats and not has_data else "full"
-        for needs, what in ((allocate == "measured", "--allocate measured"),
-                            (bounded, "--divergence and --max-drop")):  # fmt: skip
-            if needs and not has_data:
-                raise CalibrationError(f"{what} needs calibration data; give --data")
-        if bounded and allocate != "measured":
-            raise BudgetError("--divergence and --max-drop go with --allocate measured")
-        found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
-        if found.needs_stats and not (has_data or has_stats):
-            raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")
-        return cls(found, allocate, recover)
 
 
 @dataclass(frozen=True)
@@ -95,6 +55,7 @@ class Request:
     options: EngineOptions
     progress: Progress | None
     clock: Clock
+    policy: str = "finest"
 
 
 @dataclass(frozen=True)
@@ -133,39 +94,55 @@ class Decision:
 
 def decide(request: Request) -> Decision:
     """Choose units and recover from their loss."""
-    metric = None if request.metric is None else Metric.of(request.metric, request.analysis.original)
+    metric = metric_of(request)
+    for line in lack_of_data(request):
+        log.warning("no calibration data: %s", line)
     if request.modes.allocate == "measured":
         return _by_measurement(request, metric)
-    return _by_criterion(request, metric)
+    return by_criterion(request, metric)
 
 
-def _by_criterion(request: Request, metric: Metric | None) -> Decision:
+def lack_of_data(request: Request) -> tuple[str, ...]:
+    """A warning where there are no data."""
+    if request.source is not None:
+        return ()
+    return ("the weights alone decide, and accuracy falls much further than with calibration data; give --data",)
+
+
+def metric_of(request: Request) -> Metric | None:
+    """The user's score, where there is one."""
+    return None if request.metric is None else Metric.of(request.metric, request.analysis.original)
+
+
+def by_criterion(request: Request, metric: Metric | None, ground: Ground | None = None) -> Decision:
+    """Remove the least important units by a criterion; `ground` is shared between requests."""
     analysis, modes = request.analysis, request.modes
-    stats, warnings = request.stats, []
+    stats, warnings = request.stats, lack_of_data(request)
     wants_stats = modes.criterion.needs_stats or request.stats_out is not None
     if stats is None and request.source is not None and wants_stats:
         stats = _statistics(request)
-    if request.source is None:
-        lost = "the weights alone decide, and accuracy falls much further than with calibration data; give --data"
-        warnings.append(lost)
-        log.warning("no calibration data: %s", lost)
     with request.clock.stage("selection"):
         subject = Subject.of(analysis.model, analysis.structure, analysis.cost, stats, request.settings.seed)
         removed = choose(subject, modes.criterion.rank(subject), request.budget, request.limits).removed
     if modes.recover == "none":
-        return Decision(removed, analysis.model, stats, tuple(warnings), _described(request.source), {}, metric)
-    source = request.source
-    settings = request.settings
-    if modes.recover == "merge":
+        return Decision(removed, analysis.model, stats, warnings, _described(request.source), {}, metric)
+    with request.clock.stage("recovery"):
+        found = _recovered(ground or recovery_ground(request), removed, _described(request.source))
+    if request.source is None:  # what was measured on made-up inputs says little
+        return Decision(removed, found.model, stats, warnings, "", {}, metric)
+    return Decision(
+        removed, found.model, stats, warnings, found.calibration, found.measured, metric, found.way, found.seen
+    )
+
+
+def recovery_ground(request: Request) -> Ground:
+    """What a request's recovery starts from; on made-up inputs where there are no data."""
+    settings, source = request.settings, request.source
+    if request.modes.recover == "merge":
         settings = settings.without_refinement()
     if source is None:
-        source = synthetic_data(analysis, _SYNTHETIC, 16, settings.seed)
-    found = recover_units(analysis, removed, source, settings, request.options, request.progress, request.clock)
-    if request.source is None:  # what was measured on made-up inputs says little
-        return Decision(removed, found.model, stats, tuple(warnings), "", {}, metric)
-    return Decision(
-        removed, found.model, stats, tuple(warnings), found.calibration, found.measured, metric, found.way, found.seen
-    )
+        source = synthetic_data(request.analysis, _SYNTHETIC, 16, settings.seed)
+    return Ground.of(recovery_on(request.analysis, source, settings, request.options, request.progress))
 
 
 def recover_units(
@@ -174,16 +151,30 @@ def recover_units(
 ) -> Decision:  # fmt: skip
     """Cut given units and make up for them with data."""
     with clock.stage("recovery"):
-        recovery = _recovery(analysis, source, settings, options, progress)
-        samples = recovery.statistics()
-        recovery.recover_cut(removed, samples, choose_ridges(recovery.working, samples), "recovery")
-        return Decision(
-            removed, recovery.working.model, None, (), _described(source), recovery.measured_quality(),
-            way=tuple(recovery.way), seen=recovery.seen,
-        )  # fmt: skip
+        ground = Ground.of(recovery_on(analysis, source, settings, options, progress))
+        return _recovered(ground, removed, _described(source))
+
+
+def _recovered(ground: Ground, removed: IntArray, described: str) -> Decision:
+    recovery = ground.cut(removed)
+    return Decision(
+        removed, recovery.working.model, None, (), described, recovery.measured_quality(),
+        way=tuple(recovery.way), seen=recovery.seen,
+    )  # fmt: skip
 
 
 def _by_measurement(request: Request, metric: Metric | None) -> Decision:
+    recovery, stats, fallback = measured_ground(request)
+    with request.clock.stage("selection and recovery"):
+        if request.divergence is not None or request.max_drop is not None:
+            _until(request, recovery, recovery.start(request.limits), fallback, metric)
+        else:
+            recovery = _best_schedule(request, recovery, fallback, _schedules(request, recovery.settings))
+        return measured_decision(request, recovery, stats, metric)
+
+
+def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
+    """An untouched network, statistics for the user if asked for, and an order of units that data do not tell of."""
     analysis, settings = request.analysis, request.settings
     if request.source is None:
         raise CalibrationError("--allocate measured needs calibration data; give --data")
@@ -191,17 +182,19 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
         settings = settings.without_refinement()
     stats = _statistics(request) if request.stats_out is not None else None
     with request.clock.stage("selection and recovery"):
-        recovery = _recovery(analysis, request.source, settings, request.options, request.progress)
-        fallback = produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
-        if request.divergence is not None or request.max_drop is not None:
-            _until(request, recovery, recovery.start(request.limits), fallback, metric)
-        else:
-            recovery = _best_schedule(request, recovery, fallback, _schedules(request, settings))
-    removed = recovery.working.removed()
-    model = recovery.working.model if request.modes.recover != "none" else analysis.model
-    measured = recovery.measured_quality() if request.modes.recover != "none" else {}
-    way = tuple(recovery.way) if request.modes.recover != "none" else ()
-    return Decision(removed, model, stats, (), _described(request.source), measured, metric, way, recovery.seen)
+        recovery = recovery_on(analysis, request.source, settings, request.options, request.progress)
+    return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
+
+
+def measured_decision(
+    request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
+) -> Decision:
+    """What a recovering network stands for now."""
+    removed, described = recovery.working.removed(), _described(request.source)
+    if request.modes.recover == "none":
+        return Decision(removed, request.analysis.model, stats, (), described, {}, metric, (), recovery.seen)
+    quality, way = recovery.measured_quality(), tuple(recovery.way)
+    return Decision(removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen)
 
 
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
@@ -264,17 +257,6 @@ def _acceptance(request: Request, recovery: Recovery, metric: Metric | None) -> 
     if request.max_drop is not None and metric is None:
         raise BudgetError("--max-drop needs a score to measure; give --metric script.py:function")
     return accept
-
-
-def _recovery(
-    analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
-    progress: Progress | None,
-) -> Recovery:  # fmt: skip
-    if source.count < 2:
-        raise CalibrationError(f"recovery needs at least 2 samples, {source.description} holds {source.count}")
-    share = min(_PROBE_SHARE, settings.probe_samples / source.count)
-    fit, probe = source.split(share, settings.seed)
-    return Recovery(analysis, fit, probe, options, settings, progress)
 
 
 def _statistics(request: Request) -> CalibrationStats:

@@ -7,6 +7,7 @@ compared is what was measured within one turn; the medians over all turns say ho
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,9 +17,14 @@ import numpy as np
 import onnx
 
 from onnxcop.engine import EngineOptions, Session
+from onnxcop.errors import EngineError, ModelError
 from onnxcop.layers import FloatArray
+from onnxcop.probe import random_feeds
 from onnxcop.providers import CUDA, resolve_provider
+from onnxcop.shapes import Shape
 from onnxcop.specs import Array, Feed
+
+log = logging.getLogger("onnxcop")
 
 DEFAULT_SECONDS = 2.0
 _TURN = 0.002  # seconds a model runs for at least within a turn, so that the clock's own cost is nothing
@@ -133,6 +139,19 @@ def measure(
     with ExitStack() as stack:
         sessions = [stack.enter_context(Session(model, deployed, config=_CONFIG)) for model in models]
         return Measurement(_turns(sessions, each, seconds, time.perf_counter), sessions[0].providers[0])
+
+
+def timed(
+    original: onnx.ModelProto, other: onnx.ModelProto, shapes: Mapping[str, Shape], options: EngineOptions,
+    seconds: float,
+) -> Latency | None:  # fmt: skip
+    """A model beside the original on random inputs; None, and a warning in the log, where they do not run on those."""
+    try:
+        feeds = random_feeds(original, shapes, seed=0)
+        return measure([original, other], feeds, options, seconds=seconds).latency(1)
+    except (EngineError, ModelError) as error:
+        log.warning("latency could not be measured: %s", error)
+        return None
 
 
 def as_deployed(options: EngineOptions) -> EngineOptions:

@@ -20,14 +20,14 @@ from onnxcop.budget import Budget, Limits
 from onnxcop.clock import Clock
 from onnxcop.criteria import Criterion
 from onnxcop.data import CalibrationData, Preprocess
-from onnxcop.decide import Decision, Modes, Request, decide, recover_units
+from onnxcop.decide import Decision, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError, EngineError, ModelError
+from onnxcop.errors import BudgetError
 from onnxcop.gather import open_data
-from onnxcop.latency import Latency, measure
+from onnxcop.latency import Latency, timed
+from onnxcop.modes import Modes
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.plan import PruningPlan, cuts_of, units_of
-from onnxcop.probe import random_feeds
 from onnxcop.progress import Callback, shown
 from onnxcop.recover import RecoverySettings
 from onnxcop.report import Report, frozen_reasons, group_reports, slowness, totals
@@ -146,6 +146,32 @@ def prune(
         OnnxcopError: The model, the data, the budget or the verification; nothing is written anywhere
             (but for `stats_out`).
     """
+    with shown(progress) as tell:
+        request = prepare(
+            model, macs=macs, params=params, filters=filters, size=size, divergence=divergence, metric=metric,
+            max_drop=max_drop, data=data, preprocess=preprocess, samples=samples, batch_size=batch_size, stats=stats,
+            stats_out=stats_out, criterion=criterion, allocate=allocate, recover=recover, settings=settings,
+            limits=limits, input_shapes=input_shapes, rules=rules, policy=policy, options=options, seed=seed,
+            progress=tell,
+        )  # fmt: skip
+        return conclude(request, decide(request), latency_seconds)
+
+
+def prepare(
+    model: onnx.ModelProto | str | Path, *, macs: float | None = None, params: float | None = None,
+    filters: float | None = None, size: int | None = None, divergence: float | None = None, metric: Any = None,
+    max_drop: float | None = None, data: Any = None, preprocess: Preprocess | None = None, samples: int = 512,
+    batch_size: int = 32, stats: CalibrationStats | str | Path | None = None, stats_out: str | Path | None = None,
+    criterion: str | Criterion = "auto", allocate: str = "auto", recover: str = "auto",
+    settings: RecoverySettings | None = None, limits: Limits = Limits(),
+    input_shapes: Mapping[str, Sequence[int]] | None = None, rules: RuleTable = DEFAULT_RULES, policy: str = "finest",
+    options: EngineOptions = EngineOptions(), seed: int = 0, progress: Callback | None = None,
+) -> Request:  # fmt: skip
+    """Analyse a model and open its data: all that comes before the choice. Arguments are those of :func:`prune`.
+
+    Raises:
+        OnnxcopError: The model, the data or the budget cannot be used, or there is nothing to prune.
+    """
     modes = Modes.of(
         criterion, allocate, recover, has_data=data is not None, has_stats=stats is not None,
         bounded=divergence is not None or max_drop is not None,
@@ -162,23 +188,27 @@ def prune(
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, input_shapes)
-    with shown(progress) as tell:
-        decision = decide(Request(
-            analysis, budget, limits, modes, source, _loaded(stats, analysis),
-            None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
-            replace(settings or RecoverySettings(), seed=seed), options, tell, clock,
-        ))  # fmt: skip
+    return Request(
+        analysis, budget, limits, modes, source, _loaded(stats, analysis),
+        None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
+        replace(settings or RecoverySettings(), seed=seed), options, progress, clock, policy,
+    )  # fmt: skip
+
+
+def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0) -> PruneResult:
+    """Make a decision a plan, and carry it out."""
+    analysis, modes, source = request.analysis, request.modes, request.source
+    bounds = asdict(request.budget) | {"divergence": request.divergence}
     plan = PruningPlan(
-        analysis.sha256, cuts_of(analysis, decision.removed), dict(analysis.input_shapes), policy,
-        {name: value for name, value in asdict(budget).items() if value is not None}
-        | ({} if divergence is None else {"divergence": divergence}),
+        analysis.sha256, cuts_of(analysis, decision.removed), dict(analysis.input_shapes), request.policy,
+        {name: value for name, value in bounds.items() if value is not None},
         {"name": modes.criterion.name, **modes.criterion.parameters()},
         {
-            "seed": seed, "limits": asdict(limits), "allocate": modes.allocate, "recover": modes.recover,
-            "samples": source.count if source is not None else 0,
+            "seed": request.settings.seed, "limits": asdict(request.limits), "allocate": modes.allocate,
+            "recover": modes.recover, "samples": source.count if source is not None else 0,
         },
     )  # fmt: skip
-    return finish(analysis, decision, plan, options, clock, latency_seconds)
+    return finish(analysis, decision, plan, request.options, request.clock, latency_seconds)
 
 
 def apply_plan(
@@ -222,7 +252,7 @@ def finish(
     latency = None
     if latency_seconds > 0:
         with clock.stage("latency"):
-            latency = _timed(analysis, pruned, options, latency_seconds)
+            latency = timed(analysis.original, pruned, analysis.input_shapes, options, latency_seconds)
         for line in slowness(latency):
             log.warning("%s", line)
     report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
@@ -245,17 +275,6 @@ def build_report(
         checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), decision.calibration,
         decision.quality(pruned), dict(clock.seconds), latency,
     )  # fmt: skip
-
-
-def _timed(analysis: Analysis, pruned: onnx.ModelProto, options: EngineOptions, seconds: float) -> Latency | None:
-    """The pruned model beside the original, on random inputs."""
-    try:
-        feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
-        found = measure([analysis.original, pruned], feeds, options, seconds=seconds).latency(1)
-    except (EngineError, ModelError) as error:
-        log.warning("latency could not be measured: %s", error)
-        return None
-    return found
 
 
 def nothing_reason(analysis: Analysis) -> str:

@@ -20,8 +20,8 @@ from onnxcop import __version__, cli, console, pipeline
 from onnxcop.catalogue import CRITERIA, PREFERENCES
 from onnxcop.cli_arguments import default_output, preprocess_from
 from onnxcop.cli_types import Fraction, InputShape, Numbers, Preference, Size
-from onnxcop.decide import ALLOCATE, RECOVER
 from onnxcop.images import PREPROCESSES, Preprocess
+from onnxcop.modes import ALLOCATE, RECOVER
 from onnxcop.progress import Progress
 from onnxcop.stats import CalibrationStats, Moments
 

@@ -18,8 +18,8 @@ import onnx
 import peers
 
 import onnxcop
-from onnxcop.decide import Modes
 from onnxcop.engine import EngineOptions
+from onnxcop.modes import Modes
 
 Row = dict[str, str]
 Key = tuple[str, ...]

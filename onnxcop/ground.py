@@ -1,0 +1,61 @@
+"""What recovery starts from: the original, data to fit on and to measure on, and its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxcop.analysis import Analysis
+from onnxcop.atoms import IntArray
+from onnxcop.curves import Samples, choose_ridges
+from onnxcop.data import CalibrationData
+from onnxcop.engine import EngineOptions
+from onnxcop.errors import CalibrationError
+from onnxcop.recover import Progress, Recovery, RecoverySettings
+
+_PROBE_SHARE = 1 / 3
+
+
+def recovery_on(
+    analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
+    progress: Progress | None,
+) -> Recovery:  # fmt: skip
+    """An untouched network with its data split in two.
+
+    Raises:
+        CalibrationError: There are too few samples for two parts.
+    """
+    if source.count < 2:
+        raise CalibrationError(f"recovery needs at least 2 samples, {source.description} holds {source.count}")
+    share = min(_PROBE_SHARE, settings.probe_samples / source.count)
+    fit, probe = source.split(share, settings.seed)
+    return Recovery(analysis, fit, probe, options, settings, progress)
+
+
+@dataclass
+class Ground:
+    """An untouched network with its statistics, from which any number of cuts can be recovered.
+
+    Attributes:
+        untouched: The network.
+        samples: Its statistics.
+        ridges: Regularization by layer.
+    """
+
+    untouched: Recovery
+    samples: Samples
+    ridges: Mapping[int, float]
+    _used: bool = False
+
+    @classmethod
+    def of(cls, untouched: Recovery) -> Ground:
+        """Take the statistics."""
+        samples = untouched.statistics()
+        return cls(untouched, samples, choose_ridges(untouched.working, samples))
+
+    def cut(self, removed: IntArray) -> Recovery:
+        """Remove units, int64, from the original and make up for them."""
+        recovery = self.untouched.restarted() if self._used else self.untouched
+        self._used = True
+        recovery.recover_cut(removed, self.samples, self.ridges, "recovery")
+        return recovery

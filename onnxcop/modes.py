@@ -1,0 +1,49 @@
+"""How units are chosen and made up for: what the user asked for, with every "auto" decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcop.catalogue import criterion_named
+from onnxcop.criteria import Criterion
+from onnxcop.errors import BudgetError, CalibrationError
+
+ALLOCATE, RECOVER = ("auto", "cop", "measured"), ("auto", "none", "merge", "full")
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """What was asked for, with every "auto" decided."""
+
+    criterion: Criterion
+    allocate: str
+    recover: str
+
+    @classmethod
+    def of(
+        cls, criterion: str | Criterion, allocate: str, recover: str, *, has_data: bool, has_stats: bool, bounded: bool
+    ) -> Modes:
+        """Decide what is left open.
+
+        Raises:
+            BudgetError: A mode that does not exist, or modes that exclude each other.
+            CalibrationError: A mode that needs data, without any.
+        """
+        for name, value, known in (("allocate", allocate, ALLOCATE), ("recover", recover, RECOVER)):
+            if value not in known:
+                raise BudgetError(f"--{name} {value!r} does not exist; choose one of {', '.join(known)}")
+        named = criterion != "auto"
+        if allocate == "auto":
+            allocate = "measured" if has_data and not named else "cop"
+        if recover == "auto":
+            recover = "merge" if has_stats and not has_data else "full"
+        for needs, what in ((allocate == "measured", "--allocate measured"),
+                            (bounded, "--divergence and --max-drop")):  # fmt: skip
+            if needs and not has_data:
+                raise CalibrationError(f"{what} needs calibration data; give --data")
+        if bounded and allocate != "measured":
+            raise BudgetError("--divergence and --max-drop go with --allocate measured")
+        found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
+        if found.needs_stats and not (has_data or has_stats):
+            raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")
+        return cls(found, allocate, recover)
