@@ -83,6 +83,13 @@ class CostModel:
         kept: IntArray = self.structure.axis_sizes - self.structure.incidence.T @ gone
         return kept
 
+    def shares(self, kept: IntArray) -> dict[int | str, FloatArray]:
+        """What every node's arithmetic and every stored tensor costs, float64 [3] by owner."""
+        found: dict[int | str, FloatArray] = {}
+        for term in self.terms:
+            found[term.owner] = found.get(term.owner, np.zeros(len(KINDS))) + term.scale * _product(term, kept)
+        return found
+
     def change(self, kept: IntArray, axes: IntArray, counts: IntArray) -> FloatArray:
         """How much is saved, float64 [3], when `counts[i]` more indices leave `axes[i]`."""
         touched = sorted({term for axis in axes.tolist() for term in self.by_axis[axis]})

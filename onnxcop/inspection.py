@@ -93,12 +93,17 @@ def inspect(analysis: Analysis) -> Inspection:
         prunable=prunable_share(layers),
         groups=groups,
         frozen=frozen,
-        frozen_layers=tuple(
-            FrozenLayer(layer.name, layer.filters, layer.prunable, tuple(map(str, layer.reasons)))
-            for layer in layers
-            if layer.prunable < layer.filters
-        ),
+        frozen_layers=frozen_layers(analysis),
         declined=tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
+    )
+
+
+def frozen_layers(analysis: Analysis) -> tuple[FrozenLayer, ...]:
+    """Layers with filters that may not be removed, in the order of the graph."""
+    return tuple(
+        FrozenLayer(layer.name, layer.filters, layer.prunable, tuple(map(str, layer.reasons)))
+        for layer in census(analysis)
+        if layer.prunable < layer.filters
     )
 
 
