@@ -65,6 +65,21 @@ class CalibrationData:
         if pending:
             yield self._joined(pending)
 
+    def values(self) -> str:
+        """What a model is fed with, by the first batch: shape of a sample, range, mean and deviation."""
+        parts = []
+        for name, array in next(self.batches()).items():
+            axis = self.layout.axes[name]
+            shape = [size for place, size in enumerate(array.shape) if place != axis]
+            text = f"{name} {shape}"
+            if array.size and array.dtype.kind in "fiu":
+                known = array.astype(np.float64)
+                text += f" from {known.min():.3g} to {known.max():.3g}"
+                if array.dtype.kind == "f":
+                    text += f", mean {known.mean():.3g}, deviation {known.std():.3g}"
+            parts.append(text)
+        return "; ".join(parts)
+
     def split(self, fraction: float, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
         """Two disjoint parts: the rest, and `fraction` of the samples held out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
     from onnxcop.writing import check_targets
 
     target = output or default_output(model)
-    check_targets(model, target, plan_out, values["stats_out"])
+    check_targets(model, target, plan_out, values["stats_out"], *values["reports"])
     with Progress(enabled=not values["quiet"]) as progress:
         result = prune(model, progress=progress, **prune_arguments(values))
     _write(result, target, plan_out, values)
@@ -139,10 +140,10 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
     """Replay a plan on the model it was made for."""
     from onnxcop.pipeline import apply_plan
     from onnxcop.plan import PruningPlan
-    from onnxcop.writing import check_target
+    from onnxcop.writing import check_targets
 
     target = output or default_output(model)
-    check_target(target, model)
+    check_targets(model, target, *values["reports"])
     with Progress(enabled=not values["quiet"]) as progress:
         result = apply_plan(
             model,
@@ -207,16 +208,22 @@ app.add_command(compare_command)
 def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> None:
     """Write a finished result and show it."""
     from onnxcop.model import stage
+    from onnxcop.report_formats import rendered
     from onnxcop.writing import Writing
 
+    reports: tuple[Path, ...] = values["reports"]
     with Writing() as files:
         stage(files, result.model, target, external_data=values["external_data"] or None)
         if plan_out is not None:
             files.add(plan_out, result.plan.to_json().encode())
+        if reports:
+            data = result.report_data(click.get_current_context().find_root().obj)
+            for path in reports:
+                files.add(path, rendered(data, path))
     if values["as_json"]:
-        console.show_json({"output": target, "plan": plan_out, **result.report.to_dict()})
+        console.show_json({"output": target, "plan": plan_out, "reports": reports, **result.report.to_dict()})
     elif not values["quiet"]:
-        console.show_result(result, target, verbose=values["verbose"])
+        console.show_result(result, (target, *reports), verbose=values["verbose"])
 
 
 def run(args: Sequence[str] | None = None) -> int:
@@ -224,7 +231,7 @@ def run(args: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
     try:
-        code = app.main(arguments, prog_name="onnxcop", standalone_mode=False)
+        code = app.main(arguments, prog_name="onnxcop", standalone_mode=False, obj=shlex.join(["onnxcop", *arguments]))
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()

@@ -18,6 +18,7 @@ from onnxcop.cli_types import (
     Numbers,
     Positive,
     Preference,
+    ReportFile,
     Size,
 )
 
@@ -49,6 +50,14 @@ output_options: Decorator[Any, Any] = _options(
         type=_FILE,
         metavar="FILE",
         help="The pruned model. [default: MODEL.pruned.onnx]",
+    ),
+    _option(
+        "--report",
+        "reports",
+        type=ReportFile(),
+        multiple=True,
+        metavar="FILE",
+        help="Write a report: .md or .json; may be given again.",
     ),
     _option("--external-data", is_flag=True, help="Write weights to a file beside the model."),
 )

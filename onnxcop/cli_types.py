@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -30,6 +31,21 @@ class Fraction(click.ParamType[float]):
             low = "from 0" if self.zero else "above 0"
             self.fail(f"{text} is not {low} and at most 1{hint}", param, ctx)
         return number
+
+
+class ReportFile(click.ParamType[Path]):
+    """A file whose suffix is a form of report."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        from onnxcop.report_formats import SUFFIXES
+
+        path = Path(value)
+        if path.suffix.lower() not in SUFFIXES:
+            self.fail(f"{str(value)!r} does not end in {', '.join(SUFFIXES)}", param, ctx)
+        return path
 
 
 class Size(click.ParamType[int]):

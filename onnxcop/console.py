@@ -9,14 +9,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcop.drawing import counted, listed_names, new_table, percent, sized, terminal
+from onnxcop.drawing import counted, listed_names, new_table, sized, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnxcop.scores import Scores
 
 _MOST_NAMES = 4  # of the layers of a group
-_MOST_REASONS = 4  # so that the summary of a run fits one screen
+_MOST_REASONS, _MOST_GROUPS = 4, 3  # so that the summary of a run fits one screen
 _MOST_SCORES = 20
 
 log = logging.getLogger("onnxcop")
@@ -72,78 +72,43 @@ def say(line: str) -> None:
 
 def show_json(document: dict[str, Any]) -> None:
     """Write one JSON object to standard output."""
-    click.echo(json.dumps(document, indent=1, allow_nan=False, default=str))
+    from onnxcop.report import finite
+
+    click.echo(json.dumps(finite(document), indent=1, allow_nan=False, default=str))
 
 
-def show_result(result: PruneResult, output: Path, *, verbose: bool = False) -> None:
-    """Draw the summary of a run: cost before and after, what was cut, frozen and verified."""
+def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool = False) -> None:
+    """Tell what a run found, what it saw, what it cut, and what that comes to."""
+    from onnxcop import story
+
     console, report = terminal(), result.report
     if verbose:
         console.print(_group_table(report))
-    table = new_table("", "before", "after", "kept")
-    before, after = report.before, report.after
-    gone = sum(group.filters * (group.width - group.kept) for group in report.groups)
-    for name, old, new, form in (
-        ("filters", report.filters, report.filters - gone, counted),
-        ("MACs", before.macs, after.macs, counted),
-        ("parameters", before.params, after.params, counted),
-        ("file size", before.bytes, after.bytes, sized),
-    ):
-        table.add_row(name, form(old), form(new), percent(new, old))
-    if report.latency is not None:
-        times = report.latency
-        table.add_row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}")
-    console.print(table)
-    for line in _summary(result, output):
-        console.print(line)
-    if verbose:
-        for name, seconds in report.seconds.items():
-            console.print(f"  {seconds:8.2f} s {name}")
-
-
-def _summary(result: PruneResult, output: Path) -> Iterator[str]:
-    report, settings = result.report, result.plan.settings
-    cut = sum(group.kept < group.width for group in report.groups)
-    inexact = sum(group.kept < group.width and not group.exact for group in report.groups)
-    measured = settings.get("allocate") == "measured"
-    text = f"cut {cut} of {len(report.groups)} groups "
-    text += "by measurement" if measured else f"by {report.criterion}"
-    text += f", {inexact} of them inexact" if inexact else ""
-    yield text + f"; recovery: {settings.get('recover', 'none')}"
-    if report.calibration:
-        yield f"calibrated on {report.calibration}"
-    if report.frozen:
-        yield f"frozen: {sum(report.frozen.values())} of {report.filters} filters"
-        yield from _reasons(report.frozen.items(), _MOST_REASONS)
+    _tell(console, f"{report.model}: {story.found(report)}", *story.frozen(report, _MOST_REASONS))
     if report.declined:
-        yield f"not followed: {len(report.declined)} nodes, {report.declined[0]}"
-    for name, value in report.quality.items():
-        yield f"{name}: {value:.4g}"
+        _tell(console, f"not followed: {len(report.declined)} nodes, {report.declined[0]}")
+    _tell(console, f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data")
+    if report.inputs:
+        _tell(console, f"  {report.inputs}")
+    _tell(console, f"cut {story.cut(report, result.plan.settings)}")
+    most = story.most_cut(report, _MOST_GROUPS)
+    if most:
+        _tell(console, f"  {most}")
+    table = new_table("", "before", "after", "kept")
+    for row in story.rows(report):
+        table.add_row(row.name, row.before, row.after, row.kept)
+    console.print(table)
     if report.verification is not None:
-        yield f"verified: {verification_line(report.verification)}"
-        yield from (f"  {note}" for note in report.verification.notes)
-    yield f"wrote {output} in {sum(report.seconds.values()):.1f} s"
+        _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in report.verification.notes))
+    _tell(console, f"wrote {', '.join(map(str, written))} in {sum(report.seconds.values()):.1f} s")
+    if verbose:
+        _tell(console, *(f"  {seconds:8.2f} s {name}" for name, seconds in report.seconds.items()))
 
 
-def _reasons(entries: Any, most: int) -> Iterator[str]:
-    listed = list(entries)
-    for reason, count in listed[:most]:
-        yield f"  {count:6d}  {reason}"
-    if len(listed) > most:
-        rest = sum(count for _, count in listed[most:])
-        yield f"  {rest:6d}  for {len(listed) - most} more reasons; see onnxcop inspect"
-
-
-def verification_line(found: Any) -> str:
-    """What a :class:`onnxcop.verify.Verification` says, in a line."""
-    if found.max_difference is None:
-        text = "valid and runs; outputs were not compared with the masked original"
-    else:
-        gap = "exactly" if found.max_difference == 0 else f"to {found.max_difference:.1e}"
-        text = f"valid, runs, equals the masked original {gap}"
-    if found.inexact_units:
-        text += f"; {found.inexact_units} of the removed units are inexact"
-    return text
+def _tell(console: Console, *lines: str) -> None:
+    """Print prose: in a pipe a line stays one line, for other programs to read."""
+    for line in lines:
+        console.print(line, soft_wrap=not console.is_terminal)
 
 
 def _group_table(report: Report) -> Table:

@@ -68,6 +68,7 @@ class Decision:
         stats: Statistics of the original, where gathered.
         warnings: What the user should know.
         calibration: One line on the data.
+        inputs: One line on what the model was fed with.
         measured: Quality on held-out samples, by name.
         metric: The user's score.
         way: What was measured after every round.
@@ -83,6 +84,7 @@ class Decision:
     metric: Metric | None = None
     way: tuple[Waypoint, ...] = ()
     seen: CalibrationStats | None = None
+    inputs: str = ""
 
     def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
         """Measured quality of the result, the user's metric included."""

@@ -31,10 +31,12 @@ from onnxcop.plan import PruningPlan, cuts_of, units_of
 from onnxcop.progress import Callback, shown
 from onnxcop.recover import RecoverySettings
 from onnxcop.report import Report, frozen_reasons, group_reports, slowness, totals
+from onnxcop.report_data import Evidence, ReportData, gather
 from onnxcop.rewrite import apply as rewrite
 from onnxcop.sharing import reshare
 from onnxcop.stats import CalibrationStats
 from onnxcop.verify import Verification, verify
+from onnxcop.writing import write_atomically
 
 log = logging.getLogger("onnxcop")
 
@@ -50,12 +52,14 @@ class PruneResult:
         plan: The decision, replayable.
         report: The numbers.
         stats: Statistics of the original, where they were gathered.
+        evidence: What a report is drawn from; it keeps the original model in memory.
     """
 
     model: onnx.ModelProto
     plan: PruningPlan
     report: Report
     stats: CalibrationStats | None = None
+    evidence: Evidence | None = None
 
     def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
         """Write the model; see :func:`onnxcop.model.save`."""
@@ -76,6 +80,29 @@ class PruneResult:
     def _repr_html_(self) -> str:
         """The same for a notebook."""
         return display.as_html(self.report)
+
+    def report_data(self, command: str = "") -> ReportData:
+        """All that a report shows, as plain data.
+
+        Args:
+            command: The command line that the run was started with, if there was one.
+        """
+        if self.evidence is None:
+            raise ModelError("this result was put together without what a report needs; prune the model again")
+        return gather(self.report, self.plan, self.evidence, command)
+
+    def save_report(self, path: str | Path) -> None:
+        """Write a report; the suffix chooses its form.
+
+        Args:
+            path: A file ending in .html (one page that loads nothing), .md or .json.
+
+        Raises:
+            ModelError: Another suffix, or the file cannot be written.
+        """
+        from onnxcop.report_formats import rendered
+
+        write_atomically(Path(path), rendered(self.report_data(), Path(path)))
 
 
 def prune(
@@ -208,7 +235,7 @@ def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0)
             "recover": modes.recover, "samples": source.count if source is not None else 0,
         },
     )  # fmt: skip
-    return finish(analysis, decision, plan, request.options, request.clock, latency_seconds)
+    return finish(analysis, _fed(decision, source), plan, request.options, request.clock, latency_seconds)
 
 
 def apply_plan(
@@ -236,6 +263,13 @@ def apply_plan(
         decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, tell, clock)
     return finish(analysis, decision, plan, options, clock, latency_seconds)
 
+    decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, progress, clock)
+    return finish(analysis, _fed(decision, source), plan, options, clock, latency_seconds)
+
+
+def _fed(decision: Decision, source: CalibrationData | None) -> Decision:
+    return decision if source is None else replace(decision, inputs=source.values())
+
 
 def finish(
     analysis: Analysis, decision: Decision, plan: PruningPlan, options: EngineOptions, clock: Clock,
@@ -256,7 +290,8 @@ def finish(
         for line in slowness(latency):
             log.warning("%s", line)
     report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
-    return PruneResult(pruned, plan, report, decision.stats)
+    evidence = Evidence(analysis, removed, decision.stats or decision.seen, decision.way)
+    return PruneResult(pruned, plan, report, decision.stats, evidence)
 
 
 def build_report(
@@ -273,7 +308,7 @@ def build_report(
         group_reports(analysis, removed), filters, share, frozen,
         tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
         checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), decision.calibration,
-        decision.quality(pruned), dict(clock.seconds), latency,
+        decision.quality(pruned), dict(clock.seconds), latency, decision.inputs,
     )  # fmt: skip
 
 

@@ -122,8 +122,8 @@ class Recovery:
         self.reference = Reference(Rolling(self.original.cutter, self.probe_feeds, self.options).finish())
 
     def restarted(self) -> Recovery:
-        """The same from the beginning."""
-        return replace(self, log=[], way=[])
+        """The same from the beginning; what is measured goes on the same way."""
+        return replace(self, log=[])
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
@@ -214,7 +214,7 @@ class Recovery:
     def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
         """Cut chosen units, merge them into the others, and refine."""
         self.cut(units, samples, ridges)
-        self.note(f"{name}: {len(units)} units cut and merged")
+        self.note(f"{name}: {len(units)} units cut and merged", logging.DEBUG if self.settings.refine else logging.INFO)
         for _ in range(self.settings.refine):
             tried, kept = self.refine()
             self.note(f"{name}: {kept} of {tried} layers refined")
@@ -227,7 +227,7 @@ class Recovery:
             quality["top-1 agreement"] = found.agreement
         return quality
 
-    def note(self, what: str) -> None:
+    def note(self, what: str, level: int = logging.INFO) -> None:
         """Log what was done with the divergence after it."""
         found = self.divergence()
         agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
@@ -235,7 +235,7 @@ class Recovery:
         cost = self.analysis.cost
         macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))
         self.way.append(Waypoint(what, macs, found.value, found.agreement))
-        log.info(self.log[-1])
+        log.log(level, self.log[-1])
 
     def _select(
         self, state: State, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,

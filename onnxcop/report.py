@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -71,6 +72,7 @@ class Report:
         criterion: Name of the criterion.
         warnings: What the user should know.
         calibration: One line on the data that was seen.
+        inputs: One line on the values that the model was fed with.
         quality: Measured output quality (divergence, agreement), by name.
         seconds: Time spent, by stage.
         latency: Of the original and of the result, measured side by side on this machine.
@@ -91,6 +93,7 @@ class Report:
     quality: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Latency | None = None
+    inputs: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -100,7 +103,19 @@ class Report:
             "params": self.after.params / max(self.before.params, 1),
             "bytes": self.after.bytes / max(self.before.bytes, 1),
         }
-        return document
+        plain: dict[str, Any] = finite(document)
+        return plain
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that are infinite or undefined, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return value
 
 
 def totals(model: onnx.ModelProto, macs: float) -> Totals:

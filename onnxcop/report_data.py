@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from onnxcop.atoms import IntArray
 from onnxcop.divergence import Waypoint
 from onnxcop.inspection import FrozenLayer, frozen_layers
 from onnxcop.plan import PruningPlan
-from onnxcop.report import Report
+from onnxcop.report import Report, finite
 from onnxcop.report_layers import LayerChange, layer_changes
 from onnxcop.report_matrices import Correlation, correlations
 from onnxcop.stats import CalibrationStats
@@ -123,14 +122,3 @@ def versions() -> dict[str, str]:
         "onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__,
         "system": f"{platform.system()} {platform.release()} ({platform.machine()}, {os.cpu_count()} processors)",
     }  # fmt: skip
-
-
-def finite(value: Any) -> Any:
-    """The same with None for numbers that are infinite or undefined, which JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return value

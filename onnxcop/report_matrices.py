@@ -146,5 +146,3 @@ def _matrices(
         matrix, _ = activation_correlation(moments.covariance, layer.groups)
         found.append(("activations", np.clip(matrix[np.ix_(shown, shown)], 0, 1)))
     return found
-
-

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
+from onnxcop.budget import Limits
+from onnxcop.drawing import counted, percent, sized
 from onnxcop.report import GroupReport, Report
-from onnxcop.verify import Verification
+
+if TYPE_CHECKING:
+    from onnxcop.report_data import ReportData
+
+NO_CURVE = (
+    "The curve needs calibration data (--data): the divergence is measured on held-out samples after every "
+    "step of recovery."
+)
 
 _BEFORE, _AFTER = " before", " after"
 
@@ -26,12 +35,15 @@ def rows(report: Report) -> Iterator[Row]:
     """The final table."""
     before, after = report.before, report.after
     for name, old, new, form in (
-        ("filters", report.filters, report.filters - filters_cut(report), count),
-        ("MACs", before.macs, after.macs, count),
-        ("parameters", before.params, after.params, count),
-        ("file size", before.bytes, after.bytes, size),
+        ("filters", report.filters, report.filters - filters_cut(report), counted),
+        ("MACs", before.macs, after.macs, counted),
+        ("parameters", before.params, after.params, counted),
+        ("file size", before.bytes, after.bytes, sized),
     ):
         yield Row(name, form(old), form(new), percent(new, old))
+    if report.latency is not None:
+        times = report.latency
+        yield Row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}")
     found = report.quality
     for name, value in found.items():
         if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in found:
@@ -74,8 +86,52 @@ def _share_kept(group: GroupReport) -> float:
     return group.kept / group.width
 
 
-def verified(found: Verification) -> str:
-    """What a verification says, in a line."""
+def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The story of a run, but for the table."""
+    yield f"Found {found(report)}."
+    if report.frozen:
+        yield f"Frozen: {sum(report.frozen.values())} of {report.filters} filters."
+    if report.calibration:
+        yield f"Calibrated on {report.calibration}; {report.inputs}."
+    else:
+        yield "Not calibrated: no data was given."
+    yield f"Cut {cut(report, settings)}."
+    yield f"Verified: {verified(report)}."
+
+
+def circumstances(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """What led to a result, and what it was made with, under headings."""
+    shapes = [(name, str(list(shape))) for name, shape in data.input_shapes.items()]
+    yield "Model", [("file", data.report.model), ("SHA-256", data.sha256), *shapes]
+    yield "Budget", [(name, str(value)) for name, value in data.budget.items()]
+    if data.settings.get("allocate") != "measured":
+        yield "Criterion", [(name, str(value)) for name, value in data.criterion.items()]
+    limits, usual = data.settings.get("limits", {}), asdict(Limits())
+    settings = {name: value for name, value in data.settings.items() if name != "limits"}
+    settings |= {name: value for name, value in limits.items() if value != usual.get(name)}
+    yield "Settings", [(name, str(value)) for name, value in settings.items()]
+    yield "Versions", list(data.versions.items())
+    yield "Seconds", [(name, f"{seconds:.2f}") for name, seconds in data.report.seconds.items()]
+
+
+def frozen(report: Report, most: int) -> Iterator[str]:
+    """How many filters had to stay, and why, the most frequent reasons first."""
+    if not report.frozen:
+        return
+    yield f"frozen: {sum(report.frozen.values())} of {report.filters} filters"
+    listed = list(report.frozen.items())
+    for reason, number in listed[:most]:
+        yield f"  {number:6d}  {reason}"
+    if len(listed) > most:
+        rest = sum(number for _, number in listed[most:])
+        yield f"  {rest:6d}  for {len(listed) - most} more reasons; see onnxcop inspect"
+
+
+def verified(report: Report) -> str:
+    """What was checked, in a line."""
+    found = report.verification
+    if found is None:
+        return "nothing was verified"
     if found.max_difference is None:
         text = "valid and runs; outputs were not compared with the masked original"
     else:
@@ -84,27 +140,6 @@ def verified(found: Verification) -> str:
     if found.inexact_units:
         text += f"; {found.inexact_units} of the removed units are inexact"
     return text
-
-
-def count(value: float) -> str:
-    """A number of things, 928.99 k say."""
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if value >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.2f} {unit}"
-    return f"{value:.0f}"
-
-
-def size(value: float) -> str:
-    """A number of bytes, 400.33 kB say."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:.2f} {unit}"
-    return f"{value:.0f} B"
-
-
-def percent(new: float, old: float) -> str:
-    """What is left of something."""
-    return f"{new / old:.1%}" if old else "-"
 
 
 def _plural(number: int, noun: str) -> str:
