@@ -261,9 +261,6 @@ def apply_plan(
         return finish(analysis, Decision(removed, analysis.model), plan, options, clock, latency_seconds)
     with shown(progress) as tell:
         decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, tell, clock)
-    return finish(analysis, decision, plan, options, clock, latency_seconds)
-
-    decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, progress, clock)
     return finish(analysis, _fed(decision, source), plan, options, clock, latency_seconds)
 
 
