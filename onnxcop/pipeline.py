@@ -22,7 +22,7 @@ from onnxcop.criteria import Criterion
 from onnxcop.data import CalibrationData, Preprocess
 from onnxcop.decide import Decision, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError
+from onnxcop.errors import BudgetError, ModelError
 from onnxcop.gather import open_data
 from onnxcop.latency import Latency, timed
 from onnxcop.modes import Modes
