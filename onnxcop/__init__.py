@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from onnxcop.rewrite import apply
     from onnxcop.scores import statistics
     from onnxcop.stages import recover
+    from onnxcop.tradeoff import sweep
     from onnxcop.verify import verify
+    from onnxcop.versus import compare
 
 __version__ = "0.1.0"
 
@@ -40,8 +42,8 @@ _HOMES = {
     "EngineOptions": "engine", "Limits": "budget", "OnnxcopError": "errors", "Op": "ops",
     "PruneResult": "pipeline", "PruningPlan": "plan", "Ranking": "criteria", "Report": "report",
     "Subject": "criteria", "analyze": "analysis", "apply": "rewrite", "apply_plan": "pipeline",
-    "choose": "allocate", "criterion_named": "catalogue", "prune": "pipeline", "recover": "stages",
-    "statistics": "scores", "StaticRanking": "criteria", "verify": "verify",
+    "choose": "allocate", "compare": "versus", "criterion_named": "catalogue", "prune": "pipeline",
+    "recover": "stages", "statistics": "scores", "sweep": "tradeoff", "StaticRanking": "criteria", "verify": "verify",
 }  # fmt: skip
 
 __all__ = [
@@ -64,10 +66,12 @@ __all__ = [
     "apply",
     "apply_plan",
     "choose",
+    "compare",
     "criterion_named",
     "prune",
     "recover",
     "statistics",
+    "sweep",
     "verify",
 ]
 

@@ -30,6 +30,7 @@ from onnxcop.cli_options import (
     latency_options,
     limit_options,
     method_options,
+    metric_option,
     output_options,
     plan_options,
     score_options,
@@ -39,7 +40,7 @@ from onnxcop.cli_options import (
     talking,
     verbose_option,
 )
-from onnxcop.cli_study import compare_command
+from onnxcop.cli_study import compare_command, sweep_command
 from onnxcop.errors import OnnxcopError
 from onnxcop.progress import Progress
 
@@ -64,6 +65,7 @@ def app() -> None:
 @output_options
 @plan_options
 @budget_options
+@metric_option
 @criterion_options
 @limit_options
 @shape_options
@@ -203,6 +205,7 @@ def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -
 
 
 app.add_command(compare_command)
+app.add_command(sweep_command)
 
 
 def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from onnxcop.budget import Limits
     from onnxcop.criteria import Criterion
     from onnxcop.engine import EngineOptions
     from onnxcop.images import Preprocess
@@ -26,26 +27,39 @@ def default_output(model: Path) -> Path:
     return model.with_name(f"{stem}.pruned.onnx")
 
 
+def default_table(model: Path) -> Path:
+    """Where the table of a sweep goes without `-o`: `net.onnx` → `net.sweep.csv`."""
+    return model.with_name(f"{model.name.removesuffix('.onnx')}.sweep.csv")
+
+
 def prune_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of :func:`onnxcop.prune` for the options of the main form."""
+    return {**{name: values[name] for name in ("divergence", "max_drop")}, **sweep_arguments(values)}
+
+
+def sweep_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.tradeoff.sweep`; without bounds on quality."""
+    return {
+        **{name: values[name] for name in ("macs", "params", "filters", "size", "metric")},
+        **{name: values[name] for name in ("allocate", "recover", "stats", "stats_out", "seed", "latency_seconds")},
+        **data_arguments(values),
+        "criterion": criterion_from(values),
+        "limits": limits_from(values),
+        "options": engine_from(values),
+        **analysis_arguments(values),
+    }
+
+
+def limits_from(values: Mapping[str, Any]) -> Limits:
+    """What may not be cut."""
     from onnxcop.budget import Limits
 
     given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
-    limits = Limits(
+    return Limits(
         keep=tuple(values["keep"]),
         only=tuple(values["only"]),
         **{name: value for name, value in given.items() if value is not None},
     )
-    return {
-        **{name: values[name] for name in ("macs", "params", "filters", "size")},
-        **{name: values[name] for name in ("divergence", "metric", "max_drop")},
-        **{name: values[name] for name in ("allocate", "recover", "stats", "stats_out", "seed", "latency_seconds")},
-        **data_arguments(values),
-        "criterion": criterion_from(values),
-        "limits": limits,
-        "options": engine_from(values),
-        **analysis_arguments(values),
-    }
 
 
 def analysis_arguments(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from onnxcop.cli_form import SectionOption
 from onnxcop.cli_types import (
     CriterionName,
     Fraction,
+    Fractions,
     InputShape,
     Numbers,
     Positive,
@@ -41,6 +42,7 @@ def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, An
 
 
 _FILE = click.Path(path_type=Path)
+BUDGET = "Budget (what to keep at most; all that are given hold)"
 
 output_options: Decorator[Any, Any] = _options(
     "Result",
@@ -71,7 +73,7 @@ plan_options: Decorator[Any, Any] = _options(
     ),
 )
 budget_options: Decorator[Any, Any] = _options(
-    "Budget (what to keep at most; all that are given hold)",
+    BUDGET,
     _option("--macs", type=Fraction(), help="Multiply-accumulates, 0.7 or 70%. [default: 0.7]"),
     _option("--params", type=Fraction(), help="Parameters."),
     _option("--filters", type=Fraction(), help="Prunable filters."),
@@ -81,7 +83,29 @@ budget_options: Decorator[Any, Any] = _options(
         help="Instead: cut until the outputs differ by this much (with --data).",
     ),
     _option("--max-drop", type=Positive(), help="Instead: until the --metric falls by this much."),
+)  # fmt: skip
+metric_option: Decorator[Any, Any] = _options(
+    BUDGET, _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better.")
+)
+sweep_options: Decorator[Any, Any] = _options(
+    "Budgets",
+    _option(
+        "--macs", type=Fractions(), default="0.9,0.8,0.7,0.6,0.5", show_default=True,
+        help="Multiply-accumulates to keep, one model each.",
+    ),
+    _option("--params", type=Fraction(), help="Parameters to keep at most, of each."),
+    _option("--filters", type=Fraction(), help="Prunable filters, of each."),
+    _option("--size", type=Size(), help="The file of each, 5MB say."),
     _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
+)  # fmt: skip
+curve_options: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "-o", "--output", type=_FILE, metavar="FILE",
+        help="The table, written after every point. [default: MODEL.sweep.csv]",
+    ),
+    _option("--plot", type=_FILE, metavar="FILE", help="A picture, .svg, .png or .pdf (needs matplotlib)."),
+    _option("--save-models", type=_FILE, metavar="FOLDER", help="Write every model too."),
 )  # fmt: skip
 criterion_options: Decorator[Any, Any] = _options(
     "Criterion (which filters go)",

@@ -1,4 +1,4 @@
-"""Commands that measure models: `onnxcop compare`."""
+"""Commands that measure models: `onnxcop compare` and `onnxcop sweep`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any
 import click
 
 from onnxcop import console
-from onnxcop.cli_arguments import data_arguments, engine_from
+from onnxcop.cli_arguments import data_arguments, default_table, engine_from, sweep_arguments
 from onnxcop.cli_form import SectionCommand
 from onnxcop.cli_options import (
+    criterion_options,
+    curve_options,
     data_options,
     engine_options,
     input_shape_option,
     latency_options,
+    limit_options,
+    method_options,
     seed_option,
+    shape_options,
+    stats_options,
+    sweep_options,
     talking,
     verbose_option,
 )
@@ -52,3 +59,44 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
         console.show_json(found.to_dict())
     elif not values["quiet"]:
         show_comparison(found, verbose=values["verbose"])
+
+
+@click.command("sweep", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@curve_options
+@sweep_options
+@criterion_options
+@limit_options
+@shape_options
+@data_options
+@stats_options
+@method_options
+@engine_options
+@latency_options
+@seed_option
+@verbose_option
+@talking
+def sweep_command(model: Path, **values: Any) -> None:
+    """Show what one budget after another costs.
+
+    The trade-off curve of a model: size, latency and quality at every budget. Calibrates once; the table
+    is written after every point, so that what is done is kept whatever happens.
+    """
+    from onnxcop.console_study import curve_head, curve_line
+    from onnxcop.tradeoff import Record, sweep
+
+    table = values["output"] or default_table(model)
+    record = Record(model, table, values["plot"], values["save_models"])
+    drawn = not values["quiet"] and not values["as_json"]
+    with Progress(enabled=not values["quiet"]) as progress:
+        for point in sweep(model, progress=progress, **sweep_arguments(values)):
+            progress.pause()
+            row = record.add(point)
+            if drawn and len(record.rows) == 2:
+                click.echo(curve_head(row) + "\n" + curve_line(record.rows[0], row))
+            if drawn:
+                click.echo(curve_line(row, record.rows[1]))
+    if values["as_json"]:
+        console.show_json({"model": model, "table": table, "plot": values["plot"], "points": record.rows})
+    elif drawn:
+        click.echo(f"wrote {table}" + "".join(f", {path}" for path in (values["plot"], values["save_models"]) if path))

@@ -48,6 +48,18 @@ class ReportFile(click.ParamType[Path]):
         return path
 
 
+class Fractions(click.ParamType[tuple[float, ...]]):
+    """Fractions separated by commas: `0.9,0.8,70%`."""
+
+    name = "fractions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The fractions as floats."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(Fraction().convert(part, param, ctx) for part in str(value).split(","))
+
+
 class Size(click.ParamType[int]):
     """Bytes, with a unit: `5MB` (10^6), `5MiB` (2^20), `700k`, or a plain number."""
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxcop.agreement import Agreement
+    from onnxcop.tradeoff import Row
     from onnxcop.versus import Comparison, OperatorCost
 
 
@@ -39,6 +40,46 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
             console.print(line)
     for note in found.notes:
         console.print(note)
+
+
+_COLUMNS = {
+    "budget": ("budget", "{:.4g}"),
+    "macs_kept": ("MACs", "{:.1%}"),
+    "params_kept": ("params", "{:.1%}"),
+    "bytes_kept": ("file", "{:.1%}"),
+    "latency_ms": ("ms", "{:.4g}"),
+    "latency_kept": ("latency", "{:.1%}"),
+    "divergence": ("divergence", "{:.3g}"),
+    "agreement": ("agreement", "{:.2%}"),
+}
+_NO_COLUMN = {"macs", "params", "bytes", "latency_low_ms", "latency_high_ms", "seconds", "file"}
+
+
+def curve_head(row: Row) -> str:
+    """The line above the rows of a trade-off curve that are to come: what the first one measured."""
+    return "  ".join(f"{_column(name)[0]:>{_width(name)}}" for name in _shown(row))
+
+
+def curve_line(row: Row, first: Row) -> str:
+    """A point of a trade-off curve, under the columns of the first one."""
+    cells = []
+    for name in _shown(first):
+        value = row.get(name)
+        text = "" if value is None else _column(name)[1].format(value)
+        cells.append(f"{text:>{_width(name)}}")
+    return "  ".join(cells)
+
+
+def _shown(row: Row) -> list[str]:
+    return [name for name, value in row.items() if value is not None and name not in _NO_COLUMN]
+
+
+def _column(name: str) -> tuple[str, str]:
+    return _COLUMNS.get(name, (name, "{:.4g}"))
+
+
+def _width(name: str) -> int:
+    return max(len(_column(name)[0]), 7)
 
 
 def _operators(found: Comparison, *, verbose: bool) -> Table:

@@ -36,9 +36,15 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Take the bars away, so that something else can be written; they come back with the next step."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+        self._started.clear()
+        self._tasks.clear()
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
         """Say how far a step has come."""

@@ -1,0 +1,187 @@
+"""The trade-off curve of a model: what is left of its quality at one budget after another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxcop.budget import Budget
+from onnxcop.clock import Clock
+from onnxcop.course import Course
+from onnxcop.errors import BudgetError, ModelError
+from onnxcop.pipeline import PruneResult, conclude, prepare
+from onnxcop.plotting import check_plot, curve
+from onnxcop.progress import Callback, shown
+from onnxcop.writing import Writing, check_targets
+
+log = logging.getLogger("onnxcop")
+
+Row = dict[str, float | int | str | None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a trade-off curve.
+
+    Attributes:
+        macs: The budget: fraction of the multiply-accumulates to keep at most.
+        result: What came of it.
+        file: Where the model was written, if it was.
+    """
+
+    macs: float
+    result: PruneResult
+    file: Path | None = None
+
+    def row(self) -> Row:
+        """The numbers by name; shares are of the original's, None is what was not measured."""
+        report = self.result.report
+        before, after, times = report.before, report.after, report.latency
+        quality = dict(report.quality)
+        milliseconds = None if times is None else times.after
+        return {
+            "budget": self.macs,
+            "macs": after.macs,
+            "macs_kept": after.macs / max(before.macs, 1),
+            "params": after.params,
+            "params_kept": after.params / max(before.params, 1),
+            "bytes": after.bytes,
+            "bytes_kept": after.bytes / max(before.bytes, 1),
+            "latency_ms": None if milliseconds is None else 1e3 * milliseconds.median,
+            "latency_low_ms": None if milliseconds is None else 1e3 * milliseconds.low,
+            "latency_high_ms": None if milliseconds is None else 1e3 * milliseconds.high,
+            "latency_kept": None if times is None else times.ratio,
+            "divergence": quality.get("divergence"),
+            "agreement": quality.get("top-1 agreement"),
+            **{name.removesuffix(" after"): value for name, value in quality.items() if name.endswith(" after")},
+            "seconds": sum(report.seconds.values()),
+            "file": None if self.file is None else str(self.file),
+        }
+
+
+def original_row(point: Point) -> Row:
+    """The row of the original, to stand before those of the points."""
+    report = point.result.report
+    times, quality = report.latency, report.quality
+    known: Row = {
+        "budget": 1.0, "macs": report.before.macs, "macs_kept": 1.0, "params": report.before.params,
+        "params_kept": 1.0, "bytes": report.before.bytes, "bytes_kept": 1.0,
+        "latency_ms": None if times is None else 1e3 * times.before.median,
+        "latency_low_ms": None if times is None else 1e3 * times.before.low,
+        "latency_high_ms": None if times is None else 1e3 * times.before.high,
+        "latency_kept": None if times is None else 1.0,
+        "divergence": 0.0 if "divergence" in quality else None,
+        "agreement": 1.0 if "top-1 agreement" in quality else None,
+    }  # fmt: skip
+    scores = {name.removesuffix(" before"): value for name, value in quality.items() if name.endswith(" before")}
+    return {**known, **scores, "seconds": None, "file": report.model}
+
+
+def sweep(
+    model: onnx.ModelProto | str | Path,
+    macs: Sequence[float],
+    *,
+    latency_seconds: float = 0.0,
+    progress: Callback | bool | None = None,
+    **settings: Any,
+) -> Iterator[Point]:
+    """Prune a model to one budget after another, from the loosest to the tightest.
+
+    Statistics are gathered once. By a criterion each point is what :func:`onnxcop.prune` makes of its
+    budget; by measurement each goes on from the one before, so that the whole curve costs little more than
+    its last point.
+
+    Args:
+        model: A path or a model in memory (never changed).
+        macs: Fractions of the multiply-accumulates to keep.
+        latency_seconds: How long to measure the latency of each point; 0 for not at all.
+        progress: True for bars, or a function called with (stage, done, total).
+        **settings: Of :func:`onnxcop.prune`; its other budgets hold at every point.
+
+    Yields:
+        The points, as they are done. Where a budget cannot be met a warning is logged, and the curve ends.
+
+    Raises:
+        BudgetError: No budget was given, or not even the loosest can be met.
+        OnnxcopError: As :func:`onnxcop.prune`.
+    """
+    budgets = sorted(set(macs), reverse=True)
+    if not budgets:
+        raise BudgetError("a sweep needs budgets; give --macs 0.9,0.8,0.7")
+    with shown(progress) as tell:
+        request = prepare(model, macs=budgets[0], progress=tell, **settings)
+        course, clock = Course(request), request.clock
+        for place, fraction in enumerate(budgets):
+            budget = Budget(fraction, request.budget.params, request.budget.filters, request.budget.size)
+            try:
+                decision = course.decide(budget, clock)
+            except BudgetError as error:
+                if place == 0:
+                    raise
+                log.warning("the curve ends here: %s", error)
+                return
+            yield Point(fraction, conclude(replace(request, budget=budget, clock=clock), decision, latency_seconds))
+            clock = Clock()
+
+
+class Record:
+    """Files of a trade-off curve, each whole after every point.
+
+    Args:
+        model: The original's file, which names what is written.
+        table: Where the numbers go, as comma-separated values.
+        plot: Where the picture goes, if anywhere.
+        folder: Where the models go, if anywhere; made if it is not there.
+        external_data: Write the models' weights beside them.
+
+    Raises:
+        ModelError: One of them cannot be written.
+    """
+
+    def __init__(
+        self, model: Path, table: Path, plot: Path | None = None, folder: Path | None = None,
+        *, external_data: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.rows: list[Row] = []
+        self._model, self._table, self._plot, self._folder = model, table, plot, folder
+        self._external_data = external_data
+        check_targets(model, table, plot)
+        if plot is not None:
+            check_plot(plot)
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ModelError(f"{folder} cannot be made: {error.strerror or error}; choose another folder") from None
+
+    def add(self, point: Point) -> Row:
+        """Write a point; what was written before it stays as it is if that fails."""
+        if self._folder is not None:
+            name = f"{self._model.name.removesuffix('.onnx')}.macs-{point.macs:g}.onnx"
+            point = replace(point, file=self._folder / name)
+            point.result.save(self._folder / name, external_data=self._external_data)
+        if not self.rows:
+            self.rows.append(original_row(point))
+        self.rows.append(point.row())
+        with Writing() as files:
+            files.add(self._table, as_csv(self.rows))
+            if self._plot is not None:
+                files.add(self._plot, curve(self.rows, self._model.name, self._plot.suffix.lower()))
+        return self.rows[-1]
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """Rows as a table of comma-separated values, UTF-8; empty cells for None."""
+    out = io.StringIO(newline="")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
