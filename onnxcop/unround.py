@@ -3,7 +3,8 @@
 Rounding turns the noise of the last bits into whole steps, and in a deep model into many of them.
 Two models that are equal but for that noise differ visibly once their activations are rounded, so
 before they are compared the pairs of QuantizeLinear and DequantizeLinear on activations are
-bypassed in both. Quantized weights stay as they are.
+bypassed in both, those inside of operators that compute on quantized tensors included. Quantized
+weights stay as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import defaultdict
 import onnx
 
 from onnxcop.tracing import captured
+from onnxcop.twins import computes_rounded, write_twins
 
 # They move elements or pick among them, so that they do the same to floats as to integers.
 _MOVING = frozenset(
@@ -38,7 +40,7 @@ _MOVING = frozenset(
 
 def rounds(model: onnx.ModelProto) -> bool:
     """Whether the model quantizes tensors while it runs."""
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    return computes_rounded(model) or any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -49,6 +51,7 @@ def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
+    write_twins(result)
     graph = result.graph
     flow = _Flow(graph)
     floats: dict[str, set[str]] = {}

@@ -125,6 +125,7 @@ _CONTRIB: dict[str, Callable[[Op], None]] = {
     "MatMulIntegerToFloat": quantized.matmul_integer_to_float,
     "MultiHeadAttention": attention.multi_head_attention,
     "NhwcMaxPool": reduction.channels_last_pool,
+    "QAttention": attention.quantized_attention,
     "QGemm": quantized.qgemm,
     "QLinearAdd": quantized.qlinear_binary,
     "QLinearAveragePool": quantized.qlinear_pool,

@@ -72,6 +72,35 @@ def packed_attention(op: Op) -> None:
     op.emit((None, None, parts.heads, None, None), 1)
 
 
+def quantized_attention(op: Op) -> None:
+    """QAttention: x [n, s, c], w [c, 3 · heads · dims], b, their scales, mask, their zero points, past.
+
+    Exact: input channels; whole heads; scales, zero points and bias of columns are cut along.
+    Frozen: batch and sequence; dimensions of heads; all axes where weights are not constant.
+    """
+    if not op.constant(1) or any(op.has(p) and op.shape(p) not in ((), (1,)) for p in (3, 6)):
+        raise Decline("quantized attention of an unusual form")
+    heads, width = int(op.attr("num_heads")), op.shape(1)[1]
+    form = Form(heads, heads, width // 3 // heads, width // 3 // heads)
+    op.freeze_axes(0, (0, 1), TOKENS)
+    columns = op.label(1)[1]
+    op.contract((0, 2), (1, 0), kernel=Kernel(1, 0, 1, 1, None, "attention", 7), produced=columns)
+    parts = choose_parts(op, form, columns, False)
+    folded = joined(parts.query, parts.key, parts.values)
+    for position in (1, 2, 4, 7):
+        if op.has(position) and op.shape(position) not in ((), (1,)):
+            op.tie(op.label(position)[-1], folded, "belongs to heads that are never pruned")
+    op.size("num_heads", 0, parts.heads)
+    freeze_all(op, (5,), "is a mask or a length")
+    cache(op, 8, parts, None, before=1)
+    batch, tokens, inner = op.shape(0)
+    summed = op.label(1)[0]
+    op.macs(batch * tokens, inner if summed is None else summed, width if columns is None else columns)
+    count_products(op, form, parts, float(batch * tokens * (tokens + (op.shape(8)[3] if op.has(8) else 0))))
+    op.emit((None, None, parts.result))
+    op.emit((None, None, parts.heads, None, None), 1)
+
+
 def multi_head_attention(op: Op) -> None:
     """MultiHeadAttention of onnxruntime: query, key, value apart or packed, bias, masks, past.
 

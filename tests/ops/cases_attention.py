@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from ops.cases_contraction import _bytes
 from ops.draws import Shape
-from ops.sample import Array, Sample, floats
+from ops.sample import Array, Sample, floats, positive
 
 Draw = Any
 Cases = dict[tuple[str, str], st.SearchStrategy[Sample]]
@@ -46,6 +47,22 @@ def _packed_attention(draw: Draw) -> Sample:
         inputs = (*inputs, None, None, floats(bias, 3))
     units = width + _folded_units(heads, heads, inner, value)
     return Sample("Attention", inputs, {0: (2,)}, attributes, units=units, domain=MICROSOFT)
+
+
+@st.composite
+def _quantized_attention(draw: Draw) -> Sample:
+    heads, size = draw(st.integers(1, 3)), draw(st.integers(2, 3))
+    batch, tokens, width = draw(st.integers(1, 2)), draw(st.integers(2, 3)), draw(st.integers(2, 4))
+    columns = 3 * heads * size
+    per: Shape = (columns,) if draw(st.booleans()) else ()
+    weight_zero = (5 + np.arange(columns if per else 1)).astype(np.uint8).reshape(per)
+    inputs = (
+        _bytes((batch, tokens, width), 0), _bytes((width, columns), 1), floats((columns,), 2),
+        np.array(0.05, np.float32), np.asarray(positive(per, 3) * 0.02, np.float32), None, np.array(100, np.uint8),
+        weight_zero,
+    )  # fmt: skip
+    units = width + _wide(heads)
+    return Sample("QAttention", inputs, {0: (2,)}, {"num_heads": heads}, units=units, domain=MICROSOFT)
 
 
 @st.composite
@@ -163,5 +180,6 @@ CASES: Cases = {
     (MICROSOFT, "Attention"): _packed_attention(),
     (MICROSOFT, "GroupQueryAttention"): _group_query_attention(),
     (MICROSOFT, "MultiHeadAttention"): _multi_head_attention(),
+    (MICROSOFT, "QAttention"): _quantized_attention(),
     (MICROSOFT, "RotaryEmbedding"): _rotary(MICROSOFT),
 }
