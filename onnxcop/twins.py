@@ -19,6 +19,8 @@ from onnxcop.shapes import Array
 
 Attributes = dict[str, Any]
 
+_OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+
 
 @dataclass(slots=True)
 class _Writer:
@@ -132,14 +134,18 @@ _TWINS: dict[str, Callable[[_Writer], None]] = {
 
 
 def write_twins(model: onnx.ModelProto) -> None:
-    """Write out every node that computes on quantized tensors and can be, in place."""
+    """Write out every node that computes on quantized tensors and can be, in place.
+
+    Left as they are: weights that are not stored, channels on the last axis, scales that are not float32.
+    """
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         twin = _TWINS.get(node.op_type)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if twin is None or attributes.pop("channels_last", 0):
+        halves = any(stored[name].data_type in _OTHER_FLOATS for name in node.input if name in stored)
+        if twin is None or halves or attributes.pop("channels_last", 0):
             nodes.append(node)
             continue
         writer = _Writer(graph, stored, node, attributes)

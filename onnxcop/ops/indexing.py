@@ -34,7 +34,7 @@ def slice_(op: Op) -> None:
     """Slice: unit steps along a live axis; its bounds become counts of kept indices.
 
     Exact: axes cut in steps of 1; the bounds are rewritten.
-    Frozen: axes cut in other steps.
+    Frozen: axes cut in other steps; axes of weights cut to a size known only at run time.
     """
     label, shape = list(op.label(0)), op.shape(0)
     starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
@@ -49,8 +49,8 @@ def slice_(op: Op) -> None:
         if live is None:
             continue
         first, last, _ = slice(start, end, step).indices(len(live))
-        if step != 1:
-            op.freeze(live, f"Slice with step {step}")
+        if step != 1 or _cut_by_size(op, element):
+            op.freeze(live, f"Slice with step {step}" if step != 1 else "is cut to a size known only at run time")
             label[axis % len(shape)] = None
             continue
         last = max(first, last)
@@ -66,12 +66,19 @@ def slice_(op: Op) -> None:
     op.emit(label)
 
 
+def _cut_by_size(op: Op, element: int) -> bool:
+    """Whether weights (a table of positions, say) are cut to the size of what is fed."""
+    bounds = [position for position in (1, 2) if op.has(position)]
+    return op.constant(0) and not all(op.written(position, element) for position in bounds)
+
+
 def gather(op: Op) -> None:
     """Gather along a rigid axis, or along a live one with constant indices (then remapped).
 
     Exact: the other axes; the indexed one where a constant list picks from it, which is
         rewritten.
-    Frozen: the indexed axis where data or a single number picks from it.
+    Frozen: the indexed axis where data, a single number or a size known only at run time picks
+        from it.
     """
     label, shape = op.label(0), op.shape(0)
     axis = int(op.attr("axis", 0)) % len(shape)
@@ -79,7 +86,9 @@ def gather(op: Op) -> None:
     index_shape = op.shape(1)
     wide = [place for place, size in enumerate(index_shape) if size > 1]
     picked: list[IntArray | None] = [None] * len(index_shape)
-    indices = op.value(1) if live is not None else None
+    info = op.infos[1]
+    by_size = info is not None and info.sized
+    indices = op.value(1) if live is not None and not by_size else None
     if live is not None and (indices is None or len(wide) > 1):
         op.freeze(live, "is indexed by data" if indices is None else "is gathered into several axes")
     elif live is not None and indices is not None:
