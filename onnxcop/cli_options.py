@@ -59,7 +59,7 @@ output_options: Decorator[Any, Any] = _options(
         type=ReportFile(),
         multiple=True,
         metavar="FILE",
-        help="Write a report: .md or .json; may be given again.",
+        help="Write a report: .html, .md or .json; may be given again.",
     ),
     _option("--external-data", is_flag=True, help="Write weights to a file beside the model."),
 )

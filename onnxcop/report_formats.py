@@ -10,7 +10,7 @@ from onnxcop.errors import ModelError
 if TYPE_CHECKING:
     from onnxcop.report_data import ReportData
 
-SUFFIXES = (".md", ".json")
+SUFFIXES = (".html", ".md", ".json")
 
 
 def rendered(data: ReportData, path: Path) -> bytes:
@@ -20,6 +20,10 @@ def rendered(data: ReportData, path: Path) -> bytes:
         ModelError: There is no such form.
     """
     suffix = path.suffix.lower()
+    if suffix == ".html":
+        from onnxcop.report_page import page
+
+        return page(data).encode()
     if suffix == ".md":
         from onnxcop.report_markdown import markdown
 

@@ -48,9 +48,9 @@ def rows(report: Report) -> Iterator[Row]:
     for name, value in found.items():
         if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in found:
             bare = name.removesuffix(_BEFORE)
-            yield Row(bare, f"{value:.4g}", f"{found[bare + _AFTER]:.4g}")
+            yield Row(bare, _score(value), _score(found[bare + _AFTER]))
         elif not (name.endswith(_AFTER) and name.removesuffix(_AFTER) + _BEFORE in found):
-            yield Row(name, "", f"{value:.4g}")
+            yield Row(name, "", _score(value))
 
 
 def filters_cut(report: Report) -> int:
@@ -140,6 +140,10 @@ def verified(report: Report) -> str:
     if found.inexact_units:
         text += f"; {found.inexact_units} of the removed units are inexact"
     return text
+
+
+def _score(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 0.01 else f"{value:.4g}"
 
 
 def _plural(number: int, noun: str) -> str:
