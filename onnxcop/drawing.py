@@ -67,3 +67,8 @@ def sized(value: float) -> str:
 def percent(new: float, old: float) -> str:
     """One number as a percentage of another."""
     return f"{new / old:.1%}" if old else "-"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number of things: 1 layer, 2 layers."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -12,6 +12,7 @@ import numpy as np
 from onnxcop.analysis import Analysis, node_name
 from onnxcop.atoms import BoolArray, IntArray
 from onnxcop.cop import activation_correlation, weight_correlation
+from onnxcop.drawing import plural
 from onnxcop.layers import FloatArray, Layer, Weights, layer_weights, layers_of
 from onnxcop.stats import CalibrationStats
 
@@ -97,11 +98,11 @@ def correlations(
             ))  # fmt: skip
     notes = []
     if left:
-        notes.append(f"correlation matrices of {left} layers: those that lost the fewest channels")
+        notes.append(f"correlation matrices of {plural(left, 'layer')}: those that lost the fewest channels")
     if large:
-        notes.append(f"correlation matrices of {large} layers, whose weights are too many or not constant")
+        notes.append(f"correlation matrices of {plural(large, 'layer')}, whose weights are too many or not constant")
     if wide:
-        notes.append(f"channels of {wide} wide layers: {MOST_CHANNELS} of each, evenly spaced, are shown")
+        notes.append(f"channels of {plural(wide, 'wide layer')}: {MOST_CHANNELS} of each, evenly spaced, are shown")
     return tuple(found), tuple(notes)
 
 

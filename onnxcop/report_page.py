@@ -61,7 +61,7 @@ def page(data: ReportData) -> str:
 <main>
 {sections}
 </main>
-<main><footer>{escape(" · ".join(f"{name} {version}" for name, version in data.versions.items()))}</footer></main>
+<footer>{escape(" · ".join(f"{name} {version}" for name, version in data.versions.items()))}</footer>
 <script type="application/json" id="matrices">{_json([m.to_dict() for m in data.correlations])}</script>
 {f"<script>{script}</script>" if data.correlations else ""}
 </body>
@@ -75,16 +75,15 @@ def _headline(data: ReportData) -> str:
 
 
 def _cards(data: ReportData) -> str:
+    """The final table once more, as numbers to be seen from afar."""
     cards = []
     for row in story.rows(data.report):
-        head, rest = (
-            (row.kept, " → ".join(part.replace(" ", "\u00a0") for part in (row.before, row.after)))
-            if row.kept
-            else (row.after, row.before)
+        before, after = (part.replace(" ", "\u00a0") for part in (row.before, row.after))
+        head = row.kept or after
+        text = f"{before} → {after}" if row.kept else f"{before} before" if before else ""
+        cards.append(
+            f'<div class="card"><span>{escape(row.name)}</span><b>{escape(head)}</b><span>{escape(text)}</span></div>'
         )
-        text = f"{rest} before" if rest and not row.kept else rest
-        cards.append(f'<div class="card"><span>{escape(row.name)}</span><b>{escape(head)}</b>'
-                     f"<span>{escape(text)}</span></div>")  # fmt: skip
     return f'<div class="cards">{"".join(cards)}</div>'
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxcop.budget import Limits
-from onnxcop.drawing import counted, percent, sized
+from onnxcop.drawing import counted, percent, plural, sized
 from onnxcop.report import GroupReport, Report
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def filters_cut(report: Report) -> int:
 def found(report: Report) -> str:
     """What there was to prune."""
     inexact = sum(not group.exact for group in report.groups)
-    text = f"{report.filters} filters, {report.prunable:.1%} prunable, in {_plural(len(report.groups), 'group')}"
+    text = f"{report.filters} filters, {report.prunable:.1%} prunable, in {plural(len(report.groups), 'group')}"
     return text + (f" ({inexact} inexact)" if inexact else "")
 
 
@@ -69,7 +69,7 @@ def cut(report: Report, settings: Mapping[str, Any]) -> str:
     """What was cut, and how it was chosen and made up for."""
     touched = [group for group in report.groups if group.kept < group.width]
     how = "by measurement" if settings.get("allocate") == "measured" else f"by {report.criterion}"
-    text = f"{_plural(filters_cut(report), 'filter')} from {len(touched)} of {_plural(len(report.groups), 'group')}"
+    text = f"{plural(filters_cut(report), 'filter')} from {len(touched)} of {plural(len(report.groups), 'group')}"
     inexact = sum(not group.exact for group in touched)
     text += f" {how}" + (f", {inexact} of them inexact" if inexact else "")
     return f"{text}; recovery: {settings.get('recover', 'none')}"
@@ -144,7 +144,3 @@ def verified(report: Report) -> str:
 
 def _score(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 0.01 else f"{value:.4g}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -25,7 +25,7 @@ _PATIENCE = 60.0
 class Browser:
     """A session of one page after another, without a network."""
 
-    def __init__(self, profile: Path, *, dark: bool = False) -> None:
+    def __init__(self, profile: Path) -> None:
         driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
         if driver is None or chromium is None:
             pytest.skip("no chromium with its chromedriver (Debian: chromium, chromium-driver)")
@@ -38,8 +38,7 @@ class Browser:
         self._root = f"http://127.0.0.1:{port}"
         # No proxies: what answers is on this machine.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        scheme = [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-        options = {"binary": chromium, "args": [*_FLAGS, *scheme, f"--user-data-dir={profile}"]}
+        options = {"binary": chromium, "args": [*_FLAGS, f"--user-data-dir={profile}"]}
         try:
             self._wait()
             found = self._call("POST", "/session", {"capabilities": {"alwaysMatch": {
@@ -64,6 +63,11 @@ class Browser:
             "cmd": "Emulation.setDeviceMetricsOverride",
             "params": {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
         })  # fmt: skip
+
+    def prefer(self, scheme: str) -> None:
+        """Ask pages to be "light" or "dark"."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}})
 
     def screenshot(self, path: Path) -> None:
         """The whole page as a picture."""
