@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from onnxcop.engine import EngineOptions
     from onnxcop.errors import OnnxcopError
     from onnxcop.ops import DEFAULT_RULES, Op
-    from onnxcop.pipeline import PruneResult, apply_plan, prune
+    from onnxcop.pipeline import apply_plan, prune
     from onnxcop.plan import PruningPlan
     from onnxcop.report import Report
+    from onnxcop.result import PruneResult
     from onnxcop.rewrite import apply
     from onnxcop.scores import statistics
     from onnxcop.stages import recover
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Analysis": "analysis", "Budget": "budget", "Criterion": "criteria", "DEFAULT_RULES": "ops",
     "EngineOptions": "engine", "Limits": "budget", "OnnxcopError": "errors", "Op": "ops",
-    "PruneResult": "pipeline", "PruningPlan": "plan", "Ranking": "criteria", "Report": "report",
+    "PruneResult": "result", "PruningPlan": "plan", "Ranking": "criteria", "Report": "report",
     "Subject": "criteria", "analyze": "analysis", "apply": "rewrite", "apply_plan": "pipeline",
     "choose": "allocate", "compare": "versus", "criterion_named": "catalogue", "prune": "pipeline",
     "recover": "stages", "statistics": "scores", "sweep": "tradeoff", "StaticRanking": "criteria", "verify": "verify",

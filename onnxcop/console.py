@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxcop.inspection import Inspection
-    from onnxcop.pipeline import PruneResult
     from onnxcop.report import Report
+    from onnxcop.result import PruneResult
     from onnxcop.scores import Scores
 
 _MOST_NAMES = 4  # of the layers of a group

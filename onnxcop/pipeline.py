@@ -1,108 +1,37 @@
-"""The whole way: analyse, calibrate, rank, choose, rewrite, verify, recover, report."""
+"""The whole way: analyse, calibrate, choose, recover, rewrite, verify, report."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from onnxcop import display
-from onnxcop import model as models
 from onnxcop.analysis import Analysis, analyze
-from onnxcop.atoms import IntArray
-from onnxcop.biases import drop_idle
 from onnxcop.budget import Budget, Limits
 from onnxcop.clock import Clock
+from onnxcop.conclusion import conclude, fed, finish
 from onnxcop.criteria import Criterion
-from onnxcop.data import CalibrationData, Preprocess
+from onnxcop.data import Preprocess
 from onnxcop.decide import Decision, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError, ModelError
+from onnxcop.errors import BudgetError
 from onnxcop.gather import open_data
-from onnxcop.latency import Latency, timed
 from onnxcop.modes import Modes
 from onnxcop.ops import DEFAULT_RULES, RuleTable
-from onnxcop.plan import PruningPlan, cuts_of, units_of
+from onnxcop.plan import PruningPlan, units_of
 from onnxcop.progress import Callback, shown
 from onnxcop.recover import RecoverySettings
-from onnxcop.report import Report, frozen_reasons, group_reports, slowness, totals
-from onnxcop.report_data import Evidence, ReportData, gather
-from onnxcop.rewrite import apply as rewrite
-from onnxcop.sharing import reshare
+from onnxcop.report import frozen_reasons
+from onnxcop.result import PruneResult
 from onnxcop.stats import CalibrationStats
-from onnxcop.verify import Verification, verify
-from onnxcop.writing import write_atomically
 
 log = logging.getLogger("onnxcop")
 
 DEFAULT_MACS = 0.7
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """A pruned model with how it came about.
-
-    Attributes:
-        model: The pruned model.
-        plan: The decision, replayable.
-        report: The numbers.
-        stats: Statistics of the original, where they were gathered.
-        evidence: What a report is drawn from; it keeps the original model in memory.
-    """
-
-    model: onnx.ModelProto
-    plan: PruningPlan
-    report: Report
-    stats: CalibrationStats | None = None
-    evidence: Evidence | None = None
-
-    def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
-        """Write the model; see :func:`onnxcop.model.save`."""
-        models.save(self.model, Path(path), external_data=external_data)
-
-    def __repr__(self) -> str:
-        """What is kept, in a line."""
-        return display.one_line(self.report)
-
-    def __str__(self) -> str:
-        """The table of the run, as text."""
-        return display.as_text(self.report)
-
-    def __rich__(self) -> Any:
-        """The same for a console of rich."""
-        return display.as_rich(self.report)
-
-    def _repr_html_(self) -> str:
-        """The same for a notebook."""
-        return display.as_html(self.report)
-
-    def report_data(self, command: str = "") -> ReportData:
-        """All that a report shows, as plain data.
-
-        Args:
-            command: The command line that the run was started with, if there was one.
-        """
-        if self.evidence is None:
-            raise ModelError("this result was put together without what a report needs; prune the model again")
-        return gather(self.report, self.plan, self.evidence, command)
-
-    def save_report(self, path: str | Path) -> None:
-        """Write a report; the suffix chooses its form.
-
-        Args:
-            path: A file ending in .html (one page that loads nothing), .md or .json.
-
-        Raises:
-            ModelError: Another suffix, or the file cannot be written.
-        """
-        from onnxcop.report_formats import rendered
-
-        write_atomically(Path(path), rendered(self.report_data(), Path(path)))
 
 
 def prune(
@@ -222,22 +151,6 @@ def prepare(
     )  # fmt: skip
 
 
-def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0) -> PruneResult:
-    """Make a decision a plan, and carry it out."""
-    analysis, modes, source = request.analysis, request.modes, request.source
-    bounds = asdict(request.budget) | {"divergence": request.divergence}
-    plan = PruningPlan(
-        analysis.sha256, cuts_of(analysis, decision.removed), dict(analysis.input_shapes), request.policy,
-        {name: value for name, value in bounds.items() if value is not None},
-        {"name": modes.criterion.name, **modes.criterion.parameters()},
-        {
-            "seed": request.settings.seed, "limits": asdict(request.limits), "allocate": modes.allocate,
-            "recover": modes.recover, "samples": source.count if source is not None else 0,
-        },
-    )  # fmt: skip
-    return finish(analysis, _fed(decision, source), plan, request.options, request.clock, latency_seconds)
-
-
 def apply_plan(
     model: onnx.ModelProto | str | Path, plan: PruningPlan, *, data: Any = None, preprocess: Preprocess | None = None,
     samples: int = 512, batch_size: int = 32, options: EngineOptions = EngineOptions(),
@@ -261,52 +174,7 @@ def apply_plan(
         return finish(analysis, Decision(removed, analysis.model), plan, options, clock, latency_seconds)
     with shown(progress) as tell:
         decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, tell, clock)
-    return finish(analysis, _fed(decision, source), plan, options, clock, latency_seconds)
-
-
-def _fed(decision: Decision, source: CalibrationData | None) -> Decision:
-    return decision if source is None else replace(decision, inputs=source.values())
-
-
-def finish(
-    analysis: Analysis, decision: Decision, plan: PruningPlan, options: EngineOptions, clock: Clock,
-    latency_seconds: float = 0.0,
-) -> PruneResult:  # fmt: skip
-    """Rewrite, verify, time and report a decision."""
-    removed = np.sort(decision.removed)
-    with clock.stage("rewriting"):
-        pruned = rewrite(decision.model, analysis.structure, removed)
-    with clock.stage("verification"):
-        checked = verify(decision.model, pruned, analysis.structure, removed, options)
-    drop_idle(pruned, analysis.added_biases)
-    reshare(pruned, analysis.copies)
-    latency = None
-    if latency_seconds > 0:
-        with clock.stage("latency"):
-            latency = timed(analysis.original, pruned, analysis.input_shapes, options, latency_seconds)
-        for line in slowness(latency):
-            log.warning("%s", line)
-    report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
-    evidence = Evidence(analysis, removed, decision.stats or decision.seen, decision.way)
-    return PruneResult(pruned, plan, report, decision.stats, evidence)
-
-
-def build_report(
-    analysis: Analysis, removed: IntArray, pruned: onnx.ModelProto, plan: PruningPlan,
-    checked: Verification | None, clock: Clock, decision: Decision,
-    *, latency: Latency | None = None,
-) -> Report:  # fmt: skip
-    """Gather the numbers of a finished run."""
-    filters, share, frozen = frozen_reasons(analysis)
-    return Report(
-        analysis.source,
-        totals(analysis.original, float(analysis.cost.original()[0])),
-        totals(pruned, float(analysis.cost.of_units(removed)[0])),
-        group_reports(analysis, removed), filters, share, frozen,
-        tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
-        checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), decision.calibration,
-        decision.quality(pruned), dict(clock.seconds), latency, decision.inputs,
-    )  # fmt: skip
+    return finish(analysis, fed(decision, source), plan, options, clock, latency_seconds)
 
 
 def nothing_reason(analysis: Analysis) -> str:
@@ -326,6 +194,4 @@ def _loaded(stats: CalibrationStats | str | Path | None, analysis: Analysis) -> 
     return found
 
 
-__all__ = [
-    "DEFAULT_MACS", "CalibrationData", "PruneResult", "apply_plan", "build_report", "finish", "nothing_reason", "prune",
-]  # fmt: skip
+__all__ = ["DEFAULT_MACS", "PruneResult", "apply_plan", "nothing_reason", "prepare", "prune"]

@@ -14,11 +14,13 @@ import onnx
 
 from onnxcop.budget import Budget
 from onnxcop.clock import Clock
+from onnxcop.conclusion import conclude
 from onnxcop.course import Course
 from onnxcop.errors import BudgetError, ModelError
-from onnxcop.pipeline import PruneResult, conclude, prepare
+from onnxcop.pipeline import prepare
 from onnxcop.plotting import check_plot, curve
 from onnxcop.progress import Callback, shown
+from onnxcop.result import PruneResult
 from onnxcop.writing import Writing, check_targets
 
 log = logging.getLogger("onnxcop")

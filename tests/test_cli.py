@@ -16,7 +16,7 @@ import pytest
 from onnx import numpy_helper
 from small_models import chain, shapes, written
 
-from onnxcop import __version__, cli, console, pipeline
+from onnxcop import __version__, cli, conclusion, console, pipeline
 from onnxcop.catalogue import CRITERIA, PREFERENCES
 from onnxcop.cli_arguments import default_output, preprocess_from
 from onnxcop.cli_types import Fraction, InputShape, Numbers, Preference, Size
@@ -487,7 +487,7 @@ def test_ctrl_c_exits_with_130_and_writes_nothing(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "verify", interrupt)
+    monkeypatch.setattr(conclusion, "verify", interrupt)
     before = sorted(model.parent.iterdir())
     assert cli.run([str(model), *BARE]) == 130
     assert lines(capsys.readouterr().err) == ["stopped; no file is half written"]
@@ -515,7 +515,7 @@ def test_a_bug_is_one_line_that_asks_for_a_report(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("what\nnow")
 
-    monkeypatch.setattr(pipeline, "verify", fail)
+    monkeypatch.setattr(conclusion, "verify", fail)
     assert cli.run([str(model), *BARE]) == 1
     shown = lines(capsys.readouterr().err)
     assert len(shown) == 1

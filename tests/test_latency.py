@@ -12,7 +12,7 @@ import pytest
 from small_models import chain, written
 
 import onnxcop
-from onnxcop import cli, latency, pipeline
+from onnxcop import cli, conclusion, latency
 from onnxcop.errors import EngineError
 from onnxcop.latency import Latency, Measurement, Timing, measure
 from onnxcop.report import slowness
@@ -143,7 +143,7 @@ def test_the_table_shows_the_latency(
         asked.append(arguments[-1])
         return Latency(Timing(0.003, 0.0029, 0.0031), Timing(0.004, 0.0039, 0.0041), 1.334, 0.01, 50, "CPU")
 
-    monkeypatch.setattr(pipeline, "timed", timed)
+    monkeypatch.setattr(conclusion, "timed", timed)
     path = written(chain(), tmp_path / "net.onnx")
     command = [str(path), "--provider", "cpu", "--threads", "1", "--recover", "none"]
     assert cli.run([*command, "--latency-seconds", "0.5"]) == 0

@@ -1,0 +1,89 @@
+"""From a decision to a result: plan, rewrite, verify, time, report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+
+import numpy as np
+import onnx
+
+from onnxcop.analysis import Analysis
+from onnxcop.atoms import IntArray
+from onnxcop.biases import drop_idle
+from onnxcop.clock import Clock
+from onnxcop.data import CalibrationData
+from onnxcop.decide import Decision, Request
+from onnxcop.engine import EngineOptions
+from onnxcop.latency import Latency, timed
+from onnxcop.plan import PruningPlan, cuts_of
+from onnxcop.report import Report, frozen_reasons, group_reports, slowness, totals
+from onnxcop.report_data import Evidence
+from onnxcop.result import PruneResult
+from onnxcop.rewrite import apply as rewrite
+from onnxcop.sharing import reshare
+from onnxcop.verify import Verification, verify
+
+log = logging.getLogger("onnxcop")
+
+
+def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0) -> PruneResult:
+    """Make a decision a plan, and carry it out."""
+    analysis, modes, source = request.analysis, request.modes, request.source
+    bounds = asdict(request.budget) | {"divergence": request.divergence}
+    plan = PruningPlan(
+        analysis.sha256, cuts_of(analysis, decision.removed), dict(analysis.input_shapes), request.policy,
+        {name: value for name, value in bounds.items() if value is not None},
+        {"name": modes.criterion.name, **modes.criterion.parameters()},
+        {
+            "seed": request.settings.seed, "limits": asdict(request.limits), "allocate": modes.allocate,
+            "recover": modes.recover, "samples": source.count if source is not None else 0,
+        },
+    )  # fmt: skip
+    return finish(analysis, fed(decision, source), plan, request.options, request.clock, latency_seconds)
+
+
+def fed(decision: Decision, source: CalibrationData | None) -> Decision:
+    """The decision, with what the network was fed with."""
+    return decision if source is None else replace(decision, inputs=source.values())
+
+
+def finish(
+    analysis: Analysis, decision: Decision, plan: PruningPlan, options: EngineOptions, clock: Clock,
+    latency_seconds: float = 0.0,
+) -> PruneResult:  # fmt: skip
+    """Rewrite, verify, time and report a decision."""
+    removed = np.sort(decision.removed)
+    with clock.stage("rewriting"):
+        pruned = rewrite(decision.model, analysis.structure, removed)
+    with clock.stage("verification"):
+        checked = verify(decision.model, pruned, analysis.structure, removed, options)
+    drop_idle(pruned, analysis.added_biases)
+    reshare(pruned, analysis.copies)
+    latency = None
+    if latency_seconds > 0:
+        with clock.stage("latency"):
+            latency = timed(analysis.original, pruned, analysis.input_shapes, options, latency_seconds)
+        for line in slowness(latency):
+            log.warning("%s", line)
+    report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
+    evidence = Evidence(analysis, removed, decision.stats or decision.seen, decision.way)
+    return PruneResult(pruned, plan, report, decision.stats, evidence)
+
+
+def build_report(
+    analysis: Analysis, removed: IntArray, pruned: onnx.ModelProto, plan: PruningPlan,
+    checked: Verification | None, clock: Clock, decision: Decision,
+    *, latency: Latency | None = None,
+) -> Report:  # fmt: skip
+    """Gather the numbers of a finished run."""
+    filters, share, frozen = frozen_reasons(analysis)
+    return Report(
+        analysis.source,
+        totals(analysis.original, float(analysis.cost.original()[0])),
+        totals(pruned, float(analysis.cost.of_units(removed)[0])),
+        group_reports(analysis, removed), filters, share, frozen,
+        tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
+        checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), decision.calibration,
+        decision.quality(pruned), dict(clock.seconds), latency, decision.inputs,
+    )  # fmt: skip
