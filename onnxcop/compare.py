@@ -25,7 +25,10 @@ from onnxcop.values import keeper
 # Squashing functions: a tiny probability is noise in its last bits, its logit is not.
 _SQUASHING = {"HardSigmoid", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
-_LAYERS = {"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"}
+_LAYERS = {
+    "Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm",
+    "GroupQueryAttention", "MatMul", "MultiHeadAttention",
+}  # fmt: skip
 _MOST_WITNESSES = 16
 
 # Largest relative difference that rounding explains, by the type of the tensor.

@@ -140,10 +140,14 @@ def test_dynamically_quantized_bert(tmp_path: Path) -> None:
     prune_and_verify(analysis.model, analysis.structure, 0)
 
 
+WITH_TWINS = {
+    "QGemm", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearLeakyRelu",
+    "QLinearMul", "QLinearSigmoid",
+}  # fmt: skip
 TWINS = {
     ("", "QLinearConv"): cases_contraction.CASES[("", "QLinearConv")],
     ("", "QLinearMatMul"): cases_contraction.CASES[("", "QLinearMatMul")],
-} | {key: case for key, case in cases_quantized.CASES.items() if key[1].startswith("Q") and key[1] != "QuantizeLinear"}
+} | {key: case for key, case in cases_quantized.CASES.items() if key[1] in WITH_TWINS}
 
 
 def _step_sizes(sample: Sample) -> float:

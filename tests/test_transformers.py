@@ -90,6 +90,14 @@ def test_bert_with_fused_operators(tmp_path: Path, multi_head: bool) -> None:
     assert _widths(analysis, exact=False) == [32]
 
 
+def test_bert_of_an_opset_without_layer_normalization(tmp_path: Path) -> None:
+    model = _optimized(tmp_path, multi_head=False)  # onnxruntime had the operator before ONNX did
+    next(entry for entry in model.opset_import if not entry.domain).version = 13
+    analysis = _check(model, allowed=(REFUSED,))
+    assert _widths(analysis, exact=True) == [4, 4, 10, 32, 48, 48]
+    assert _widths(analysis, exact=False) == [32]
+
+
 def test_bert_optimized_by_the_runtime(tmp_path: Path) -> None:
     import onnxruntime as ort
 

@@ -134,6 +134,8 @@ _CONTRIB: dict[str, Callable[[Op], None]] = {
     "QLinearLeakyRelu": quantized.qlinear_unary,
     "QLinearMul": quantized.qlinear_binary,
     "QLinearSigmoid": quantized.qlinear_unary,
+    "QLinearSoftmax": quantized.qlinear_softmax,
+    "QLinearWhere": quantized.qlinear_where,
     "QuantizeLinear": elementwise.quantize,
     "QuickGelu": elementwise.unary,
     "RotaryEmbedding": attention.rotary_embedding,

@@ -63,6 +63,32 @@ def qlinear_pool(op: Op) -> None:
     op.emit([live if axis in kept else None for axis, live in enumerate(label)])
 
 
+def qlinear_where(op: Op) -> None:
+    """QLinearWhere: a condition, x and y, each with scale and zero point, those of the result.
+
+    Exact: every axis, tied between the operands.
+    Frozen: axes that meet one that is never pruned; all axes where there is a scale per channel.
+    """
+    _per_tensor(op, (2, 3, 5, 6, 7, 8))
+    op.emit(broadcast_labels(op, (0, 1, 4)))
+
+
+def qlinear_softmax(op: Op) -> None:
+    """QLinearSoftmax: for an opset before 13, which an attribute names, over all axes from `axis` on.
+
+    Exact: the other axes.
+    Frozen: its axis; before opset 13 all from `axis` on.
+    """
+    _per_tensor(op, range(1, op.count))
+    label = list(op.label(0))
+    first = int(op.attr("axis", -1)) % len(label)
+    last = first + 1 if int(op.attr("opset")) >= 13 else len(label)
+    for axis in range(first, last):
+        op.freeze(label[axis], "QLinearSoftmax over this axis")
+        label[axis] = None
+    op.emit(label)
+
+
 def qgemm(op: Op) -> None:
     """QGemm: a and b, each with scale and zero point, a bias, scale and zero point of the result.
 

@@ -164,6 +164,8 @@ def _rotary(draw: Draw, domain: str) -> Sample:
     tables = (np.cos(angles), np.sin(angles))
     value = floats(shape)
     inputs: tuple[Array | None, ...] = (value, ids, *tables) if domain else (value, *tables, ids)
+    if not domain and draw(st.booleans()):  # tables for every token of every sequence
+        inputs = (value, *(table[ids] for table in tables))
     if folded:
         live: dict[int, Shape] = {0: (2,)}
         units = heads if heads > 1 else size // 2 if part == size else 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ops.cases_contraction import _bytes, _letter_units, _liveness
 from ops.cases_elementwise import _operands, _quantize
-from ops.draws import Shape, shapes, some_axes, total
+from ops.draws import Shape, either_sign, shapes, some_axes, total
 from ops.sample import Array, Sample, floats, positive
 
 Draw = Any
@@ -43,6 +43,30 @@ def _binary(draw: Draw, op: str) -> Sample:
         _scale(0.0611), _zero(90),
     )  # fmt: skip
     return Sample(op, inputs, live, units=units, domain=MICROSOFT)
+
+
+@st.composite
+def _where(draw: Draw) -> Sample:
+    found, live, units = draw(_operands(3))
+    live = {(0, 1, 4)[position]: axes for position, axes in live.items()}
+    condition = np.asarray(floats(found[0]) > 0)
+    inputs = (
+        condition, _bytes(found[1], 0), _scale(0.0513), _zero(100), _bytes(found[2], 1), _scale(0.0437), _zero(40),
+        _scale(0.0611), _zero(90),
+    )  # fmt: skip
+    return Sample("QLinearWhere", inputs, live, units=units, domain=MICROSOFT)
+
+
+@st.composite
+def _softmax(draw: Draw) -> Sample:
+    shape = draw(shapes(1, 4))
+    live, axis = draw(some_axes(shape)), draw(st.integers(0, len(shape) - 1))
+    opset = draw(st.sampled_from([12, 13]))
+    over = {axis} if opset >= 13 else set(range(axis, len(shape)))
+    attributes = {"axis": draw(either_sign(axis, len(shape))), "opset": opset}
+    inputs = (_bytes(shape, 0), _scale(0.05), _zero(40), _scale(1 / 256), _zero(0))
+    units = total(shape, set(live) - over)
+    return Sample("QLinearSoftmax", inputs, {0: live}, attributes, units=units, domain=MICROSOFT)
 
 
 @st.composite
@@ -166,5 +190,7 @@ CASES: Cases = {
     (MICROSOFT, "QLinearLeakyRelu"): _unary("QLinearLeakyRelu"),
     (MICROSOFT, "QLinearMul"): _binary("QLinearMul"),
     (MICROSOFT, "QLinearSigmoid"): _unary("QLinearSigmoid"),
+    (MICROSOFT, "QLinearSoftmax"): _softmax(),
+    (MICROSOFT, "QLinearWhere"): _where(),
     (MICROSOFT, "QuantizeLinear"): _of_domain("QuantizeLinear"),
 }
