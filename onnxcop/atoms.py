@@ -62,6 +62,7 @@ class AtomPool:
     _right: list[IntArray] = field(default_factory=list)
     _frozen: list[tuple[IntArray, Reason]] = field(default_factory=list)
     _inexact: list[tuple[IntArray, Reason]] = field(default_factory=list)
+    _balanced: list[tuple[IntArray, Reason]] = field(default_factory=list)
 
     def allocate(self, size: int) -> IntArray:
         """Return `size` atoms that no tensor has carried before (int64 [size])."""
@@ -80,6 +81,11 @@ class AtomPool:
             self._left.append(left[different])
             self._right.append(right[different])
 
+    def balance(self, groups: IntArray, reason: Reason) -> None:
+        """State that equally many of every row of `groups` (int64 [groups, size]) are removed together."""
+        if len(groups) > 1:
+            self._balanced.append((groups, reason))
+
     def freeze(self, atoms: IntArray, reason: Reason) -> None:
         """State that none of `atoms` may be removed."""
         if atoms.size:
@@ -92,6 +98,7 @@ class AtomPool:
 
     def solve(self) -> Classes:
         """Connect the ties into classes and spread freezes and inexactness over them."""
+        self._bundle()
         of, count = self._components()
         frozen = np.zeros(count, dtype=np.bool_)
         inexact = np.zeros(count, dtype=np.bool_)
@@ -105,6 +112,28 @@ class AtomPool:
                     if reason not in known and len(known) < _MOST_REASONS:
                         known.append(reason)
         return Classes(of, frozen, inexact, {index: tuple(found) for index, found in reasons.items()})
+
+    def _bundle(self) -> None:
+        """Tie classes into equal shares of groups; what is put together later stays equal for the earlier."""
+        if not self._balanced:
+            return
+        from onnxcop.balance import bundles
+
+        of, count = self._components()
+        first = np.zeros(count, dtype=np.int64)
+        first[of[::-1]] = np.arange(self.count)[::-1]  # an atom of every class
+        frozen = np.zeros(count, dtype=np.bool_)
+        for atoms, _ in self._frozen:
+            frozen[of[atoms]] = True
+        for groups, reason in self._balanced:
+            found, lone = bundles(of[groups], frozen)
+            home = np.arange(count)
+            for classes in found:
+                home[classes] = classes[0]
+                self.tie(first[classes[:-1]], first[classes[1:]])
+            of = home[of]
+            frozen[lone] = True
+            self.freeze(first[lone], reason)
 
     def _components(self) -> tuple[IntArray, int]:
         if not self._left:

@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from onnxcop.atoms import IntArray
 from onnxcop.errors import InternalError, ModelError
 from onnxcop.groups import Structure
-from onnxcop.ops.findings import AxesEdit, Edit, SplitEdit
+from onnxcop.ops.findings import AxesEdit, Edit, OrderEdit, SplitEdit
 from onnxcop.shapes import Array, has_dynamic_dims
-from onnxcop.values import Keep, Mend, attribute_values, keeper, mends, pruned_shape, slice_label
+from onnxcop.values import Keep, Mend, attribute_values, keeper, mends, moved_orders, pruned_shape, remap, slice_label
 
 
 def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
@@ -91,6 +91,8 @@ class _Surgery:
         for mend in list(mends(self.model, self.structure, self.keep)):
             self._mend(mend)
         self._attributes()
+        for edit in moved_orders(self.structure, self.keep):
+            self._reorder(edit)
         self._drop_dead(idle)
         return self._merge()
 
@@ -145,6 +147,19 @@ class _Surgery:
             node.attrs["split"] = sizes
         else:
             node.inputs.append(self._constant(f"{node.outputs[0].name}_split", np.array(sizes, np.int64)))
+
+    def _reorder(self, edit: OrderEdit) -> None:
+        """Replace a shuffle of an axis, which only fits its original size, by a Gather."""
+        first, last = self.nodes[edit.chain[0]], self.nodes[edit.chain[-1]]
+        source, result = first.inputs[0], last.outputs[0]
+        order = self._constant(f"{result.name}_order", remap(edit.order, edit.atoms, self.keep))
+        place = self.graph.nodes.index(last)
+        for node in (self.nodes[index] for index in edit.chain):
+            node.inputs.clear()
+            node.outputs.clear()
+            self.graph.nodes.remove(node)
+        gather = self.gs.Node("Gather", last.name, {"axis": edit.axis}, [source, order], [result])
+        self.graph.nodes.insert(place - len(edit.chain) + 1, gather)
 
     def _mend(self, mend: Mend) -> None:
         """Make one input of one node read the number it must."""

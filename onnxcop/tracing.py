@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcop import shuffles
 from onnxcop.atoms import AtomPool, Classes, IntArray, Reason
+from onnxcop.choices import best_of
 from onnxcop.errors import InternalError
 from onnxcop.ops import DEFAULT_RULES, Decline, Label, Op, RuleTable
-from onnxcop.ops.findings import Findings
+from onnxcop.ops.findings import Findings, OrderEdit
 from onnxcop.shapes import ShapeMap, TensorInfo
-
-_ROUNDS = 3
+from onnxcop.shuffles import Shuffle
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,81 +61,8 @@ def trace(
     Raises:
         InternalError: A rule broke the conservation law.
     """
-    preferred: dict[int, int] = {}
-    best = _Walk(model, shapes, rules, preferred, policy).run()
-    for _ in range(_ROUNDS):
-        flips = _flips(best)
-        for trials in (flips, _upstream(best, flips)):
-            kept, candidate = _improved(model, shapes, rules, policy, preferred, trials, best)
-            if candidate is not best:
-                break
-        if candidate is best:
-            break
-        preferred, best = preferred | kept, candidate
-    return best
-
-
-def _improved(
-    model: onnx.ModelProto, shapes: ShapeMap, rules: RuleTable, policy: str,
-    preferred: dict[int, int], flips: dict[int, int], best: Coupling,
-) -> tuple[dict[int, int], Coupling]:  # fmt: skip
-    """Try other options at some choice points; those that free more, and the coupling with them."""
-    if not flips:
-        return {}, best
-    trial = _Walk(model, shapes, rules, preferred | flips, policy).run()
-    before, after = _freed(best), _freed(trial)
-    kept = {node: option for node, option in flips.items() if after.get(node, 0) > before.get(node, 0)}
-    if not kept:
-        return {}, best
-    candidate = trial
-    if kept != flips:
-        candidate = _Walk(model, shapes, rules, preferred | kept, policy).run()
-    return (kept, candidate) if _prunable(candidate) >= _prunable(best) else ({}, best)
-
-
-def _upstream(coupling: Coupling, flips: dict[int, int]) -> dict[int, int]:
-    """Only the flips whose atoms do not come from another flip; {} where those are all.
-
-    A Reshape to groups and the one back from them are both frozen when the first takes the wrong
-    option; the second one's must then be kept.
-    """
-    result: dict[int, int] = {}
-    origin: dict[int, int] = {}  # by atom: how many atoms the first flipped choice that has it has
-    for choice in coupling.findings.choices:
-        atoms = np.unique(choice.atoms).tolist() if choice.node in flips else []
-        if any(origin.get(atom, 0) > len(atoms) for atom in atoms):
-            continue
-        for atom in atoms:
-            origin.setdefault(atom, len(atoms))
-        if atoms:
-            result[choice.node] = flips[choice.node]
-    return result if result != flips else {}
-
-
-def _flips(coupling: Coupling) -> dict[int, int]:
-    """Choice points that ended frozen or inexact, with their next option."""
-    freed = _freed(coupling)
-    return {
-        choice.node: (choice.taken + 1) % choice.options
-        for choice in coupling.findings.choices
-        if choice.options > 1 and freed[choice.node] < len(np.unique(choice.atoms))
-    }
-
-
-def _freed(coupling: Coupling) -> dict[int, int]:
-    """How many of the atoms at every choice point ended exactly prunable, by node."""
-    classes = coupling.classes
-    freed: dict[int, int] = {}
-    for choice in coupling.findings.choices:
-        found = classes.of[np.unique(choice.atoms)]
-        lonely = len(np.unique(found)) < 2
-        freed[choice.node] = 0 if lonely else int((~classes.frozen[found] & ~classes.inexact[found]).sum())
-    return freed
-
-
-def _prunable(coupling: Coupling) -> int:
-    classes = coupling.classes
-    return int((~classes.frozen[classes.of]).sum())
+    orders = shuffles.find(model, shapes)
+    return best_of(lambda preferred: _Walk(model, shapes, rules, preferred, policy, orders).run())
 
 
 @dataclass(slots=True)
@@ -144,6 +72,7 @@ class _Walk:
     rules: RuleTable
     preferred: Mapping[int, int]
     policy: str
+    orders: Mapping[int, Shuffle]
     pool: AtomPool = field(default_factory=AtomPool)
     labels: dict[str, Label] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
@@ -181,6 +110,8 @@ class _Walk:
             return
         if all(not name or name in self.derived for name in node.input) and node.input:
             self.derived.update(node.output)
+        if index in self.orders and self._shuffled(index, self.orders[index]):
+            return
         infos = [self.shapes[name] if name else None for name in node.input]
         op = Op(
             index, node, opsets.get(domain, 1), _attributes(node), infos,
@@ -210,6 +141,18 @@ class _Walk:
         self._conserve(op)
         for position, label in op.labels_out.items():
             self._store(op, node.output[position], label, op.out_infos[position])
+
+    def _shuffled(self, index: int, shuffle: Shuffle) -> bool:
+        """Treat the nodes of a shuffle as one that moves atoms; False where there are none to move."""
+        label = None if shuffle.source in self.derived else self._label(shuffle.source)
+        atoms = None if label is None else label[shuffle.axis]
+        if label is None or atoms is None:
+            return False
+        if index == shuffle.nodes[-1]:
+            moved = atoms[shuffle.order]
+            self.labels[shuffle.result] = (*label[: shuffle.axis], moved, *label[shuffle.axis + 1 :])
+            self.findings.edits.append(OrderEdit(index, shuffle.nodes, label, shuffle.axis, shuffle.order))
+        return True
 
     def _label(self, name: str) -> Label | None:
         """Label of a tensor; a constant gets fresh atoms when it is first asked for."""

@@ -17,7 +17,7 @@ import onnx
 
 from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
-from onnxcop.ops.findings import Edit, IndexEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
+from onnxcop.ops.findings import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
 from onnxcop.shapes import Array, Shape, evaluate, shape_value
 
 Keep = Callable[[IntArray], IntArray]
@@ -102,12 +102,15 @@ def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[
     by_node: dict[int, list[Edit]] = defaultdict(list)
     for edit in coupling.findings.edits:
         by_node[edit.node].append(edit)
+    replaced = {index for edit in moved_orders(structure, keep) for index in edit.chain}
     sources = {t.name for t in model.graph.initializer}
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     changed: dict[str, Array] = {}
     for index, node in enumerate(model.graph.node):
         if node.op_type == "Constant":
             sources.add(node.output[0])
+            continue
+        if index in replaced:
             continue
         folded = all(shapes[name].value is not None for name in node.output if name)
         if folded and not by_node.get(index):
@@ -127,6 +130,12 @@ def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[
         if output.name in changed:
             required = np.asarray(shapes[output.name].value)
             yield Mend(-1, position, required, changed[output.name])
+
+
+def moved_orders(structure: Structure, keep: Keep) -> list[OrderEdit]:
+    """The shuffles that lose indices, so that a Gather must take their place."""
+    edits = [edit for edit in structure.coupling.findings.edits if isinstance(edit, OrderEdit)]
+    return [edit for edit in edits if any(a is not None and len(keep(a)) < len(a) for a in edit.label)]
 
 
 def _refold(
@@ -166,7 +175,7 @@ def _required(
                 required = required.copy()
                 required.reshape(-1)[edit.element] = count
         elif isinstance(edit, IndexEdit) and edit.input == position:
-            required = _remap(required, edit.atoms, keep)
+            required = remap(required, edit.atoms, keep)
         elif isinstance(edit, SplitEdit) and position == 1:
             required = np.array([len(keep(section)) for section in edit.sections], dtype=value.dtype)
     return required
@@ -178,7 +187,7 @@ def _stale(edit: SizeEdit, number: int, keep: Keep) -> bool:
     return len(keep(axis)) < len(axis)
 
 
-def _remap(indices: Array, atoms: IntArray, keep: Keep) -> Array:
+def remap(indices: Array, atoms: IntArray, keep: Keep) -> Array:
     """Indices into the kept part of an axis; those of removed positions disappear."""
     kept = keep(atoms)
     if len(kept) == len(atoms):

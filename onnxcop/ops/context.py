@@ -147,6 +147,11 @@ class Op:
         self.pool.tie(left, right)
         return left
 
+    def balance(self, groups: IntArray, why: str) -> None:
+        """State that equally many of every row of `groups` (int64 [groups, size]) must go together."""
+        self.handled.append(groups.reshape(-1))
+        self.pool.balance(groups, Reason(why, self.where))
+
     def freeze(self, atoms: IntArray | None, why: str) -> None:
         """Forbid the removal of `atoms` because of this node."""
         if atoms is not None:

@@ -18,7 +18,8 @@ def _repeat(blocks: IntArray, times: int) -> IntArray:
 def conv(op: Op) -> None:
     """Conv: `n c *, o c *, o -> n o *`, with groups.
 
-    Exact: input channels and filters; of groups whole ones, or one stripe across all.
+    Exact: input channels and filters; of groups whole ones, or one stripe of inputs
+        across all and equally many filters of each.
     Frozen: space.
     """
     _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), 2, "conv"))
@@ -91,8 +92,11 @@ def _grouped(op: Op, kernel: Kernel) -> tuple[IntArray | None, IntArray | None]:
     total, single = w[0], w[1]
     if total is None or x is None:
         op.freeze(x, "feeds groups whose weights are not constant")
-        op.freeze(total, "grouped convolution of channels that are never pruned")
         op.freeze(single, "grouped convolution of channels that are never pruned")
+        if total is not None and conv_kind:
+            op.balance(total.reshape(groups, -1), "has no equal share of every group")
+        else:
+            op.freeze(total, "grouped convolution of channels that are never pruned")
         op.findings.contractions.append(Contraction(op.index, (), kernel, total if conv_kind else None))
         return (total if conv_kind else None), None
     default = 0 if groups >= max(per_in, per_out) else 1
@@ -134,8 +138,7 @@ def _stripes(
         op.contract((0, 1), (kernel.input, 0), kernel=kernel, produced=produced)
         op.drop(single)
         return produced, x[: len(x) // groups].copy()
-    outs = total.reshape(groups, -1)
-    op.tie(total, np.tile(outs[0], groups))
+    op.balance(total.reshape(groups, -1), "has no equal share of every group")
     if single is None:
         op.freeze(x, "feeds groups of a single channel")
         return total, None

@@ -117,7 +117,28 @@ class PinEdit:
     atoms: IntArray
 
 
-Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit | AxesEdit | PinEdit
+@dataclass(frozen=True, slots=True)
+class OrderEdit:
+    """Nodes (a chain that ends with `node`) put an axis of their input into another order.
+
+    Position i of their output has what the input, which carries `label`, has at `order[i]` of the axis.
+    """
+
+    node: int
+    chain: tuple[int, ...]
+    label: tuple[IntArray | None, ...]
+    axis: int
+    order: IntArray
+
+    @property
+    def atoms(self) -> IntArray:
+        """What the axis carries."""
+        atoms = self.label[self.axis]
+        assert atoms is not None
+        return atoms
+
+
+Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit | AxesEdit | PinEdit | OrderEdit
 
 
 @dataclass(frozen=True, slots=True)
