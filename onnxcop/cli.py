@@ -268,7 +268,5 @@ def _failed(message: str, debug: bool) -> int:
 
 def main() -> None:
     """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # names of nodes may hold any character
+    console.write_anything()
     sys.exit(run())

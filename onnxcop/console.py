@@ -5,6 +5,7 @@ Results go to standard output; log lines, warnings, errors and progress go to st
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -31,6 +32,8 @@ _MOST_NAMES = 4  # of the layers of a group
 _MOST_REASONS, _MOST_GROUPS = 4, 3  # so that the summary of a run fits one screen
 _MOST_SCORES = 20
 
+_ASCII = {"→": "->", "±": "+-", "…": "...", "µ": "u", "×": "x", "≡": "==", "–": "-", "─": "-"}
+
 log = logging.getLogger("onnxcop")
 
 
@@ -43,7 +46,7 @@ class _EchoHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             say(f"{record.levelname.lower()}: {text}")
         else:
-            click.echo(text, err=True)
+            _to_stderr(text)
 
 
 @contextmanager
@@ -64,10 +67,29 @@ def logging_to_stderr(*, quiet: bool = False, debug: bool = False) -> Iterator[N
 def say(line: str) -> None:
     """Write one line to standard error; what stands before its colon is coloured on a terminal."""
     head, colon, rest = line.partition(":")
-    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     style = {"error": "red", "warning": "yellow"}.get(head)
     start = click.style(head + colon, fg=style, bold=True) if coloured and style else head + colon
-    click.echo(start + rest, err=True)
+    _to_stderr(start + rest)
+
+
+def _to_stderr(line: str) -> None:
+    """Write where standard error is now: while a bar is drawn, above it."""
+    click.echo(line, file=sys.stderr, color=True)
+
+
+def write_anything() -> None:
+    """Let standard output and error take any text, whatever their encoding: → becomes -> where there is no arrow."""
+    codecs.register_error("onnxcop", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="onnxcop")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_ASCII.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def show_json(document: dict[str, Any]) -> None:
@@ -95,6 +117,8 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     if most:
         _tell(console, f"  {most}")
     table = new_table("", "before", "after", "kept")
+    table.columns[0].no_wrap = True
+    table.columns[3].style = "green"
     for row in story.rows(report):
         table.add_row(row.name, row.before, row.after, row.kept)
     console.print(table)
@@ -106,9 +130,14 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
 
 
 def _tell(console: Console, *lines: str) -> None:
-    """Print prose: in a pipe a line stays one line, for other programs to read."""
+    """Print prose, the first word in bold; in a pipe a line stays one line, for other programs to read."""
+    from rich.text import Text
+
     for line in lines:
-        console.print(line, soft_wrap=not console.is_terminal)
+        text = Text(line)
+        if not line.startswith(" "):
+            text.stylize("bold", 0, len(line.split()[0]))
+        console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _group_table(report: Report) -> Table:

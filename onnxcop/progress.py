@@ -20,17 +20,19 @@ _EVERY = 0.2  # seconds between two pictures in a notebook
 
 
 class Progress:
-    """Bars for steps that take over a second, on a terminal only.
+    """A bar for the step under way, where that takes over a second, on a terminal only.
 
     Used as a context manager, and called with the name of a step, how much of it is done, and how
-    much there is in all (None where that is not known).
+    much there is in all (None where that is not known). Lines that are written to standard error
+    meanwhile appear above the bar.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled and sys.stderr.isatty()
         self._bars: Any = None
-        self._started: dict[str, float] = {}
-        self._tasks: dict[str, Any] = {}
+        self._stage: str | None = None
+        self._started = 0.0
+        self._task: Any = None
 
     def __enter__(self) -> Progress:
         return self
@@ -39,23 +41,27 @@ class Progress:
         self.pause()
 
     def pause(self) -> None:
-        """Take the bars away, so that something else can be written; they come back with the next step."""
+        """Take the bar away, so that something else can be written; it comes back with the next step."""
         if self._bars is not None:
             self._bars.stop()
-            self._bars = None
-        self._started.clear()
-        self._tasks.clear()
+        self._bars = self._stage = self._task = None
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
         """Say how far a step has come."""
         if not self._enabled:
             return
-        started = self._started.setdefault(stage, time.monotonic())
-        if stage not in self._tasks:
-            if time.monotonic() - started < _PATIENCE:
+        now = time.monotonic()
+        if stage != self._stage or done == total:
+            if self._task is not None:
+                self._drawn().remove_task(self._task)
+            self._stage, self._started, self._task = stage, now, None
+        if done == total:
+            return
+        if self._task is None:
+            if now - self._started < _PATIENCE:
                 return
-            self._tasks[stage] = self._drawn().add_task(stage, total=total)
-        self._drawn().update(self._tasks[stage], completed=done, total=total)
+            self._task = self._drawn().add_task(stage, total=total)
+        self._drawn().update(self._task, completed=done, total=total)
 
     def _drawn(self) -> Any:
         if self._bars is None:

@@ -110,6 +110,10 @@ def circumstances(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]
     settings = {name: value for name, value in data.settings.items() if name != "limits"}
     settings |= {name: value for name, value in limits.items() if value != usual.get(name)}
     yield "Settings", [(name, str(value)) for name, value in settings.items()]
+    times = data.report.latency
+    if times is not None:
+        how = "median and half the distance between the quartiles, of both models in turns"
+        yield "Latency", [("ONNX Runtime with", times.provider), ("turns", str(times.turns)), ("shown:", how)]
     yield "Versions", list(data.versions.items())
     yield "Seconds", [(name, f"{seconds:.2f}") for name, seconds in data.report.seconds.items()]
 

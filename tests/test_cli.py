@@ -348,6 +348,24 @@ def test_json_is_one_object(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert document["verification"]["exact_units"] > 0
 
 
+def test_json_holds_what_json_can_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_json({"path": Path("a"), "far": float("inf"), "deep": [{"not": float("nan")}]})
+    assert json.loads(capsys.readouterr().out) == {"path": "a", "far": None, "deep": [{"not": None}]}
+
+
+def test_the_summary_tells_a_story(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = model.with_name("x.npz")
+    np.savez(data, x=np.random.default_rng(0).random((24, 3, 8, 8), np.float32))
+    assert cli.run([str(model), *CPU, "--data", str(data), "--allocate", "cop", "--recover", "merge"]) == 0
+    shown = lines(capsys.readouterr().out)
+    starts = (f"{model}: 29 filters, 82.8% prunable, in 2 groups", "frozen: 5 of 29 filters",
+              "calibrated on 24 of 24 samples", "  x [3, 8, 8] from ", "cut ", "verified: ", "wrote ")  # fmt: skip
+    places = [next(place for place, line in enumerate(shown) if line.startswith(start)) for start in starts]
+    assert places == sorted(places)
+    assert any(line.split()[0] == "divergence" for line in shown)
+    assert len(shown) < 24
+
+
 def test_quiet_says_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = model.with_name("x.npz")
     np.savez(data, x=np.random.default_rng(0).random((4, 3, 8, 8), np.float32))
@@ -476,6 +494,45 @@ def test_progress_appears_on_a_terminal() -> None:
     assert "long" in shown
     assert "50%" in shown
     assert "short" not in shown
+
+
+def test_log_lines_stand_above_the_bar_and_a_finished_one_goes() -> None:
+    script = (
+        "import logging, time; from onnxcop.console import logging_to_stderr; from onnxcop.progress import Progress\n"
+        "with logging_to_stderr(), Progress() as progress:\n"
+        "    progress('first', 1, 4)\n"
+        "    time.sleep(1.1)\n"
+        "    progress('first', 2, 4)\n"
+        "    logging.getLogger('onnxcop').info('a line of its own')\n"
+        "    progress('first', 4, 4)\n"
+        "    progress('second', 1, 2)\n"
+        "    time.sleep(1.1)\n"
+        "    progress('second', 1, 2)\n"
+        "    time.sleep(0.3)\n"
+    )
+    shown = terminal_output([sys.executable, "-c", script], {**os.environ, "TERM": "xterm"})
+    assert any(line.endswith("\x1b[2Ka line of its own") for line in shown.replace("\r", "\n").split("\n"))
+    assert "first" not in shown[shown.index("second") :]
+
+
+def test_the_summary_fits_a_narrow_terminal(model: Path) -> None:
+    command = [sys.executable, "-m", "onnxcop", str(model), "-o", str(model.parent / "o.onnx"), *CPU]
+    command += ["--recover", "none", "--latency-seconds", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "60"})
+    table = [line for line in done.stdout.splitlines() if line.startswith(" ")]
+    assert all(len(line) <= 60 for line in table)
+    assert "…" not in done.stdout
+    for word in ("filters", "parameters", "file size", "latency"):
+        assert any(line.split()[0] == word.split()[0] for line in table if line.strip())
+
+
+def test_signs_are_spelled_out_where_an_encoding_lacks_them(model: Path) -> None:
+    command = [sys.executable, "-m", "onnxcop", str(model), "-o", str(model.parent / "o.onnx"), *BARE]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    text = done.stdout.decode("ascii")
+    assert "conv2 16->" in text
+    assert "?" not in text
 
 
 # Exit codes
