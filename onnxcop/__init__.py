@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxcop.allocate import choose
     from onnxcop.analysis import Analysis, analyze
-    from onnxcop.budget import Budget, Limits
+    from onnxcop.budget import AUTO, Budget, Limits
     from onnxcop.catalogue import criterion_named
     from onnxcop.criteria import Criterion, Ranking, StaticRanking, Subject
     from onnxcop.engine import EngineOptions
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `import onnxcop` and `onnxcop --help` stay quick.
 _HOMES = {
-    "Analysis": "analysis", "Budget": "budget", "Criterion": "criteria", "DEFAULT_RULES": "ops",
+    "AUTO": "budget", "Analysis": "analysis", "Budget": "budget", "Criterion": "criteria", "DEFAULT_RULES": "ops",
     "EngineOptions": "engine", "Limits": "budget", "OnnxcopError": "errors", "Op": "ops",
     "PruneResult": "result", "PruningPlan": "plan", "Ranking": "criteria", "Report": "report",
     "Subject": "criteria", "analyze": "analysis", "apply": "rewrite", "apply_plan": "pipeline",
@@ -48,6 +48,7 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
+    "AUTO",
     "DEFAULT_RULES",
     "Analysis",
     "Budget",

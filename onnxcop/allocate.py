@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop.atoms import BoolArray, IntArray
-from onnxcop.budget import Budget, Limits, allowed_units
+from onnxcop.budget import AUTO, Budget, Limits, allowed_units
 from onnxcop.criteria import Ranking, Subject, produced_filter_counts
 from onnxcop.errors import BudgetError
 from onnxcop.layers import FloatArray
@@ -39,6 +39,8 @@ class State:
     """
 
     def __init__(self, subject: Subject, limits: Limits) -> None:
+        if limits.multiple_of == AUTO:
+            raise BudgetError("--multiple-of auto is decided by measurement first: see onnxcop.widths.suitable_widths")
         structure = self.structure = subject.structure
         self.cost_model = subject.cost
         self.limits = limits

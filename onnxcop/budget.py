@@ -44,6 +44,10 @@ class Budget:
         return self.macs is self.params is self.filters is self.size is None
 
 
+AUTO = 0
+"""As `multiple_of`: :func:`onnxcop.prune` finds it by measurement."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What selection may not do.
@@ -51,7 +55,7 @@ class Limits:
     Attributes:
         min_filters: Every axis keeps at least this many indices (or all it has).
         max_cut: Largest fraction cut from one group.
-        multiple_of: Kept widths of groups are multiples of this.
+        multiple_of: Kept widths of groups are multiples of this; :data:`AUTO` leaves it to measurement.
         keep: Patterns of node or tensor names that are never pruned.
         only: If given, patterns of the only nodes or tensors that are.
         exact_only: Leave out inexact groups.
@@ -65,7 +69,7 @@ class Limits:
     exact_only: bool = False
 
     def __post_init__(self) -> None:
-        if self.min_filters < 1 or self.multiple_of < 1:
+        if self.min_filters < 1 or (self.multiple_of < 1 and self.multiple_of != AUTO):
             raise BudgetError("--min-filters and --multiple-of must be at least 1")
         if not 0 <= self.max_cut <= 1:
             raise BudgetError(f"--max-cut is a fraction between 0 and 1, not {self.max_cut:g}")

@@ -16,6 +16,7 @@ from onnxcop.cli_types import (
     Fraction,
     Fractions,
     InputShape,
+    Multiple,
     Numbers,
     Positive,
     Preference,
@@ -151,7 +152,10 @@ limit_options: Decorator[Any, Any] = _options(
         help="Every layer keeps so many.",
     ),
     _option("--max-cut", type=Fraction(zero=True), help="Largest share cut from a group."),
-    _option("--multiple-of", type=click.IntRange(1), metavar="N", help="Of the kept widths."),
+    _option(
+        "--multiple-of", type=Multiple(), metavar="N|auto",
+        help="Of the kept widths; auto finds by measurement which pay on this machine.",
+    ),
     _option("--exact-only", is_flag=True, help="Leave groups alone that cross a statistic."),
 )  # fmt: skip
 input_shape_option: Decorator[Any, Any] = _options(

@@ -93,7 +93,7 @@ def sweep_command(model: Path, **values: Any) -> None:
             progress.pause()
             row = record.add(point)
             if drawn and len(record.rows) == 2:
-                click.echo(curve_head(row) + "\n" + curve_line(record.rows[0], row))
+                click.echo("\n".join([*point.result.report.choices, curve_head(row), curve_line(record.rows[0], row)]))
             if drawn:
                 click.echo(curve_line(row, record.rows[1]))
     if values["as_json"]:

@@ -60,6 +60,20 @@ class Fractions(click.ParamType[tuple[float, ...]]):
         return tuple(Fraction().convert(part, param, ctx) for part in str(value).split(","))
 
 
+class Multiple(click.ParamType[int]):
+    """A number from 1 on, or `auto`, which stands for measurement."""
+
+    name = "n|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, 0 for auto."""
+        if value == "auto":
+            return 0
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number from 1 on nor auto", param, ctx)
+        return int(value)
+
+
 class Size(click.ParamType[int]):
     """Bytes, with a unit: `5MB` (10^6), `5MiB` (2^20), `700k`, or a plain number."""
 

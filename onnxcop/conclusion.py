@@ -40,7 +40,8 @@ def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0)
             "recover": modes.recover, "samples": source.count if source is not None else 0,
         },
     )  # fmt: skip
-    return finish(analysis, fed(decision, source), plan, request.options, request.clock, latency_seconds)
+    decision = replace(fed(decision, source), choices=request.choices)
+    return finish(analysis, decision, plan, request.options, request.clock, latency_seconds)
 
 
 def fed(decision: Decision, source: CalibrationData | None) -> Decision:
@@ -85,5 +86,5 @@ def build_report(
         group_reports(analysis, removed), filters, share, frozen,
         tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
         checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), decision.calibration,
-        decision.quality(pruned), dict(clock.seconds), latency, decision.inputs,
+        decision.quality(pruned), dict(clock.seconds), latency, decision.inputs, decision.choices,
     )  # fmt: skip

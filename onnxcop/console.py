@@ -116,6 +116,7 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     most = story.most_cut(report, _MOST_GROUPS)
     if most:
         _tell(console, f"  {most}")
+    _tell(console, *report.choices)
     table = new_table("", "before", "after", "kept")
     table.columns[0].no_wrap = True
     table.columns[3].style = "green"

@@ -56,6 +56,7 @@ class Request:
     progress: Progress | None
     clock: Clock
     policy: str = "finest"
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Decision:
         metric: The user's score.
         way: What was measured after every round.
         seen: What recovery saw flow through the original.
+        choices: What was chosen by measurement on the way, in words.
     """
 
     removed: IntArray
@@ -85,6 +87,7 @@ class Decision:
     way: tuple[Waypoint, ...] = ()
     seen: CalibrationStats | None = None
     inputs: str = ""
+    choices: tuple[str, ...] = ()
 
     def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
         """Measured quality of the result, the user's metric included."""

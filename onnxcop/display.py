@@ -28,6 +28,7 @@ def remarks(report: Report) -> Iterator[str]:
     """What there is to say beside the table: data, frozen filters, verification."""
     cut = sum(group.kept < group.width for group in report.groups)
     yield f"cut {story.filters_cut(report)} filters from {cut} of {len(report.groups)} groups"
+    yield from report.choices
     if report.calibration:
         yield f"calibrated on {report.calibration}; {report.inputs}"
     yield from story.frozen(report, _MOST_REASONS)

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxcop.analysis import Analysis, analyze
-from onnxcop.budget import Budget, Limits
+from onnxcop.budget import AUTO, Budget, Limits
 from onnxcop.clock import Clock
 from onnxcop.conclusion import conclude, fed, finish
 from onnxcop.criteria import Criterion
@@ -28,6 +28,7 @@ from onnxcop.recover import RecoverySettings
 from onnxcop.report import frozen_reasons
 from onnxcop.result import PruneResult
 from onnxcop.stats import CalibrationStats
+from onnxcop.widths import suitable_widths
 
 log = logging.getLogger("onnxcop")
 
@@ -85,7 +86,7 @@ def prune(
         allocate: "cop", "measured", or "auto": measured where there is data and no criterion was named.
         recover: "none", "merge", "full" or "auto"; without data, recovery works on made-up inputs.
         settings: How hard recovery tries.
-        limits: What may not be cut.
+        limits: What may not be cut; with `multiple_of=onnxcop.AUTO` widths are chosen by measurement.
         input_shapes: Concrete shapes for dynamic inputs.
         rules: What every operator does to labels.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
@@ -144,10 +145,15 @@ def prepare(
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, input_shapes)
+    choices: tuple[str, ...] = ()
+    if limits.multiple_of == AUTO:
+        with clock.stage("widths"):
+            widths = suitable_widths(analysis, budget, limits, options)
+        limits, choices = replace(limits, multiple_of=widths.multiple), (str(widths),)
     return Request(
         analysis, budget, limits, modes, source, _loaded(stats, analysis),
         None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
-        replace(settings or RecoverySettings(), seed=seed), options, progress, clock, policy,
+        replace(settings or RecoverySettings(), seed=seed), options, progress, clock, policy, choices,
     )  # fmt: skip
 
 

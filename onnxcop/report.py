@@ -76,6 +76,7 @@ class Report:
         quality: Measured output quality (divergence, agreement), by name.
         seconds: Time spent, by stage.
         latency: Of the original and of the result, measured side by side on this machine.
+        choices: What was chosen by measurement on the way, in words.
     """
 
     model: str
@@ -94,6 +95,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Latency | None = None
     inputs: str = ""
+    choices: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -130,7 +132,7 @@ def slowness(latency: Latency | None) -> tuple[str, ...]:
         return ()
     return (
         f"the pruned model is slower than the original on this machine ({latency.ratio:.1%} of its time): "
-        "the widths that are left suit the hardware less; try --multiple-of 8 or 16",
+        "the widths that are left suit the hardware less; --multiple-of auto finds which do",
     )
 
 

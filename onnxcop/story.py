@@ -96,6 +96,7 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "Not calibrated: no data was given."
     yield f"Cut {cut(report, settings)}."
+    yield from (f"{choice[:1].upper()}{choice[1:]}." for choice in report.choices)
     yield f"Verified: {verified(report)}."
 
 
