@@ -211,6 +211,34 @@ def grouped(repeat: str = "expand", groups: int = 2, per: int = 3, size: int = 8
     return _head(net, net.add("Add", x, net.linear(net.merged(mixed, width), width, width)), width)
 
 
+def rotary(cosines: str = "made", heads: int = 4, size: int = 8) -> onnx.ModelProto:
+    """Attention with a rotary embedding of queries and keys.
+
+    Args:
+        cosines: Whether they are "made" of fed positions and stored frequencies, or "fed".
+        heads: Number of heads.
+        size: Dimensions of a head.
+    """
+    net, tokens, width, half = Net(), 5, heads * size, size // 2
+    x = net.linear(net.input("x", ["batch", tokens, 6]), 6, width)
+    if cosines == "fed":
+        tables = [net.input(name, ["batch", 1, tokens, size]) for name in ("cosines", "sines")]
+    else:
+        places = net.add("Unsqueeze", net.input("places", ["batch", 1, tokens]), net.ints(-1))
+        angles = net.add("Mul", places, net.constant(0.5 ** np.arange(half)))
+        angles = net.add("Concat", angles, angles, axis=-1)
+        tables = [net.add("Cos", angles), net.add("Sin", angles)]
+    turned = []
+    for side in (net.heads(net.linear(x, width, width), heads, size) for _ in range(2)):
+        front = net.add("Slice", side, net.ints(0), net.ints(half), net.ints(3))
+        back = net.add("Neg", net.add("Slice", side, net.ints(half), net.ints(2**63 - 1), net.ints(3)))
+        across = net.add("Mul", net.add("Concat", back, front, axis=-1), tables[1])
+        turned.append(net.add("Add", net.add("Mul", side, tables[0]), across))
+    v = net.heads(net.linear(x, width, width), heads, size)
+    mixed = _attended(net, turned[0], net.add("Transpose", turned[1], perm=[0, 1, 3, 2]), v, size)
+    return _head(net, net.add("Add", x, net.linear(net.merged(mixed, width), width, width)), width)
+
+
 def swin(width: int = 12, heads: int = 3) -> onnx.ModelProto:
     """Attention in shifted windows with a table of relative positions, then the merging of patches."""
     net, size, side, window = Net(), width // heads, 4, 2

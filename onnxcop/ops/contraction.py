@@ -184,8 +184,11 @@ def qlinear_matmul(op: Op) -> None:
     """QLinearMatMul: operands 0 and 3; per-column parameters of the second are tied.
 
     Exact: as for MatMul; scales and zero points of columns are cut along.
-    Frozen: the axis summed over, where the second operand is not a constant matrix.
+    Frozen: all axes where rows have scales of their own; the axis summed over, where the second
+        operand is not a constant matrix.
     """
+    if any(op.has(position) and op.shape(position) not in ((), (1,)) for position in (1, 2, 6, 7)):
+        raise Decline("QLinearMatMul with a scale per row")
     _matmul(op, 0, 3, (4, 5), zero=5)
 
 
