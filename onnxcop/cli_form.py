@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 MAIN = ""  # the name of the main form among the commands: none that a model could have
 _USAGE = "MODEL [-o OUT] [OPTIONS]"
@@ -93,6 +94,15 @@ class Program(click.Group):
         """The command and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         return (None if name == MAIN else name), command, rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What may come first: a command, or what the main form begins with (its options, a file)."""
+        found = super().shell_complete(ctx, incomplete)
+        named = {item.value for item in found}
+        found += [item for item in self.commands[MAIN].shell_complete(ctx, incomplete) if item.value not in named]
+        if not incomplete.startswith("-"):
+            found.append(CompletionItem(incomplete, type="file"))
+        return found
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both ways to call the program."""
