@@ -7,10 +7,12 @@ lines that call onnxcop at least the options must exist.
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +85,13 @@ def test_examples_run(page: Path, workplace: Path) -> None:
 def _commands(body: str) -> Iterator[list[str]]:
     """The arguments of every call of onnxcop in a shell block."""
     for line in body.replace("\\\n", " ").splitlines():
-        for part in re.split(r"&&|\|\||;|\|", line):
-            words = shlex.split(part, comments=True)
-            if "onnxcop" in words[:1]:
-                yield words[1:]
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        for is_end, command in groupby(words, lambda word: bool(set(word) <= set(";&|<>()"))):
+            if not is_end:
+                first, *rest = command
+                if first == "onnxcop":
+                    yield rest
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -119,3 +124,49 @@ def test_inline_options_exist() -> None:
         text = _FENCE.sub("", page.read_text(encoding="utf-8"))
         for option in re.findall(r"`(?:onnxcop [^`]*?)?(--[a-z][a-z-]+)[^`]*`", text):
             assert option in known or option in ("--package-config",), f"{_name(page)}: {option}"
+
+
+def _texts() -> list[str]:
+    """Every text in the source of the package, what is filled in as an ellipsis."""
+    found = []
+    for path in sorted((ROOT / "onnxcop").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                )
+    return found
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    """The fixed parts of every message that the page explains stand, in this order, in one text of the source."""
+    texts = [re.sub(r"%[sd]", "…", text) for text in _texts()]
+    headings = re.findall(
+        r"^### (`+) ?(.*?) ?\1$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(headings) > 25
+    for _, message in headings:
+        pattern = re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
+        assert any(pattern.search(text) for text in texts), message
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "tools" / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES[:-1]:
+        assert re.search(rf"[ :]{re.escape(page.relative_to(DOCS).as_posix())}$", navigation, re.MULTILINE), page
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import onnxcop
+
+    text = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^::: onnxcop\.(?:\w+\.)*(\w+)$", text, re.MULTILINE))
+    assert set(onnxcop.__all__) - listed == {"__version__", "DEFAULT_RULES", "OnnxcopError"}
+
+
+def test_local_links_and_pictures_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{_name(page)}: {target}"
