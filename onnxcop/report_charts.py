@@ -19,9 +19,10 @@ def meter(before: float, after: float, most: float) -> str:
     Args:
         before: What there was.
         after: What is left.
-        most: What a full bar stands for.
+        most: What a full bar stands for; more is cut off.
     """
     scale = 100 / most if most > 0 else 0.0
+    before, after = min(before, most), min(after, most)
     return (
         '<svg class="meter" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="before" width="{before * scale:.2f}" height="8"/>'

@@ -98,8 +98,12 @@ def _summary(data: ReportData) -> Iterator[str]:
 
 def _widths(data: ReportData) -> Iterator[str]:
     layers = [layer for layer in data.layers if layer.width is not None and layer.kept is not None]
-    most = max((layer.width or 0 for layer in layers), default=0)
-    yield f"<p>The channels that every layer makes. {_KEY}</p>"
+    # A wide layer that stays as it is, an embedding's or a classifier's, would make dots of all others.
+    cut = [layer.width or 0 for layer in layers if layer.kept != layer.width]
+    widest = max((layer.width or 0 for layer in layers), default=0)
+    most = max(cut, default=widest)
+    note = "" if most == widest else f" Bars end at {most}, the widest layer that lost channels."
+    yield f"<p>The channels that every layer makes.{note} {_KEY}</p>"
     yield '<table class="bars"><thead><tr><th>layer</th><th></th><th class="number">channels</th></tr></thead><tbody>'
     for layer in layers[:_MOST_LAYERS]:
         width, kept = layer.width or 0, layer.kept or 0
@@ -126,7 +130,7 @@ def _costs(data: ReportData) -> Iterator[str]:
             f'<td class="bar">{meter(layer.macs, layer.macs_after, macs)}</td>'
             f'<td class="number">{_change(layer.macs, layer.macs_after)}{_unit("MACs")}</td>'
             f'<td class="bar">{meter(layer.params, layer.params_after, params)}</td>'
-            f'<td class="number">{_change(layer.params, layer.params_after)}{_unit("parameters")}</td></tr>'
+            f'<td class="number">{_change(layer.params, layer.params_after)}{_unit("params")}</td></tr>'
         )
     yield "</tbody></table>" + _more(layers)
 
@@ -231,7 +235,7 @@ def _more(layers: Sequence[Any]) -> str:
 
 def _name(text: str) -> str:
     """A name of whoever made the model: it may be broken at its joints, and does not turn the text around it."""
-    return "<bdi>" + re.sub(r"(?<=\w)([/._:-])", r"<wbr>\1", escape(text)) + "</bdi>"
+    return "<bdi>" + re.sub(r"(?<=\w)/", "<wbr>/", escape(text)) + "</bdi>"
 
 
 def _json(value: Any) -> str:

@@ -212,6 +212,7 @@ def test_bars_show_what_is_left() -> None:
     assert 'class="before" width="25.00"' in bar
     assert 'class="after" width="10.00"' in bar
     assert 'width="0.00"' in meter(0, 0, 0)
+    assert meter(900, 900, 200) == meter(200, 200, 200)
 
 
 @pytest.mark.parametrize("values", [(0.5, 0.9), (1e-6, 0.2), (0.0, 0.0), (2.0, 2.0)])

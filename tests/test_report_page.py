@@ -155,10 +155,16 @@ def test_the_address_remembers_the_layer(browser: Browser, page: Path, data: Rep
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out(browser: Browser, page: Path, width: int) -> None:
+def test_nothing_sticks_out(browser: Browser, page: Path, tmp_path: Path, width: int) -> None:
+    model = chain(widths=(300, 1200))
+    model.graph.node[0].name = "a_long_name_without_any_joints" * 4
+    wide = tmp_path / "wide.html"
+    options = EngineOptions(provider="cpu", threads=1)
+    onnxcop.prune(model, macs=0.5, criterion="l1", recover="none", options=options).save_report(wide)
     browser.resize(width, 900)
-    browser.open(page)
-    assert browser.run("return document.documentElement.scrollWidth") == width
+    for shown in (page, wide):
+        browser.open(shown)
+        assert browser.run("return document.documentElement.scrollWidth") == width
 
 
 def test_the_dark_page_is_dark(browser: Browser, page: Path) -> None:
