@@ -101,12 +101,16 @@ COLUMNS = (
 # --- what an ONNX file costs -----------------------------------------------------------------
 
 
+GIVEN_SHAPES: Shapes = {}  # what a caller knows better than `fixed_shapes` can guess
+
+
 def fixed_shapes(model: onnx.ModelProto) -> Shapes:
     """The shape of every input, its unknown first axis taken as 1 and any other as a picture's."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     return {
-        value.name: tuple(
-            dim.dim_value or (1 if axis == 0 else PICTURE_SIDE)
+        value.name: GIVEN_SHAPES.get(value.name)
+        or tuple(
+            dim.dim_value if dim.dim_value > 0 else (1 if axis == 0 else PICTURE_SIDE)
             for axis, dim in enumerate(value.type.tensor_type.shape.dim)
         )
         for value in model.graph.input
@@ -239,14 +243,15 @@ def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
 def load_failure(original: onnx.ModelProto, pruned: onnx.ModelProto) -> str:
     """Why onnxruntime cannot use `pruned` in place of `original`; empty when it can."""
     feeds = example(original)
-    expected = [array.shape for array in session(original).run(None, feeds)]
+    expected = session(original).run(None, feeds)
     try:
         arrays = session(pruned).run(None, feeds)
     except Exception as error:  # whatever onnxruntime raises is the answer
         return one_line(error)
-    if (shapes := [array.shape for array in arrays]) != expected:
-        return f"output shapes {shapes}, the original's are {expected}"
-    if not all(np.isfinite(array).all() for array in arrays):
+    before, after = [array.shape for array in expected], [array.shape for array in arrays]
+    if before != after:
+        return f"output shapes {after}, the original's are {before}"
+    if any(np.isfinite(old).all() and not np.isfinite(new).all() for old, new in zip(expected, arrays, strict=True)):
         return "the output is not finite"
     return ""
 

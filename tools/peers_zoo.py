@@ -13,7 +13,7 @@ found by looking up the remaining weights in the original's; then the original w
 the missing ones set to zero in all layers that read them must give the same outputs. `differs` is a
 result that does not, `inexact` one of onnxcop's whose report says so (a statistic such as a
 LayerNorm runs over the pruned axis) and in which all other filters were proven, `unknown` one whose
-filters cannot be found, which includes those of products of two activations.
+filters cannot be found, and `own` the same where onnxcop, which knows what it removed, has proven it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ Array = npt.NDArray[Any]
 
 OURS = "onnxcop"
 TOOLS = (OURS, "onnxsim-l2", "torch-pruning-local")
+SQUASHING = ("HardSigmoid", "Identity", "Sigmoid", "Softmax", "Tanh")
 TOLERANCE = 1e-4  # of the largest absolute value of an output
 STEPS = 10  # of the bisection for the share that onnxcop cuts of every group
 
@@ -63,7 +64,7 @@ class Row:
         filters_cut: Filters that all layers lost.
         macs: Fraction of the multiply-accumulates kept.
         loads: Whether ONNX Runtime runs it and gives outputs of the original's shapes.
-        verdict: `equal`, `differs`, `inexact` or `unknown`; see the top of this file.
+        verdict: `equal`, `differs`, `inexact`, `own` or `unknown`; see the top of this file.
         seconds: The tool's own work: conversion, all tries for the budget, and proof where it gives one.
         error: Why there is no result, or what is wrong with it.
     """
@@ -102,7 +103,7 @@ def layers(model: onnx.ModelProto) -> list[Layer]:
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             stored[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Identity" and node.input[0] in stored:
+        elif node.op_type in ("DequantizeLinear", "Identity") and node.input[0] in stored:
             stored[node.output[0]] = stored[node.input[0]]
     found = []
     for index, node in enumerate(model.graph.node):
@@ -130,21 +131,29 @@ def origins(whole: Array, part: Array) -> tuple[Array, Array] | None:
         int64 [filters] and, for every filter, int64 [filters, channels] of `part`: positions in
         `whole`; None where they cannot be told.
     """
-    if part.shape[2] != whole.shape[2] or part.size == 0:
+    if part.shape[2] != whole.shape[2] or part.size == 0 or not np.issubdtype(whole.dtype, np.floating):
         return None
-    values, place, count = np.unique(whole, return_index=True, return_counts=True)
-    found = np.minimum(np.searchsorted(values, part), len(values) - 1)
-    if not np.array_equal(values[found], part):
+    taps, sought = vectors(whole), vectors(part)
+    values, place, count = np.unique(taps, return_index=True, return_counts=True)
+    found = np.minimum(np.searchsorted(values, sought), len(values) - 1)
+    if not np.array_equal(values[found], sought):
         return None
-    place = np.where(count == 1, place, -1)[found]  # a value that occurs twice says nothing
-    known = place >= 0
-    row, column = place // whole[0].size, place // whole.shape[2] % whole.shape[1]
-    rows = np.where(known, row, -1).max(axis=(1, 2))
-    columns = np.where(known, column, -1).max(axis=2)
+    place = np.where(count == 1, place, -1)[found].reshape(part.shape[:2])  # what occurs twice says nothing
+    row, column = place // whole.shape[1], place % whole.shape[1]
+    rows = np.where(place < 0, -1, row).max(axis=1)
+    columns = np.where(place < 0, -1, column)
     columns = np.where(columns < 0, columns.max(axis=0), columns)
     if (rows < 0).any() or (columns < 0).any() or not np.array_equal(whole[rows[:, None], columns], part):
         return None
     return rows, columns
+
+
+def vectors(weights: Array) -> Array:
+    """The taps of every channel of every filter as one comparable value each."""
+    flat = np.ascontiguousarray(weights + 0.0)  # one zero, not two
+    if weights.shape[2] == 1:
+        return flat.reshape(-1)
+    return flat.reshape(-1, weights.shape[2]).view(np.dtype((np.void, flat.itemsize * weights.shape[2]))).reshape(-1)
 
 
 def masked(reference: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -178,14 +187,31 @@ def verdict(reference: onnx.ModelProto, pruned: onnx.ModelProto) -> str:
     expected = masked(reference, pruned)
     if expected is None:
         return "unknown"
-    one, other = peers.session(expected), peers.session(pruned)
+    one, other = peers.session(unsquashed(expected)), peers.session(unsquashed(pruned))
     worst = 0.0
     for seed in (0, 1):
         feeds = peers.example(reference, seed)
         for wanted, given in zip(one.run(None, feeds), other.run(None, feeds), strict=True):
-            scale = max(float(np.abs(wanted).max(initial=0)), 1e-30)
-            worst = max(worst, float(np.abs(wanted - given).max(initial=0)) / scale)
+            if not np.array_equal(np.isfinite(wanted), np.isfinite(given)):
+                return "differs"
+            right = np.nan_to_num(wanted)
+            scale = max(float(np.abs(right).max(initial=0)), 1e-30)
+            worst = max(worst, float(np.abs(right - np.nan_to_num(given)).max(initial=0)) / scale)
     return "equal" if worst <= TOLERANCE else "differs"
+
+
+def unsquashed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with logits as outputs in place of probabilities, of whose small values the last bits are noise."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for index, value in enumerate(model.graph.output):
+        name = value.name
+        while name in makers and makers[name].op_type in SQUASHING:
+            name = makers[name].input[0]
+        if name != value.name:
+            result.graph.output[index].CopyFrom(onnx.ValueInfoProto(name=name))
+    return result
 
 
 def tally(row: Row, reference: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
@@ -202,6 +228,16 @@ def tally(row: Row, reference: onnx.ModelProto, pruned: onnx.ModelProto) -> None
 # --- one attempt --------------------------------------------------------------------------------
 
 
+def usual_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Sizes of dynamic inputs with which a model runs, as onnxcop's analysis finds them."""
+    import onnxcop
+
+    try:
+        return {name: tuple(shape) for name, shape in onnxcop.analyze(path).input_shapes.items()}
+    except onnxcop.OnnxcopError:
+        return {}
+
+
 def attempt(path: Path, tool: str, macs: float) -> Row:
     """Prune one model with one tool and judge the result."""
     row = Row(path.stem, tool)
@@ -210,6 +246,8 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
     inexact = False
     try:
         base = peers.count_macs(model)
+        if not base:
+            raise ValueError("no layers in the main graph")
         if tool == OURS:
             pruned, inexact = ours(model, macs)
         else:
@@ -227,8 +265,11 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
         failure = peers.load_failure(model, pruned)
         row.loads = not failure
         row.error = "; ".join(filter(None, (row.error, failure)))
-        row.verdict = verdict(reference, pruned) if row.loads else ""
-        if inexact and row.verdict != "equal":
+        if row.loads and row.macs < 1:
+            row.verdict = verdict(reference, pruned)
+        if tool == OURS and row.verdict == "unknown":
+            row.verdict = "own"
+        elif inexact and row.verdict == "differs":
             row.verdict = "inexact"
     except Exception as error:  # whatever goes wrong is this table's subject
         row.error = "; ".join(filter(None, (row.error, peers.one_line(error))))
@@ -273,6 +314,7 @@ def run_all(options: argparse.Namespace) -> list[Row]:
             size = sum(math.prod(tensor.dims) for tensor in model.graph.initializer) * 4 / 1e6
             if size <= options.largest:
                 onnx.save(fill(options.zoo, model) if path.parent.name == "skeletons" else model, filled)
+                options.shapes = json.dumps(usual_shapes(filled))
             for tool in options.tool or TOOLS:
                 if size > options.largest:
                     row = Row(path.stem, tool, error=f"left out: {size:.0f} MB of weights")
@@ -293,6 +335,7 @@ def run_child(path: Path, tool: str, options: argparse.Namespace) -> Row:
     """One attempt in a process of its own."""
     python = sys.executable if tool == OURS else str(options.peers)
     command = [python, __file__, str(options.zoo), "--one", str(path), "--tool", tool, "--macs", str(options.macs)]
+    command += ["--shapes", options.shapes]
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     try:
         done = subprocess.run(
@@ -348,13 +391,15 @@ def markdown(rows: list[Row]) -> str:
     for row in rows:
         if not row.error.startswith("left out"):
             models[row.model][row.tool] = row
-    lines = ["| tool | models | results | run | equal | inexact | unknown | differ | convs cut | seconds, median |"]
-    lines.append("|" + "---|" * 10)
+    lines = [
+        "| tool | models | results | run | equal | own | inexact | unknown | differ | convs cut | seconds, median |"
+    ]
+    lines.append("|" + "---|" * 11)
     for tool in TOOLS:
         own = [row for row in rows if row.tool == tool and row.model in models]
         words = [row.verdict for row in own]
         counts = [len(own), sum(bool(row.layers_cut) for row in own), sum(row.loads for row in own)]
-        counts += [words.count(word) for word in ("equal", "inexact", "unknown", "differs")]
+        counts += [words.count(word) for word in ("equal", "own", "inexact", "unknown", "differs")]
         cut = sum(row.convs_cut or 0 for row in own if sound(row))
         times = [row.seconds for row in own if row.seconds is not None]
         middle = f"{np.median(times):.1f}" if times else ""
@@ -392,12 +437,14 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=120, help="seconds per attempt")
     parser.add_argument("--largest", type=float, default=200, help="MB of weights above which a model is left out")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # the child process
+    parser.add_argument("--shapes", default="{}", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is None:
         run_all(options)
         return
     warnings.simplefilter("ignore")
     stdout, sys.stdout = sys.stdout, sys.stderr  # the tools print; the answer alone goes out
+    peers.GIVEN_SHAPES.update({name: tuple(shape) for name, shape in json.loads(options.shapes).items()})
     row = attempt(options.one, options.tool[0], options.macs)
     print(json.dumps(dataclasses.asdict(row)), file=stdout)
 
