@@ -13,7 +13,8 @@ found by looking up the remaining weights in the original's; then the original w
 the missing ones set to zero in all layers that read them must give the same outputs. `differs` is a
 result that does not, `inexact` one of onnxcop's whose report says so (a statistic such as a
 LayerNorm runs over the pruned axis) and in which all other filters were proven, `unknown` one whose
-filters cannot be found, and `own` the same where onnxcop, which knows what it removed, has proven it.
+filters cannot be found, or reach a sum of activations, where this check cannot set them to zero, and
+`own` the same where onnxcop, which knows what it removed, has proven it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ Array = npt.NDArray[Any]
 OURS = "onnxcop"
 TOOLS = (OURS, "onnxsim-l2", "torch-pruning-local")
 SQUASHING = ("HardSigmoid", "Identity", "Sigmoid", "Softmax", "Tanh")
+SUMS = ("Einsum", "GRU", "LSTM", "RNN", "ReduceSum")
 TOLERANCE = 1e-4  # of the largest absolute value of an output
 STEPS = 10  # of the bisection for the share that onnxcop cuts of every group
 
@@ -197,7 +199,16 @@ def verdict(reference: onnx.ModelProto, pruned: onnx.ModelProto) -> str:
             right = np.nan_to_num(wanted)
             scale = max(float(np.abs(right).max(initial=0)), 1e-30)
             worst = max(worst, float(np.abs(right - np.nan_to_num(given)).max(initial=0)) / scale)
-    return "equal" if worst <= TOLERANCE else "differs"
+    if worst <= TOLERANCE:
+        return "equal"
+    return "unknown" if sums_of_activations(reference) else "differs"
+
+
+def sums_of_activations(model: onnx.ModelProto) -> bool:
+    """Whether anything but stored weights sums over channels, which `masked` cannot set to zero there."""
+    known = {layer.node for layer in layers(model)}
+    products = [n for i, n in enumerate(model.graph.node) if n.op_type in ("Gemm", "MatMul") and i not in known]
+    return bool(products) or any(node.op_type in SUMS for node in model.graph.node)
 
 
 def unsquashed(model: onnx.ModelProto) -> onnx.ModelProto:
