@@ -1,16 +1,19 @@
-"""Hooks of the documentation site: the help of every command, as it is now.
+"""Hooks of the documentation site: the help of every command and the names of the package, as they are now.
 
 A page writes `<!-- help: NAME -->` where the help of `onnxcop NAME` belongs, and `<!-- help: -->` where
-that of `onnxcop` itself does.
+that of `onnxcop` itself does. `<!-- other names -->` stands for the public names of the package that the page
+does not mention otherwise.
 """
 
 from __future__ import annotations
 
 import re
+from types import FunctionType
 from typing import Any
 
 from click.testing import CliRunner
 
+import onnxcop
 from onnxcop.cli import app
 
 
@@ -22,6 +25,15 @@ def help_text(command: str) -> str:
     return done.output.rstrip()
 
 
+def other_names(markdown: str) -> str:
+    """Entries for the public names that a page of the reference leaves out."""
+    listed = re.findall(r"^::: [\w.]*?(\w+)$", markdown, re.MULTILINE)
+    values = {name: getattr(onnxcop, name) for name in onnxcop.__all__ if name not in listed}
+    found = {name: value.__module__ for name, value in values.items() if isinstance(value, type | FunctionType)}
+    return "\n\n".join(f"::: {module}.{name}" for name, module in found.items())
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the help texts in their places."""
+    """Put the help texts and the names in their places."""
+    markdown = markdown.replace("<!-- other names -->", other_names(markdown))
     return re.sub(r"<!-- help: ?(.*?) ?-->", lambda found: f"```text\n{help_text(found[1])}\n```", markdown)
