@@ -101,6 +101,8 @@ def show_json(document: dict[str, Any]) -> None:
 
 def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool = False) -> None:
     """Tell what a run found, what it saw, what it cut, and what that comes to."""
+    from rich.text import Text
+
     from onnxcop import story
 
     console, report = terminal(), result.report
@@ -119,9 +121,8 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     _tell(console, *report.choices)
     table = new_table("", "before", "after", "kept")
     table.columns[0].no_wrap = True
-    table.columns[3].style = "green"
     for row in story.rows(report):
-        table.add_row(row.name, row.before, row.after, row.kept)
+        table.add_row(row.name, row.before, row.after, Text(row.kept, "green" if row.better else ""))
     console.print(table)
     if report.verification is not None:
         _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in report.verification.notes))
@@ -132,13 +133,18 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
 
 def _tell(console: Console, *lines: str) -> None:
     """Print prose, the first word in bold; in a pipe a line stays one line, for other programs to read."""
+    from rich.padding import Padding
     from rich.text import Text
 
     for line in lines:
-        text = Text(line)
-        if not line.startswith(" "):
+        indent = len(line) - len(line.lstrip())
+        text = Text(line.lstrip())
+        if not indent:
             text.stylize("bold", 0, len(line.split()[0]))
-        console.print(text, soft_wrap=not console.is_terminal)
+        if console.is_terminal:
+            console.print(Padding(text, (0, 0, 0, indent), expand=False))
+        else:
+            console.print(Text(" " * indent) + text, soft_wrap=True)
 
 
 def _group_table(report: Report) -> Table:

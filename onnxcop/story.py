@@ -23,12 +23,13 @@ _BEFORE, _AFTER = " before", " after"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the final table: a quantity before and after, and what is left of it."""
+    """A line of the final table: a quantity before and after, what is left of it, and whether that is less."""
 
     name: str
     before: str
     after: str
     kept: str = ""
+    better: bool = False
 
 
 def rows(report: Report) -> Iterator[Row]:
@@ -40,10 +41,10 @@ def rows(report: Report) -> Iterator[Row]:
         ("parameters", before.params, after.params, counted),
         ("file size", before.bytes, after.bytes, sized),
     ):
-        yield Row(name, form(old), form(new), percent(new, old))
+        yield Row(name, form(old), form(new), percent(new, old), new < old)
     if report.latency is not None:
         times = report.latency
-        yield Row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}")
+        yield Row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}", times.ratio < 1)
     found = report.quality
     for name, value in found.items():
         if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in found:
