@@ -10,9 +10,10 @@ def instance_normalization(op: Op) -> None:
     """InstanceNormalization: statistics over space, so channels are exact: `n c *, c, c -> n c *`.
 
     Exact: channels; the parameters are cut along.
-    Frozen: space.
+    Inexact: space, which holds channels where exporters write a GroupNormalization so.
     """
-    op.freeze_axes(0, range(2, len(op.shape(0))), "spatial axis of a normalization")
+    for live in op.label(0)[2:]:
+        op.inexact(live, "statistics over the pruned axis")
     per_channel(op, 1, (1, 2))
 
 

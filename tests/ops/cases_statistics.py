@@ -158,7 +158,9 @@ def _instance_normalization(draw: Draw) -> Sample:
     live = _over_channels(draw, shape)
     inputs = (floats(shape), floats(shape[1:2], 1), floats(shape[1:2], 2))
     opset = draw(opsets("InstanceNormalization"))
-    return Sample("InstanceNormalization", inputs, {0: live}, {}, opset, units=total(shape, set(live) - {2}))
+    return Sample(
+        "InstanceNormalization", inputs, {0: live}, {}, opset, units=total(shape, live), exact=_mixed(live, {2}, shape)
+    )
 
 
 @st.composite
