@@ -37,3 +37,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the help texts and the names in their places."""
     markdown = markdown.replace("<!-- other names -->", other_names(markdown))
     return re.sub(r"<!-- help: ?(.*?) ?-->", lambda found: f"```text\n{help_text(found[1])}\n```", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Take the roles of reStructuredText out of docstrings, whose names are shown as code anyway."""
+    return re.sub(r":(?:func|class|meth|mod|attr):(?=<code>)", "", html)
