@@ -15,6 +15,7 @@ from onnxcop.clock import Clock
 from onnxcop.data import CalibrationData
 from onnxcop.decide import Decision, Request
 from onnxcop.engine import EngineOptions
+from onnxcop.hints import hints
 from onnxcop.latency import Latency, timed
 from onnxcop.plan import PruningPlan, cuts_of
 from onnxcop.report import Report, frozen_reasons, group_reports, slowness, totals
@@ -69,6 +70,10 @@ def finish(
             log.warning("%s", line)
     report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
     evidence = Evidence(analysis, removed, decision.stats or decision.seen, decision.way)
+    notes = tuple(hints(report, plan.budget))
+    for line in notes:
+        log.info("hint: %s", line)
+    report = replace(report, warnings=(*report.warnings, *notes))
     return PruneResult(pruned, plan, report, decision.stats, evidence)
 
 
