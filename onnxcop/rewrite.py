@@ -16,6 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.atoms import IntArray
+from onnxcop.corrections import corrections
 from onnxcop.errors import InternalError, ModelError
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import AxesEdit, Edit, OrderEdit, SplitEdit
@@ -199,20 +200,20 @@ class _Surgery:
         self.graph.nodes[place:place] = self._replacing(mend, found, output)
 
     def _replacing(self, mend: Mend, old: Any, out: Any) -> list[Any]:
-        """Nodes that make `out` of the integers `old` by writing the required elements over wrong ones."""
-        wrong = np.asarray(np.broadcast_to(mend.actual, mend.required.shape) != mend.required)
+        """Nodes that make `out` of `old`, a number that is computed at run time, by putting it right."""
         name = out.name if out.name in self.added else old.name
-        if self.opset >= 9:
-            mask, fixed = self._constant(f"{name}_mask", wrong), self._constant(f"{name}_value", mend.required)
-            return [self.gs.Node("Where", f"{name}_where", inputs=[mask, fixed, old], outputs=[out])]
-        # Where is younger than these opsets: clear the wrong elements and add the right ones.
-        cleared = self.gs.Variable(self._fresh(f"{name}_cleared"), dtype=mend.required.dtype, shape=wrong.shape)
-        mask = self._constant(f"{name}_mask", (~wrong).astype(mend.required.dtype))
-        fixed = self._constant(f"{name}_value", np.where(wrong, mend.required, 0).astype(mend.required.dtype))
-        return [
-            self.gs.Node("Mul", f"{name}_clear", inputs=[old, mask], outputs=[cleared]),
-            self.gs.Node("Add", f"{name}_write", inputs=[cleared, fixed], outputs=[out]),
-        ]
+        values, last = old, len(steps := corrections(mend, self.opset)) - 1
+        nodes = []
+        for place, step in enumerate(steps):
+            result = out
+            if place < last:
+                result = self.gs.Variable(self._fresh(f"{name}_{step.name}"), mend.required.dtype, mend.required.shape)
+            constants = [self._constant(f"{name}_{key}", array) for key, array in step.constants.items()]
+            nodes.append(
+                self.gs.Node(step.op_type, f"{name}_{step.name}", {}, step.inputs(values, constants), [result])
+            )
+            values = result
+        return nodes
 
     def _constant(self, name: str, values: Array) -> Any:
         # numpy makes scalars of what is computed from arrays without axes

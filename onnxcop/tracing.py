@@ -148,6 +148,7 @@ class _Walk:
         atoms = None if label is None else label[shuffle.axis]
         if label is None or atoms is None:
             return False
+        self.findings.values_read.update(self.model.graph.node[index].input[1:])
         if index == shuffle.nodes[-1]:
             moved = atoms[shuffle.order]
             self.labels[shuffle.result] = (*label[: shuffle.axis], moved, *label[shuffle.axis + 1 :])

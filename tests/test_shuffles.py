@@ -51,6 +51,8 @@ def test_shuffles_of_halves_tie_no_channels(form: str) -> None:
         units = structure.units_on(label)
         assert (units >= 0).all()
         assert len(np.unique(units)) == 12, "channels are tied"
+    makers = {c.node for c in structure.coupling.findings.contractions}
+    assert all(makers.issuperset(group.producers) and group.producers for group in structure.groups)
     prune_and_verify(model, structure, seed=3)
     removed = draw_units(structure, 0.4, 3)
     reference, pruned = masked(model, structure, removed), apply(model, structure, removed)

@@ -90,6 +90,22 @@ def mean_by_division(b: SizedBuilder, x: str) -> str:
     return b.add("Add", [x, mean])
 
 
+def mean_of_everything(b: SizedBuilder, x: str) -> str:
+    """A sum over channels and pixels, over the product of all their numbers."""
+    total = b.add("ReduceSum", [x, b.constant(ints(1, 2, 3))], keepdims=1)
+    count = b.add("Mul", [b.size_of(x, 1), b.add("Mul", [b.size_of(x, 2), b.size_of(x, 3)])])
+    return b.add("Sub", [x, b.add("Div", [total, b.add("Cast", [count], to=1)])])
+
+
+def flattened_to_a_product(b: SizedBuilder, x: str) -> str:
+    """One axis for channels and pixels, its size the product of a baked number and computed ones."""
+    height, breadth = b.size_of(x, 2), b.size_of(x, 3)
+    area = b.add("Mul", [height, breadth])
+    product = b.add("Mul", [b.constant(ints(b.shape(x)[1])), area])
+    flat = b.leaky(b.add("Reshape", [x, b.sizes(b.size_of(x, 0), product)]))
+    return b.add("Reshape", [flat, b.sizes(b.size_of(x, 0), b.shape(x)[1], height, breadth)])
+
+
 def numbered_channels(b: SizedBuilder, x: str) -> str:
     """A Range over the channels weighs them."""
     scalar = b.add("Squeeze", [b.size_of(x, 1), b.constant(ints(0))])
@@ -173,7 +189,8 @@ BLOCKS: dict[str, Block] = {
     block.__name__: block
     for block in (
         pixels_as_tokens, tokens_by_zero, gate_expanded, context_tiled, halves_by_division,
-        scaled_by_root_of_width, mean_by_division, numbered_channels, enlarged_to_sizes, enlarged_to_another,
+        scaled_by_root_of_width, mean_by_division, mean_of_everything,
+        flattened_to_a_product, numbered_channels, enlarged_to_sizes, enlarged_to_another,
         zeros_joined, padded_to_a_multiple, split_by_division, grouped_statistics, shuffled, heads_over_pixels,
     )
 }  # fmt: skip
