@@ -19,6 +19,7 @@ from pathlib import Path
 from onnxcop.ops import DEFAULT_RULES, Rule, RuleTable
 
 VERDICTS = ("Exact", "Inexact", "Frozen")
+_EXAMPLES = 5  # of a family, in the short table
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,15 @@ def full_table(rules: RuleTable = DEFAULT_RULES) -> str:
 
 
 def short_table(rules: RuleTable = DEFAULT_RULES) -> str:
-    """The operators by family, as Markdown."""
+    """How many operators each family has, with some names, as Markdown."""
     families: dict[str, list[str]] = {}
     for entry in entries(rules):
         families.setdefault(entry.family, []).extend(entry.operators)
-    lines = [f"{len(rules)} operators have a rule:", "", "| | |", "|---|---|"]
-    lines += [f"| {family} | {_code(sorted(names))} |" for family, names in families.items()]
+    lines = [f"{len(rules)} operators have a rule:", "", "| operators that … | | such as |", "|---|---|---|"]
+    for family, names in families.items():
+        bare = dict.fromkeys(name.rpartition(".")[2] for name in sorted(names, key=lambda name: ("." in name, name)))
+        some = list(bare)[:_EXAMPLES]
+        lines.append(f"| {family} | {len(names)} | {_code(some)}{', …' if len(names) > len(some) else ''} |")
     return "\n".join(lines)
 
 
