@@ -20,8 +20,8 @@ from onnxcop.engine import EngineOptions
 from onnxcop.layers import FloatArray, Layer
 from onnxcop.segments import Rolling
 from onnxcop.shapes import Array
-from onnxcop.stats import CalibrationStats
-from onnxcop.surgeon import LayerSurgery, best_ridge, removal_order
+from onnxcop.surgeon import LayerSurgery, as_features, as_weights, best_ridge, mean_output, removal_order
+from onnxcop.unfolded import Observed
 from onnxcop.working import Working
 
 FIRST_LEVEL = 0.05  # fraction of a group's width at which its curve is measured first
@@ -71,8 +71,8 @@ class Samples:
         reference: The original's outputs on `feeds`.
     """
 
-    fit: CalibrationStats
-    held: CalibrationStats
+    fit: Observed
+    held: Observed
     feeds: Sequence[Mapping[str, Array]]
     reference: Reference
 
@@ -175,9 +175,7 @@ def alive_channels(working: Working, layer: Layer) -> np.ndarray[tuple[int], np.
     return np.where(layer.units >= 0, working.alive[layer.units], True)
 
 
-def surgeries_for(
-    working: Working, fit: CalibrationStats, ridges: Mapping[int, float], group: int
-) -> list[LayerSurgery]:
+def surgeries_for(working: Working, fit: Observed, ridges: Mapping[int, float], group: int) -> list[LayerSurgery]:
     """The layers that consume a group and can make up for its channels."""
     wanted = set(working.analysis.structure.groups[group].consumers)
     found = []
@@ -202,10 +200,9 @@ def _variant(
     try:
         for surgery, flat in zip(surgeries, weights, strict=True):
             old = working.weights(surgery.layer)
-            new = flat.reshape(old.shape)
-            moments = samples.fit.moments(surgery.layer)
-            mean = moments.mean if moments is not None else np.zeros(len(old))
-            working.set_weights(surgery.layer, new, np.einsum("cot,c->o", old - new, mean))
+            new = as_weights(flat, old)
+            lost = as_features(old, len(flat)) - flat
+            working.set_weights(surgery.layer, new, mean_output(lost, surgery.mean, old.shape[1]))
         silence(working, gone, {s.layer.node for s in surgeries})
         return samples.reference.compare(rolling.finish()).value - base
     finally:

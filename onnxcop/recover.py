@@ -31,8 +31,9 @@ from onnxcop.layers import FloatArray, Layer
 from onnxcop.measured import spend
 from onnxcop.refine import Refiner, RefineSet
 from onnxcop.segments import Feed, Rolling
-from onnxcop.stats import CalibrationStats, Moments
+from onnxcop.stats import Moments
 from onnxcop.surgeon import compensated, deleted
+from onnxcop.unfolded import Observed, unfolded
 from onnxcop.working import Working
 
 log = logging.getLogger("onnxcop")
@@ -131,19 +132,18 @@ class Recovery:
         self.seen = self.seen or fit
         return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.reference)
 
-    def _calibrate(self, data: CalibrationData, what: str) -> CalibrationStats:
+    def _calibrate(self, data: CalibrationData, what: str) -> Observed:
         def report(done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(f"statistics ({what})", done, total)
 
-        return calibrate(
-            self.working.model,
-            self.working.layers,
-            data,
-            self.options,
-            sha=self.analysis.sha256,
-            positions=_POSITIONS,
-            progress=report,
+        model, patches = unfolded(self.working.model, self.working.layers)
+        layers = [patches.get(layer.node, layer) for layer in self.working.layers]
+        return Observed(
+            calibrate(
+                model, layers, data, self.options, sha=self.analysis.sha256, positions=_POSITIONS, progress=report
+            ),
+            patches,
         )
 
     def divergence(self) -> Divergence:
@@ -287,9 +287,7 @@ class Recovery:
         return requests
 
 
-def merge_groups(
-    working: Working, layer: Layer, fit: CalibrationStats, ridge: float, alive: BoolArray, gone: IntArray
-) -> bool:
+def merge_groups(working: Working, layer: Layer, fit: Observed, ridge: float, alive: BoolArray, gone: IntArray) -> bool:
     """Merge stripes of a grouped convolution, every group for itself; whether that was possible."""
     moments, kernel = fit.moments(layer), layer.kernel
     name = working.weight_name(layer.node, kernel.input)

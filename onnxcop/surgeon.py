@@ -6,6 +6,9 @@ can, is ‖W_i‖² / P_ii: what is left of i after its multiple correlation wit
 correlation taken to its end, and the form of Optimal Brain Surgeon (Hassibi & Stork 1993) with the
 covariance as Hessian. The compensation is W ← W - P_i W_i / P_ii, and removing channels one after
 another keeps P and W exact.
+
+Where the moments are those of whole patches, a channel is a block of features, one for each tap of the
+kernel: i is then a set of indices, P_ii a matrix, and all else the same.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ class LayerSurgery:
 
     Attributes:
         layer: The layer.
-        weights: float64 [channels, outputs × taps], compensated so far.
-        inverse: float64 [channels, channels], (Σ + λI)⁻¹ of the channels that remain.
+        weights: float64 [features, outputs × taps], compensated so far; a feature is a channel, or a tap of
+            one where the moments are of patches.
+        inverse: float64 [features, features], (Σ + λI)⁻¹ of those that remain.
+        mean: float64 [features].
         energy: What the layer's output varies by in all, the unit of its errors.
         alive: bool [channels].
     """
@@ -38,6 +43,7 @@ class LayerSurgery:
     layer: Layer
     weights: FloatArray
     inverse: FloatArray
+    mean: FloatArray
     energy: float
     alive: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -47,35 +53,63 @@ class LayerSurgery:
         alive: np.ndarray[tuple[int], np.dtype[np.bool_]],
     ) -> LayerSurgery:  # fmt: skip
         """Start from a layer's weights [channels, outputs, taps] and input moments."""
-        flat = weights.reshape(len(weights), -1)
+        flat = as_features(weights, len(moments.mean))
         covariance = moments.covariance
         inverse = np.zeros_like(covariance)
-        live = np.flatnonzero(alive)
+        live = np.flatnonzero(np.repeat(alive, len(flat) // len(weights)))
         inverse[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
         energy = float((flat * (covariance @ flat)).sum())
-        return cls(layer, flat.copy(), inverse, max(energy, 1e-30), alive.copy())
+        return cls(layer, flat.copy(), inverse, moments.mean, max(energy, 1e-30), alive.copy())
+
+    @property
+    def block(self) -> int:
+        """Features of a channel."""
+        return len(self.weights) // len(self.alive)
 
     def costs(self) -> FloatArray:
         """Relative output error of removing each channel, float64 [channels]; infinite for dead ones."""
-        diagonal = np.diag(self.inverse)
-        gain = (self.weights**2).sum(axis=1)
-        cost = np.divide(gain, diagonal, out=np.full(len(gain), np.inf), where=diagonal > 0)
-        return np.where(self.alive, cost / self.energy, np.inf)
+        block, live = self.block, np.flatnonzero(self.alive)
+        cost = np.full(len(self.alive), np.inf)
+        rows = live[:, None] * block + np.arange(block)
+        weights, own = self.weights[rows], self.inverse[rows[:, :, None], rows[:, None, :]]
+        cost[live] = np.einsum("cfo,cfo->c", weights, np.linalg.solve(own, weights)) / self.energy
+        return cost
 
     def remove(self, channels: IntArray) -> None:
         """Take channels out and let the others make up for them."""
         channels = channels[self.alive[channels]]
         if not len(channels):
             return
-        rows = self.inverse[channels]
-        solved = np.linalg.solve(rows[:, channels], np.concatenate([self.weights[channels], rows], axis=1))
+        gone = (channels[:, None] * self.block + np.arange(self.block)).ravel()
+        rows = self.inverse[gone]
+        solved = np.linalg.solve(rows[:, gone], np.concatenate([self.weights[gone], rows], axis=1))
         width = self.weights.shape[1]
         self.weights -= rows.T @ solved[:, :width]
         self.inverse -= rows.T @ solved[:, width:]
         self.alive[channels] = False
-        self.weights[~self.alive] = 0.0
-        self.inverse[channels, :] = 0.0
-        self.inverse[:, channels] = 0.0
+        self.weights[np.repeat(~self.alive, self.block)] = 0.0
+        self.inverse[gone, :] = 0.0
+        self.inverse[:, gone] = 0.0
+
+
+def as_features(weights: FloatArray, features: int) -> FloatArray:
+    """Weights [channels, outputs, taps] as [features, rest]: by channel, or by tap of every channel."""
+    if features == len(weights):
+        return weights.reshape(features, -1)
+    return weights.transpose(0, 2, 1).reshape(features, -1)
+
+
+def as_weights(flat: FloatArray, like: FloatArray) -> FloatArray:
+    """Inverse of :func:`as_features`, in the shape of `like` [channels, outputs, taps]."""
+    if len(flat) == len(like):
+        return flat.reshape(like.shape)
+    channels, outputs, taps = like.shape
+    return flat.reshape(channels, taps, outputs).transpose(0, 2, 1)
+
+
+def mean_output(flat: FloatArray, mean: FloatArray, outputs: int) -> FloatArray:
+    """What features [features, rest] of a given mean add to every output on average, float64 [outputs]."""
+    return np.asarray((mean @ flat).reshape(outputs, -1).sum(axis=1))
 
 
 def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
@@ -102,7 +136,7 @@ def compensated(
 
     Args:
         weights: float64 [channels, outputs, taps].
-        moments: Of the input channels.
+        moments: Of the input channels, or of their patches.
         ridge: λ relative to the mean variance.
         keep: Channels that stay.
         gone: Channels that go.
@@ -110,14 +144,13 @@ def compensated(
     Returns:
         New weights (zero for `gone`), and the change of the bias, float64 [outputs].
     """
-    covariance = moments.covariance
-    inverse = regularized_inverse(covariance[np.ix_(keep, keep)], ridge)
-    transfer = covariance[np.ix_(gone, keep)] @ inverse
-    merged = np.zeros_like(weights)
-    flat = weights.reshape(len(weights), -1)
-    merged[keep] = weights[keep] + (transfer.T @ flat[gone]).reshape(len(keep), *weights.shape[1:])
-    lost = np.einsum("cot,c->o", weights - merged, moments.mean)
-    return merged, lost
+    covariance, flat = moments.covariance, as_features(weights, len(moments.mean))
+    block = len(flat) // len(weights)
+    kept, lost = (np.sort((c[:, None] * block + np.arange(block)).ravel()) for c in (keep, gone))
+    inverse = regularized_inverse(covariance[np.ix_(kept, kept)], ridge)
+    merged = np.zeros_like(flat)
+    merged[kept] = flat[kept] + inverse @ (covariance[np.ix_(kept, lost)] @ flat[lost])
+    return as_weights(merged, weights), mean_output(flat - merged, moments.mean, weights.shape[1])
 
 
 def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -129,8 +162,7 @@ def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray
 
 def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> float:
     """Variance of a layer's output error on other samples, relative to the output's."""
-    change = (weights - merged).reshape(len(weights), -1)
-    flat = weights.reshape(len(weights), -1)
+    change, flat = as_features(weights - merged, len(held.mean)), as_features(weights, len(held.mean))
     error = float((change * (held.covariance @ change)).sum())
     energy = float((flat * (held.covariance @ flat)).sum())
     return error / max(energy, 1e-30)

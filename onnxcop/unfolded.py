@@ -1,0 +1,98 @@
+"""Statistics of whole patches: what a convolution sums over, channel by tap.
+
+With the covariance of channels alone, a lost channel can only be made up for at the same place of the
+map. A kernel sees a neighbourhood, and with the covariance of the whole patch every tap of every kept
+channel helps. The patches are unfolded in the graph, by a convolution with one-hot kernels appended to
+it, so that they stay on the device, take their padding as the layer does, and are reduced there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxcop.layers import Layer
+from onnxcop.stats import CalibrationStats, Moments
+
+WIDEST = 1152  # features of a patch up to which its covariance is gathered
+
+_GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Moments of what layers sum over.
+
+    Attributes:
+        stats: As gathered.
+        patches: By node, the layer that stands for a convolution's unfolded input.
+    """
+
+    stats: CalibrationStats
+    patches: Mapping[int, Layer]
+
+    def moments(self, layer: Layer) -> Moments | None:
+        """Of [channels × taps] features, channel by channel, where patches were unfolded, else of [channels]."""
+        found = self.stats.moments(self.patches[layer.node]) if layer.node in self.patches else None
+        return found or self.stats.moments(layer)
+
+
+def unfolded(
+    model: onnx.ModelProto, layers: Iterable[Layer], widest: int = WIDEST
+) -> tuple[onnx.ModelProto, dict[int, Layer]]:
+    """Append the patches of convolutions to a copy of a model.
+
+    Args:
+        model: The model; it is not changed.
+        layers: Its layers.
+        widest: Convolutions whose patches have more features are left out.
+
+    Returns:
+        The copy, and by node a layer whose channels are the features of its patches.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    made: dict[tuple[str, bytes], str] = {}
+    found: dict[int, Layer] = {}
+    kinds = {tensor.name: tensor.data_type for tensor in copy.graph.initializer}
+    for layer in layers:
+        node = model.graph.node[layer.node]
+        shape = _kernel_shape(copy, node)
+        taps = int(np.prod(shape, dtype=int))
+        if not _unfolds(layer, node) or taps < 2 or layer.channels * taps > widest:
+            continue
+        geometry = [a for a in node.attribute if a.name in _GEOMETRY]
+        key = (layer.tensor, b"".join(sorted(a.SerializeToString() for a in geometry)) + bytes(shape))
+        if key not in made:
+            made[key] = f"onnxcop_patches_{len(made)}"
+            kind = helper.tensor_dtype_to_np_dtype(kinds[node.input[layer.kernel.input]])
+            hot = np.tile(np.eye(taps, dtype=kind), (layer.channels, 1)).reshape(-1, 1, *shape)
+            kernel = f"{made[key]}_kernel"
+            copy.graph.initializer.append(numpy_helper.from_array(hot, kernel))
+            unfold = helper.make_node("Conv", [layer.tensor, kernel], [made[key]], made[key], group=layer.channels)
+            unfold.attribute.extend(geometry)
+            copy.graph.node.append(unfold)
+            if copy.ir_version < 4:
+                copy.graph.input.append(
+                    helper.make_tensor_value_info(kernel, kinds[node.input[layer.kernel.input]], hot.shape)
+                )
+        found[layer.node] = replace(layer, tensor=made[key], units=np.repeat(layer.units, taps))
+    return copy, found
+
+
+def _kernel_shape(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[int, ...]:
+    """Spatial extent of a convolution's stored kernel; empty where there is none."""
+    if node.op_type != "Conv" or len(node.input) < 2:
+        return ()
+    stored = next((t for t in model.graph.initializer if t.name == node.input[1]), None)
+    return () if stored is None else tuple(stored.dims[2:])
+
+
+def _unfolds(layer: Layer, node: onnx.NodeProto) -> bool:
+    """Whether a layer is a plain convolution of a map's channels."""
+    plain = node.op_type == "Conv" and node.domain in ("", "ai.onnx") and layer.kernel.kind == "conv"
+    return plain and layer.groups == 1 and layer.outer * layer.inner == 1 and layer.axis == 1
