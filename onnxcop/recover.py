@@ -31,7 +31,7 @@ from onnxcop.layers import FloatArray, Layer
 from onnxcop.measured import spend
 from onnxcop.refine import Refiner, RefineSet
 from onnxcop.segments import Feed, Rolling
-from onnxcop.stats import Moments
+from onnxcop.stats import CalibrationStats, Moments
 from onnxcop.surgeon import compensated, deleted
 from onnxcop.unfolded import Observed, unfolded
 from onnxcop.working import Working
@@ -137,7 +137,7 @@ class Recovery:
             if self.progress is not None:
                 self.progress(f"statistics ({what})", done, total)
 
-        model, patches = unfolded(self.working.model, self.working.layers)
+        model, patches = unfolded(self.working.model, self.working.layers, self.working.cutter.shapes)
         layers = [patches.get(layer.node, layer) for layer in self.working.layers]
         return Observed(
             calibrate(

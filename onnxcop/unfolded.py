@@ -3,22 +3,26 @@
 With the covariance of channels alone, a lost channel can only be made up for at the same place of the
 map. A kernel sees a neighbourhood, and with the covariance of the whole patch every tap of every kept
 channel helps. The patches are unfolded in the graph, by a convolution with one-hot kernels appended to
-it, so that they stay on the device, take their padding as the layer does, and are reduced there.
+it, so that they stay on the device, take their padding as the layer does, and are reduced there. Of a
+large map every other position is unfolded: a grid of twice the stride meets the border as often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from onnxcop.layers import Layer
+from onnxcop.shapes import ShapeMap
 from onnxcop.stats import CalibrationStats, Moments
 
 WIDEST = 1152  # features of a patch up to which its covariance is gathered
+_LARGE = 256  # positions of a map that are more than a sample can add to its covariance
 
 _GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
@@ -42,13 +46,14 @@ class Observed:
 
 
 def unfolded(
-    model: onnx.ModelProto, layers: Iterable[Layer], widest: int = WIDEST
+    model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, widest: int = WIDEST
 ) -> tuple[onnx.ModelProto, dict[int, Layer]]:
     """Append the patches of convolutions to a copy of a model.
 
     Args:
         model: The model; it is not changed.
         layers: Its layers.
+        shapes: Of its tensors.
         widest: Convolutions whose patches have more features are left out.
 
     Returns:
@@ -56,7 +61,7 @@ def unfolded(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    made: dict[tuple[str, bytes], str] = {}
+    made: dict[tuple[str, str], str] = {}
     found: dict[int, Layer] = {}
     kinds = {tensor.name: tensor.data_type for tensor in copy.graph.initializer}
     for layer in layers:
@@ -65,16 +70,17 @@ def unfolded(
         taps = int(np.prod(shape, dtype=int))
         if not _unfolds(layer, node) or taps < 2 or layer.channels * taps > widest:
             continue
-        geometry = [a for a in node.attribute if a.name in _GEOMETRY]
-        key = (layer.tensor, b"".join(sorted(a.SerializeToString() for a in geometry)) + bytes(shape))
+        geometry = _geometry(node, shape, shapes[node.output[0]].shape)
+        key = (layer.tensor, str((shape, sorted(geometry.items()))))
         if key not in made:
             made[key] = f"onnxcop_patches_{len(made)}"
             kind = helper.tensor_dtype_to_np_dtype(kinds[node.input[layer.kernel.input]])
             hot = np.tile(np.eye(taps, dtype=kind), (layer.channels, 1)).reshape(-1, 1, *shape)
             kernel = f"{made[key]}_kernel"
             copy.graph.initializer.append(numpy_helper.from_array(hot, kernel))
-            unfold = helper.make_node("Conv", [layer.tensor, kernel], [made[key]], made[key], group=layer.channels)
-            unfold.attribute.extend(geometry)
+            unfold = helper.make_node(
+                "Conv", [layer.tensor, kernel], [made[key]], made[key], group=layer.channels, **geometry
+            )
             copy.graph.node.append(unfold)
             if copy.ir_version < 4:
                 copy.graph.input.append(
@@ -90,6 +96,15 @@ def _kernel_shape(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[int, ..
         return ()
     stored = next((t for t in model.graph.initializer if t.name == node.input[1]), None)
     return () if stored is None else tuple(stored.dims[2:])
+
+
+def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int] | None) -> dict[str, Any]:
+    """Where a convolution places its kernel; at every other position of a large map."""
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _GEOMETRY}
+    if made is not None and "auto_pad" not in found and int(np.prod(made[2:], dtype=int)) >= _LARGE:
+        strides = found.get("strides", [1] * len(kernel))
+        found["strides"] = [2 * step if size > 1 else step for step, size in zip(strides, made[2:], strict=True)]
+    return found
 
 
 def _unfolds(layer: Layer, node: onnx.NodeProto) -> bool:
