@@ -129,7 +129,7 @@ class Recovery:
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
         fit = self._calibrate(self.fit, "fit")
-        self.seen = self.seen or fit
+        self.seen = self.seen or fit.by_channel(self.working.layers)
         return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.reference)
 
     def _calibrate(self, data: CalibrationData, what: str) -> Observed:

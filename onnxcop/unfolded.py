@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from onnxcop.layers import Layer
 from onnxcop.shapes import ShapeMap
-from onnxcop.stats import CalibrationStats, Moments
+from onnxcop.stats import CalibrationStats, Moments, tap_key
 
 WIDEST = 1152  # features of a patch up to which its covariance is gathered
 _LARGE = 256  # positions of a map that are more than a sample can add to its covariance
@@ -43,6 +43,22 @@ class Observed:
         """Of [channels × taps] features, channel by channel, where patches were unfolded, else of [channels]."""
         found = self.stats.moments(self.patches[layer.node]) if layer.node in self.patches else None
         return found or self.stats.moments(layer)
+
+    def by_channel(self, layers: Iterable[Layer]) -> CalibrationStats:
+        """The same by channel alone, averaged over taps where patches were unfolded."""
+        taps = dict(self.stats.taps)
+        for layer in layers:
+            found = taps.pop(tap_key(self.patches[layer.node]), None) if layer.node in self.patches else None
+            if found is not None:
+                taps[tap_key(layer)] = averaged(found, layer.channels)
+        return CalibrationStats(self.stats.model, self.stats.samples, taps)
+
+
+def averaged(moments: Moments, channels: int) -> Moments:
+    """Moments of [channels × taps] features, averaged over the taps."""
+    block = len(moments.mean) // channels
+    scatter = np.einsum("itjt->ij", moments.scatter.reshape(channels, block, channels, block)) / block
+    return Moments(moments.count, moments.mean.reshape(channels, block).mean(axis=1), scatter)
 
 
 def unfolded(
