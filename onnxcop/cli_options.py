@@ -208,8 +208,8 @@ data_options: Decorator[Any, Any] = _options(
         help="Folder of pictures, .npz, .npy, test data, or SCRIPT.py:FUNCTION.",
     ),
     _option(
-        "--samples", type=click.IntRange(1), metavar="N", default=512, show_default=True,
-        help="How many to use.",
+        "--samples", type=click.IntRange(1), metavar="N",
+        help="How many to use; 512 by default, up to 1,024 of a quick model.",
     ),
     _option(
         "--batch-size", type=click.IntRange(1), metavar="N", default=32, show_default=True,

@@ -33,7 +33,7 @@ from onnxcop.stats import CalibrationStats
 log = logging.getLogger("onnxcop")
 
 _SYNTHETIC = 96  # samples made up where there is no data
-_CHEAP = 4e10  # multiply-accumulates of the network over all samples up to which several schedules are tried
+_CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
 _STEP = 0.93  # a round's share of the MACs where divergence is the bound
 
 
@@ -205,8 +205,7 @@ def measured_decision(
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
     """In how many rounds to reach the budget: more than one way is tried where the network is cheap."""
     rounds = settings.rounds or default_rounds(request.budget)
-    samples = 0 if request.source is None else request.source.count
-    cheap = float(request.analysis.cost.original()[0]) * samples < _CHEAP
+    cheap = float(request.analysis.cost.original()[0]) < _CHEAP
     if settings.rounds is not None or not cheap or rounds == 1:
         return (rounds,)
     return tuple(sorted({max(1, rounds // 2), rounds - 1}))

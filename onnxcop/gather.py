@@ -13,6 +13,9 @@ from onnxcop.data import CalibrationData, Preprocess, open_source
 from onnxcop.probe import model_inputs
 from onnxcop.specs import InputSpec
 
+_SAMPLES = 512  # of the data, unless told
+_AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which there may be more of them
+
 
 def input_specs(analysis: Analysis) -> list[InputSpec]:
     """What the model must be fed with."""
@@ -30,16 +33,23 @@ def input_specs(analysis: Analysis) -> list[InputSpec]:
 
 
 def open_data(
-    analysis: Analysis, data: Any, preprocess: Preprocess | None, samples: int, batch_size: int, seed: int,
+    analysis: Analysis, data: Any, preprocess: Preprocess | None, samples: int | None, batch_size: int, seed: int,
     input_shapes: Mapping[str, Sequence[int]] | None,
 ) -> CalibrationData | None:  # fmt: skip
     """Open the user's data; None where there is none."""
     if data is None:
         return None
+    samples = default_samples(analysis) if samples is None else samples
     return open_source(
-        data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size, seed=seed,
-        input_shapes=input_shapes,
+        data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size,
+        seed=seed, input_shapes=input_shapes,
     )  # fmt: skip
+
+
+def default_samples(analysis: Analysis) -> int:
+    """How many samples to calibrate on: more of a network that is quickly run, where they cost little."""
+    macs = max(float(analysis.cost.original()[0]), 1.0)
+    return int(np.clip(_AFFORDABLE / macs, _SAMPLES, 2 * _SAMPLES))
 
 
 def synthetic_data(analysis: Analysis, samples: int, batch_size: int, seed: int) -> CalibrationData:

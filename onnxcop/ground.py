@@ -13,7 +13,8 @@ from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.recover import Progress, Recovery, RecoverySettings
 
-_PROBE_SHARE = 1 / 3
+_PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
+_PROBE_MOST = 1 / 3
 
 
 def recovery_on(
@@ -27,7 +28,7 @@ def recovery_on(
     """
     if source.count < 2:
         raise CalibrationError(f"recovery needs at least 2 samples, {source.description} holds {source.count}")
-    share = min(_PROBE_SHARE, settings.probe_samples / source.count)
+    share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
     return Recovery(analysis, fit, probe, options, settings, progress)
 

@@ -47,7 +47,7 @@ def prune(
     max_drop: float | None = None,
     data: Any = None,
     preprocess: Preprocess | None = None,
-    samples: int = 512,
+    samples: int | None = None,
     batch_size: int = 32,
     stats: CalibrationStats | str | Path | None = None,
     stats_out: str | Path | None = None,
@@ -78,7 +78,7 @@ def prune(
         max_drop: Largest loss of the metric allowed, instead of a size.
         data: Calibration data (see :func:`onnxcop.data.open_source`); without it the weights alone decide.
         preprocess: What is done to pictures, None to guess it.
-        samples: How many samples of the data are used.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
         batch_size: Samples that run at once.
         stats: Statistics of an earlier run, to rank (and merge) by without data.
         stats_out: Where to write the statistics of the original.
@@ -117,7 +117,7 @@ def prune(
 def prepare(
     model: onnx.ModelProto | str | Path, *, macs: float | None = None, params: float | None = None,
     filters: float | None = None, size: int | None = None, divergence: float | None = None, metric: Any = None,
-    max_drop: float | None = None, data: Any = None, preprocess: Preprocess | None = None, samples: int = 512,
+    max_drop: float | None = None, data: Any = None, preprocess: Preprocess | None = None, samples: int | None = None,
     batch_size: int = 32, stats: CalibrationStats | str | Path | None = None, stats_out: str | Path | None = None,
     criterion: str | Criterion = "auto", allocate: str = "auto", recover: str = "auto",
     settings: RecoverySettings | None = None, limits: Limits = Limits(),
@@ -159,7 +159,7 @@ def prepare(
 
 def apply_plan(
     model: onnx.ModelProto | str | Path, plan: PruningPlan, *, data: Any = None, preprocess: Preprocess | None = None,
-    samples: int = 512, batch_size: int = 32, options: EngineOptions = EngineOptions(),
+    samples: int | None = None, batch_size: int = 32, options: EngineOptions = EngineOptions(),
     rules: RuleTable = DEFAULT_RULES, latency_seconds: float = 0.0, seed: int = 0,
     progress: Callback | bool | None = None,
 ) -> PruneResult:  # fmt: skip

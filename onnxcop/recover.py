@@ -71,7 +71,7 @@ class RecoverySettings:
         rounds: Rounds of prune and recover; None chooses by how much is to go.
         refine: Passes of layer-by-layer least squares at the end of each round.
         curve_passes: Most passes of measuring curves in a round.
-        probe_samples: Most samples that divergences are measured on.
+        probe_samples: Samples that divergences are measured on, where these are more than a quarter.
         refine_samples: Most samples that refinement fits on.
         seed: Of all that is drawn.
     """

@@ -125,7 +125,7 @@ def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
 
 def statistics(
     analysis: Analysis, *, data: Any = None, stats: str | Path | None = None, stats_out: str | Path | None = None,
-    preprocess: Preprocess | None = None, samples: int = 512, batch_size: int = 32, seed: int = 0,
+    preprocess: Preprocess | None = None, samples: int | None = None, batch_size: int = 32, seed: int = 0,
     options: EngineOptions = EngineOptions(),
     progress: Callable[[str, float, float | None], None] | None = None,
 ) -> CalibrationStats | None:  # fmt: skip
@@ -137,7 +137,7 @@ def statistics(
         stats: A file of statistics, which outranks the data.
         stats_out: Where to write what was gathered.
         preprocess: What is done to pictures, None to guess it.
-        samples: How many samples of the data are used.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
         batch_size: Samples that run at once.
         seed: Of the choice of samples.
         options: How the model is run.

@@ -25,7 +25,7 @@ def recover(
     data: Any,
     *,
     preprocess: Preprocess | None = None,
-    samples: int = 512,
+    samples: int | None = None,
     batch_size: int = 32,
     settings: RecoverySettings | None = None,
     options: EngineOptions = EngineOptions(),
@@ -39,7 +39,7 @@ def recover(
         removed: int64, the units to remove.
         data: Calibration data (see :func:`onnxcop.data.open_source`).
         preprocess: What is done to pictures, None to guess it.
-        samples: How many samples of the data are used.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
         batch_size: Samples that run at once.
         settings: How hard recovery tries.
         options: How models are run.

@@ -85,7 +85,7 @@ def compare(
     *,
     data: Any = None,
     preprocess: Preprocess | None = None,
-    samples: int = 512,
+    samples: int | None = None,
     batch_size: int = 32,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     options: EngineOptions = EngineOptions(),
@@ -100,7 +100,7 @@ def compare(
         b: The other model.
         data: What to compare outputs on (see :func:`onnxcop.data.open_source`); made-up inputs without it.
         preprocess: What is done to pictures, None to guess it.
-        samples: How many samples of the data are used.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
         batch_size: Samples that run at once.
         input_shapes: Concrete shapes for dynamic inputs.
         options: How models are run.

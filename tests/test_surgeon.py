@@ -227,3 +227,43 @@ def test_a_step_ends_where_asked() -> None:
     assert seen == sorted(set(seen))
     assert seen[-1] == 300
     assert 1 < min(np.diff(seen).max(), seen[0]) < 10
+
+
+def patches(seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Observations of [channels × taps] features, weights, and the same weights feature by feature."""
+    weights = weights_of(seed)
+    flat = weights.transpose(0, 2, 1).reshape(CHANNELS * TAPS, OUTPUTS)
+    return observations(seed, channels=CHANNELS * TAPS), weights, flat
+
+
+def test_with_patches_all_taps_of_a_channel_leave_together() -> None:
+    x, weights, flat = patches(11)
+    surgery = LayerSurgery.of(layer_of(), weights, moments_of(x), RIDGE, np.ones(CHANNELS, np.bool_))
+    costs, spent = surgery.costs() * surgery.energy, 0.0
+    for channel in range(CHANNELS):
+        own = [channel * TAPS + tap for tap in range(TAPS)]
+        assert costs[channel] == pytest.approx(least_error(x, flat, own, RIDGE), rel=1e-6)
+    gone: list[int] = []
+    for channel in (2, 7):
+        spent += float(surgery.costs()[channel]) * surgery.energy
+        surgery.remove(np.array([channel]))
+        gone += [channel * TAPS + tap for tap in range(TAPS)]
+        assert spent == pytest.approx(least_error(x, flat, gone, RIDGE), rel=1e-6)
+        assert not surgery.weights[gone].any()
+
+
+def test_merging_patches_keeps_the_mean_and_errs_less_than_merging_channels() -> None:
+    x, weights, flat = patches(12)
+    gone = np.array([0, 4])
+    keep = np.setdiff1d(np.arange(CHANNELS), gone)
+    merged, lost = compensated(weights, moments_of(x), 1e-9, keep, gone)
+    assert merged.shape == weights.shape and not merged[gone].any()
+    features = merged.transpose(0, 2, 1).reshape(flat.shape)
+    np.testing.assert_allclose((x @ features).mean(axis=0) + lost, (x @ flat).mean(axis=0), rtol=1e-9, atol=1e-9)
+    own = [channel * TAPS + tap for channel in gone for tap in range(TAPS)]
+    error = ((x @ features + lost - x @ flat) ** 2).sum() / len(x)
+    assert error == pytest.approx(least_error(x, flat, own, 1e-9), rel=1e-6)
+    by_channel = moments_of(x.reshape(-1, CHANNELS, TAPS).transpose(0, 2, 1).reshape(-1, CHANNELS))
+    coarse, shift = compensated(weights, by_channel, 1e-9, keep, gone)
+    rougher = x @ coarse.transpose(0, 2, 1).reshape(flat.shape) + shift - x @ flat
+    assert error < (rougher**2).sum() / len(x)
