@@ -138,8 +138,10 @@ def batch_normalization(op: Op) -> None:
     """BatchNormalization: `n c ..., c, c, c, c -> n c ...`, exact per channel.
 
     Exact: every axis; the parameters are cut along the channels.
-    Frozen: all axes in training mode.
+    Frozen: all axes in training mode, or with parameters for every element.
     """
     if op.attr("training_mode", 0) or op.attr("is_test", 1) == 0:
         raise Decline("BatchNormalization in training mode")
+    if op.attr("spatial", 1) == 0:
+        raise Decline("BatchNormalization with parameters for every element")
     per_channel(op, 1, (1, 2, 3, 4))
