@@ -79,6 +79,7 @@ budget_options: Decorator[Any, Any] = _options(
     _option("--params", type=Fraction(), help="Parameters."),
     _option("--filters", type=Fraction(), help="Prunable filters."),
     _option("--size", type=Size(), help="The file, 5MB say."),
+    _option("--latency", type=Fraction(), help="The time of a run on this machine, measured."),
     _option(
         "--divergence", type=Positive(),
         help="Instead: cut until the outputs differ by this much (with --data).",

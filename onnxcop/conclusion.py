@@ -31,7 +31,7 @@ log = logging.getLogger("onnxcop")
 def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0) -> PruneResult:
     """Make a decision a plan, and carry it out."""
     analysis, modes, source = request.analysis, request.modes, request.source
-    bounds = asdict(request.budget) | {"divergence": request.divergence}
+    bounds = asdict(request.budget) | {"divergence": request.divergence, "latency": request.latency}
     plan = PruningPlan(
         analysis.sha256, cuts_of(analysis, decision.removed), dict(analysis.input_shapes), request.policy,
         {name: value for name, value in bounds.items() if value is not None},

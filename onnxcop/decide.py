@@ -57,6 +57,7 @@ class Request:
     clock: Clock
     policy: str = "finest"
     choices: tuple[str, ...] = ()
+    latency: float | None = None
 
 
 @dataclass(frozen=True)

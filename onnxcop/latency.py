@@ -29,7 +29,7 @@ log = logging.getLogger("onnxcop")
 DEFAULT_SECONDS = 2.0
 _TURN = 0.002  # seconds a model runs for at least within a turn, so that the clock's own cost is nothing
 _FEWEST, _MOST = 5, 1000  # turns
-_ENOUGH = 0.003  # standard error of every ratio at which measuring stops early
+ENOUGH = 0.003  # standard error of every ratio at which measuring stops early
 _LEAST_TIME = 0.25  # share of the time that is spent in any case
 _TO_DEVIATION = 1.349  # quartiles of a normal distribution lie this many deviations apart
 _OF_MEDIAN = 1.2533  # standard error of a median over that of a mean
@@ -120,7 +120,7 @@ def _ratio(seconds: FloatArray, model: int, original: int) -> tuple[float, float
 
 def measure(
     models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array] | Sequence[Mapping[str, Array]],
-    options: EngineOptions = EngineOptions(), *, seconds: float = DEFAULT_SECONDS,
+    options: EngineOptions = EngineOptions(), *, seconds: float = DEFAULT_SECONDS, enough: float = ENOUGH,
 ) -> Measurement:  # fmt: skip
     """Time models with the same inputs, in turns.
 
@@ -130,6 +130,7 @@ def measure(
         options: How to run them.
         seconds: About how long to measure, loading and warming up not counted. A turn that takes longer
             than that is finished all the same.
+        enough: Standard error of every ratio at which measuring ends early.
 
     Raises:
         EngineError: One of the models does not run.
@@ -138,7 +139,7 @@ def measure(
     each = [dict(feeds)] * len(models) if isinstance(feeds, Mapping) else [dict(feed) for feed in feeds]
     with ExitStack() as stack:
         sessions = [stack.enter_context(Session(model, deployed, config=_CONFIG)) for model in models]
-        return Measurement(_turns(sessions, each, seconds, time.perf_counter), sessions[0].providers[0])
+        return Measurement(_turns(sessions, each, seconds, time.perf_counter, enough), sessions[0].providers[0])
 
 
 def timed(
@@ -161,8 +162,9 @@ def as_deployed(options: EngineOptions) -> EngineOptions:
 
 
 def _turns(
-    sessions: Sequence[Session], feeds: Sequence[Feed], seconds: float, clock: Callable[[], float]
-) -> FloatArray:
+    sessions: Sequence[Session], feeds: Sequence[Feed], seconds: float, clock: Callable[[], float],
+    enough: float = ENOUGH,
+) -> FloatArray:  # fmt: skip
     repeats = [_repeats(session, feed, clock) for session, feed in zip(sessions, feeds, strict=True)]
     rows: list[list[float]] = []
     start = clock()
@@ -176,13 +178,15 @@ def _turns(
             row[place] = max(clock() - began, 1e-9) / repeats[place]
         rows.append(row)
         spent = clock() - start
-        if spent >= seconds or (len(rows) >= _FEWEST and spent >= _LEAST_TIME * seconds and _settled(np.array(rows))):
+        if spent >= seconds or (
+            len(rows) >= _FEWEST and spent >= _LEAST_TIME * seconds and _settled(np.array(rows), enough)
+        ):
             break
     return np.array(rows)
 
 
-def _settled(seconds: FloatArray) -> bool:
-    return all(_ratio(seconds, model, 0)[1] < _ENOUGH for model in range(1, seconds.shape[1]))
+def _settled(seconds: FloatArray, enough: float) -> bool:
+    return all(_ratio(seconds, model, 0)[1] < enough for model in range(1, seconds.shape[1]))
 
 
 def _repeats(session: Session, feed: Feed, clock: Callable[[], float]) -> int:

@@ -20,6 +20,7 @@ from onnxcop.decide import Decision, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError
 from onnxcop.gather import open_data
+from onnxcop.latency_budget import check_bound, prune_within
 from onnxcop.modes import Modes
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.plan import PruningPlan, units_of
@@ -42,6 +43,7 @@ def prune(
     params: float | None = None,
     filters: float | None = None,
     size: int | None = None,
+    latency: float | None = None,
     divergence: float | None = None,
     metric: Any = None,
     max_drop: float | None = None,
@@ -72,6 +74,8 @@ def prune(
         params: Fraction of parameters.
         filters: Fraction of prunable filters.
         size: Bytes of the file.
+        latency: Fraction of the time that a run takes, measured on this machine with the provider of `options`;
+            widths are then chosen by measurement too, unless `limits` say otherwise.
         divergence: Instead of a size: the largest output divergence allowed on held-out samples.
         metric: A score of your own, `script.py:function` or a callable that takes a ModelProto and
             returns a number, higher is better; measured before and after, and with `max_drop` the bound.
@@ -105,20 +109,24 @@ def prune(
     """
     with shown(progress) as tell:
         request = prepare(
-            model, macs=macs, params=params, filters=filters, size=size, divergence=divergence, metric=metric,
-            max_drop=max_drop, data=data, preprocess=preprocess, samples=samples, batch_size=batch_size, stats=stats,
-            stats_out=stats_out, criterion=criterion, allocate=allocate, recover=recover, settings=settings,
-            limits=limits, input_shapes=input_shapes, rules=rules, policy=policy, options=options, seed=seed,
+            model, macs=macs, params=params, filters=filters, size=size, latency=latency, divergence=divergence,
+            metric=metric, max_drop=max_drop, data=data, preprocess=preprocess, samples=samples,
+            batch_size=batch_size, stats=stats, stats_out=stats_out, criterion=criterion, allocate=allocate,
+            recover=recover, settings=settings, limits=limits, input_shapes=input_shapes, rules=rules,
+            policy=policy, options=options, seed=seed,
             progress=tell,
         )  # fmt: skip
+        if latency is not None:
+            return prune_within(request, latency, latency_seconds)
         return conclude(request, decide(request), latency_seconds)
 
 
 def prepare(
     model: onnx.ModelProto | str | Path, *, macs: float | None = None, params: float | None = None,
-    filters: float | None = None, size: int | None = None, divergence: float | None = None, metric: Any = None,
-    max_drop: float | None = None, data: Any = None, preprocess: Preprocess | None = None, samples: int | None = None,
-    batch_size: int = 32, stats: CalibrationStats | str | Path | None = None, stats_out: str | Path | None = None,
+    filters: float | None = None, size: int | None = None, latency: float | None = None,
+    divergence: float | None = None, metric: Any = None, max_drop: float | None = None, data: Any = None,
+    preprocess: Preprocess | None = None, samples: int | None = None, batch_size: int = 32,
+    stats: CalibrationStats | str | Path | None = None, stats_out: str | Path | None = None,
     criterion: str | Criterion = "auto", allocate: str = "auto", recover: str = "auto",
     settings: RecoverySettings | None = None, limits: Limits = Limits(),
     input_shapes: Mapping[str, Sequence[int]] | None = None, rules: RuleTable = DEFAULT_RULES, policy: str = "finest",
@@ -134,7 +142,9 @@ def prepare(
         bounded=divergence is not None or max_drop is not None,
     )  # fmt: skip
     budget = Budget(macs, params, filters, size)
-    if budget.empty and divergence is None and max_drop is None:
+    if latency is not None:
+        check_bound(latency)
+    if budget.empty and latency is divergence is max_drop is None:
         budget = Budget(macs=DEFAULT_MACS)
     clock = Clock()
     with clock.stage("analysis"):
@@ -146,7 +156,9 @@ def prepare(
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, input_shapes)
     choices: tuple[str, ...] = ()
-    if limits.multiple_of == AUTO:
+    if latency is not None and limits.multiple_of == 1:
+        limits = replace(limits, multiple_of=AUTO)  # decided together with the depth of the cut
+    elif limits.multiple_of == AUTO and latency is None:
         with clock.stage("widths"):
             widths = suitable_widths(analysis, budget, limits, options)
         limits, choices = replace(limits, multiple_of=widths.multiple), (str(widths),)
@@ -154,6 +166,7 @@ def prepare(
         analysis, budget, limits, modes, source, _loaded(stats, analysis),
         None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
         replace(settings or RecoverySettings(), seed=seed), options, progress, clock, policy, choices,
+        latency,
     )  # fmt: skip
 
 

@@ -117,6 +117,9 @@ def sweep(
     budgets = sorted(set(macs), reverse=True)
     if not budgets:
         raise BudgetError("a sweep needs budgets; give --macs 0.9,0.8,0.7")
+    for name in ("latency", "divergence", "max_drop"):
+        if settings.get(name) is not None:
+            raise BudgetError(f"a sweep goes by multiply-accumulates; --{name.replace('_', '-')} is for a single run")
     with shown(progress) as tell:
         request = prepare(model, macs=budgets[0], progress=tell, **settings)
         course, clock = Course(request), request.clock

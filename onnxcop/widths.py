@@ -35,6 +35,7 @@ _USUAL = Budget(macs=0.7)  # what is tried where the budget is no size
 _SAFE = 8  # the multiple where nothing can be measured
 _TOLERANCE = 1.1  # finer widths leave more choice, which is worth this much time
 _SECONDS = 5.0
+ROUGHLY = 0.01  # standard error of a latency that is good enough to choose by
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def suitable_widths(
     models = [analysis.original, *(model for model, _ in cuts.values())]
     try:
         feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
-        found = measure(models, feeds, options, seconds=seconds)
+        found = measure(models, feeds, options, seconds=seconds, enough=ROUGHLY)
     except (EngineError, ModelError) as error:
         log.warning("latency could not be measured, so widths are multiples of %d: %s", _SAFE, error)
         return Widths(_SAFE, ())
@@ -120,16 +121,28 @@ def suitable_widths(
 
 
 def rough_cut(analysis: Analysis, budget: Budget, limits: Limits) -> tuple[onnx.ModelProto, float]:
-    """The model cut to about a budget by the norms of its weights, for timing, and the fraction of MACs that is left.
+    """The model cut to about a budget with widths of one granularity, for timing, and the fraction of MACs left.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
+    removed = _no_coarser(analysis, rough_choice(analysis, budget, limits), limits.multiple_of)
+    return without(analysis, removed), float(analysis.cost.of_units(removed)[0] / analysis.cost.original()[0])
+
+
+def rough_choice(analysis: Analysis, budget: Budget, limits: Limits) -> IntArray:
+    """The units, int64, that the norms of the weights would remove for a budget: good enough for timing.
 
     Raises:
         BudgetError: The budget cannot be met.
     """
     subject = Subject.of(analysis.model, analysis.structure, analysis.cost)
-    removed = choose(subject, criterion_named("l2").rank(subject), budget, limits).removed
-    removed = np.sort(_no_coarser(analysis, removed, limits.multiple_of))
-    cut = apply(analysis.model, analysis.structure, removed)
-    return cut, float(analysis.cost.of_units(removed)[0] / max(float(analysis.cost.original()[0]), 1.0))
+    return choose(subject, criterion_named("l2").rank(subject), budget, limits).removed
+
+
+def without(analysis: Analysis, removed: IntArray) -> onnx.ModelProto:
+    """The analysed model without some of its units."""
+    return apply(analysis.model, analysis.structure, np.sort(removed))
 
 
 def _no_coarser(analysis: Analysis, removed: IntArray, multiple: int) -> IntArray:
