@@ -9,7 +9,7 @@ from html import escape
 from onnxcop.divergence import Waypoint
 
 _WIDTH, _HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 16, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 24, 16, 42
 _WIDE_RANGE = 30  # from here on a logarithmic axis shows more
 
 
@@ -53,7 +53,7 @@ def curve(way: Sequence[Waypoint], chosen: tuple[float, float], macs: float | No
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{text}</text>')
     for value, text in labels_x:
-        parts.append(f'<text x="{across(value):.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
+        parts.append(f'<text x="{across(value):.1f}" y="{bottom + 19}" text-anchor="middle">{text}</text>')
     parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">MACs left</text>')
     if macs is not None:
         parts.append(f'<line class="bound" x1="{across(macs):.1f}" x2="{across(macs):.1f}" y1="{_TOP}" y2="{bottom}"/>')
@@ -80,12 +80,13 @@ def _result(x: float, y: float, chosen: tuple[float, float]) -> str:
 
 
 def _best(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float]]:
-    """The lowest divergence that was measured at each share, ascending."""
-    lowest: dict[float, float] = {}
+    """The point of the lowest divergence at each share (in whole percents), ascending."""
+    lowest: dict[float, tuple[float, float]] = {}
     for x, y, _ in points:
         key = round(x, 2)
-        lowest[key] = min(y, lowest.get(key, math.inf))
-    return sorted(lowest.items())
+        if key not in lowest or y < lowest[key][1]:
+            lowest[key] = (x, y)
+    return sorted(lowest.values())
 
 
 def _shares(values: Sequence[float]) -> tuple[_Scale, list[tuple[float, str]]]:
