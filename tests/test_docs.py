@@ -55,8 +55,9 @@ def _name(page: Path) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to write into, in which `models/` stands."""
-    (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
+    """A folder to write into, in which `models/` and `tests/` stand."""
+    for name in ("models", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
