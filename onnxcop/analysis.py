@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -18,6 +19,7 @@ from onnxcop.engine import EngineOptions, resolve_provider
 from onnxcop.groups import Structure
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.probe import settle_shapes, shapes_of
+from onnxcop.scopes import Scopes, make_names_unique
 from onnxcop.shapes import Shape
 from onnxcop.sharing import unshare
 
@@ -47,6 +49,11 @@ class Analysis:
     cost: CostModel
     source: str
     added_biases: frozenset[str] = frozenset()
+
+    @cached_property
+    def nodes(self) -> tuple[onnx.NodeProto, ...]:
+        """All nodes of `model` by number, those of bodies included (see :mod:`onnxcop.scopes`)."""
+        return Scopes.of(self.model).nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,7 @@ def analyze(
     original = models.load(model)
     working = onnx.ModelProto()
     working.CopyFrom(original)
+    make_names_unique(working)
     copies = unshare(working)
     added = add_biases(working) if biases else frozenset()
     settled = settle_shapes(working, input_shapes, options)
@@ -116,7 +124,7 @@ def census(analysis: Analysis) -> list[FilterCensus]:
         kernel = contraction.kernel
         if kernel is None:
             continue
-        node = analysis.model.graph.node[contraction.node]
+        node = analysis.nodes[contraction.node]
         if kernel.groups > 1 and not contraction.operands and _is_depthwise(analysis, contraction.node, kernel.input):
             continue
         atoms = contraction.produced
@@ -130,7 +138,7 @@ def census(analysis: Analysis) -> list[FilterCensus]:
 
 
 def _is_depthwise(analysis: Analysis, node: int, weight_input: int) -> bool:
-    name = analysis.model.graph.node[node].input[weight_input]
+    name = analysis.nodes[node].input[weight_input]
     shape = analysis.structure.coupling.shapes[name].shape or ()
     return len(shape) > 1 and shape[1] == 1
 
@@ -151,7 +159,7 @@ def _name(node: onnx.NodeProto) -> str:
 
 def node_name(analysis: Analysis, index: int) -> str:
     """A node's name for people."""
-    return _name(analysis.model.graph.node[index])
+    return _name(analysis.nodes[index])
 
 
 def group_name(analysis: Analysis, index: int) -> str:

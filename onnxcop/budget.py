@@ -11,6 +11,7 @@ import onnx
 from onnxcop.atoms import BoolArray, IntArray
 from onnxcop.errors import BudgetError
 from onnxcop.groups import Structure
+from onnxcop.scopes import Scopes
 from onnxcop.tracing import Coupling
 
 
@@ -100,7 +101,9 @@ def _matching(model: onnx.ModelProto, structure: Structure, pattern: str) -> Int
     coupling = structure.coupling
     names = {name for name in (*coupling.shapes.infos, *coupling.labels) if name and fnmatch.fnmatchcase(name, pattern)}
     nodes = {
-        index for index, node in enumerate(model.graph.node) if node.name and fnmatch.fnmatchcase(node.name, pattern)
+        index
+        for index, node in enumerate(Scopes.of(model).nodes)
+        if node.name and fnmatch.fnmatchcase(node.name, pattern)
     }
     if not names and not nodes:
         raise BudgetError(f"no node and no tensor is named {pattern!r}; see the names with `onnxcop inspect`")

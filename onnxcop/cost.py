@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
+from onnxcop.scopes import Scopes
 
 FloatArray = NDArray[np.float64]
 KINDS = ("macs", "params", "bytes")
@@ -138,9 +139,11 @@ def build(model: onnx.ModelProto, structure: Structure) -> CostModel:
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:
     """Name, dims, element type of every stored tensor, and whether it holds weights (not sizes)."""
-    for tensor in model.graph.initializer:
-        yield tensor.name, tuple(tensor.dims), tensor.data_type, _is_weight(tensor)
-    for node in model.graph.node:
+    scopes = Scopes.of(model)
+    for scope in scopes.all:
+        for tensor in scope.graph.initializer:
+            yield tensor.name, tuple(tensor.dims), tensor.data_type, _is_weight(tensor)
+    for node in scopes.nodes:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":

@@ -121,7 +121,7 @@ def produced_filters(subject: Subject) -> list[tuple[IntArray, FloatArray]]:
         units = structure.units_on(contraction.produced)
         if not (units >= 0).any():
             continue
-        name = subject.model.graph.node[contraction.node].input[kernel.input]
+        name = subject.weights.nodes[contraction.node].input[kernel.input]
         values = subject.weights.read(name)
         if values is None:
             continue

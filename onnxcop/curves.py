@@ -17,6 +17,7 @@ from onnxcop.atoms import IntArray
 from onnxcop.budget import Limits, allowed_units
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions
+from onnxcop.groups import DependencyGroup
 from onnxcop.layers import FloatArray, Layer
 from onnxcop.segments import Rolling
 from onnxcop.shapes import Array
@@ -107,11 +108,11 @@ def measure(
             for g in structure.groups
             if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
         }
-    groups = sorted((structure.groups[index] for index in requests), key=lambda g: min(g.consumers))
+    groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_consumer(working, g))
     rolling = Rolling(working.cutter, samples.feeds, options)
     base = samples.reference.compare(rolling.finish()).value
     for done, group in enumerate(groups, start=1):
-        rolling.advance(min(group.consumers))
+        rolling.advance(_first_consumer(working, group))
         units = group.units[allowed[group.units]]
         most = most_units(allowed, group.units, group.width, limits)
         count = min(requests[group.index], most)
@@ -123,6 +124,11 @@ def measure(
         if progress is not None:
             progress(done, len(groups))
     return curves
+
+
+def _first_consumer(working: Working, group: DependencyGroup) -> int:
+    """Position in the top-level graph of the first node that sums over a group."""
+    return min(working.scopes.place(node) for node in group.consumers)
 
 
 def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntArray, width: int, limits: Limits) -> int:
@@ -214,7 +220,7 @@ def touched_names(working: Working, surgeries: Sequence[LayerSurgery], gone: Seq
     """Stored tensors that a variant changes."""
     names = set()
     for layer in [s.layer for s in surgeries] + silenced_layers(working, gone, {s.layer.node for s in surgeries}):
-        name = working.model.graph.node[layer.node].input[layer.kernel.input]
+        name = working.nodes[layer.node].input[layer.kernel.input]
         if name in working.cutter.stored:
             names.add(name)
         bias = working.bias_name(layer.node, layer.kernel.kind, layer.kernel.bias)

@@ -17,9 +17,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcop.layers import Layer
+from onnxcop.scopes import captured
 from onnxcop.shapes import Array, ShapeMap
 from onnxcop.stats import tap_key
-from onnxcop.tracing import captured
 
 _STEPS_OPSET = 10  # Slice takes steps, and its bounds as inputs
 _RECURRENT = {"RNN", "GRU", "LSTM"}
@@ -104,6 +104,8 @@ def taps_of(
     """
     taps: dict[str, Tap] = {}
     for layer in layers:
+        if layer.node >= len(model.graph.node):
+            continue  # inside a body of control flow, from where nothing can be given out
         info = shapes[layer.tensor]
         key = tap_key(layer)
         if layer.channels > widest or key in taps or info.shape is None:

@@ -7,9 +7,8 @@ a recurrent layer's input), a layer is a data tensor with a channel axis and a w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +19,7 @@ from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import Contraction, Kernel
 from onnxcop.rewrite import constant_tensors
+from onnxcop.scopes import Scopes
 from onnxcop.shapes import Array, evaluate
 
 FloatArray = NDArray[np.float64]
@@ -30,7 +30,7 @@ class Layer:
     """A node that sums over prunable channels with trained weights.
 
     Attributes:
-        node: Index of the node.
+        node: Number of the node (see :mod:`onnxcop.scopes`).
         kernel: Where its weights lie.
         tensor: Name of the data tensor it reads.
         axis: The channel axis of that tensor.
@@ -60,17 +60,18 @@ class Layer:
 class Weights:
     """Reads weights of a model as arrays, evaluating what is computed from constants."""
 
-    model: onnx.ModelProto
+    nodes: Sequence[onnx.NodeProto]
     stored: Mapping[str, onnx.TensorProto]
-    producers: Mapping[str, onnx.NodeProto]
+    producers: Mapping[str, int]
     opset: int
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Weights:
         """Index a model."""
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-        producers = {name: node for node in model.graph.node for name in node.output if name}
-        return cls(model, constant_tensors(model), producers, opset)
+        nodes = Scopes.of(model).nodes
+        producers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+        return cls(nodes, constant_tensors(model), producers, opset)
 
     def read(self, name: str) -> Array | None:
         """The value of a tensor that depends on constants alone, None if it cannot be told."""
@@ -85,10 +86,10 @@ class Weights:
             if current not in self.producers:
                 return None
             chain.append(current)
-            pending += [i for i in self.producers[current].input if i]
+            pending += [i for i in self.nodes[self.producers[current]].input if i]
         values: dict[str, Array | None] = {}
-        for current in sorted(chain, key=_order(self.model)):
-            node = self.producers[current]
+        for current in sorted(chain, key=self.producers.__getitem__):
+            node = self.nodes[self.producers[current]]
             inputs = [values[i] if i in values else self.read(i) if i else None for i in node.input]
             results = evaluate(node, inputs, self.opset, largest=1 << 31)
             if results is None:
@@ -97,22 +98,17 @@ class Weights:
         return values[name]
 
 
-def _order(model: onnx.ModelProto) -> Any:
-    position = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
-    return lambda name: position[name]
-
-
 def layers_of(model: onnx.ModelProto, structure: Structure) -> list[Layer]:
     """All layers that consume prunable channels, in the order of the graph."""
-    found = []
+    found, nodes = [], Scopes.of(model).nodes
     for contraction in structure.coupling.findings.contractions:
-        layer = _layer(model, structure, contraction)
+        layer = _layer(nodes, structure, contraction)
         if layer is not None:
             found.append(layer)
     return found
 
 
-def _layer(model: onnx.ModelProto, structure: Structure, contraction: Contraction) -> Layer | None:
+def _layer(nodes: Sequence[onnx.NodeProto], structure: Structure, contraction: Contraction) -> Layer | None:
     kernel = contraction.kernel
     if kernel is None or not contraction.operands:
         return None
@@ -128,7 +124,7 @@ def _layer(model: onnx.ModelProto, structure: Structure, contraction: Contractio
         outer, inner = _blocks(classes)
     width = len(classes) // (outer * inner)
     first = classes.reshape(outer, width, inner)[0, :, 0]
-    tensor = model.graph.node[contraction.node].input[data.input]
+    tensor = nodes[contraction.node].input[data.input]
     return Layer(contraction.node, kernel, tensor, data.axis, outer, inner, groups, structure.class_unit[first])
 
 
@@ -167,6 +163,6 @@ def weight_array(values: Array, layer: Layer) -> FloatArray:
 
 def layer_weights(weights: Weights, layer: Layer) -> FloatArray | None:
     """Read a layer's weights in normal form (see :func:`weight_array`)."""
-    node = weights.model.graph.node[layer.node]
+    node = weights.nodes[layer.node]
     values = weights.read(node.input[layer.kernel.input])
     return None if values is None else weight_array(values, layer)

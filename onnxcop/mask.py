@@ -1,12 +1,14 @@
 """The masked original: the original graph with removed channels forced to zero where they are summed.
 
-This is the second opinion that verification compares with. It shares nothing with the rewriter: no
+Nodes inside bodies of control flow are masked where they are; the weights they then read are stored in
+the top-level graph. This is the second opinion that verification compares with. It shares nothing with the rewriter: no
 tensor changes its shape, no size is touched; at every contraction the weights of the removed channels
 are set to zero, or, where two activations are multiplied, one of them is multiplied by a 0/1 mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import Contraction, Operand
 from onnxcop.rewrite import constant_tensors
+from onnxcop.scopes import Scopes
 from onnxcop.shapes import Array, TensorInfo
 
 
@@ -24,47 +27,45 @@ def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> o
     """Return a copy of `model` in which the given units contribute nothing to any sum."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    stored = constant_tensors(model)
+    stored, nodes = constant_tensors(model), Scopes.of(model).nodes
+    copies = Scopes.of(result)
     gone = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
     gone[removed] = True
     cut: dict[tuple[int, int], Array] = {}
     inserts: list[tuple[int, onnx.NodeProto]] = []
     for contraction in structure.coupling.findings.contractions:
-        operand = _side(contraction, model, stored)
+        operand = _side(contraction, nodes, stored)
         if operand is None:
             continue
         dead = gone[structure.units_on(operand.atoms)]
         if not dead.any():
             continue
-        node = result.graph.node[contraction.node]
-        name = node.input[operand.input]
+        node = copies.nodes[contraction.node]
+        name = nodes[contraction.node].input[operand.input]
         if name in stored:
             key = (contraction.node, operand.input)
             values = cut.get(key)
-            values = (
-                numpy_helper.to_array(stored[model.graph.node[key[0]].input[key[1]]]).copy()
-                if values is None
-                else values
-            )
+            values = numpy_helper.to_array(stored[name]).copy() if values is None else values
             values[(slice(None),) * operand.axis + (dead,)] = _zero(contraction, node, stored)
             cut[key] = values
         else:
-            info = structure.coupling.shapes[model.graph.node[contraction.node].input[operand.input]]
-            inserts.append((contraction.node, _mask_activation(result, info, contraction, operand, dead)))
+            info = structure.coupling.shapes[name]
+            inserts.append((contraction.node, _mask_activation(result, node, info, contraction, operand, dead)))
     for (index, position), values in cut.items():
-        name = f"{result.graph.node[index].input[position]}__masked_{index}_{position}"
+        name = f"{nodes[index].input[position]}__masked_{index}_{position}"
         result.graph.initializer.append(numpy_helper.from_array(values, name))
-        result.graph.node[index].input[position] = name
-    for index, node in reversed(sorted(inserts, key=lambda pair: pair[0])):
-        result.graph.node.insert(index, node)
+        copies.nodes[index].input[position] = name
+    for number, node in reversed(sorted(inserts, key=lambda pair: pair[0])):
+        scope = max((s for s in copies.all if s.first <= number), key=lambda s: s.first)
+        scope.graph.node.insert(number - scope.first, node)
     return result
 
 
-def _side(contraction: Contraction, model: onnx.ModelProto, stored: dict[str, Any]) -> Operand | None:
+def _side(contraction: Contraction, nodes: Sequence[onnx.NodeProto], stored: dict[str, Any]) -> Operand | None:
     """The operand to mask: stored weights if there are any, else the first activation."""
     if not contraction.operands:
         return None
-    inputs = model.graph.node[contraction.node].input
+    inputs = nodes[contraction.node].input
     for operand in contraction.operands:
         if inputs[operand.input] in stored:
             return operand
@@ -85,10 +86,14 @@ def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx
 
 
 def _mask_activation(
-    result: onnx.ModelProto, info: TensorInfo, contraction: Contraction, operand: Operand, dead: Any
+    result: onnx.ModelProto,
+    node: onnx.NodeProto,
+    info: TensorInfo,
+    contraction: Contraction,
+    operand: Operand,
+    dead: Any,
 ) -> onnx.NodeProto:
     """A Mul that zeroes the removed channels of one operand of one node."""
-    node = result.graph.node[contraction.node]
     name = node.input[operand.input]
     shape = [1] * len(info.shape or ())
     shape[operand.axis] = len(dead)

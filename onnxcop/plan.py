@@ -119,7 +119,7 @@ def _named_axes(analysis: Analysis, structure: Structure) -> list[tuple[str, int
     produced = set()
     for contraction in coupling.findings.contractions:
         if contraction.kernel is not None and contraction.produced is not None:
-            name = analysis.model.graph.node[contraction.node].input[contraction.kernel.input]
+            name = analysis.nodes[contraction.node].input[contraction.kernel.input]
             produced.add((name, contraction.kernel.out_axis))
     axes = []
     for name in coupling.constants:

@@ -16,6 +16,7 @@ import onnx
 from onnxcop.atoms import IntArray
 from onnxcop.criteria import Subject
 from onnxcop.layers import FloatArray
+from onnxcop.scopes import Scopes, captured
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def _depths(model: onnx.ModelProto) -> list[int]:
     """Number of nodes on the longest way from the inputs to every node."""
     reached: dict[str, int] = {}
     depths = []
-    for node in model.graph.node:
-        depth = 1 + max((reached.get(name, 0) for name in node.input), default=0)
+    for node in Scopes.of(model).nodes:
+        depth = 1 + max((reached.get(name, 0) for name in {*node.input, *captured(node)}), default=0)
         reached |= dict.fromkeys(node.output, depth)
         depths.append(depth)
     return depths
@@ -144,7 +145,7 @@ def _sizes(subject: Subject) -> dict[int, Sizes]:
         mac = macs.get(contraction.node)
         if contraction.kernel is None or mac is None:
             continue
-        name = subject.model.graph.node[contraction.node].input[contraction.kernel.input]
+        name = subject.weights.nodes[contraction.node].input[contraction.kernel.input]
         shape = structure.coupling.shapes[name].shape or ()
         label = structure.coupling.labels.get(name, (None,) * len(shape))
         free = [size for size, atoms in zip(shape, label, strict=True) if atoms is None]

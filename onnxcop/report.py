@@ -144,9 +144,7 @@ def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, .
     result = []
     for group in structure.groups:
         gone = 0 if cut is None else int(cut[group.index])
-        layers = tuple(
-            analysis.model.graph.node[n].name or analysis.model.graph.node[n].output[0] for n in group.producers
-        )
+        layers = tuple(analysis.nodes[n].name or analysis.nodes[n].output[0] for n in group.producers)
         result.append(
             GroupReport(
                 group_name(analysis, group.index),

@@ -45,11 +45,11 @@ def layer_changes(analysis: Analysis, removed: IntArray) -> tuple[LayerChange, .
     layers = []
     for node in sorted(widths):
         before, after = costs.pop(node, (np.zeros(len(KINDS)), np.zeros(len(KINDS))))
-        op = analysis.model.graph.node[node].op_type
+        op = analysis.nodes[node].op_type
         layers.append(_change(node_name(analysis, node), op, widths[node], before, after))
     others: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
     for node, pair in costs.items():
-        op = "stored tensors" if node < 0 else analysis.model.graph.node[node].op_type
+        op = "stored tensors" if node < 0 else analysis.nodes[node].op_type
         others.setdefault(op, []).append(pair)
     for op, pairs in others.items():
         before, after = (np.sum([pair[side] for pair in pairs], axis=0) for side in (0, 1))

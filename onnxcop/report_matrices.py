@@ -137,7 +137,7 @@ def _matrices(
     """|ρ| of the shown channels by each measure that can be had."""
     found = []
     moments = None if stats is None else stats.moments(layer)
-    name = weights.model.graph.node[layer.node].input[layer.kernel.input]
+    name = weights.nodes[layer.node].input[layer.kernel.input]
     stored = weights.stored.get(name)
     if stored is None or np.prod(stored.dims, dtype=np.int64) <= _LARGEST:
         values = layer_weights(weights, layer)

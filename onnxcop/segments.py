@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 
 from onnxcop.engine import EngineOptions, Session
+from onnxcop.scopes import captured, graphs_of
 from onnxcop.shapes import Array, ShapeMap
-from onnxcop.tracing import captured
 
 Feed = dict[str, Array]
 
@@ -35,6 +35,7 @@ class Cutter:
         graph = model.graph
         self.count = len(graph.node)
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
+        self.stored |= _inner_tensors(graph)
         self.constants = set(constants) | set(self.stored)
         self.reads = [[n for n in node.input if n] + sorted(captured(node)) for node in graph.node]
         self.maker = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
@@ -95,6 +96,18 @@ class Cutter:
         info = self.shapes[name]
         shape = None if info.shape is None else [None] * len(info.shape)
         return onnx.helper.make_tensor_value_info(name, info.elem_type, shape)
+
+
+def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """What the bodies of control flow store, by name; pieces hold it where it is."""
+    found: dict[str, onnx.TensorProto] = {}
+    for body in (body for node in graph.node for body in graphs_of(node)):
+        found |= {tensor.name: tensor for tensor in body.initializer}
+        for node in body.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                found[node.output[0]] = node.attribute[0].t
+        found |= _inner_tensors(body)
+    return found
 
 
 def run_piece(

@@ -1,55 +1,54 @@
-"""The shape, type and, where it is small and constant, the value of every tensor of a graph.
+"""The shape, type and, where it is small and constant, the value of every tensor of a model.
 
-One walk in topological order. Dynamic dimensions of the graph inputs are given concrete sizes first,
-so that every computed size (`Shape → Gather → Concat → Reshape`) folds to a number. Shapes come from
-ONNX's own per-operator inference with those numbers at hand; what it cannot tell (operators of other
-domains, control flow) comes from one run of ONNX Runtime.
+One walk in topological order, into the bodies of control flow too. Dynamic dimensions of the graph
+inputs are given concrete sizes first, so that every computed size (`Shape → Gather → Concat →
+Reshape`) folds to a number. Shapes come from ONNX's own per-operator inference with those numbers at
+hand; what it cannot tell (operators of other domains, loops that the data ends) comes from one run of
+ONNX Runtime.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.shape_inference import infer_node_outputs
 
-Array = np.ndarray[Any, Any]
-Shape = tuple[int, ...]
+from onnxcop.bodyshapes import entering, leaving
+from onnxcop.control import KINDS, Body, UnusualForm, bodies_of
+from onnxcop.tensorinfo import (
+    LARGEST_FOLDED,
+    Array,
+    Shape,
+    TensorInfo,
+    constant_info,
+    constant_node,
+    foldable,
+    from_type,
+)
 
-LARGEST_FOLDED = 4096  # elements of an integer tensor that is evaluated; floats only up to 16
-_LARGEST_FOLDED_FLOAT = 16
+__all__ = [
+    "LARGEST_FOLDED", "Array", "Shape", "ShapeMap", "TensorInfo", "evaluate", "has_dynamic_dims", "infer",
+    "shape_value",
+]  # fmt: skip
+
 # They move elements of their first input (Concat: of all).
 _PICKING = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
             "Transpose", "Unsqueeze"}  # fmt: skip
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """What is known of a tensor.
-
-    Attributes:
-        elem_type: `onnx.TensorProto` data type, 0 if unknown.
-        shape: Concrete sizes, None if unknown.
-        value: The tensor itself where it is small and does not depend on the data.
-        sized: Whether `value` was computed from the size of a runtime tensor.
-        varies: Where it was, bool like `value`, which of its elements were; the others are plain numbers.
-    """
-
-    elem_type: int = 0
-    shape: Shape | None = None
-    value: Array | None = None
-    sized: bool = False
-    varies: Array | None = None
-
-
 @dataclass(slots=True)
 class ShapeMap:
-    """`TensorInfo` by tensor name, for the top-level graph of a model."""
+    """`TensorInfo` by tensor name, for a model whose tensors all have names of their own.
+
+    Attributes:
+        infos: What is known of every tensor.
+        unknown: Tensors of the top-level graph whose shape could not be told.
+    """
 
     infos: dict[str, TensorInfo] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -91,6 +90,7 @@ class _Walker:
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.opsets.setdefault("", self.opsets.get("ai.onnx", 1))
         self.opset_protos = list(model.opset_import)
+        self.depth = 0
 
     def seed(self, input_shapes: Mapping[str, Shape]) -> None:
         infos = self.map.infos
@@ -105,10 +105,41 @@ class _Walker:
 
     def visit(self, node: onnx.NodeProto) -> None:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            self.map.infos[node.output[0]] = _constant_node(node)
+            self.map.infos[node.output[0]] = constant_node(node)
+            return
+        if node.op_type in KINDS and self._control(node):
             return
         if not self._fold(node):
             self._infer(node)
+
+    def _control(self, node: onnx.NodeProto) -> bool:
+        """Walk the bodies of a node; return whether it has any that can be walked."""
+        try:
+            bodies = bodies_of(node, self.opsets[""])
+        except UnusualForm:
+            return False
+        for body in bodies:
+            self._body(node, body)
+        found = leaving(node, bodies, self.map)
+        for name in node.output:
+            if name:
+                self._note(name, found.get(name, _NOTHING))
+        return True
+
+    def _body(self, node: onnx.NodeProto, body: Body) -> None:
+        """Walk a body, again without the sizes of states that grow or shrink from step to step."""
+        infos = self.map.infos
+        infos |= entering(node, body, self.map)
+        infos |= {tensor.name: constant_info(tensor) for tensor in body.graph.initializer}
+        self.depth += 1
+        for _ in range(len(body.carried) + 1):
+            for inner in body.graph.node:
+                self.visit(inner)
+            drifting = [a for a, b in body.carried if infos[a].shape not in (None, self.map[b].shape)]
+            if not drifting:
+                break
+            infos |= {name: TensorInfo(infos[name].elem_type) for name in drifting}
+        self.depth -= 1
 
     def _fold(self, node: onnx.NodeProto) -> bool:
         """Evaluate the node if everything it reads is known; return whether that was possible."""
@@ -151,7 +182,7 @@ class _Walker:
         for place, (name, result) in enumerate(zip(node.output, results, strict=False)):
             if name:
                 elem_type = onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
-                value = result if _foldable(result.dtype, result.size) else None
+                value = result if foldable(result.dtype, result.size) else None
                 mark = None if varies is None else varies[place]
                 self.map.infos[name] = TensorInfo(elem_type, result.shape, value, varies is not None, mark)
 
@@ -160,14 +191,15 @@ class _Walker:
         for name in node.output:
             if not name:
                 continue
-            if name in self.known:
-                elem_type, shape = self.known[name]
-                self.map.infos[name] = TensorInfo(elem_type, shape)
-                continue
-            info = _from_type(found.get(name))
-            self.map.infos[name] = info
-            if info.shape is None:
-                self.map.unknown.append(name)
+            self._note(name, from_type(found.get(name)))
+
+    def _note(self, name: str, info: TensorInfo) -> None:
+        """Record a tensor that was not folded."""
+        if name in self.known:
+            info = TensorInfo(*self.known[name])
+        self.map.infos[name] = info
+        if info.shape is None and not self.depth:  # tensors of bodies cannot be read off a run
+            self.map.unknown.append(name)
 
     def _inferred_types(self, node: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -230,48 +262,6 @@ def evaluate(
     if any(result.size > largest for result in results):
         return None
     return list(results)
-
-
-def _foldable(dtype: np.dtype[Any], size: int) -> bool:
-    if dtype.kind in "iub":
-        return size <= LARGEST_FOLDED
-    return dtype.kind == "f" and size <= _LARGEST_FOLDED_FLOAT
-
-
-def constant_info(tensor: onnx.TensorProto) -> TensorInfo:
-    """Describe an initializer, with its value where it is small."""
-    shape = tuple(tensor.dims)
-    size = int(np.prod(shape, dtype=np.int64))
-    value = None
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        if _foldable(dtype, size) and tensor.data_location != onnx.TensorProto.EXTERNAL:
-            value = numpy_helper.to_array(tensor)
-    except (KeyError, ValueError, TypeError):
-        value = None
-    return TensorInfo(tensor.data_type, shape, value)
-
-
-def _constant_node(node: onnx.NodeProto) -> TensorInfo:
-    attribute = node.attribute[0]
-    if attribute.name == "value":
-        return constant_info(attribute.t)
-    if attribute.name in ("value_int", "value_float", "value_ints", "value_floats"):
-        dtype = np.int64 if "int" in attribute.name else np.float32
-        value = np.array(onnx.helper.get_attribute_value(attribute), dtype=dtype)
-        elem_type = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-        return TensorInfo(elem_type, value.shape, value if _foldable(value.dtype, value.size) else None)
-    return TensorInfo()
-
-
-def _from_type(type_proto: onnx.TypeProto | None) -> TensorInfo:
-    if type_proto is None or not type_proto.HasField("tensor_type"):
-        return TensorInfo()
-    tensor_type = type_proto.tensor_type
-    if not tensor_type.HasField("shape"):
-        return TensorInfo(tensor_type.elem_type)
-    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor_type.shape.dim]
-    return TensorInfo(tensor_type.elem_type, None if any(d < 0 for d in dims) else tuple(dims))
 
 
 def has_dynamic_dims(values: Iterable[onnx.ValueInfoProto]) -> bool:

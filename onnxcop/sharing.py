@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from onnxcop.tracing import captured
+from onnxcop.scopes import captured
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnxcop.atoms import IntArray
+from onnxcop.scopes import captured
 from onnxcop.shapes import Shape, ShapeMap, infer
 
 _MOVING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}
@@ -79,7 +80,7 @@ def _shuffles(model: onnx.ModelProto, shapes: ShapeMap) -> Iterator[Shuffle]:
     graph = model.graph
     readers: dict[str, list[int]] = defaultdict(list)
     for index, node in enumerate(graph.node):
-        for name in {*node.input, *_captured(node)}:
+        for name in {*node.input, *captured(node)}:
             readers[name].append(index)
     for value in graph.output:
         readers[value.name].append(_OUTSIDE)
@@ -119,12 +120,6 @@ def _is_closed(graph: onnx.GraphProto, readers: dict[str, list[int]], chain: lis
             if index not in chain:
                 waiting.extend(graph.node[index].output)
     return True
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    from onnxcop.tracing import captured
-
-    return captured(node)
 
 
 def _shuffle(model: onnx.ModelProto, shapes: ShapeMap, chain: tuple[int, ...]) -> Shuffle | None:

@@ -1,9 +1,10 @@
-"""One walk over the graph on labels: which indices of which tensors are removed together.
+"""One walk over a model on labels: which indices of which tensors are removed together.
 
 The walk visits every node once, applies its operator's rule, and checks the *conservation law*: every
 live axis that a rule has read is returned in an output, tied, contracted, dropped or frozen. At points
 where several couplings are possible (which factor of a Reshape stays live, whole groups or stripes)
-the finest is taken first; where that ends frozen the next is tried, and kept if it frees more.
+the finest is taken first; where that ends frozen the next is tried, and kept if it frees more. A node
+of control flow is followed into its bodies when it is reached (:mod:`onnxcop.bodylabels`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import onnx
 
 from onnxcop import shuffles
 from onnxcop.atoms import AtomPool, Classes, IntArray, Reason
+from onnxcop.bodylabels import Follower
 from onnxcop.choices import best_of
+from onnxcop.control import UnusualForm
 from onnxcop.errors import InternalError
 from onnxcop.ops import DEFAULT_RULES, Decline, Label, Op, RuleTable
 from onnxcop.ops.findings import Findings, OrderEdit
+from onnxcop.scopes import Scope, Scopes, captured, graphs_of, made
 from onnxcop.shapes import ShapeMap, TensorInfo
 from onnxcop.shuffles import Shuffle
 
@@ -50,7 +54,7 @@ class Coupling:
 def trace(
     model: onnx.ModelProto, shapes: ShapeMap, rules: RuleTable = DEFAULT_RULES, policy: str = "finest"
 ) -> Coupling:
-    """Trace the labels of a model's top-level graph.
+    """Trace the labels of a model, bodies of control flow included.
 
     Args:
         model: The model; it is not changed.
@@ -81,47 +85,58 @@ class _Walk:
     derived: set[str] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
 
+    scopes: Scopes = field(init=False)
+    bodies: Mapping[tuple[int, str], Scope] = field(init=False)
+    reused: set[str] = field(init=False)
+    opsets: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scopes = Scopes.of(self.model)
+        self.bodies, self.reused = self.scopes.bodies(), self.scopes.reused()
+        self.opsets = {entry.domain: entry.version for entry in self.model.opset_import}
+        self.opsets[""] = self.opsets.get("", self.opsets.get("ai.onnx", 1))
+
     def run(self) -> Coupling:
-        graph = self.model.graph
-        self.sources = {tensor.name for tensor in graph.initializer}
-        self.derived = set(self.sources)
-        opsets = {entry.domain: entry.version for entry in self.model.opset_import}
-        opsets[""] = opsets.get("", opsets.get("ai.onnx", 1))
-        for index, node in enumerate(graph.node):
-            self._visit(index, node, opsets)
-        for value in graph.output:
-            for atoms in self._label(value.name) or ():
-                if atoms is not None:
-                    self.pool.freeze(atoms, Reason("reaches a graph output", value.name))
+        """Walk the whole model and solve the ties."""
+        self._enter(self.scopes.all[0])
+        for value in self.model.graph.output:
+            self._freeze(value.name, Reason("reaches a graph output", value.name))
         for name in sorted(self.findings.values_read & self.labels.keys()):
-            for atoms in self.labels[name]:
-                if atoms is not None:
-                    self.pool.freeze(atoms, Reason("holds sizes or indices", name))
+            self._freeze(name, Reason("holds sizes or indices", name))
         return Coupling(
             self.labels, frozenset(self.constants), frozenset(self.derived), self.pool.solve(),
             self.findings, tuple(self.declined), self.shapes,
         )  # fmt: skip
 
-    def _visit(self, index: int, node: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
+    def _enter(self, scope: Scope) -> None:
+        """Visit the nodes of one graph."""
+        stored = {tensor.name for tensor in scope.graph.initializer}
+        self.sources |= stored
+        self.derived |= stored
+        for index, node in enumerate(scope.graph.node, start=scope.first):
+            self._visit(index, node)
+
+    def _visit(self, index: int, node: onnx.NodeProto) -> None:
         domain = "" if node.domain == "ai.onnx" else node.domain
         if node.op_type == "Constant" and not domain:
             self.sources.add(node.output[0])
             self.derived.add(node.output[0])
             return
-        if all(not name or name in self.derived for name in node.input) and node.input:
+        holds_graph = next(graphs_of(node), None) is not None
+        if all(not name or name in self.derived for name in node.input) and node.input and not holds_graph:
             self.derived.update(node.output)
         if index in self.orders and self._shuffled(index, self.orders[index]):
             return
         infos = [self.shapes[name] if name else None for name in node.input]
         op = Op(
-            index, node, opsets.get(domain, 1), _attributes(node), infos,
+            index, node, self.opsets.get(domain, 1), _attributes(node), infos,
             [self.shapes[name] for name in node.output], self.pool, self.findings, self._label,
             self.preferred, self.derived, self.policy,
         )  # fmt: skip
-        rule = self.rules.get((domain, node.op_type))
-        if any(attribute.type == attribute.GRAPH for attribute in node.attribute):
-            self._decline(op, f"{node.op_type} holds a graph of its own")
+        if holds_graph:
+            self._control(op)
             return
+        rule = self.rules.get((domain, node.op_type))
         if rule is None:
             known_only = all(info is None or info.value is not None for info in infos)
             if not (known_only and all(info.value is not None for info in op.out_infos)):
@@ -141,6 +156,29 @@ class _Walk:
         self._conserve(op)
         for position, label in op.labels_out.items():
             self._store(op, node.output[position], label, op.out_infos[position])
+
+    def _control(self, op: Op) -> None:
+        """Follow a node into its bodies; one that cannot be followed is declined before it is entered."""
+        if not self.reused.isdisjoint(*(made(graph) for graph in graphs_of(op.node))):
+            self._decline(op, f"{op.node.op_type} whose body uses a name twice")
+            return
+
+        def enter(attribute: str) -> None:
+            self._enter(self.bodies[op.index, attribute])
+
+        try:
+            found = Follower(op, self.shapes, self.labels, enter).follow()
+        except UnusualForm as form:
+            self._decline(op, str(form))
+            return
+        for position, label in found.items():
+            self._store(op, op.node.output[position], label, op.out_infos[position])
+
+    def _freeze(self, name: str, reason: Reason) -> None:
+        """Freeze all axes of a tensor."""
+        for atoms in self._label(name) or ():
+            if atoms is not None:
+                self.pool.freeze(atoms, reason)
 
     def _shuffled(self, index: int, shuffle: Shuffle) -> bool:
         """Treat the nodes of a shuffle as one that moves atoms; False where there are none to move."""
@@ -188,9 +226,7 @@ class _Walk:
         reason = Reason(why, op.where)
         names = {name for name in op.node.input if name} | captured(op.node)
         for name in sorted(names):
-            for atoms in self._label(name) or ():
-                if atoms is not None:
-                    self.pool.freeze(atoms, reason)
+            self._freeze(name, reason)
         self.declined.append((op.index, reason))
 
     def _conserve(self, op: Op) -> None:
@@ -205,19 +241,6 @@ class _Walk:
         for atoms in loose:
             if not np.isin(atoms, reached).all():
                 raise InternalError(f"the rule for {op.node.op_type} lost a live axis of {len(atoms)} at {op.where}")
-
-
-def captured(node: onnx.NodeProto) -> set[str]:
-    """Names of outer tensors that the graphs held by a node read."""
-    names: set[str] = set()
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs:
-            own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
-            for inner in graph.node:
-                names |= ({name for name in inner.input if name} | captured(inner)) - own
-                own |= set(inner.output)
-            names |= {v.name for v in graph.output} - own
-    return names
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import onnx
 
-from onnxcop.tracing import captured
+from onnxcop.scopes import captured
 from onnxcop.twins import computes_rounded, write_twins
 
 # They move elements or pick among them, so that they do the same to floats as to integers.

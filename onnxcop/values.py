@@ -18,6 +18,7 @@ import onnx
 from onnxcop.atoms import IntArray
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
+from onnxcop.scopes import Scopes
 from onnxcop.shapes import Array, Shape, evaluate, shape_value
 
 Keep = Callable[[IntArray], IntArray]
@@ -27,7 +28,8 @@ Keep = Callable[[IntArray], IntArray]
 class Mend:
     """Input `input` of node `node` reads `actual` after pruning but must read `required`.
 
-    Node -1 stands for the graph, and its inputs for the graph's outputs.
+    Node -1 stands for the top-level graph, and its inputs for the graph's outputs; -2 for the next of
+    :class:`onnxcop.scopes.Scopes`, and so on.
     """
 
     node: int
@@ -103,16 +105,18 @@ def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[
     for edit in coupling.findings.edits:
         by_node[edit.node].append(edit)
     replaced = {index for edit in moved_orders(structure, keep) for index in edit.chain}
-    sources = {t.name for t in model.graph.initializer}
+    scopes = Scopes.of(model)
+    sources = {t.name for scope in scopes.all for t in scope.graph.initializer}
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     changed: dict[str, Array] = {}
-    for index, node in enumerate(model.graph.node):
+    for index in scopes.order():
+        node = scopes.nodes[index]
         if node.op_type == "Constant":
             sources.add(node.output[0])
             continue
         if index in replaced:
             continue
-        folded = all(shapes[name].value is not None for name in node.output if name)
+        folded = node.output and all(shapes[name].value is not None for name in node.output if name)
         if folded and not by_node.get(index):
             changed |= _refold(node, structure, keep, changed, opset)
             continue
@@ -126,10 +130,10 @@ def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[
                 actual = slice_label(value, coupling.labels[name], keep)
             if actual.shape != required.shape or not np.array_equal(actual, required):
                 yield Mend(index, position, required, actual)
-    for position, output in enumerate(model.graph.output):
-        if output.name in changed:
-            required = np.asarray(shapes[output.name].value)
-            yield Mend(-1, position, required, changed[output.name])
+    for place, scope in enumerate(scopes.all):
+        for position, output in enumerate(scope.graph.output):
+            if output.name in changed:
+                yield Mend(-1 - place, position, np.asarray(shapes[output.name].value), changed[output.name])
 
 
 def moved_orders(structure: Structure, keep: Keep) -> list[OrderEdit]:

@@ -175,7 +175,7 @@ def _side(analysis: Analysis, name: str) -> Side:
     macs: dict[str, float] = {}
     sizes = analysis.structure.axis_sizes
     for owner, cost in analysis.cost.by_node(sizes).items():
-        operator = analysis.model.graph.node[owner].op_type
+        operator = analysis.nodes[owner].op_type
         macs[operator] = macs.get(operator, 0.0) + cost
     nodes = Counter(node.op_type for node in analysis.original.graph.node)
     operators = {name: OperatorCost(count, macs.get(name, 0.0)) for name, count in nodes.items()}

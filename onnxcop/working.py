@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from onnxcop.analysis import Analysis
 from onnxcop.biases import following_bias
 from onnxcop.layers import FloatArray, Layer, layers_of, weight_array
+from onnxcop.scopes import Scopes
 from onnxcop.segments import Cutter
 from onnxcop.shapes import Array
 
@@ -35,6 +36,8 @@ class Working:
     alive: np.ndarray[tuple[int], np.dtype[np.bool_]]
     cutter: Cutter = field(init=False)
     layers: list[Layer] = field(init=False)
+    scopes: Scopes = field(init=False)
+    nodes: tuple[onnx.NodeProto, ...] = field(init=False)
 
     @classmethod
     def of(cls, analysis: Analysis) -> Working:
@@ -47,7 +50,10 @@ class Working:
         coupling = self.analysis.structure.coupling
         self.cutter = Cutter(self.model, coupling.shapes, coupling.derived)
         self.layers = layers_of(self.model, self.analysis.structure)
-        self._uses = Counter(name for node in self.model.graph.node for name in node.input)
+        self.scopes = scopes = Scopes.of(self.model)
+        self.nodes = scopes.nodes
+        self._uses = Counter(name for node in self.nodes for name in node.input)
+        self._uses.update(value.name for scope in scopes.all[1:] for value in scope.graph.output)
 
     def copy(self) -> Working:
         """An independent copy."""
@@ -70,14 +76,14 @@ class Working:
 
     def weight_name(self, node: int, weight_input: int) -> str | None:
         """Name of a node's stored weights, None where they are shared or computed."""
-        name: str = self.model.graph.node[node].input[weight_input]
+        name: str = self.nodes[node].input[weight_input]
         if name in self.cutter.stored and self._uses[name] == 1:
             return name
         return None
 
     def bias_name(self, node: int, kind: str, bias_input: int | None) -> str | None:
         """Name of a node's stored bias (of the Add after a matrix product), None where there is none."""
-        proto = self.model.graph.node[node]
+        proto = self.nodes[node]
         if any(a.name in ("alpha", "beta") and a.f != 1.0 for a in proto.attribute):
             return None
         if kind == "matmul" and proto.op_type not in ("Gemm", "FusedGemm"):
@@ -92,8 +98,13 @@ class Working:
         return name if name in self.cutter.stored and self._uses[name] == 1 else None
 
     def is_open(self, layer: Layer) -> bool:
-        """Whether a layer's weights can be changed: stored, its own, ungrouped, floating point."""
+        """Whether a layer's weights can be changed: stored, its own, ungrouped, floating point.
+
+        Layers inside bodies of control flow stay as they are: what flows into them cannot be watched.
+        """
         kernel = layer.kernel
+        if layer.node >= self.cutter.count:
+            return False
         if layer.groups != 1 or kernel.kind not in ("conv", "deconv", "matmul") or kernel.zero is not None:
             return False
         name = self.weight_name(layer.node, kernel.input)
@@ -101,12 +112,12 @@ class Working:
 
     def weights(self, layer: Layer) -> FloatArray:
         """Outgoing weights in normal form, float64 [channels, outputs, taps]."""
-        name = self.model.graph.node[layer.node].input[layer.kernel.input]
+        name = self.nodes[layer.node].input[layer.kernel.input]
         return weight_array(self.read(name), layer)
 
     def set_weights(self, layer: Layer, weights: FloatArray, bias_change: FloatArray | None = None) -> None:
         """Write weights in normal form back, and add to the bias where there is one."""
-        name = self.model.graph.node[layer.node].input[layer.kernel.input]
+        name = self.nodes[layer.node].input[layer.kernel.input]
         self.write(name, from_normal(weights, layer, self.read(name).shape))
         if bias_change is None:
             return

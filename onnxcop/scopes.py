@@ -1,0 +1,175 @@
+"""All nodes of a model under one numbering: those of the top-level graph, and those of bodies.
+
+A node of If, Loop or Scan holds graphs of its own, its *bodies*, which read tensors of the graphs
+around them by name. Nodes of the top-level graph have their position as number; those of the bodies
+follow, body by body, so that whoever only knows the top level is not disturbed. Names have to be
+unique over all bodies (:func:`make_names_unique`): a tensor is then known by its name alone, wherever
+it is made and wherever it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One graph of a model.
+
+    Attributes:
+        graph: The graph.
+        first: Number of its first node; the others follow.
+        owner: Number of the node that holds it, -1 for the top-level graph.
+        attribute: Name of the attribute it is held in.
+    """
+
+    graph: onnx.GraphProto
+    first: int
+    owner: int = -1
+    attribute: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scopes:
+    """The graphs of a model, each after the one that holds it.
+
+    Attributes:
+        all: The graphs; the first is the top-level one.
+        nodes: All nodes by number.
+    """
+
+    all: tuple[Scope, ...]
+    nodes: tuple[onnx.NodeProto, ...]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Scopes:
+        """Number the nodes of a model."""
+        scopes = [Scope(model.graph, 0)]
+        nodes = list(model.graph.node)
+        for scope in scopes:  # grows on the way
+            for number in range(scope.first, scope.first + len(scope.graph.node)):
+                for attribute in nodes[number].attribute:
+                    if attribute.type == onnx.AttributeProto.GRAPH:
+                        scopes.append(Scope(attribute.g, len(nodes), number, attribute.name))
+                        nodes += attribute.g.node
+        return cls(tuple(scopes), tuple(nodes))
+
+    @property
+    def outer(self) -> int:
+        """Number of nodes of the top-level graph."""
+        return len(self.all[0].graph.node)
+
+    def bodies(self) -> Mapping[tuple[int, str], Scope]:
+        """The bodies by the number of their node and the name of the attribute."""
+        return {(scope.owner, scope.attribute): scope for scope in self.all[1:]}
+
+    def order(self) -> list[int]:
+        """All numbers in the order in which nodes may run: those of bodies just before the node that holds them."""
+        inner: dict[int, list[int]] = {}
+        found: list[int] = []
+        for scope in reversed(self.all):
+            found = []
+            for number in range(scope.first, scope.first + len(scope.graph.node)):
+                found += [*inner.get(number, ()), number]
+            inner.setdefault(scope.owner, [])[:0] = found
+        return found
+
+    def place(self, number: int) -> int:
+        """Position of a node in the top-level graph, or of the one there that holds it."""
+        while number >= self.outer:
+            number = max((s for s in self.all if s.first <= number), key=lambda s: s.first).owner
+        return number
+
+    def reused(self) -> set[str]:
+        """Names that more than one graph gives to a tensor of its own."""
+        seen: set[str] = set()
+        twice: set[str] = set()
+        for scope in self.all:
+            own = made(scope.graph)
+            twice |= own & seen
+            seen |= own
+        return twice
+
+    def names(self) -> set[str]:
+        """All names of tensors."""
+        found = {name for node in self.nodes for name in (*node.input, *node.output)}
+        for scope in self.all:
+            found |= made(scope.graph) | {value.name for value in scope.graph.output}
+        return found
+
+
+def made(graph: onnx.GraphProto) -> set[str]:
+    """Names of the tensors that a graph itself defines."""
+    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    names |= {tensor.values.name for tensor in graph.sparse_initializer}
+    return names | {name for node in graph.node for name in node.output if name}
+
+
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies that a node holds itself."""
+    for attribute in node.attribute:
+        if attribute.type == attribute.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names of outer tensors that the graphs held by a node read."""
+    names: set[str] = set()
+    for graph in graphs_of(node):
+        own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+        for inner in graph.node:
+            names |= ({name for name in inner.input if name} | captured(inner)) - own
+            own |= set(inner.output)
+        names |= {v.name for v in graph.output} - own
+    return names
+
+
+def make_names_unique(model: onnx.ModelProto) -> dict[str, str]:
+    """Rename tensors of bodies whose names occur elsewhere too, in place.
+
+    Returns:
+        The old name by the new one.
+    """
+    scopes = Scopes.of(model)
+    reused = scopes.reused()
+    if not reused:
+        return {}
+    taken = scopes.names()
+    renamed: dict[str, str] = {}
+    met = made(model.graph)
+    for scope in scopes.all[1:]:
+        own = made(scope.graph)
+        mapping: dict[str, str] = {}
+        for name in sorted(own & met):
+            number = 2
+            while f"{name}_{number}" in taken:
+                number += 1
+            mapping[name] = f"{name}_{number}"
+            taken.add(mapping[name])
+            renamed[mapping[name]] = name
+        met |= own
+        if mapping:
+            _rename(scope.graph, mapping)
+    return renamed
+
+
+def _rename(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
+    """Rename tensors in a graph and, where they read them, in the bodies it holds."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = mapping.get(value.name, value.name)
+    for tensor in graph.initializer:
+        tensor.name = mapping.get(tensor.name, tensor.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = mapping.get(sparse.values.name, sparse.values.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name in mapping:
+                    names[place] = mapping[name]
+        for inner in graphs_of(node):
+            hidden = made(inner)
+            _rename(inner, {old: new for old, new in mapping.items() if old not in hidden})
