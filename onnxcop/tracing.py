@@ -159,7 +159,7 @@ class _Walk:
 
     def _control(self, op: Op) -> None:
         """Follow a node into its bodies; one that cannot be followed is declined before it is entered."""
-        if not self.reused.isdisjoint(*(made(graph) for graph in graphs_of(op.node))):
+        if any(self.reused & made(graph) for graph in graphs_of(op.node)):
             self._decline(op, f"{op.node.op_type} whose body uses a name twice")
             return
 
