@@ -2,12 +2,14 @@
 
 What is compared has to show a fault and has to be free of blown-up noise: activations are compared
 unrounded, outputs of a squashing function before it, and, where the outputs do not react to the
-inputs at all (detections below a threshold, an argmax of noise), tensors inside as well.
+inputs at all (detections below a threshold, an argmax of noise), tensors inside as well. Where the
+data decides on branches, both are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +18,8 @@ import onnx
 
 from onnxcop.atoms import IntArray
 from onnxcop.engine import EngineOptions, Session
+from onnxcop.errors import EngineError
+from onnxcop.forced import conditions, forced
 from onnxcop.groups import Structure
 from onnxcop.probe import random_feeds
 from onnxcop.shapes import Array, Shape
@@ -84,12 +88,23 @@ def difference(
     names: dict[str, Cuts] = dict.fromkeys(comparable_outputs(reference), ())
     how: dict[str, Any] = {"shapes": shapes, "options": options, "seed": seed}
     found = _largest(reference, subject, names, **how)
-    if found.reacts:
-        return found
-    inner = witnesses(reference, subject, structure, removed)
-    if not inner:
-        return found
-    return _largest(reference, subject, names | inner, **how)
+    inner = {} if found.reacts else witnesses(reference, subject, structure, removed)
+    if inner:
+        names |= inner
+        found = _largest(reference, subject, names, **how)
+    free = conditions(reference, structure.coupling.shapes)
+    for branch in (True, False) if free else ():
+        with suppress(EngineError):  # a branch that does not suit the inputs cannot be compared
+            other = _largest(forced(reference, free, branch), forced(subject, free, branch), names, **how)
+            found = _worse(found, other)
+    return found
+
+
+def _worse(one: Difference, other: Difference) -> Difference:
+    reacts = one.reacts or other.reacts
+    if other.worst is None or (one.worst is not None and one.worst / one.limit >= other.worst / other.limit):
+        return replace(one, reacts=reacts)
+    return replace(other, reacts=reacts)
 
 
 def _largest(

@@ -60,6 +60,8 @@ class Surgery:
             raise ModelError(f"onnx-graphsurgeon cannot read this model: {str(error).splitlines()[0]}") from error
         if len(self.graph.nodes) != len(scope.graph.node):
             raise InternalError("onnx-graphsurgeon changed the number of nodes on import")
+        for tensor in (*self.graph.inputs, *self.graph.outputs):
+            tensor.dtype = tensor.dtype or np.float32  # bodies need not say, GraphSurgeon wants to know
         self.held = {name for node in scope.graph.node for name in captured(node)}
         self.taken, self.renamed = taken, dict[int, str]()
         self.original = {id(node): index for index, node in enumerate(self.graph.nodes)}

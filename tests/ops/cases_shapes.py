@@ -173,16 +173,19 @@ def _recurrent(draw: Draw, op: str) -> Sample:
     if draw(st.booleans()):
         inputs.append(floats((both, 2 * gates * hidden), 3))
         if draw(st.booleans()):
-            inputs += [None, floats((both, batch, hidden), 4)]
+            lengths = np.array([draw(st.integers(1, steps)) for _ in range(batch)], np.int32)
+            inputs += [draw(st.sampled_from([None, lengths])), floats((both, batch, hidden), 4)]
             if op == "LSTM":
                 inputs += [floats((both, batch, hidden), 5)]
                 inputs += [floats((both, 3 * hidden), 6)] if draw(st.booleans()) else []
-    clipped = draw(st.integers(0, 4)) == 0
-    if clipped:
+    if draw(st.integers(0, 4)) == 0:
         attributes["clip"] = 1.5
+    if draw(st.integers(0, 4)) == 0:
+        attributes["activations"] = {"LSTM": ["Sigmoid", "Relu", "Tanh"], "GRU": ["Sigmoid", "Relu"], "RNN": ["Relu"]}[
+            op
+        ] * both
     live = draw(st.sampled_from([(2,), (0, 2)]) if steps > 1 else st.just((2,)))
-    units = width if clipped else width + hidden
-    return Sample(op, tuple(inputs), {0: live}, attributes, opset, 3 if op == "LSTM" else 2, units=units)
+    return Sample(op, tuple(inputs), {0: live}, attributes, opset, 3 if op == "LSTM" else 2, units=width + hidden)
 
 
 CASES: Cases = (

@@ -1,0 +1,239 @@
+"""Bodies of If, Loop and Scan: pruned inside, and coupled to what they read and give out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from body_models import model
+from onnx import TensorProto, helper, parser
+from ops.oracle import CPU, draw_units, prune_and_verify
+from small_models import weights
+
+import onnxcop
+from onnxcop.analysis import Analysis, analyze, census
+from onnxcop.compare import relative_difference
+from onnxcop.engine import Session
+from onnxcop.errors import VerificationError
+from onnxcop.mask import masked
+from onnxcop.rewrite import apply, constant_tensors
+from onnxcop.scopes import Scopes, make_names_unique
+from onnxcop.verify import verify
+
+
+def _widths(analysis: Analysis) -> dict[str, tuple[int, int]]:
+    """Filters and how many of them may go, by the output of the layer."""
+    return {analysis.nodes[e.node].output[0]: (e.filters, e.prunable) for e in census(analysis)}
+
+
+def _dims(found: onnx.ModelProto) -> dict[str, list[int]]:
+    return {name: list(tensor.dims) for name, tensor in constant_tensors(found).items()}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("name", ["branches", "loop", "scan", "nested"])
+def test_pruned_equals_masked(name: str, inside: bool) -> None:
+    analysis = analyze(model(name, inside=inside), options=CPU)
+    assert not analysis.structure.coupling.declined
+    prune_and_verify(analysis.model, analysis.structure, seed=1)
+
+
+def test_branches_are_tied_and_captured_filters_sliced() -> None:
+    analysis = analyze(model("branches"), options=CPU)
+    structure = analysis.structure
+    assert sorted(group.width for group in structure.groups) == [8, 10, 12]
+    assert _widths(analysis) == {"c1": (8, 8), "l1": (10, 10), "l4": (12, 12), "r2": (12, 12), "y": (5, 0)}
+    for group, sizes in (
+        (8, {"w1": [5, 3, 3, 3], "wl": [10, 5, 3, 3], "wr": [12, 5, 3, 3]}),
+        (10, {"wl": [7, 8, 3, 3], "wl2": [12, 7, 1, 1]}),
+        (12, {"wl2": [9, 10, 1, 1], "wr": [9, 8, 3, 3], "w3": [9, 5]}),
+    ):
+        units = next(g.units for g in structure.groups if g.width == group)
+        pruned = apply(analysis.model, structure, units[:3])
+        assert _dims(pruned) == _dims(analysis.model) | sizes
+        onnx.checker.check_model(pruned, full_check=True)
+        declared = {value.name: value for scope in Scopes.of(pruned).all[1:] for value in scope.graph.output}
+        channels = {name: value.type.tensor_type.shape.dim[1].dim_value for name, value in declared.items()}
+        kept = 9 if group == 12 else 12
+        assert channels == {"l4": kept, "r4": kept}
+
+
+@pytest.mark.parametrize("choice", [True, False])
+def test_either_branch_is_the_masked_one(choice: bool) -> None:
+    analysis = analyze(model("branches"), options=CPU)
+    removed = draw_units(analysis.structure, 0.5, seed=3)
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((2, 3, 8, 8)).astype(np.float32), "choice": np.array(choice)}
+    expected = Session(masked(analysis.model, analysis.structure, removed), CPU).run(feeds)["y"]
+    found = Session(apply(analysis.model, analysis.structure, removed), CPU).run(feeds)["y"]
+    gap = relative_difference(expected, found)
+    assert gap is not None and gap < 1e-5
+    assert found.std() > 0
+
+
+def test_verification_sees_the_branch_that_random_inputs_do_not_take() -> None:
+    analysis = analyze(model("branches"), options=CPU)
+    removed = next(g.units for g in analysis.structure.groups if g.width == 10)[:3]
+    for name, seed in (("wl2", 0), ("wl2", 1)):  # of the then_branch, whatever the draws of `choice` are
+        pruned = apply(analysis.model, analysis.structure, removed)
+        tensor = constant_tensors(pruned)[name]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, name))
+        with pytest.raises(VerificationError, match="differs from the masked original"):
+            verify(analysis.model, pruned, analysis.structure, removed, CPU, seed=seed)
+
+
+def test_a_state_is_tied_through_all_steps() -> None:
+    analysis = analyze(model("loop"), options=CPU)
+    groups = analysis.structure.groups
+    assert sorted(group.width for group in groups) == [9, 16]
+    units = next(g.units for g in groups if g.width == 16)[:4]
+    sizes = {"w0": [6, 12], "wa": [12, 9], "wb": [9, 12], "w1": [12, 4]}
+    pruned = apply(analysis.model, analysis.structure, units)
+    assert _dims(pruned) == _dims(analysis.model) | sizes
+    body = Scopes.of(pruned).all[1].graph
+    assert body.input[2].type.tensor_type.shape.dim[1].dim_value == 12
+
+
+def test_work_is_counted_as_often_as_it_is_done() -> None:
+    macs = {}
+    for name in ("loop", "scan", "branches"):
+        analysis = analyze(model(name), options=CPU)
+        by_node = analysis.cost.by_node(analysis.structure.axis_sizes)
+        macs[name] = {analysis.nodes[number].output[0]: cost for number, cost in by_node.items()}
+    assert macs["loop"]["a"] == 3 * 16 * 9
+    assert macs["loop"]["h0"] == 6 * 16
+    assert macs["scan"]["b"] == 5 * 16 * 16
+    assert macs["branches"]["l1"] == 64 * 10 * 8 * 9
+    assert macs["branches"]["r2"] == 64 * 12 * 8 * 9
+
+
+def test_a_state_that_is_an_input_stays() -> None:
+    changed = model("scan")
+    del changed.graph.initializer[[t.name for t in changed.graph.initializer].index("zero")]
+    changed.graph.input.append(helper.make_tensor_value_info("zero", TensorProto.FLOAT, ["N", 16]))
+    analysis = analyze(changed, options=CPU)
+    assert _widths(analysis)["b"] == (16, 0)
+    assert _widths(analysis)["d"] == (10, 10)
+    reasons = {reason.text for entry in census(analysis) for reason in entry.reasons}
+    assert "meets an axis that is never pruned" in reasons
+
+
+def test_branches_of_different_shape_are_frozen() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,3,8,8] x, bool choice) => (float[N,5] y)
+    {
+      c1 = Conv (x, w1)
+      b = If (choice) <
+        then_branch = left () => (float[N,12,8,8] l) { l = Conv (c1, wl) },
+        else_branch = right () => (float[N,10,8,8] r) { r = Conv (c1, wr) }
+      >
+      p = GlobalAveragePool (b)
+      m = ReduceMean <axes=[1], keepdims=0> (p)
+      f = Flatten (m)
+      y = Gemm (f, w3)
+    }
+    """
+    built = parser.parse_model(text)
+    shapes = {"w1": (8, 3, 1, 1), "wl": (12, 8, 1, 1), "wr": (10, 8, 1, 1), "w3": (1, 5)}
+    built.graph.initializer.extend(weights(name, shape) for name, shape in shapes.items())
+    analysis = analyze(built, options=CPU)
+    assert _widths(analysis) == {"c1": (8, 8), "l": (12, 0), "r": (10, 0), "y": (5, 0)}
+    prune_and_verify(analysis.model, analysis.structure, seed=0)
+
+
+def test_sizes_computed_in_a_body_follow() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,3,4,4] x, bool choice) => (float[N,6] y, int64 channels)
+    {
+      c1 = Conv (x, w1)
+      full = Shape (c1)
+      f, n = If (choice) <
+        then_branch = left () => (float[N,128] l, int64 k) {
+          r = Relu (c1)
+          shape = Constant <value = int64[2] {0, 128}> ()
+          l = Reshape (r, shape)
+          one = Constant <value = int64 {1}> ()
+          k = Gather (full, one)
+        },
+        else_branch = right () => (float[N,128] e, int64 j) {
+          s = Shape <start = 0, end = 1> (c1)
+          rest = Constant <value = int64[1] {128}> ()
+          whole = Concat <axis = 0> (s, rest)
+          e = Reshape (c1, whole)
+          place = Constant <value = int64 {1}> ()
+          all = Shape (c1)
+          j = Gather (all, place)
+        }
+      >
+      y = MatMul (f, w2)
+      channels = Identity (n)
+    }
+    """
+    built = parser.parse_model(text)
+    built.graph.initializer.extend([weights("w1", (8, 3, 1, 1)), weights("w2", (128, 6))])
+    analysis = analyze(built, options=CPU)
+    assert _widths(analysis)["c1"] == (8, 8)
+    removed = analysis.structure.groups[0].units[:3]
+    pruned = apply(analysis.model, analysis.structure, removed)
+    verify(analysis.model, pruned, analysis.structure, removed, CPU)
+    for choice in (True, False):  # with another batch than the traced one only the batch follows
+        found = Session(pruned, CPU).run({"x": np.ones((2, 3, 4, 4), np.float32), "choice": np.array(choice)})
+        assert found["y"].shape == (2, 6)
+        assert found["channels"] == 8
+
+
+def test_names_that_branches_share_become_unique() -> None:
+    shared = model("nested")
+    before = {name: list(tensor.dims) for name, tensor in constant_tensors(shared).items()}
+    renamed = make_names_unique(shared)
+    assert renamed == {"l4_2": "l4"}
+    assert not Scopes.of(shared).reused()
+    assert make_names_unique(shared) == {}
+    assert _dims(shared) == before
+    onnx.checker.check_model(shared, full_check=True)
+
+
+def test_unknown_bodies_freeze_what_they_read() -> None:
+    built = model("branches")
+    built.graph.node[2].op_type = "Either"
+    built.graph.node[2].domain = "my.domain"
+    built.opset_import.append(helper.make_opsetid("my.domain", 1))
+    analysis = analyze(built, options=CPU)
+    assert _widths(analysis)["c1"] == (8, 0)
+    first = analysis.structure.coupling.declined[0]
+    assert (first[0], str(first[1])) == (2, "Either holds a graph of its own (Either → b)")
+
+
+@pytest.mark.parametrize("criterion", ["cop", "l1", "l2", "fpgm", "random"])
+def test_the_whole_way(criterion: str) -> None:
+    result = onnxcop.prune(model("branches"), macs=0.6, criterion=criterion, recover="none", options=CPU)
+    assert result.report.after.macs <= 0.6 * result.report.before.macs
+    checked = result.report.verification
+    assert checked is not None and checked.max_difference is not None and checked.max_difference < 1e-5
+
+
+def test_recovery_leaves_bodies_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    data = {"x": rng.standard_normal((24, 3, 8, 8)).astype(np.float32), "choice": np.array(True)}
+    result = onnxcop.prune(
+        model("branches"), macs=0.7, data=data, recover="full", options=CPU,
+        input_shapes={"x": (1, 3, 8, 8), "choice": ()},
+    )  # fmt: skip
+    assert result.report.after.macs <= 0.7 * result.report.before.macs
+    inside = constant_tensors(model("branches"))
+    for name in ("wl", "wr"):
+        whole = onnx.numpy_helper.to_array(inside[name]).ravel()
+        assert np.isin(onnx.numpy_helper.to_array(constant_tensors(result.model)[name]), whole).all()
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["silero_vad", "silero_vad_16k_op15"])
+def test_a_model_inside_one_branch_reaches_its_budget(zoo: Path, name: str) -> None:
+    result = onnxcop.prune(zoo / "trained" / f"{name}.onnx", macs=0.7, criterion="l2", recover="none", options=CPU)
+    assert result.report.after.macs <= 0.7 * result.report.before.macs
+    checked = result.report.verification
+    assert checked is not None and checked.max_difference is not None and checked.max_difference < 1e-4
