@@ -17,6 +17,7 @@ from onnxcop.biases import add_biases
 from onnxcop.cost import CostModel
 from onnxcop.engine import EngineOptions, resolve_provider
 from onnxcop.groups import Structure
+from onnxcop.inlining import inline_settled
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.probe import settle_shapes, shapes_of
 from onnxcop.scopes import Scopes, make_names_unique
@@ -109,6 +110,8 @@ def analyze(
     added = add_biases(working) if biases else frozenset()
     settled = settle_shapes(working, input_shapes, options)
     shapes = shapes_of(working, settled, options)
+    if inline_settled(working, shapes):
+        shapes = shapes_of(working, settled, options)
     structure = groups.build(working, tracing.trace(working, shapes, rules, policy))
     return Analysis(
         original, working, copies, models.sha256(original), settled, structure,

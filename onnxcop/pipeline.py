@@ -200,7 +200,7 @@ def nothing_reason(analysis: Analysis) -> str:
     """Why a model cannot be pruned at all, in a few words."""
     filters, _, frozen = frozen_reasons(analysis)
     if not filters:
-        return "it has no layer with trained filters (Conv, Gemm, MatMul …) at its top level"
+        return "it has no layer with trained filters (Conv, Gemm, MatMul …)"
     top = next(iter(frozen), "every filter is frozen")
     return f"all of its {filters} filters are frozen, most of them because the layer {top}"
 

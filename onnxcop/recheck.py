@@ -17,6 +17,7 @@ from onnxcop.errors import VerificationError
 from onnxcop.plan import PruningPlan, units_of
 from onnxcop.rewrite import apply, constant_tensors
 from onnxcop.sharing import reshare
+from onnxcop.validity import tensors
 from onnxcop.verify import Verification, check_border, check_runs, check_valid, verify
 
 
@@ -142,6 +143,11 @@ def _signature(node: onnx.NodeProto) -> bytes:
         bare.ClearField("attribute")
     for attribute in bare.attribute:
         attribute.ClearField("doc_string")
+        for tensor in tensors(attribute.g) if attribute.type == attribute.GRAPH else ():
+            kind, dims = tensor.data_type, list(tensor.dims)
+            tensor.Clear()
+            tensor.data_type = kind
+            tensor.dims.extend(dims)
     ordered = sorted(bare.attribute, key=lambda attribute: attribute.name)
     del bare.attribute[:]
     bare.attribute.extend(ordered)

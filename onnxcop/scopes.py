@@ -153,11 +153,11 @@ def make_names_unique(model: onnx.ModelProto) -> dict[str, str]:
             renamed[mapping[name]] = name
         met |= own
         if mapping:
-            _rename(scope.graph, mapping)
+            rename(scope.graph, mapping)
     return renamed
 
 
-def _rename(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
+def rename(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
     """Rename tensors in a graph and, where they read them, in the bodies it holds."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = mapping.get(value.name, value.name)
@@ -172,4 +172,4 @@ def _rename(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
                     names[place] = mapping[name]
         for inner in graphs_of(node):
             hidden = made(inner)
-            _rename(inner, {old: new for old, new in mapping.items() if old not in hidden})
+            rename(inner, {old: new for old, new in mapping.items() if old not in hidden})

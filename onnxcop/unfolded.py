@@ -81,6 +81,8 @@ def unfolded(
     found: dict[int, Layer] = {}
     kinds = {tensor.name: tensor.data_type for tensor in copy.graph.initializer}
     for layer in layers:
+        if layer.node >= len(model.graph.node):
+            continue  # inside a body of control flow
         node = model.graph.node[layer.node]
         shape = _kernel_shape(copy, node)
         taps = int(np.prod(shape, dtype=int))

@@ -237,3 +237,69 @@ def test_a_model_inside_one_branch_reaches_its_budget(zoo: Path, name: str) -> N
     assert result.report.after.macs <= 0.7 * result.report.before.macs
     checked = result.report.verification
     assert checked is not None and checked.max_difference is not None and checked.max_difference < 1e-4
+
+
+SQUEEZED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,3,8,1] x) => (float[2,5] y)
+{
+  c1 = Conv (x, w1)
+  shape = Shape (c1)
+  last = Constant <value = int64 {3}> ()
+  width = Gather (shape, last)
+  one = Constant <value = int64 {1}> ()
+  thin = Equal (width, one)
+  s = If (thin) <
+    then_branch = squeezed () => (float[2,16,8] t) {
+      axes = Constant <value = int64[1] {3}> ()
+      t = Squeeze (c1, axes)
+    },
+    else_branch = whole () => (float[2,16,8,1] e) { e = Identity (c1) }
+  >
+  z = Conv (s, w2)
+  m = ReduceMean <axes=[2], keepdims=0> (z)
+  y = MatMul (m, w3)
+}
+"""
+
+
+def _squeezed() -> onnx.ModelProto:
+    built = parser.parse_model(SQUEEZED)
+    shapes = {"w1": (16, 3, 1, 1), "w2": (9, 16, 3), "w3": (9, 5)}
+    built.graph.initializer.extend(weights(name, shape) for name, shape in shapes.items())
+    return built
+
+
+def test_an_if_that_sizes_settle_is_replaced_by_its_branch() -> None:
+    analysis = analyze(_squeezed(), options=CPU)
+    assert "If" not in [node.op_type for node in analysis.nodes]
+    assert _widths(analysis) == {"c1": (16, 16), "z": (9, 9), "y": (5, 0)}
+    prune_and_verify(analysis.model, analysis.structure, seed=2)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 1)).astype(np.float32)
+    one, two = (Session(m, CPU).run({"x": x})["y"] for m in (analysis.original, analysis.model))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_an_if_that_a_dynamic_size_decides_stays() -> None:
+    built = _squeezed()
+    built.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "W"
+    analysis = analyze(built, options=CPU, input_shapes={"x": (2, 3, 8, 1)})
+    assert "If" in [node.op_type for node in analysis.nodes]
+    assert _widths(analysis) == {"c1": (16, 0), "z": (9, 9), "y": (5, 0)}
+    prune_and_verify(analysis.model, analysis.structure, seed=2)
+
+
+def test_settled_branches_inside_bodies_keep_what_they_store() -> None:
+    built = model("nested")
+    del built.graph.input[2]
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "deep"))
+    before = analyze(model("nested"), options=CPU)
+    analysis = analyze(built, options=CPU)
+    assert [node.op_type for node in analysis.nodes].count("If") == 1
+    assert {"wi", "wr", "w1", "w3"} <= constant_tensors(analysis.model).keys()
+    prune_and_verify(analysis.model, analysis.structure, seed=2)
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((2, 3, 8, 8)).astype(np.float32), "choice": np.array(True)}
+    found = Session(analysis.model, CPU).run(feeds)["y"]
+    expected = Session(before.model, CPU).run(feeds | {"deep": np.array(True)})["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
