@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,7 @@ def correlations(
     layers = layers_of(analysis.model, analysis.structure)
     chosen, left = _chosen(layers, gone, stats)
     weights, found, wide, large = Weights.of(analysis.model), [], 0, 0
-    for layer in chosen:
+    for layer, name in zip(chosen, _names(analysis, chosen), strict=True):
         width = layer.channels // layer.groups
         shown = _shown(width)
         wide += len(shown) < width
@@ -91,9 +92,9 @@ def correlations(
         matrices = _matrices(layer, weights, stats, shown)
         large += not matrices
         for measure, matrix in matrices:
-            upper = np.round(255 * matrix[np.triu_indices(len(shown), 1)]).astype(np.uint8)
+            upper = np.round(255 * np.nan_to_num(matrix)[np.triu_indices(len(shown), 1)]).astype(np.uint8)
             found.append(Correlation(
-                node_name(analysis, layer.node), measure, width, tuple(shown.tolist()), tuple(places.tolist()),
+                name, measure, width, tuple(shown.tolist()), tuple(places.tolist()),
                 upper.tobytes(),
             ))  # fmt: skip
     notes = []
@@ -120,6 +121,17 @@ def _chosen(layers: Sequence[Layer], gone: BoolArray, stats: CalibrationStats | 
         chosen.append(place)
     wide = sum(layer.channels // layer.groups >= 2 for layer in layers)
     return [layers[place] for place in sorted(chosen)], wide - len(chosen)
+
+
+def _names(analysis: Analysis, layers: Sequence[Layer]) -> list[str]:
+    """Names that are told apart: a recurrent node reads channels twice, and nodes may bear the same name."""
+    names: list[str] = []
+    seen: Counter[str] = Counter()
+    for layer in layers:
+        name = node_name(analysis, layer.node)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
 
 
 def _gone(layer: Layer, gone: BoolArray) -> BoolArray:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from small_models import chain, shapes, written
 
 import onnxcop
@@ -27,6 +28,7 @@ from onnxcop.recover import RecoverySettings
 from onnxcop.report_charts import curve, meter
 from onnxcop.report_data import FORMAT, VERSION, ReportData
 from onnxcop.report_formats import SUFFIXES, rendered
+from onnxcop.report_layers import layer_changes
 from onnxcop.report_matrices import MOST_CHANNELS, correlations
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -132,6 +134,28 @@ def test_wide_layers_and_many_layers_are_cut_short_and_said_to_be(monkeypatch: p
     found, notes = correlations(analysis, removed, None)
     assert [m.width for m in found] == [8]
     assert any("1 layer:" in note for note in notes)
+
+
+def test_layers_of_one_name_are_told_apart() -> None:
+    model = chain()
+    for node in model.graph.node:
+        node.name = "same"
+    found, _ = correlations(onnxcop.analyze(model), np.arange(2), None)
+    assert [m.layer for m in found] == ["same", "same (2)"]
+
+
+def test_parameters_count_for_the_layer_that_works_with_them() -> None:
+    model = chain()
+    model.graph.node.insert(2, helper.make_node("Identity", ["w2"], ["w2_out"]))
+    model.graph.node[3].input[1] = "w2_out"
+    scale = numpy_helper.from_array(np.ones((16, 1, 1), np.float32), "scale")
+    model.graph.initializer.append(scale)
+    model.graph.node[4].input[0] = "scaled"
+    model.graph.node.insert(4, helper.make_node("Mul", ["c2", "scale"], ["scaled"], "scaling"))
+    changes = {layer.name: layer for layer in layer_changes(onnxcop.analyze(model), np.array([8, 9]))}
+    assert changes["conv2"].params == 16 * 8 * 9 + 16
+    assert (changes["Mul"].width, changes["Mul"].params, changes["Mul"].params_after) == (None, 16, 14)
+    assert "Identity" not in changes
 
 
 # The forms
