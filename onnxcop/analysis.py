@@ -57,6 +57,11 @@ class Analysis:
         return Scopes.of(self.model).nodes
 
 
+_SINGLE = Reason("makes a single channel", given=True)
+_COMPUTED = Reason("has weights that the graph computes")
+_WHOLE = Reason("all of the axis goes together")
+
+
 @dataclass(frozen=True, slots=True)
 class FilterCensus:
     """How many filters a layer has, and how many of them may be removed.
@@ -66,14 +71,17 @@ class FilterCensus:
         name: The node's name (or type and output).
         filters: How many it has.
         prunable: How many may be removed.
-        reasons: Why the others may not.
+        reasons: Why the others may not, by how many of them each holds.
+        given: How many of the others the model's purpose fixes: they are given out or weighed by a
+            softmax, or there is only one.
     """
 
     node: int
     name: str
     filters: int
     prunable: int
-    reasons: tuple[Reason, ...]
+    reasons: Mapping[Reason, int]
+    given: int = 0
 
 
 def analyze(
@@ -134,7 +142,8 @@ def census(analysis: Analysis) -> list[FilterCensus]:
         if atoms is None:
             shape = coupling.shapes[node.input[kernel.input]].shape or (0,)
             size = shape[kernel.out_axis]
-            found.append(FilterCensus(contraction.node, _name(node), size, 0, (Reason("makes a single channel"),)))
+            why = _SINGLE if size == 1 else _COMPUTED
+            found.append(FilterCensus(contraction.node, _name(node), size, 0, {why: size}, size * why.given))
             continue
         found.append(FilterCensus(contraction.node, _name(node), len(atoms), *_why(structure, atoms)))
     return found
@@ -146,14 +155,17 @@ def _is_depthwise(analysis: Analysis, node: int, weight_input: int) -> bool:
     return len(shape) > 1 and shape[1] == 1
 
 
-def _why(structure: Structure, atoms: IntArray) -> tuple[int, tuple[Reason, ...]]:
+def _why(structure: Structure, atoms: IntArray) -> tuple[int, dict[Reason, int], int]:
+    """How many filters may be removed, why the others may not, and for how many it is given."""
     classes = structure.coupling.classes
     units = structure.units_on(atoms)
     reasons: Counter[Reason] = Counter()
+    given = 0
     for index in classes.of[atoms[units < 0]].tolist():
         found = classes.reasons.get(index)
-        reasons[found[0] if found else Reason("all of the axis goes together")] += 1
-    return int((units >= 0).sum()), tuple(reason for reason, _ in reasons.most_common(3))
+        reasons[found[0] if found else _WHOLE] += 1
+        given += any(reason.given for reason in found or ())
+    return int((units >= 0).sum()), dict(reasons.most_common()), given
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -180,3 +192,9 @@ def prunable_share(filters: Sequence[FilterCensus]) -> float:
     """Fraction of all filters that may be removed."""
     total = sum(entry.filters for entry in filters)
     return sum(entry.prunable for entry in filters) / total if total else 0.0
+
+
+def inner_share(filters: Sequence[FilterCensus]) -> float | None:
+    """The same among the filters that the model's purpose leaves open; None where it fixes all."""
+    total = sum(entry.filters - entry.given for entry in filters)
+    return sum(entry.prunable for entry in filters) / total if total else None

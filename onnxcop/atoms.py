@@ -24,10 +24,12 @@ class Reason:
     Attributes:
         text: What forbids it, in words.
         node: Name of the node that forbids it, or the tensor's name for graph inputs and outputs.
+        given: Whether what the model is for forbids it: it is given out, or a softmax weighs it.
     """
 
     text: str
     node: str = ""
+    given: bool = False
 
     def __str__(self) -> str:
         return f"{self.text} ({self.node})" if self.node else self.text
@@ -109,7 +111,7 @@ class AtomPool:
                 flags[classes] = True
                 for index in classes.tolist():
                     known = reasons.setdefault(index, [])
-                    if reason not in known and len(known) < _MOST_REASONS:
+                    if reason not in known and (len(known) < _MOST_REASONS or reason.given):
                         known.append(reason)
         return Classes(of, frozen, inexact, {index: tuple(found) for index, found in reasons.items()})
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.analysis import Analysis, census, group_name, node_name, prunable_share
+from onnxcop.analysis import Analysis, census, group_name, inner_share, node_name, prunable_share
 from onnxcop.report import Totals, frozen_reasons, totals
+
+_MOST_REASONS = 3  # of a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,11 @@ class Inspection:
         cost: What it costs.
         filters: Number of filters in all layers.
         prunable: Fraction of them that may be removed.
+        given: Number of filters that what the model is for fixes: they are given out or weighed by a
+            softmax, or a layer has only one.
+        prunable_inner: Fraction of all others that may be removed; None where there are none.
         groups: Every dependency group.
-        frozen: Filters by the reason that freezes them.
+        frozen: Filters by the reason that freezes them; together with what may be removed, all.
         frozen_layers: Layers with filters that may not be removed.
         declined: Nodes that could not be followed, with the reason.
     """
@@ -69,6 +74,8 @@ class Inspection:
     cost: Totals
     filters: int
     prunable: float
+    given: int
+    prunable_inner: float | None
     groups: tuple[GroupEntry, ...]
     frozen: dict[str, int]
     frozen_layers: tuple[FrozenLayer, ...]
@@ -91,6 +98,8 @@ def inspect(analysis: Analysis) -> Inspection:
         cost=totals(analysis.original, float(analysis.cost.original()[0])),
         filters=sum(layer.filters for layer in layers),
         prunable=prunable_share(layers),
+        given=sum(layer.given for layer in layers),
+        prunable_inner=inner_share(layers),
         groups=groups,
         frozen=frozen,
         frozen_layers=frozen_layers(analysis),
@@ -101,7 +110,7 @@ def inspect(analysis: Analysis) -> Inspection:
 def frozen_layers(analysis: Analysis) -> tuple[FrozenLayer, ...]:
     """Layers with filters that may not be removed, in the order of the graph."""
     return tuple(
-        FrozenLayer(layer.name, layer.filters, layer.prunable, tuple(map(str, layer.reasons)))
+        FrozenLayer(layer.name, layer.filters, layer.prunable, tuple(map(str, list(layer.reasons)[:_MOST_REASONS])))
         for layer in census(analysis)
         if layer.prunable < layer.filters
     )

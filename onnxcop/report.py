@@ -163,7 +163,5 @@ def frozen_reasons(analysis: Analysis) -> tuple[int, float, dict[str, int]]:
     layers = census(analysis)
     reasons: Counter[str] = Counter()
     for entry in layers:
-        left = entry.filters - entry.prunable
-        if left:
-            reasons[str(entry.reasons[0]) if entry.reasons else "is coupled to all of its axis"] += left
+        reasons.update({str(reason): count for reason, count in entry.reasons.items()})
     return sum(entry.filters for entry in layers), prunable_share(layers), dict(reasons.most_common())

@@ -100,7 +100,7 @@ class _Walk:
         """Walk the whole model and solve the ties."""
         self._enter(self.scopes.all[0])
         for value in self.model.graph.output:
-            self._freeze(value.name, Reason("reaches a graph output", value.name))
+            self._freeze(value.name, Reason("reaches a graph output", value.name, given=True))
         for name in sorted(self.findings.values_read & self.labels.keys()):
             self._freeze(name, Reason("holds sizes or indices", name))
         return Coupling(

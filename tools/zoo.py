@@ -46,7 +46,8 @@ class Row:
         units: What can be removed, one by one.
         filters: Filters of all layers.
         prunable: Fraction of them that may be removed.
-        inner: The same among the filters that make no output and no input of a channel softmax.
+        given: Filters that reach an output or a channel softmax, or are their layer's only one.
+        inner: The prunable fraction of all others.
         macs: Fraction of the multiply-accumulates kept.
         params: Fraction of the parameters kept.
         difference: Largest difference from the masked original, relative to its largest value.
@@ -55,7 +56,7 @@ class Row:
         notes: What verification could not check.
         seconds: Analysis, selection, rewriting and verification together.
         error: Why there is no result.
-        signature: Widths of the groups, to compare two exports of one network.
+        signature: Widths and layers of the groups, to compare two exports of one network.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Row:
     units: int | None = None
     filters: int | None = None
     prunable: float | None = None
+    given: int | None = None
     inner: float | None = None
     macs: float | None = None
     params: float | None = None
@@ -78,7 +80,8 @@ class Row:
 
 HEADINGS = {
     "model": "model", "convs": "convs", "groups": "groups", "filters": "filters",
-    "prunable": "prunable", "inner": "inner", "macs": "MACs", "params": "params",
+    "prunable": "prunable", "given": "output or softmax", "inner": "prunable of the others",
+    "macs": "MACs", "params": "params",
     "difference": "difference", "inexact": "inexact", "reasons": "frozen by",
     "seconds": "seconds", "error": "error",
 }  # fmt: skip
@@ -158,6 +161,7 @@ def prune_one(path: Path, options: argparse.Namespace) -> Row:
     import onnx
 
     import onnxcop
+    from onnxcop.analysis import census, inner_share
     from onnxcop.catalogue import criterion_named
     from onnxcop.report import frozen_reasons, totals
     from onnxcop.verify import verify
@@ -173,8 +177,9 @@ def prune_one(path: Path, options: argparse.Namespace) -> Row:
         row.groups, row.units = len(structure.groups), len(structure.unit_class)
         row.filters, row.prunable, reasons = frozen_reasons(analysis)
         row.reasons = "; ".join(summarized(reasons))
-        row.inner = inner_share(row.filters, row.prunable, reasons)
-        row.signature = signature(group.width for group in structure.groups)
+        layers = census(analysis)
+        row.given, row.inner = sum(layer.given for layer in layers), inner_share(layers)
+        row.signature = signature((group.width, len(group.producers)) for group in structure.groups)
         subject = onnxcop.Subject.of(analysis.model, structure, analysis.cost)
         if not row.units:
             raise onnxcop.OnnxcopError("nothing to prune")
@@ -229,13 +234,6 @@ def all_nodes(graph: Any) -> Iterator[Any]:
                 yield from all_nodes(inner)
 
 
-def inner_share(filters: int, prunable: float, reasons: dict[str, int]) -> float | None:
-    """Prunable fraction of the filters that nothing in a graph's purpose fixes."""
-    fixed = ("reaches a graph output", "Softmax over", "LogSoftmax over", "makes a single channel")
-    given = sum(count for reason, count in reasons.items() if reason.startswith(fixed))
-    return prunable * filters / (filters - given) if filters > given else None
-
-
 def summarized(reasons: dict[str, int]) -> list[str]:
     """The three reasons that freeze most filters; the same words about several nodes are one."""
     texts: Counter[str] = Counter()
@@ -247,9 +245,9 @@ def summarized(reasons: dict[str, int]) -> list[str]:
     return [f"{text} ({places[text]}): {count}" for text, count in texts.most_common(3)]
 
 
-def signature(widths: Iterable[int]) -> str:
-    """Widths of groups with how often each occurs."""
-    return " ".join(f"{width}x{times}" for width, times in sorted(Counter(widths).items()))
+def signature(groups: Iterable[tuple[int, int]]) -> str:
+    """How often a group of a width and a number of layers occurs, as `width/layers×times`."""
+    return " ".join(f"{width}/{layers}×{times}" for (width, layers), times in sorted(Counter(groups).items()))
 
 
 def percent(fraction: float | None) -> str:
@@ -298,7 +296,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 def read_csv(path: Path) -> list[Row]:
     """What :func:`write_csv` wrote."""
-    whole = {"convs", "groups", "units", "filters", "inexact"}
+    whole = {"convs", "groups", "units", "filters", "given", "inexact"}
     texts = {"model", "reasons", "notes", "error", "signature"}
     rows = []
     with path.open(newline="") as file:

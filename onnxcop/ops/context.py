@@ -152,11 +152,11 @@ class Op:
         self.handled.append(groups.reshape(-1))
         self.pool.balance(groups, Reason(why, self.where))
 
-    def freeze(self, atoms: IntArray | None, why: str) -> None:
-        """Forbid the removal of `atoms` because of this node."""
+    def freeze(self, atoms: IntArray | None, why: str, *, given: bool = False) -> None:
+        """Forbid the removal of `atoms` because of this node, or (`given`) of what the model is for."""
         if atoms is not None:
             self.handled.append(atoms)
-            self.pool.freeze(atoms, Reason(why, self.where))
+            self.pool.freeze(atoms, Reason(why, self.where, given))
 
     def freeze_axes(self, position: int, axes: Sequence[int], why: str) -> None:
         """Freeze the given axes of an input."""

@@ -119,7 +119,7 @@ def softmax(op: Op) -> None:
     label, rank = list(op.label(0)), len(op.shape(0))
     axis = op.attr("axis", -1 if op.opset >= 13 else 1) % max(rank, 1)
     for frozen in range(axis, axis + 1 if op.opset >= 13 else rank):
-        op.freeze(label[frozen], f"{op.node.op_type} over this axis")
+        op.freeze(label[frozen], f"{op.node.op_type} over this axis", given=True)
         label[frozen] = None
     op.emit(label)
 

@@ -84,7 +84,7 @@ def qlinear_softmax(op: Op) -> None:
     first = int(op.attr("axis", -1)) % len(label)
     last = first + 1 if int(op.attr("opset")) >= 13 else len(label)
     for axis in range(first, last):
-        op.freeze(label[axis], "QLinearSoftmax over this axis")
+        op.freeze(label[axis], "QLinearSoftmax over this axis", given=True)
         label[axis] = None
     op.emit(label)
 
