@@ -31,7 +31,7 @@ from onnxcop.engine import EngineOptions
 from onnxcop.pipeline import prune
 
 _DIRECT = (
-    "macs", "params", "filters", "size", "divergence", "metric", "max_drop", "samples", "batch_size",
+    "macs", "params", "filters", "size", "latency", "divergence", "metric", "max_drop", "samples", "batch_size",
     "criterion", "allocate", "recover", "input_shapes", "seed",
 )  # fmt: skip
 
@@ -62,6 +62,7 @@ class OnnxCop(Pass):
             "params": number("Fraction of parameters to keep at most."),
             "filters": number("Fraction of prunable filters to keep at most."),
             "size": number("Bytes of the file at most.", int),
+            "latency": number("Fraction of the time of a run to keep at most, measured on this machine."),
             "divergence": number("Instead of a size: the largest output divergence on held-out samples."),
             "metric": number("A score of models, script.py:function, higher is better.", str),
             "max_drop": number("Instead of a size: the largest loss of the metric."),
