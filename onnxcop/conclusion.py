@@ -13,7 +13,7 @@ from onnxcop.atoms import IntArray
 from onnxcop.biases import drop_idle
 from onnxcop.clock import Clock
 from onnxcop.data import CalibrationData
-from onnxcop.decide import Decision, Request
+from onnxcop.decide import Decision, Request, calibrated_on
 from onnxcop.engine import EngineOptions
 from onnxcop.hints import hints
 from onnxcop.latency import Latency, timed
@@ -90,6 +90,6 @@ def build_report(
         totals(pruned, float(analysis.cost.of_units(removed)[0])),
         group_reports(analysis, removed), filters, share, frozen,
         tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
-        checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), decision.calibration,
+        checked, str(plan.criterion.get("name", "")), (*decision.warnings, *slowness(latency)), calibrated_on(decision),
         decision.quality(pruned), dict(clock.seconds), latency, decision.inputs, decision.choices,
     )  # fmt: skip

@@ -284,5 +284,12 @@ def _named(progress: Progress, stage: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(stage, done, total)
 
 
+def calibrated_on(decision: Decision) -> str:
+    """What was seen, in a line; empty where nothing was."""
+    if decision.calibration or decision.stats is None:
+        return decision.calibration
+    return f"statistics of {decision.stats.samples} samples, gathered earlier"
+
+
 def _described(source: CalibrationData | None) -> str:
     return "" if source is None else source.description

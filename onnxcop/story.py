@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from onnxcop.report_data import ReportData
 
 NO_CURVE = (
-    "The curve needs calibration data (--data): the divergence is measured on held-out samples after every "
-    "step of recovery."
+    "There is no curve: it needs calibration data (--data) and recovery, and outputs that are finite. The divergence "
+    "is measured on held-out samples after every step."
 )
 
 _BEFORE, _AFTER = " before", " after"
@@ -45,12 +45,12 @@ def rows(report: Report) -> Iterator[Row]:
     if report.latency is not None:
         times = report.latency
         yield Row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}", times.ratio < 1)
-    found = report.quality
-    for name, value in found.items():
-        if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in found:
+    quality = report.quality
+    for name, value in quality.items():
+        if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in quality:
             bare = name.removesuffix(_BEFORE)
-            yield Row(bare, _score(value), _score(found[bare + _AFTER]))
-        elif not (name.endswith(_AFTER) and name.removesuffix(_AFTER) + _BEFORE in found):
+            yield Row(bare, _score(value), _score(quality[bare + _AFTER]))
+        elif not (name.endswith(_AFTER) and name.removesuffix(_AFTER) + _BEFORE in quality):
             yield Row(name, "", _score(value))
 
 
@@ -92,10 +92,8 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"Found {found(report)}."
     if report.frozen:
         yield f"Frozen: {sum(report.frozen.values())} of {report.filters} filters."
-    if report.calibration:
-        yield f"Calibrated on {report.calibration}; {report.inputs}."
-    else:
-        yield "Not calibrated: no data was given."
+    seen = f"Calibrated on {report.calibration}" if report.calibration else "Not calibrated: no data was given"
+    yield seen + (f"; {report.inputs}." if report.inputs else ".")
     yield f"Cut {cut(report, settings)}."
     yield from (f"{choice[:1].upper()}{choice[1:]}." for choice in report.choices)
     yield f"Verified: {verified(report)}."
