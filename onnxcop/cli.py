@@ -107,6 +107,7 @@ def inspect_command(model: Path, **values: Any) -> None:
     --scores, what every filter is worth.
     """
     from onnxcop.analysis import analyze
+    from onnxcop.console_inspect import show_inspection, show_scores
     from onnxcop.inspection import inspect
 
     criterion = criterion_to_show(values)
@@ -123,9 +124,9 @@ def inspect_command(model: Path, **values: Any) -> None:
     if values["as_json"]:
         console.show_json(found.to_dict() | ({} if scores is None else {"scores": scores.to_dict()}))
     elif scores is not None:
-        console.show_scores(scores, found.model, verbose=values["verbose"])
+        show_scores(scores, found.model, verbose=values["verbose"])
     else:
-        console.show_inspection(found, verbose=values["verbose"])
+        show_inspection(found, verbose=values["verbose"])
 
 
 @app.command("apply", cls=SectionCommand)

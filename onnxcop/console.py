@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcop.drawing import counted, listed_names, new_table, sized, terminal
+from onnxcop.drawing import new_table, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from onnxcop.inspection import Inspection
     from onnxcop.report import Report
     from onnxcop.result import PruneResult
-    from onnxcop.scores import Scores
 
 _MOST_NAMES = 4  # of the layers of a group
 _MOST_REASONS, _MOST_GROUPS = 4, 3  # so that the summary of a run fits one screen
@@ -152,62 +150,3 @@ def _group_table(report: Report) -> Table:
     for group in report.groups:
         table.add_row(group.name, str(group.width), str(group.kept), "" if group.exact else "inexact")
     return table
-
-
-def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
-    """Draw what could be pruned, what not and why."""
-    console = terminal()
-    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.input_shapes.items())
-    console.print(f"{found.model} with {shapes}")
-    console.print(
-        f"{counted(found.cost.macs)} MACs, {counted(found.cost.params)} parameters, "
-        f"{sized(found.cost.bytes)}; {found.filters} filters, {found.prunable:.1%} of them prunable"
-    )
-    if found.groups:
-        table = new_table(
-            "layers", "width", "exact", "MACs/filter", "params/filter",
-            title="dependency groups (the filters of one group go together)",
-        )  # fmt: skip
-        most = sys.maxsize if verbose else _MOST_NAMES
-        for group in found.groups:
-            table.add_row(
-                listed_names(group.layers or (group.name,), most), str(group.width),
-                "yes" if group.exact else "no", counted(group.macs), counted(group.params),
-            )  # fmt: skip
-        console.print(table)
-    _show_inexact(console, found)
-    if found.frozen_layers:
-        table = new_table("layer", "why", "frozen", title="frozen filters", left=2)
-        for layer in found.frozen_layers:
-            gone = f"{layer.filters - layer.prunable} of {layer.filters}"
-            table.add_row(layer.name, "; ".join(layer.reasons), gone)
-        console.print(table)
-    if found.declined:
-        console.print("nodes that could not be followed, so that what touches them is frozen:")
-        for reason in found.declined:
-            console.print(f"  {reason}")
-
-
-def show_scores(found: Scores, model: str, *, verbose: bool = False) -> None:
-    """Draw what filters are worth: the least important ones, or all."""
-    console, most = terminal(), len(found.units) if verbose else _MOST_SCORES
-    settings = ", ".join(f"{name} {value}" for name, value in found.parameters.items())
-    console.print(f"{model} by {found.criterion}" + (f" ({settings})" if settings else ""))
-    if not found.units:
-        console.print("no filter may be removed; see onnxcop inspect without --scores")
-        return
-    rest = len(found.units) - most
-    title = "importance of filters, lowest first" + (f" (of {len(found.units)}; all with -v)" if rest > 0 else "")
-    table = new_table("group", "filter", "importance", *found.terms, title=title)
-    for unit in found.units[:most]:
-        terms = (f"{value:.4g}" for value in unit.terms.values())
-        table.add_row(unit.group, str(unit.filter), f"{unit.importance:.5g}", *terms)
-    console.print(table)
-
-
-def _show_inexact(console: Console, found: Inspection) -> None:
-    reasons = sorted({reason for group in found.groups for reason in group.reasons})
-    if reasons:
-        console.print("inexact groups change a statistic that other channels share (--exact-only):")
-        for reason in reasons:
-            console.print(f"  {reason}")

@@ -72,3 +72,8 @@ def percent(new: float, old: float) -> str:
 def plural(number: int, noun: str) -> str:
     """A number of things: 1 layer, 2 layers."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def shortened(name: str, room: int) -> str:
+    """The end of a name that is too long: it tells layers apart."""
+    return name if len(name) <= room else f"…{name[len(name) - room + 1 :]}"

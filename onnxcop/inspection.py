@@ -26,6 +26,8 @@ class GroupEntry:
         reasons: For inexact groups, why.
         macs: Multiply-accumulates saved by the first filter that goes, of one sample.
         params: Parameters saved by it.
+        half_macs: Multiply-accumulates saved if half of the group goes, and nothing else.
+        half_params: Parameters saved by that.
     """
 
     name: str
@@ -36,6 +38,8 @@ class GroupEntry:
     reasons: tuple[str, ...]
     macs: float
     params: float
+    half_macs: float = 0.0
+    half_params: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ class Inspection:
         given: Number of filters that what the model is for fixes: they are given out or weighed by a
             softmax, or a layer has only one.
         prunable_inner: Fraction of all others that may be removed; None where there are none.
-        groups: Every dependency group.
+        groups: Every dependency group, those first whose half saves the most multiply-accumulates.
+        halved: What the model would cost if half of every group went.
         frozen: Filters by the reason that freezes them; together with what may be removed, all.
         frozen_layers: Layers with filters that may not be removed.
         declined: Nodes that could not be followed, with the reason.
@@ -80,6 +85,7 @@ class Inspection:
     frozen: dict[str, int]
     frozen_layers: tuple[FrozenLayer, ...]
     declined: tuple[str, ...]
+    halved: Totals
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -90,7 +96,7 @@ def inspect(analysis: Analysis) -> Inspection:
     """Describe an analysed model."""
     layers = census(analysis)
     _, _, frozen = frozen_reasons(analysis)
-    groups = tuple(_entry(analysis, group.index) for group in analysis.structure.groups)
+    groups = sorted((_entry(analysis, g.index) for g in analysis.structure.groups), key=lambda entry: -entry.half_macs)
     return Inspection(
         model=analysis.source,
         sha256=analysis.sha256,
@@ -100,11 +106,18 @@ def inspect(analysis: Analysis) -> Inspection:
         prunable=prunable_share(layers),
         given=sum(layer.given for layer in layers),
         prunable_inner=inner_share(layers),
-        groups=groups,
+        groups=tuple(groups),
         frozen=frozen,
         frozen_layers=frozen_layers(analysis),
         declined=tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
+        halved=_halved(analysis),
     )
+
+
+def _halved(analysis: Analysis) -> Totals:
+    halves = [group.units[: group.width // 2] for group in analysis.structure.groups]
+    cost = analysis.cost.of_units(np.concatenate(halves) if halves else np.empty(0, dtype=np.int64))
+    return Totals(float(cost[0]), round(float(cost[1])), round(float(cost[2])) + analysis.cost.file_overhead)
 
 
 def frozen_layers(analysis: Analysis) -> tuple[FrozenLayer, ...]:
@@ -123,6 +136,7 @@ def _entry(analysis: Analysis, index: int) -> GroupEntry:
     row = slice(rows.indptr[group.units[0]], rows.indptr[group.units[0] + 1])
     axes, times = rows.indices[row].astype(np.int64), rows.data[row].astype(np.int64)
     saved = analysis.cost.change(structure.axis_sizes, axes, times)
+    half = analysis.cost.change(structure.axis_sizes, axes, group.width // 2 * times)
     return GroupEntry(
         name=group_name(analysis, index),
         layers=tuple(node_name(analysis, node) for node in group.producers),
@@ -132,4 +146,6 @@ def _entry(analysis: Analysis, index: int) -> GroupEntry:
         reasons=() if group.exact else tuple(map(str, group.reasons)),
         macs=float(saved[0]),
         params=float(saved[1]),
+        half_macs=float(half[0]),
+        half_params=float(half[1]),
     )

@@ -616,6 +616,43 @@ def test_inspect_says_what_a_filter_saves(model: Path, capsys: pytest.CaptureFix
     (frozen,) = found["frozen_layers"]
     assert (frozen["name"], frozen["filters"], frozen["prunable"]) == ("head", 5, 0)
     assert found["cost"]["macs"] == 64 * 9 * (3 * 8 + 8 * 16) + 16 * 5
+    assert one["half_macs"] == 64 * 9 * (3 * 4 + 4 * 16)
+    assert one["half_params"] == 4 * (3 * 9 + 1 + 16 * 9)
+    assert (two["half_macs"], two["half_params"]) == (8 * two["macs"], 8 * two["params"])
+    assert found["halved"]["macs"] == 64 * 9 * (3 * 4 + 4 * 8) + 8 * 5
+    assert found["halved"]["params"] == 4 * 3 * 9 + 4 + 8 * 4 * 9 + 8 + 8 * 5 + 2 * 5
+
+
+def test_inspect_puts_first_what_saves_most(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    source = models_dir / "digits_resnet.onnx"
+    assert cli.run(["inspect", str(source), "--json", *CPU]) == 0
+    saved = [group["half_macs"] for group in json.loads(capsys.readouterr().out)["groups"]]
+    assert saved == sorted(saved, reverse=True)
+    assert cli.run(["inspect", str(source), *CPU]) == 0
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in shown if line.endswith("%")]
+    assert len(rows) == len(saved)
+    assert max(map(len, shown)) <= 80
+
+
+def test_long_names_keep_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    model = chain()
+    model.graph.node[0].name = "/".join(f"block{number}" for number in range(20)) + "/the_first"
+    path = written(model, tmp_path / "net.onnx")
+    assert cli.run(["inspect", str(path), *CPU]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "the_first" in line]
+    assert "…" in line
+    assert len(line.rstrip()) <= 80
+    assert model.graph.node[0].name not in line
+    assert cli.run(["inspect", str(path), "-v", *CPU]) == 0
+    column = "".join(line[:40].strip() for line in capsys.readouterr().out.splitlines())
+    assert "block0/block1/" in column
 
 
 def test_inspect_verbose_names_every_layer(models_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
