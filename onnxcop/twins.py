@@ -43,9 +43,9 @@ class _Writer:
             raise ValueError(name)
         return numpy_helper.to_array(self.stored[name])
 
-    def fresh(self, stem: str = "") -> str:
+    def fresh(self) -> str:
         self.added += 1
-        return f"{self.node.output[0]}__twin{self.added}{stem}"
+        return f"{self.node.output[0]}__twin{self.added}"
 
     def constant(self, values: Array) -> str:
         name = self.fresh()

@@ -132,6 +132,7 @@ def cache(op: Op, position: int, parts: Parts, inner: IntArray | None, before: i
 
 
 def freeze_all(op: Op, positions: Sequence[int], why: str) -> None:
+    """Freeze all axes of some inputs."""
     for position in positions:
         if op.has(position):
             op.freeze_axes(position, range(len(op.label(position))), why)
