@@ -528,7 +528,7 @@ class Outcome:
     note: str = ""
 
 
-def bisect(cut: Cutter, base: int, outcome: Outcome) -> onnx.ModelProto | None:
+def bisect(cut: Cutter, base: int, outcome: Outcome, near: float = NEAR) -> onnx.ModelProto | None:
     """The largest model within the budget, else the smallest that the tool makes, else None.
 
     A ratio at which the tool fails counts as too high. Fills `outcome` in.
@@ -555,7 +555,7 @@ def bisect(cut: Cutter, base: int, outcome: Outcome) -> onnx.ModelProto | None:
             best, best_kept, outcome.ratio, outcome.note = pruned, kept, round(ratio, 5), note
             outcome.seconds_once = round(time.perf_counter() - started, 2)
         low, high = (low, ratio) if within else (ratio, high)
-        if within and outcome.macs_target - kept < NEAR:
+        if within and outcome.macs_target - kept < near:
             break
     if best is None:
         outcome.error = failure

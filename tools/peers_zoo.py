@@ -47,8 +47,26 @@ Array = npt.NDArray[Any]
 OURS = "onnxcop"
 TOOLS = (OURS, "onnxsim-l2", "torch-pruning-local")
 SQUASHING = ("HardSigmoid", "Identity", "Sigmoid", "Softmax", "Tanh")
+INTRODUCTION = """# Beside other tools
+
+What `tools/peers_zoo.py` writes: real models and filled skeletons of published architectures, each
+pruned by every tool with the L2 norm in equal shares of all layers that it can cut, to 70 % of the
+multiply-accumulates; models of over 200 MB of weights are left out. *Results* counts models in which
+at least one layer lost filters, *run* those that ONNX Runtime runs with outputs of the original's
+shapes.
+
+The filters that are missing are found by looking up the remaining weights in the original's. *Equal*
+means that the original gives the same outputs when these filters are set to zero wherever they are
+read; *differ*, that it does not; *unknown*, that they cannot be found, or are summed by something
+other than stored weights. onnxcop knows what it removed: *own* are results that it has proven and
+this check cannot judge, *inexact* those in which its report says that a statistic (a LayerNorm)
+runs over pruned channels, the other filters being proven. Convs cut are those of results that are
+not known to be wrong. Seconds include every try for the budget and, with onnxcop, the proof; they
+were taken on a shared machine of two cores.
+"""
 SUMS = ("Einsum", "GRU", "LSTM", "RNN", "ReduceSum")
 TOLERANCE = 1e-4  # of the largest absolute value of an output
+NEAR = 0.01  # other tools try no further when they are this close below the budget
 STEPS = 10  # of the bisection for the share that onnxcop cuts of every group
 
 
@@ -264,7 +282,7 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
         else:
             outcome = peers.Outcome(tool, "", macs)
             cut = peers.cutter(tool, model, [])
-            made = peers.bisect(cut, base, outcome)
+            made = peers.bisect(cut, base, outcome, NEAR)
             row.error = outcome.error
             if made is None:
                 return row
@@ -278,10 +296,10 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
         row.error = "; ".join(filter(None, (row.error, failure)))
         if row.loads and row.macs < 1:
             row.verdict = verdict(reference, pruned)
-        if tool == OURS and row.verdict == "unknown":
-            row.verdict = "own"
-        elif inexact and row.verdict == "differs":
+        if inexact and row.verdict in ("differs", "unknown"):
             row.verdict = "inexact"
+        elif tool == OURS and row.verdict == "unknown":
+            row.verdict = "own"
     except Exception as error:  # whatever goes wrong is this table's subject
         row.error = "; ".join(filter(None, (row.error, peers.one_line(error))))
     return row
@@ -409,13 +427,14 @@ def markdown(rows: list[Row]) -> str:
     for tool in TOOLS:
         own = [row for row in rows if row.tool == tool and row.model in models]
         words = [row.verdict for row in own]
-        counts = [len(own), sum(bool(row.layers_cut) for row in own), sum(row.loads for row in own)]
+        results = [row for row in own if row.layers_cut]
+        counts = [len(own), len(results), sum(row.loads for row in results)]
         counts += [words.count(word) for word in ("equal", "own", "inexact", "unknown", "differs")]
         cut = sum(row.convs_cut or 0 for row in own if sound(row))
         times = [row.seconds for row in own if row.seconds is not None]
         middle = f"{np.median(times):.1f}" if times else ""
         lines.append(f"| {tool} | {' | '.join(map(str, counts))} | {cut} | {middle} |")
-    lines += ["", "| model | convs | " + " | ".join(TOOLS) + " | not ahead |", "|" + "---|" * (3 + len(TOOLS))]
+    lines += ["", "| model | convs | " + " | ".join(TOOLS) + " | behind |", "|" + "---|" * (3 + len(TOOLS))]
     for name, by_tool in models.items():
         convs = max((row.convs or 0 for row in by_tool.values()), default=0)
         cells = [cell(by_tool.get(tool)) for tool in TOOLS]
@@ -425,11 +444,13 @@ def markdown(rows: list[Row]) -> str:
 
 
 def cell(row: Row | None) -> str:
-    """`12/20 convs, 40/50 layers, MACs 70 %, equal, 1.2 s`, or why not."""
+    """`12 convs, 40/50 layers, MACs 70%, equal, 1.2 s`, or why not."""
     if row is None:
-        return ""
+        return "not tried"
     if row.macs is None:
         return "error: " + row.error.replace("|", "/")[:60]
+    if row.layers_cut == 0:
+        return f"cuts nothing, {row.seconds:.1f} s"
     words = [f"{'?' if row.convs_cut is None else row.convs_cut} convs"]
     words.append(f"{'?' if row.layers_cut is None else row.layers_cut}/{row.layers} layers")
     words += [f"MACs {row.macs:.0%}", row.verdict or "does not run", f"{row.seconds:.1f} s"]
