@@ -218,7 +218,8 @@ class Wanda:
     """Outgoing weights times the size of what flows into them: Σ|W_i| · √E[x_i²], over the layer's mean.
 
     Source: after M. Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
-    2024, who score single weights by |w| · ‖x‖. Layers that read the same channels share the mean.
+    2024, who score single weights by |w| · ‖x‖. Layers that read the same channels share the mean. Units
+    that only layers without statistics read are scored by the norm of their filters.
     """
 
     name: str = "wanda"
@@ -244,7 +245,8 @@ class Wanda:
             live = layer.units >= 0
             np.add.at(total, layer.units[live], scores[live])
             np.add.at(seen, layer.units[live], 1)
-        return StaticRanking(np.divide(total, seen, out=np.zeros(count), where=seen > 0))
+        unseen = produced_norms(subject)  # what no layer with statistics reads
+        return StaticRanking(np.divide(total, seen, out=unseen, where=seen > 0))
 
     def parameters(self) -> dict[str, Any]:
         """No parameters."""

@@ -138,7 +138,8 @@ class Recovery:
                 self.progress(f"statistics ({what})", done, total)
 
         model, patches = unfolded(self.working.model, self.working.layers, self.working.cutter.shapes)
-        layers = [patches.get(layer.node, layer) for layer in self.working.layers]
+        watched = [layer for layer in self.working.layers if layer.node < self.working.cutter.count]
+        layers = [patches.get(layer.node, layer) for layer in watched]
         return Observed(
             calibrate(
                 model, layers, data, self.options, sha=self.analysis.sha256, positions=_POSITIONS, progress=report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -216,14 +217,44 @@ def test_the_whole_way(criterion: str) -> None:
     assert checked is not None and checked.max_difference is not None and checked.max_difference < 1e-5
 
 
-def test_recovery_leaves_bodies_as_they_are() -> None:
+def _between_convolutions() -> onnx.ModelProto:
+    """The branches with two convolutions after them."""
+    built = model("branches")
+    nodes = [
+        helper.make_node("Conv", ["b", "wd"], ["d"], pads=[1] * 4),
+        helper.make_node("Conv", ["d", "we"], ["e"], pads=[1] * 4),
+    ]
+    built.graph.node[3].input[0] = "e"
+    following = list(built.graph.node)
+    del built.graph.node[:]
+    built.graph.node.extend([*following[:3], *nodes, *following[3:]])
+    built.graph.initializer.extend([weights("wd", (14, 12, 3, 3)), weights("we", (12, 14, 3, 3))])
+    return built
+
+
+def _samples() -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(0)
-    data = {"x": rng.standard_normal((24, 3, 8, 8)).astype(np.float32), "choice": np.array(True)}
+    return {"x": rng.standard_normal((24, 3, 8, 8)).astype(np.float32), "choice": np.array(True)}
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "cop-activation", "cop-multiple"])
+def test_units_that_only_bodies_read_have_scores(criterion: str) -> None:
     result = onnxcop.prune(
-        model("branches"), macs=0.7, data=data, recover="full", options=CPU,
+        _between_convolutions(), macs=0.3, data=_samples(), criterion=criterion, recover="none", options=CPU,
+        input_shapes={"x": (1, 3, 8, 8), "choice": ()},
+    )  # fmt: skip
+    assert result.report.after.macs <= 0.3 * result.report.before.macs
+    inside = next(group for group in result.report.groups if group.width == 10)
+    assert 0 < inside.kept < 10
+
+
+def test_recovery_leaves_bodies_as_they_are() -> None:
+    result = onnxcop.prune(
+        _between_convolutions(), macs=0.7, data=_samples(), recover="full", options=CPU,
         input_shapes={"x": (1, 3, 8, 8), "choice": ()},
     )  # fmt: skip
     assert result.report.after.macs <= 0.7 * result.report.before.macs
+    assert result.report.quality["divergence"] < 1
     inside = constant_tensors(model("branches"))
     for name in ("wl", "wr"):
         whole = onnx.numpy_helper.to_array(inside[name]).ravel()
@@ -303,3 +334,93 @@ def test_settled_branches_inside_bodies_keep_what_they_store() -> None:
     found = Session(analysis.model, CPU).run(feeds)["y"]
     expected = Session(before.model, CPU).run(feeds | {"deep": np.array(True)})["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_functions_called_in_a_body_are_inlined() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[N,3,4,4] x, bool choice) => (float[N,6] y)
+    {
+      c1 = Conv (x, w1)
+      b = If (choice) <
+        then_branch = left () => (float[N,9,4,4] l) { l = local.block (c1, wl) },
+        else_branch = right () => (float[N,9,4,4] r) { r = Conv (c1, wr) }
+      >
+      p = GlobalAveragePool (b)
+      f = Flatten (p)
+      y = MatMul (f, w2)
+    }
+    <domain: "local", opset_import: ["" : 17]>
+    block (a, w) => (z)
+    {
+      r = Relu (a)
+      z = Conv (r, w)
+    }
+    """
+    built = parser.parse_model(text)
+    shapes = {"w1": (8, 3, 1, 1), "wl": (9, 8, 1, 1), "wr": (9, 8, 1, 1), "w2": (9, 6)}
+    built.graph.initializer.extend(weights(name, shape) for name, shape in shapes.items())
+    analysis = analyze(built, options=CPU)
+    assert not analysis.structure.coupling.declined
+    assert sorted(group.width for group in analysis.structure.groups) == [8, 9]
+    prune_and_verify(analysis.model, analysis.structure, seed=0)
+
+
+def _recognizer(**attributes: Any) -> onnx.ModelProto:
+    """Two convolutions, their columns as a sequence, and a recurrent layer read by all its outputs."""
+    both = 2 if attributes.get("direction") == "bidirectional" else 1
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], pads=[1] * 4, strides=[4, 1]),
+        helper.make_node("Squeeze", ["c2", "two"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["t"], perm=[2, 0, 1]),
+        helper.make_node("LSTM", ["t", "W", "R", "B", "", "h0", "k0"], ["Y", "Yh", "Yc"], hidden_size=7, **attributes),
+        helper.make_node("Transpose", ["Y"], ["yt"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["yt", "flat"], ["q"]),
+        helper.make_node("MatMul", ["q", "w3"], ["y"]),
+        helper.make_node("Add", ["Yh", "Yc"], ["last"]),
+        helper.make_node("MatMul", ["last", "w4"], ["z"]),
+    ]
+    shapes = {
+        "w1": (8, 3, 3, 3), "w2": (10, 8, 3, 3), "W": (both, 28, 10), "R": (both, 28, 7), "B": (both, 56),
+        "h0": (both, 1, 7), "k0": (both, 1, 7), "w3": (both * 7, 5), "w4": (7, 5),
+    }  # fmt: skip
+    stored = [weights(name, shape) for name, shape in shapes.items()]
+    stored.append(onnx.numpy_helper.from_array(np.array([2]), "two"))
+    stored.append(onnx.numpy_helper.from_array(np.array([0, 0, both * 7]), "flat"))
+    graph = helper.make_graph(
+        nodes,
+        "recognizer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 12])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [12, 1, 5]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [both, 1, 5]),
+        ],
+        stored,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_convolutions_before_and_states_of_a_recurrent_layer_are_cut(direction: str) -> None:
+    analysis = analyze(_recognizer(direction=direction), options=CPU)
+    assert sorted(group.width for group in analysis.structure.groups) == [7, 8, 10]
+    prune_and_verify(analysis.model, analysis.structure, seed=1)
+    hidden = next(g.units for g in analysis.structure.groups if g.width == 7)[:3]
+    both = 2 if direction == "bidirectional" else 1
+    sizes = {"W": [both, 16, 10], "R": [both, 16, 4], "B": [both, 32], "h0": [both, 1, 4], "k0": [both, 1, 4],
+             "w3": [both * 4, 5], "w4": [4, 5]}  # fmt: skip
+    pruned = apply(analysis.model, analysis.structure, hidden)
+    assert _dims(pruned) == _dims(analysis.model) | sizes
+
+
+def test_a_recurrent_state_that_is_given_keeps_the_hidden_size_only() -> None:
+    built = _recognizer(direction="forward")
+    del built.graph.initializer[[t.name for t in built.graph.initializer].index("h0")]
+    built.graph.input.append(helper.make_tensor_value_info("h0", TensorProto.FLOAT, [1, 1, 7]))
+    analysis = analyze(built, options=CPU)
+    assert sorted(group.width for group in analysis.structure.groups) == [8, 10]
+    (entry,) = [e for e in census(analysis) if analysis.nodes[e.node].op_type == "LSTM"]
+    assert entry.prunable == 0
+    assert entry.reasons[0].text == "belongs to a recurrent state that is given or never pruned"
