@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from onnxcop.report import Report
     from onnxcop.result import PruneResult
 
-_MOST_NAMES = 4  # of the layers of a group
 _MOST_REASONS, _MOST_GROUPS = 4, 3  # so that the summary of a run fits one screen
-_MOST_SCORES = 20
 
 _ASCII = {"→": "->", "±": "+-", "…": "...", "µ": "u", "×": "x", "≡": "==", "–": "-", "─": "-"}
 

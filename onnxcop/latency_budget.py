@@ -100,7 +100,9 @@ def _with_curve(request: Request, bound: float) -> tuple[Request, TimeCurve]:
             raise infeasible(bound, float(curve.ratios[0]))
         return request, curve
     curves: dict[int, TimeCurve] = {}
-    for multiple in CANDIDATES:
+    for done, multiple in enumerate(CANDIDATES):
+        if request.progress is not None:
+            request.progress("latency curves", done, len(CANDIDATES))
         curves[multiple] = time_curve(replace(request, limits=replace(limits, multiple_of=multiple)))
         log.debug("widths in multiples of %d: %s", multiple, curves[multiple])
     nearest = min(float(curve.ratios[0]) for curve in curves.values())
@@ -171,6 +173,8 @@ class _Search:
             try:
                 result, times = self._cut(course, target)
             except BudgetError:
+                if high == 1.0 and held is None:  # not even the first cut: another budget is what cannot be met
+                    raise
                 break
             left, found = result.report.after.macs / max(result.report.before.macs, 1), times.ratio
             log.info("%.1f%% of the MACs take %.1f%% of the time", 100 * left, 100 * found)

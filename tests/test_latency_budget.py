@@ -119,6 +119,12 @@ def test_other_budgets_hold_as_well(on: Any) -> None:
         onnxcop.prune(chain(widths=WIDE), latency=0.7, divergence=1e-9, **measured)
 
 
+def test_another_budget_that_cannot_be_met_is_named(on: Any) -> None:
+    on(Machine())
+    with pytest.raises(BudgetError, match="--params 1e-06 cannot be reached"):
+        onnxcop.prune(chain(widths=WIDE), latency=0.5, params=1e-6, **BARE)
+
+
 def test_a_drop_of_the_metric_that_is_too_large_is_said(on: Any) -> None:
     on(Machine())
 
