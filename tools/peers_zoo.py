@@ -421,7 +421,8 @@ def markdown(rows: list[Row]) -> str:
         if not row.error.startswith("left out"):
             models[row.model][row.tool] = row
     lines = [
-        "| tool | models | results | run | equal | own | inexact | unknown | differ | convs cut | seconds, median |"
+        INTRODUCTION,
+        "| tool | models | results | run | equal | own | inexact | unknown | differ | convs cut | seconds, median |",
     ]
     lines.append("|" + "---|" * 11)
     for tool in TOOLS:
