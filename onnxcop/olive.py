@@ -51,7 +51,7 @@ class OnnxCop(Pass):
 
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
-        def number(text: str, kind: type = float, default: Any = None) -> PassConfigParam:
+        def option(text: str, kind: type = float, default: Any = None) -> PassConfigParam:
             return PassConfigParam(type_=kind, default_value=default, description=text)
 
         return {
@@ -59,29 +59,29 @@ class OnnxCop(Pass):
                 type_=float, default_value=None, search_defaults=Categorical([0.9, 0.8, 0.7, 0.6, 0.5]),
                 description="Fraction of multiply-accumulates to keep at most; 0.7 where no budget is given.",
             ),
-            "params": number("Fraction of parameters to keep at most."),
-            "filters": number("Fraction of prunable filters to keep at most."),
-            "size": number("Bytes of the file at most.", int),
-            "latency": number("Fraction of the time of a run to keep at most, measured on this machine."),
-            "divergence": number("Instead of a size: the largest output divergence on held-out samples."),
-            "metric": number("A score of models, script.py:function, higher is better.", str),
-            "max_drop": number("Instead of a size: the largest loss of the metric."),
-            "data": number("Calibration data: a path, or script.py:function.", str),
+            "params": option("Fraction of parameters to keep at most."),
+            "filters": option("Fraction of prunable filters to keep at most."),
+            "size": option("Bytes of the file at most.", int),
+            "latency": option("Fraction of the time of a run to keep at most, measured on this machine."),
+            "divergence": option("Instead of a size: the largest output divergence on held-out samples."),
+            "metric": option("A score of models, script.py:function, higher is better.", str),
+            "max_drop": option("Instead of a size: the largest loss of the metric."),
+            "data": option("Calibration data: a path, or script.py:function.", str),
             "data_config": PassConfigParam(
                 type_=DataConfig | dict[str, Any], default_value=None, description="Olive's own form of data.",
             ),
-            "samples": number("How many samples are used.", int, 512),
-            "batch_size": number("Samples that run at once.", int, 32),
-            "criterion": number("Which filters go: auto, cop, l1 …", str, "auto"),
-            "allocate": number("How layers share the cut: auto, cop or measured.", str, "auto"),
-            "recover": number("How the rest makes up for it: auto, none, merge or full.", str, "auto"),
-            "keep": number("Patterns of nodes or tensors that are never pruned.", list[str], []),
-            "only": number("Patterns of the only ones that are.", list[str], []),
-            "multiple_of": number("What kept widths are multiples of.", int, 1),
-            "max_cut": number("Largest share cut from a group.", float, 1.0),
-            "input_shapes": number("Sizes of dynamic inputs, by name.", dict[str, list[int]]),
-            "provider": number("auto, cpu, cuda, or another of ONNX Runtime.", str, "auto"),
-            "seed": number("Of all that is drawn.", int, 0),
+            "samples": option("How many samples are used.", int, 512),
+            "batch_size": option("Samples that run at once.", int, 32),
+            "criterion": option("Which filters go: auto, cop, l1 …", str, "auto"),
+            "allocate": option("How layers share the cut: auto, cop or measured.", str, "auto"),
+            "recover": option("How the rest makes up for it: auto, none, merge or full.", str, "auto"),
+            "keep": option("Patterns of nodes or tensors that are never pruned.", list[str], []),
+            "only": option("Patterns of the only ones that are.", list[str], []),
+            "multiple_of": option("What kept widths are multiples of.", int, 1),
+            "max_cut": option("Largest share cut from a group.", float, 1.0),
+            "input_shapes": option("Sizes of dynamic inputs, by name.", dict[str, list[int]]),
+            "provider": option("auto, cpu, cuda, or another of ONNX Runtime.", str, "auto"),
+            "seed": option("Of all that is drawn.", int, 0),
             **get_external_data_config(),
         }  # fmt: skip
 
