@@ -11,6 +11,8 @@ import numpy as np
 
 from onnxcop.atoms import BoolArray, IntArray
 
+_MOST_TRIALS = 1 << 20  # about half a second; beyond it, all that is uneven goes together
+
 
 def bundles(rows: IntArray, frozen: BoolArray) -> tuple[list[IntArray], IntArray]:
     """Bundle the classes of some groups into equal shares.
@@ -41,6 +43,10 @@ def bundles(rows: IntArray, frozen: BoolArray) -> tuple[list[IntArray], IntArray
 def _greedy(shares: IntArray) -> tuple[list[list[int]], list[int]]:
     """Put rows together until their sum is the same in every column, the most fitting row next."""
     kinds, kind_of = np.unique(shares, axis=0, return_inverse=True)
+    if len(kinds) * len(shares) > _MOST_TRIALS:
+        total = shares.sum(axis=0)
+        everything = list(range(len(shares)))
+        return ([everything], []) if (total == total[0]).all() else ([], everything)
     waiting = [np.flatnonzero(kind_of.reshape(-1) == kind)[::-1].tolist() for kind in range(len(kinds))]
     found: list[list[int]] = []
     while any(waiting):

@@ -133,3 +133,10 @@ def test_bundles_have_equal_shares(groups: int, size: int, kinds: int, seed: int
         assert frozen[kind] or kind in lone or (shares == shares[0]).all()
     if not frozen[rows].any():
         assert len(lone) == 0, "whole groups always go together"
+
+
+def test_ties_without_any_order_are_put_together_at_once() -> None:
+    rows = np.random.default_rng(0).integers(0, 4000, (32, 256))
+    found, lone = bundles(rows, np.zeros(4000, np.bool_))
+    assert (len(found), len(lone)) == (1, 0)
+    np.testing.assert_array_equal(np.sort(found[0]), np.unique(rows))
