@@ -423,4 +423,4 @@ def test_a_recurrent_state_that_is_given_keeps_the_hidden_size_only() -> None:
     assert sorted(group.width for group in analysis.structure.groups) == [8, 10]
     (entry,) = [e for e in census(analysis) if analysis.nodes[e.node].op_type == "LSTM"]
     assert entry.prunable == 0
-    assert entry.reasons[0].text == "belongs to a recurrent state that is given or never pruned"
+    assert next(iter(entry.reasons)).text == "belongs to a recurrent state that is given or never pruned"
