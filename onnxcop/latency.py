@@ -1,7 +1,7 @@
 """How long models take, measured side by side in ONNX Runtime on this machine.
 
 A machine that does other work speeds up and slows down from one second to the next, by more than
-pruning saves. So the models take turns, in an order that is turned round every time, and what is
+pruning saves. So the models take turns, in a random order that is turned round the next time, and what is
 compared is what was measured within one turn; the medians over all turns say how long each takes.
 """
 
@@ -167,15 +167,18 @@ def _turns(
 ) -> FloatArray:  # fmt: skip
     repeats = [_repeats(session, feed, clock) for session, feed in zip(sessions, feeds, strict=True)]
     rows: list[list[float]] = []
+    rng, order = np.random.default_rng(0), np.arange(len(sessions))
     start = clock()
     while len(rows) < _MOST:
         row = [0.0] * len(sessions)
-        order = range(len(sessions)) if len(rows) % 2 == 0 else reversed(range(len(sessions)))
-        for place in order:
+        order = order[::-1] if len(rows) % 2 else rng.permutation(len(sessions))
+        longer = 1 + rng.random()  # turns of one length could keep step with another program's
+        for place in order.tolist():
+            runs = int(longer * repeats[place])
             began = clock()
-            for _ in range(repeats[place]):
+            for _ in range(runs):
                 sessions[place].run(feeds[place])
-            row[place] = max(clock() - began, 1e-9) / repeats[place]
+            row[place] = max(clock() - began, 1e-9) / runs
         rows.append(row)
         spent = clock() - start
         if spent >= seconds or (
