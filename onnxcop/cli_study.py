@@ -74,7 +74,6 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
 @engine_options
 @latency_options
 @seed_option
-@verbose_option
 @talking
 def sweep_command(model: Path, **values: Any) -> None:
     """Show what one budget after another costs.
