@@ -8,7 +8,7 @@ data decides on branches, both are compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from onnxcop.forced import conditions, forced
 from onnxcop.groups import Structure
 from onnxcop.probe import random_feeds
 from onnxcop.shapes import Array, Shape
+from onnxcop.specs import Feed
 from onnxcop.unround import rounds, unrounded
 from onnxcop.values import keeper
 
@@ -51,12 +52,19 @@ class Difference:
         tensor: Where it was found.
         limit: What the type of that tensor allows.
         reacts: Whether any compared tensor depends on the inputs.
+        shapes: Shapes of the inputs with which it was found.
     """
 
     worst: float | None = None
     tensor: str = ""
     limit: float = _USUAL_TOLERANCE
     reacts: bool = False
+    shapes: Mapping[str, Shape] | None = None
+
+    @property
+    def excessive(self) -> bool:
+        """Whether it is more than rounding explains."""
+        return self.worst is not None and self.worst > self.limit
 
 
 def difference(
@@ -66,6 +74,7 @@ def difference(
     removed: IntArray,
     *,
     shapes: Mapping[str, Shape],
+    others: Sequence[Mapping[str, Shape]] = (),
     options: EngineOptions,
     seed: int = 0,
 ) -> Difference:
@@ -77,8 +86,9 @@ def difference(
         structure: The original's structure.
         removed: Units that the subject lacks.
         shapes: Shapes of the inputs.
+        others: Other shapes to compare with too, as far as both run with them.
         options: How to run both.
-        seed: Seed of the random inputs; two sets are drawn.
+        seed: Seed of the random inputs; two sets are drawn, and one for each of `others`.
 
     Raises:
         EngineError: One of the two does not run.
@@ -86,7 +96,7 @@ def difference(
     if rounds(reference):
         reference, subject = unrounded(reference), unrounded(subject)
     names: dict[str, Cuts] = dict.fromkeys(comparable_outputs(reference), ())
-    how: dict[str, Any] = {"shapes": shapes, "options": options, "seed": seed}
+    how: dict[str, Any] = {"shapes": shapes, "others": others, "options": options, "seed": seed}
     found = _largest(reference, subject, names, **how)
     inner = {} if found.reacts else witnesses(reference, subject, structure, removed)
     if inner:
@@ -108,28 +118,42 @@ def _worse(one: Difference, other: Difference) -> Difference:
 
 
 def _largest(
-    reference: onnx.ModelProto, subject: onnx.ModelProto, names: Mapping[str, Cuts], *,
-    shapes: Mapping[str, Shape], options: EngineOptions, seed: int,
+    reference: onnx.ModelProto, subject: onnx.ModelProto, names: Mapping[str, Cuts], *, shapes: Mapping[str, Shape],
+    others: Sequence[Mapping[str, Shape]], options: EngineOptions, seed: int,
 ) -> Difference:  # fmt: skip
     wanted = list(names)
-    worst, reacts, before = Difference(), False, None
     with (
         Session(_exposing(reference, wanted), options, optimize=False) as one,
         Session(_exposing(subject, wanted), options, optimize=False) as two,
     ):
-        for step in range(2):
-            feeds = random_feeds(reference, shapes, seed + step)
-            expected, found = one.run(feeds, wanted), two.run(feeds, wanted)
-            for name, cuts in names.items():
-                gap = relative_difference(_cut(expected[name], cuts), found[name])
-                if gap is None:
-                    continue
-                reacts |= before is not None and not np.array_equal(before[name], expected[name])
-                limit = TOLERANCE.get(str(expected[name].dtype), _USUAL_TOLERANCE)
-                if worst.worst is None or gap / limit > worst.worst / worst.limit:
-                    worst = Difference(gap, name, limit)
-            before = expected
+
+        def runs(sizes: Mapping[str, Shape], number: int) -> tuple[Feed, Feed]:
+            feeds = random_feeds(reference, sizes, seed + number)
+            return one.run(feeds, wanted), two.run(feeds, wanted)
+
+        before, found = runs(shapes, 0)
+        worst = _gap(before, found, names, shapes)
+        expected, found = runs(shapes, 1)
+        reacts = any(_finite(expected[name]) and not np.array_equal(before[name], expected[name]) for name in names)
+        worst = _worse(worst, _gap(expected, found, names, shapes))
+        for number, sizes in enumerate(() if worst.excessive else others, start=2):
+            with suppress(EngineError):  # an exposed or unrounded model may take fewer sizes than the model itself
+                worst = _worse(worst, _gap(*runs(sizes, number), names, sizes))
     return replace(worst, reacts=reacts)
+
+
+def _gap(expected: Feed, found: Feed, names: Mapping[str, Cuts], shapes: Mapping[str, Shape]) -> Difference:
+    worst = Difference()
+    for name, cuts in names.items():
+        gap = relative_difference(_cut(expected[name], cuts), found[name])
+        if gap is not None:
+            limit = TOLERANCE.get(str(expected[name].dtype), _USUAL_TOLERANCE)
+            worst = _worse(worst, Difference(gap, name, limit, shapes=shapes))
+    return worst
+
+
+def _finite(values: Any) -> bool:
+    return relative_difference(values, values) is not None
 
 
 def comparable_outputs(model: onnx.ModelProto) -> list[str]:

@@ -148,6 +148,40 @@ def _fit(name: str, sizes: tuple[int | None, ...], given: Sequence[int]) -> Shap
     return shape
 
 
+def other_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+    """Shapes unlike the given ones, for a second look at a model with dynamic sizes.
+
+    Args:
+        model: The model.
+        shapes: Concrete shapes of its inputs.
+
+    Yields:
+        Shapes that differ in every dynamic axis, then in the batch alone, then in all but the batch; nothing
+        where all sizes are fixed. Axes of one name or of one size stay equal. Whether the model runs with
+        them has to be tried.
+    """
+    batches, seen = _batch_names(model), [dict(shapes)]
+    for batch, rest in ((True, True), (True, False), (False, True)):
+        other = dict(shapes)
+        for value in model_inputs(model):
+            dims = value.type.tensor_type.shape.dim
+            leading = [axis == 0 or dim.dim_param in batches for axis, dim in enumerate(dims)]
+            other[value.name] = tuple(
+                _other_size(size, lead) if fixed is None and (batch if lead else rest) else size
+                for fixed, size, lead in zip(declared(value), shapes[value.name], leading, strict=True)
+            )
+        if other not in seen:
+            seen.append(other)
+            yield other
+
+
+def _other_size(size: int, batch: bool) -> int:
+    """Another size: pictures in steps of 32, since networks halve them up to five times."""
+    if batch or size == 1:
+        return size + 1
+    return size - 32 if size > 64 else 2 * size
+
+
 def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, Shape], seed: int, scale: float = 1.0) -> Feeds:
     """Random inputs: standard normal floats (times `scale`), small non-negative integers, random booleans."""
     rng = np.random.default_rng(seed)

@@ -141,6 +141,8 @@ def verified(report: Report) -> str:
     else:
         gap = "exactly" if found.max_difference == 0 else f"to {found.max_difference:.1e}"
         text = f"valid, runs, equals the masked original {gap}"
+    if found.other_shapes:
+        text += ", at other input sizes too"
     if found.inexact_units:
         text += f"; {found.inexact_units} of the removed units are inexact"
     return text

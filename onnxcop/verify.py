@@ -2,15 +2,18 @@
 
 Five checks: the ONNX checker with full shape inference, a session of ONNX Runtime, the border (names,
 types and shapes of inputs and outputs), finite outputs of the right shapes, and, for the groups that
-are exact, equality with the masked original on random inputs.
+are exact, equality with the masked original on random inputs. Where sizes are dynamic, what is run is
+run at other sizes than the analysed ones too: a size wrongly written down shows only there.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,10 +26,13 @@ from onnxcop.errors import EngineError, ModelError, VerificationError
 from onnxcop.groups import Structure
 from onnxcop.mask import masked
 from onnxcop.model import LARGEST_SINGLE_FILE, save
-from onnxcop.probe import random_feeds
+from onnxcop.probe import other_shapes, random_feeds
 from onnxcop.rewrite import apply
 from onnxcop.shapes import Shape
 from onnxcop.specs import Feed
+
+_LONG_RUN = 2.0  # seconds of one run, beyond which no other sizes are tried
+_FIX_SIZES = "fix the sizes of the model's inputs if others do not matter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,15 @@ class Verification:
         exact_units: How many of the removed units were compared with the masked original.
         inexact_units: How many were not, because their groups are inexact.
         notes: What could not be checked, and why.
+        other_shapes: Shapes of the inputs, unlike those of the analysis, that all this was checked with as
+            well; empty where no size is dynamic, the original runs with no other, or a run takes long.
     """
 
     max_difference: float | None
     exact_units: int
     inexact_units: int
     notes: tuple[str, ...] = ()
+    other_shapes: Mapping[str, Shape] = field(default_factory=dict)
 
 
 def verify(
@@ -72,16 +81,19 @@ def verify(
     notes = check_valid(pruned, model)
     check_border(model, pruned)
     shapes = {value.name: structure.coupling.shapes[value.name].shape or () for value in model.graph.input}
-    check_runs(model, pruned, shapes, options, seed=seed)
+    other = check_runs(model, pruned, shapes, options, seed=seed)
     inexact = ~np.array([structure.groups[g].exact for g in structure.group_of[removed]], dtype=np.bool_)
     exact_part = removed[~inexact]
     worst = None
     if len(exact_part):
         subject = pruned if not inexact.any() else apply(model, structure, exact_part)
         reference = masked(model, structure, exact_part)
-        worst, note = _compare(reference, subject, structure, exact_part, shapes=shapes, options=options, seed=seed)
+        worst, note = _compare(
+            reference, subject, structure, exact_part,
+            shapes=shapes, others=(other,) if other else (), options=options, seed=seed,
+        )  # fmt: skip
         notes += note
-    return Verification(worst, len(exact_part), int(inexact.sum()), notes)
+    return Verification(worst, len(exact_part), int(inexact.sum()), notes, other)
 
 
 def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str, ...]:
@@ -132,20 +144,62 @@ def check_runs(
     options: EngineOptions,
     *,
     seed: int = 0,
-) -> None:
-    """Both models must run, and give outputs of the same shapes and types, finite where the original is."""
+) -> Mapping[str, Shape]:
+    """Both models must run, and give outputs of the same shapes and types, finite where the original is.
+
+    Returns:
+        Other shapes of the inputs with which both were run too; empty where the original runs with no
+        other, or takes long.
+
+    Raises:
+        ModelError: The original does not run either.
+        VerificationError: The pruned model does not run, or gives other shapes or types.
+    """
     feeds = random_feeds(original, shapes, seed)
-    try:
-        with Session(pruned, options) as session:
-            new = session.run(feeds)
-    except EngineError as error:
-        _require_running(original, feeds, options)
-        raise VerificationError(f"the pruned model does not run: {error}") from None
-    try:
-        with Session(original, options) as session:
-            old = session.run(feeds)
-    except EngineError:
-        return  # the caller's inputs do not suit the original either; nothing to compare with
+    with ExitStack() as stack:
+        try:
+            subject = stack.enter_context(Session(pruned, options))
+            new = subject.run(feeds)
+        except EngineError as error:
+            _require_running(original, feeds, options)
+            raise VerificationError(f"the pruned model does not run: {error}") from None
+        try:
+            reference = stack.enter_context(Session(original, options))
+            start = perf_counter()
+            old = reference.run(feeds)
+        except EngineError:
+            return {}  # the caller's inputs do not suit the original either; nothing to compare with
+        slow = perf_counter() - start > _LONG_RUN
+        _check_outputs(original, old, new)
+        return {} if slow else _check_other_shapes(original, reference, subject, shapes, seed)
+
+
+def _check_other_shapes(
+    original: onnx.ModelProto, reference: Session, subject: Session, shapes: Mapping[str, Shape], seed: int
+) -> Mapping[str, Shape]:
+    """The same with the first other shapes that the original runs with; returns those."""
+    for other in other_shapes(original, shapes):
+        feeds = random_feeds(original, other, seed)
+        try:
+            old = reference.run(feeds)
+        except EngineError:
+            continue
+        try:
+            new = subject.run(feeds)
+        except EngineError as error:
+            raise VerificationError(
+                f"the pruned model does not run{_where(other)}, though the original does: {error}; {_FIX_SIZES}"
+            ) from None
+        _check_outputs(original, old, new, _where(other))
+        return other
+    return {}
+
+
+def _where(shapes: Mapping[str, Shape]) -> str:
+    return " with " + ", ".join(f"{name} of {','.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def _check_outputs(original: onnx.ModelProto, old: Feed, new: Feed, where: str = "") -> None:
     for name, after in new.items():
         before: Any = old[name]
         if not isinstance(before, np.ndarray):
@@ -154,11 +208,11 @@ def check_runs(
             if _data_dependent(original, name, before, after):
                 continue
             raise VerificationError(
-                f"output {name!r} is {after.dtype}{list(after.shape)}, the original's is "
-                f"{before.dtype}{list(before.shape)}"
+                f"output {name!r} is {after.dtype}{list(after.shape)}{where}, the original's is "
+                f"{before.dtype}{list(before.shape)}" + (f"; {_FIX_SIZES}" if where else "")
             )
         if before.dtype.kind == "f" and np.isfinite(before).all() and not np.isfinite(after).all():
-            raise VerificationError(f"output {name!r} of the pruned model is not finite")
+            raise VerificationError(f"output {name!r} of the pruned model is not finite{where}")
 
 
 def _require_running(model: onnx.ModelProto, feeds: Feed, options: EngineOptions) -> None:
@@ -189,19 +243,23 @@ def _data_dependent(model: onnx.ModelProto, name: str, before: Any, after: Any) 
 
 def _compare(
     reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray, *,
-    shapes: Mapping[str, Shape], options: EngineOptions, seed: int,
+    shapes: Mapping[str, Shape], others: Sequence[Mapping[str, Shape]], options: EngineOptions, seed: int,
 ) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
     """Largest relative difference from the masked original on random inputs."""
     try:
-        found = difference(reference, subject, structure, removed, shapes=shapes, options=options, seed=seed)
+        found = difference(
+            reference, subject, structure, removed, shapes=shapes, others=others, options=options, seed=seed
+        )
     except EngineError as error:
         return None, (f"the masked original could not be run: {error}",)
     if found.worst is None:
         return None, ("no output is finite on random inputs, so nothing could be compared",)
-    if found.worst > found.limit:
+    if found.excessive:
+        where = _where(found.shapes) if found.shapes is not None and found.shapes != shapes else ""
         raise VerificationError(
             f"tensor {found.tensor!r} differs from the masked original by {found.worst:.2g} of its largest "
-            f"value (allowed {found.limit:.0e}); this is a bug, nothing was written"
+            f"value{where} (allowed {found.limit:.0e}); this is a bug, nothing was written"
+            + (f"; {_FIX_SIZES}" if where else "")
         )
     if not found.reacts:
         return found.worst, ("nothing that was compared reacts to random inputs",)
