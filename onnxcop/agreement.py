@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcop.arrays import Array
 from onnxcop.data import CalibrationData
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions, Session, run_batched
-from onnxcop.specs import Array
 
 Progress = Callable[[str, float, float | None], None]
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcop.atoms import BoolArray, IntArray
+from onnxcop.arrays import BoolArray, FloatArray, IntArray
 from onnxcop.budget import AUTO, Budget, Limits, allowed_units
 from onnxcop.criteria import Ranking, Subject, produced_filter_counts
 from onnxcop.errors import BudgetError
-from onnxcop.layers import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import onnx
 
 from onnxcop import cost, groups, tracing
 from onnxcop import model as models
-from onnxcop.atoms import IntArray, Reason
+from onnxcop.arrays import IntArray
+from onnxcop.atoms import Reason
 from onnxcop.biases import add_biases
 from onnxcop.cost import CostModel
 from onnxcop.engine import EngineOptions, resolve_provider

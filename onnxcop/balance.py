@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcop.atoms import BoolArray, IntArray
+from onnxcop.arrays import BoolArray, IntArray
 
 _MOST_TRIALS = 1 << 20  # about half a second; beyond it, all that is uneven goes together
 

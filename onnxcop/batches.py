@@ -9,9 +9,10 @@ from itertools import islice
 
 import numpy as np
 
+from onnxcop.arrays import Array, Feed
 from onnxcop.errors import CalibrationError
 from onnxcop.sources import ImageStore, Store
-from onnxcop.specs import Array, BatchLayout, Feed
+from onnxcop.specs import BatchLayout
 
 _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode pictures
 

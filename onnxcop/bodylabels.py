@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.bodyshapes import steps
 from onnxcop.control import Body, bodies_of
 from onnxcop.ops import Label, Op

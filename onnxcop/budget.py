@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxcop.atoms import BoolArray, IntArray
+from onnxcop.arrays import BoolArray, IntArray
 from onnxcop.errors import BudgetError
 from onnxcop.groups import Structure
 from onnxcop.scopes import Scopes

@@ -27,13 +27,13 @@ import numpy as np
 import onnx
 
 from onnxcop import probe
+from onnxcop.arrays import Feed, FloatArray
 from onnxcop.data import CalibrationData
 from onnxcop.engine import EngineOptions, Session, run_batched
 from onnxcop.errors import CalibrationError
 from onnxcop.instrument import Instrumented, Tap, instrument, taps_of
-from onnxcop.layers import FloatArray, Layer
+from onnxcop.layers import Layer
 from onnxcop.shapes import ShapeMap
-from onnxcop.specs import Feed
 from onnxcop.stats import CalibrationStats, Moments
 
 log = logging.getLogger("onnxcop")

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import Array, Feed, IntArray
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.errors import EngineError
 from onnxcop.forced import conditions, forced
 from onnxcop.groups import Structure
 from onnxcop.probe import random_feeds
-from onnxcop.shapes import Array, Shape
-from onnxcop.specs import Feed
+from onnxcop.shapes import Shape
 from onnxcop.unround import rounds, unrounded
 from onnxcop.values import keeper
 

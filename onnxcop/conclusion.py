@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.biases import drop_idle
 from onnxcop.clock import Clock
 from onnxcop.data import CalibrationData

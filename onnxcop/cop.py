@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.criteria import Subject
 from onnxcop.errors import CalibrationError
-from onnxcop.layers import FloatArray, Layer, layer_weights
+from onnxcop.layers import Layer, layer_weights
 from onnxcop.regularize import Regularizer
 
 _DEAD = -1.0  # importance of a channel whose removal changes nothing: below every other

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.shapes import Array
+from onnxcop.arrays import Array
 from onnxcop.values import Mend
 
 _WHERE_SINCE = 9  # the opset

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.groups import Structure
 from onnxcop.scopes import Scopes
 
-FloatArray = NDArray[np.float64]
 KINDS = ("macs", "params", "bytes")
 
 

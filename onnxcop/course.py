@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxcop.allocate import State
+from onnxcop.arrays import FloatArray
 from onnxcop.budget import Budget
 from onnxcop.clock import Clock
 from onnxcop.decide import (
@@ -27,7 +28,6 @@ from onnxcop.decide import (
     recovery_ground,
 )
 from onnxcop.ground import Ground
-from onnxcop.layers import FloatArray
 from onnxcop.recover import Recovery, default_rounds
 from onnxcop.stats import CalibrationStats
 

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.cost import CostModel
 from onnxcop.errors import CalibrationError
 from onnxcop.groups import Structure
-from onnxcop.layers import FloatArray, Layer, Weights, layers_of
+from onnxcop.layers import Layer, Weights, layers_of
 from onnxcop.stats import CalibrationStats
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import Array, FloatArray, IntArray
 from onnxcop.budget import Limits, allowed_units
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions
 from onnxcop.groups import DependencyGroup
-from onnxcop.layers import FloatArray, Layer
+from onnxcop.layers import Layer
 from onnxcop.segments import Rolling
-from onnxcop.shapes import Array
 from onnxcop.surgeon import LayerSurgery, as_features, as_weights, best_ridge, mean_output, removal_order
 from onnxcop.unfolded import Observed
 from onnxcop.working import Working

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxcop.arrays import Array, Feed
 from onnxcop.batches import CalibrationData
 from onnxcop.discovery import script_data, store_from_path
 from onnxcop.errors import CalibrationError
 from onnxcop.feeds import Binder
 from onnxcop.images import DEFAULT_SIZE, Preprocess, guess_preprocess, image_layout
 from onnxcop.sources import HeldParcel, ParcelStore, SpilledStore, Store
-from onnxcop.specs import Array, BatchLayout, Feed, InputSpec, batch_layout, with_shapes
+from onnxcop.specs import BatchLayout, InputSpec, batch_layout, with_shapes
 
 __all__ = [
     "CalibrationData",

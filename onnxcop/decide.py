@@ -13,7 +13,7 @@ import onnx
 
 from onnxcop.allocate import choose
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.clock import Clock
@@ -24,7 +24,7 @@ from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.gather import synthetic_data
 from onnxcop.ground import Ground, recovery_on
-from onnxcop.layers import FloatArray, layers_of
+from onnxcop.layers import layers_of
 from onnxcop.metric import Metric
 from onnxcop.modes import Modes
 from onnxcop.recover import Progress, Recovery, RecoverySettings, default_rounds, round_budgets

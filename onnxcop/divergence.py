@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from onnxcop.layers import FloatArray
+from onnxcop.arrays import Array, FloatArray
 
-Array = np.ndarray[Any, Any]
 Outputs = Sequence[Mapping[str, Array]]
 
 

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from onnxcop.arrays import Array, Feed
 from onnxcop.errors import EngineError
 from onnxcop.external import save_externally, scratch_folder, weight_bytes
 from onnxcop.providers import OutOfMemory, create_session, engine_error, resolve_provider
-from onnxcop.specs import Array, Feed, InputSpec
+from onnxcop.specs import InputSpec
 
 __all__ = ["EngineOptions", "OutOfMemory", "Runner", "Session", "resolve_provider", "run_batched"]
 

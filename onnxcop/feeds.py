@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcop.arrays import Array, Feed
 from onnxcop.errors import CalibrationError
 from onnxcop.images import Preprocess, guess_preprocess, image_layout
-from onnxcop.specs import Array, BatchLayout, Feed, InputSpec, fits, format_shape
+from onnxcop.specs import BatchLayout, InputSpec, fits, format_shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.curves import Samples, choose_ridges
 from onnxcop.data import CalibrationData
 from onnxcop.engine import EngineOptions

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from scipy.sparse import csr_array
 
-from onnxcop.atoms import IntArray, Reason
+from onnxcop.arrays import IntArray
+from onnxcop.atoms import Reason
 from onnxcop.ops import Contraction
 from onnxcop.tracing import Coupling, axes_of
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onnxcop.arrays import Array
 from onnxcop.errors import CalibrationError
-from onnxcop.specs import Array, InputSpec
+from onnxcop.specs import InputSpec
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}

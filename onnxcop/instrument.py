@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcop.arrays import Array
 from onnxcop.layers import Layer
 from onnxcop.scopes import captured
-from onnxcop.shapes import Array, ShapeMap
+from onnxcop.shapes import ShapeMap
 from onnxcop.stats import tap_key
 
 _STEPS_OPSET = 10  # Slice takes steps, and its bounds as inputs

@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
+from onnxcop.arrays import Array, Feed, FloatArray
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.errors import EngineError, ModelError
-from onnxcop.layers import FloatArray
 from onnxcop.probe import random_feeds
 from onnxcop.providers import CUDA, resolve_provider
 from onnxcop.shapes import Shape
-from onnxcop.specs import Array, Feed
 
 log = logging.getLogger("onnxcop")
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxcop.arrays import FloatArray
 from onnxcop.budget import AUTO, Budget
 from onnxcop.conclusion import conclude
 from onnxcop.course import Course
 from onnxcop.decide import Request
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.latency import DEFAULT_SECONDS, Latency, measure, timed
-from onnxcop.layers import FloatArray
 from onnxcop.probe import random_feeds
 from onnxcop.result import PruneResult
 from onnxcop.widths import CANDIDATES, ROUGHLY, rough_choice, without

@@ -12,17 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import Array, FloatArray, IntArray
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import Contraction, Kernel
 from onnxcop.rewrite import constant_tensors
 from onnxcop.scopes import Scopes
-from onnxcop.shapes import Array, evaluate
-
-FloatArray = NDArray[np.float64]
+from onnxcop.shapes import evaluate
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import Array, IntArray
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import Contraction, Operand
 from onnxcop.rewrite import constant_tensors
 from onnxcop.scopes import Scopes
-from onnxcop.shapes import Array, TensorInfo
+from onnxcop.shapes import TensorInfo
 
 
 def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:

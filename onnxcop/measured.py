@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxcop.allocate import State, infeasible
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.curves import Curve
-from onnxcop.layers import FloatArray
 
 _PARTS = 48  # a group is bought in about this many parts
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.criteria import Ranking, Subject, produced_norms
 from onnxcop.errors import CalibrationError
-from onnxcop.layers import FloatArray, layer_weights
+from onnxcop.layers import layer_weights
 from onnxcop.surgeon import LayerSurgery
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcop.layers import FloatArray
-from onnxcop.shapes import Array
+from onnxcop.arrays import Array, FloatArray
 from onnxcop.working import Working
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.errors import PlanMismatchError
 from onnxcop.groups import Structure
 from onnxcop.writing import write_atomically

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 
+from onnxcop.arrays import Feed
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.errors import EngineError, ModelError
 from onnxcop.shapes import Shape, ShapeMap, infer
 
 log = logging.getLogger("onnxcop")
 
-Feeds = dict[str, np.ndarray[Any, Any]]
 
 # Sizes for (height, width) of pictures and for the length of sequences, most usual first.
 _PICTURES = ((224, 224), (256, 256), (320, 320), (640, 640), (48, 320), (32, 320), (64, 64), (512, 512))
@@ -81,7 +80,7 @@ def settle_shapes(
     return possible or candidates[0]
 
 
-def _telling(results: Feeds) -> bool:
+def _telling(results: Feed) -> bool:
     """Whether any output holds different finite numbers (not so for a signal too short for the model)."""
     arrays = [np.asarray(a) for a in results.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
     return not arrays or any(a.size and np.isfinite(a).all() and a.min() < a.max() for a in arrays)
@@ -182,10 +181,10 @@ def _other_size(size: int, batch: bool) -> int:
     return size - 32 if size > 64 else 2 * size
 
 
-def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, Shape], seed: int, scale: float = 1.0) -> Feeds:
+def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, Shape], seed: int, scale: float = 1.0) -> Feed:
     """Random inputs: standard normal floats (times `scale`), small non-negative integers, random booleans."""
     rng = np.random.default_rng(seed)
-    feeds: Feeds = {}
+    feeds: Feed = {}
     for value in model_inputs(model):
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = shapes[value.name]

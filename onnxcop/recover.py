@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxcop.allocate import State
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import BoolArray, IntArray
+from onnxcop.arrays import BoolArray, Feed, FloatArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.criteria import Subject
@@ -27,10 +27,10 @@ from onnxcop.data import CalibrationData
 from onnxcop.divergence import Divergence, Reference, Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError
-from onnxcop.layers import FloatArray, Layer
+from onnxcop.layers import Layer
 from onnxcop.measured import spend
 from onnxcop.refine import Refiner, RefineSet
-from onnxcop.segments import Feed, Rolling
+from onnxcop.segments import Rolling
 from onnxcop.stats import CalibrationStats, Moments
 from onnxcop.surgeon import compensated, deleted
 from onnxcop.unfolded import Observed, unfolded

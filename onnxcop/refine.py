@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnxcop.arrays import Array, FloatArray
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions
-from onnxcop.layers import FloatArray
 from onnxcop.patches import LinearNode, linear_node, rows_of
 from onnxcop.segments import Rolling
-from onnxcop.shapes import Array
 from onnxcop.working import Working
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.criteria import Subject
-from onnxcop.layers import FloatArray
 from onnxcop.scopes import Scopes, captured
 
 

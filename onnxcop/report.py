@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnxcop.analysis import Analysis, census, group_name, prunable_share
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.cost import stored_tensors
 from onnxcop.criteria import Subject, produced_filter_counts
 from onnxcop.latency import Latency

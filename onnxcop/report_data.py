@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.divergence import Waypoint
 from onnxcop.inspection import FrozenLayer, frozen_layers
 from onnxcop.plan import PruningPlan

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop.analysis import Analysis, node_name
-from onnxcop.atoms import BoolArray, IntArray
+from onnxcop.arrays import BoolArray, FloatArray, IntArray
 from onnxcop.cost import KINDS
-from onnxcop.layers import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from onnxcop.analysis import Analysis, node_name
-from onnxcop.atoms import BoolArray, IntArray
+from onnxcop.arrays import BoolArray, FloatArray, IntArray
 from onnxcop.cop import activation_correlation, weight_correlation
 from onnxcop.drawing import plural
-from onnxcop.layers import FloatArray, Layer, Weights, layer_weights, layers_of
+from onnxcop.layers import Layer, Weights, layer_weights, layers_of
 from onnxcop.stats import CalibrationStats
 
 MOST_CHANNELS = 256  # of a matrix

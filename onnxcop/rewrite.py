@@ -13,12 +13,11 @@ from collections import defaultdict
 import onnx
 from onnx import numpy_helper
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import Array, IntArray
 from onnxcop.groups import Structure
 from onnxcop.merging import Merger
 from onnxcop.ops.findings import Edit
 from onnxcop.scopes import Scopes
-from onnxcop.shapes import Array
 from onnxcop.surgery import Surgery
 from onnxcop.values import Keep, keeper, mends, moved_orders, slice_label
 

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcop.arrays import Array, Feed
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.scopes import captured, graphs_of
-from onnxcop.shapes import Array, ShapeMap
-
-Feed = dict[str, Array]
+from onnxcop.shapes import ShapeMap
 
 
 class Cutter:

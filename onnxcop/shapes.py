@@ -17,18 +17,10 @@ import onnx
 from onnx import numpy_helper
 from onnx.shape_inference import infer_node_outputs
 
+from onnxcop.arrays import Array
 from onnxcop.bodyshapes import entering, leaving
 from onnxcop.control import KINDS, Body, UnusualForm, bodies_of
-from onnxcop.tensorinfo import (
-    LARGEST_FOLDED,
-    Array,
-    Shape,
-    TensorInfo,
-    constant_info,
-    constant_node,
-    foldable,
-    from_type,
-)
+from onnxcop.tensorinfo import LARGEST_FOLDED, Shape, TensorInfo, constant_info, constant_node, foldable, from_type
 
 __all__ = [
     "LARGEST_FOLDED", "Array", "Shape", "ShapeMap", "TensorInfo", "evaluate", "has_dynamic_dims", "infer",

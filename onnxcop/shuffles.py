@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.scopes import captured
 from onnxcop.shapes import Shape, ShapeMap, infer
 

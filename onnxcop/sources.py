@@ -21,11 +21,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from onnxcop.arrays import Array, Feed
 from onnxcop.errors import CalibrationError
 from onnxcop.external import scratch_folder
 from onnxcop.feeds import Binder, Binding, cast
 from onnxcop.images import Preprocess
-from onnxcop.specs import Array, Feed, InputSpec
+from onnxcop.specs import InputSpec
 
 LARGEST_IN_MEMORY = 256 * 2**20  # bytes of arrays; beyond that they stay on disk
 LARGEST_STREAM = 64 * 2**20  # bytes of samples kept from a stream; beyond that they go to disk

@@ -11,9 +11,6 @@ import numpy as np
 
 from onnxcop.errors import CalibrationError
 
-Array = np.ndarray[Any, Any]
-Feed = dict[str, Array]
-
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:

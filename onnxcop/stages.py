@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.clock import Clock
 from onnxcop.data import Preprocess
 from onnxcop.decide import recover_units

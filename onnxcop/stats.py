@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxcop.arrays import FloatArray
 from onnxcop.errors import CalibrationError, PlanMismatchError
-from onnxcop.layers import FloatArray, Layer
+from onnxcop.layers import Layer
 from onnxcop.writing import write_atomically
 
 VERSION = 1

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcop.atoms import IntArray
-from onnxcop.layers import FloatArray, Layer
+from onnxcop.arrays import FloatArray, IntArray
+from onnxcop.layers import Layer
 from onnxcop.stats import Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the mean variance

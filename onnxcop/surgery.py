@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcop.arrays import Array
 from onnxcop.corrections import corrections
 from onnxcop.errors import InternalError, ModelError
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import AxesEdit, Edit, OrderEdit, SplitEdit
 from onnxcop.scopes import Scope, captured, made
-from onnxcop.shapes import Array, has_dynamic_dims
+from onnxcop.shapes import has_dynamic_dims
 from onnxcop.values import Keep, Mend, attribute_values, remap
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-Array = np.ndarray[Any, Any]
+from onnxcop.arrays import Array
+
 Shape = tuple[int, ...]
 
 LARGEST_FOLDED = 4096  # elements of an integer tensor that is evaluated; floats only up to 16

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 
 from onnxcop import shuffles
-from onnxcop.atoms import AtomPool, Classes, IntArray, Reason
+from onnxcop.arrays import IntArray
+from onnxcop.atoms import AtomPool, Classes, Reason
 from onnxcop.bodylabels import Follower
 from onnxcop.choices import best_of
 from onnxcop.control import UnusualForm

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxcop.shapes import Array
+from onnxcop.arrays import Array
 
 Attributes = dict[str, Any]
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import Array, IntArray
 from onnxcop.groups import Structure
 from onnxcop.ops.findings import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
 from onnxcop.scopes import Scopes
-from onnxcop.shapes import Array, Shape, evaluate, shape_value
+from onnxcop.shapes import Shape, evaluate, shape_value
 
 Keep = Callable[[IntArray], IntArray]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import Feed, IntArray
 from onnxcop.compare import difference
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.errors import EngineError, ModelError, VerificationError
@@ -29,7 +29,6 @@ from onnxcop.model import LARGEST_SINGLE_FILE, save
 from onnxcop.probe import other_shapes, random_feeds
 from onnxcop.rewrite import apply
 from onnxcop.shapes import Shape
-from onnxcop.specs import Feed
 
 _LONG_RUN = 2.0  # seconds of one run, beyond which no other sizes are tried
 _FIX_SIZES = "fix the sizes of the model's inputs if others do not matter"

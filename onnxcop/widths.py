@@ -18,7 +18,7 @@ import onnx
 
 from onnxcop.allocate import choose
 from onnxcop.analysis import Analysis
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.catalogue import criterion_named
 from onnxcop.criteria import Subject

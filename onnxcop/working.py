@@ -14,11 +14,11 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.analysis import Analysis
+from onnxcop.arrays import Array, FloatArray
 from onnxcop.biases import following_bias
-from onnxcop.layers import FloatArray, Layer, layers_of, weight_array
+from onnxcop.layers import Layer, layers_of, weight_array
 from onnxcop.scopes import Scopes
 from onnxcop.segments import Cutter
-from onnxcop.shapes import Array
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcop.layers import FloatArray, Layer
+from onnxcop.arrays import FloatArray
+from onnxcop.layers import Layer
 from onnxcop.ops.findings import Kernel
 from onnxcop.stats import Moments
 from onnxcop.surgeon import (

@@ -9,11 +9,12 @@ from onnx import TensorProto, helper
 from small_models import chain, finished, weights
 
 from onnxcop.analysis import Analysis, analyze
+from onnxcop.arrays import FloatArray
 from onnxcop.calibrate import calibrate
 from onnxcop.data import open_source
 from onnxcop.engine import EngineOptions
 from onnxcop.gather import input_specs
-from onnxcop.layers import FloatArray, Layer, layers_of
+from onnxcop.layers import Layer, layers_of
 from onnxcop.stats import Moments
 from onnxcop.unfolded import Observed, unfolded
 from onnxcop.working import Working

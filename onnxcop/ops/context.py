@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcop.atoms import AtomPool, IntArray, Reason
+from onnxcop.arrays import Array, IntArray
+from onnxcop.atoms import AtomPool, Reason
 from onnxcop.ops.findings import (
     AxesEdit,
     Choice,
@@ -30,7 +31,7 @@ from onnxcop.ops.findings import (
     SizeEdit,
     SplitEdit,
 )
-from onnxcop.shapes import Array, Shape, TensorInfo
+from onnxcop.shapes import Shape, TensorInfo
 
 Label = tuple[IntArray | None, ...]
 Rule = Callable[["Op"], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.ops.context import Decline, Label, Op
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 
 
 @dataclass(frozen=True, slots=True)

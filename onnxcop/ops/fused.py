@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.ops.context import Decline, Op
 from onnxcop.ops.contraction import _axis, _batch_labels, _convolution
 from onnxcop.ops.elementwise import broadcast_labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.ops.context import Op
 
 # A sum of powers leaves out what is zero, so removing a channel equals masking it.

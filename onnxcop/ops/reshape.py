@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcop.atoms import IntArray
+from onnxcop.arrays import IntArray
 from onnxcop.ops.context import Decline, Op
 from onnxcop.shapes import Shape
 
