@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcop.arrays import BoolArray, IntArray
+from onnxcop.balance import bundles
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,6 @@ class AtomPool:
         """Tie classes into equal shares of groups; what is put together later stays equal for the earlier."""
         if not self._balanced:
             return
-        from onnxcop.balance import bundles
-
         of, count = self._components()
         first = np.zeros(count, dtype=np.int64)
         first[of[::-1]] = np.arange(self.count)[::-1]  # an atom of every class

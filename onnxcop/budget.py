@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 
 from onnxcop.arrays import BoolArray, IntArray
+from onnxcop.coupling import Coupling
 from onnxcop.errors import BudgetError
 from onnxcop.groups import Structure
 from onnxcop.scopes import Scopes
-from onnxcop.tracing import Coupling
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,26 @@ class Budget:
     def empty(self) -> bool:
         """Whether nothing is asked for."""
         return self.macs is self.params is self.filters is self.size is None
+
+
+def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
+    """Intermediate budgets: the same share of what is left goes in every round."""
+
+    def at(bound: float | None, step: int) -> float | None:
+        return None if bound is None else float(bound ** (step / rounds))
+
+    steps = [
+        Budget(at(budget.macs, step), at(budget.params, step), at(budget.filters, step), None)
+        for step in range(1, rounds)
+    ]
+    return [step for step in steps if not step.empty] + [budget]
+
+
+def default_rounds(budget: Budget) -> int:
+    """One round for every fifth or so that goes."""
+    bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
+    tightest = min(bounds, default=0.7)
+    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.87) - 1e-9), 1, 5))
 
 
 AUTO = 0

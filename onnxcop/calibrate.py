@@ -31,10 +31,11 @@ from onnxcop.arrays import Feed, FloatArray
 from onnxcop.data import CalibrationData
 from onnxcop.engine import EngineOptions, Session, run_batched
 from onnxcop.errors import CalibrationError
-from onnxcop.instrument import Instrumented, Tap, instrument, taps_of
+from onnxcop.instrument import Instrumented, instrument
 from onnxcop.layers import Layer
 from onnxcop.shapes import ShapeMap
 from onnxcop.stats import CalibrationStats, Moments
+from onnxcop.taps import Tap, taps_of
 
 log = logging.getLogger("onnxcop")
 

@@ -6,16 +6,14 @@ The finest coupling is tried first; where that ends frozen the next is tried, an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from onnxcop.tracing import Coupling
+from onnxcop.coupling import Coupling
 
 _ROUNDS = 3
 
-Walk = Callable[[dict[int, int]], "Coupling"]
+Walk = Callable[[dict[int, int]], Coupling]
 
 
 def best_of(walk: Walk) -> Coupling:

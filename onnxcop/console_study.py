@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxcop.agreement import Agreement
-    from onnxcop.tradeoff import Row
+    from onnxcop.points import Row
     from onnxcop.versus import Comparison, OperatorCost
 
 

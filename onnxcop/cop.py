@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.arrays import FloatArray, IntArray
+from onnxcop.arrays import Array, FloatArray, IntArray
 from onnxcop.criteria import Subject
 from onnxcop.errors import CalibrationError
 from onnxcop.layers import Layer, layer_weights
@@ -163,7 +163,7 @@ def chance_level(freedom: int, taps: int, others: int, top_k: int) -> float:
     return float(betaincinv(mean * both, (1.0 - mean) * both, upper).mean())
 
 
-def activation_correlation(covariance: FloatArray, groups: int = 1) -> tuple[FloatArray, np.ndarray[Any, Any]]:
+def activation_correlation(covariance: FloatArray, groups: int = 1) -> tuple[FloatArray, Array]:
     """|Pearson| of feature maps, averaged over groups, and which channels never vary.
 
     Args:
@@ -204,16 +204,14 @@ class Table:
 
     units: IntArray
     correlation: FloatArray
-    dead: np.ndarray[Any, Any]
+    dead: Array
     top_k: int
     chance: float
     evidence: FloatArray
     threshold: FloatArray
 
     @classmethod
-    def of(
-        cls, units: IntArray, correlation: FloatArray, dead: np.ndarray[Any, Any], top_k: int, chance: float = 0.0
-    ) -> Table:
+    def of(cls, units: IntArray, correlation: FloatArray, dead: Array, top_k: int, chance: float = 0.0) -> Table:
         """Rank the correlations of every channel."""
         table = cls(units, correlation.copy(), dead, top_k, chance, np.zeros(len(units)), np.zeros(len(units)))
         table._refresh(np.arange(len(units)))

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxcop.allocate import State
 from onnxcop.arrays import FloatArray
-from onnxcop.budget import Budget
+from onnxcop.budget import Budget, default_rounds
 from onnxcop.clock import Clock
 from onnxcop.decide import (
     Decision,
@@ -28,7 +28,7 @@ from onnxcop.decide import (
     recovery_ground,
 )
 from onnxcop.ground import Ground
-from onnxcop.recover import Recovery, default_rounds
+from onnxcop.recover import Recovery
 from onnxcop.stats import CalibrationStats
 
 log = logging.getLogger("onnxcop")

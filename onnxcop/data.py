@@ -16,7 +16,8 @@ from onnxcop.discovery import script_data, store_from_path
 from onnxcop.errors import CalibrationError
 from onnxcop.feeds import Binder
 from onnxcop.images import DEFAULT_SIZE, Preprocess, guess_preprocess, image_layout
-from onnxcop.sources import HeldParcel, ParcelStore, SpilledStore, Store
+from onnxcop.parcels import HeldParcel
+from onnxcop.sources import ParcelStore, SpilledStore, Store
 from onnxcop.specs import BatchLayout, InputSpec, batch_layout, with_shapes
 
 __all__ = [

@@ -14,7 +14,7 @@ import onnx
 from onnxcop.allocate import choose
 from onnxcop.analysis import Analysis
 from onnxcop.arrays import FloatArray, IntArray
-from onnxcop.budget import Budget, Limits
+from onnxcop.budget import Budget, Limits, default_rounds, round_budgets
 from onnxcop.calibrate import calibrate
 from onnxcop.clock import Clock
 from onnxcop.criteria import Subject, produced_norms
@@ -27,7 +27,7 @@ from onnxcop.ground import Ground, recovery_on
 from onnxcop.layers import layers_of
 from onnxcop.metric import Metric
 from onnxcop.modes import Modes
-from onnxcop.recover import Progress, Recovery, RecoverySettings, default_rounds, round_budgets
+from onnxcop.recover import Progress, Recovery, RecoverySettings
 from onnxcop.stats import CalibrationStats
 
 log = logging.getLogger("onnxcop")

@@ -13,7 +13,8 @@ from typing import Any
 from onnxcop.errors import CalibrationError
 from onnxcop.feeds import Binder
 from onnxcop.images import IMAGE_SUFFIXES
-from onnxcop.sources import ImageStore, NpyParcel, NpzParcel, ParcelStore, Store, TestSetParcel
+from onnxcop.parcels import NpyParcel, NpzParcel, TestSetParcel
+from onnxcop.sources import ImageStore, ParcelStore, Store
 
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
 _FORMS = "pictures, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"

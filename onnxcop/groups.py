@@ -18,8 +18,9 @@ from scipy.sparse import csr_array
 
 from onnxcop.arrays import IntArray
 from onnxcop.atoms import Reason
+from onnxcop.coupling import Coupling
 from onnxcop.ops import Contraction
-from onnxcop.tracing import Coupling, axes_of
+from onnxcop.tracing import axes_of
 
 
 @dataclass(frozen=True, slots=True)

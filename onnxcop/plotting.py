@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onnxcop.errors import ModelError
 
 if TYPE_CHECKING:
-    from onnxcop.tradeoff import Row
+    from onnxcop.points import Row
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -34,7 +34,7 @@ def curve(rows: Sequence[Row], title: str, suffix: str) -> bytes:
     """Draw a trade-off curve.
 
     Args:
-        rows: Its points, as :meth:`onnxcop.tradeoff.Point.row` gives them; the original comes first.
+        rows: Its points, as :meth:`onnxcop.points.Point.row` gives them; the original comes first.
         title: What stands above it.
         suffix: The format, one of :data:`SUFFIXES`.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxcop.allocate import State
 from onnxcop.analysis import Analysis
-from onnxcop.arrays import BoolArray, Feed, FloatArray, IntArray
+from onnxcop.arrays import Feed, FloatArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.criteria import Subject
@@ -27,11 +27,11 @@ from onnxcop.data import CalibrationData
 from onnxcop.divergence import Divergence, Reference, Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError
-from onnxcop.layers import Layer
 from onnxcop.measured import spend
 from onnxcop.refine import Refiner, RefineSet
 from onnxcop.segments import Rolling
-from onnxcop.stats import CalibrationStats, Moments
+from onnxcop.stats import CalibrationStats
+from onnxcop.stripes import merge_groups
 from onnxcop.surgeon import compensated, deleted
 from onnxcop.unfolded import Observed, unfolded
 from onnxcop.working import Working
@@ -112,7 +112,6 @@ class Recovery:
     working: Working = field(init=False)
     reference: Reference = field(init=False)
     probe_feeds: list[Feed] = field(init=False)
-    log: list[str] = field(default_factory=list)
     seen: CalibrationStats | None = None
     way: list[Waypoint] = field(default_factory=list)
 
@@ -124,7 +123,7 @@ class Recovery:
 
     def restarted(self) -> Recovery:
         """The same from the beginning; what is measured goes on the same way."""
-        return replace(self, log=[])
+        return replace(self)
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
@@ -232,11 +231,10 @@ class Recovery:
         """Log what was done with the divergence after it."""
         found = self.divergence()
         agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
-        self.log.append(f"{what}: divergence {found.value:.4g}{agreement}")
         cost = self.analysis.cost
         macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))
         self.way.append(Waypoint(what, macs, found.value, found.agreement))
-        log.log(level, self.log[-1])
+        log.log(level, "%s: divergence %.4g%s", what, found.value, agreement)
 
     def _select(
         self, state: State, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
@@ -286,51 +284,3 @@ class Recovery:
             if count > _KNOWN * last and last < len(curve.order):
                 requests[group] = min(max(last + 1, count), len(curve.order))
         return requests
-
-
-def merge_groups(working: Working, layer: Layer, fit: Observed, ridge: float, alive: BoolArray, gone: IntArray) -> bool:
-    """Merge stripes of a grouped convolution, every group for itself; whether that was possible."""
-    moments, kernel = fit.moments(layer), layer.kernel
-    name = working.weight_name(layer.node, kernel.input)
-    if moments is None or name is None or kernel.kind != "conv" or kernel.zero is not None:
-        return False
-    values = working.read(name)
-    groups, width = layer.groups, layer.channels // layer.groups
-    split = values.astype(np.float64).reshape(groups, values.shape[0] // groups, width, -1)
-    bias_change = np.zeros(split.shape[:2])
-    lost_mask = np.zeros(layer.channels, dtype=np.bool_)
-    lost_mask[gone] = True
-    for group in range(groups):
-        own = slice(group * width, (group + 1) * width)
-        keep, dead = np.flatnonzero(alive[own]), np.flatnonzero(lost_mask[own])
-        if not len(keep) or not len(dead):
-            continue
-        part = Moments(moments.count, moments.mean[own], moments.scatter[own, own])
-        new, lost = compensated(split[group].transpose(1, 0, 2), part, ridge, keep, dead)
-        split[group], bias_change[group] = new.transpose(1, 0, 2), lost
-    working.write(name, split.reshape(values.shape))
-    bias = working.bias_name(layer.node, "conv", kernel.bias)
-    if bias is not None:
-        old = working.read(bias)
-        working.write(bias, old.astype(np.float64) + bias_change.reshape(old.shape))
-    return True
-
-
-def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
-    """Intermediate budgets: the same share of what is left goes in every round."""
-
-    def at(bound: float | None, step: int) -> float | None:
-        return None if bound is None else float(bound ** (step / rounds))
-
-    steps = [
-        Budget(at(budget.macs, step), at(budget.params, step), at(budget.filters, step), None)
-        for step in range(1, rounds)
-    ]
-    return [step for step in steps if not step.empty] + [budget]
-
-
-def default_rounds(budget: Budget) -> int:
-    """One round for every fifth or so that goes."""
-    bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
-    tightest = min(bounds, default=0.7)
-    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.87) - 1e-9), 1, 5))

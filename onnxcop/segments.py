@@ -7,9 +7,7 @@ of the network then runs from there, as often as there are variants of it to try
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxcop.arrays import Array, Feed
@@ -160,8 +158,3 @@ class Rolling:
         """Run from the cut to the end (of `cutter`'s network, where a variant of this one is given)."""
         chosen = cutter or self.cutter
         return run_piece(chosen, self.cut, chosen.count, self.states, chosen.outputs, self.options)
-
-
-def concatenated(batches: Sequence[Mapping[str, Array]], names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Join batches along their first axis."""
-    return {name: np.concatenate([np.atleast_1d(batch[name]) for batch in batches]) for name in names}

@@ -18,38 +18,17 @@ import onnx
 
 from onnxcop import shuffles
 from onnxcop.arrays import IntArray
-from onnxcop.atoms import AtomPool, Classes, Reason
+from onnxcop.atoms import AtomPool, Reason
 from onnxcop.bodylabels import Follower
 from onnxcop.choices import best_of
 from onnxcop.control import UnusualForm
+from onnxcop.coupling import Coupling
 from onnxcop.errors import InternalError
 from onnxcop.ops import DEFAULT_RULES, Decline, Label, Op, RuleTable
 from onnxcop.ops.findings import Findings, OrderEdit
 from onnxcop.scopes import Scope, Scopes, captured, graphs_of, made
 from onnxcop.shapes import ShapeMap, TensorInfo
 from onnxcop.shuffles import Shuffle
-
-
-@dataclass(frozen=True, slots=True)
-class Coupling:
-    """The solved coupling of a model's indices.
-
-    Attributes:
-        labels: Label of every tensor that carries atoms, by tensor name.
-        constants: Names of the labelled tensors that hold weights (initializers, Constant outputs).
-        derived: Names of tensors computed from constants alone.
-        classes: The classes of atoms.
-        findings: Contractions, costs, edits and choice points.
-        declined: Nodes that could not be followed, as (node index, reason).
-    """
-
-    labels: dict[str, Label]
-    constants: frozenset[str]
-    derived: frozenset[str]
-    classes: Classes
-    findings: Findings
-    declined: tuple[tuple[int, Reason], ...]
-    shapes: ShapeMap
 
 
 def trace(

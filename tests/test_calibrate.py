@@ -19,8 +19,9 @@ from onnxcop.calibrate import AUTO, calibrate, merge
 from onnxcop.data import CalibrationData, open_source
 from onnxcop.engine import EngineOptions, OutOfMemory, Session
 from onnxcop.errors import CalibrationError, PlanMismatchError
-from onnxcop.instrument import Tap, instrument, stride, taps_of
+from onnxcop.instrument import instrument
 from onnxcop.stats import CalibrationStats, Moments
+from onnxcop.taps import Tap, stride, taps_of
 
 CPU = EngineOptions("cpu", threads=1)
 Array = np.ndarray[Any, Any]

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from onnxcop import sources
+from onnxcop import parcels, sources
 from onnxcop.data import (
     CalibrationData,
     InputSpec,
@@ -208,9 +208,9 @@ def test_streams_beyond_the_limit_go_to_disk(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("kind", ["npz", "compressed npz", "npy"])
 def test_arrays_on_disk_stay_there(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(parcels, "LARGEST_IN_MEMORY", 0)
     path = SOURCES[kind](tmp_path)
-    parcel = sources.NpyParcel(path) if path.suffix == ".npy" else sources.NpzParcel(path)
+    parcel = parcels.NpyParcel(path) if path.suffix == ".npy" else parcels.NpzParcel(path)
     key = next(key for key in parcel.outline() if key != "labels")
     array = parcel.load([key])[key]
     assert isinstance(array, np.memmap)

@@ -11,12 +11,12 @@ import pytest
 from small_models import chain
 
 import onnxcop
-from onnxcop.budget import Budget
+from onnxcop.budget import Budget, default_rounds, round_budgets
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.gather import open_data
-from onnxcop.recover import RecoverySettings, default_rounds, round_budgets
+from onnxcop.recover import RecoverySettings
 
 CPU = EngineOptions(provider="cpu", threads=1)
 QUICK = RecoverySettings(rounds=1, probe_samples=40, refine_samples=80, curve_passes=2)

@@ -14,7 +14,7 @@ from small_models import chain, finished, linear, weights
 
 import onnxcop
 from onnxcop.engine import EngineOptions, Session
-from onnxcop.segments import Cutter, Rolling, concatenated
+from onnxcop.segments import Cutter, Rolling
 from onnxcop.working import Working
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -251,9 +251,3 @@ def test_a_variant_goes_on_from_the_same_cut() -> None:
     rolling.advance(4)
     check_equal(rolling.finish(variant.cutter), whole(variant.model, feeds))
     check_equal(rolling.finish(), whole(model, feeds))
-
-
-def test_batches_are_joined() -> None:
-    joined = concatenated([{"a": np.ones((2, 3)), "b": np.array(1)}, {"a": np.zeros((1, 3)), "b": np.array(2)}], "ab")
-    assert joined["a"].shape == (3, 3)
-    assert joined["b"].tolist() == [1, 2]

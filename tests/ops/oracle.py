@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from onnxcop.coupling import Coupling
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.groups import Structure, build
 from onnxcop.probe import settle_shapes, shapes_of
 from onnxcop.rewrite import apply
 from onnxcop.shapes import infer
-from onnxcop.tracing import Coupling, trace
+from onnxcop.tracing import trace
 from onnxcop.verify import Verification, verify
 from ops.embed import embed
 from ops.sample import ANY, Array, Sample

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from onnx import helper
 
+from onnxcop.coupling import Coupling
 from onnxcop.engine import Session
 from onnxcop.errors import EngineError
 from onnxcop.ops import DEFAULT_RULES
 from onnxcop.shapes import infer
-from onnxcop.tracing import Coupling, trace
+from onnxcop.tracing import trace
 from ops.corpus import Case, cases
 from ops.oracle import CPU, check_moves, check_removal
 from ops.sample import Sample
