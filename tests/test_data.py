@@ -220,13 +220,13 @@ def test_arrays_on_disk_stay_there(kind: str, tmp_path: Path, monkeypatch: pytes
 def test_pages_of_mapped_files_are_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_MAPPED", 0)
     released: list[int] = []
-    hand_back = sources._hand_back
+    hand_back = sources.hand_back
 
     def counted(arrays: Any) -> None:
         released.append(1)
         hand_back(arrays)
 
-    monkeypatch.setattr(sources, "_hand_back", counted)
+    monkeypatch.setattr(sources, "hand_back", counted)
     assert sorted(_seen(open_source(_npy(tmp_path), [VECTOR]))) == list(range(40))
     assert len(released) == 40
 
