@@ -220,6 +220,8 @@ def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, A
         stage(files, result.model, target, external_data=values["external_data"] or None)
         if plan_out is not None:
             files.add(plan_out, result.plan.to_json().encode())
+        if values.get("stats_out") is not None:
+            files.add(values["stats_out"], result.stats.to_bytes())
         if reports:
             data = result.report_data(click.get_current_context().find_root().obj)
             for path in reports:

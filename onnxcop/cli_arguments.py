@@ -34,7 +34,11 @@ def default_table(model: Path) -> Path:
 
 def prune_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of :func:`onnxcop.prune` for the options of the main form."""
-    return {**{name: values[name] for name in ("latency", "divergence", "max_drop")}, **sweep_arguments(values)}
+    return {
+        **{name: values[name] for name in ("latency", "divergence", "max_drop")},
+        **sweep_arguments(values),
+        "stats_out": values["stats_out"] is not None,  # gathered now, written together with the model
+    }
 
 
 def sweep_arguments(values: Mapping[str, Any]) -> dict[str, Any]:

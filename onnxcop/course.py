@@ -65,7 +65,7 @@ class Course:
 
     def _afresh(self, request: Request) -> Decision:
         if self._stats is not None:
-            request = replace(request, stats=self._stats, stats_out=None)
+            request = replace(request, stats=self._stats)
         if self._ground is None and request.modes.recover != "none":
             with request.clock.stage("recovery"):
                 self._ground = recovery_ground(request)

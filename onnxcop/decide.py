@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ class Request:
     modes: Modes
     source: CalibrationData | None
     stats: CalibrationStats | None
-    stats_out: Path | None
+    gather_stats: bool
     divergence: float | None
     metric: Any
     max_drop: float | None
@@ -124,7 +123,7 @@ def by_criterion(request: Request, metric: Metric | None, ground: Ground | None 
     """Remove the least important units by a criterion; `ground` is shared between requests."""
     analysis, modes = request.analysis, request.modes
     stats, warnings = request.stats, lack_of_data(request)
-    wants_stats = modes.criterion.needs_stats or request.stats_out is not None
+    wants_stats = modes.criterion.needs_stats or request.gather_stats
     if stats is None and request.source is not None and wants_stats:
         stats = _statistics(request)
     with request.clock.stage("selection"):
@@ -186,7 +185,7 @@ def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None
         raise CalibrationError("--allocate measured needs calibration data; give --data")
     if request.modes.recover == "merge":
         settings = settings.without_refinement()
-    stats = _statistics(request) if request.stats_out is not None else None
+    stats = _statistics(request) if request.gather_stats else None
     with request.clock.stage("selection and recovery"):
         recovery = recovery_on(analysis, request.source, settings, request.options, request.progress)
     return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
@@ -265,19 +264,16 @@ def _acceptance(request: Request, recovery: Recovery, metric: Metric | None) -> 
 
 
 def _statistics(request: Request) -> CalibrationStats:
-    """Statistics of the original on all samples; written out where that was asked for."""
+    """Statistics of the original on all samples."""
     analysis = request.analysis
     if request.source is None:
         raise CalibrationError("statistics need calibration data; give --data")
     with request.clock.stage("calibration"):
-        stats = calibrate(
+        return calibrate(
             analysis.model, layers_of(analysis.model, analysis.structure), request.source, request.options,
             sha=analysis.sha256,
             progress=None if request.progress is None else _named(request.progress, "calibration"),
         )  # fmt: skip
-    if request.stats_out is not None:
-        stats.save(request.stats_out)
-    return stats
 
 
 def _named(progress: Progress, stage: str) -> Callable[[int, int], None]:

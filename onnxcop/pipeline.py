@@ -18,7 +18,7 @@ from onnxcop.criteria import Criterion
 from onnxcop.data import Preprocess
 from onnxcop.decide import Decision, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError
+from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.gather import open_data
 from onnxcop.latency_budget import check_bound, prune_within
 from onnxcop.modes import Modes
@@ -52,7 +52,7 @@ def prune(
     samples: int | None = None,
     batch_size: int = 32,
     stats: CalibrationStats | str | Path | None = None,
-    stats_out: str | Path | None = None,
+    stats_out: str | Path | bool | None = None,
     criterion: str | Criterion = "auto",
     allocate: str = "auto",
     recover: str = "auto",
@@ -85,7 +85,8 @@ def prune(
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
         batch_size: Samples that run at once.
         stats: Statistics of an earlier run, to rank (and merge) by without data.
-        stats_out: Where to write the statistics of the original.
+        stats_out: Where to write the statistics of the original in the end; True only gathers them, for
+            the `stats` of the result.
         criterion: Name of a criterion or one of your own; "auto" is "cop" without data.
         allocate: "cop", "measured", or "auto": measured where there is data and no criterion was named.
         recover: "none", "merge", "full" or "auto"; without data, recovery works on made-up inputs.
@@ -104,8 +105,7 @@ def prune(
         The verified result.
 
     Raises:
-        OnnxcopError: The model, the data, the budget or the verification; nothing is written anywhere
-            (but for `stats_out`).
+        OnnxcopError: The model, the data, the budget or the verification; nothing is written anywhere.
     """
     with shown(progress) as tell:
         request = prepare(
@@ -117,8 +117,17 @@ def prune(
             progress=tell,
         )  # fmt: skip
         if latency is not None:
-            return prune_within(request, latency, latency_seconds)
-        return conclude(request, decide(request), latency_seconds)
+            result = prune_within(request, latency, latency_seconds)
+        else:
+            result = conclude(request, decide(request), latency_seconds)
+    write_stats(result, stats_out)
+    return result
+
+
+def write_stats(result: PruneResult, stats_out: str | Path | bool | None) -> None:
+    """Write the statistics of a finished run where they were asked for; only now, since a failed run writes nothing."""
+    if isinstance(stats_out, str | Path) and result.stats is not None:
+        result.stats.save(Path(stats_out))
 
 
 def prepare(
@@ -126,7 +135,7 @@ def prepare(
     filters: float | None = None, size: int | None = None, latency: float | None = None,
     divergence: float | None = None, metric: Any = None, max_drop: float | None = None, data: Any = None,
     preprocess: Preprocess | None = None, samples: int | None = None, batch_size: int = 32,
-    stats: CalibrationStats | str | Path | None = None, stats_out: str | Path | None = None,
+    stats: CalibrationStats | str | Path | None = None, stats_out: str | Path | bool | None = None,
     criterion: str | Criterion = "auto", allocate: str = "auto", recover: str = "auto",
     settings: RecoverySettings | None = None, limits: Limits = Limits(),
     input_shapes: Mapping[str, Sequence[int]] | None = None, rules: RuleTable = DEFAULT_RULES, policy: str = "finest",
@@ -146,6 +155,9 @@ def prepare(
         check_bound(latency)
     if budget.empty and latency is divergence is max_drop is None:
         budget = Budget(macs=DEFAULT_MACS)
+    gather_stats = stats_out is not None and stats_out is not False
+    if gather_stats and data is None:
+        raise CalibrationError("--stats-out writes what was gathered from data; give --data")
     clock = Clock()
     with clock.stage("analysis"):
         analysis = analyze(
@@ -164,7 +176,7 @@ def prepare(
         limits, choices = replace(limits, multiple_of=widths.multiple), (str(widths),)
     return Request(
         analysis, budget, limits, modes, source, _loaded(stats, analysis),
-        None if stats_out is None else Path(stats_out), divergence, metric, max_drop,
+        gather_stats, divergence, metric, max_drop,
         replace(settings or RecoverySettings(), seed=seed), options, progress, clock, policy, choices,
         latency,
     )  # fmt: skip

@@ -99,6 +99,10 @@ class CalibrationStats:
 
     def save(self, path: Path) -> None:
         """Write to a .npz file."""
+        write_atomically(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The contents of a .npz file."""
         head = {"version": VERSION, "model": self.model, "samples": self.samples, "taps": list(self.taps)}
         arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
         for number, moments in enumerate(self.taps.values()):
@@ -108,7 +112,7 @@ class CalibrationStats:
         buffer = io.BytesIO()
         header = np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)
         np.savez_compressed(buffer, header=header, **arrays)  # type: ignore[arg-type]
-        write_atomically(path, buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> CalibrationStats:

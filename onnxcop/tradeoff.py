@@ -17,7 +17,7 @@ from onnxcop.clock import Clock
 from onnxcop.conclusion import conclude
 from onnxcop.course import Course
 from onnxcop.errors import BudgetError, ModelError
-from onnxcop.pipeline import prepare
+from onnxcop.pipeline import prepare, write_stats
 from onnxcop.plotting import check_plot, curve
 from onnxcop.points import Point, Row, original_row
 from onnxcop.progress import Callback, shown
@@ -72,7 +72,10 @@ def sweep(
                     raise
                 log.warning("the curve ends here: %s", error)
                 return
-            yield Point(fraction, conclude(replace(request, budget=budget, clock=clock), decision, latency_seconds))
+            result = conclude(replace(request, budget=budget, clock=clock), decision, latency_seconds)
+            if place == 0:
+                write_stats(result, settings.get("stats_out"))
+            yield Point(fraction, result)
             clock = Clock()
 
 

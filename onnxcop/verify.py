@@ -26,7 +26,7 @@ from onnxcop.errors import EngineError, ModelError, VerificationError
 from onnxcop.groups import Structure
 from onnxcop.mask import masked
 from onnxcop.model import LARGEST_SINGLE_FILE, save
-from onnxcop.probe import other_shapes, random_feeds
+from onnxcop.probe import model_inputs, other_shapes, random_feeds
 from onnxcop.rewrite import apply
 from onnxcop.shapes import Shape
 
@@ -79,7 +79,7 @@ def verify(
     """
     notes = check_valid(pruned, model)
     check_border(model, pruned)
-    shapes = {value.name: structure.coupling.shapes[value.name].shape or () for value in model.graph.input}
+    shapes = {value.name: structure.coupling.shapes[value.name].shape or () for value in model_inputs(model)}
     other = check_runs(model, pruned, shapes, options, seed=seed)
     inexact = ~np.array([structure.groups[g].exact for g in structure.group_of[removed]], dtype=np.bool_)
     exact_part = removed[~inexact]
