@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -80,6 +81,10 @@ class CalibrationData:
                     text += f", mean {known.mean():.3g}, deviation {known.std():.3g}"
             parts.append(text)
         return "; ".join(parts)
+
+    def one_by_one(self) -> CalibrationData:
+        """The same samples, for a model that takes one in a run."""
+        return CalibrationData(self._store, self._order, replace(self.layout, size=1), 1, self.description)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
         """Two disjoint parts: the rest, and `fraction` of the samples held out.

@@ -12,6 +12,7 @@ from onnxcop.analysis import Analysis
 from onnxcop.data import CalibrationData, Preprocess, open_source
 from onnxcop.probe import model_inputs
 from onnxcop.specs import InputSpec
+from onnxcop.together import fitting
 
 _SAMPLES = 512  # of the data, unless told
 _AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which there may be more of them
@@ -40,10 +41,11 @@ def open_data(
     if data is None:
         return None
     samples = default_samples(analysis) if samples is None else samples
-    return open_source(
+    source = open_source(
         data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size,
         seed=seed, input_shapes=input_shapes,
     )  # fmt: skip
+    return fitting(analysis.original, source)
 
 
 def default_samples(analysis: Analysis) -> int:
@@ -65,10 +67,11 @@ def synthetic_data(analysis: Analysis, samples: int, batch_size: int, seed: int)
         for _ in range(samples):
             yield {spec.name: _draw(rng, spec, analysis.input_shapes[spec.name]) for spec in specs}
 
-    return open_source(
+    source = open_source(
         list(feeds()), specs, samples=samples, batch_size=batch_size, seed=seed,
         input_shapes={name: shape for name, shape in analysis.input_shapes.items() if name in {s.name for s in specs}},
     )  # fmt: skip
+    return fitting(analysis.original, source)
 
 
 def _draw(rng: np.random.Generator, spec: InputSpec, shape: Sequence[int]) -> np.ndarray[Any, Any]:
