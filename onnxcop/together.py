@@ -46,4 +46,4 @@ def _takes(model: onnx.ModelProto, two: Feed, one: Feed) -> bool:
 
 
 def _same_shapes(first: Feed, second: Feed) -> bool:
-    return all(np.shape(array) == np.shape(second.get(name)) for name, array in first.items())
+    return all(np.shape(array) == np.shape(second[name]) for name, array in first.items())
