@@ -66,9 +66,11 @@ class Multiple(click.ParamType[int]):
     name = "n|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number, 0 for auto."""
+        """The number, :data:`onnxcop.AUTO` for auto."""
+        from onnxcop.budget import AUTO
+
         if value == "auto":
-            return 0
+            return AUTO
         if not str(value).isdecimal() or int(value) < 1:
             self.fail(f"{value!r} is neither a number from 1 on nor auto", param, ctx)
         return int(value)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from onnxcop.arrays import FloatArray, IntArray
+from onnxcop.external import file_size
 from onnxcop.groups import Structure
 from onnxcop.scopes import Scopes
 
@@ -132,7 +133,7 @@ def build(model: onnx.ModelProto, structure: Structure) -> CostModel:
     for number, term in enumerate(terms):
         for axis in set(term.axes):
             by_axis[axis].append(number)
-    return CostModel(structure, tuple(terms), tuple(map(tuple, by_axis)), max(0, _file_size(model) - stored), batch)
+    return CostModel(structure, tuple(terms), tuple(map(tuple, by_axis)), max(0, file_size(model) - stored), batch)
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:
@@ -173,27 +174,3 @@ def _batch(model: onnx.ModelProto, structure: Structure) -> float:
                 return float(max(shape[0], 1))
             return 1.0
     return 1.0
-
-
-def _file_size(message: Any) -> int:
-    """Serialized size in bytes, added up part by part: serializing all at once doubles a large model."""
-    total, plain = 0, type(message)()
-    for entry, value in message.ListFields():
-        if entry.message_type is None:
-            if isinstance(value, (bool, int, float, str, bytes)):
-                setattr(plain, entry.name, value)
-            else:
-                getattr(plain, entry.name).extend(value)
-            continue
-        parts = [_file_size(value)] if isinstance(value, onnx.GraphProto) else _sizes(value)
-        total += sum(_framed(entry.number, size) for size in parts)
-    return total + int(plain.ByteSize())
-
-
-def _sizes(value: Any) -> list[int]:
-    return [int(part.ByteSize()) for part in ([value] if hasattr(value, "ByteSize") else value)]
-
-
-def _framed(number: int, size: int) -> int:
-    """A nested message with its tag and length, which take seven bits per byte."""
-    return size + max(1, -(-(number << 3).bit_length() // 7)) + max(1, -(-size.bit_length() // 7))

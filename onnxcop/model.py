@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxcop.errors import ModelError
+from onnxcop.external import detached, file_size
 from onnxcop.validity import byte_size, check, tensors
 from onnxcop.writing import Writing
 
@@ -142,7 +143,7 @@ def save(model: onnx.ModelProto, path: Path, *, external_data: bool | None = Non
 
 def stage(files: Writing, model: onnx.ModelProto, path: Path, *, external_data: bool | None = None) -> None:
     """Add a model to files that are written together; see :func:`save`."""
-    large = model.ByteSize() > LARGEST_SINGLE_FILE
+    large = file_size(model) > LARGEST_SINGLE_FILE
     if large and external_data is False:
         raise ModelError(f"{path}: the model is over 2 GB; write it with --external-data")
     if external_data or large:
@@ -156,43 +157,11 @@ def _stage_external(files: Writing, model: onnx.ModelProto, path: Path) -> None:
 
     A new data file never overwrites one that an existing model may still refer to.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     data = path.with_name(f"{path.name}.{sha256(model)[:8]}.data")
+    light = onnx.ModelProto()
 
     def write_weights(file: BinaryIO) -> None:
-        offset = 0
-        for tensor in tensors(copy.graph):
-            if len(tensor.raw_data) < 1024 and not _make_raw(tensor):
-                continue
-            padding = -offset % 4096
-            file.write(b"\0" * padding)
-            offset += padding
-            file.write(tensor.raw_data)
-            length = len(tensor.raw_data)
-            _refer(tensor, data.name, offset)
-            offset += length
+        light.CopyFrom(detached(model, data.name, file))
 
     files.add(data, write_weights)
-    files.add(path, copy.SerializeToString())
-
-
-def _make_raw(tensor: onnx.TensorProto) -> bool:
-    """Move typed data to raw bytes; return whether the tensor is large enough to live outside."""
-    if tensor.raw_data or tensor.data_type == onnx.TensorProto.STRING:
-        return False
-    size = byte_size(tensor)
-    if size is None or size < 1024:
-        return False
-    raw = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name)
-    raw.doc_string = tensor.doc_string
-    tensor.CopyFrom(raw)
-    return True
-
-
-def _refer(tensor: onnx.TensorProto, location: str, offset: int) -> None:
-    length = len(tensor.raw_data)
-    tensor.ClearField("raw_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
+    files.add(path, light.SerializeToString())

@@ -15,6 +15,7 @@ from onnxcop.analysis import Analysis, census, group_name, prunable_share
 from onnxcop.arrays import IntArray
 from onnxcop.cost import stored_tensors
 from onnxcop.criteria import Subject, produced_filter_counts
+from onnxcop.external import file_size
 from onnxcop.latency import Latency
 from onnxcop.verify import Verification
 
@@ -123,7 +124,7 @@ def finite(value: Any) -> Any:
 def totals(model: onnx.ModelProto, macs: float) -> Totals:
     """Count a model's stored weights and bytes."""
     params = sum(int(np.prod(dims, dtype=np.int64)) for _, dims, _, is_weight in stored_tensors(model) if is_weight)
-    return Totals(macs, params, int(model.ByteSize()))
+    return Totals(macs, params, file_size(model))
 
 
 def slowness(latency: Latency | None) -> tuple[str, ...]:

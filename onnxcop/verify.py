@@ -23,6 +23,7 @@ from onnxcop.arrays import Feed, IntArray
 from onnxcop.compare import difference
 from onnxcop.engine import EngineOptions, Session
 from onnxcop.errors import EngineError, ModelError, VerificationError
+from onnxcop.external import file_size
 from onnxcop.groups import Structure
 from onnxcop.mask import masked
 from onnxcop.model import LARGEST_SINGLE_FILE, save
@@ -108,7 +109,7 @@ def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str
 
 def _complaint(model: onnx.ModelProto) -> str | None:
     try:
-        if model.ByteSize() > LARGEST_SINGLE_FILE:
+        if file_size(model) > LARGEST_SINGLE_FILE:
             with tempfile.TemporaryDirectory(prefix="onnxcop-") as folder:
                 path = Path(folder) / "model.onnx"
                 save(model, path, external_data=True)

@@ -237,7 +237,7 @@ def test_keep_outranks_only() -> None:
     ("limits", "message"),
     [
         ({"min_filters": 0}, "--min-filters"),
-        ({"multiple_of": 0}, "--multiple-of"),
+        ({"multiple_of": -1}, "--multiple-of"),
         ({"max_cut": 1.5}, "--max-cut"),
         ({"max_cut": -0.5}, "--max-cut"),
     ],
