@@ -196,17 +196,22 @@ def _step(state: State, scores: FloatArray, candidates: BoolArray, limits: Limit
 def infeasible(state: State, budget: Budget) -> BudgetError:
     """The error for a budget that cannot be met, with the nearest value that can."""
     now = state.fractions()
+    given = ", ".join(state.limits.given())
+    if given and not state.removed:
+        return BudgetError(f"nothing is left to prune with {given}; loosen that, or see `onnxcop inspect`", 1.0)
+    way_out = f"loosen {given}" if given else "see in `onnxcop inspect` what is frozen"
     for name, flag in (("macs", "--macs"), ("params", "--params"), ("filters", "--filters")):
         bound = getattr(budget, name)
         if bound is not None and now[name] > bound:
             nearest = float(np.ceil(now[name] * 1e4) / 1e4)
             return BudgetError(
                 f"the budget {flag} {bound:g} cannot be reached: with all prunable filters cut "
-                f"{now[name]:.2%} remain; ask for {flag} {nearest:g} or more, or loosen --keep, --max-cut, "
-                "--min-filters",
+                f"{now[name]:.2%} remain; ask for {flag} {nearest:g} or more, or {way_out}",
                 nearest,
             )
     nearest = float(np.ceil(now["size"]))
     return BudgetError(
-        f"the budget --size {budget.size} cannot be reached: the smallest file is {nearest:.0f} bytes", nearest
+        f"the budget --size {budget.size} cannot be reached: the smallest file is {nearest:.0f} bytes; ask for so "
+        f"many or more (5MB, say; a number alone is bytes), or {way_out}",
+        nearest,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import onnx
@@ -94,6 +94,12 @@ class Limits:
             raise BudgetError("--min-filters and --multiple-of must be at least 1")
         if not 0 <= self.max_cut <= 1:
             raise BudgetError(f"--max-cut is a fraction between 0 and 1, not {self.max_cut:g}")
+
+    def given(self) -> list[str]:
+        """The options that limit anything, as they are called on the command line."""
+        return [
+            f"--{entry.name.replace('_', '-')}" for entry in fields(self) if getattr(self, entry.name) != entry.default
+        ]
 
 
 def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) -> BoolArray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,6 +12,21 @@ from click.shell_completion import CompletionItem
 
 MAIN = ""  # the name of the main form among the commands: none that a model could have
 _USAGE = "MODEL [-o OUT] [OPTIONS]"
+
+_SHARE = "budgets say what stays: --macs 0.7 (or --params, --filters) removes 30%"
+_ANSWERS = {  # option: (what to write instead, what it is called elsewhere)
+    "--macs": (_SHARE, "--ratio --prune-ratio --pruning-ratio --prune --sparsity --amount --rate --speedup"),
+    "--output": ("give -o FILE", "--out --output-file --out-file --output-path --save --output-model"),
+    "--data": ("give --data PATH", "--dataset --calib --calibration --calib-data --calibration-data --images --input"),
+    "--keep": ("give --keep PATTERN", "--exclude --ignore --freeze --skip --ignored-layers --exclude-layers --protect"),
+    "--only": ("give --only PATTERN", "--include --layers --include-layers"),
+    "--multiple-of": ("give --multiple-of 8", "--round-to --round --align --divisor --channel-multiple --multiple"),
+    "--provider": ("give --provider cuda, or cpu", "--device --gpu --cuda --cpu --ep"),
+    "--input-shape": ("give --input-shape NAME:1,3,224,224", "--shape --shapes --input-size --input-shapes"),
+    "--criterion": ("give --criterion NAME", "--method --importance --strategy"),
+}
+_ELSEWHERE = {name: (option, how) for option, (how, names) in _ANSWERS.items() for name in names.split()}
+_ELSEWHERE["--flops"] = "--macs", "give --macs 0.7, the share of the multiply-accumulates to keep"
 
 
 class SectionOption(click.Option):
@@ -27,7 +44,17 @@ class SectionOption(click.Option):
 
 
 class SectionCommand(click.Command):
-    """A command whose help lists options under their headings."""
+    """A command whose help lists options under their headings, and that knows what they are called elsewhere."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; an option of another tool is answered with the one of this tool."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant, how = _ELSEWHERE.get(error.option_name, ("", ""))
+            if not any(meant in param.opts for param in self.get_params(ctx)):
+                raise
+            raise click.UsageError(f"No such option '{error.option_name}'; {how}", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section."""
@@ -125,4 +152,15 @@ class ModelFile(click.Path):
         if isinstance(root, click.Group) and value in root.commands:
             hint = f"a command comes first: onnxcop {value} …; a model of that name is ./{value}"
             raise click.UsageError(hint, ctx)
+        if isinstance(root, click.Group) and str(value).isidentifier() and not Path(value).exists():
+            _no_command(str(value), [name for name in root.commands if name != MAIN], ctx)
         return super().convert(value, param, ctx)
+
+
+def _no_command(word: str, commands: Sequence[str], ctx: click.Context | None) -> None:
+    """Refuse a word that is no file and was meant as a command."""
+    if word in ("prune", "run"):
+        raise click.UsageError(f"there is no command {word!r}; leave the word out: onnxcop MODEL -o OUT", ctx)
+    near = difflib.get_close_matches(word, commands, n=1)
+    if near:
+        raise click.UsageError(f"there is no command {word!r}; did you mean {near[0]!r}?", ctx)

@@ -106,7 +106,7 @@ class Binder:
         for spec in self.layout.specs:
             view = binding.views[spec.name]
             taken = view.take(arrays[binding.keys[spec.name]], 0 if view.shared else index)
-            feed[spec.name] = cast(taken, spec, origin)
+            feed[spec.name] = cast(taken, spec, f"{origin}, sample {index + 1}")
         return feed
 
     def _choose(self, spec: InputSpec, free: Mapping[str, Array], origin: str) -> str:
@@ -231,7 +231,7 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
     """`array` in the dtype of an input, contiguous and in memory.
 
     Raises:
-        CalibrationError: Integers do not fit into the input's type.
+        CalibrationError: Integers do not fit into the input's type, or a float is not a number.
     """
     if array.dtype.kind in "iu" and spec.dtype.kind in "iu" and array.size:
         limits = np.iinfo(spec.dtype)
@@ -240,6 +240,8 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
             raise CalibrationError(
                 f"{origin}: values {low}..{high} do not fit the model's input {spec}; give {limits.min}..{limits.max}"
             )
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise CalibrationError(f"{origin}: a sample of the model's input {spec} holds NaN; repair or remove it")
     return np.array(array, dtype=spec.dtype, order="C", copy=True)
 
 

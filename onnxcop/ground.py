@@ -27,7 +27,9 @@ def recovery_on(
         CalibrationError: There are too few samples for two parts.
     """
     if source.count < 2:
-        raise CalibrationError(f"recovery needs at least 2 samples, {source.description} holds {source.count}")
+        raise CalibrationError(
+            f"recovery needs at least 2 samples, and here are {source.description}; give some hundreds, or --recover none"
+        )
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
     return Recovery(analysis, fit, probe, options, settings, progress)

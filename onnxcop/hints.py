@@ -40,5 +40,5 @@ def hints(report: Report, budget: Mapping[str, float]) -> Iterator[str]:
     if agreement is not None and agreement < _AGREEMENT:
         yield (
             f"{1 - agreement:.0%} of the held-out samples are classified differently than by the original: give more "
-            "--samples, cut less, or bound the loss with --divergence or --max-drop; is the preprocessing right?"
+            "samples, cut less, or bound the loss with --divergence or --max-drop; is the preprocessing right?"
         )

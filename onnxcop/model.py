@@ -51,6 +51,8 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not data:
+        raise ModelError(f"{path} is not an ONNX model, but an empty file; export or download it again")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)

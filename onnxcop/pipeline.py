@@ -201,6 +201,8 @@ def apply_plan(
         )  # fmt: skip
     removed = units_of(analysis, plan)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, plan.input_shapes)
+    done = {"allocate": plan.settings.get("allocate"), "recover": "none" if source is None else "full"}
+    plan = replace(plan, settings={**plan.settings, **done})
     if source is None:
         return finish(analysis, Decision(removed, analysis.model), plan, options, clock, latency_seconds)
     with shown(progress) as tell:
@@ -214,7 +216,8 @@ def nothing_reason(analysis: Analysis) -> str:
     if not filters:
         return "it has no layer with trained filters (Conv, Gemm, MatMul …)"
     top = next(iter(frozen), "every filter is frozen")
-    return f"all of its {filters} filters are frozen, most of them because the layer {top}"
+    rule = " (in Python, rules= takes one)" if top.startswith("no rule for") else ""
+    return f"all of its {filters} filters are frozen, for this reason above all: {top}{rule}; see `onnxcop inspect`"
 
 
 def _loaded(stats: CalibrationStats | str | Path | None, analysis: Analysis) -> CalibrationStats | None:

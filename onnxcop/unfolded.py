@@ -91,7 +91,7 @@ def unfolded(
         geometry = _geometry(node, shape, shapes[node.output[0]].shape)
         key = (layer.tensor, str((shape, sorted(geometry.items()))))
         if key not in made:
-            made[key] = f"onnxcop_patches_{len(made)}"
+            made[key] = f"{layer.tensor}, patches {len(made)}"
             kind = helper.tensor_dtype_to_np_dtype(kinds[node.input[layer.kernel.input]])
             hot = np.tile(np.eye(taps, dtype=kind), (layer.channels, 1)).reshape(-1, 1, *shape)
             kernel = f"{made[key]}_kernel"

@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def refused(capsys: pytest.CaptureFixture[str], model: Path, *options: str, out: Path | None = None) -> str:
     """Run the main form over an old result, which must survive; return the message."""
     target = out or model.parent / "old.onnx"
-    options = ("--recover", "none", *options)
+    options = ("--recover", "none", "--latency-seconds", "0", *options)
     if target.parent.is_dir() and not target.exists():
         target.write_bytes(b"an old result")
     before = contents(model.parent)
@@ -73,6 +73,11 @@ def test_not_onnx(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[
     line = refused(capsys, path)
     assert str(path) in line
     assert "not an ONNX model" in line
+
+
+def test_an_empty_file_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.onnx").touch()
+    assert "an empty file; export or download it again" in refused(capsys, tmp_path / "net.onnx")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.999])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,10 @@ import pytest
 from onnx import numpy_helper
 from small_models import chain, shapes, written
 
-from onnxcop import __version__, cli, conclusion, console, pipeline
+from onnxcop import __version__, cli, cli_form, conclusion, console, pipeline
 from onnxcop.catalogue import CRITERIA, PREFERENCES
 from onnxcop.cli_arguments import default_output, preprocess_from
+from onnxcop.cli_form import MAIN
 from onnxcop.cli_types import Fraction, InputShape, Numbers, Preference, Size
 from onnxcop.images import PREPROCESSES, Preprocess
 from onnxcop.modes import ALLOCATE, RECOVER
@@ -242,6 +244,43 @@ def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture
     assert shown.out == ""
     assert "Error: " in shown.err
     assert "onnxcop  " not in shown.err  # the main form has no name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["prune", "a.onnx"], "leave the word out: onnxcop MODEL"),
+        (["inpect", "a.onnx"], "did you mean 'inspect'?"),
+        (["a.onnx", "--flops", "0.5"], "give --macs 0.7"),
+        (["a.onnx", "--ratio=0.5"], "budgets say what stays: --macs 0.7"),
+        (["a.onnx", "--out", "b.onnx"], "give -o FILE"),
+        (["sweep", "a.onnx", "--dataset", "x"], "give --data PATH"),
+        (["inspect", "a.onnx", "--seeed", "1"], "'--seed'"),
+    ],
+)
+def test_what_other_tools_call_it_is_answered(
+    arguments: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_a_file_may_be_called_as_nothing_else_is(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.rename(model.with_name("prune"))
+    monkeypatch.chdir(model.parent)
+    assert cli.run(["prune", *BARE]) == 0
+    assert model.with_name("prune.pruned.onnx").exists()
+
+
+def test_every_answer_names_an_option_that_is_there() -> None:
+    main = cli.app.commands[MAIN]
+    options = {name for param in main.params for name in param.opts}
+    for theirs, (ours, how) in cli_form._ELSEWHERE.items():
+        assert ours in options
+        assert theirs not in options
+        assert set(re.findall(r"--[\w-]+", how)) <= options
 
 
 def recorded(arguments: list[str], model: Path) -> dict[str, Any]:

@@ -564,6 +564,16 @@ def test_errors_name_the_file_and_the_remedy(kind: str, tmp_path: Path) -> None:
         assert caught.match(word)
 
 
+def test_a_sample_that_is_not_a_number_is_named(tmp_path: Path) -> None:
+    rows = _rows(6)
+    rows[3, 0] = np.nan
+    np.save(tmp_path / "a.npy", rows)
+    with pytest.raises(CalibrationError, match=r"a\.npy, sample 4: .*'x'.* holds NaN; repair or remove it"):
+        list(open_source(tmp_path / "a.npy", [VECTOR]).batches())
+    rows[3, 0] = -np.inf  # as masks of attention hold
+    assert len(next(open_source(rows, [VECTOR]).batches())[VECTOR.name]) == 6
+
+
 def test_unreadable_picture_is_named(tmp_path: Path) -> None:
     Image.fromarray(_pictures(1)[0]).save(tmp_path / "good.png")
     whole = (tmp_path / "good.png").read_bytes()

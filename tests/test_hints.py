@@ -55,4 +55,4 @@ def test_not_faster(report: Report) -> None:
 def test_other_answers(report: Report) -> None:
     (line,) = hints(replace(report, quality={"top-1 agreement": 0.62}), {"macs": 0.7})
     assert line.startswith("38% of the held-out samples are classified differently")
-    assert "--samples" in line
+    assert "give more samples" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,6 +77,13 @@ def test_no_axis_is_emptied(subject: Subject, limits: Limits) -> None:
     for group in subject.structure.groups:
         assert state.group_kept[group.index] >= max(1, np.floor(group.width * (1 - limits.max_cut)))
     assert error.value.args[0].startswith("the budget --macs 1e-06")
+
+
+@pytest.mark.parametrize("limits", [Limits(keep=("*",)), Limits(max_cut=0.0), Limits(keep=("*",), only=("*",))])
+def test_limits_that_leave_nothing_are_named(subject: Subject, limits: Limits) -> None:
+    listed = ", ".join(limits.given())
+    with pytest.raises(BudgetError, match=f"nothing is left to prune with {re.escape(listed)};"):
+        onnxcop.prune(subject.model, limits=limits, criterion="l2", recover="none", options=CPU)
 
 
 def test_the_nearest_budget_that_is_named_can_be_met(subject: Subject) -> None:
