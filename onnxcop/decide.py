@@ -21,8 +21,7 @@ from onnxcop.data import CalibrationData
 from onnxcop.divergence import Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError, CalibrationError
-from onnxcop.gather import synthetic_data
-from onnxcop.ground import Ground, recovery_on
+from onnxcop.ground import Ground, recovery_on, recovery_without_data
 from onnxcop.layers import layers_of
 from onnxcop.metric import Metric
 from onnxcop.modes import Modes
@@ -31,7 +30,6 @@ from onnxcop.stats import CalibrationStats
 
 log = logging.getLogger("onnxcop")
 
-_SYNTHETIC = 96  # samples made up where there is no data
 _CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
 _STEP = 0.93  # a round's share of the MACs where divergence is the bound
 
@@ -142,12 +140,16 @@ def by_criterion(request: Request, metric: Metric | None, ground: Ground | None 
 
 def recovery_ground(request: Request) -> Ground:
     """What a request's recovery starts from; on made-up inputs where there are no data."""
-    settings, source = request.settings, request.source
+    settings = request.settings
     if request.modes.recover == "merge":
         settings = settings.without_refinement()
-    if source is None:
-        source = synthetic_data(request.analysis, _SYNTHETIC, 16, settings.seed)
-    return Ground.of(recovery_on(request.analysis, source, settings, request.options, request.progress))
+    return Ground.of(_recovery(request, settings))
+
+
+def _recovery(request: Request, settings: RecoverySettings) -> Recovery:
+    if request.source is None:
+        return recovery_without_data(request.analysis, settings, request.options, request.progress)
+    return recovery_on(request.analysis, request.source, settings, request.options, request.progress)
 
 
 def recover_units(
@@ -181,13 +183,11 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
 def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
     """An untouched network, statistics for the user if asked for, and an order of units that data do not tell of."""
     analysis, settings = request.analysis, request.settings
-    if request.source is None:
-        raise CalibrationError("--allocate measured needs calibration data; give --data")
     if request.modes.recover == "merge":
         settings = settings.without_refinement()
     stats = _statistics(request) if request.gather_stats else None
     with request.clock.stage("selection and recovery"):
-        recovery = recovery_on(analysis, request.source, settings, request.options, request.progress)
+        recovery = _recovery(request, settings)
     return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
 
 

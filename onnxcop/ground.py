@@ -12,9 +12,12 @@ from onnxcop.data import CalibrationData
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.recover import Progress, Recovery, RecoverySettings
+from onnxcop.synthetic import noise, synthetic_data, waves
 
 _PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
 _PROBE_MOST = 1 / 3
+_MADE_UP = 128  # samples to fit on where there are no data
+_BATCH = 16
 
 
 def recovery_on(
@@ -32,6 +35,15 @@ def recovery_on(
         )
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
+    return Recovery(analysis, fit, probe, options, settings, progress)
+
+
+def recovery_without_data(
+    analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress | None
+) -> Recovery:
+    """An untouched network that is fitted on one family of made-up inputs and measured on another."""
+    fit = synthetic_data(analysis, _MADE_UP, _BATCH, settings.seed, noise)
+    probe = synthetic_data(analysis, _MADE_UP // 2, _BATCH, settings.seed, waves)
     return Recovery(analysis, fit, probe, options, settings, progress)
 
 

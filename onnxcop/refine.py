@@ -24,7 +24,7 @@ from onnxcop.segments import Rolling
 from onnxcop.working import Working
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_ROWS_PER_FEATURE = 14
+_ROWS_PER_FEATURE = 40
 _MOST_ROWS = 40_000
 _LARGEST = 4096  # features; a wider layer is left as it is
 

@@ -16,10 +16,11 @@ from onnxcop.analysis import Analysis, analyze, census
 from onnxcop.data import Preprocess
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import EngineError, ModelError
-from onnxcop.gather import input_specs, open_data, synthetic_data
+from onnxcop.gather import input_specs, open_data
 from onnxcop.latency import DEFAULT_SECONDS, Latency, measure
 from onnxcop.probe import model_inputs, random_feeds
 from onnxcop.report import Totals, totals
+from onnxcop.synthetic import synthetic_data
 
 _MADE_UP = 32  # samples where no data are given
 

@@ -15,7 +15,8 @@ import onnxcop
 from onnxcop.analysis import Analysis
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
-from onnxcop.gather import input_specs, open_data, synthetic_data
+from onnxcop.gather import input_specs, open_data
+from onnxcop.synthetic import synthetic_data
 
 CPU = EngineOptions(provider="cpu", threads=1)
 KINDS = {"x": TensorProto.FLOAT, "ids": TensorProto.INT64, "bytes": TensorProto.UINT8, "flags": TensorProto.BOOL}
