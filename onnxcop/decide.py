@@ -109,7 +109,8 @@ def lack_of_data(request: Request) -> tuple[str, ...]:
     """A warning where there are no data."""
     if request.source is not None:
         return ()
-    return ("the weights alone decide, and accuracy falls much further than with calibration data; give --data",)
+    judge = "made-up inputs decide" if request.modes.allocate == "measured" else "the weights alone decide"
+    return (f"{judge}, and accuracy falls further than with samples of what the model will see; give --data",)
 
 
 def metric_of(request: Request) -> Metric | None:
@@ -195,9 +196,11 @@ def measured_decision(
     request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
 ) -> Decision:
     """What a recovering network stands for now."""
-    removed, described = recovery.working.removed(), _described(request.source)
+    removed, described, warnings = recovery.working.removed(), _described(request.source), lack_of_data(request)
     if request.modes.recover == "none":
-        return Decision(removed, request.analysis.model, stats, (), described, {}, metric, (), recovery.seen)
+        return Decision(removed, request.analysis.model, stats, warnings, described, {}, metric, (), recovery.seen)
+    if request.source is None:  # what was measured on made-up inputs says little
+        return Decision(removed, recovery.working.model, stats, warnings, "", {}, metric)
     quality, way = recovery.measured_quality(), tuple(recovery.way)
     return Decision(removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen)
 
@@ -206,6 +209,8 @@ def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
     """In how many rounds to reach the budget: more than one way is tried where the network is cheap."""
     rounds = settings.rounds or default_rounds(request.budget)
     cheap = float(request.analysis.cost.original()[0]) < _CHEAP
+    if request.source is None and not cheap:
+        rounds = 1
     if settings.rounds is not None or not cheap or rounds == 1:
         return (rounds,)
     return tuple(sorted({max(1, rounds // 2), rounds - 1}))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxcop.analysis import Analysis
 from onnxcop.arrays import IntArray
 from onnxcop.curves import Samples, choose_ridges
@@ -17,6 +19,8 @@ from onnxcop.synthetic import noise, synthetic_data, waves
 _PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
 _PROBE_MOST = 1 / 3
 _MADE_UP = 128  # samples to fit on where there are no data
+_FEWEST = 32
+_AFFORDABLE = 2e10  # multiply-accumulates over made-up samples; more of them tell little more
 _BATCH = 16
 
 
@@ -42,8 +46,10 @@ def recovery_without_data(
     analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress | None
 ) -> Recovery:
     """An untouched network that is fitted on one family of made-up inputs and measured on another."""
-    fit = synthetic_data(analysis, _MADE_UP, _BATCH, settings.seed, noise)
-    probe = synthetic_data(analysis, _MADE_UP // 2, _BATCH, settings.seed, waves)
+    macs = max(float(analysis.cost.original()[0]), 1.0)
+    samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
+    fit = synthetic_data(analysis, samples, _BATCH, settings.seed, noise)
+    probe = synthetic_data(analysis, samples // 2, _BATCH, settings.seed, waves)
     return Recovery(analysis, fit, probe, options, settings, progress)
 
 

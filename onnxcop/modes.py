@@ -33,14 +33,14 @@ class Modes:
             if value not in known:
                 raise BudgetError(f"--{name} {value!r} does not exist; choose one of {', '.join(known)}")
         named = criterion != "auto"
-        if allocate == "auto":
-            allocate = "measured" if has_data and not named else "cop"
+        only_stats = has_stats and not has_data
+        if allocate == "auto":  # without data on made-up inputs, unless nothing is to be run at all
+            measurable = has_data or (recover != "none" and not only_stats)
+            allocate = "measured" if measurable and not named else "cop"
         if recover == "auto":
-            recover = "merge" if has_stats and not has_data else "full"
-        for needs, what in ((allocate == "measured", "--allocate measured"),
-                            (bounded, "--divergence and --max-drop")):  # fmt: skip
-            if needs and not has_data:
-                raise CalibrationError(f"{what} needs calibration data; give --data")
+            recover = "merge" if only_stats else "full"
+        if bounded and not has_data:
+            raise CalibrationError("--divergence and --max-drop need calibration data; give --data")
         if bounded and allocate != "measured":
             raise BudgetError("--divergence and --max-drop go with --allocate measured")
         found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion

@@ -80,7 +80,7 @@ def prune(
         metric: A score of your own, `script.py:function` or a callable that takes a ModelProto and
             returns a number, higher is better; measured before and after, and with `max_drop` the bound.
         max_drop: Largest loss of the metric allowed, instead of a size.
-        data: Calibration data (see :func:`onnxcop.data.open_source`); without it the weights alone decide.
+        data: Calibration data (see :func:`onnxcop.data.open_source`); without it made-up inputs decide.
         preprocess: What is done to pictures, None to guess it.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
         batch_size: Samples that run at once.

@@ -107,7 +107,7 @@ def alike(rng: np.random.Generator, values: FloatArray, axes: Sequence[int]) -> 
     common = values.mean(axis=others, keepdims=True)
     share = rng.uniform(0, 1)
     count = float(np.prod([values.shape[axis] for axis in others]))
-    return share * np.sqrt(count) * common + (1 - share) * values
+    return np.asarray(share * np.sqrt(count) * common + (1 - share) * values)
 
 
 def _long(shape: Sequence[int]) -> list[int]:

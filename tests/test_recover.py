@@ -152,7 +152,6 @@ def test_a_metric_that_allows_nothing_changes_nothing(digits: Digits) -> None:
 
 
 ERRORS = [
-    ({"allocate": "measured", "macs": 0.5}, CalibrationError, "--allocate measured needs calibration data"),
     ({"divergence": 0.1}, CalibrationError, "--divergence and --max-drop needs? calibration data"),
     ({"max_drop": 0.1}, CalibrationError, "--divergence and --max-drop needs? calibration data"),
     ({"max_drop": 0.1, "data": 64}, BudgetError, "--max-drop needs a score to measure"),
