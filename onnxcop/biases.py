@@ -114,3 +114,29 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(tensors)
+
+
+def move_into_normalization(model: onnx.ModelProto, added: frozenset[str]) -> None:
+    """Make added biases part of the running mean of the BatchNormalization that alone reads the layer, in place.
+
+    γ(x + b - μ)/σ + β is the same for μ - b and no bias: the re-estimated mean stands where the model keeps it.
+    """
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    uses.update(value.name for value in graph.output)
+    normalizations = {
+        node.input[0]: node.input[3] for node in graph.node
+        if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx") and len(node.output) == 1
+    }  # fmt: skip
+    for node in graph.node:
+        bias = node.input[-1] if node.input else ""
+        mean = normalizations.get(node.output[0]) if node.output else None
+        if bias not in added or mean not in stored or uses[bias] != 1 or uses[node.output[0]] != 1 or uses[mean] != 1:
+            continue
+        shift, old = numpy_helper.to_array(stored[bias]), numpy_helper.to_array(stored[mean])
+        if shift.shape != old.shape:
+            continue
+        moved = (old.astype(np.float64) - shift.astype(np.float64)).astype(old.dtype)
+        stored[mean].CopyFrom(numpy_helper.from_array(moved, mean))
+        stored[bias].CopyFrom(numpy_helper.from_array(np.zeros_like(shift), bias))

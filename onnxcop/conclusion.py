@@ -10,7 +10,7 @@ import onnx
 
 from onnxcop.analysis import Analysis
 from onnxcop.arrays import IntArray
-from onnxcop.biases import drop_idle
+from onnxcop.biases import drop_idle, move_into_normalization
 from onnxcop.clock import Clock
 from onnxcop.data import CalibrationData
 from onnxcop.decide import Decision, Request, calibrated_on
@@ -58,10 +58,11 @@ def finish(
     removed = np.sort(decision.removed)
     with clock.stage("rewriting"):
         pruned = rewrite(decision.model, analysis.structure, removed)
+        move_into_normalization(pruned, analysis.added_biases)
+        drop_idle(pruned, analysis.added_biases)
+        reshare(pruned, analysis.copies)
     with clock.stage("verification"):
         checked = verify(decision.model, pruned, analysis.structure, removed, options)
-    drop_idle(pruned, analysis.added_biases)
-    reshare(pruned, analysis.copies)
     latency = None
     if latency_seconds > 0:
         with clock.stage("latency"):

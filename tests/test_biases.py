@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_models import chain, finished, linear, weights
 
-from onnxcop.biases import add_biases, drop_idle
+from onnxcop.biases import add_biases, drop_idle, move_into_normalization
 from onnxcop.engine import EngineOptions, Session
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -113,6 +113,33 @@ def test_used_biases_stay(name: str) -> None:
     assert added & {tensor.name for tensor in model.graph.initializer} == {used}
     for key, value in run(model).items():
         np.testing.assert_array_equal(value, wanted[key])
+
+
+@pytest.mark.parametrize("seen_elsewhere", [False, True])
+def test_a_bias_before_a_normalization_moves_into_its_mean(seen_elsewhere: bool) -> None:
+    nodes = [
+        node("Conv", ["x", "w"], "c"),
+        node("BatchNormalization", ["c", "gamma", "beta", "mean", "variance"], "n"),
+        node("Add", ["n", "c" if seen_elsewhere else "n"], "y"),
+    ]
+    vectors = dict.fromkeys(("gamma", "beta", "mean", "variance"), (6,))
+    model = model_of(nodes, (3, 8, 8), {"w": (6, 3, 3, 3), **vectors})
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored["variance"].CopyFrom(numpy_helper.from_array(np.linspace(0.5, 2, 6, dtype=np.float32), "variance"))
+    added = add_biases(model)
+    shift = next(tensor for tensor in model.graph.initializer if tensor.name in added)
+    shift.CopyFrom(numpy_helper.from_array(np.linspace(-1, 2, 6, dtype=np.float32), shift.name))
+    wanted, before = run(model), {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    move_into_normalization(model, added)
+    drop_idle(model, added)
+    left = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    if seen_elsewhere:
+        assert shift.name in left and (left["mean"] == before["mean"]).all()
+    else:
+        np.testing.assert_allclose(left["mean"], before["mean"] - before[next(iter(added))])
+        assert not added & left.keys() and len(model.graph.node[0].input) == 2
+    for key, value in run(model).items():
+        np.testing.assert_allclose(value, wanted[key], rtol=1e-5, atol=1e-6)
 
 
 def test_zero_biases_of_the_model_itself_stay() -> None:
