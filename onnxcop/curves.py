@@ -19,6 +19,7 @@ from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions
 from onnxcop.groups import DependencyGroup
 from onnxcop.layers import Layer
+from onnxcop.lookahead import output_importance
 from onnxcop.segments import Rolling
 from onnxcop.surgeon import LayerSurgery, as_features, as_weights, best_ridge, mean_output, removal_order
 from onnxcop.unfolded import Observed
@@ -108,6 +109,7 @@ def measure(
             if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
         }
     groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_consumer(working, g))
+    importance = output_importance(working)
     rolling = Rolling(working.cutter, samples.feeds, options)
     base = samples.reference.compare(rolling.finish()).value
     for done, group in enumerate(groups, start=1):
@@ -115,7 +117,7 @@ def measure(
         units = group.units[allowed[group.units]]
         most = most_units(allowed, group.units, group.width, limits)
         count = min(requests[group.index], most)
-        surgeries = surgeries_for(working, samples.fit, ridges, group.index)
+        surgeries = surgeries_for(working, samples.fit, ridges, group.index, importance)
         order, weights = _cut_to(surgeries, units, fallback, count, most, curves.get(group.index))
         value = _variant(working, samples, rolling, surgeries, weights, order[:count], base)
         curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
@@ -180,18 +182,21 @@ def alive_channels(working: Working, layer: Layer) -> np.ndarray[tuple[int], np.
     return np.where(layer.units >= 0, working.alive[layer.units], True)
 
 
-def surgeries_for(working: Working, fit: Observed, ridges: Mapping[int, float], group: int) -> list[LayerSurgery]:
+def surgeries_for(
+    working: Working,
+    fit: Observed,
+    ridges: Mapping[int, float],
+    group: int,
+    importance: Mapping[int, FloatArray] | None = None,
+) -> list[LayerSurgery]:
     """The layers that consume a group and can make up for its channels."""
     wanted = set(working.analysis.structure.groups[group].consumers)
     found = []
     for layer in working.layers:
         moments = fit.moments(layer) if layer.node in wanted and layer.node in ridges else None
         if moments is not None:
-            found.append(
-                LayerSurgery.of(
-                    layer, working.weights(layer), moments, ridges[layer.node], alive_channels(working, layer)
-                )
-            )
+            alive, outputs = alive_channels(working, layer), (importance or {}).get(layer.node)
+            found.append(LayerSurgery.of(layer, working.weights(layer), moments, ridges[layer.node], alive, outputs))
     return found
 
 

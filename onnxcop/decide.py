@@ -31,7 +31,7 @@ from onnxcop.stats import CalibrationStats
 log = logging.getLogger("onnxcop")
 
 _CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
-_STEP = 0.93  # a round's share of the MACs where divergence is the bound
+_STEP = 0.85  # a round's share of the MACs where divergence is the bound
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class LayerSurgery:
             one where the moments are of patches.
         inverse: float64 [features, features], (Σ + λI)⁻¹ of those that remain.
         mean: float64 [features].
+        matter: float64 [outputs × taps], how much an error in each output counts.
         energy: What the layer's output varies by in all, the unit of its errors.
         alive: bool [channels].
     """
@@ -44,22 +45,34 @@ class LayerSurgery:
     weights: FloatArray
     inverse: FloatArray
     mean: FloatArray
+    matter: FloatArray
     energy: float
     alive: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
     @classmethod
     def of(
         cls, layer: Layer, weights: FloatArray, moments: Moments, ridge: float,
-        alive: np.ndarray[tuple[int], np.dtype[np.bool_]],
+        alive: np.ndarray[tuple[int], np.dtype[np.bool_]], importance: FloatArray | None = None,
     ) -> LayerSurgery:  # fmt: skip
-        """Start from a layer's weights [channels, outputs, taps] and input moments."""
+        """Start from a layer's weights [channels, outputs, taps] and input moments.
+
+        Args:
+            layer: The layer.
+            weights: Its weights.
+            moments: Of its input channels, or of their patches.
+            ridge: λ relative to the mean variance.
+            alive: bool [channels], which are there.
+            importance: float64 [outputs], how much an error in each counts; all alike unless told.
+        """
         flat = as_features(weights, len(moments.mean))
         covariance = moments.covariance
         inverse = np.zeros_like(covariance)
         live = np.flatnonzero(np.repeat(alive, len(flat) // len(weights)))
         inverse[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
-        energy = float((flat * (covariance @ flat)).sum())
-        return cls(layer, flat.copy(), inverse, moments.mean, max(energy, 1e-30), alive.copy())
+        outputs = weights.shape[1]
+        matter = np.repeat(np.ones(outputs) if importance is None else importance, flat.shape[1] // outputs)
+        energy = float((flat * (covariance @ flat)).sum(axis=0) @ matter)
+        return cls(layer, flat.copy(), inverse, moments.mean, matter, max(energy, 1e-30), alive.copy())
 
     @property
     def block(self) -> int:
@@ -72,7 +85,7 @@ class LayerSurgery:
         cost = np.full(len(self.alive), np.inf)
         rows = live[:, None] * block + np.arange(block)
         weights, own = self.weights[rows], self.inverse[rows[:, :, None], rows[:, None, :]]
-        cost[live] = np.einsum("cfo,cfo->c", weights, np.linalg.solve(own, weights)) / self.energy
+        cost[live] = np.einsum("cfo,cfo,o->c", weights, np.linalg.solve(own, weights), self.matter) / self.energy
         return cost
 
     def remove(self, channels: IntArray) -> None:

@@ -78,16 +78,19 @@ def quality(result: onnxcop.PruneResult) -> dict[str, float]:
 
 
 def test_recovery_without_data_beats_plain_deletion(digits: Digits) -> None:
-    plain = digits.prune(macs=0.5, recover="none")
-    recovered = digits.prune(macs=0.5)
-    assert plain.plan.cuts == recovered.plan.cuts
-    assert digits.accuracy(recovered.model) > digits.accuracy(plain.model) + 0.1
+    """By the same units, and still more by units that were chosen on made-up inputs."""
+    plain = digits.prune(macs=0.7, recover="none")
+    recovered = digits.prune(macs=0.7, criterion="cop")
+    measured = digits.prune(macs=0.7, settings=QUICK)
+    assert plain.plan.cuts == recovered.plan.cuts != measured.plan.cuts
+    accuracies = [digits.accuracy(result.model) for result in (plain, recovered, measured)]
+    assert accuracies[0] + 0.1 < accuracies[1] <= accuracies[2]
 
 
 @pytest.mark.parametrize("options", [
     {"macs": 0.7, "data": True, "samples": 120, "settings": QUICK, "seed": 3},
     {"macs": 0.6, "data": True, "samples": 120, "criterion": "cop-activation"},
-    {"macs": 0.5},
+    {"macs": 0.7, "settings": QUICK},
 ], ids=["measured", "by criterion", "no data"])  # fmt: skip
 def test_the_same_command_gives_the_same_bytes(digits: Digits, options: dict[str, Any], tmp_path: Path) -> None:
     chosen = {**options, **({"data": digits.data} if options.get("data") else {})}
@@ -100,11 +103,12 @@ def test_the_same_command_gives_the_same_bytes(digits: Digits, options: dict[str
 def bounded(digits: Digits) -> dict[float, onnxcop.PruneResult]:
     """Results under a tight and a loose bound on the divergence."""
     return {
-        bound: digits.prune(divergence=bound, data=digits.data, samples=120, settings=QUICK) for bound in (0.001, 0.02)
+        bound: digits.prune(divergence=bound, data=digits.data, samples=120, settings=QUICK)
+        for bound in (0.0003, 0.003)
     }
 
 
-@pytest.mark.parametrize("bound", [0.001, 0.02])
+@pytest.mark.parametrize("bound", [0.0003, 0.003])
 def test_divergence_stays_within_its_bound(
     digits: Digits, bounded: dict[float, onnxcop.PruneResult], bound: float
 ) -> None:
@@ -126,7 +130,7 @@ def test_divergence_stays_within_its_bound(
 
 
 def test_a_looser_bound_saves_more(bounded: dict[float, onnxcop.PruneResult]) -> None:
-    assert bounded[0.02].report.after.macs < bounded[0.001].report.after.macs
+    assert bounded[0.003].report.after.macs < bounded[0.0003].report.after.macs
 
 
 def test_the_metric_may_not_drop_further(digits: Digits) -> None:
