@@ -27,12 +27,13 @@ import numpy as np
 import onnx
 
 from onnxcop import probe
+from onnxcop.analysis import Analysis
 from onnxcop.arrays import Feed, FloatArray
 from onnxcop.data import CalibrationData
 from onnxcop.engine import EngineOptions, Session, run_batched
 from onnxcop.errors import CalibrationError
 from onnxcop.instrument import Instrumented, instrument
-from onnxcop.layers import Layer
+from onnxcop.layers import Layer, layers_of
 from onnxcop.shapes import ShapeMap
 from onnxcop.stats import CalibrationStats, Moments
 from onnxcop.taps import Tap, taps_of
@@ -45,6 +46,27 @@ SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost wit
 FEWEST = 4  # positions of a sample that AUTO takes at least
 _BLOCK = 128  # rows of a matrix
 _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
+
+
+def gather_statistics(
+    analysis: Analysis, data: CalibrationData, options: EngineOptions = EngineOptions(),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CalibrationStats:  # fmt: skip
+    """Statistics of all layers of an analysed model.
+
+    Args:
+        analysis: The model.
+        data: Samples.
+        options: How the model is run.
+        progress: Called with (stage, done, total).
+    """
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress("calibration", done, total)
+
+    layers = layers_of(analysis.model, analysis.structure)
+    return calibrate(analysis.model, layers, data, options, sha=analysis.sha256, progress=tell)
 
 
 def calibrate(

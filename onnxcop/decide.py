@@ -14,7 +14,7 @@ from onnxcop.allocate import choose
 from onnxcop.analysis import Analysis
 from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.budget import Budget, Limits, default_rounds, round_budgets
-from onnxcop.calibrate import calibrate
+from onnxcop.calibrate import gather_statistics
 from onnxcop.clock import Clock
 from onnxcop.criteria import Subject, produced_norms
 from onnxcop.data import CalibrationData
@@ -22,7 +22,6 @@ from onnxcop.divergence import Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.ground import Ground, recovery_on, recovery_without_data
-from onnxcop.layers import layers_of
 from onnxcop.metric import Metric
 from onnxcop.modes import Modes
 from onnxcop.recover import Progress, Recovery, RecoverySettings
@@ -270,19 +269,10 @@ def _acceptance(request: Request, recovery: Recovery, metric: Metric | None) -> 
 
 def _statistics(request: Request) -> CalibrationStats:
     """Statistics of the original on all samples."""
-    analysis = request.analysis
     if request.source is None:
         raise CalibrationError("statistics need calibration data; give --data")
     with request.clock.stage("calibration"):
-        return calibrate(
-            analysis.model, layers_of(analysis.model, analysis.structure), request.source, request.options,
-            sha=analysis.sha256,
-            progress=None if request.progress is None else _named(request.progress, "calibration"),
-        )  # fmt: skip
-
-
-def _named(progress: Progress, stage: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(stage, done, total)
+        return gather_statistics(request.analysis, request.source, request.options, request.progress)
 
 
 def calibrated_on(decision: Decision) -> str:

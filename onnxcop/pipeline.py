@@ -175,10 +175,11 @@ def prepare(
             widths = suitable_widths(analysis, budget, limits, options)
         limits, choices = replace(limits, multiple_of=widths.multiple), (str(widths),)
     return Request(
-        analysis, budget, limits, modes, source, _loaded(stats, analysis),
-        gather_stats, divergence, metric, max_drop,
-        replace(settings or RecoverySettings(), seed=seed), options, progress, clock, policy, choices,
-        latency,
+        analysis, budget, limits, modes, source,
+        stats=None if stats is None else CalibrationStats.of_model(stats, analysis.sha256),
+        gather_stats=gather_stats, divergence=divergence, metric=metric, max_drop=max_drop,
+        settings=replace(settings or RecoverySettings(), seed=seed), options=options, progress=progress,
+        clock=clock, policy=policy, choices=choices, latency=latency,
     )  # fmt: skip
 
 
@@ -218,14 +219,6 @@ def nothing_reason(analysis: Analysis) -> str:
     top = next(iter(frozen), "every filter is frozen")
     rule = " (in Python, rules= takes one)" if top.startswith("no rule for") else ""
     return f"all of its {filters} filters are frozen, for this reason above all: {top}{rule}; see `onnxcop inspect`"
-
-
-def _loaded(stats: CalibrationStats | str | Path | None, analysis: Analysis) -> CalibrationStats | None:
-    if stats is None:
-        return None
-    found = stats if isinstance(stats, CalibrationStats) else CalibrationStats.load(Path(stats))
-    found.check(analysis.sha256, "the statistics" if isinstance(stats, CalibrationStats) else str(stats))
-    return found
 
 
 __all__ = ["DEFAULT_MACS", "PruneResult", "apply_plan", "nothing_reason", "prepare", "prune"]

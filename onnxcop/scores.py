@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from onnxcop.analysis import Analysis, group_name, node_name
-from onnxcop.calibrate import calibrate
+from onnxcop.calibrate import gather_statistics
 from onnxcop.catalogue import criterion_named
 from onnxcop.criteria import Criterion, Subject
 from onnxcop.data import Preprocess
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.gather import open_data
-from onnxcop.layers import layers_of
 from onnxcop.stats import CalibrationStats
 
 
@@ -148,19 +147,11 @@ def statistics(
         PlanMismatchError: The statistics belong to another model.
     """
     if stats is not None:
-        found = CalibrationStats.load(Path(stats))
-        found.check(analysis.sha256, str(stats))
-        return found
+        return CalibrationStats.of_model(stats, analysis.sha256)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, analysis.input_shapes)
     if source is None:
         return None
-
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress("calibration", done, total)
-
-    layers = layers_of(analysis.model, analysis.structure)
-    found = calibrate(analysis.model, layers, source, options, sha=analysis.sha256, progress=tell)
+    found = gather_statistics(analysis, source, options, progress)
     if stats_out is not None:
         found.save(Path(stats_out))
     return found

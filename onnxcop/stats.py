@@ -92,6 +92,18 @@ class CalibrationStats:
         taps = {key: moments.merged(other.taps[key]) for key, moments in self.taps.items()}
         return CalibrationStats(self.model, self.samples + other.samples, taps)
 
+    @classmethod
+    def of_model(cls, given: CalibrationStats | str | Path, sha: str) -> CalibrationStats:
+        """Statistics of the model with this SHA-256, read from a file where its name is given.
+
+        Raises:
+            CalibrationError: The file holds no statistics.
+            PlanMismatchError: They belong to another model.
+        """
+        found = given if isinstance(given, CalibrationStats) else cls.load(Path(given))
+        found.check(sha, "the statistics" if found is given else str(given))
+        return found
+
     def check(self, sha: str, source: str = "the statistics") -> None:
         """Refuse statistics of another model."""
         if self.model != sha:
