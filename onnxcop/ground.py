@@ -35,7 +35,8 @@ def recovery_on(
     """
     if source.count < 2:
         raise CalibrationError(
-            f"recovery needs at least 2 samples, and here are {source.description}; give some hundreds, or --recover none"
+            f"recovery needs at least 2 samples, and here are {source.description}; give some hundreds, "
+            "or --recover none"
         )
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
