@@ -63,3 +63,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         problem = cuda_problem()
         if problem is not None:
             pytest.skip(problem)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The file of a small model."""
+    from small_models import chain, written
+
+    return written(chain(), tmp_path / "net.onnx")
+
+
+@pytest.fixture
+def pruned(model: Path) -> tuple[Path, Path, Path]:
+    """The file of a small model, what was made of it, and the plan."""
+    from cli_runs import BARE
+
+    from onnxcop import cli
+
+    out, plan = model.with_name("small.onnx"), model.with_name("plan.json")
+    assert cli.run([str(model), "-o", str(out), "--plan-out", str(plan), "-q", *BARE]) == 0
+    return model, out, plan
