@@ -23,6 +23,7 @@ from onnxcop.report_data import Evidence
 from onnxcop.result import PruneResult
 from onnxcop.rewrite import apply as rewrite
 from onnxcop.sharing import reshare
+from onnxcop.unround import rounds
 from onnxcop.verify import Verification, verify
 
 log = logging.getLogger("onnxcop")
@@ -71,7 +72,8 @@ def finish(
             log.warning("%s", line)
     report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
     evidence = Evidence(analysis, removed, decision.stats or decision.seen, decision.way)
-    notes = tuple(hints(report, plan.budget))
+    samples = int(plan.settings.get("samples") or 0)
+    notes = tuple(hints(report, plan.budget, samples=samples, quantized=rounds(analysis.original)))
     for line in notes:
         log.info("hint: %s", line)
     report = replace(report, warnings=(*report.warnings, *notes))

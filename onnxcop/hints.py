@@ -10,15 +10,18 @@ from collections.abc import Iterator, Mapping
 from onnxcop.report import Report
 
 _APART = 0.15  # shares of MACs and of the file that are so far apart are worth a word
+_FEW = 64  # samples; below this statistics of wide layers say little
 _AGREEMENT = 0.9  # below this share of like predictions the output has changed visibly
 
 
-def hints(report: Report, budget: Mapping[str, float]) -> Iterator[str]:
+def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quantized: bool = False) -> Iterator[str]:
     """Remarks on a finished run.
 
     Args:
         report: Its numbers.
         budget: What was asked for, by name.
+        samples: How many the network was calibrated on; 0 where there were no data.
+        quantized: Whether the original is.
     """
     if all(group.kept == group.width for group in report.groups):
         yield "nothing was removed: the original is within the budget already; ask for less, --macs 0.7 say"
@@ -36,6 +39,13 @@ def hints(report: Report, budget: Mapping[str, float]) -> Iterator[str]:
             f"{macs:.0%} of the arithmetic are left with {params:.0%} of the parameters: --params and --size bound "
             "only those; for a faster model give --macs, or --prefer faster"
         )
+    if quantized:
+        yield (
+            "the model is quantized already, and integer weights can make up for nothing: prune the model it was made "
+            "from, and quantize the result, where you have it"
+        )
+    if 0 < samples < _FEW:
+        yield f"{samples} samples are few: with some hundreds more of the accuracy stays"
     agreement = report.quality.get("top-1 agreement")
     if agreement is not None and agreement < _AGREEMENT:
         yield (

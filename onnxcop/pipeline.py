@@ -202,7 +202,8 @@ def apply_plan(
         )  # fmt: skip
     removed = units_of(analysis, plan)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, plan.input_shapes)
-    done = {"allocate": plan.settings.get("allocate"), "recover": "none" if source is None else "full"}
+    done: dict[str, Any] = {"allocate": plan.settings.get("allocate"), "recover": "none" if source is None else "full"}
+    done["samples"] = 0 if source is None else source.count
     plan = replace(plan, settings={**plan.settings, **done})
     if source is None:
         return finish(analysis, Decision(removed, analysis.model), plan, options, clock, latency_seconds)

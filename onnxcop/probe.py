@@ -70,14 +70,27 @@ def settle_shapes(
             except EngineError:
                 continue
             if _telling(results):
-                return shapes
+                return _told(model, shapes)
             possible = possible or shapes
     except EngineError as error:
         log.debug("trying input shapes: %s", error)
     finally:
         if session is not None:
             session.close()
-    return possible or candidates[0]
+    return _told(model, possible or candidates[0])
+
+
+def _told(model: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """The shapes that were settled on, after a line that says so."""
+    for value in model_inputs(model):
+        if None in declared(value)[1:]:
+            sizes = ",".join(map(str, shapes[value.name]))
+            log.info(
+                "dynamic sizes are taken as --input-shape %s:%s; give the sizes that you use if they differ",
+                value.name,
+                sizes,
+            )
+    return shapes
 
 
 def _telling(results: Feed) -> bool:

@@ -52,6 +52,17 @@ def test_not_faster(report: Report) -> None:
     assert list(hints(slow, {"macs": 0.98, "params": 0.7})) == []
 
 
+def test_few_samples(report: Report) -> None:
+    (line,) = hints(report, {"macs": 0.7}, samples=12)
+    assert line.startswith("12 samples are few")
+    assert list(hints(report, {"macs": 0.7}, samples=500)) == []
+
+
+def test_a_quantized_model_is_better_pruned_before(report: Report) -> None:
+    (line,) = hints(report, {"macs": 0.7}, quantized=True)
+    assert "prune the model it was made from, and quantize the result" in line
+
+
 def test_other_answers(report: Report) -> None:
     (line,) = hints(replace(report, quality={"top-1 agreement": 0.62}), {"macs": 0.7})
     assert line.startswith("38% of the held-out samples are classified differently")
