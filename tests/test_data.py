@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import numpy_helper
+from data_samples import F32, MEAN, PICTURE, SOURCES, STD, TOKENS, VECTOR, pictures, rows
 from PIL import Image
 
 from onnxcop import parcels, sources
@@ -24,17 +24,6 @@ from onnxcop.data import (
 from onnxcop.errors import CalibrationError
 from onnxcop.specs import batch_layout
 
-F32 = np.dtype(np.float32)
-VECTOR = InputSpec("x", F32, ("N", 3))
-PICTURE = InputSpec("image", F32, ("N", 3, 8, 8))
-TOKENS = InputSpec("ids", np.dtype(np.int64), ("N", 5))
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-def _rows(count: int, start: int = 0) -> np.ndarray:
-    """Vectors whose values all equal their number."""
-    return np.repeat(np.arange(start, start + count, dtype=np.float32)[:, None], 3, axis=1)
-
 
 def _seen(data: CalibrationData, name: str = "x") -> list[float]:
     return [float(value) for batch in data.batches() for value in batch[name][:, 0]]
@@ -43,111 +32,6 @@ def _seen(data: CalibrationData, name: str = "x") -> list[float]:
 def _imagenet(pixels: np.ndarray) -> np.ndarray:
     """[N, H, W, C] bytes → [N, C, H, W], as the formula says."""
     return ((pixels / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
-
-
-def _pictures(count: int, size: int = 8) -> np.ndarray:
-    rng = np.random.default_rng(7)
-    return rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
-
-
-class Reader:
-    """Gives feeds in the manner of ONNX Runtime's CalibrationDataReader."""
-
-    def __init__(self, count: int) -> None:
-        self._feeds = iter([{"x": _rows(1, start)} for start in range(count)])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._feeds, None)
-
-
-def _npz(folder: Path) -> Path:
-    path = folder / "data.npz"
-    np.savez(path, labels=np.arange(40), x=_rows(40))
-    return path
-
-
-def _compressed(folder: Path) -> Path:
-    path = folder / "data.npz"
-    np.savez_compressed(path, anything=_rows(40), labels=np.arange(40))
-    return path
-
-
-def _npy(folder: Path) -> Path:
-    path = folder / "rows.npy"
-    np.save(path, np.asfortranarray(_rows(40)))
-    return path
-
-
-def _folder_of_npy(folder: Path) -> Path:
-    (folder / "deep").mkdir()
-    for number in range(20):
-        np.save(folder / f"{number}.npy", _rows(1, number)[0])
-        np.save(folder / "deep" / f"{number}.npy", _rows(1, 20 + number))
-    return folder
-
-
-def _folder_of_npz(folder: Path) -> Path:
-    for number in range(4):
-        np.savez(folder / f"{number}.npz", x=_rows(10, 10 * number))
-    return folder
-
-
-def _test_sets(folder: Path) -> Path:
-    for number in range(40):
-        part = folder / f"test_data_set_{number}"
-        part.mkdir()
-        tensor = numpy_helper.from_array(_rows(1, number), "some_name")
-        (part / "input_0.pb").write_bytes(tensor.SerializeToString())
-        (part / "output_0.pb").write_bytes(b"not read")
-    (folder / "model.onnx").write_bytes(b"not read")
-    return folder
-
-
-SCRIPT = """
-import numpy as np
-import sibling
-def load_data():
-    for start in range(0, 40, 4):
-        yield {"x": sibling.rows(start)}
-def other():
-    return [{"x": np.full((40, 3), 5, np.float32)}]
-number = 3
-def broken():
-    raise KeyError("lost")
-"""
-
-
-def _script(folder: Path) -> str:
-    (folder / "feed.py").write_text(SCRIPT)
-    (folder / "sibling.py").write_text(
-        "import numpy as np\n"
-        "def rows(start):\n"
-        "    return np.repeat(np.arange(start, start + 4.0)[:, None], 3, axis=1)\n"
-    )
-    return f"{folder / 'feed.py'}:load_data"
-
-
-SOURCES: dict[str, Any] = {
-    "npz": _npz,
-    "compressed npz": _compressed,
-    "npy": _npy,
-    "folder of npy": _folder_of_npy,
-    "folder of npz": _folder_of_npz,
-    "test data sets": _test_sets,
-    "script": _script,
-    "script, default name": lambda folder: _script(folder).removesuffix(":load_data"),
-    "array": lambda _: _rows(40),
-    "dict of arrays": lambda _: {"x": _rows(40), "labels": np.arange(40)},
-    "list of samples": lambda _: [{"x": row} for row in _rows(40)],
-    "list of arrays": lambda _: list(_rows(40)),
-    "pairs with labels": lambda _: [(row, 1) for row in _rows(40)],
-    "generator of batches": lambda _: ({"x": _rows(8, start)} for start in range(0, 40, 8)),
-    "callable": lambda _: lambda: ({"x": _rows(8, start)} for start in range(0, 40, 8)),
-    "data reader": lambda _: Reader(40),
-    "float64": lambda _: _rows(40).astype(np.float64),
-    "bytes": lambda _: _rows(40).astype(np.uint8),
-    "batches of batches": lambda _: _rows(40).reshape(5, 8, 3),
-}
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -180,7 +64,7 @@ def test_samples_come_from_the_whole_source(kind: str, tmp_path: Path) -> None:
 def test_streams_are_sampled_evenly() -> None:
     hits = np.zeros(40)
     for seed in range(400):
-        stream = ({"x": row} for row in _rows(40))
+        stream = ({"x": row} for row in rows(40))
         hits[np.array(_seen(open_source(stream, [VECTOR], samples=10, seed=seed)), int)] += 1
     # 400 draws of probability 1/4: mean 100, deviation below 8.7
     assert hits.sum() == 4000
@@ -191,14 +75,14 @@ def test_streams_are_sampled_evenly() -> None:
 def test_endless_streams_end() -> None:
     def forever() -> Iterator[dict[str, np.ndarray]]:
         while True:
-            yield {"x": _rows(1)}
+            yield {"x": rows(1)}
 
     assert open_source(forever, [VECTOR], samples=5).count == 5
 
 
 def test_streams_beyond_the_limit_go_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LARGEST_STREAM", 40)
-    stream = ({"x": row} for row in _rows(30))
+    stream = ({"x": row} for row in rows(30))
     data = open_source(stream, [VECTOR], samples=20)
     store = data._store
     assert isinstance(store, sources.SpilledStore)
@@ -214,7 +98,7 @@ def test_arrays_on_disk_stay_there(kind: str, tmp_path: Path, monkeypatch: pytes
     key = next(key for key in parcel.outline() if key != "labels")
     array = parcel.load([key])[key]
     assert isinstance(array, np.memmap)
-    np.testing.assert_array_equal(array, _rows(40))
+    np.testing.assert_array_equal(array, rows(40))
 
 
 def test_pages_of_mapped_files_are_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,12 +111,12 @@ def test_pages_of_mapped_files_are_handed_back(tmp_path: Path, monkeypatch: pyte
         hand_back(arrays)
 
     monkeypatch.setattr(sources, "hand_back", counted)
-    assert sorted(_seen(open_source(_npy(tmp_path), [VECTOR]))) == list(range(40))
+    assert sorted(_seen(open_source(SOURCES["npy"](tmp_path), [VECTOR]))) == list(range(40))
     assert len(released) == 40
 
 
 def test_split_is_disjoint_whole_and_repeatable() -> None:
-    data = open_source(_rows(40), [VECTOR], samples=30)
+    data = open_source(rows(40), [VECTOR], samples=30)
     rest, held = data.split(0.2, seed=3)
     assert (rest.count, held.count) == (24, 6)
     assert sorted(_seen(rest) + _seen(held)) == sorted(_seen(data))
@@ -257,7 +141,7 @@ def test_static_batch_is_always_filled() -> None:
     with pytest.raises(CalibrationError, match="3 samples, but the model wants batches of 4"):
         open_source(array[:3], [spec])
     one = InputSpec("x", F32, (1, 3))
-    assert [batch["x"].shape for batch in open_source(_rows(5), [one]).batches()] == [(1, 3)] * 5
+    assert [batch["x"].shape for batch in open_source(rows(5), [one]).batches()] == [(1, 3)] * 5
 
 
 def test_static_shape_that_is_no_batch_is_fed_whole() -> None:
@@ -291,17 +175,17 @@ def test_state_and_scalars_beside_a_batch() -> None:
 
 
 def test_several_inputs_stay_in_step() -> None:
-    arrays = {"ids": np.arange(30).reshape(6, 5), "x": _rows(6) * 5, "other": np.zeros(3)}
+    arrays = {"ids": np.arange(30).reshape(6, 5), "x": rows(6) * 5, "other": np.zeros(3)}
     for batch in open_source(arrays, [VECTOR, TOKENS]).batches(4):
         np.testing.assert_array_equal(batch["ids"][:, 0], batch["x"][:, 0])
         assert batch["ids"].dtype == np.int64
-    arrays["x"] = _rows(5)
+    arrays["x"] = rows(5)
     with pytest.raises(CalibrationError, match="'x' has 5, 'ids' has 6"):
         open_source(arrays, [VECTOR, TOKENS])
 
 
 def test_unnamed_arrays_of_npz_come_in_order(tmp_path: Path) -> None:
-    np.savez(tmp_path / "d.npz", _rows(6), np.arange(30).reshape(6, 5))
+    np.savez(tmp_path / "d.npz", rows(6), np.arange(30).reshape(6, 5))
     (batch,) = open_source(tmp_path / "d.npz", [VECTOR, TOKENS]).batches()
     assert (batch["x"].shape, batch["ids"].shape) == ((6, 3), (6, 5))
 
@@ -317,7 +201,7 @@ def test_samples_of_different_shapes_come_apart() -> None:
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 def test_arrays_of_pictures_are_preprocessed(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pixels = _pictures(6)
+    pixels = pictures(6)
     expected = _imagenet(pixels)
     stored = pixels if layout == "nhwc" else pixels.transpose(0, 3, 1, 2)
     np.savez(tmp_path / "d.npz", images=stored, labels=np.arange(6))
@@ -333,7 +217,7 @@ def test_arrays_of_pictures_are_preprocessed(layout: str, tmp_path: Path, caplog
 
 def test_gray_arrays_and_raw_bytes() -> None:
     gray = InputSpec("g", F32, ("N", 1, 8, 8))
-    pixels = _pictures(3)[:, :, :, 0]
+    pixels = pictures(3)[:, :, :, 0]
     data = open_source(pixels, [gray])
     (batch,) = data.batches()
     np.testing.assert_allclose(batch["g"][:, 0], pixels[data._order] / 255, atol=1e-6)
@@ -343,7 +227,7 @@ def test_gray_arrays_and_raw_bytes() -> None:
     expected = (pixels[data._order] / 255 - 0.1307) / 0.3081
     np.testing.assert_allclose(batch["g"][:, 0], expected, atol=1e-5)
     raw = InputSpec("g", np.dtype(np.uint8), ("N", 8, 8, 3))
-    colour = _pictures(3)
+    colour = pictures(3)
     (batch,) = open_source(colour, [raw]).batches()
     assert batch["g"].dtype == np.uint8
     np.testing.assert_array_equal(batch["g"], colour[data._order])
@@ -359,7 +243,7 @@ def test_floats_are_taken_as_they_are() -> None:
 
 
 def test_folder_of_pictures(tmp_path: Path) -> None:
-    pixels = _pictures(4)
+    pixels = pictures(4)
     (tmp_path / "class").mkdir()
     for number, suffix in enumerate(("png", "bmp", "webp", "PNG")):
         path = tmp_path / "class" / f"{number}.{suffix}"
@@ -445,7 +329,7 @@ def test_impossible_preprocessing_is_refused(make: Any, words: str) -> None:
 
 
 def test_input_shapes_fill_dynamic_axes(tmp_path: Path) -> None:
-    Image.fromarray(_pictures(1, 64)[0]).save(tmp_path / "a.png")
+    Image.fromarray(pictures(1, 64)[0]).save(tmp_path / "a.png")
     spec = InputSpec("image", F32, ("N", 3, "H", "W"))
     data = open_source(tmp_path, [spec], input_shapes={"image": (1, 3, 32, 48)})
     assert [batch["image"].shape for batch in data.batches()] == [(1, 3, 32, 48)]
@@ -464,135 +348,22 @@ def test_input_shapes_fill_dynamic_axes(tmp_path: Path) -> None:
 
 def test_casts() -> None:
     ids = InputSpec("ids", np.dtype(np.int64), ("N", 3))
-    (batch,) = open_source(_rows(4).astype(np.int32), [ids]).batches()
+    (batch,) = open_source(rows(4).astype(np.int32), [ids]).batches()
     assert batch["ids"].dtype == np.int64
     small = InputSpec("ids", np.dtype(np.int8), ("N", 3))
-    (batch,) = open_source(_rows(4).astype(np.int64), [small]).batches()
+    (batch,) = open_source(rows(4).astype(np.int64), [small]).batches()
     assert batch["ids"].dtype == np.int8
     with pytest.raises(CalibrationError, match=r"values 300\.\.300 do not fit.*-128\.\.127"):
         list(open_source(np.full((1, 3), 300), [small]).batches())
     with pytest.raises(CalibrationError, match=r"float32.* cannot become int64"):
-        open_source(_rows(4), [ids])
-
-
-def _make_broken(folder: Path, kind: str) -> tuple[Any, tuple[InputSpec, ...], tuple[str, ...]]:
-    """A broken source, the inputs, and what the message must say."""
-    if kind == "absent":
-        return folder / "no", (VECTOR,), ("no: no such file",)
-    if kind == "empty folder":
-        return folder, (VECTOR,), (folder.name, "no files")
-    if kind == "unknown files":
-        (folder / "a.xyz").write_text("?")
-        return folder, (VECTOR,), (folder.name, r"only \.xyz")
-    if kind == "unknown extension":
-        (folder / "a.xyz").write_text("?")
-        return folder / "a.xyz", (VECTOR,), (r"a\.xyz", r"\.npz")
-    if kind == "mixed folder":
-        _npy(folder)
-        Image.fromarray(_pictures(1)[0]).save(folder / "a.png")
-        return folder, (VECTOR,), ("1 pictures, 1 array files", "one kind")
-    if kind == "broken npz":
-        (folder / "a.npz").write_bytes(b"PK nonsense")
-        return folder / "a.npz", (VECTOR,), (r"a\.npz", "cannot be read")
-    if kind == "objects":
-        np.save(folder / "a.npy", np.array([{}], object))
-        return folder / "a.npy", (VECTOR,), (r"a\.npy", "Python objects")
-    if kind == "wrong shape":
-        np.save(folder / "a.npy", np.zeros((4, 2), np.float32))
-        return (
-            folder / "a.npy",
-            (VECTOR,),
-            (r"a\.npy: 'a'", r"float32\[4, 2\]", r"'x' float32\[N, 3\]"),
-        )
-    if kind == "missing input":
-        np.savez(folder / "a.npz", x=_rows(2), y=_rows(2))
-        return folder / "a.npz", (VECTOR, TOKENS), (r"a\.npz", "no array is for", "'ids'", "'y'")
-    if kind == "ambiguous":
-        np.savez(folder / "a.npz", y=_rows(2), z=_rows(2))
-        return folder / "a.npz", (VECTOR,), (r"a\.npz", "several arrays fit", "name the array 'x'")
-    if kind == "broken tensor":
-        (folder / "input_0.pb").write_bytes(b"\xff\xff")
-        return folder, (VECTOR,), (r"input_0\.pb", "no ONNX tensor")
-    if kind == "too few tensors":
-        (folder / "input_0.pb").write_bytes(numpy_helper.from_array(_rows(1)).SerializeToString())
-        return folder, (VECTOR, TOKENS), (folder.name, "holds 1 inputs", "has 2")
-    if kind == "pictures for two inputs":
-        Image.fromarray(_pictures(1)[0]).save(folder / "a.png")
-        return folder, (PICTURE, TOKENS), (folder.name, "2 .*image, ids")
-    if kind == "pictures for vectors":
-        Image.fromarray(_pictures(1)[0]).save(folder / "a.png")
-        return folder, (VECTOR,), ("does not look like a picture",)
-    script = _script(folder).removesuffix("load_data")
-    if kind == "no function":
-        return script + "absent", (VECTOR,), (r"feed\.py", "no function 'absent'", "define one")
-    if kind == "no callable":
-        return script + "number", (VECTOR,), ("no function 'number'",)
-    if kind == "failing script":
-        return script + "broken", (VECTOR,), (r"feed\.py", "KeyError", "lost")
-    return folder / "absent.py", (VECTOR,), (r"absent\.py", "no such script")
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "absent",
-        "empty folder",
-        "unknown files",
-        "unknown extension",
-        "mixed folder",
-        "broken npz",
-        "objects",
-        "wrong shape",
-        "missing input",
-        "ambiguous",
-        "broken tensor",
-        "too few tensors",
-        "pictures for two inputs",
-        "pictures for vectors",
-        "no function",
-        "no callable",
-        "failing script",
-        "absent script",
-    ],
-)
-def test_errors_name_the_file_and_the_remedy(kind: str, tmp_path: Path) -> None:
-    data, inputs, words = _make_broken(tmp_path, kind)
-    with pytest.raises(CalibrationError) as caught:
-        open_source(data, inputs)
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert caught.match(word)
-
-
-def test_a_sample_that_is_not_a_number_is_named(tmp_path: Path) -> None:
-    rows = _rows(6)
-    rows[3, 0] = np.nan
-    np.save(tmp_path / "a.npy", rows)
-    with pytest.raises(CalibrationError, match=r"a\.npy, sample 4: .*'x'.* holds NaN; repair or remove it"):
-        list(open_source(tmp_path / "a.npy", [VECTOR]).batches())
-    rows[3, 0] = -np.inf  # as masks of attention hold
-    assert len(next(open_source(rows, [VECTOR]).batches())[VECTOR.name]) == 6
-
-
-def test_unreadable_picture_is_named(tmp_path: Path) -> None:
-    Image.fromarray(_pictures(1)[0]).save(tmp_path / "good.png")
-    whole = (tmp_path / "good.png").read_bytes()
-    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CalibrationError, match=r"broken\.png: this picture cannot be read"):
-        list(open_source(tmp_path, [PICTURE]).batches())
-
-
-@pytest.mark.parametrize("data", [3, object(), [1, 2], [{"y": "text"}], [], {}])
-def test_other_objects_are_refused(data: Any) -> None:
-    with pytest.raises(CalibrationError):
-        open_source(data, [VECTOR])
+        open_source(rows(4), [ids])
 
 
 def test_counts_are_checked() -> None:
     for wrong in ({"samples": 0}, {"batch_size": 0}):
         with pytest.raises(CalibrationError, match="give 1 or more"):
-            open_source(_rows(2), [VECTOR], **wrong)
-    data = open_source(_rows(2), [VECTOR])
+            open_source(rows(2), [VECTOR], **wrong)
+    data = open_source(rows(2), [VECTOR])
     assert open_source(data, [VECTOR]) is data
 
 
