@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import peers
+import peers_files
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64] | None
@@ -117,29 +117,29 @@ def resized(folder: Path, limit: int | None = None) -> Array:
         files = [files[index] for index in chosen]
     side = (DETECTOR_SIDE, DETECTOR_SIDE)
     pictures = [np.asarray(Image.open(file).convert("RGB").resize(side, Image.Resampling.BILINEAR)) for file in files]
-    return peers.normalize(np.stack(pictures), (0.0,), (1.0,))
+    return peers_files.normalize(np.stack(pictures), (0.0,), (1.0,))
 
 
 def _pictured(name: str) -> Case:
-    kind = peers.KINDS[name]
-    folder = peers.REPOSITORY / "models" if kind == "digits" else peers.ZOO / "trained"
+    kind = peers_files.KINDS[name]
+    folder = peers_files.REPOSITORY / "models" if kind == "digits" else peers_files.ZOO / "trained"
     return Case(
         name,
         folder / f"{name}.onnx",
         TOP1,
-        lambda limit: peers.load_samples(peers.CALIB_DATA[kind], limit)[0],
-        lambda: peers.load_samples(peers.EVAL_DATA[kind]),
+        lambda limit: peers_files.load_samples(peers_files.CALIB_DATA[kind], limit)[0],
+        lambda: peers_files.load_samples(peers_files.EVAL_DATA[kind]),
     )
 
 
 def cases() -> dict[str, Case]:
     """All cases by name."""
-    detector = peers.ZOO / "trained" / "yolov8n_320.onnx"
+    detector = peers_files.ZOO / "trained" / "yolov8n_320.onnx"
     found = [
         *(_pictured(n) for n in ("digits_resnet", "digit_cnn", "cifar_resnet20", "imagenet_mobilenet_v2")),
         Case(
             "crepe_tiny",
-            peers.ZOO / "trained" / "crepe_tiny.onnx",
+            peers_files.ZOO / "trained" / "crepe_tiny.onnx",
             AGREEMENT,
             lambda limit: tones(limit, CALIB_SEED),
             lambda: (tones(TONES, EVAL_SEED), None),
@@ -148,8 +148,8 @@ def cases() -> dict[str, Case]:
             "yolov8n_320",
             detector,
             ERROR,
-            lambda limit: resized(peers.CALIB_DATA["imagenet"], limit),
-            lambda: (resized(peers.EVAL_DATA["imagenet"]), None),
+            lambda limit: resized(peers_files.CALIB_DATA["imagenet"], limit),
+            lambda: (resized(peers_files.EVAL_DATA["imagenet"]), None),
             {"images": (1, 3, DETECTOR_SIDE, DETECTOR_SIDE)},
         ),
     ]
@@ -162,9 +162,9 @@ def answers(model: onnx.ModelProto | Path, samples: Array, metric: str) -> Array
     Returns:
         The first output, float32 [samples, ...], where the metric is ERROR; else its top-1, int64 [samples].
     """
-    runner = peers.session(model)
+    runner = peers_files.session(model)
     first = runner.get_inputs()[0]
-    step = first.shape[0] if isinstance(first.shape[0], int) else peers.BATCH
+    step = first.shape[0] if isinstance(first.shape[0], int) else peers_files.BATCH
     parts = []
     for start in range(0, len(samples), step):
         output = runner.run(None, {first.name: samples[start : start + step]})[0]

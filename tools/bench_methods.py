@@ -16,6 +16,7 @@ import bench_data
 import numpy as np
 import onnx
 import peers
+import peers_files
 
 import onnxcop
 from onnxcop.engine import EngineOptions
@@ -97,7 +98,7 @@ class Bench:
     @cached_property
     def feed(self) -> dict[str, bench_data.Array]:
         """Calibration samples by input name."""
-        return {next(iter(peers.fixed_shapes(self.original))): self.case.calibration(self.samples)}
+        return {next(iter(peers_files.fixed_shapes(self.original))): self.case.calibration(self.samples)}
 
     @cached_property
     def feed_file(self) -> Path:
@@ -177,8 +178,8 @@ class Bench:
         own = bench_data.answers(model, samples, self.case.metric)
         found = bench_data.score(self.case.metric, own, base, labels)
         return {
-            "macs_kept": f"{peers.count_macs(model) / peers.count_macs(self.original):.4f}",
-            "params_kept": f"{peers.count_params(model) / peers.count_params(self.original):.4f}",
+            "macs_kept": f"{peers_files.count_macs(model) / peers_files.count_macs(self.original):.4f}",
+            "params_kept": f"{peers_files.count_params(model) / peers_files.count_params(self.original):.4f}",
             "accuracy": f"{found.accuracy:.2f}",
             "base_accuracy": f"{found.base:.2f}",
             "difference": f"{found.difference:+.2f}",
@@ -209,7 +210,7 @@ class Bench:
                 raise RuntimeError("--peers-python is not given")
             return row | facts | self.measured(model)
         except Exception as error:  # whatever a method fails with is its row of the table
-            return row | {"error": peers.one_line(error)}
+            return row | {"error": peers_files.one_line(error)}
 
 
 def earlier(path: Path, benches: Sequence[Bench]) -> dict[Key, Row]:

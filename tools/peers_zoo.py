@@ -39,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import peers
+import peers_files
 from onnx import numpy_helper
 from zoo import fill, model_files, nearest_selection
 
@@ -127,7 +128,7 @@ def layers(model: onnx.ModelProto) -> list[Layer]:
             stored[node.output[0]] = stored[node.input[0]]
     found = []
     for index, node in enumerate(model.graph.node):
-        if node.op_type not in peers.MAC_OPS or node.input[1] not in stored:
+        if node.op_type not in peers_files.MAC_OPS or node.input[1] not in stored:
             continue
         values = numpy_helper.to_array(stored[node.input[1]])
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
@@ -207,10 +208,10 @@ def verdict(reference: onnx.ModelProto, pruned: onnx.ModelProto) -> str:
     expected = masked(reference, pruned)
     if expected is None:
         return "unknown"
-    one, other = peers.session(unsquashed(expected)), peers.session(unsquashed(pruned))
+    one, other = peers_files.session(unsquashed(expected)), peers_files.session(unsquashed(pruned))
     worst = 0.0
     for seed in (0, 1):
-        feeds = peers.example(reference, seed)
+        feeds = peers_files.example(reference, seed)
         for wanted, given in zip(one.run(None, feeds), other.run(None, feeds), strict=True):
             if not np.array_equal(np.isfinite(wanted), np.isfinite(given)):
                 return "differs"
@@ -274,7 +275,7 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
     started = time.perf_counter()
     inexact = False
     try:
-        base = peers.count_macs(model)
+        base = peers_files.count_macs(model)
         if not base:
             raise ValueError("no layers in the main graph")
         if tool == OURS:
@@ -289,9 +290,9 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
             pruned = made
         row.seconds = round(time.perf_counter() - started, 2)
         reference = cut(0.0).model if tool.startswith("torch") else model
-        row.macs = peers.count_macs(pruned) / base
+        row.macs = peers_files.count_macs(pruned) / base
         tally(row, reference, pruned)
-        failure = peers.load_failure(model, pruned)
+        failure = peers_files.load_failure(model, pruned)
         row.loads = not failure
         row.error = "; ".join(filter(None, (row.error, failure)))
         if row.loads and row.macs < 1:
@@ -301,7 +302,7 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
         elif tool == OURS and row.verdict == "unknown":
             row.verdict = "own"
     except Exception as error:  # whatever goes wrong is this table's subject
-        row.error = "; ".join(filter(None, (row.error, peers.one_line(error))))
+        row.error = "; ".join(filter(None, (row.error, peers_files.one_line(error))))
     return row
 
 
@@ -477,7 +478,7 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")
     stdout, sys.stdout = sys.stdout, sys.stderr  # the tools print; the answer alone goes out
-    peers.GIVEN_SHAPES.update({name: tuple(shape) for name, shape in json.loads(options.shapes).items()})
+    peers_files.GIVEN_SHAPES.update({name: tuple(shape) for name, shape in json.loads(options.shapes).items()})
     row = attempt(options.one, options.tool[0], options.macs)
     print(json.dumps(dataclasses.asdict(row)), file=stdout)
 
