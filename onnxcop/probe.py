@@ -172,19 +172,31 @@ def other_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Iterato
         where all sizes are fixed. Axes of one name or of one size stay equal. Whether the model runs with
         them has to be tried.
     """
-    batches, seen = _batch_names(model), [dict(shapes)]
+    leading, seen = batch_axes(model), [dict(shapes)]
     for batch, rest in ((True, True), (True, False), (False, True)):
         other = dict(shapes)
         for value in model_inputs(model):
-            dims = value.type.tensor_type.shape.dim
-            leading = [axis == 0 or dim.dim_param in batches for axis, dim in enumerate(dims)]
+            lead = leading[value.name]
             other[value.name] = tuple(
-                _other_size(size, lead) if fixed is None and (batch if lead else rest) else size
-                for fixed, size, lead in zip(declared(value), shapes[value.name], leading, strict=True)
+                _other_size(size, axis in lead) if fixed is None and (batch if axis in lead else rest) else size
+                for axis, (fixed, size) in enumerate(zip(declared(value), shapes[value.name], strict=True))
             )
         if other not in seen:
             seen.append(other)
             yield other
+
+
+def batch_axes(model: onnx.ModelProto) -> dict[str, set[int]]:
+    """The dynamic axes of every input along which samples seem to lie: the leading ones, and others of their names."""
+    batches = _batch_names(model)
+    return {
+        value.name: {
+            axis
+            for axis, (size, dim) in enumerate(zip(declared(value), value.type.tensor_type.shape.dim, strict=True))
+            if size is None and (axis == 0 or dim.dim_param in batches)
+        }
+        for value in model_inputs(model)
+    }
 
 
 def _other_size(size: int, batch: bool) -> int:

@@ -125,3 +125,14 @@ def test_a_fault_at_the_analysed_sizes_is_told_without_others() -> None:
     structure, pruned, removed = _pruned(model)
     with pytest.raises(VerificationError, match=r"of its largest value \(allowed"):
         verify(model, _replaced(pruned, "f", np.float32(7)[...]), structure, removed, CPU)
+
+
+def test_a_batch_that_the_original_mixes_is_not_compared() -> None:
+    """The batch of one is written down, yet another runs: channels of two samples then share a row."""
+    nodes = "f = Reshape(c, to) m = ReduceMean<axes=[2], keepdims=0>(f) y = MatMul(m, head)"
+    head = np.random.default_rng(1).standard_normal((5, 2)).astype(np.float32)
+    free_batch = _model(nodes, ("n", 3, 4, 6), to=np.array([1, 5, -1]), head=head)
+    found = _verified(free_batch)
+    assert found.max_difference is not None and found.max_difference < 1e-5
+    assert found.notes[-1].startswith("with other batches the original mixes samples")
+    assert found.other_shapes == {}
