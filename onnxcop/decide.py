@@ -215,7 +215,8 @@ def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
         rounds = 1
     if settings.rounds is not None or not cheap or rounds == 1:
         return (rounds,)
-    return tuple(sorted({max(1, rounds // 2), rounds - 1}))
+    few = max(1, rounds // 3)
+    return (few, few + 1)
 
 
 def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, schedules: tuple[int, ...]) -> Recovery:
