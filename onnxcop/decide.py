@@ -30,7 +30,8 @@ from onnxcop.stats import CalibrationStats
 log = logging.getLogger("onnxcop")
 
 _CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
-_LONG = 1e9  # from which on measuring takes minutes
+_LONG = 1e9  # multiply-accumulates, and
+_LARGE = 2e7  # parameters, of networks that take minutes to measure
 _STEP = 0.85  # a round's share of the MACs where divergence is the bound
 
 
@@ -101,7 +102,8 @@ def decide(request: Request) -> Decision:
     for line in lack_of_data(request):
         log.warning("no calibration data: %s", line)
     if request.modes.allocate == "measured":
-        if float(request.analysis.cost.original()[0]) > _LONG:
+        macs, params, _ = request.analysis.cost.original()
+        if macs > _LONG or params > _LARGE:
             log.info("a model of this size takes minutes to measure; --allocate cop --recover merge is quicker")
         return _by_measurement(request, metric)
     return by_criterion(request, metric)
