@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from onnxcop.data import CalibrationData
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.recover import Progress, Recovery, RecoverySettings
-from onnxcop.synthetic import noise, synthetic_data, waves
+from onnxcop.synthetic import synthetic_data
 
 _PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
 _PROBE_MOST = 1 / 3
@@ -22,6 +22,7 @@ _MADE_UP = 128  # samples to fit on where there are no data
 _FEWEST = 32
 _AFFORDABLE = 2e10  # multiply-accumulates over made-up samples; more of them tell little more
 _BATCH = 16
+_LARGE = 1e9  # multiply-accumulates of a network from which on made-up inputs are not worth refining on
 
 
 def recovery_on(
@@ -46,11 +47,13 @@ def recovery_on(
 def recovery_without_data(
     analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress | None
 ) -> Recovery:
-    """An untouched network that is fitted on one family of made-up inputs and measured on another."""
+    """An untouched network that is fitted and measured on made-up inputs, of which those of a large one are few."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
-    fit = synthetic_data(analysis, samples, _BATCH, settings.seed, noise)
-    probe = synthetic_data(analysis, samples // 2, _BATCH, settings.seed, waves)
+    fit = synthetic_data(analysis, samples, _BATCH, settings.seed)
+    probe = synthetic_data(analysis, samples // 2, _BATCH, settings.seed + 1)
+    if macs > _LARGE:
+        settings = replace(settings, refine=0, curve_passes=min(settings.curve_passes, 2))
     return Recovery(analysis, fit, probe, options, settings, progress)
 
 

@@ -1,10 +1,11 @@
 """How much each output of a layer matters to the layers after it.
 
 An error in a layer's output is not as bad in every channel: what the next layer hardly weighs is hardly
-missed, and so on to the end of the network. Errors are followed backwards through squared weights, as if
-they were independent and no activation stood between: a unit matters by what it adds to the error of
-every layer that reads it. This decides only between channels of one group; groups are compared by
-measurement.
+missed, and so on to the end of the network. Errors are followed backwards as if they were independent:
+of a unit's variance every layer that reads it makes so much of its own output's, by squared weights, and
+an error that is so large a part of the unit's variance where it is made is as large a part of it where it
+is read. What lies between (activations, normalizations, depthwise kernels) need not be known for that.
+This decides only between channels of one group; groups are compared by measurement.
 """
 
 from __future__ import annotations
@@ -13,35 +14,60 @@ import numpy as np
 
 from onnxcop.arrays import FloatArray
 from onnxcop.layers import Layer
+from onnxcop.surgeon import as_features
+from onnxcop.unfolded import Observed
 from onnxcop.working import Working
 
+_FLOOR = 1e-2  # of the mean variance of a layer's outputs, below which an output's own is not believed
 
-def output_importance(working: Working) -> dict[int, FloatArray]:
-    """The weight of every output's error in the network as it stands: by node, float64 [outputs] of mean 1."""
+
+def output_importance(working: Working, seen: Observed) -> dict[int, FloatArray]:
+    """The weight of every output's error in the network as it stands.
+
+    Args:
+        working: The network.
+        seen: Moments of what its layers sum over.
+
+    Returns:
+        By node, float64 [outputs] of mean 1.
+    """
     units = np.zeros(len(working.alive))
     found: dict[int, FloatArray] = {}
     for layer in sorted(working.layers, key=lambda one: -one.node):
-        if not working.is_open(layer):
+        moments = seen.moments(layer)
+        if moments is None or not working.is_open(layer):
             continue
         weights = working.weights(layer)
-        found[layer.node] = _of_outputs(working, layer, weights.shape[1], units)
-        lost = np.einsum("cot,o->c", weights**2, found[layer.node])
+        channels, outputs, _ = weights.shape
+        flat, covariance = as_features(weights, len(moments.mean)), moments.covariance
+        made = by_output((flat * (covariance @ flat)).sum(axis=0), outputs)
+        found[layer.node] = _of_outputs(working, layer, made, units)
+        parts = (flat**2 * np.diag(covariance)[:, None]).reshape(channels, -1, flat.shape[1]).sum(axis=1)
+        lost = parts @ np.repeat(found[layer.node], flat.shape[1] // outputs)
         known = layer.units >= 0
         np.add.at(units, layer.units[known], lost[known])
     return found
 
 
-def _of_outputs(working: Working, layer: Layer, outputs: int, units: FloatArray) -> FloatArray:
-    """What is known of the units that a layer's outputs belong to; others count as the average."""
+def by_output(values: FloatArray, outputs: int) -> FloatArray:
+    """Sums over what belongs to the same output, float64 [outputs] of [outputs × taps]."""
+    return np.asarray(values.reshape(outputs, -1).sum(axis=1))
+
+
+def _of_outputs(working: Working, layer: Layer, made: FloatArray, units: FloatArray) -> FloatArray:
+    """What an error of variance 1 costs in every output, from what its unit's own variance does.
+
+    Outputs of which nothing is known count as the average; those that hardly vary are not divided by.
+    """
     structure = working.analysis.structure
     label = structure.coupling.labels.get(working.model.graph.node[layer.node].input[layer.kernel.input])
     atoms = None if label is None else label[layer.kernel.out_axis]
-    if atoms is None or len(atoms) != outputs:
-        return np.ones(outputs)
+    if atoms is None or len(atoms) != len(made):
+        return np.ones(len(made))
     own = structure.units_on(atoms)
-    matter = np.where(own >= 0, units[own], 0.0)
+    matter = np.where(own >= 0, units[own], 0.0) / np.maximum(made, _FLOOR * made.mean() + 1e-30)
     known = matter > 0
     if not known.any():
-        return np.ones(outputs)
+        return np.ones(len(made))
     matter[own < 0] = matter[known].mean()
     return np.asarray(matter / matter.mean())

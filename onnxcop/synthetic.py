@@ -1,9 +1,9 @@
-"""Inputs made up for a model without data, in two families that differ in all but their smoothness.
+"""Inputs made up for a model without data, of several families.
 
-White noise excites a network's first filters as nothing natural does. Natural signals are smooth: their
-spectrum falls off with the frequency, and the channels of a picture say much the same. *Noise* has such
-a spectrum with random phases everywhere; *waves* are a few pure frequencies, some of them clipped to
-steps. What is fitted on one and holds on the other has a chance to hold on what the model is made for.
+Natural signals are smooth: their spectrum falls off with the frequency, and the channels of a picture
+say much the same. *Noise* has such a spectrum with random phases everywhere; *waves* are a few pure
+frequencies, some of them clipped to steps; *white* noise has all frequencies alike. No family is like
+what the model is made for; what holds on all of them has the best chance to hold there.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def synthetic_data(
         samples: How many.
         batch_size: Of a run.
         seed: Of everything drawn.
-        family: What real-valued inputs look like; :func:`noise` unless told. Integers are 0 or 1, or
+        family: What real-valued inputs look like; :func:`varied` unless told. Integers are 0 or 1, or
             bytes of any value.
     """
     rng = np.random.default_rng(seed)
     specs = input_specs(analysis)
-    chosen = noise if family is None else family
+    chosen = varied if family is None else family
 
     def feeds() -> Iterator[dict[str, Array]]:
         for _ in range(samples):
@@ -62,6 +62,16 @@ def _draw(rng: np.random.Generator, spec: InputSpec, shape: Sequence[int], famil
         high = 256 if spec.dtype.itemsize == 1 else 2
         return np.asarray(rng.integers(0, high, tuple(shape))).astype(spec.dtype)
     return placed(rng, family(rng, shape)).astype(spec.dtype)
+
+
+def varied(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
+    """One of the families, float64 `shape`."""
+    return (noise, waves, white)[int(rng.integers(3))](rng, shape)
+
+
+def white(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
+    """Gaussian noise without any structure, float64 `shape`."""
+    return np.asarray(rng.standard_normal(tuple(shape)))
 
 
 def noise(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:

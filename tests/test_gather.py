@@ -16,7 +16,7 @@ from onnxcop.analysis import Analysis
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.gather import input_specs, open_data
-from onnxcop.synthetic import Family, noise, synthetic_data, waves
+from onnxcop.synthetic import Family, noise, synthetic_data, waves, white
 
 CPU = EngineOptions(provider="cpu", threads=1)
 KINDS = {"x": TensorProto.FLOAT, "ids": TensorProto.INT64, "bytes": TensorProto.UINT8, "flags": TensorProto.BOOL}
@@ -113,15 +113,16 @@ def test_made_up_pictures_are_smooth(family: Family) -> None:
 
 
 def test_families_differ() -> None:
-    """Noise has a little of every frequency, waves much of a few."""
+    """White noise has the same of every frequency, noise more of the low ones, waves much of a few."""
     model = chain()
     for axis in (2, 3):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 32
     concentration = []
-    for family in (noise, waves):
+    for family in (white, noise, waves):
         batches = synthetic_data(analysed(model), 64, 8, 0, family).batches()
         pictures = np.concatenate([batch["x"] for batch in batches]).astype(np.float64)
         power = np.abs(np.fft.fft2(pictures - pictures.mean(axis=(2, 3), keepdims=True))) ** 2
         shares = np.sort(power.reshape(*power.shape[:2], -1), axis=-1)
         concentration.append((shares[..., -24:].sum(axis=-1) / shares.sum(axis=-1)).mean())
-    assert concentration[1] > concentration[0]
+    assert concentration == sorted(concentration)
+    assert concentration[0] < 0.2 and concentration[2] > 0.7

@@ -78,13 +78,13 @@ def quality(result: onnxcop.PruneResult) -> dict[str, float]:
 
 
 def test_recovery_without_data_beats_plain_deletion(digits: Digits) -> None:
-    """By the same units, and still more by units that were chosen on made-up inputs."""
+    """By the same units, and by units that were chosen on made-up inputs."""
     plain = digits.prune(macs=0.7, recover="none")
     recovered = digits.prune(macs=0.7, criterion="cop")
     measured = digits.prune(macs=0.7, settings=QUICK)
     assert plain.plan.cuts == recovered.plan.cuts != measured.plan.cuts
     accuracies = [digits.accuracy(result.model) for result in (plain, recovered, measured)]
-    assert accuracies[0] + 0.1 < accuracies[1] <= accuracies[2]
+    assert accuracies[0] + 0.1 < min(accuracies[1:])
 
 
 @pytest.mark.parametrize("options", [
