@@ -1,7 +1,8 @@
 """How far a network's outputs are from the original's, on the same samples.
 
 For a classifier (one output of two axes, scores over classes) the Kullback–Leibler divergence of its
-predictions and the top-1 agreement; otherwise the relative error of every output, averaged.
+predictions and the top-1 agreement; otherwise, and for probabilities of labels that do not exclude each
+other, the relative error of every output, averaged.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Reference:
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size
         ]  # fmt: skip
         first = self.outputs[0]
-        self.classifier = len(self.names) == 1 and first[self.names[0]].ndim == 2 and first[self.names[0]].shape[1] > 1
+        single = len(self.names) == 1 and first[self.names[0]].ndim == 2 and first[self.names[0]].shape[1] > 1
+        self.classifier = single and not all(independent(batch[self.names[0]]) for batch in self.outputs)
         self._logs = [log_probabilities(batch[self.names[0]]) for batch in self.outputs] if self.classifier else []
 
     def __len__(self) -> int:
@@ -97,6 +99,12 @@ class Reference:
             count += len(logs)
         value = total / max(count, 1)
         return Divergence(value if np.isfinite(value) else float("inf"), "kl", same / max(count, 1))
+
+
+def independent(scores: Array) -> bool:
+    """Whether scores are probabilities of labels that do not exclude each other: from 0 to 1, of any sum."""
+    within = bool(scores.size) and float(scores.min()) >= 0 and float(scores.max()) <= 1
+    return within and not np.allclose(scores.astype(np.float64).sum(axis=1), 1.0, atol=1e-3)
 
 
 def log_probabilities(scores: Array) -> FloatArray:

@@ -213,7 +213,13 @@ class Recovery:
     @single_threaded
     def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
         """Cut chosen units, merge them into the others, and refine."""
+        before = self.working.copy()
         self.cut(units, samples, ridges)
+        merged, value = self.working, self.divergence().value
+        self.working = before
+        self.cut(units, samples, {})
+        if not self.divergence().value < value:  # a merge that does harm is not kept
+            self.working = merged
         self.note(f"{name}: {len(units)} units cut and merged", logging.DEBUG if self.settings.refine else logging.INFO)
         for _ in range(self.settings.refine):
             tried, kept = self.refine()

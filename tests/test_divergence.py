@@ -111,3 +111,13 @@ def test_only_numbers_count() -> None:
     assert reference.compare([{"label": labels + 1, "scores": scores, "none": None}]).value == 0  # type: ignore[dict-item]
     nothing = Reference([{"label": labels}])
     assert (len(nothing), nothing.compare([{"label": labels + 1}]).value) == (0, 0)
+
+
+def test_labels_that_do_not_exclude_each_other_are_no_classes() -> None:
+    """Of sigmoid scores near zero, zeros are wrong altogether, however little the softmax of both differs."""
+    scores = np.random.default_rng(0).uniform(0, 0.01, (8, 20)).astype(np.float32)
+    reference = Reference([{"y": scores}])
+    assert not reference.classifier
+    assert reference.compare([{"y": np.zeros_like(scores)}]).value == pytest.approx(1.0)
+    assert Reference([{"y": scores / scores.sum(axis=1, keepdims=True)}]).classifier
+    assert Reference([{"y": scores - 0.5}]).classifier
