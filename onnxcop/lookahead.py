@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcop.arrays import FloatArray
 from onnxcop.layers import Layer
-from onnxcop.surgeon import as_features
+from onnxcop.surgeon import as_features, by_output, variances
 from onnxcop.unfolded import Observed
 from onnxcop.working import Working
 
@@ -40,18 +40,13 @@ def output_importance(working: Working, seen: Observed) -> dict[int, FloatArray]
         weights = working.weights(layer)
         channels, outputs, _ = weights.shape
         flat, covariance = as_features(weights, len(moments.mean)), moments.covariance
-        made = by_output((flat * (covariance @ flat)).sum(axis=0), outputs)
+        made = by_output(variances(flat, covariance), outputs)
         found[layer.node] = _of_outputs(working, layer, made, units)
         parts = (flat**2 * np.diag(covariance)[:, None]).reshape(channels, -1, flat.shape[1]).sum(axis=1)
         lost = parts @ np.repeat(found[layer.node], flat.shape[1] // outputs)
         known = layer.units >= 0
         np.add.at(units, layer.units[known], lost[known])
     return found
-
-
-def by_output(values: FloatArray, outputs: int) -> FloatArray:
-    """Sums over what belongs to the same output, float64 [outputs] of [outputs × taps]."""
-    return np.asarray(values.reshape(outputs, -1).sum(axis=1))
 
 
 def _of_outputs(working: Working, layer: Layer, made: FloatArray, units: FloatArray) -> FloatArray:

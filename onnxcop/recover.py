@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import ParamSpec, TypeVar
@@ -123,7 +124,9 @@ class Recovery:
 
     def restarted(self) -> Recovery:
         """The same from the beginning; what is measured goes on the same way."""
-        return replace(self)
+        again = copy(self)
+        again.working = Working.of(self.analysis)
+        return again
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
@@ -215,15 +218,17 @@ class Recovery:
         """Cut chosen units, merge them into the others, and refine."""
         before = self.working.copy()
         self.cut(units, samples, ridges)
-        merged, value = self.working, self.divergence().value
+        merged, after_merging = self.working, self.divergence()
         self.working = before
         self.cut(units, samples, {})
-        if not self.divergence().value < value:  # a merge that does harm is not kept
-            self.working = merged
-        self.note(f"{name}: {len(units)} units cut and merged", logging.DEBUG if self.settings.refine else logging.INFO)
+        found = self.divergence()
+        if not found.value < after_merging.value:  # a merge that does harm is not kept
+            self.working, found = merged, after_merging
+        level = logging.DEBUG if self.settings.refine else logging.INFO
+        self.note(f"{name}: {len(units)} units cut and merged", found, level)
         for _ in range(self.settings.refine):
             tried, kept = self.refine()
-            self.note(f"{name}: {kept} of {tried} layers refined")
+            self.note(f"{name}: {kept} of {tried} layers refined", self.divergence())
 
     def measured_quality(self) -> dict[str, float]:
         """Divergence and, for classifiers, top-1 agreement on the probe."""
@@ -233,9 +238,8 @@ class Recovery:
             quality["top-1 agreement"] = found.agreement
         return quality
 
-    def note(self, what: str, level: int = logging.INFO) -> None:
+    def note(self, what: str, found: Divergence, level: int = logging.INFO) -> None:
         """Log what was done with the divergence after it."""
-        found = self.divergence()
         agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
         cost = self.analysis.cost
         macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))

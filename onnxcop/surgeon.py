@@ -71,7 +71,7 @@ class LayerSurgery:
         inverse[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
         outputs = weights.shape[1]
         matter = np.repeat(np.ones(outputs) if importance is None else importance, flat.shape[1] // outputs)
-        energy = float((flat * (covariance @ flat)).sum(axis=0) @ matter)
+        energy = float(variances(flat, covariance) @ matter)
         return cls(layer, flat.copy(), inverse, moments.mean, matter, max(energy, 1e-30), alive.copy())
 
     @property
@@ -122,7 +122,17 @@ def as_weights(flat: FloatArray, like: FloatArray) -> FloatArray:
 
 def mean_output(flat: FloatArray, mean: FloatArray, outputs: int) -> FloatArray:
     """What features [features, rest] of a given mean add to every output on average, float64 [outputs]."""
-    return np.asarray((mean @ flat).reshape(outputs, -1).sum(axis=1))
+    return by_output(mean @ flat, outputs)
+
+
+def by_output(values: FloatArray, outputs: int) -> FloatArray:
+    """Sums over what belongs to the same output, float64 [outputs] of [outputs × taps]."""
+    return np.asarray(values.reshape(outputs, -1).sum(axis=1))
+
+
+def variances(flat: FloatArray, covariance: FloatArray) -> FloatArray:
+    """How much every sum of features [features, sums] of a given covariance varies, float64 [sums]."""
+    return np.asarray((flat * (covariance @ flat)).sum(axis=0))
 
 
 def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
@@ -176,8 +186,7 @@ def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray
 def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> float:
     """Variance of a layer's output error on other samples, relative to the output's."""
     change, flat = as_features(weights - merged, len(held.mean)), as_features(weights, len(held.mean))
-    error = float((change * (held.covariance @ change)).sum())
-    energy = float((flat * (held.covariance @ flat)).sum())
+    error, energy = (float(variances(one, held.covariance).sum()) for one in (change, flat))
     return error / max(energy, 1e-30)
 
 

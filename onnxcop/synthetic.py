@@ -9,18 +9,16 @@ what the model is made for; what holds on all of them has the best chance to hol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from onnxcop.analysis import Analysis
-from onnxcop.arrays import FloatArray
+from onnxcop.arrays import Array, FloatArray
 from onnxcop.data import CalibrationData, open_source
 from onnxcop.gather import input_specs
 from onnxcop.specs import InputSpec
 from onnxcop.together import fitting
 
-Array = np.ndarray[Any, Any]
 Family = Callable[[np.random.Generator, Sequence[int]], FloatArray]
 
 _LONG = 4  # an axis of more entries is one along which signals are smooth; others are channels
@@ -92,10 +90,7 @@ def waves(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
     values = np.zeros(tuple(shape))
     for _ in range(int(rng.integers(3, _WAVES + 1))):
         cycles = {axis: rng.uniform(-1, 1) * (shape[axis] / 2) ** rng.uniform(0.1, 1) for axis in axes}
-        place = sum(
-            cycles[axis] * np.linspace(0, 1, shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
-            for axis in axes
-        )
+        place = sum(cycles[axis] * _along(axis, np.linspace(0, 1, shape[axis]), len(shape)) for axis in axes)
         small = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
         amplitude = alike(rng, rng.standard_normal(small), axes) / (1 + np.sqrt(sum(c**2 for c in cycles.values())))
         values = values + amplitude * np.cos(2 * np.pi * (place + rng.random()))
@@ -129,5 +124,10 @@ def _radius(shape: Sequence[int], axes: Sequence[int]) -> FloatArray:
     squared = np.zeros([1] * len(shape))
     for axis in axes:
         frequency = np.fft.fftfreq(shape[axis]) * shape[axis]
-        squared = squared + (frequency**2).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        squared = squared + _along(axis, frequency**2, len(shape))
     return np.asarray(np.sqrt(squared))
+
+
+def _along(axis: int, values: Array, rank: int) -> Array:
+    """Values laid along one axis of an array, so that they broadcast over the others."""
+    return values.reshape([-1 if other == axis else 1 for other in range(rank)])

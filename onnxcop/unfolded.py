@@ -79,21 +79,26 @@ def unfolded(
     copy.CopyFrom(model)
     made: dict[tuple[str, str], str] = {}
     found: dict[int, Layer] = {}
-    kinds = {tensor.name: tensor.data_type for tensor in copy.graph.initializer}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer in layers:
         if layer.node >= len(model.graph.node):
             continue  # inside a body of control flow
         node = model.graph.node[layer.node]
-        shape = _kernel_shape(copy, node)
+        weight = stored.get(node.input[1]) if _unfolds(layer, node) else None
+        if weight is None:
+            continue
+        shape = tuple(weight.dims[2:])
         taps = int(np.prod(shape, dtype=int))
-        if not _unfolds(layer, node) or taps < 2 or layer.channels * taps > widest:
+        if taps < 2 or layer.channels * taps > widest:
             continue
         geometry = _geometry(node, shape, shapes[node.output[0]].shape)
         key = (layer.tensor, str((shape, sorted(geometry.items()))))
         if key not in made:
             made[key] = f"{layer.tensor}, patches {len(made)}"
-            kind = helper.tensor_dtype_to_np_dtype(kinds[node.input[layer.kernel.input]])
-            hot = np.tile(np.eye(taps, dtype=kind), (layer.channels, 1)).reshape(-1, 1, *shape)
+            kind = weight.data_type
+            hot = np.tile(np.eye(taps, dtype=helper.tensor_dtype_to_np_dtype(kind)), (layer.channels, 1)).reshape(
+                -1, 1, *shape
+            )
             kernel = f"{made[key]}_kernel"
             copy.graph.initializer.append(numpy_helper.from_array(hot, kernel))
             unfold = helper.make_node(
@@ -101,19 +106,9 @@ def unfolded(
             )
             copy.graph.node.append(unfold)
             if copy.ir_version < 4:
-                copy.graph.input.append(
-                    helper.make_tensor_value_info(kernel, kinds[node.input[layer.kernel.input]], hot.shape)
-                )
+                copy.graph.input.append(helper.make_tensor_value_info(kernel, kind, hot.shape))
         found[layer.node] = replace(layer, tensor=made[key], units=np.repeat(layer.units, taps))
     return copy, found
-
-
-def _kernel_shape(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[int, ...]:
-    """Spatial extent of a convolution's stored kernel; empty where there is none."""
-    if node.op_type != "Conv" or len(node.input) < 2:
-        return ()
-    stored = next((t for t in model.graph.initializer if t.name == node.input[1]), None)
-    return () if stored is None else tuple(stored.dims[2:])
 
 
 def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int] | None) -> dict[str, Any]:

@@ -62,14 +62,8 @@ def packed_attention(op: Op) -> None:
         for element, live in enumerate((parts.query, parts.key, parts.values)):
             op.size("qkv_hidden_sizes", element, live)
     freeze_all(op, (3, 6), "is a mask or a length")
-    cache(op, 4, parts, None, before=1)
     bias_of_heads(op, 5, parts.heads)
-    batch, tokens, inner = op.shape(0)
-    summed = op.label(1)[0]
-    op.macs(batch * tokens, inner if summed is None else summed, width if weights is None else weights)
-    count_products(op, form, parts, float(batch * tokens * (tokens + (op.shape(4)[3] if op.has(4) else 0))))
-    op.emit((None, None, parts.result))
-    op.emit((None, None, parts.heads, None, None), 1)
+    _packed_results(op, form, parts, 4)
 
 
 def quantized_attention(op: Op) -> None:
@@ -92,11 +86,17 @@ def quantized_attention(op: Op) -> None:
             op.tie(op.label(position)[-1], folded, "belongs to heads that are never pruned")
     op.size("num_heads", 0, parts.heads)
     freeze_all(op, (5,), "is a mask or a length")
-    cache(op, 8, parts, None, before=1)
+    _packed_results(op, form, parts, 8)
+
+
+def _packed_results(op: Op, form: Form, parts: Parts, past: int) -> None:
+    """The past at an input, the work, and the outputs of x [n, s, c] times w [c, q + k + v]."""
+    cache(op, past, parts, None, before=1)
     batch, tokens, inner = op.shape(0)
-    summed = op.label(1)[0]
-    op.macs(batch * tokens, inner if summed is None else summed, width if columns is None else columns)
-    count_products(op, form, parts, float(batch * tokens * (tokens + (op.shape(8)[3] if op.has(8) else 0))))
+    summed, columns = op.label(1)
+    op.macs(batch * tokens, inner if summed is None else summed, op.shape(1)[1] if columns is None else columns)
+    earlier = op.shape(past)[3] if op.has(past) else 0
+    count_products(op, form, parts, float(batch * tokens * (tokens + earlier)))
     op.emit((None, None, parts.result))
     op.emit((None, None, parts.heads, None, None), 1)
 
