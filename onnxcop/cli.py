@@ -24,12 +24,11 @@ from onnxcop.cli_arguments import (
 from onnxcop.cli_form import MAIN, MainForm, ModelFile, Program, SectionCommand
 from onnxcop.cli_options import (
     budget_options,
+    choice_options,
     criterion_options,
     data_options,
     engine_options,
     latency_options,
-    limit_options,
-    method_options,
     metric_option,
     output_options,
     plan_options,
@@ -66,15 +65,7 @@ def app() -> None:
 @plan_options
 @budget_options
 @metric_option
-@criterion_options
-@limit_options
-@shape_options
-@data_options
-@stats_options
-@method_options
-@engine_options
-@latency_options
-@seed_option
+@choice_options
 @verbose_option
 @talking
 def prune_command(model: Path, output: Path | None, plan_out: Path | None, **values: Any) -> None:

@@ -238,6 +238,16 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return input_shape_option(policy_option(function))
 
 
+def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
+    for options in (
+        seed_option, latency_options, engine_options, method_options, stats_options, data_options, shape_options,
+        limit_options, criterion_options,
+    ):  # fmt: skip
+        function = options(function)
+    return function
+
+
 def talking(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of what it says, and show the log while it runs."""
 

@@ -11,17 +11,13 @@ from onnxcop import console
 from onnxcop.cli_arguments import data_arguments, default_table, engine_from, sweep_arguments
 from onnxcop.cli_form import SectionCommand
 from onnxcop.cli_options import (
-    criterion_options,
+    choice_options,
     curve_options,
     data_options,
     engine_options,
     input_shape_option,
     latency_options,
-    limit_options,
-    method_options,
     seed_option,
-    shape_options,
-    stats_options,
     sweep_options,
     talking,
     verbose_option,
@@ -65,15 +61,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
 @click.argument("model", type=_FILE)
 @curve_options
 @sweep_options
-@criterion_options
-@limit_options
-@shape_options
-@data_options
-@stats_options
-@method_options
-@engine_options
-@latency_options
-@seed_option
+@choice_options
 @talking
 def sweep_command(model: Path, **values: Any) -> None:
     """Show what one budget after another costs.
