@@ -107,7 +107,7 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     _tell(console, f"{report.model}: {story.found(report)}", *story.frozen(report, _MOST_REASONS))
     if report.declined:
         _tell(console, f"not followed: {len(report.declined)} nodes, {report.declined[0]}")
-    _tell(console, f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data")
+    _tell(console, f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data was given")
     if report.inputs:
         _tell(console, f"  {report.inputs}")
     _tell(console, f"cut {story.cut(report, result.plan.settings)}")

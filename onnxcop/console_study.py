@@ -29,7 +29,7 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
         table.add_row(name, form(one), form(two), percent(two, one))
     if found.latency is not None:
         times = found.latency
-        table.add_row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}")
+        table.add_row("latency", str(times.before), str(times.after), times.share)
     console.print(table)
     operators = _operators(found, verbose=verbose)
     if operators.row_count:
@@ -48,7 +48,7 @@ _COLUMNS = {
     "params_kept": ("params", "{:.1%}"),
     "bytes_kept": ("file", "{:.1%}"),
     "latency_ms": ("ms", "{:.4g}"),
-    "latency_kept": ("latency", "{:.1%}"),
+    "latency_kept": ("time kept", "{:.1%}"),
     "divergence": ("divergence", "{:.3g}"),
     "agreement": ("agreement", "{:.2%}"),
 }

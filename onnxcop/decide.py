@@ -135,9 +135,11 @@ def by_criterion(request: Request, metric: Metric | None, ground: Ground | None 
     if modes.recover == "none":
         return Decision(removed, analysis.model, stats, warnings, _described(request.source), {}, metric)
     with request.clock.stage("recovery"):
-        found = _recovered(ground or recovery_ground(request), removed, _described(request.source))
+        chosen = ground or recovery_ground(request)
+        found = _recovered(chosen, removed, _described(request.source, chosen.untouched))
     if request.source is None:  # what was measured on made-up inputs says little
-        return Decision(removed, found.model, stats, warnings, "", {}, metric)
+        seen = "" if stats is not None else found.calibration
+        return Decision(removed, found.model, stats, warnings, seen, {}, metric)
     return Decision(
         removed, found.model, stats, warnings, found.calibration, found.measured, metric, found.way, found.seen
     )
@@ -200,11 +202,12 @@ def measured_decision(
     request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
 ) -> Decision:
     """What a recovering network stands for now."""
-    removed, described, warnings = recovery.working.removed(), _described(request.source), lack_of_data(request)
+    removed, warnings = recovery.working.removed(), lack_of_data(request)
+    described = _described(request.source, recovery)
     if request.modes.recover == "none":
         return Decision(removed, request.analysis.model, stats, warnings, described, {}, metric, (), recovery.seen)
     if request.source is None:  # what was measured on made-up inputs says little
-        return Decision(removed, recovery.working.model, stats, warnings, "", {}, metric)
+        return Decision(removed, recovery.working.model, stats, warnings, described, {}, metric)
     quality, way = recovery.measured_quality(), tuple(recovery.way)
     return Decision(removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen)
 
@@ -288,5 +291,7 @@ def calibrated_on(decision: Decision) -> str:
     return f"statistics of {decision.stats.samples} samples, gathered earlier"
 
 
-def _described(source: CalibrationData | None) -> str:
-    return "" if source is None else source.description
+def _described(source: CalibrationData | None, recovery: Recovery | None = None) -> str:
+    if source is not None:
+        return source.description
+    return "" if recovery is None else f"{recovery.fit.count + recovery.probe.count} made-up inputs: no data was given"

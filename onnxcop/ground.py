@@ -50,8 +50,7 @@ def recovery_without_data(
     """An untouched network that is fitted and measured on made-up inputs, of which those of a large one are few."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
-    fit = synthetic_data(analysis, samples, _BATCH, settings.seed)
-    probe = synthetic_data(analysis, samples // 2, _BATCH, settings.seed + 1)
+    fit, probe = synthetic_data(analysis, samples + samples // 2, _BATCH, settings.seed).split(1 / 3, settings.seed)
     if macs > _LARGE:
         settings = replace(settings, refine=0, curve_passes=min(settings.curve_passes, 2))
     return Recovery(analysis, fit, probe, options, settings, progress)

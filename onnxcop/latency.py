@@ -82,6 +82,11 @@ class Latency:
     provider: str
 
     @property
+    def share(self) -> str:
+        """The ratio as what it is, beside the times: "71.8% of time"."""
+        return f"{self.ratio:.1%} of time"
+
+    @property
     def slower(self) -> bool:
         """Whether the model is slower than the original beyond doubt."""
         return self.ratio - 2 * self.error > 1.0

@@ -44,7 +44,7 @@ def rows(report: Report) -> Iterator[Row]:
         yield Row(name, form(old), form(new), percent(new, old), new < old)
     if report.latency is not None:
         times = report.latency
-        yield Row("latency", str(times.before), str(times.after), f"{times.ratio:.1%}", times.ratio < 1)
+        yield Row("latency", str(times.before), str(times.after), times.share, times.ratio < 1)
     quality = report.quality
     for name, value in quality.items():
         if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in quality:
@@ -112,7 +112,7 @@ def circumstances(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]
     yield "Settings", [(name, str(value)) for name, value in settings.items()]
     times = data.report.latency
     if times is not None:
-        how = "median and half the distance between the quartiles, of both models in turns"
+        how = "medians of turns ± half the distance between the quartiles; kept: the median of the shares in each turn"
         yield "Latency", [("ONNX Runtime with", times.provider), ("turns", str(times.turns)), ("shown:", how)]
     yield "Versions", list(data.versions.items())
     yield "Seconds", [(name, f"{seconds:.2f}") for name, seconds in data.report.seconds.items()]

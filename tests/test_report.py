@@ -209,6 +209,16 @@ def test_without_data_the_page_says_what_is_missing() -> None:
         assert '<svg class="curve"' not in text
 
 
+@pytest.mark.parametrize("how", [{}, {"criterion": "l2"}], ids=["measured", "by criterion"])
+def test_without_data_the_story_names_the_inputs_that_were_made_up(how: dict[str, str]) -> None:
+    result = onnxcop.prune(chain(), macs=0.7, options=CPU, **how)  # type: ignore[arg-type]
+    assert result.report.calibration == "192 made-up inputs: no data was given"
+    assert "calibrated on 192 made-up inputs: no data was given" in str(result)
+    text = Text(rendered(result.report_data(), Path("r.html")).decode()).text
+    assert "Calibrated on 192 made-up inputs: no data was given." in text
+    assert "Not calibrated" not in text
+
+
 def test_statistics_of_an_earlier_run_are_named_and_shown(tmp_path: Path) -> None:
     first = onnxcop.prune(
         chain(), data=samples(), criterion="cop-activation", recover="none", options=CPU, stats_out=tmp_path / "s.npz"
