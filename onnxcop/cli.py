@@ -75,7 +75,7 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
 
     target = output or default_output(model)
     check_targets(model, target, plan_out, values["stats_out"], *values["reports"])
-    with Progress(enabled=not values["quiet"]) as progress:
+    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
         result = prune(model, progress=progress, **prune_arguments(values))
     _write(result, target, plan_out, values)
 
@@ -109,7 +109,7 @@ def inspect_command(model: Path, **values: Any) -> None:
     else:
         from onnxcop.scores import score, statistics
 
-        with Progress(enabled=not values["quiet"]) as progress:
+        with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
             stats = statistics(analysis, progress=progress, **statistics_arguments(values))
         scores = score(analysis, criterion, stats, values["seed"])
     if values["as_json"]:
@@ -138,7 +138,7 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
 
     target = output or default_output(model)
     check_targets(model, target, *values["reports"])
-    with Progress(enabled=not values["quiet"]) as progress:
+    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
         result = apply_plan(
             model,
             PruningPlan.load(plan),

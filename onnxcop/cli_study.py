@@ -45,7 +45,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
     from onnxcop.console_study import show_comparison
     from onnxcop.versus import compare
 
-    with Progress(enabled=not values["quiet"]) as progress:
+    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
         found = compare(
             a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
             latency_seconds=values["latency_seconds"], seed=values["seed"], progress=progress,
@@ -75,7 +75,7 @@ def sweep_command(model: Path, **values: Any) -> None:
     table = values["output"] or default_table(model)
     record = Record(model, table, values["plot"], values["save_models"])
     drawn = not values["quiet"] and not values["as_json"]
-    with Progress(enabled=not values["quiet"]) as progress:
+    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
         for point in sweep(model, progress=progress, **sweep_arguments(values)):
             progress.pause()
             row = record.add(point)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,10 @@ from onnxcop.probe import model_inputs
 from onnxcop.specs import InputSpec
 from onnxcop.together import fitting
 
+log = logging.getLogger("onnxcop")
+
 _SAMPLES = 512  # of the data, unless told
+_LOOKED_AT = 16  # samples that are looked at before a run
 _AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which there may be more of them
 
 
@@ -45,7 +49,28 @@ def open_data(
         data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size,
         seed=seed, input_shapes=input_shapes,
     )  # fmt: skip
-    return fitting(analysis.original, source)
+    source = fitting(analysis.original, source)
+    doubt = emptiness(source)
+    if doubt:
+        log.warning("the calibration data tell nothing: %s; give samples as the model will see them", doubt)
+    return source
+
+
+def emptiness(source: CalibrationData) -> str:
+    """Why statistics of the data mean nothing, judged by some samples; empty where they may."""
+    taken = source.take(_LOOKED_AT)
+    samples = [{name: array for name, array in feed.items() if array.dtype.kind in "biuf"} for feed in taken.batches(1)]
+    real = [array for feed in samples for array in feed.values() if array.dtype.kind == "f" and array.size > 1]
+    if real and all(np.ptp(array) == 0 for array in real):
+        return f"each of {taken.count} samples looked at is one number throughout"
+    first, *others = samples
+    if (
+        first
+        and others
+        and all(np.array_equal(array, other[name]) for other in others for name, array in first.items())
+    ):
+        return f"the {taken.count} samples looked at are all the same"
+    return ""
 
 
 def default_samples(analysis: Analysis) -> int:

@@ -1,7 +1,8 @@
-"""How far a run has come: a function of the caller's, bars on a terminal, or bars in a notebook."""
+"""How far a run has come: a function of the caller's, bars on a terminal or in a notebook, lines in a log."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,20 +16,51 @@ from onnxcop.drawing import terminal
 Callback = Callable[[str, float, float | None], None]
 """Called with the name of a step, how much of it is done, and how much there is (None: not known)."""
 
+log = logging.getLogger("onnxcop")
+
 _PATIENCE = 1.0  # seconds a step may take before progress is shown
+_WORTH = 5.0  # seconds a step must have taken for a line of its own where there is no terminal
+_SPARSE = 60.0  # seconds between two lines on the same step
 _EVERY = 0.2  # seconds between two pictures in a notebook
 
 
+class Lines:
+    """A line of the log when a step is over, and now and then meanwhile, where those take their time."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._heard = self._started = self._said = time.monotonic()
+
+    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
+        """Say how far a step has come."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started, self._said = stage, self._heard, self._heard
+        self._heard = now
+        if done == total:
+            self._stage = None
+            if now - self._started >= _WORTH:
+                log.info("%s: done in %.0f s", stage, now - self._started)
+        elif now - self._said >= _SPARSE:
+            self._said = now
+            log.info("%s: %s after %.0f s", stage, f"{done / total:.0%}" if total else done, now - self._started)
+
+
 class Progress:
-    """A bar for the step under way, where that takes over a second, on a terminal only.
+    """A bar for the step under way, where that takes over a second; where there is no terminal, lines of the log.
 
     Used as a context manager, and called with the name of a step, how much of it is done, and how
     much there is in all (None where that is not known). Lines that are written to standard error
     meanwhile appear above the bar.
+
+    Args:
+        enabled: False for silence.
+        lines: Whether to write lines where there is no terminal.
     """
 
-    def __init__(self, *, enabled: bool = True) -> None:
+    def __init__(self, *, enabled: bool = True, lines: bool = True) -> None:
         self._enabled = enabled and sys.stderr.isatty()
+        self._lines = Lines() if enabled and lines and not self._enabled else None
         self._bars: Any = None
         self._stage: str | None = None
         self._started = 0.0
@@ -48,6 +80,8 @@ class Progress:
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
         """Say how far a step has come."""
+        if self._lines is not None:
+            self._lines(stage, done, total)
         if not self._enabled:
             return
         now = time.monotonic()

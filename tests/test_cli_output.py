@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from cli_runs import BARE, CPU, lines
 from small_models import chain, shapes, written
 
-from onnxcop import cli, console, pipeline
+from onnxcop import cli, console, pipeline, progress
 from onnxcop.progress import Progress
 
 
@@ -157,10 +158,37 @@ def test_log_lines_go_to_standard_error(
 
 
 def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress() as progress:
+    with Progress() as told:
         for done in range(3):
-            progress("a step", done, 3)
+            told("a step", done, 3)
     assert capsys.readouterr() == ("", "")
+
+
+def test_long_steps_leave_a_line_off_a_terminal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 3.0, 70.0, 80.0, 140.0, 141.0, 142.0, 203.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("INFO", logger="onnxcop"), Progress() as told:
+        for done in range(1, 5):
+            told("curves", done, 4)  # at 3, 70, 80 and 140 s
+        told("short", 1, 2)
+        told("short", 2, 2)
+        told("endless", 9)  # at 203 s
+    assert caplog.messages == ["curves: 50% after 70 s", "curves: done in 140 s", "endless: 9 after 61 s"]
+
+
+@pytest.mark.parametrize("asked", ["", "--quiet", "--json"])
+def test_a_run_without_a_terminal_says_what_took_its_time(
+    asked: str, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_WORTH", 0.0)
+    assert (
+        cli.run([str(model), "-o", str(model.parent / "o.onnx"), *CPU, "--latency-seconds", "0", *asked.split()]) == 0
+    )
+    shown = capsys.readouterr()
+    assert "done in" not in shown.out
+    assert ("statistics (fit): done in 0 s" in shown.err) == (not asked)
 
 
 def test_progress_appears_on_a_terminal() -> None:

@@ -75,6 +75,25 @@ def test_data_is_opened_for_the_model(tmp_path: Path) -> None:
         open_data(analysis, x, None, 0, 4, 0, None)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: 0 * x + 0.5, "each of 16 samples looked at is one number throughout"),
+        (lambda x: 0 * x + np.arange(40, dtype=np.float32).reshape(-1, 1, 1, 1), "one number throughout"),
+        (lambda x: 0 * x + x[:1], "the 16 samples looked at are all the same"),
+        (lambda x: x, ""),
+        (lambda x: x[:1], ""),
+    ],
+    ids=["constant", "constant each", "alike", "good", "one"],
+)
+def test_data_that_tell_nothing_are_noticed(change: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    x = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    open_data(analysed(chain()), {"x": change(x)}, None, 40, 8, 0, None)
+    told = [line for line in caplog.messages if "the calibration data tell nothing" in line]
+    assert len(told) == bool(words)
+    assert all(words in line for line in told)
+
+
 def test_made_up_inputs_fit_the_model() -> None:
     made = joined(analysed(mixed()), 40)
     assert {name: (value.dtype, value.shape) for name, value in made.items()} == {
