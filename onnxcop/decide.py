@@ -147,13 +147,13 @@ def by_criterion(request: Request, metric: Metric | None, ground: Ground | None 
 
 def recovery_ground(request: Request) -> Ground:
     """What a request's recovery starts from; on made-up inputs where there are no data."""
+    return Ground.of(_recovery(request))
+
+
+def _recovery(request: Request) -> Recovery:
     settings = request.settings
-    if request.modes.recover == "merge":
+    if request.modes.recover != "full":  # where weights are thrown away in the end, refined ones are no use
         settings = settings.without_refinement()
-    return Ground.of(_recovery(request, settings))
-
-
-def _recovery(request: Request, settings: RecoverySettings) -> Recovery:
     if request.source is None:
         return recovery_without_data(request.analysis, settings, request.options, request.progress)
     return recovery_on(request.analysis, request.source, settings, request.options, request.progress)
@@ -189,12 +189,10 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
 
 def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
     """An untouched network, statistics for the user if asked for, and an order of units that data do not tell of."""
-    analysis, settings = request.analysis, request.settings
-    if request.modes.recover == "merge":
-        settings = settings.without_refinement()
+    analysis = request.analysis
     stats = _statistics(request) if request.gather_stats else None
     with request.clock.stage("selection and recovery"):
-        recovery = _recovery(request, settings)
+        recovery = _recovery(request)
     return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
 
 

@@ -43,6 +43,8 @@ class Modes:
             raise CalibrationError("--divergence and --max-drop need calibration data; give --data")
         if bounded and allocate != "measured":
             raise BudgetError("--divergence and --max-drop go with --allocate measured")
+        if bounded and recover == "none":
+            raise BudgetError("--divergence and --max-drop bound what recovery leaves; give --recover merge or full")
         found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
         if found.needs_stats and not (has_data or has_stats):
             raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")

@@ -160,6 +160,7 @@ ERRORS = [
     ({"max_drop": 0.1}, CalibrationError, "--divergence and --max-drop needs? calibration data"),
     ({"max_drop": 0.1, "data": 64}, BudgetError, "--max-drop needs a score to measure"),
     ({"divergence": 0.1, "data": 8, "criterion": "cop"}, BudgetError, "go with --allocate measured"),
+    ({"divergence": 0.1, "data": 8, "recover": "none"}, BudgetError, "give --recover merge or full"),
     ({"macs": 0.5, "criterion": "cop-activation"}, CalibrationError, "cop-activation needs calibration data"),
     ({"macs": 0.5, "recover": "some"}, BudgetError, "--recover 'some' does not exist; choose one of"),
     ({"macs": 0.5, "allocate": "some"}, BudgetError, "--allocate 'some' does not exist; choose one of"),
@@ -178,6 +179,17 @@ def test_requests_that_cannot_be_met(options: dict[str, Any], error: type[Except
         onnxcop.prune(model, options=CPU, **{**options, "data": None if data is None else pictures})
     assert "\n" not in str(caught.value)
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("recover", ["none", "merge", "full"])
+def test_only_full_recovery_refines(recover: str) -> None:
+    pictures, steps = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32), set()
+    result = onnxcop.prune(
+        chain(), macs=0.7, data=pictures, recover=recover, options=CPU, progress=lambda step, *_: steps.add(step)
+    )
+    assert any(step.startswith("curves") for step in steps)
+    assert ("refinement" in steps) == (recover == "full")
+    assert bool(result.report.quality) == (recover != "none")
 
 
 def test_two_samples_are_enough() -> None:
