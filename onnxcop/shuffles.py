@@ -2,13 +2,14 @@
 
 Reshape and Transpose cannot express an arbitrary permutation of what remains of an axis, so taken one
 by one they tie channels together. Taken as one, they move atoms and tie nothing; where channels are
-removed, a Gather takes their place.
+removed, a Gather takes their place. So it is with a tensor laid out in a row of which a Gather picks
+every element by its number, as exporters write a strided view; that may well move nothing at all.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxcop.arrays import IntArray
 from onnxcop.scopes import captured
 from onnxcop.shapes import Shape, ShapeMap, infer
 
-_MOVING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}
+_MOVING = {"Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 _OUTSIDE = -1  # stands for what reads the graph's outputs
 _LONGEST = 6  # nodes
 _LARGEST = 1 << 23  # elements that are numbered to see where they go
@@ -32,15 +33,21 @@ class Shuffle:
         nodes: Indices of its nodes, in order; between them nothing else is read but sizes.
         source: The tensor that goes in.
         result: The tensor that comes out, of the same shape.
-        axis: The axis that is put into another order.
-        order: int64 [size], for every position of the result the source's.
+        axis: The axis that is put into another order; None where every element stays.
+        order: int64 [size], for every position of the result the source's; empty where all stay.
     """
 
     nodes: tuple[int, ...]
     source: str
     result: str
-    axis: int
+    axis: int | None
     order: IntArray
+
+    def along(self, label: Sequence[IntArray | None]) -> tuple[int, IntArray] | None:
+        """An axis that carries atoms with its order, which is the one that moves if any does; None without."""
+        if self.axis is not None:
+            return None if label[self.axis] is None else (self.axis, self.order)
+        return next(((axis, np.arange(len(a))) for axis, a in enumerate(label) if a is not None), None)
 
 
 def find(model: onnx.ModelProto, shapes: ShapeMap) -> dict[int, Shuffle]:
@@ -107,7 +114,8 @@ def _only_mover(graph: onnx.GraphProto, readers: dict[str, list[int]], name: str
     if len(moving) != 1 or moving[0] == _OUTSIDE:
         return None
     node = graph.node[moving[0]]
-    return moving[0] if node.op_type in _MOVING and list(node.input).count(name) == 1 == len(node.output) else None
+    usual = node.op_type in _MOVING and node.input[0] == name and len(node.output) == 1
+    return moving[0] if usual and list(node.input).count(name) == 1 else None
 
 
 def _is_closed(graph: onnx.GraphProto, readers: dict[str, list[int]], chain: list[int]) -> bool:
@@ -127,24 +135,38 @@ def _shuffle(model: onnx.ModelProto, shapes: ShapeMap, chain: tuple[int, ...]) -
     nodes = [model.graph.node[index] for index in chain]
     source, result = nodes[0].input[0], nodes[-1].output[0]
     shape = shapes[source].shape
-    if shape is None or shapes[result].shape != shape or not any(node.op_type == "Transpose" for node in nodes):
+    kinds = {node.op_type for node in nodes}
+    if shape is None or shapes[result].shape != shape or not kinds & {"Gather", "Transpose"}:
         return None
     if not 1 < int(np.prod(shape)) <= _LARGEST:
         return None
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
     moved = numbers
     for node in nodes:
-        after = shapes[node.output[0]].shape
-        if after is None or int(np.prod(after)) != moved.size:
+        found = _moved(node, moved, shapes)
+        if found is None:
             return None
-        if node.op_type == "Transpose":
-            order = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), None)
-            moved = moved.transpose(order)
-        else:
-            moved = moved.reshape(after)
+        moved = found
+    if "Gather" in kinds and np.array_equal(moved, numbers):
+        return Shuffle(chain, source, result, None, np.arange(0))
     for axis, size in enumerate(shape):
         line = np.moveaxis(moved, axis, 0).reshape(size, -1)[:, 0]
         picked = np.unravel_index(line, shape)[axis].astype(np.int64)
         if not np.array_equal(picked, np.arange(size)) and np.array_equal(moved, np.take(numbers, picked, axis)):
             return Shuffle(chain, source, result, axis, picked)
     return None
+
+
+def _moved(node: onnx.NodeProto, elements: IntArray, shapes: ShapeMap) -> IntArray | None:
+    """Where a node puts elements; None where that depends on data, or where it does not keep their number."""
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Transpose":
+        return elements.transpose(attributes.get("perm"))
+    after = shapes[node.output[0]].shape
+    if after is None or int(np.prod(after)) != elements.size:
+        return None
+    if node.op_type != "Gather":
+        return elements.reshape(after)
+    picks, axis = shapes[node.input[1]].value, int(attributes.get("axis", 0))
+    outside = picks is None or (picks >= elements.shape[axis]).any() or (picks < -elements.shape[axis]).any()
+    return None if picks is None or outside else np.take(elements, picks, axis)

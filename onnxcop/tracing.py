@@ -163,14 +163,15 @@ class _Walk:
     def _shuffled(self, index: int, shuffle: Shuffle) -> bool:
         """Treat the nodes of a shuffle as one that moves atoms; False where there are none to move."""
         label = None if shuffle.source in self.derived else self._label(shuffle.source)
-        atoms = None if label is None else label[shuffle.axis]
-        if label is None or atoms is None:
+        found = None if label is None else shuffle.along(label)
+        if label is None or found is None:
             return False
+        axis, order = found
         self.findings.values_read.update(self.model.graph.node[index].input[1:])
         if index == shuffle.nodes[-1]:
-            moved = atoms[shuffle.order]
-            self.labels[shuffle.result] = (*label[: shuffle.axis], moved, *label[shuffle.axis + 1 :])
-            self.findings.edits.append(OrderEdit(index, shuffle.nodes, label, shuffle.axis, shuffle.order))
+            edit = OrderEdit(index, shuffle.nodes, label, axis, order)
+            self.labels[shuffle.result] = (*label[:axis], edit.atoms[order], *label[axis + 1 :])
+            self.findings.edits.append(edit)
         return True
 
     def _label(self, name: str) -> Label | None:

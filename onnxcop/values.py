@@ -179,7 +179,7 @@ def _required(
                 required = required.copy()
                 required.reshape(-1)[edit.element] = count
         elif isinstance(edit, IndexEdit) and edit.input == position:
-            required = remap(required, edit.atoms, keep)
+            required = remap(required, edit.atoms, keep, edit.axis)
         elif isinstance(edit, SplitEdit) and position == 1:
             required = np.array([len(keep(section)) for section in edit.sections], dtype=value.dtype)
     return required
@@ -191,15 +191,15 @@ def _stale(edit: SizeEdit, number: int, keep: Keep) -> bool:
     return len(keep(axis)) < len(axis)
 
 
-def remap(indices: Array, atoms: IntArray, keep: Keep) -> Array:
-    """Indices into the kept part of an axis; those of removed positions disappear."""
+def remap(indices: Array, atoms: IntArray, keep: Keep, axis: int = 0) -> Array:
+    """Indices into the kept part of an axis; those of removed positions disappear along the indices' `axis`."""
     kept = keep(atoms)
     if len(kept) == len(atoms):
         return indices
     rank = np.full(len(atoms), -1, dtype=np.int64)
     rank[kept] = np.arange(len(kept))
     found = rank[indices]
-    wide = [axis for axis, size in enumerate(indices.shape) if size > 1]
-    if len(wide) == 1:
-        found = np.compress(found.reshape(-1) >= 0, found, axis=wide[0])
+    if indices.ndim:
+        there = (np.moveaxis(found, axis, 0).reshape(indices.shape[axis], -1) >= 0).all(axis=1)
+        found = np.compress(there, found, axis=axis)
     return found.astype(indices.dtype)

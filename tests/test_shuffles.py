@@ -13,6 +13,7 @@ from ops.oracle import CPU, analyse, draw_units, prune_and_verify
 from onnxcop.balance import bundles
 from onnxcop.compare import TOLERANCE, relative_difference
 from onnxcop.engine import Session
+from onnxcop.groups import Structure
 from onnxcop.mask import masked
 from onnxcop.rewrite import apply
 from onnxcop.shapes import infer
@@ -46,11 +47,7 @@ def test_shuffles_of_halves_tie_no_channels(form: str) -> None:
     model, joined = _halves(4, form)
     structure = analyse(model)
     for name in joined:
-        label = structure.coupling.labels[name][1]
-        assert label is not None
-        units = structure.units_on(label)
-        assert (units >= 0).all()
-        assert len(np.unique(units)) == 12, "channels are tied"
+        _all_apart(structure, name, 12)
     makers = {c.node for c in structure.coupling.findings.contractions}
     assert all(makers.issuperset(group.producers) and group.producers for group in structure.groups)
     prune_and_verify(model, structure, seed=3)
@@ -94,6 +91,54 @@ def test_groups_lose_equal_shares_before_and_after_a_shuffle(width: int, groups:
     else:
         assert len(np.unique(found[found >= 0])) == units
     prune_and_verify(model, structure, seed=2)
+
+
+def _view(b: Builder, x: str, numbers: str) -> str:
+    """A strided view, as some exporters write it: all elements in a row, then a Gather of their numbers."""
+    view = b.add("Gather", [b.add("Reshape", [x, b.constant(np.array([-1]))]), numbers], axis=0)
+    b.types[view] = b.types[x]  # inference does not know how many numbers there are
+    return view
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_view_by_the_numbers_of_its_elements_keeps_channels_apart(turned: bool) -> None:
+    b = Builder(17, seed=0, dynamic=False)
+    x = b.add("GlobalAveragePool", [b.leaky(b.conv(b.input("x", (2, 3, 4, 4)), 6, 3))])
+    numbers = np.arange(12).reshape(2, 6, 1, 1)
+    view = _view(b, x, b.constant(numbers[:, ::-1].copy() if turned else numbers))
+    model = b.model([b.linear(b.add("Flatten", [view]), 3)])
+    structure = analyse(model)
+    _all_apart(structure, view, 6)
+    prune_and_verify(model, structure, seed=1)
+
+
+def test_a_view_by_numbers_that_follow_from_the_batch() -> None:
+    b = Builder(17, seed=0, dynamic=True)
+    x = b.add("GlobalAveragePool", [b.leaky(b.conv(b.input("x", (2, 3, 4, 4)), 6, 3))])
+    zero, one, width = (b.constant(np.array(number)) for number in (0, 1, 6))
+    first = b.add("Mul", [b.add("Range", [zero, b.add("Squeeze", [b.size_of(x, 0)]), one]), width])
+    numbers = b.add("Add", [b.unsqueeze(first, [1, 2, 3]), b.constant(np.arange(6).reshape(1, 6, 1, 1))])
+    view = _view(b, x, numbers)
+    model = b.model([b.linear(b.add("Flatten", [view]), 3)])
+    structure = analyse(model)
+    _all_apart(structure, view, 6)
+    removed = draw_units(structure, 0.4, 3)
+    reference, pruned = masked(model, structure, removed), apply(model, structure, removed)
+    assert not any(node.op_type == "Range" for node in pruned.graph.node)
+    for batch in (2, 5):
+        feeds = {"x": np.random.default_rng(batch).standard_normal((batch, 3, 4, 4)).astype(np.float32)}
+        expected, found = Session(reference, CPU).run(feeds), Session(pruned, CPU).run(feeds)
+        for name, value in expected.items():
+            gap = relative_difference(value, found[name])
+            assert gap is not None and gap <= TOLERANCE["float32"]
+
+
+def _all_apart(structure: Structure, name: str, channels: int) -> None:
+    label = structure.coupling.labels[name][1]
+    assert label is not None
+    units = structure.units_on(label)
+    assert (units >= 0).all()
+    assert len(np.unique(units)) == channels, "channels are tied"
 
 
 def test_what_is_no_shuffle_is_not_taken_for_one() -> None:

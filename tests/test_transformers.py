@@ -33,6 +33,7 @@ WRITTEN_OUT: dict[str, tuple[Callable[[], onnx.ModelProto], list[int], list[int]
     "grouped, tiled": (lambda: models.grouped("tile"), [8, 8], [2], [48]),
     "grouped, gathered": (lambda: models.grouped("gather"), [8, 8], [2], [48]),
     "rotary": (models.rotary, [4, 8], [4], [32]),  # queries and keys by pairs of dimensions
+    "rotary, neighbours": (lambda: models.rotary(pairs="neighbours"), [4, 8], [4], [32]),
     "rotary, fed": (lambda: models.rotary("fed"), [8], [4], [32]),
     "swin": (models.swin, [4], [3], [12, 24]),
     "segformer": (models.segformer, [8, 8, 24], [2, 24], [16, 16]),

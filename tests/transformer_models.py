@@ -211,11 +211,12 @@ def grouped(repeat: str = "expand", groups: int = 2, per: int = 3, size: int = 8
     return _head(net, net.add("Add", x, net.linear(net.merged(mixed, width), width, width)), width)
 
 
-def rotary(cosines: str = "made", heads: int = 4, size: int = 8) -> onnx.ModelProto:
+def rotary(cosines: str = "made", pairs: str = "halves", heads: int = 4, size: int = 8) -> onnx.ModelProto:
     """Attention with a rotary embedding of queries and keys.
 
     Args:
         cosines: Whether they are "made" of fed positions and stored frequencies, or "fed".
+        pairs: Which dimensions turn together: those of the two "halves" or "neighbours".
         heads: Number of heads.
         size: Dimensions of a head.
     """
@@ -226,17 +227,31 @@ def rotary(cosines: str = "made", heads: int = 4, size: int = 8) -> onnx.ModelPr
     else:
         places = net.add("Unsqueeze", net.input("places", ["batch", 1, tokens]), net.ints(-1))
         angles = net.add("Mul", places, net.constant(0.5 ** np.arange(half)))
-        angles = net.add("Concat", angles, angles, axis=-1)
+        angles = _paired(net, angles, angles, pairs)
         tables = [net.add("Cos", angles), net.add("Sin", angles)]
     turned = []
     for side in (net.heads(net.linear(x, width, width), heads, size) for _ in range(2)):
-        front = net.add("Slice", side, net.ints(0), net.ints(half), net.ints(3))
-        back = net.add("Neg", net.add("Slice", side, net.ints(half), net.ints(2**63 - 1), net.ints(3)))
-        across = net.add("Mul", net.add("Concat", back, front, axis=-1), tables[1])
+        if pairs == "halves":
+            front = net.add("Slice", side, net.ints(0), net.ints(half), net.ints(3))
+            back = net.add("Slice", side, net.ints(half), net.ints(2**63 - 1), net.ints(3))
+        else:
+            front, back = (
+                net.add("Slice", side, net.ints(first), net.ints(2**63 - 1), net.ints(3), net.ints(2))
+                for first in range(2)
+            )
+        across = net.add("Mul", _paired(net, net.add("Neg", back), front, pairs), tables[1])
         turned.append(net.add("Add", net.add("Mul", side, tables[0]), across))
     v = net.heads(net.linear(x, width, width), heads, size)
     mixed = _attended(net, turned[0], net.add("Transpose", turned[1], perm=[0, 1, 3, 2]), v, size)
     return _head(net, net.add("Add", x, net.linear(net.merged(mixed, width), width, width)), width)
+
+
+def _paired(net: Net, one: str, other: str, pairs: str) -> str:
+    """Tensors of half the dimensions, one after the other or element by element."""
+    if pairs == "halves":
+        return net.add("Concat", one, other, axis=-1)
+    stacked = net.add("Concat", *(net.add("Unsqueeze", half, net.ints(-1)) for half in (one, other)), axis=-1)
+    return net.add("Reshape", stacked, net.ints(0, 0, 0, -1))
 
 
 def swin(width: int = 12, heads: int = 3) -> onnx.ModelProto:

@@ -228,9 +228,9 @@ class Op:
         if atoms is not None:
             self.findings.edits.append(PinEdit(self.index, name, value, atoms))
 
-    def index_into(self, position: int, atoms: IntArray) -> None:
-        """An input holds indices into an axis carrying `atoms`."""
-        self.findings.edits.append(IndexEdit(self.index, position, atoms))
+    def index_into(self, position: int, atoms: IntArray, axis: int = 0) -> None:
+        """An input holds indices into an axis carrying `atoms`; along its own `axis` they can go."""
+        self.findings.edits.append(IndexEdit(self.index, position, atoms, axis))
 
     def split_into(self, sections: Sequence[IntArray]) -> None:
         """The node cuts an axis into `sections`; none of them may become empty."""

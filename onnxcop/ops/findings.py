@@ -83,11 +83,12 @@ class RatioEdit:
 
 @dataclass(frozen=True, slots=True)
 class IndexEdit:
-    """Input `input` holds indices into an axis that carries `atoms`."""
+    """Input `input` holds indices into an axis that carries `atoms`; along their `axis` some will go."""
 
     node: int
     input: int
     atoms: IntArray
+    axis: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcop.arrays import IntArray
+from onnxcop.arrays import Array, IntArray
 from onnxcop.ops.context import Decline, Op
+from onnxcop.ops.reshape import settle
 
 
 def split(op: Op) -> None:
@@ -31,10 +32,11 @@ def split(op: Op) -> None:
 
 
 def slice_(op: Op) -> None:
-    """Slice: unit steps along a live axis; its bounds become counts of kept indices.
+    """Slice: its bounds along a live axis become counts of kept indices.
 
-    Exact: axes cut in steps of 1; the bounds are rewritten.
-    Frozen: axes cut in other steps; axes of weights cut to a size known only at run time.
+    Exact: axes cut in steps of 1, whole axes turned round, and axes cut in steps of s from one of
+        the first s indices, where s neighbours go together; the bounds are rewritten.
+    Frozen: axes cut in other ways; axes of weights cut to a size known only at run time.
     """
     label, shape = list(op.label(0)), op.shape(0)
     starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
@@ -48,11 +50,14 @@ def slice_(op: Op) -> None:
         live = label[axis % len(shape)]
         if live is None:
             continue
-        first, last, _ = slice(start, end, step).indices(len(live))
-        if step != 1 or _cut_by_size(op, element):
-            op.freeze(live, f"Slice with step {step}" if step != 1 else "is cut to a size known only at run time")
+        if _cut_by_size(op, element):
+            op.freeze(live, "is cut to a size known only at run time")
             label[axis % len(shape)] = None
             continue
+        if step != 1:
+            label[axis % len(shape)] = _strided(op, live, slice(start, end, step), element)
+            continue
+        first, last, _ = slice(start, end, step).indices(len(live))
         last = max(first, last)
         op.drop(live)
         if start != 0:
@@ -66,6 +71,24 @@ def slice_(op: Op) -> None:
     op.emit(label)
 
 
+def _strided(op: Op, live: IntArray, cut: slice, element: int) -> IntArray | None:
+    """An axis cut in steps, which stay as they are: whole runs of as many neighbours as a step is long go."""
+    first, last, step = cut.indices(len(live))
+    positions = np.arange(first, last, step)
+    turned = step == -1 and len(positions) == len(live)
+    if len(positions) < 2 or not (turned or 0 <= cut.start < step):
+        op.freeze(live, f"Slice with step {step}")
+        return None
+    op.drop(live)
+    if not turned:
+        runs = np.arange(len(live)) // step * step
+        op.tie(live, live[runs])
+        if last < len(live) or 0 <= cut.stop <= len(live):
+            until = min(len(positions) * step, len(live))
+            op.size("ends" if "ends" in op.attributes else 2, element, live[:until], live)
+    return live[positions]
+
+
 def _cut_by_size(op: Op, element: int) -> bool:
     """Whether weights (a table of positions, say) are cut to the size of what is fed."""
     bounds = [position for position in (1, 2) if op.has(position)]
@@ -76,7 +99,7 @@ def gather(op: Op) -> None:
     """Gather along a rigid axis, or along a live one with constant indices (then remapped).
 
     Exact: the other axes; the indexed one where a constant list picks from it, which is
-        rewritten.
+        rewritten (of several axes that it makes, one).
     Frozen: the indexed axis where data, a single number or a size known only at run time picks
         from it.
     """
@@ -84,24 +107,37 @@ def gather(op: Op) -> None:
     axis = int(op.attr("axis", 0)) % len(shape)
     live = label[axis]
     index_shape = op.shape(1)
-    wide = [place for place, size in enumerate(index_shape) if size > 1]
     picked: list[IntArray | None] = [None] * len(index_shape)
     info = op.infos[1]
     by_size = info is not None and info.sized
     indices = op.value(1) if live is not None and not by_size else None
-    if live is not None and (indices is None or len(wide) > 1):
-        op.freeze(live, "is indexed by data" if indices is None else "is gathered into several axes")
+    if live is not None and indices is None:
+        op.freeze(live, "is indexed by data")
     elif live is not None and indices is not None:
-        taken = live[indices.reshape(-1)]
-        op.drop(live)
-        if not wide:
-            op.freeze(taken, "is picked by its index")
-        else:
-            picked[wide[0]] = taken
-        op.index_into(1, live)
+        picked = _picked(op, axis, live, indices)
     elif op.has(1) and any(entry is not None for entry in op.label(1)):
         op.freeze_axes(1, range(len(index_shape)), "holds indices")
     op.emit((*label[:axis], *picked, *label[axis + 1 :]))
+
+
+def _picked(op: Op, axis: int, live: IntArray, indices: Array) -> list[IntArray | None]:
+    """The axes that a constant list of indices makes of a live one: at most one of them stays live."""
+    result: list[IntArray | None] = [None] * indices.ndim
+    taken = live[indices]
+    wide = [place for place, size in enumerate(indices.shape) if size > 1]
+    op.drop(live)
+    if not wide:
+        op.freeze(taken, "is picked by its index")
+        op.index_into(1, live)
+        return result
+    lines = {place: np.moveaxis(taken, place, 0).reshape(indices.shape[place], -1) for place in wide}
+    place = wide[0]
+    result[place] = lines[place][:, 0].copy()
+    if len(wide) > 1:
+        _, place, atoms = settle(op, [(axis, place, lines[place]) for place in wide], live)
+        result = [atoms if other == place else None for other in range(indices.ndim)]
+    op.index_into(1, live, place)
+    return result
 
 
 def gather_nd(op: Op) -> None:

@@ -9,6 +9,8 @@ follow from this.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxcop.arrays import IntArray
@@ -18,6 +20,7 @@ from onnxcop.shapes import Shape
 _LARGEST_BLOCK = 1 << 25  # elements; a larger block is frozen rather than spread out in memory
 
 Blocks = list[tuple[tuple[int, ...], tuple[int, ...]]]
+Way = tuple[int, int, IntArray]  # an axis of the input, one of the output, [size, ...] the atoms in its slices
 
 
 def reshape(op: Op) -> None:
@@ -111,13 +114,13 @@ def _relabel(op: Op, shape: Shape, result: Shape) -> list[IntArray | None]:
 
 def _spread(
     op: Op, shape: Shape, result: Shape, ins: tuple[int, ...], outs: tuple[int, ...], live: list[int]
-) -> tuple[int, int, IntArray | None]:
+) -> tuple[int, int, IntArray]:
     """Choose which axis stays live inside a block; returns it, the output axis, and its label."""
     label = op.label(0)
     dims_in, dims_out = [shape[a] for a in ins], [result[a] for a in outs]
     if int(np.prod(dims_in)) > _LARGEST_BLOCK:
         raise Decline("Reshape of a very large block")
-    candidates = []
+    ways: list[Way] = []
     for axis in live:
         atoms = label[axis]
         if atoms is None:
@@ -128,19 +131,33 @@ def _spread(
         for target in outs:
             if result[target] > 1:
                 lines = np.moveaxis(spread, outs.index(target), 0).reshape(result[target], -1)
-                candidates.append((_pieces(lines), len(atoms), axis, target, lines))
-    if not candidates:
+                ways.append((axis, target, lines))
+    if not ways:
         raise Decline("Reshape that leaves no axis to prune")
+    axis, target, lines = settle(op, ways, np.concatenate([a for a in (label[axis] for axis in live) if a is not None]))
+    op.drop(label[axis])
+    return axis, target, lines
+
+
+def settle(op: Op, ways: Sequence[Way], atoms: IntArray) -> tuple[int, int, IntArray]:
+    """Choose which axis stays live where several could, and tie what falls into one slice of it.
+
+    Args:
+        op: The node.
+        ways: What to choose from.
+        atoms: All atoms that take part.
+
+    Returns:
+        The chosen axis of the input, that of the output, and the output axis's atoms.
+    """
     # The finest coupling first; among equals the longer axis, then the first.
-    candidates.sort(key=lambda c: (-c[0], -c[1], c[2], c[3]))
+    ranked = [(_pieces(lines), -op.shape(0)[axis], axis, target, lines) for axis, target, lines in ways]
+    ranked.sort(key=lambda way: (-way[0], *way[1:4]))
     if op.policy == "coarsest":
-        candidates.sort(key=lambda c: (c[0] <= 1, c[0], -c[1], c[2], c[3]))
-    atoms_of_block = np.concatenate([a for a in (label[axis] for axis in live) if a is not None])
-    taken = op.choose(len(candidates), atoms_of_block)
-    _, _, axis, target, lines = candidates[taken]
+        ranked.sort(key=lambda way: (way[0] <= 1, *way[:4]))
+    _, _, axis, target, lines = ranked[op.choose(len(ranked), atoms)]
     for column in range(1, lines.shape[1]):
         op.tie(lines[:, 0].copy(), lines[:, column].copy())
-    op.drop(label[axis])
     return axis, target, lines[:, 0].copy()
 
 

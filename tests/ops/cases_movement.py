@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,9 @@ def _slice(draw: Draw) -> Sample:
         size = shape[axis]
         first = draw(st.integers(0, size - 1))
         last = draw(st.integers(first + 1, size))
-        step = draw(st.sampled_from([1, 1, 1, 2, -1])) if opset >= 10 else 1
+        step = draw(st.sampled_from([1, 1, 1, 2, 3, -1, -2])) if opset >= 10 else 1
+        first = draw(st.integers(0, step - 1)) if step > 1 and draw(st.booleans()) else first
+        first, last = (0, size) if step == -1 and draw(st.booleans()) else (first, max(last, first + 1))
         if step < 0:
             starts.append(last - 1)
             ends.append(first - 1 if first else -(2**31))
@@ -128,7 +131,7 @@ def _slice(draw: Draw) -> Sample:
             ends.append(draw(st.sampled_from([last] + ([2**31 - 1, 2**63 - 1] if last == size else [last - size]))))
         steps.append(step)
         if axis in live:
-            units -= size if step != 1 else int(last - first == 1)
+            units -= size if step > 1 and starts[-1] < 0 else _lost_in_slice(size, first, last, step)
     plain = axes == list(range(len(axes))) and set(steps) == {1} and draw(st.booleans())
     if opset < 10:
         attributes: dict[str, Any] = {"starts": starts, "ends": ends}
@@ -140,6 +143,28 @@ def _slice(draw: Draw) -> Sample:
         signed = [draw(either_sign(axis, len(shape))) for axis in axes]
         inputs = (*inputs, ints(*signed), ints(*steps))
     return Sample("Slice", inputs, {0: live}, {}, opset, units=units, moves=True)
+
+
+def _lost_in_slice(size: int, first: int, last: int, step: int) -> int:
+    """How many units an axis has less than indices: s neighbours are one, and what is left alone is none."""
+    if step == 1:
+        return int(last - first == 1)
+    picks = len(range(first, last, abs(step)))
+    if step < 0:
+        return 0 if step == -1 and picks == size else size
+    return size - math.ceil(size / step) if first < step and picks > 1 else size
+
+
+def _tied(indices: Array) -> int:
+    """How many units a matrix of picks loses: one of its axes stays, what is in one slice of it goes together."""
+    counts = []
+    for lines in (indices, indices.T):
+        classes = [{int(number)} for number in np.unique(indices)]
+        for line in lines:
+            joined = [c for c in classes if c & set(line.tolist())]
+            classes = [c for c in classes if c not in joined] + [set().union(*joined)]
+        counts.append(len(classes) if len(classes) > 1 else 0)
+    return len(np.unique(indices)) - max(counts)
 
 
 @st.composite
@@ -160,7 +185,8 @@ def _gather(draw: Draw) -> Sample:
         if kind == "matrix":
             form = draw(st.sampled_from([(1, -1), (-1, 1), (2, -1)] if indices.size % 2 == 0 else [(1, -1)]))
             indices = indices.reshape(form)
-            gone = set(range(size)) if min(indices.shape) > 1 else gone
+            if min(indices.shape) > 1:
+                gone = set(range(_tied(indices % size)))
     units -= len(gone) if axis in live else 0
     attributes = {"axis": draw(either_sign(axis, rank))}
     inputs = (floats(shape), indices.astype(draw(st.sampled_from([np.int32, np.int64]))))
