@@ -15,13 +15,14 @@ import onnx
 
 from onnxcop.arrays import Array, FloatArray, IntArray
 from onnxcop.budget import Limits, allowed_units
+from onnxcop.compensation import as_features, as_weights, best_ridge, mean_output
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions
 from onnxcop.groups import DependencyGroup
 from onnxcop.layers import Layer
 from onnxcop.lookahead import output_importance
 from onnxcop.segments import Rolling
-from onnxcop.surgeon import LayerSurgery, as_features, as_weights, best_ridge, mean_output, removal_order
+from onnxcop.surgeon import Inverses, LayerSurgery, removal_order
 from onnxcop.unfolded import Observed
 from onnxcop.working import Working
 
@@ -81,7 +82,8 @@ class Samples:
 def measure(
     working: Working, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
     ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
-    known: Mapping[int, Curve] | None = None, progress: Callable[[int, int], None] | None = None,
+    known: Mapping[int, Curve] | None = None, inverses: Inverses | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Curve]:  # fmt: skip
     """Measure one more point of the groups' curves on the network as it stands.
 
@@ -94,6 +96,7 @@ def measure(
         ridges: Regularization by layer, from :func:`choose_ridges`.
         requests: Number of units to remove, by group; None measures every group's first point.
         known: Curves so far.
+        inverses: Of the layers' covariances, where this is called again on the same network.
         progress: Called with groups done and their number.
 
     Returns:
@@ -109,6 +112,7 @@ def measure(
             if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
         }
     groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_consumer(working, g))
+    inverses = inverses or Inverses()
     known_orders = requests.keys() <= curves.keys()  # importance decides only how channels are ordered
     importance = {} if known_orders else output_importance(working, samples.fit)
     rolling = Rolling(working.cutter, samples.feeds, options)
@@ -118,7 +122,7 @@ def measure(
         units = group.units[allowed[group.units]]
         most = most_units(allowed, group.units, group.width, limits)
         count = min(requests[group.index], most)
-        surgeries = surgeries_for(working, samples.fit, ridges, group.index, importance)
+        surgeries = surgeries_for(working, samples.fit, ridges, group, importance, inverses)
         order, weights = _cut_to(surgeries, units, fallback, count, most, curves.get(group.index))
         value = _variant(working, samples, rolling, surgeries, weights, order[:count], base)
         curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
@@ -149,7 +153,7 @@ def _cut_to(
 
     def note(order: list[int]) -> None:
         if not snapshot and len(order) >= count:
-            snapshot.extend(s.weights.copy() for s in surgeries)
+            snapshot.extend(s.weights for s in surgeries)
 
     if known is None:
         order = removal_order(surgeries, units, fallback, len(units) - most, note, exact=count)
@@ -187,17 +191,21 @@ def surgeries_for(
     working: Working,
     fit: Observed,
     ridges: Mapping[int, float],
-    group: int,
-    importance: Mapping[int, FloatArray] | None = None,
+    group: DependencyGroup,
+    importance: Mapping[int, FloatArray],
+    inverses: Inverses,
 ) -> list[LayerSurgery]:
     """The layers that consume a group and can make up for its channels."""
-    wanted = set(working.analysis.structure.groups[group].consumers)
+    wanted = set(group.consumers)
     found = []
     for layer in working.layers:
         moments = fit.moments(layer) if layer.node in wanted and layer.node in ridges else None
         if moments is not None:
-            alive, outputs = alive_channels(working, layer), (importance or {}).get(layer.node)
-            found.append(LayerSurgery.of(layer, working.weights(layer), moments, ridges[layer.node], alive, outputs))
+            channels = np.flatnonzero(np.isin(layer.units, group.units))
+            found.append(LayerSurgery.of(
+                layer, working.weights(layer), moments, ridges[layer.node], alive_channels(working, layer),
+                importance=importance.get(layer.node), channels=channels, inverses=inverses,
+            ))  # fmt: skip
     return found
 
 
@@ -213,7 +221,7 @@ def _variant(
             old = working.weights(surgery.layer)
             new = as_weights(flat, old)
             lost = as_features(old, len(flat)) - flat
-            working.set_weights(surgery.layer, new, mean_output(lost, surgery.mean, old.shape[1]))
+            working.set_weights(surgery.layer, new, mean_output(lost, surgery.moments.mean, old.shape[1]))
         silence(working, gone, {s.layer.node for s in surgeries})
         return samples.reference.compare(rolling.finish()).value - base
     finally:

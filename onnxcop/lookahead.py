@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop.arrays import FloatArray
+from onnxcop.compensation import as_features, by_output, variances
 from onnxcop.layers import Layer
-from onnxcop.surgeon import as_features, by_output, variances
 from onnxcop.unfolded import Observed
 from onnxcop.working import Working
 

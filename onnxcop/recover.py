@@ -22,6 +22,7 @@ from onnxcop.analysis import Analysis
 from onnxcop.arrays import Feed, FloatArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
+from onnxcop.compensation import compensated, deleted
 from onnxcop.criteria import Subject
 from onnxcop.curves import GROWTH, Curve, Samples, alive_channels, choose_ridges, measure, silence
 from onnxcop.data import CalibrationData
@@ -33,7 +34,7 @@ from onnxcop.refine import Refiner, RefineSet
 from onnxcop.segments import Rolling
 from onnxcop.stats import CalibrationStats
 from onnxcop.stripes import merge_groups
-from onnxcop.surgeon import compensated, deleted
+from onnxcop.surgeon import Inverses
 from onnxcop.unfolded import Observed, unfolded
 from onnxcop.working import Working
 
@@ -255,7 +256,10 @@ class Recovery:
         Beyond its last point a curve is a guess, so each pass buys only a step further than what has been
         measured, and measures there; the last buys what is known, unless that is not enough.
         """
-        measured = partial(measure, self.working, samples, limits, fallback, self.options, ridges, progress=progress)
+        measured = partial(
+            measure, self.working, samples, limits, fallback, self.options, ridges,
+            inverses=Inverses(), progress=progress,
+        )  # fmt: skip
         curves = measured()
         for _ in range(self.settings.curve_passes - 1):
             further = self._unmeasured(curves, self._bought(state, curves, budget, limits))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop.arrays import BoolArray, IntArray
+from onnxcop.compensation import compensated
 from onnxcop.layers import Layer
 from onnxcop.stats import Moments
-from onnxcop.surgeon import compensated
 from onnxcop.unfolded import Observed
 from onnxcop.working import Working
 

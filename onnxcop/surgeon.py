@@ -14,46 +14,71 @@ kernel: i is then a set of indices, P_ii a matrix, and all else the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from onnxcop.arrays import FloatArray, IntArray
+from onnxcop.arrays import BoolArray, FloatArray, IntArray
+from onnxcop.compensation import as_features, features_of, regularized_inverse, variances
 from onnxcop.layers import Layer
 from onnxcop.stats import Moments
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the mean variance
 _ROUNDS = 96  # a group is emptied in about this many steps; few channels at a time
-_JUDGES = 512  # sums over a layer's inputs that are enough to choose its λ by
+_MEMORY = 1 << 30  # bytes of inverses that are kept
+
+
+@dataclass
+class Inverses:
+    """(Σ + λI)⁻¹ by layer, for as long as a network stays as it is; as many as `_MEMORY` holds."""
+
+    kept: dict[int, FloatArray] = field(default_factory=dict)
+
+    def of(self, layer: Layer, moments: Moments, ridge: float, alive: BoolArray) -> FloatArray:
+        """float64 [features, features], zero where a channel is not there; not to be changed."""
+        if layer.node in self.kept:
+            return self.kept[layer.node]
+        covariance = moments.covariance
+        found = np.zeros_like(covariance)
+        live = np.flatnonzero(np.repeat(alive, len(covariance) // len(alive)))
+        found[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
+        if found.nbytes + sum(one.nbytes for one in self.kept.values()) <= _MEMORY:
+            self.kept[layer.node] = found
+        return found
 
 
 @dataclass
 class LayerSurgery:
     """One layer while channels leave it.
 
+    What the channels of a group cost depends on the part of P that is theirs, and on nothing else while only they
+    leave; so only that part is worked on, however many others there are.
+
     Attributes:
         layer: The layer.
-        weights: float64 [features, outputs × taps], compensated so far; a feature is a channel, or a tap of
-            one where the moments are of patches.
-        inverse: float64 [features, features], (Σ + λI)⁻¹ of those that remain.
-        mean: float64 [features].
+        before: float64 [features, outputs × taps], its weights; a feature is a channel, or a tap of one where the
+            moments are of patches.
+        moments: Of the features.
+        inverse: float64 [features, features], (Σ + λI)⁻¹ of those that are there at first; not changed.
         matter: float64 [outputs × taps], how much an error in each output counts.
-        energy: What the layer's output varies by in all, the unit of its errors.
-        alive: bool [channels].
+        channels: int64, those that may leave, ascending.
+        alive: bool [channels], which are still there.
     """
 
     layer: Layer
-    weights: FloatArray
+    before: FloatArray
+    moments: Moments
     inverse: FloatArray
-    mean: FloatArray
     matter: FloatArray
-    energy: float
-    alive: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    channels: IntArray
+    alive: BoolArray
+    _gone: list[int] = field(default_factory=list)
+    _part: _Part | None = None
 
     @classmethod
     def of(
-        cls, layer: Layer, weights: FloatArray, moments: Moments, ridge: float,
-        alive: np.ndarray[tuple[int], np.dtype[np.bool_]], importance: FloatArray | None = None,
+        cls, layer: Layer, weights: FloatArray, moments: Moments, ridge: float, alive: BoolArray, *,
+        importance: FloatArray | None = None, channels: IntArray | None = None, inverses: Inverses | None = None,
     ) -> LayerSurgery:  # fmt: skip
         """Start from a layer's weights [channels, outputs, taps] and input moments.
 
@@ -64,161 +89,92 @@ class LayerSurgery:
             ridge: λ relative to the mean variance.
             alive: bool [channels], which are there.
             importance: float64 [outputs], how much an error in each counts; all alike unless told.
+            channels: int64, those that may leave; all of them unless told.
+            inverses: Those of the network as it is, at these ridges.
         """
-        flat = as_features(weights, len(moments.mean))
-        covariance = moments.covariance
-        inverse = np.zeros_like(covariance)
-        live = np.flatnonzero(np.repeat(alive, len(flat) // len(weights)))
-        inverse[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
-        outputs = weights.shape[1]
+        flat, outputs = as_features(weights, len(moments.mean)), weights.shape[1]
+        inverse = (inverses or Inverses()).of(layer, moments, ridge, alive)
         matter = np.repeat(np.ones(outputs) if importance is None else importance, flat.shape[1] // outputs)
-        energy = float(variances(flat, covariance) @ matter)
-        return cls(layer, flat.copy(), inverse, moments.mean, matter, max(energy, 1e-30), alive.copy())
+        leaving = np.arange(len(alive)) if channels is None else np.sort(channels)
+        return cls(layer, flat, moments, inverse, matter, leaving[alive[leaving]], alive.copy())
 
     @property
     def block(self) -> int:
         """Features of a channel."""
-        return len(self.weights) // len(self.alive)
+        return len(self.before) // len(self.alive)
+
+    @cached_property
+    def energy(self) -> float:
+        """What the layer's output varies by in all, the unit of its errors."""
+        return max(float(variances(self.before, self.moments.covariance) @ self.matter), 1e-30)
+
+    @property
+    def weights(self) -> FloatArray:
+        """The weights after what has left was made up for, float64 [features, outputs × taps]."""
+        result = self.before.copy()
+        if self._gone:
+            gone = features_of(np.sort(self._gone), self.block)
+            rows = self.inverse[gone]
+            result -= rows.T @ np.linalg.solve(rows[:, gone], self.before[gone])
+        result[np.repeat(~self.alive, self.block)] = 0.0
+        return result
 
     def costs(self) -> FloatArray:
-        """Relative output error of removing each channel, float64 [channels]; infinite for dead ones."""
-        block, live = self.block, np.flatnonzero(self.alive)
+        """Relative output error of removing each channel, float64 [channels]; infinite for those that cannot leave."""
+        if self._part is None:
+            self._part = _Part.of(self)
         cost = np.full(len(self.alive), np.inf)
-        if block == 1:  # many systems of one equation each: a division
-            cost[live] = self.weights[live] ** 2 @ self.matter / np.diagonal(self.inverse)[live] / self.energy
-            return cost
-        rows = live[:, None] * block + np.arange(block)
-        weights, own = self.weights[rows], self.inverse[rows[:, :, None], rows[:, None, :]]
-        cost[live] = np.einsum("cfo,cfo,o->c", weights, np.linalg.solve(own, weights), self.matter) / self.energy
+        cost[self._part.channels] = self._part.costs(self.matter) / self.energy
         return cost
 
     def remove(self, channels: IntArray) -> None:
         """Take channels out and let the others make up for them."""
-        channels = channels[self.alive[channels]]
+        channels = np.unique(channels[self.alive[channels]])
         if not len(channels):
             return
-        gone = (channels[:, None] * self.block + np.arange(self.block)).ravel()
-        rows = self.inverse[gone]
-        solved = np.linalg.solve(rows[:, gone], np.concatenate([self.weights[gone], rows], axis=1))
-        width = self.weights.shape[1]
-        self.weights -= rows.T @ solved[:, :width]
-        self.inverse -= rows.T @ solved[:, width:]
         self.alive[channels] = False
-        self.weights[np.repeat(~self.alive, self.block)] = 0.0
-        self.inverse[gone, :] = 0.0
-        self.inverse[:, gone] = 0.0
+        self._gone += channels.tolist()
+        if self._part is not None:
+            self._part.remove(channels)
 
 
-def as_features(weights: FloatArray, features: int) -> FloatArray:
-    """Weights [channels, outputs, taps] as [features, rest]: by channel, or by tap of every channel."""
-    if features == len(weights):
-        return weights.reshape(features, -1)
-    return weights.transpose(0, 2, 1).reshape(features, -1)
+@dataclass
+class _Part:
+    """What is theirs of P and of the weights, of the channels that may still leave."""
 
+    channels: IntArray
+    block: int
+    inverse: FloatArray
+    weights: FloatArray
 
-def as_weights(flat: FloatArray, like: FloatArray) -> FloatArray:
-    """Inverse of :func:`as_features`, in the shape of `like` [channels, outputs, taps]."""
-    if len(flat) == len(like):
-        return flat.reshape(like.shape)
-    channels, outputs, taps = like.shape
-    return flat.reshape(channels, taps, outputs).transpose(0, 2, 1)
+    @classmethod
+    def of(cls, surgery: LayerSurgery) -> _Part:
+        places = features_of(surgery.channels, surgery.block)
+        part = cls(surgery.channels, surgery.block, surgery.inverse[np.ix_(places, places)], surgery.before[places])
+        part.remove(surgery.channels[~surgery.alive[surgery.channels]])
+        return part
 
+    def costs(self, matter: FloatArray) -> FloatArray:
+        if self.block == 1:  # many systems of one equation each: a division
+            return np.asarray(self.weights**2 @ matter / np.diagonal(self.inverse))
+        count, size = len(self.channels), self.block
+        own = np.einsum("cfcg->cfg", self.inverse.reshape(count, size, count, size))
+        weights = self.weights.reshape(count, size, -1)
+        return np.asarray(np.einsum("cfo,cfo,o->c", weights, np.linalg.solve(own, weights), matter))
 
-def mean_output(flat: FloatArray, mean: FloatArray, outputs: int) -> FloatArray:
-    """What features [features, rest] of a given mean add to every output on average, float64 [outputs]."""
-    return by_output(mean @ flat, outputs)
-
-
-def by_output(values: FloatArray, outputs: int) -> FloatArray:
-    """Sums over what belongs to the same output, float64 [outputs] of [outputs × taps]."""
-    return np.asarray(values.reshape(outputs, -1).sum(axis=1))
-
-
-def variances(flat: FloatArray, covariance: FloatArray) -> FloatArray:
-    """How much every sum of features [features, sums] of a given covariance varies, float64 [sums]."""
-    return np.asarray((flat * (covariance @ flat)).sum(axis=0))
-
-
-def regularized(covariance: FloatArray, ridge: float) -> FloatArray:
-    """Σ + λ·mean variance·I."""
-    size = len(covariance)
-    scale = max(float(np.trace(covariance)) / max(size, 1), 1e-12)
-    return np.asarray(covariance + ridge * scale * np.eye(size))
-
-
-def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
-    """(Σ + λ·mean variance·I)⁻¹, by Cholesky factorization where it is definite."""
-    from scipy.linalg.lapack import dpotrf, dpotri
-
-    loaded = regularized(covariance, ridge)
-    factor, failed = dpotrf(loaded, lower=1)
-    if not failed:
-        inverse, failed = dpotri(factor, lower=1)
-        if not failed:
-            return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
-    return np.asarray(np.linalg.pinv(loaded))
-
-
-def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -> FloatArray:
-    """(Σ + λ·mean variance·I)⁻¹ times a matrix [features, sums], without the inverse where Σ + … is definite."""
-    from scipy.linalg.lapack import dpotrf, dpotrs
-
-    loaded = regularized(covariance, ridge)
-    factor, failed = dpotrf(loaded, lower=1)
-    if not failed:
-        solved, failed = dpotrs(factor, right, lower=1)
-        if not failed:
-            return np.asarray(solved)
-    return np.asarray(np.linalg.pinv(loaded) @ right)
-
-
-def compensated(
-    weights: FloatArray, moments: Moments, ridge: float, keep: IntArray, gone: IntArray
-) -> tuple[FloatArray, FloatArray]:
-    """Merge removed channels into kept ones in closed form.
-
-    W'_K = W_K + Bᵀ W_R with B = Σ_RK (Σ_KK + λI)⁻¹, and what the mean of the output loses goes to the bias.
-
-    Args:
-        weights: float64 [channels, outputs, taps].
-        moments: Of the input channels, or of their patches.
-        ridge: λ relative to the mean variance.
-        keep: Channels that stay.
-        gone: Channels that go.
-
-    Returns:
-        New weights (zero for `gone`), and the change of the bias, float64 [outputs].
-    """
-    covariance, flat = moments.covariance, as_features(weights, len(moments.mean))
-    block = len(flat) // len(weights)
-    kept, lost = (np.sort((c[:, None] * block + np.arange(block)).ravel()) for c in (keep, gone))
-    shared = covariance[np.ix_(kept, lost)] @ flat[lost]
-    merged = np.zeros_like(flat)
-    merged[kept] = flat[kept] + regularized_solve(covariance[np.ix_(kept, kept)], ridge, shared)
-    return as_weights(merged, weights), mean_output(flat - merged, moments.mean, weights.shape[1])
-
-
-def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Plain deletion: the weights of the others stay as they are."""
-    result = np.zeros_like(weights)
-    result[keep] = weights[keep]
-    return result, np.zeros(weights.shape[1])
-
-
-def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> float:
-    """Variance of a layer's output error on other samples, relative to the output's."""
-    change, flat = as_features(weights - merged, len(held.mean)), as_features(weights, len(held.mean))
-    error, energy = (float(variances(one, held.covariance).sum()) for one in (change, flat))
-    return error / max(energy, 1e-30)
-
-
-def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray, gone: IntArray) -> float:
-    """The λ whose merge errs least on held-out samples, judged by some of the outputs where there are many."""
-    weights = weights[:, :: -(-weights[0].size // _JUDGES)]
-    changes = (weights - compensated(weights, fit, ridge, keep, gone)[0] for ridge in RIDGES)
-    covariance = held.covariance
-    errors = [float(variances(as_features(change, len(held.mean)), covariance).sum()) for change in changes]
-    return RIDGES[int(np.argmin(errors))]
+    def remove(self, channels: IntArray) -> None:
+        leaving = np.isin(self.channels, channels)
+        if not leaving.any():
+            return
+        gone, rest = (np.flatnonzero(np.repeat(which, self.block)) for which in (leaving, ~leaving))
+        rows = self.inverse[np.ix_(gone, rest)]
+        right = np.concatenate([self.weights[gone], rows], axis=1)
+        solved = np.linalg.solve(self.inverse[np.ix_(gone, gone)], right)
+        width = self.weights.shape[1]
+        self.weights = self.weights[rest] - rows.T @ solved[:, :width]
+        self.inverse = self.inverse[np.ix_(rest, rest)]
+        self.inverse -= rows.T @ solved[:, width:]
+        self.channels = self.channels[~leaving]
 
 
 def removal_order(

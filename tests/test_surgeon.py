@@ -6,19 +6,11 @@ import numpy as np
 import pytest
 
 from onnxcop.arrays import FloatArray
+from onnxcop.compensation import RIDGES, best_ridge, compensated, deleted, held_out_error, regularized_inverse
 from onnxcop.layers import Layer
 from onnxcop.ops.findings import Kernel
 from onnxcop.stats import Moments
-from onnxcop.surgeon import (
-    RIDGES,
-    LayerSurgery,
-    best_ridge,
-    compensated,
-    deleted,
-    held_out_error,
-    regularized_inverse,
-    removal_order,
-)
+from onnxcop.surgeon import Inverses, LayerSurgery, removal_order
 
 CHANNELS, OUTPUTS, TAPS = 9, 5, 3
 RIDGE = 1e-3
@@ -88,8 +80,30 @@ def test_channels_leave_together_or_one_by_one() -> None:
     for channel in (7, 1, 4, 4):  # leaving a second time changes nothing
         single.remove(np.array([channel]))
     np.testing.assert_allclose(together.weights, single.weights, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(together.inverse, single.inverse, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(together.costs(), single.costs(), rtol=1e-8, atol=1e-10)
     assert alive.all()
+
+
+def test_of_the_channels_of_a_group_the_same_is_known_as_of_all() -> None:
+    moments, weights = moments_of(observations(16)), weights_of(16)
+    alive = np.ones(CHANNELS, np.bool_)
+    alive[4], weights[4] = False, 0.0
+    inverses = Inverses()
+    group = np.array([7, 4, 1, 2])
+    whole = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive, inverses=inverses)
+    part = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive, channels=group, inverses=inverses)
+    assert part.inverse is whole.inverse
+    left = [1, 2, 7]
+    for channel in (7, 1):
+        np.testing.assert_allclose(part.costs()[left], whole.costs()[left], rtol=1e-8)
+        assert np.isinf(np.delete(part.costs(), left)).all()
+        for surgery in (whole, part):
+            surgery.remove(np.array([channel]))
+        left.remove(channel)
+        np.testing.assert_allclose(part.weights, whole.weights, rtol=1e-8, atol=1e-10)
+    late = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive, channels=group)
+    late.remove(np.array([1, 7]))  # before any cost was asked for
+    np.testing.assert_allclose(late.costs()[2], part.costs()[2], rtol=1e-8)
 
 
 def test_surgery_ends_with_the_weights_of_the_closed_form() -> None:
