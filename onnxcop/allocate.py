@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcop.arrays import BoolArray, FloatArray, IntArray
 from onnxcop.budget import AUTO, Budget, Limits, allowed_units
+from onnxcop.cost import Savings
 from onnxcop.criteria import Ranking, Subject, produced_filter_counts
 from onnxcop.errors import BudgetError
 
@@ -59,23 +60,27 @@ class State:
         self.filters_total = float(self.filter_weight.sum())
         self.filters_kept = self.filters_total
         self._rows: list[tuple[IntArray, IntArray]] = [self._row(int(g.units[0])) for g in structure.groups]
+        self._savings: dict[int, Savings] = {}
 
     def _row(self, unit: int) -> tuple[IntArray, IntArray]:
         incidence = self.structure.incidence
         row = slice(incidence.indptr[unit], incidence.indptr[unit + 1])
         return incidence.indices[row].astype(np.int64), incidence.data[row].astype(np.int64)
 
-    def may_remove(self, group: int, count: int = 1) -> bool:
-        """Whether `count` more units of a group can go without emptying an axis."""
+    def may_remove(self, group: int, counts: IntArray) -> BoolArray:
+        """Whether so many more units of a group can go without emptying an axis, bool [counts]."""
         axes, times = self._rows[group]
-        if self.group_kept[group] - count < self.group_floor[group]:
-            return False
-        return bool((self.kept[axes] - count * times >= self.floor[axes]).all())
+        left = self.kept[axes] - counts[:, None] * times
+        return np.asarray(
+            (self.group_kept[group] - counts >= self.group_floor[group]) & (left >= self.floor[axes]).all(axis=1)
+        )
 
-    def saving(self, group: int, count: int = 1) -> FloatArray:
-        """MACs, parameters and bytes saved by removing `count` more units of a group, float64 [3]."""
-        axes, times = self._rows[group]
-        return self.cost_model.change(self.kept, axes, count * times)
+    def saving(self, group: int, counts: IntArray) -> FloatArray:
+        """MACs, parameters and bytes saved by removing so many more units of a group, float64 [counts, 3]."""
+        found = self._savings.get(group)
+        if found is None:
+            found = self._savings[group] = self.cost_model.savings(*self._rows[group])
+        return found.of(self.kept, counts)
 
     def remove(self, unit: int) -> None:
         """Take a unit out."""
@@ -162,7 +167,7 @@ def choose(
         if step is None:
             raise infeasible(state, budget)
         group, units = step
-        if not units or not state.may_remove(group, len(units)):
+        if not units or not state.may_remove(group, np.array([len(units)]))[0]:
             blocked[group] = True
             continue
         for unit in units:

@@ -37,6 +37,31 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Savings:
+    """What leaves with the units of a group: the terms that it is in, laid out so that many numbers are tried at once.
+
+    Attributes:
+        axes: int64, all axes of the terms.
+        times: int64, how many indices of each leave with a unit.
+        factors: int64 [terms, factors], places in `axes`; one beyond its end stands for 1.
+        scales: float64 [terms, 3].
+    """
+
+    axes: IntArray
+    times: IntArray
+    factors: IntArray
+    scales: FloatArray
+
+    def of(self, kept: IntArray, counts: IntArray) -> FloatArray:
+        """How much is saved, float64 [counts, 3], when so many more units leave."""
+        sizes = np.ones((1 + len(counts), len(self.axes) + 1))
+        sizes[:, :-1] = kept[self.axes]
+        sizes[1:, :-1] -= counts[:, None] * self.times
+        products = sizes[:, self.factors].prod(axis=2)
+        return np.asarray((products[0] - products[1:]) @ self.scales)
+
+
+@dataclass(frozen=True, slots=True)
 class CostModel:
     """The cost of a model under pruning.
 
@@ -100,6 +125,21 @@ class CostModel:
             term = self.terms[number]
             saved += term.scale * (_product(term, kept) - _product(term, after))
         return saved
+
+    def savings(self, axes: IntArray, times: IntArray) -> Savings:
+        """What leaves with units of which each takes `times[i]` indices from `axes[i]`."""
+        touched = [self.terms[i] for i in sorted({term for axis in axes.tolist() for term in self.by_axis[axis]})]
+        every = sorted({axis for term in touched for axis in term.axes})
+        place = {axis: number for number, axis in enumerate(every)}
+        most = max((len(term.axes) for term in touched), default=0)
+        factors = np.full((len(touched), most), len(every), dtype=np.int64)
+        for row, term in enumerate(touched):
+            factors[row, : len(term.axes)] = [place[axis] for axis in term.axes]
+        leaving = dict(zip(axes.tolist(), times.tolist(), strict=True))
+        return Savings(
+            np.array(every, dtype=np.int64), np.array([leaving.get(axis, 0) for axis in every], dtype=np.int64),
+            factors, np.array([term.scale for term in touched]).reshape(-1, len(KINDS)),
+        )  # fmt: skip
 
 
 def _product(term: Term, kept: IntArray) -> float:

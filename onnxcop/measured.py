@@ -74,21 +74,21 @@ def _best_jump(
     """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
     part = max(1, len(curve.order) // _PARTS)
     most = min(float(len(curve.order)), max(reach * float(curve.counts[-1]), 1.0))
-    best: tuple[float, int] | None = None
-    ahead = 1
-    here = float(curve.price(taken))
+    found, ahead = [], 1
     while taken + ahead * part <= most:
         count = _rounded(state, curve, taken, taken + ahead * part, limits)
         ahead *= 2
-        if count is None or not state.may_remove(curve.group, count - taken):
-            continue
-        saved = float(state.saving(curve.group, count - taken) @ weight)
-        if saved <= 0:
-            continue
-        ratio = (float(curve.price(count)) - here + 1e-9 * (count - taken)) / saved
-        if best is None or ratio < best[0]:
-            best = (ratio, count)
-    return best
+        if count is not None:
+            found.append(count)
+    counts = np.array(found, dtype=np.int64)
+    counts = counts[state.may_remove(curve.group, counts - taken)]
+    saved = state.saving(curve.group, counts - taken) @ weight
+    counts, saved = counts[saved > 0], saved[saved > 0]
+    if not len(counts):
+        return None
+    ratios = (curve.price(counts.astype(np.float64)) - curve.price(taken) + 1e-9 * (counts - taken)) / saved
+    best = int(np.argmin(ratios))
+    return float(ratios[best]), int(counts[best])
 
 
 def _rounded(state: State, curve: Curve, taken: int, count: int, limits: Limits) -> int | None:

@@ -67,6 +67,22 @@ def test_units_leave_in_the_order_of_their_curve(subject: Subject, seed: int) ->
         assert units & set(curve.order) == set(curve.order[:count])
 
 
+def test_what_many_units_save_is_what_they_save_one_by_one(subject: Subject) -> None:
+    rng = np.random.default_rng(0)
+    state = State(subject, Limits(max_cut=0.8))
+    for unit in rng.permutation(len(state.available))[:20].tolist():
+        state.remove(unit)
+    for group in subject.structure.groups:
+        counts = np.arange(1, state.group_kept[group.index])
+        allowed, saved = state.may_remove(group.index, counts), state.saving(group.index, counts)
+        trial = state.copy()
+        for count, unit in enumerate(group.units[state.available[group.units]][: len(counts)].tolist()):
+            trial.remove(unit)
+            np.testing.assert_allclose(state.cost - trial.cost, saved[count], rtol=1e-9)
+            width = group.width - int(trial.group_kept[group.index])
+            assert allowed[count] == (width <= 0.8 * group.width)
+
+
 @pytest.mark.parametrize("limits", [Limits(), Limits(min_filters=3), Limits(max_cut=0.75)], ids=["1", "3", "cut"])
 def test_no_axis_is_emptied(subject: Subject, limits: Limits) -> None:
     state = State(subject, limits)
