@@ -90,17 +90,24 @@ class Follower:
     def _join(self, one: Label, other: Label) -> Label:
         """Tie two tensors that stand for one; what does not fit is frozen."""
         if not one or not other or len(one) != len(other):
-            self._freeze(one, _UNEQUAL)
-            self._freeze(other, _UNEQUAL)
+            self._freeze(one, self._unequal)
+            self._freeze(other, self._unequal)
             return ()
         return tuple(map(self._join_axes, one, other))
 
     def _join_axes(self, one: IntArray | None, other: IntArray | None) -> IntArray | None:
         if one is not None and other is not None and len(one) == len(other):
             return self.op.tie(one, other)
-        why = _UNEQUAL if one is not None and other is not None else "meets an axis that is never pruned"
+        why = self._unequal if one is not None and other is not None else "meets an axis that is never pruned"
         self._freeze((one, other), why)
         return None
+
+    @property
+    def _unequal(self) -> str:
+        condition = self.op.infos[0]
+        if self.op.node.op_type == "If" and condition is not None and condition.sized:
+            return "differs in shape between branches, and a dynamic size takes one"
+        return "differs in shape between branches or steps"
 
     def _freeze(self, label: Label, why: str) -> None:
         for atoms in label:
@@ -113,6 +120,3 @@ class Follower:
             return found
         shape = self.shapes[name].shape
         return (None,) * len(shape) if shape is not None else ()
-
-
-_UNEQUAL = "differs in shape between branches or steps"

@@ -21,6 +21,8 @@ from onnxcop.errors import VerificationError
 from onnxcop.mask import masked
 from onnxcop.rewrite import apply, constant_tensors
 from onnxcop.scopes import Scopes, make_names_unique
+from onnxcop.shapes import infer
+from onnxcop.tracing import trace
 from onnxcop.verify import verify
 
 
@@ -317,6 +319,8 @@ def test_an_if_that_a_dynamic_size_decides_stays() -> None:
     analysis = analyze(built, options=CPU, input_shapes={"x": (2, 3, 8, 1)})
     assert "If" in [node.op_type for node in analysis.nodes]
     assert _widths(analysis) == {"c1": (16, 0), "z": (9, 9), "y": (5, 0)}
+    reasons = {reason.text for entry in census(analysis) for reason in entry.reasons}
+    assert "differs in shape between branches, and a dynamic size takes one" in reasons
     prune_and_verify(analysis.model, analysis.structure, seed=2)
 
 
@@ -413,6 +417,15 @@ def test_convolutions_before_and_states_of_a_recurrent_layer_are_cut(direction: 
              "w3": [both * 4, 5], "w4": [4, 5]}  # fmt: skip
     pruned = apply(analysis.model, analysis.structure, hidden)
     assert _dims(pruned) == _dims(analysis.model) | sizes
+
+
+def test_a_recurrent_layer_in_a_branch_that_does_not_fit_is_declined() -> None:
+    """A branch that the analysed sizes never take may well hold operators whose inputs have the wrong rank."""
+    built = _recognizer()
+    built.graph.node[3].CopyFrom(helper.make_node("Identity", ["c2"], ["s"]))
+    built.graph.node[4].CopyFrom(helper.make_node("Transpose", ["s"], ["t"], perm=[3, 0, 2, 1]))
+    coupling = trace(built, infer(built, {"x": (1, 3, 4, 12)}))
+    assert next(str(reason) for _, reason in coupling.declined).startswith("a recurrent layer of an input with 4 axes")
 
 
 def test_a_recurrent_state_that_is_given_keeps_the_hidden_size_only() -> None:

@@ -21,6 +21,8 @@ def recurrent(op: Op) -> None:
     Frozen: sequence, batch and directions; the hidden size where a state comes from an input;
         all with batch-major layout.
     """
+    if len(op.shape(X)) != 3:
+        raise Decline(f"a recurrent layer of an input with {len(op.shape(X))} axes")
     if op.attr("layout", 0):
         raise Decline("a recurrent layer with batch-major layout")
     gates = _GATES[op.node.op_type]
