@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -18,12 +17,9 @@ QUICK = ("mobilenetv2_100", "resnet18", "tv_shufflenet_v2_x1_0", "ul_yolov8n", "
 
 
 def _tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("zoo_tool", REPO_ROOT / "tools" / "zoo.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPO_ROOT / "tools"))
+        return import_module("zoo")
 
 
 def _analysed(zoo: Path, tool: ModuleType, name: str) -> Analysis:

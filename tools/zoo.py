@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prunes every model of a zoo and tabulates what was found, cut, reached and proven.
 
-    python tools/zoo.py ZOO --out coverage            # writes coverage.md and coverage.csv
-    python tools/zoo.py ZOO --out coverage --match '*yolo*' --criterion cop
+    python tools/zoo.py ZOO --out docs/coverage       # writes docs/coverage.md and docs/coverage.csv
+    python tools/zoo.py ZOO --out some --match '*yolo*' --criterion cop
 
 ZOO is a folder with `trained/*.onnx` (models with weights), `skeletons/*.onnx` (graphs without) and
 `skeleton.py`, whose `fill(model)` gives a skeleton seeded weights. Every model runs in a process of
@@ -17,7 +17,6 @@ what stands in the way.
 from __future__ import annotations
 
 import argparse
-import csv
 import fnmatch
 import importlib.util
 import json
@@ -26,65 +25,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from zoo_table import Row, page, percent, read_csv, signature, write_csv
+
 CONVOLUTIONS = {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv"}
-
-
-@dataclass
-class Row:
-    """One model's outcome; fractions are of the original, None where it did not come that far.
-
-    Attributes:
-        model: File name without its suffix.
-        convs: Convolutions, those in bodies of control flow included.
-        groups: Dependency groups.
-        units: What can be removed, one by one.
-        filters: Filters of all layers.
-        prunable: Fraction of them that may be removed.
-        given: Filters that reach an output or a channel softmax, or are their layer's only one.
-        inner: The prunable fraction of all others.
-        macs: Fraction of the multiply-accumulates kept.
-        params: Fraction of the parameters kept.
-        difference: Largest difference from the masked original, relative to its largest value.
-        inexact: Removed units that the comparison leaves out, because they change a statistic.
-        reasons: What freezes most filters.
-        notes: What verification could not check.
-        seconds: Analysis, selection, rewriting and verification together.
-        error: Why there is no result.
-        signature: Widths and layers of the groups, to compare two exports of one network.
-    """
-
-    model: str
-    convs: int | None = None
-    groups: int | None = None
-    units: int | None = None
-    filters: int | None = None
-    prunable: float | None = None
-    given: int | None = None
-    inner: float | None = None
-    macs: float | None = None
-    params: float | None = None
-    difference: float | None = None
-    inexact: int | None = None
-    reasons: str = ""
-    notes: str = ""
-    seconds: float | None = None
-    error: str = ""
-    signature: str = ""
-
-
-HEADINGS = {
-    "model": "model", "convs": "convs", "groups": "groups", "filters": "filters",
-    "prunable": "prunable", "given": "output or softmax", "inner": "prunable of the others",
-    "macs": "MACs", "params": "params",
-    "difference": "difference", "inexact": "inexact", "reasons": "frozen by",
-    "seconds": "seconds", "error": "error",
-}  # fmt: skip
 
 
 def main() -> int:
@@ -120,7 +69,7 @@ def run_all(options: argparse.Namespace) -> int:
             )
             ordered = sorted(rows.values(), key=lambda entry: entry.model)
             write_csv(table, ordered)
-            options.out.with_name(options.out.name + ".md").write_text(markdown(ordered))
+            options.out.with_name(options.out.name + ".md").write_text(page(ordered, options.macs, options.criterion))
     return sum(bool(rows[path.stem].error) for path in files)
 
 
@@ -179,7 +128,7 @@ def prune_one(path: Path, options: argparse.Namespace) -> Row:
         row.reasons = "; ".join(summarized(reasons))
         layers = census(analysis)
         row.given, row.inner = sum(layer.given for layer in layers), inner_share(layers)
-        row.signature = signature((group.width, len(group.producers)) for group in structure.groups)
+        row.signature = signature((group.width, len(group.producers), group.exact) for group in structure.groups)
         subject = onnxcop.Subject.of(analysis.model, structure, analysis.cost)
         if not row.units:
             raise onnxcop.OnnxcopError("nothing to prune")
@@ -243,74 +192,6 @@ def summarized(reasons: dict[str, int]) -> list[str]:
         texts[text] += filters
         places.setdefault(text, place.rstrip(")"))
     return [f"{text} ({places[text]}): {count}" for text, count in texts.most_common(3)]
-
-
-def signature(groups: Iterable[tuple[int, int]]) -> str:
-    """How often a group of a width and a number of layers occurs, as `width/layers×times`."""
-    return " ".join(f"{width}/{layers}×{times}" for (width, layers), times in sorted(Counter(groups).items()))
-
-
-def percent(fraction: float | None) -> str:
-    """`70.0 %`, or nothing."""
-    return "" if fraction is None else f"{fraction:.1%}"
-
-
-def cell(name: str, value: Any) -> str:
-    """One entry of the Markdown table."""
-    if value is None or value == "":
-        return ""
-    if name in ("prunable", "inner", "macs", "params"):
-        return percent(value)
-    if name == "difference":
-        return f"{value:.1e}"
-    if name == "seconds":
-        return f"{value:.1f}"
-    return str(value).replace("|", "\\|")
-
-
-def markdown(rows: list[Row]) -> str:
-    """The table, and where two exports of one network differ."""
-    lines = ["| " + " | ".join(HEADINGS.values()) + " |", "|" + "---|" * len(HEADINGS)]
-    for row in rows:
-        lines.append("| " + " | ".join(cell(n, getattr(row, n)) for n in HEADINGS) + " |")
-    pruned = [row for row in rows if row.macs is not None and not row.error]
-    lines.append(f"\n{len(pruned)} of {len(rows)} models pruned, valid, equal to masked originals.")
-    by_name = {row.model: row for row in rows}
-    for row in rows:
-        twin = by_name.get(row.model.replace(".legacy", ".dynamo"))
-        if twin is not None and twin is not row and twin.signature != row.signature:
-            lines.append(
-                f"\n{row.model} has groups {row.signature or 'none'} ({row.units} units), "
-                f"{twin.model} has {twin.signature or 'none'} ({twin.units} units)."
-            )
-    return "\n".join(lines) + "\n"
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """All columns of all rows."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def read_csv(path: Path) -> list[Row]:
-    """What :func:`write_csv` wrote."""
-    whole = {"convs", "groups", "units", "filters", "given", "inexact"}
-    texts = {"model", "reasons", "notes", "error", "signature"}
-    rows = []
-    with path.open(newline="") as file:
-        for entry in csv.DictReader(file):
-            values: dict[str, Any] = {}
-            for name, text in entry.items():
-                if name in texts:
-                    values[name] = text
-                elif text == "":
-                    values[name] = None
-                else:
-                    values[name] = int(text) if name in whole else float(text)
-            rows.append(Row(**values))
-    return rows
 
 
 if __name__ == "__main__":
