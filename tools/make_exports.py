@@ -6,8 +6,9 @@
 
 FOLDER gets one virtual environment per framework, about 4 GB together; one that is there already is
 used again, and `--discard` deletes each when its exports are made. Python 3.11 and PyPI are needed.
-Weights are seeded, so that the same versions make the same networks; what an exporter writes into
-names and metadata may still differ from run to run.
+Weights are seeded, so that the same versions make the same networks. Made anew from empty environments of
+Python 3.11 with the versions below, all exports are those of tests/exports to the byte, but for the two of
+tf2onnx, which numbers some tensors otherwise from run to run.
 
 The torch package of PyPI brings CUDA libraries of several GB; PyTorch's own index of CPU builds,
 given through PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS, spares them.
@@ -44,13 +45,24 @@ class Framework:
 
 
 FRAMEWORKS = {
-    "torch": Framework("from_torch.py", (("torch==2.13.0",), ("numpy==2.4.6", "onnx==1.23.2", "onnxscript==0.7.2"))),
-    "keras": Framework("from_keras.py", (("tensorflow-cpu==2.20.0", "keras==3.15.1", "tf2onnx==1.17.0"),)),
-    "paddle": Framework(
-        "from_paddle.py", (("paddlepaddle==3.3.1", "paddle2onnx==2.1.0", "onnx==1.17.0", "packaging"),)
+    "torch": Framework(
+        "from_torch.py", (("torch==2.13.0",), ("numpy==2.4.6", "onnx==1.23.2", "onnxscript==0.7.2", "onnx-ir==1.1.0"))
     ),
-    "jax": Framework("from_jax.py", (("jax==0.10.2", "flax==0.12.8", "jax2onnx==0.17.1"),)),
-    "sklearn": Framework("from_sklearn.py", (("scikit-learn==1.9.1", "skl2onnx==1.20.0"),)),
+    "keras": Framework(
+        "from_keras.py",
+        (("tensorflow-cpu==2.20.0", "keras==3.15.1", "tf2onnx==1.17.0", "numpy==2.4.6", "onnx==1.23.2"),),
+    ),
+    "paddle": Framework(
+        "from_paddle.py",
+        (("paddlepaddle==3.3.1", "paddle2onnx==2.1.0", "numpy==2.4.6", "onnx==1.17.0", "packaging"),),
+    ),
+    "jax": Framework(
+        "from_jax.py",
+        (("jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "jax2onnx==0.17.1", "numpy==2.4.6", "onnx==1.23.2"),),
+    ),
+    "sklearn": Framework(
+        "from_sklearn.py", (("scikit-learn==1.9.1", "skl2onnx==1.20.0", "numpy==2.4.6", "onnx==1.23.2"),)
+    ),
 }
 
 
