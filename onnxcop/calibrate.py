@@ -150,15 +150,26 @@ def _samples(feed: Feed, data: CalibrationData) -> int:
     return next((feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
 
 
-def merge(stats: Sequence[CalibrationStats]) -> CalibrationStats:
+def merge(stats: Sequence[CalibrationStats], names: Sequence[object] | None = None) -> CalibrationStats:
     """The statistics of the samples of all, as if they had been gathered in one run.
 
+    Args:
+        stats: Of different samples.
+        names: What to call them, their files say.
+
     Raises:
-        CalibrationError: There is nothing to merge.
+        CalibrationError: There is nothing to merge, or the same samples would count twice.
         PlanMismatchError: They belong to different models or tensors.
     """
     if not stats:
         raise CalibrationError("there are no statistics to merge; give at least one file")
+    called = list(names or [f"number {place}" for place in range(1, len(stats) + 1)])
+    for place, other in enumerate(stats):
+        twin = next((called[i] for i in range(place) if stats[i].equals(other)), None)
+        if twin is not None:
+            raise CalibrationError(
+                f"{called[place]} holds the same statistics as {twin}, and samples must not count twice; leave one out"
+            )
     return reduce(CalibrationStats.merged, stats)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -184,11 +183,14 @@ def verify_command(original: Path, pruned: Path, plan: Path, structure_only: boo
 @talking
 def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -> None:
     """Merge calibration statistics of one model into OUTPUT."""
+    from onnxcop.calibrate import merge
     from onnxcop.stats import CalibrationStats
     from onnxcop.writing import check_target
 
     check_target(output)
-    merged = functools.reduce(CalibrationStats.merged, map(CalibrationStats.load, inputs))
+    if len(inputs) < 2:
+        raise click.UsageError(f"give OUTPUT and then two files or more; {inputs[0]} alone is nothing to merge")
+    merged = merge([CalibrationStats.load(path) for path in inputs], inputs)
     merged.save(output)
     if values["as_json"]:
         console.show_json({"output": output, "samples": merged.samples, "model": merged.model})

@@ -79,6 +79,14 @@ class CalibrationStats:
         """Moments of a layer's input channels; None where none were gathered."""
         return self.taps.get(tap_key(layer))
 
+    def equals(self, other: CalibrationStats) -> bool:
+        """Whether both are of the same samples, to the last bit."""
+        return (
+            (self.model, self.samples, self.taps.keys()) == (other.model, other.samples, other.taps.keys())
+            and all(np.array_equal(moments.mean, other.taps[key].mean) for key, moments in self.taps.items())
+            and all(np.array_equal(moments.scatter, other.taps[key].scatter) for key, moments in self.taps.items())
+        )
+
     def merged(self, other: CalibrationStats) -> CalibrationStats:
         """Statistics of the samples of both.
 

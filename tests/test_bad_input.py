@@ -429,7 +429,7 @@ def test_bad_plan_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_bad_statistics(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     bad, out = tmp_path / "a.npz", tmp_path / "out.npz"
     bad.write_bytes(content)
-    assert cli.run(["merge-stats", str(out), str(bad)]) == 1
+    assert cli.run(["merge-stats", str(out), str(bad), str(bad)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert str(bad) in line
     assert not out.exists()

@@ -210,6 +210,7 @@ def test_a_percentage_without_its_sign_is_explained() -> None:
         ["verify", "a.onnx", "b.onnx"],
         ["inspect"],
         ["merge-stats", "out.npz"],
+        ["merge-stats", "out.npz", "a.npz"],
     ],
 )
 def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

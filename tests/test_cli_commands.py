@@ -236,6 +236,17 @@ def test_merge_stats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     np.testing.assert_allclose(moments.covariance, np.cov(data.T, ddof=0), rtol=1e-9)
 
 
+def test_merge_stats_counts_no_sample_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / f"{name}.npz" for name in ("a", "b", "copy of a", "out")}
+    for name, mean in (("a", 0.0), ("b", 1.0), ("copy of a", 0.0)):
+        CalibrationStats("a" * 64, 3, {"t": Moments(3, np.full(2, mean), np.eye(2))}).save(files[name])
+    for first, second in (("a", "a"), ("a", "copy of a")):
+        assert cli.run(["merge-stats", str(files["out"]), str(files[first]), str(files["b"]), str(files[second])]) == 1
+        (line,) = lines(capsys.readouterr().err)
+        assert f"{files[second]} holds the same statistics as {files[first]}" in line
+        assert not files["out"].exists()
+
+
 def test_merge_stats_refuses_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moments = Moments(1, np.zeros(1), np.zeros((1, 1)))
     for name in "ab":
