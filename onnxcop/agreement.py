@@ -107,7 +107,7 @@ def agreement(
     options: EngineOptions = EngineOptions(),
     progress: Progress | None = None,
 ) -> Agreement:
-    """Run two models on the same samples.
+    """Run two models on the same samples, each at the precision of its inputs.
 
     Args:
         a: The reference.
@@ -125,8 +125,10 @@ def agreement(
     divergence, same, seen = 0.0, 0.0, 0
     classifier = bool(outputs)
     with Session(a, options) as one, Session(b, options) as two:
+        types = {spec.name: spec.dtype for spec in two.inputs}
         for feed, expected in run_batched(one, source.batches(), source.layout.axes, list(outputs)):
-            found = two.run({inputs[name]: value for name, value in feed.items()}, list(outputs.values()))
+            given = {inputs[name]: value.astype(types[inputs[name]], copy=False) for name, value in feed.items()}
+            found = two.run(given, list(outputs.values()))
             count = _samples(feed, source)
             seen += count
             for name, other in outputs.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxcop import model as models
@@ -23,6 +24,7 @@ from onnxcop.report import Totals, totals
 from onnxcop.synthetic import synthetic_data
 
 _MADE_UP = 32  # samples where no data are given
+_REAL = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}  # that may stand for one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def compare(
     found, where = None, ""
     if not notes:
         outputs = paired(*([value.name for value in side.original.graph.output] for side in (first, second)))
-        notes = _unpaired(first, second, outputs)
+        notes = [*_casts(first, second, pairs), *_unpaired(first, second, outputs)]
         source = open_data(first, data, preprocess, samples, batch_size, seed, input_shapes)
         where = "made-up inputs, which tell little: give --data" if source is None else source.description
         source = source or synthetic_data(first, _MADE_UP, batch_size, seed)
@@ -146,13 +148,22 @@ def _differences(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> list[str
     """Why one model cannot be fed with the inputs of the other."""
     one, two = ({spec.name: spec for spec in input_specs(side)} for side in (a, b))
     same = len(pairs) == len(one) == len(two) and all(
-        one[name].dtype == two[other].dtype and a.input_shapes[name] == b.input_shapes[other]
+        (one[name].dtype == two[other].dtype or {one[name].dtype, two[other].dtype} <= _REAL)
+        and a.input_shapes[name] == b.input_shapes[other]
         for name, other in pairs.items()
     )
     if same:
         return []
     listed = ("; ".join(map(str, specs.values())) for specs in (one, two))
     return ["outputs are not compared, since the inputs differ: " + " beside ".join(listed)]
+
+
+def _casts(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> Iterator[str]:
+    """Inputs that are given to one model in another precision than to the other."""
+    one, two = ({spec.name: spec.dtype for spec in input_specs(side)} for side in (a, b))
+    for name, other in pairs.items():
+        if one[name] != two[other]:
+            yield f"input {name!r} is {one[name]} in A and {two[other]} in B: both are given the same numbers, rounded"
 
 
 def _unpaired(a: Analysis, b: Analysis, outputs: Mapping[str, str]) -> list[str]:

@@ -50,6 +50,33 @@ def test_a_model_agrees_with_itself() -> None:
     assert found.a.cost == found.b.cost
 
 
+def in_half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    for value in (*copy.graph.input, *copy.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return onnx.shape_inference.infer_shapes(copy)
+
+
+def test_a_model_and_its_half_precision_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, half = chain(), in_half_precision(chain())
+    for a, b, types in ((model, half, "float32 in A and float16 in B"), (half, model, "float16 in A and float32 in B")):
+        found = compare(a, b, data=samples(), **QUICK)
+        assert found.agreement is not None
+        (gap,) = found.agreement.outputs
+        assert gap.error is not None
+        assert 1e-5 < gap.error < 1e-2
+        (note,) = found.notes
+        assert types in note
+    paths = [written(model, tmp_path / "a.onnx"), written(half, tmp_path / "b.onnx")]
+    assert cli.run(["compare", *map(str, paths), "--provider", "cpu", "--latency-seconds", "0.02"]) == 0
+    assert "both are given the same numbers, rounded" in " ".join(capsys.readouterr().out.split())
+
+
 def test_errors_are_those_of_the_outputs() -> None:
     a, b, x = chain(), smaller(), samples()
     found = compare(a, b, data=x, batch_size=7, **QUICK).agreement
