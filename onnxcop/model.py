@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +15,8 @@ from onnxcop.errors import ModelError
 from onnxcop.external import detached, file_size
 from onnxcop.validity import byte_size, check, tensors
 from onnxcop.writing import Writing
+
+log = logging.getLogger("onnxcop")
 
 LARGEST_SINGLE_FILE = 2_000_000_000  # bytes; protobuf cannot serialize a message of 2 GiB or more
 
@@ -148,14 +152,26 @@ def stage(files: Writing, model: onnx.ModelProto, path: Path, *, external_data: 
     large = file_size(model) > LARGEST_SINGLE_FILE
     if large and external_data is False:
         raise ModelError(f"{path}: the model is over 2 GB; write it with --external-data")
+    earlier = set(data_files(path))
     if external_data or large:
-        _stage_external(files, model, path)
+        earlier.discard(_stage_external(files, model, path))
     else:
         files.add(path, model.SerializeToString())
+    if earlier:  # a copy of an earlier result may still need them
+        listed = ", ".join(sorted(map(str, earlier)))
+        log.info("weights of earlier results are left, to be deleted if no other model uses them: %s", listed)
 
 
-def _stage_external(files: Writing, model: onnx.ModelProto, path: Path) -> None:
-    """Write the weights under a name made from their content, then the model that refers to them.
+def data_files(path: Path) -> list[Path]:
+    """Files of weights that results at a path were written with, whether they are still in use or not."""
+    if not path.parent.is_dir():
+        return []
+    name = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+
+
+def _stage_external(files: Writing, model: onnx.ModelProto, path: Path) -> Path:
+    """Write the weights under a name made from their content, which is returned, then the model that refers to them.
 
     A new data file never overwrites one that an existing model may still refer to.
     """
@@ -167,3 +183,4 @@ def _stage_external(files: Writing, model: onnx.ModelProto, path: Path) -> None:
 
     files.add(data, write_weights)
     files.add(path, light.SerializeToString())
+    return data

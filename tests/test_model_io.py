@@ -261,6 +261,26 @@ def test_a_new_data_file_spares_that_of_the_old_model(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == content
 
 
+def test_weights_that_are_left_over_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, foreign = tmp_path / "out.onnx", tmp_path / "other.onnx.01234567.data"
+    foreign.write_bytes(b"somebody else's")
+    old, new = chain(widths=(32, 64)), chain(np.float64, widths=(32, 64))
+    with caplog.at_level("INFO", logger="onnxcop"):
+        models.save(old, path, external_data=True)
+        models.save(old, path, external_data=True)  # the same weights, the same file
+        assert not caplog.messages
+        (stale,) = set(tmp_path.iterdir()) - {path, foreign}
+        for external in (True, False):
+            models.save(new, path, external_data=external)
+            (line,) = caplog.messages
+            assert "weights of earlier results are left" in line
+            assert str(stale) in line
+            assert str(foreign) not in line
+            assert models.load(path) == new
+            caplog.clear()
+    assert stale.is_file()
+
+
 def test_over_two_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of large models, walked with small ones by lowering what counts as large."""
     for name in ("model", "verify"):
