@@ -75,7 +75,7 @@ def engine_from(values: Mapping[str, Any]) -> EngineOptions:
     """How models are run."""
     from onnxcop.engine import EngineOptions
 
-    return EngineOptions(provider=values["provider"], threads=values["threads"])
+    return EngineOptions(values["provider"], values["threads"], custom_ops=tuple(values["custom_ops"]))
 
 
 def criterion_from(values: Mapping[str, Any]) -> str | Criterion:

@@ -180,6 +180,10 @@ engine_options: Decorator[Any, Any] = _options(
         help="auto, cpu, cuda, tensorrt, or another of ONNX Runtime.",
     ),
     _option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads of ONNX Runtime."),
+    _option(
+        "--custom-ops", multiple=True, metavar="LIBRARY",
+        help="Operators of your own, as ONNX Runtime loads them; may be given again.",
+    ),
 )  # fmt: skip
 latency_options: Decorator[Any, Any] = _options(
     "Machine",

@@ -33,13 +33,18 @@ class EngineOptions:
             of an execution provider of ONNX Runtime.
         threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
         provider_options: Extra (key, value) settings of the first provider.
+        custom_ops: Libraries of operators of your own, as ONNX Runtime loads them.
     """
 
     provider: str = "auto"
     threads: int | None = None
     provider_options: tuple[tuple[str, str], ...] = ()
+    custom_ops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for library in self.custom_ops:
+            if not os.path.isfile(library):
+                raise EngineError(f"{library}: there is no such library of operators; check --custom-ops")
         if self.threads is not None and self.threads < 1:
             raise EngineError(f"threads is {self.threads}; give 1 or more, or leave it out")
 
@@ -96,6 +101,7 @@ class Session:
                 provider_options=dict(options.provider_options),
                 optimize=optimize,
                 config=config,
+                custom_ops=options.custom_ops,
             )
         except BaseException:
             self.close()

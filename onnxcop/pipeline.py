@@ -24,11 +24,13 @@ from onnxcop.latency_budget import check_bound, prune_within
 from onnxcop.modes import Modes
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.plan import PruningPlan, units_of
+from onnxcop.probe import random_feeds
 from onnxcop.progress import Callback, shown
 from onnxcop.recover import RecoverySettings
 from onnxcop.report import frozen_reasons
 from onnxcop.result import PruneResult
 from onnxcop.stats import CalibrationStats
+from onnxcop.verify import require_running
 from onnxcop.widths import suitable_widths
 
 log = logging.getLogger("onnxcop")
@@ -166,6 +168,8 @@ def prepare(
         )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
+    if analysis.structure.coupling.shapes.trouble:  # it was tried to run it and failed: better said now than later
+        require_running(analysis.original, random_feeds(analysis.original, analysis.input_shapes, seed), options)
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, input_shapes)
     choices: tuple[str, ...] = ()
     if latency is not None and limits.multiple_of == 1:

@@ -227,12 +227,37 @@ def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, Shape], seed: int,
 
 
 def shapes_of(model: onnx.ModelProto, inputs: Mapping[str, Shape], options: EngineOptions) -> ShapeMap:
-    """Infer all shapes; what inference cannot tell is read off one run of the model."""
+    """Infer all shapes; what inference cannot tell is read off one run of the model, or else off its value_info."""
     found = infer(model, inputs)
     if not found.unknown:
         return found
-    known = _observe(model, inputs, found.unknown, options)
-    return infer(model, inputs, known) if known else found
+    try:
+        known, trouble = _observe(model, inputs, found.unknown, options), ""
+    except EngineError as error:
+        log.debug("%d shapes stay unknown: %s", len(found.unknown), error)
+        known, trouble = _noted(model, inputs, found.unknown), str(error)
+    if known:
+        found = infer(model, inputs, known)
+    found.trouble = trouble
+    return found
+
+
+def _noted(model: onnx.ModelProto, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, tuple[int, Shape]]:
+    """Types and shapes that the model itself declares for tensors, where its inputs settle all sizes."""
+    sizes = {
+        dim.dim_param: size
+        for value in model_inputs(model)
+        for dim, size in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=True)
+        if dim.dim_param
+    }
+    found = {}
+    for value in model.graph.value_info:
+        kind = value.type.tensor_type
+        if value.name in names and kind.HasField("shape") and kind.elem_type:
+            shape = tuple(dim.dim_value or sizes.get(dim.dim_param, 0) for dim in kind.shape.dim)
+            if all(shape):
+                found[value.name] = (int(kind.elem_type), shape)
+    return found
 
 
 def _observe(
@@ -242,12 +267,8 @@ def _observe(
     exposed.CopyFrom(model)
     have = {value.name for value in exposed.graph.output}
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
-    try:
-        with Session(exposed, options, optimize=False) as session:
-            results = session.run(random_feeds(model, inputs, seed=0), names)
-    except EngineError as error:
-        log.debug("%d shapes stay unknown: %s", len(names), error)
-        return {}
+    with Session(exposed, options, optimize=False) as session:
+        results = session.run(random_feeds(model, inputs, seed=0), names)
     known: dict[str, tuple[int, Shape]] = {}
     for name, result in results.items():
         if isinstance(result, np.ndarray):

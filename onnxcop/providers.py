@@ -6,8 +6,9 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def create_session(
     provider_options: Mapping[str, str] | None = None,
     optimize: bool = True,
     config: Mapping[str, str] | None = None,
+    custom_ops: Sequence[str] = (),
 ) -> Any:
     """An `onnxruntime.InferenceSession` whose first provider is the first of `names`.
 
@@ -105,9 +107,10 @@ def create_session(
         provider_options: Extra settings of the first provider.
         optimize: Whether the graph may be rewritten before it runs.
         config: Further settings of the session, by ONNX Runtime's keys.
+        custom_ops: Paths of libraries of operators.
 
     Raises:
-        EngineError: ONNX Runtime refuses the model, or would replace the provider by another.
+        EngineError: ONNX Runtime refuses the model or a library, or would replace the provider by another.
     """
     ort = _onnxruntime()
     settings = ort.SessionOptions()
@@ -117,6 +120,7 @@ def create_session(
         settings.inter_op_num_threads = 1
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
+    load_operators(settings, custom_ops)
     if not optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     chosen = [(name, dict(_OPTIONS.get(name, {}))) for name in names]
@@ -131,6 +135,25 @@ def create_session(
     if session.get_providers()[:1] != names[:1]:
         raise EngineError(f"ONNX Runtime could not start {names[0]}: no such device, or its libraries are missing")
     return session
+
+
+def load_operators(settings: Any, libraries: Sequence[str]) -> None:
+    """Make the operators of libraries known to a session that is made with these settings.
+
+    Raises:
+        EngineError: One of them is no library of operators for this ONNX Runtime.
+    """
+    for library in libraries:
+        try:
+            settings.register_custom_ops_library(os.path.abspath(library))
+        except Exception as error:
+            raise engine_error(f"ONNX Runtime could not load the operators of {library}", error) from error
+
+
+def check_operators(libraries: Sequence[str]) -> None:
+    """Load libraries of operators, to know that they can be; see :func:`load_operators`."""
+    if libraries:
+        load_operators(_onnxruntime().SessionOptions(), libraries)
 
 
 @functools.cache

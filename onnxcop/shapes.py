@@ -40,10 +40,12 @@ class ShapeMap:
     Attributes:
         infos: What is known of every tensor.
         unknown: Tensors of the top-level graph whose shape could not be told.
+        trouble: Why the model could not be run to read them off.
     """
 
     infos: dict[str, TensorInfo] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    trouble: str = ""
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self.infos.get(name, _NOTHING)

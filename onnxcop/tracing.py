@@ -64,6 +64,7 @@ class _Walk:
     findings: Findings = field(default_factory=Findings)
     derived: set[str] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
+    hidden: dict[str, str] = field(default_factory=dict)
 
     scopes: Scopes = field(init=False)
     bodies: Mapping[tuple[int, str], Scope] = field(init=False)
@@ -108,6 +109,7 @@ class _Walk:
         if index in self.orders and self._shuffled(index, self.orders[index]):
             return
         infos = [self.shapes[name] if name else None for name in node.input]
+        self._note_hidden(node)
         op = Op(
             index, node, self.opsets.get(domain, 1), _attributes(node), infos,
             [self.shapes[name] for name in node.output], self.pool, self.findings, self._label,
@@ -202,8 +204,18 @@ class _Walk:
             return
         self.labels[name] = label
 
+    def _note_hidden(self, node: onnx.NodeProto) -> None:
+        """Remember from which node on shapes are not known."""
+        behind = next((self.hidden[name] for name in node.input if name in self.hidden), None)
+        for name in node.output:
+            if name and self.shapes[name].shape is None:
+                self.hidden[name] = behind or f"{node.op_type} {node.name or node.output[0]}"
+
     def _decline(self, op: Op, why: str) -> None:
         """Freeze all that a node touches, captured outer tensors of its bodies included."""
+        behind = next((self.hidden[name] for name in op.node.input if name in self.hidden), None)
+        if behind is not None:
+            why = f"behind {behind}, the shape of whose output is not known"
         reason = Reason(why, op.where)
         names = {name for name in op.node.input if name} | captured(op.node)
         for name in sorted(names):

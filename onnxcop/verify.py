@@ -34,6 +34,7 @@ from onnxcop.shapes import Shape
 
 _LONG_RUN = 2.0  # seconds of one run, beyond which no other sizes are tried
 _MIXED = "with other batches the original mixes samples, so only the analysed sizes were compared"
+_UNREGISTERED = "is not a registered function/op"  # ONNX Runtime of an operator that it does not know
 _FIX_SIZES = "fix the sizes of the model's inputs if others do not matter"
 
 
@@ -165,7 +166,7 @@ def check_runs(
             subject = stack.enter_context(Session(pruned, options))
             new = subject.run(feeds)
         except EngineError as error:
-            _require_running(original, feeds, options)
+            require_running(original, feeds, options)
             raise VerificationError(f"the pruned model does not run: {error}") from None
         try:
             reference = stack.enter_context(Session(original, options))
@@ -219,11 +220,17 @@ def _check_outputs(original: onnx.ModelProto, old: Feed, new: Feed, where: str =
             raise VerificationError(f"output {name!r} of the pruned model is not finite{where}")
 
 
-def _require_running(model: onnx.ModelProto, feeds: Feed, options: EngineOptions) -> None:
+def require_running(model: onnx.ModelProto, feeds: Feed, options: EngineOptions) -> None:
+    """Raise a ModelError where a model does not run on some inputs, with what to do about it."""
     try:
         with Session(model, options) as session:
             session.run(feeds)
     except EngineError as error:
+        if _UNREGISTERED in str(error):
+            raise ModelError(
+                f"the model does not run even before it is pruned: {error}; give the library of that operator with "
+                "--custom-ops"
+            ) from None
         raise ModelError(
             f"the model does not run even before it is pruned: {error}; mend it, or give other input "
             "sizes with --input-shape"
