@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,8 @@ from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.probe import settle_shapes, shapes_of
 from onnxcop.providers import check_operators
 from onnxcop.scopes import Scopes, make_names_unique
-from onnxcop.shapes import Shape, ShapeMap
+from onnxcop.shapes import Shape
 from onnxcop.sharing import unshare
-
-log = logging.getLogger("onnxcop")
 
 
 @dataclass(frozen=True)
@@ -126,27 +123,10 @@ def analyze(
     shapes = shapes_of(working, settled, options)
     if inline_settled(working, shapes):
         shapes = shapes_of(working, settled, options)
-    if shapes.trouble:
-        _tell_unknown(working, shapes)
     structure = groups.build(working, tracing.trace(working, shapes, rules, policy))
     return Analysis(
         original, working, copies, models.sha256(original), settled, structure,
         cost.build(working, structure), source, added,
-    )  # fmt: skip
-
-
-def _tell_unknown(model: onnx.ModelProto, shapes: ShapeMap) -> None:
-    """Say which shapes that matter nothing tells, and what helps."""
-    read = {name for node in model.graph.node for name in node.input}
-    unknown = [name for name in shapes.unknown if name in read]
-    if not unknown:
-        return
-    first, others = unknown[0], len(unknown) - 1
-    log.warning(
-        "the shape of tensor %r%s is not known, and what reads it is frozen: the model cannot be run here (%s); "
-        "give what it needs, its operators' library with --custom-ops say, or declare that shape in the model's "
-        "value_info; --input-shape does not tell it",
-        first, f" and of {others} behind it" if others else "", shapes.trouble,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from onnxcop.analysis import Analysis, census, group_name, inner_share, node_name, prunable_share
 from onnxcop.report import Totals, frozen_reasons, totals
+
+log = logging.getLogger("onnxcop")
 
 _MOST_REASONS = 3  # of a layer
 
@@ -94,6 +97,7 @@ class Inspection:
 
 def inspect(analysis: Analysis) -> Inspection:
     """Describe an analysed model."""
+    _tell_unknown(analysis)
     layers = census(analysis)
     _, _, frozen = frozen_reasons(analysis)
     groups = sorted((_entry(analysis, g.index) for g in analysis.structure.groups), key=lambda entry: -entry.half_macs)
@@ -112,6 +116,22 @@ def inspect(analysis: Analysis) -> Inspection:
         declined=tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
         halved=_halved(analysis),
     )
+
+
+def _tell_unknown(analysis: Analysis) -> None:
+    """Say which shapes that matter nothing tells, and what helps."""
+    shapes = analysis.structure.coupling.shapes
+    read = {name for node in analysis.model.graph.node for name in node.input}
+    unknown = [name for name in shapes.unknown if name in read]
+    if not shapes.trouble or not unknown:
+        return
+    first, others = unknown[0], len(unknown) - 1
+    log.warning(
+        "the shape of tensor %r%s is not known, and what reads it is frozen: the model cannot be run here (%s); "
+        "give what it needs, its operators' library with --custom-ops say, or declare that shape in the model's "
+        "value_info; --input-shape does not tell it",
+        first, f" and of {others} behind it" if others else "", shapes.trouble,
+    )  # fmt: skip
 
 
 def _halved(analysis: Analysis) -> Totals:

@@ -12,6 +12,7 @@ from small_models import weights, written
 import onnxcop
 from onnxcop import cli
 from onnxcop.errors import EngineError
+from onnxcop.inspection import inspect
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 
@@ -43,6 +44,8 @@ def test_what_lies_behind_an_unknown_shape_says_so(caplog: pytest.LogCaptureFixt
         "no rule for operator my.ops.Magic (magic)",
         *(f"behind Magic magic, the shape of whose output is not known ({name})" for name in ("c3", "c4")),
     ]
+    assert not caplog.messages
+    inspect(analysis)
     (warning,) = caplog.messages
     assert "the shape of tensor 'd'" in warning
     assert "value_info; --input-shape does not tell it" in warning
@@ -53,6 +56,7 @@ def test_declared_shapes_are_used_where_the_model_does_not_run(
     declared: list[int | str], caplog: pytest.LogCaptureFixture
 ) -> None:
     analysis = onnxcop.analyze(with_operator("my.ops", "Magic", declared), options=CPU)
+    inspect(analysis)
     assert not caplog.messages
     assert [group.width for group in analysis.structure.groups] == [8, 10]
     assert analysis.structure.coupling.shapes["d"].shape == (1, 6, 8, 8)
@@ -61,6 +65,7 @@ def test_declared_shapes_are_used_where_the_model_does_not_run(
 def test_sizes_that_nothing_settles_stay_unknown(caplog: pytest.LogCaptureFixture) -> None:
     analysis = onnxcop.analyze(with_operator("my.ops", "Magic", ["N", 6, "H", 8]), options=CPU)
     assert [group.width for group in analysis.structure.groups] == [8]
+    inspect(analysis)
     assert caplog.messages
 
 
