@@ -85,7 +85,7 @@ def _strided(op: Op, live: IntArray, cut: slice, element: int) -> IntArray | Non
         op.tie(live, live[runs])
         if last < len(live) or 0 <= cut.stop <= len(live):
             until = min(len(positions) * step, len(live))
-            op.size("ends" if "ends" in op.attributes else 2, element, live[:until], live)
+            op.size(2, element, live[:until], live)  # opsets that give bounds as attributes know no steps
     return live[positions]
 
 
@@ -112,7 +112,7 @@ def gather(op: Op) -> None:
     by_size = info is not None and info.sized
     indices = op.value(1) if live is not None and not by_size else None
     if live is not None and indices is None:
-        op.freeze(live, "is indexed by data")
+        op.freeze(live, "is indexed by what follows from a size" if by_size else "is indexed by data")
     elif live is not None and indices is not None:
         picked = _picked(op, axis, live, indices)
     elif op.has(1) and any(entry is not None for entry in op.label(1)):
