@@ -7,18 +7,18 @@ unit, tells the ranking, and goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 
-from onnxcop.arrays import FloatArray, IntArray
+from onnxcop.arrays import BoolArray, FloatArray, IntArray
 from onnxcop.cost import CostModel
 from onnxcop.errors import CalibrationError
 from onnxcop.groups import Structure
-from onnxcop.layers import Layer, Weights, layers_of
+from onnxcop.layers import Layer, Weights, layer_weights, layers_of
 from onnxcop.stats import CalibrationStats
 
 
@@ -149,16 +149,39 @@ def produced_filter_counts(subject: Subject) -> FloatArray:
 
 
 def _per_filter(subject: Subject, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
-    """Average a measure of filters over the coupled layers, each relative to its layer's mean."""
+    """Average a measure of filters over the coupled layers, each relative to its layer's mean.
+
+    Units that no layer makes (frequencies of an encoding of positions, say) are measured by the weights
+    that read them.
+    """
+    made, seen = _averaged(subject, produced_filters(subject), measure)
+    if seen.all():
+        return made
+    read, _ = _averaged(subject, _reading_weights(subject), measure)
+    return np.where(seen, made, read)
+
+
+def _averaged(
+    subject: Subject, rows: Iterable[tuple[IntArray, FloatArray]], measure: Callable[[FloatArray], FloatArray]
+) -> tuple[FloatArray, BoolArray]:
+    """A measure of rows of weights averaged by unit, and which units have any."""
     count = len(subject.structure.unit_class)
     total, seen = np.zeros(count), np.zeros(count)
-    for units, filters in produced_filters(subject):
-        scores = measure(filters)
+    for units, weights in rows:
+        scores = measure(weights)
         scores = scores / max(float(scores.mean()), np.finfo(np.float64).tiny)
         live = units >= 0
         np.add.at(total, units[live], scores[live])
         np.add.at(seen, units[live], 1)
-    return np.divide(total, seen, out=np.zeros(count), where=seen > 0)
+    return np.divide(total, seen, out=np.zeros(count), where=seen > 0), seen > 0
+
+
+def _reading_weights(subject: Subject) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Weights of every layer that reads units: (unit per channel, float64 [channels, weights])."""
+    for layer in subject.layers:
+        weights = layer_weights(subject.weights, layer)
+        if weights is not None:
+            yield layer.units, np.tile(weights.reshape(len(weights), -1), (layer.groups, 1))
 
 
 def produced_norms(subject: Subject) -> FloatArray:
@@ -227,8 +250,6 @@ class Wanda:
 
     def rank(self, subject: Subject) -> Ranking:
         """Score by weights times activations."""
-        from onnxcop.layers import layer_weights
-
         if subject.stats is None:
             raise CalibrationError("criterion wanda needs calibration data; give --data")
         count = len(subject.structure.unit_class)

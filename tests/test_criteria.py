@@ -109,6 +109,30 @@ def test_planted_channels_go_first(name: str) -> None:
     assert found == {places[which] for which in FINDS[name]}
 
 
+@pytest.mark.parametrize(("name", "order"), [("l1", 1), ("l2", 2)])
+def test_what_no_layer_makes_is_scored_by_the_weights_that_read_it(name: str, order: int) -> None:
+    """Frequencies of an encoding: stored, but not the filters of any layer."""
+    read = np.random.default_rng(0).standard_normal((6, 9)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("Mul", ["x", "frequencies"], ["angles"]),
+        onnx.helper.make_node("Sin", ["angles"], ["features"]),
+        onnx.helper.make_node("MatMul", ["features", "w"], ["y"]),
+    ]
+    stored = {"frequencies": np.arange(1, 7, dtype=np.float32), "w": read}
+    graph = onnx.helper.make_graph(
+        nodes, "encoding",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 1])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 9])],
+        [numpy_helper.from_array(values, key) for key, values in stored.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    subject = subject_of(model)
+    (group,) = subject.structure.groups
+    scores = CRITERIA[name].rank(subject).importance(subject.structure.axis_sizes)[group.units]
+    norms = np.linalg.norm(read, order, axis=1)
+    np.testing.assert_allclose(scores, norms / norms.mean(), rtol=1e-5)
+
+
 def test_every_criterion_is_tried() -> None:
     assert {*FINDS, "random"} == set(CRITERIA)
 

@@ -29,8 +29,10 @@ _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos C
 HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
 Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
 
-_BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less
-LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Xor""".split()
+_BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Max Mean Min Mod Mul Or Pow Sub Sum
+Xor""".split()
+
+_COMPARE = "Equal Greater GreaterOrEqual Less LessOrEqual".split()
 
 _POOL = "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool".split()
 
@@ -146,6 +148,7 @@ _CONTRIB: dict[str, Callable[[Op], None]] = {
 DEFAULT_RULES: dict[tuple[str, str], Rule] = (
     {("", name): elementwise.unary for name in _UNARY}
     | {("", name): elementwise.broadcast for name in _BROADCAST}
+    | {("", name): elementwise.comparison for name in _COMPARE}
     | {("", name): reduction.pool for name in _POOL}
     | {("", name): reduction.reduce for name in _REDUCE}
     | {("", name): movement.generated for name in _GENERATED}

@@ -38,6 +38,20 @@ def broadcast(op: Op) -> None:
     op.emit(broadcast_labels(op, range(op.count)))
 
 
+def comparison(op: Op) -> None:
+    """Comparisons, which broadcast. Over an axis of constants alone they tell values apart: a one-hot code.
+
+    Exact: every axis, tied between the operands; constants are cut along.
+    Frozen: axes that meet one that is never pruned, and those that constants have and the data lacks.
+    """
+    label = broadcast_labels(op, range(op.count))
+    data = [position for position in range(op.count) if not op.constant(position)]
+    for axis in range(-len(label), 0) if data else ():
+        if all(len(op.shape(p)) < -axis or op.shape(p)[axis] == 1 for p in data):
+            op.freeze(label[axis], "tells values of the data apart")
+    op.emit(label)
+
+
 def clip(op: Op) -> None:
     """Clip: the bounds are scalars.
 

@@ -77,14 +77,18 @@ def _operands(draw: Draw, count: int, one_way: bool = False) -> tuple[list[Shape
     return found, live, _units(found, live)
 
 
-def _units(found: list[Shape], live: dict[int, Shape]) -> int:
-    """An axis of the result can be pruned where every operand that has it in full is live on it."""
+def _units(found: list[Shape], live: dict[int, Shape], *, fed: bool = False) -> int:
+    """An axis of the result can be pruned where every operand that has it in full is live on it.
+
+    Where it must be `fed`, an operand that is not stored must have it too.
+    """
     rank = max(len(shape) for shape in found)
     count = 0
     for axis in range(-rank, 0):
         size = max(shape[axis] for shape in found if len(shape) >= -axis)
         full = [p for p, shape in enumerate(found) if len(shape) >= -axis and shape[axis] == size]
-        if size > 1 and all(p not in live or len(found[p]) + axis in live[p] for p in full):
+        stored = all(p not in live for p in full)
+        if size > 1 and not (fed and stored) and all(p not in live or len(found[p]) + axis in live[p] for p in full):
             count += size
     return count
 
@@ -93,6 +97,7 @@ def _units(found: list[Shape], live: dict[int, Shape]) -> int:
 def _broadcast(draw: Draw, op: str) -> Sample:
     count = draw(st.integers(2, 3)) if op in _VARIADIC else 2
     found, live, units = draw(_operands(count))
+    units = _units(found, live, fed=True) if op in _COMPARE else units
     dtype: Any = np.float32
     attributes: dict[str, Any] = {}
     if op in _LOGICAL:
