@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcop.drawing import new_table, terminal
+from onnxcop.drawing import new_table, plural, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +106,7 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
         console.print(_group_table(report))
     _tell(console, f"{report.model}: {story.found(report)}", *story.frozen(report, _MOST_REASONS))
     if report.declined:
-        _tell(console, f"not followed: {len(report.declined)} nodes, {report.declined[0]}")
+        _tell(console, f"not followed: {plural(len(report.declined), 'node')}, {report.declined[0]}")
     _tell(console, f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data was given")
     if report.inputs:
         _tell(console, f"  {report.inputs}")

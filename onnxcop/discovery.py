@@ -17,6 +17,7 @@ from onnxcop.parcels import NpyParcel, NpzParcel, TestSetParcel
 from onnxcop.sources import ImageStore, ParcelStore, Store
 
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _FORMS = "pictures, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
 
 
@@ -37,6 +38,8 @@ def store_from_path(path: Path, binder: Binder) -> Store:
         return ParcelStore([_parcel(path)], binder)
     if suffix == ".pb":
         raise CalibrationError(f"{path}: this is one tensor; give the folder that holds it")
+    if suffix in _ARCHIVES:
+        raise CalibrationError(f"{path}: this is an archive; unpack it and give the folder")
     raise CalibrationError(f"{path}: data with the extension '{suffix}' are not known; give {_FORMS}")
 
 

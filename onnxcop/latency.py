@@ -83,8 +83,8 @@ class Latency:
 
     @property
     def share(self) -> str:
-        """The ratio as what it is, beside the times: "71.8% of time"."""
-        return f"{self.ratio:.1%} of time"
+        """The ratio as what it is, beside the times: "72% of time"."""
+        return f"{self.ratio:.0%} of time"
 
     @property
     def slower(self) -> bool:

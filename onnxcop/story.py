@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxcop.budget import Limits
-from onnxcop.drawing import counted, percent, plural, sized
+from onnxcop.drawing import counted, percent, plural, shortened, sized
 from onnxcop.report import GroupReport, Report
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ NO_CURVE = (
     "is measured on held-out samples after every step."
 )
 
+_NAME = 40  # letters of a group's name in a sentence
 _BEFORE, _AFTER = " before", " after"
 
 
@@ -79,7 +80,7 @@ def cut(report: Report, settings: Mapping[str, Any]) -> str:
 def most_cut(report: Report, most: int) -> str:
     """The groups that lost the largest shares, "conv2 64→40, …"; empty where none was cut."""
     touched = sorted((g for g in report.groups if g.kept < g.width), key=_share_kept)
-    text = ", ".join(f"{group.name} {group.width}→{group.kept}" for group in touched[:most])
+    text = ", ".join(f"{shortened(group.name, _NAME)} {group.width}→{group.kept}" for group in touched[:most])
     return text + (", …" if len(touched) > most else "")
 
 

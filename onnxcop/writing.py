@@ -26,8 +26,11 @@ def check_target(path: Path, source: Path | None = None) -> None:
         raise ModelError(f"{path} is not a regular file; give a file name for the result")
     if not folder.is_dir():
         raise ModelError(f"the output folder {folder} does not exist; create it first")
-    if not os.access(folder, os.W_OK):
-        raise ModelError(f"the output folder {folder} is not writable; choose another with -o")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # some folders let only a try tell
+            pass
+    except OSError as error:
+        raise ModelError(f"the output folder {folder} is not writable ({_cause(error)}); choose another") from None
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise ModelError(f"{path} is the input model itself; choose another output with -o")
 

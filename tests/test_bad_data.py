@@ -30,6 +30,9 @@ def _make_broken(folder: Path, kind: str) -> tuple[Any, tuple[InputSpec, ...], t
     if kind == "unknown extension":
         (folder / "a.xyz").write_text("?")
         return folder / "a.xyz", (VECTOR,), (r"a\.xyz", r"\.npz")
+    if kind == "archive":
+        (folder / "pictures.zip").write_bytes(b"PK")
+        return folder / "pictures.zip", (VECTOR,), (r"pictures\.zip", "unpack it and give the folder")
     if kind == "mixed folder":
         SOURCES["npy"](folder)
         Image.fromarray(pictures(1)[0]).save(folder / "a.png")
@@ -82,6 +85,7 @@ def _make_broken(folder: Path, kind: str) -> tuple[Any, tuple[InputSpec, ...], t
         "empty folder",
         "unknown files",
         "unknown extension",
+        "archive",
         "mixed folder",
         "broken npz",
         "objects",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,9 +307,16 @@ def test_output_folder_not_writable(
     closed = tmp_path / "closed"
     closed.mkdir()
     (closed / "out.onnx").write_bytes(b"old")
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
+    temporary_file = tempfile.TemporaryFile
+
+    def guarded(**arguments: Any) -> Any:
+        if arguments["dir"] == closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return temporary_file(**arguments)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", guarded)
     line = refused(capsys, model, out=closed / "out.onnx")
-    assert "not writable" in line
+    assert "not writable (Permission denied); choose another" in line
     assert str(closed) in line
 
 

@@ -50,6 +50,15 @@ def test_the_summary_tells_a_story(model: Path, capsys: pytest.CaptureFixture[st
     assert len(shown) < 24
 
 
+def test_long_names_are_shortened_in_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = chain()
+    for node in net.graph.node:
+        node.name = f"{'a_scope/of_a_scope;' * 20}{node.name}"
+    assert cli.run([str(written(net, tmp_path / "net.onnx")), *BARE]) == 0
+    (line,) = (line for line in lines(capsys.readouterr().out) if "→" in line)
+    assert len(line) < 120
+
+
 def test_quiet_says_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = model.with_name("x.npz")
     np.savez(data, x=np.random.default_rng(0).random((4, 3, 8, 8), np.float32))
