@@ -19,6 +19,7 @@ from onnxcop.cost import CostModel
 from onnxcop.engine import EngineOptions, resolve_provider
 from onnxcop.groups import Structure
 from onnxcop.inlining import inline_settled
+from onnxcop.lifting import lift_constants
 from onnxcop.ops import DEFAULT_RULES, RuleTable
 from onnxcop.probe import settle_shapes, shapes_of
 from onnxcop.providers import check_operators
@@ -103,7 +104,7 @@ def analyze(
         rules: What every operator does to labels.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         options: How to run the model where shapes cannot be inferred.
-        biases: Give layers without a bias a zero one, for recovery to use.
+        biases: Make the weights ready for recovery: stored as initializers, and each layer with a bias.
 
     Raises:
         ModelError: The model cannot be read.
@@ -117,6 +118,8 @@ def analyze(
     working = onnx.ModelProto()
     working.CopyFrom(original)
     make_names_unique(working)
+    if biases:
+        lift_constants(working)
     copies = unshare(working)
     added = add_biases(working) if biases else frozenset()
     settled = settle_shapes(working, input_shapes, options)
