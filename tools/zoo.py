@@ -191,7 +191,8 @@ def summarized(reasons: dict[str, int]) -> list[str]:
         text, _, place = reason.partition(" (")
         texts[text] += filters
         places.setdefault(text, place.rstrip(")"))
-    return [f"{text} ({places[text]}): {count}" for text, count in texts.most_common(3)]
+    named = {text: f"{text} ({place})" if place else text for text, place in places.items()}
+    return [f"{named[text]}: {count}" for text, count in texts.most_common(3)]
 
 
 if __name__ == "__main__":
