@@ -26,7 +26,7 @@ def best_of(walk: Walk) -> Coupling:
     best = walk(preferred)
     for _ in range(_ROUNDS):
         flips = _flips(best)
-        for trials in (flips, _upstream(best, flips)):
+        for trials in (flips, _upstream(best, flips), _lost(best, flips)):
             kept, candidate = _improved(walk, preferred, trials, best)
             if candidate is not best:
                 break
@@ -69,6 +69,17 @@ def _upstream(coupling: Coupling, flips: dict[int, int]) -> dict[int, int]:
             origin.setdefault(atom, len(atoms))
         if atoms:
             result[choice.node] = flips[choice.node]
+    return result if result != flips else {}
+
+
+def _lost(coupling: Coupling, flips: dict[int, int]) -> dict[int, int]:
+    """Only the flips at choices that freed nothing; {} where those are all.
+
+    Where queries took their heads and keys, which share a Reshape with the values, their dimensions, the
+    queries must give way and the keys must not.
+    """
+    freed = _freed(coupling)
+    result = {node: option for node, option in flips.items() if not freed[node]}
     return result if result != flips else {}
 
 

@@ -67,6 +67,21 @@ def test_attention_written_out(name: str, policy: str) -> None:
     assert len(given_out) == 1 and len(frozen) == 1 + turned_from_outside
 
 
+def test_queries_give_way_to_keys_that_share_a_matrix_with_values() -> None:
+    """With as many heads as dimensions queries could lose either; keys and values lose dimensions."""
+    net, heads, size, deep, tokens = models.Net(), 4, 4, 12, 5
+    width = heads * size
+    x = net.linear(net.input("x", ["batch", tokens, 6]), 6, width)
+    both = net.add("Reshape", net.linear(x, width, heads * (size + deep)), net.ints(0, 0, heads, -1))
+    k = net.add("Split", both, net.ints(size, deep), outputs=2, axis=3)
+    k, v = net.add("Transpose", k, perm=[0, 2, 3, 1]), net.add("Transpose", f"{k}_1", perm=[0, 2, 1, 3])
+    scores = net.add("MatMul", net.heads(net.linear(x, width, width), heads, size), k)
+    mixed = net.merged(net.add("MatMul", net.add("Softmax", scores, axis=-1), v), heads * deep)
+    net.output(net.linear(mixed, heads * deep, 3), ["batch", tokens, 3])
+    analysis = _check(net.model())
+    assert _widths(analysis, exact=True) == [4, 12, 16]
+
+
 def _optimized(tmp_path: Path, *, multi_head: bool) -> onnx.ModelProto:
     """BERT as the optimizer for transformers that onnxruntime ships makes it."""
     optimizer = pytest.importorskip("onnxruntime.transformers.optimizer")
