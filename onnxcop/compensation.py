@@ -12,6 +12,7 @@ from onnxcop.arrays import FloatArray, IntArray
 from onnxcop.stats import Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the mean variance
+_BLOCK = 128  # rows of a matrix
 _JUDGES = 512  # sums over a layer's inputs that are enough to choose its λ by
 
 
@@ -66,8 +67,18 @@ def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
     if not failed:
         inverse, failed = dpotri(factor, lower=1)
         if not failed:
-            return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
+            return _mirrored(inverse)
     return np.asarray(np.linalg.pinv(loaded))
+
+
+def _mirrored(lower: FloatArray) -> FloatArray:
+    """The symmetric matrix with this lower triangle, in place and by blocks: matrices are large."""
+    for start in range(0, len(lower), _BLOCK):
+        stop = start + _BLOCK
+        corner = np.tril(lower[start:stop, start:stop])
+        lower[start:stop, start:stop] = corner + np.tril(corner, -1).T
+        lower[start:stop, stop:] = lower[stop:, start:stop].T
+    return lower
 
 
 def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -> FloatArray:

@@ -31,8 +31,8 @@ def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
     if found.groups:
         halved, cost = found.halved, found.cost
         console.print(
-            f"without half of every group: {percent(halved.macs, cost.macs)} of the MACs, "
-            f"{percent(halved.params, cost.params)} of the parameters"
+            f"with half of every group gone, {percent(halved.macs, cost.macs)} of the MACs and "
+            f"{percent(halved.params, cost.params)} of the parameters are left"
         )
         console.print(_groups(found, console.width, verbose=verbose))
         if len(found.groups) > _MOST_GROUPS and not verbose:

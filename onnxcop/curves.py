@@ -176,7 +176,7 @@ def choose_ridges(working: Working, samples: Samples) -> dict[int, float]:
             continue
         weights = working.weights(layer)
         surgery = LayerSurgery.of(layer, weights, fit, 1e-2, alive)
-        gone = np.sort(trial[np.argsort(surgery.costs()[trial], kind="stable")][: max(1, len(trial) // 5)])
+        gone = np.sort(trial[np.argsort(surgery.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
         keep = np.setdiff1d(np.flatnonzero(alive), gone)
         ridges[layer.node] = best_ridge(weights, fit, held, keep, gone)
     return ridges

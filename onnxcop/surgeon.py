@@ -119,13 +119,17 @@ class LayerSurgery:
         result[np.repeat(~self.alive, self.block)] = 0.0
         return result
 
-    def costs(self) -> FloatArray:
-        """Relative output error of removing each channel, float64 [channels]; infinite for those that cannot leave."""
+    def errors(self) -> FloatArray:
+        """Output error of removing each channel, float64 [channels]; infinite for those that cannot leave."""
         if self._part is None:
             self._part = _Part.of(self)
-        cost = np.full(len(self.alive), np.inf)
-        cost[self._part.channels] = self._part.costs(self.matter) / self.energy
-        return cost
+        error = np.full(len(self.alive), np.inf)
+        error[self._part.channels] = self._part.errors(self.matter)
+        return error
+
+    def costs(self) -> FloatArray:
+        """The same relative to what the layer's output varies by."""
+        return self.errors() / self.energy
 
     def remove(self, channels: IntArray) -> None:
         """Take channels out and let the others make up for them."""
@@ -154,7 +158,7 @@ class _Part:
         part.remove(surgery.channels[~surgery.alive[surgery.channels]])
         return part
 
-    def costs(self, matter: FloatArray) -> FloatArray:
+    def errors(self, matter: FloatArray) -> FloatArray:
         if self.block == 1:  # many systems of one equation each: a division
             return np.asarray(self.weights**2 @ matter / np.diagonal(self.inverse))
         count, size = len(self.channels), self.block
