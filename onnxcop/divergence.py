@@ -97,7 +97,7 @@ class Reference:
             total += float((np.exp(logs) * gap).sum())
             same += int((mine[name].argmax(axis=1) == theirs[name].argmax(axis=1)).sum())
             count += len(logs)
-        value = total / max(count, 1)
+        value = max(total / max(count, 1), 0.0)  # rounding can leave a little less than nothing
         return Divergence(value if np.isfinite(value) else float("inf"), "kl", same / max(count, 1))
 
 

@@ -103,7 +103,7 @@ def _is_wide(values: Sequence[float]) -> bool:
 
 
 def _linear(values: Sequence[float]) -> tuple[_Scale, list[tuple[float, str]]]:
-    most = max(values) or 1.0
+    most = max(*values, 0.0) or 1.0
     step = 10 ** math.floor(math.log10(most))
     step = next(step * part for part in (0.2, 0.5, 1.0, 2.0, 5.0) if most <= 5 * step * part)
     count = math.ceil(most / step - 1e-9)

@@ -50,6 +50,14 @@ def test_the_same_is_at_no_distance(shape: tuple[int, ...]) -> None:
     assert found.agreement == (1 if shape == (12, 5) else None)
 
 
+def test_no_distance_is_negative() -> None:
+    """The sum that a divergence is can round to less than nothing where two networks hardly differ."""
+    reference = Reference([{"y": LOGITS.astype(np.float64)}])
+    noise = np.random.default_rng(1).standard_normal((50, *LOGITS.shape)) * 1e-12
+    found = [reference.compare([{"y": LOGITS + one}]).value for one in noise]
+    assert 0 == min(found) < max(found) < 1e-12
+
+
 def test_classes_that_are_ruled_out() -> None:
     masked, other = LOGITS.copy(), OTHER.copy()
     masked[:, 2] = other[:, 2] = -np.inf

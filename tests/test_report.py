@@ -260,7 +260,7 @@ def test_bars_show_what_is_left() -> None:
     assert meter(900, 900, 200) == meter(200, 200, 200)
 
 
-@pytest.mark.parametrize("values", [(0.5, 0.9), (1e-6, 0.2), (0.0, 0.0), (2.0, 2.0)])
+@pytest.mark.parametrize("values", [(0.5, 0.9), (1e-6, 0.2), (0.0, 0.0), (2.0, 2.0), (-1e-17, -1e-17)])
 def test_points_of_the_curve_lie_in_the_order_of_their_values(values: tuple[float, float]) -> None:
     way = [Waypoint("one", 0.8, values[0]), Waypoint("two & <b>", 0.6, values[1]), Waypoint("lost", 0.5, math.inf)]
     drawn = curve(way, (0.6, values[1]), 0.6, None)
