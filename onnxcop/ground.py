@@ -20,9 +20,11 @@ _PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few 
 _PROBE_MOST = 1 / 3
 _MADE_UP = 128  # samples to fit on where there are no data
 _FEWEST = 32
+_FEWEST_HELD = 8  # others to measure on, half as many where that is affordable
 _AFFORDABLE = 2e10  # multiply-accumulates over made-up samples; more of them tell little more
 _BATCH = 16
-_LARGE = 1e9  # multiply-accumulates of a network from which on made-up inputs are not worth refining on
+_LARGE = 1e8  # multiply-accumulates of a network from which on made-up inputs are not worth refining on
+_PASSES = 2  # of measuring curves there; what more of them tell is how the network takes these inputs
 
 
 def recovery_on(
@@ -50,9 +52,11 @@ def recovery_without_data(
     """An untouched network that is fitted and measured on made-up inputs, of which those of a large one are few."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
-    fit, probe = synthetic_data(analysis, samples + samples // 2, _BATCH, settings.seed).split(1 / 3, settings.seed)
+    held = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
+    made_up = synthetic_data(analysis, samples + held, _BATCH, settings.seed)
+    fit, probe = made_up.split(held / (samples + held), settings.seed)
     if macs > _LARGE:
-        settings = replace(settings, refine=0, curve_passes=min(settings.curve_passes, 2))
+        settings = replace(settings, refine=0, curve_passes=min(settings.curve_passes, _PASSES))
     return Recovery(analysis, fit, probe, options, settings, progress)
 
 

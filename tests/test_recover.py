@@ -11,6 +11,7 @@ import pytest
 from small_models import chain
 
 import onnxcop
+from onnxcop import ground
 from onnxcop.budget import Budget, default_rounds, round_budgets
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions, Session
@@ -190,6 +191,28 @@ def test_only_full_recovery_refines(recover: str) -> None:
     assert any(step.startswith("curves") for step in steps)
     assert ("refinement" in steps) == (recover == "full")
     assert bool(result.report.quality) == (recover != "none")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_without_data_less_is_measured_of_a_large_network(
+    large: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(ground, "_LARGE", 1.0)
+        monkeypatch.setattr(ground, "_AFFORDABLE", 1.0)
+    ends: list[tuple[str, float]] = []
+
+    def note(step: str, done: float, total: float | None) -> None:
+        if done == total:
+            ends.append((step, done))
+
+    result = digits.prune(macs=0.5, settings=RecoverySettings(rounds=1), progress=note)
+    names = [name for name, _ in ends]
+    assert ("refinement" in names) == (not large)
+    assert (sum(name.startswith("curves") for name in names) <= 2) == large
+    made_up = dict(ends)["statistics (fit)"] + dict(ends)["statistics (probe)"]
+    assert made_up == (32 + 8 if large else 128 + 64)
+    assert result.report.calibration == f"{made_up} made-up inputs: no data was given"
 
 
 def test_two_samples_are_enough() -> None:
