@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import numpy as np
 import onnx
@@ -34,8 +35,10 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("macs", "params", "filters"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise BudgetError(f"--{name} is a fraction to keep, above 0 and at most 1 (or 100%), not {value:g}")
+            if value is None:
+                continue
+            if not isinstance(value, Real) or not 0 < float(value) <= 1:
+                raise BudgetError(f"--{name} is a fraction to keep, above 0 and at most 1 (or 100%), not {value!s}")
         if self.size is not None and self.size <= 0:
             raise BudgetError(f"--size must be positive, not {self.size}")
 

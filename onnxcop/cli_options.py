@@ -114,7 +114,7 @@ criterion_options: Decorator[Any, Any] = _options(
     _option(
         "--criterion", type=CriterionName(),
         help="cop, cop-activation, cop-multiple, l1, l2, fpgm, wanda or random. "
-        "[default: measurement with --data, else cop]",
+        "[default: measurement]",
     ),
     _option(
         "--prefer", type=Preference(),

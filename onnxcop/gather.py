@@ -38,13 +38,15 @@ def input_specs(analysis: Analysis) -> list[InputSpec]:
 
 
 def open_data(
-    analysis: Analysis, data: Any, preprocess: Preprocess | None, samples: int | None, batch_size: int, seed: int,
+    analysis: Analysis, data: Any, preprocess: Preprocess | str | None, samples: int | None, batch_size: int, seed: int,
     input_shapes: Mapping[str, Sequence[int]] | None,
 ) -> CalibrationData | None:  # fmt: skip
     """Open the user's data; None where there is none."""
     if data is None:
         return None
     samples = default_samples(analysis) if samples is None else samples
+    if isinstance(preprocess, str):
+        preprocess = Preprocess.named(preprocess)
     source = open_source(
         data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size,
         seed=seed, input_shapes=input_shapes,

@@ -50,7 +50,7 @@ def prune(
     metric: Any = None,
     max_drop: float | None = None,
     data: Any = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     samples: int | None = None,
     batch_size: int = 32,
     stats: CalibrationStats | str | Path | None = None,
@@ -83,14 +83,15 @@ def prune(
             returns a number, higher is better; measured before and after, and with `max_drop` the bound.
         max_drop: Largest loss of the metric allowed, instead of a size.
         data: Calibration data (see :func:`onnxcop.data.open_source`); without it made-up inputs decide.
-        preprocess: What is done to pictures, None to guess it.
+        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
         batch_size: Samples that run at once.
         stats: Statistics of an earlier run, to rank (and merge) by without data.
         stats_out: Where to write the statistics of the original in the end; True only gathers them, for
             the `stats` of the result.
-        criterion: Name of a criterion or one of your own; "auto" is "cop" without data.
-        allocate: "cop", "measured", or "auto": measured where there is data and no criterion was named.
+        criterion: Name of a criterion or one of your own; "auto" measures, and is "cop" where nothing is run.
+        allocate: "cop", "measured", or "auto": measured unless a criterion was named, or there are neither data nor
+            recovery.
         recover: "none", "merge", "full" or "auto"; without data, recovery works on made-up inputs.
         settings: How hard recovery tries.
         limits: What may not be cut; with `multiple_of=onnxcop.AUTO` widths are chosen by measurement.
@@ -136,7 +137,7 @@ def prepare(
     model: onnx.ModelProto | str | Path, *, macs: float | None = None, params: float | None = None,
     filters: float | None = None, size: int | None = None, latency: float | None = None,
     divergence: float | None = None, metric: Any = None, max_drop: float | None = None, data: Any = None,
-    preprocess: Preprocess | None = None, samples: int | None = None, batch_size: int = 32,
+    preprocess: Preprocess | str | None = None, samples: int | None = None, batch_size: int = 32,
     stats: CalibrationStats | str | Path | None = None, stats_out: str | Path | bool | None = None,
     criterion: str | Criterion = "auto", allocate: str = "auto", recover: str = "auto",
     settings: RecoverySettings | None = None, limits: Limits = Limits(),
@@ -188,10 +189,10 @@ def prepare(
 
 
 def apply_plan(
-    model: onnx.ModelProto | str | Path, plan: PruningPlan, *, data: Any = None, preprocess: Preprocess | None = None,
-    samples: int | None = None, batch_size: int = 32, options: EngineOptions = EngineOptions(),
-    rules: RuleTable = DEFAULT_RULES, latency_seconds: float = 0.0, seed: int = 0,
-    progress: Callback | bool | None = None,
+    model: onnx.ModelProto | str | Path, plan: PruningPlan, *, data: Any = None,
+    preprocess: Preprocess | str | None = None, samples: int | None = None, batch_size: int = 32,
+    options: EngineOptions = EngineOptions(), rules: RuleTable = DEFAULT_RULES,
+    latency_seconds: float = 0.0, seed: int = 0, progress: Callback | bool | None = None,
 ) -> PruneResult:  # fmt: skip
     """Replay a plan on the model it was made for: the same cut, and with data the same kind of recovery.
 

@@ -124,7 +124,7 @@ def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
 
 def statistics(
     analysis: Analysis, *, data: Any = None, stats: str | Path | None = None, stats_out: str | Path | None = None,
-    preprocess: Preprocess | None = None, samples: int | None = None, batch_size: int = 32, seed: int = 0,
+    preprocess: Preprocess | str | None = None, samples: int | None = None, batch_size: int = 32, seed: int = 0,
     options: EngineOptions = EngineOptions(),
     progress: Callable[[str, float, float | None], None] | None = None,
 ) -> CalibrationStats | None:  # fmt: skip
@@ -135,7 +135,7 @@ def statistics(
         data: Calibration data (see :func:`onnxcop.data.open_source`).
         stats: A file of statistics, which outranks the data.
         stats_out: Where to write what was gathered.
-        preprocess: What is done to pictures, None to guess it.
+        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
         batch_size: Samples that run at once.
         seed: Of the choice of samples.

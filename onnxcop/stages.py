@@ -24,7 +24,7 @@ def recover(
     removed: IntArray,
     data: Any,
     *,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     samples: int | None = None,
     batch_size: int = 32,
     settings: RecoverySettings | None = None,
@@ -38,7 +38,7 @@ def recover(
         analysis: The model, analysed with `biases=True` so that every layer has a bias to correct.
         removed: int64, the units to remove.
         data: Calibration data (see :func:`onnxcop.data.open_source`).
-        preprocess: What is done to pictures, None to guess it.
+        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
         batch_size: Samples that run at once.
         settings: How hard recovery tries.

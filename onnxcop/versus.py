@@ -87,7 +87,7 @@ def compare(
     b: onnx.ModelProto | str | Path,
     *,
     data: Any = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | str | None = None,
     samples: int | None = None,
     batch_size: int = 32,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -102,7 +102,7 @@ def compare(
         a: The model that the other is compared with: a path, or a model in memory.
         b: The other model.
         data: What to compare outputs on (see :func:`onnxcop.data.open_source`); made-up inputs without it.
-        preprocess: What is done to pictures, None to guess it.
+        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
         batch_size: Samples that run at once.
         input_shapes: Concrete shapes for dynamic inputs.

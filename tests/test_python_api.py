@@ -114,6 +114,28 @@ def test_errors_have_one_base() -> None:
         onnxcop.prune(chain(), criterion="best", options=CPU)
 
 
+@pytest.mark.parametrize("value", [1.5, 0, -1.0, "70%", float("nan"), np.float32(2)])
+def test_a_budget_that_is_no_fraction_is_named(value: Any) -> None:
+    with pytest.raises(onnxcop.errors.BudgetError, match=f"--macs is a fraction to keep.*, not {value}"):
+        onnxcop.prune(chain(), macs=value, options=CPU)
+
+
+def test_a_preprocessing_may_be_given_by_its_name(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    seen = {
+        name: onnxcop.prune(chain(), data=tmp_path, preprocess=name, criterion="l2", recover="merge", options=CPU)
+        for name in ("imagenet", "none")
+    }
+    assert " to 255" in seen["none"].report.inputs
+    assert " to 2." in seen["imagenet"].report.inputs
+    with pytest.raises(onnxcop.OnnxcopError, match="no preprocessing is called 'imagnet'; choose one of"):
+        onnxcop.prune(chain(), data=tmp_path, preprocess="imagnet", options=CPU)
+
+
 def test_the_report_is_plain_data() -> None:
     import json
 
