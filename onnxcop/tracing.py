@@ -49,6 +49,9 @@ def trace(
     return best_of(lambda preferred: _Walk(model, shapes, rules, preferred, policy, orders).run())
 
 
+_NO_RULE = "no rule for operator"
+
+
 @dataclass(slots=True)
 class _Walk:
     model: onnx.ModelProto
@@ -122,7 +125,7 @@ class _Walk:
         if rule is None:
             known_only = all(info is None or info.value is not None for info in infos)
             if not (known_only and all(info.value is not None for info in op.out_infos)):
-                self._decline(op, f"no rule for operator {f'{domain}.' if domain else ''}{node.op_type}")
+                self._decline(op, f"{_NO_RULE} {f'{domain}.' if domain else ''}{node.op_type}")
             return
         marks = _marks(self.findings)
         try:
@@ -214,7 +217,7 @@ class _Walk:
     def _decline(self, op: Op, why: str) -> None:
         """Freeze all that a node touches, captured outer tensors of its bodies included."""
         behind = next((self.hidden[name] for name in op.node.input if name in self.hidden), None)
-        if behind is not None:
+        if behind is not None and not why.startswith(_NO_RULE):
             why = f"behind {behind}, the shape of whose output is not known"
         reason = Reason(why, op.where)
         names = {name for name in op.node.input if name} | captured(op.node)
