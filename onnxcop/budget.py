@@ -65,7 +65,7 @@ def default_rounds(budget: Budget) -> int:
     """One round for every fifth or so that goes."""
     bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
     tightest = min(bounds, default=0.7)
-    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.87) - 1e-9), 1, 6))
+    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.83) - 1e-9), 1, 6))
 
 
 AUTO = 0

@@ -40,10 +40,20 @@ def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0)
         {
             "seed": request.settings.seed, "limits": asdict(request.limits), "allocate": modes.allocate,
             "recover": modes.recover, "samples": source.count if source is not None else 0,
+            "channels": "principal" if _cut_in_principal_channels(analysis, decision) else "stored",
         },
     )  # fmt: skip
-    decision = replace(fed(decision, source), choices=request.choices)
+    decision = replace(fed(decision, source), choices=(*request.choices, *_turned_line(decision)))
     return finish(analysis, decision, plan, request.options, request.clock, latency_seconds)
+
+
+def _cut_in_principal_channels(analysis: Analysis, decision: Decision) -> bool:
+    return bool(np.isin(analysis.structure.group_of[decision.removed], decision.turned).any())
+
+
+def _turned_line(decision: Decision) -> tuple[str, ...]:
+    count = len(decision.turned)
+    return (f"{count} linear streams written in principal channels",) if count else ()
 
 
 def fed(decision: Decision, source: CalibrationData | None) -> Decision:
@@ -71,7 +81,7 @@ def finish(
         for line in slowness(latency):
             log.warning("%s", line)
     report = build_report(analysis, removed, pruned, plan, checked, clock, decision, latency=latency)
-    evidence = Evidence(analysis, removed, decision.stats or decision.seen, decision.way)
+    evidence = Evidence(analysis, removed, decision.seen or decision.stats, decision.way)
     samples = int(plan.settings.get("samples") or 0)
     notes = tuple(hints(report, plan.budget, samples=samples, quantized=rounds(analysis.original)))
     for line in notes:

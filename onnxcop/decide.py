@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +12,15 @@ import onnx
 from onnxcop.allocate import choose
 from onnxcop.analysis import Analysis
 from onnxcop.arrays import FloatArray, IntArray
-from onnxcop.budget import Budget, Limits, default_rounds, round_budgets
+from onnxcop.bounded import Bound, cut_within
+from onnxcop.budget import Budget, Limits, allowed_units, default_rounds, round_budgets
 from onnxcop.calibrate import gather_statistics
 from onnxcop.clock import Clock
 from onnxcop.criteria import Subject, produced_norms
 from onnxcop.data import CalibrationData
 from onnxcop.divergence import Waypoint
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError, CalibrationError
+from onnxcop.errors import CalibrationError
 from onnxcop.ground import Ground, recovery_on, recovery_without_data
 from onnxcop.metric import Metric
 from onnxcop.modes import Modes
@@ -32,7 +32,6 @@ log = logging.getLogger("onnxcop")
 _CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
 _LONG = 1e9  # multiply-accumulates, and
 _LARGE = 2e7  # parameters, of networks that take minutes to measure
-_STEP = 0.85  # a round's share of the MACs where divergence is the bound
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,7 @@ class Decision:
         way: What was measured after every round.
         seen: What recovery saw flow through the original.
         choices: What was chosen by measurement on the way, in words.
+        turned: Groups whose channels are principal channels.
     """
 
     removed: IntArray
@@ -87,6 +87,7 @@ class Decision:
     seen: CalibrationStats | None = None
     inputs: str = ""
     choices: tuple[str, ...] = ()
+    turned: tuple[int, ...] = ()
 
     def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
         """Measured quality of the result, the user's metric included."""
@@ -161,11 +162,16 @@ def _recovery(request: Request) -> Recovery:
 
 def recover_units(
     analysis: Analysis, removed: IntArray, source: CalibrationData, settings: RecoverySettings,
-    options: EngineOptions, progress: Progress | None, clock: Clock,
+    options: EngineOptions, progress: Progress | None, clock: Clock, *, principal: bool = False,
 ) -> Decision:  # fmt: skip
-    """Cut given units and make up for them with data."""
+    """Cut given units (principal channels, where linear streams have such) and make up for them with data."""
     with clock.stage("recovery"):
-        ground = Ground.of(recovery_on(analysis, source, settings, options, progress))
+        recovery = recovery_on(analysis, source, settings, options, progress)
+        if principal:
+            wanted = np.zeros(len(analysis.structure.unit_class), dtype=np.bool_)
+            wanted[removed] = True
+            recovery.turn(wanted)
+        ground = Ground.of(recovery)
         return _recovered(ground, removed, _described(source))
 
 
@@ -173,7 +179,7 @@ def _recovered(ground: Ground, removed: IntArray, described: str) -> Decision:
     recovery = ground.cut(removed)
     return Decision(
         removed, recovery.working.model, None, (), described, recovery.measured_quality(),
-        way=tuple(recovery.way), seen=recovery.seen,
+        way=tuple(recovery.way), seen=recovery.seen, turned=recovery.turned,
     )  # fmt: skip
 
 
@@ -181,7 +187,8 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
     recovery, stats, fallback = measured_ground(request)
     with request.clock.stage("selection and recovery"):
         if request.divergence is not None or request.max_drop is not None:
-            _until(request, recovery, recovery.start(request.limits), fallback, metric)
+            bound = Bound(request.divergence, metric, request.max_drop)
+            cut_within(bound, recovery, request.limits, fallback)
         else:
             recovery = _best_schedule(request, recovery, fallback, _schedules(request, recovery.settings))
         return measured_decision(request, recovery, stats, metric)
@@ -193,6 +200,8 @@ def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None
     stats = _statistics(request) if request.gather_stats else None
     with request.clock.stage("selection and recovery"):
         recovery = _recovery(request)
+        if request.modes.recover != "none":
+            recovery.turn(allowed_units(analysis.model, analysis.structure, request.limits))
     return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
 
 
@@ -205,9 +214,12 @@ def measured_decision(
     if request.modes.recover == "none":
         return Decision(removed, request.analysis.model, stats, warnings, described, {}, metric, (), recovery.seen)
     if request.source is None:  # what was measured on made-up inputs says little
-        return Decision(removed, recovery.working.model, stats, warnings, described, {}, metric)
+        return Decision(removed, recovery.working.model, stats, warnings, described, {}, metric, turned=recovery.turned)
     quality, way = recovery.measured_quality(), tuple(recovery.way)
-    return Decision(removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen)
+    return Decision(
+        removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen,
+        turned=recovery.turned,
+    )  # fmt: skip
 
 
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
@@ -236,42 +248,6 @@ def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, sche
         if best is None or value < best[0]:
             best = (value, recovery)
     return fresh if best is None else best[1]
-
-
-def _until(request: Request, recovery: Recovery, state: Any, fallback: Any, metric: Metric | None) -> None:
-    """Cut as much as fits under a bound on the divergence or on the loss of the user's metric."""
-    accept = _acceptance(request, recovery, metric)
-    kept, step = 1.0, _STEP
-    while step < 0.995:
-        before, units_before = recovery.working.copy(), state.copy()
-        target = Budget(macs=kept * step)
-        try:
-            recovery.round(state, target, request.limits, fallback, f"down to {target.macs:.0%} of the MACs")
-        except BudgetError:
-            recovery.working = before
-            state.assign(units_before)
-            break
-        if accept():
-            kept = float(state.fractions()["macs"])
-            continue
-        recovery.working = before
-        state.assign(units_before)
-        step = float(np.sqrt(step))
-
-
-def _acceptance(request: Request, recovery: Recovery, metric: Metric | None) -> Callable[[], bool]:
-    """Whether the network as it stands keeps within the bounds."""
-
-    def accept() -> bool:
-        if request.divergence is not None and recovery.divergence().value > request.divergence:
-            return False
-        if request.max_drop is not None and metric is not None:
-            return metric.base - metric(recovery.working.model) <= request.max_drop
-        return True
-
-    if request.max_drop is not None and metric is None:
-        raise BudgetError("--max-drop needs a score to measure; give --metric script.py:function")
-    return accept
 
 
 def _statistics(request: Request) -> CalibrationStats:

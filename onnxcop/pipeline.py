@@ -18,7 +18,7 @@ from onnxcop.criteria import Criterion
 from onnxcop.data import Preprocess
 from onnxcop.decide import Decision, Request, decide, recover_units
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError, CalibrationError
+from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.gather import open_data
 from onnxcop.latency_budget import check_bound, prune_within
 from onnxcop.modes import Modes
@@ -206,6 +206,11 @@ def apply_plan(
             biases=data is not None,
         )  # fmt: skip
     removed = units_of(analysis, plan)
+    principal = plan.settings.get("channels") == "principal"
+    if principal and data is None:
+        raise PlanMismatchError(
+            "the plan removes principal channels, which only data tell; give --data, the samples it was made with"
+        )
     source = open_data(analysis, data, preprocess, samples, batch_size, seed, plan.input_shapes)
     done: dict[str, Any] = {"allocate": plan.settings.get("allocate"), "recover": "none" if source is None else "full"}
     done["samples"] = 0 if source is None else source.count
@@ -213,7 +218,9 @@ def apply_plan(
     if source is None:
         return finish(analysis, Decision(removed, analysis.model), plan, options, clock, latency_seconds)
     with shown(progress) as tell:
-        decision = recover_units(analysis, removed, source, RecoverySettings(seed=seed), options, tell, clock)
+        decision = recover_units(
+            analysis, removed, source, RecoverySettings(seed=seed), options, tell, clock, principal=principal
+        )
     return finish(analysis, fed(decision, source), plan, options, clock, latency_seconds)
 
 

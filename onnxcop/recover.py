@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import partial, wraps
-from typing import ParamSpec, TypeVar
+from functools import partial
 
 import numpy as np
 
 from onnxcop.allocate import State
 from onnxcop.analysis import Analysis
-from onnxcop.arrays import Feed, FloatArray, IntArray
+from onnxcop.arrays import BoolArray, Feed, FloatArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.compensation import compensated, deleted
@@ -30,39 +29,24 @@ from onnxcop.divergence import Divergence, Reference, Waypoint
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError
 from onnxcop.measured import spend
+from onnxcop.principal import in_principal_channels
 from onnxcop.refine import Refiner, RefineSet
 from onnxcop.segments import Rolling
 from onnxcop.stats import CalibrationStats
+from onnxcop.streams import linear_streams
 from onnxcop.stripes import merge_groups
 from onnxcop.surgeon import Inverses
+from onnxcop.threads import single_threaded
 from onnxcop.unfolded import Observed, unfolded
 from onnxcop.working import Working
 
 log = logging.getLogger("onnxcop")
 
 _POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
+_SAME = 1e-4  # divergence of a network that computes the same by other sums
 _KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
 
 Progress = Callable[[str, int, int], None]
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def single_threaded(method: Callable[P, R]) -> Callable[P, R]:
-    """Run a method with one BLAS thread.
-
-    Its many small factorizations are faster so: threads that wait for one another cost more than they
-    bring, ten times as much on a machine that has other work to do. The engine's threads are its own.
-    """
-
-    @wraps(method)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(limits=1, user_api="blas"):
-            return method(*args, **kwargs)
-
-    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +79,13 @@ class Recovery:
     """The state of a recovering network.
 
     Attributes:
-        original: The network as it was.
+        original: The network as it was, up to the channels that its linear streams are written in.
         working: The network as it is.
         fit: Data to fit on.
         probe: Held-out data.
         reference: The original's outputs on the probe.
         seen: The first statistics that were taken, those of the original.
+        turned: Groups whose channels are principal channels (see :mod:`onnxcop.principal`).
         way: What was measured after every step.
     """
 
@@ -115,6 +100,7 @@ class Recovery:
     reference: Reference = field(init=False)
     probe_feeds: list[Feed] = field(init=False)
     seen: CalibrationStats | None = None
+    turned: tuple[int, ...] = ()
     way: list[Waypoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -126,8 +112,22 @@ class Recovery:
     def restarted(self) -> Recovery:
         """The same from the beginning; what is measured goes on the same way."""
         again = copy(self)
-        again.working = Working.of(self.analysis)
+        again.working = self.original.copy()
         return again
+
+    def turn(self, allowed: BoolArray) -> None:
+        """Write linear streams in principal channels, before anything is cut.
+
+        Args:
+            allowed: bool [units], what may be cut; streams of which nothing may stay as they are.
+        """
+        streams = [stream for stream in linear_streams(self.original) if allowed[stream.group.units].any()]
+        if not streams:
+            return
+        turned = in_principal_channels(self.original, streams, self._calibrate(self.fit, "streams"))
+        if self.reference.compare(Rolling(turned.cutter, self.probe_feeds, self.options).finish()).value < _SAME:
+            self.original, self.working = turned, turned.copy()
+            self.turned = tuple(stream.group.index for stream in streams)
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""

@@ -74,6 +74,10 @@ class Working:
             new.doc_string = tensor.doc_string
         tensor.CopyFrom(new)
 
+    def uses(self, name: str) -> int:
+        """How often a tensor is read."""
+        return self._uses[name]
+
     def weight_name(self, node: int, weight_input: int) -> str | None:
         """Name of a node's stored weights, None where they are shared or computed."""
         name: str = self.nodes[node].input[weight_input]
