@@ -26,6 +26,7 @@ from onnxcop.metric import Metric
 from onnxcop.modes import Modes
 from onnxcop.recover import Progress, Recovery, RecoverySettings
 from onnxcop.stats import CalibrationStats
+from onnxcop.threads import single_threaded
 
 log = logging.getLogger("onnxcop")
 
@@ -123,6 +124,7 @@ def metric_of(request: Request) -> Metric | None:
     return None if request.metric is None else Metric.of(request.metric, request.analysis.original)
 
 
+@single_threaded
 def by_criterion(request: Request, metric: Metric | None, ground: Ground | None = None) -> Decision:
     """Remove the least important units by a criterion; `ground` is shared between requests."""
     analysis, modes = request.analysis, request.modes

@@ -15,6 +15,7 @@ from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.recover import Progress, Recovery, RecoverySettings
 from onnxcop.synthetic import synthetic_data
+from onnxcop.threads import single_threaded
 
 _PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
 _PROBE_MOST = 1 / 3
@@ -76,6 +77,7 @@ class Ground:
     _used: bool = False
 
     @classmethod
+    @single_threaded
     def of(cls, untouched: Recovery) -> Ground:
         """Take the statistics."""
         samples = untouched.statistics()

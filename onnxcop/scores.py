@@ -18,6 +18,7 @@ from onnxcop.engine import EngineOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.gather import open_data
 from onnxcop.stats import CalibrationStats
+from onnxcop.threads import single_threaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Scores:
         }  # fmt: skip
 
 
+@single_threaded
 def score(analysis: Analysis, criterion: str | Criterion = "cop", stats: CalibrationStats | None = None,
           seed: int = 0) -> Scores:  # fmt: skip
     """Rank the units of an analysed model, nothing being cut yet.

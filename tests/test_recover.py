@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from small_models import chain
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import onnxcop
-from onnxcop import ground
+from onnxcop import compensation, ground, surgeon
 from onnxcop.budget import Budget, default_rounds, round_budgets
 from onnxcop.divergence import Reference
 from onnxcop.engine import EngineOptions, Session
@@ -213,6 +215,27 @@ def test_without_data_less_is_measured_of_a_large_network(
     made_up = dict(ends)["statistics (fit)"] + dict(ends)["statistics (probe)"]
     assert made_up == (32 + 8 if large else 128 + 64)
     assert result.report.calibration == f"{made_up} made-up inputs: no data was given"
+
+
+def test_linear_algebra_runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of many small factorizations wait for one another, on a busy machine many times as long as they help."""
+    seen: list[int] = []
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+            return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(surgeon, "regularized_inverse", watched(surgeon.regularized_inverse))
+    monkeypatch.setattr(compensation, "regularized_solve", watched(compensation.regularized_solve))
+    pictures = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    with threadpool_limits(limits=2, user_api="blas"):
+        for options in ({}, {"criterion": "l2"}, {"criterion": "cop-multiple"}):
+            onnxcop.prune(chain(), data=pictures, recover="merge", options=CPU, **options)
+            assert set(seen) == {1}
+            seen.clear()
 
 
 def test_two_samples_are_enough() -> None:
