@@ -64,6 +64,9 @@ this check cannot judge, *inexact* those in which its report says that a statist
 runs over pruned channels, the other filters being proven. Convs cut are those of results that are
 not known to be wrong. Seconds include every try for the budget and, with onnxcop, the proof; they
 were taken on a shared machine of two cores.
+
+Layers are those of the main graph, so that a model that lies in the branches of an If has none here;
+[coverage](coverage.md) has it. Torch-Pruning, which takes long, was tried on one export of most networks.
 """
 SUMS = ("Einsum", "GRU", "LSTM", "RNN", "ReduceSum")
 TOLERANCE = 1e-4  # of the largest absolute value of an output
