@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxcop.allocate import choose
@@ -170,9 +169,7 @@ def recover_units(
     with clock.stage("recovery"):
         recovery = recovery_on(analysis, source, settings, options, progress)
         if principal:
-            wanted = np.zeros(len(analysis.structure.unit_class), dtype=np.bool_)
-            wanted[removed] = True
-            recovery.turn(wanted)
+            recovery.turn(set(analysis.structure.group_of[removed].tolist()))
         ground = Ground.of(recovery)
         return _recovered(ground, removed, _described(source))
 
@@ -203,7 +200,8 @@ def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None
     with request.clock.stage("selection and recovery"):
         recovery = _recovery(request)
         if request.modes.recover != "none":
-            recovery.turn(allowed_units(analysis.model, analysis.structure, request.limits))
+            allowed = allowed_units(analysis.model, analysis.structure, request.limits)
+            recovery.turn({group.index for group in analysis.structure.groups if allowed[group.units].all()})
     return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
 
 

@@ -32,21 +32,26 @@ class Basis:
     back: FloatArray
 
 
-def in_principal_channels(network: Working, streams: Sequence[Stream], seen: Observed) -> Working:
+def in_principal_channels(
+    network: Working, streams: Sequence[Stream], seen: Observed
+) -> tuple[Working, tuple[Stream, ...]]:
     """A copy of a network that computes the same, with streams written in principal channels.
 
     Args:
         network: The network.
         streams: Linear streams of it.
         seen: Moments of what its layers sum over.
+
+    Returns:
+        The copy, and those streams of which enough is known.
     """
     importance = output_importance(network, seen)
-    found = [(stream, principal_basis(network, stream, seen, importance)) for stream in streams]
+    bases = [(stream, principal_basis(network, stream, seen, importance)) for stream in streams]
+    found = [(stream, basis) for stream, basis in bases if basis is not None]
     turned = network.copy()
     for stream, basis in found:
-        if basis is not None:
-            turn(turned, stream, basis)
-    return turned
+        turn(turned, stream, basis)
+    return turned, tuple(stream for stream, _ in found)
 
 
 def principal_basis(

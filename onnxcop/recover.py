@@ -8,7 +8,7 @@ round, since the network that the next cut meets is no longer the original.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxcop.allocate import State
 from onnxcop.analysis import Analysis
-from onnxcop.arrays import BoolArray, Feed, FloatArray, IntArray
+from onnxcop.arrays import Feed, FloatArray, IntArray
 from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.compensation import compensated, deleted
@@ -115,19 +115,19 @@ class Recovery:
         again.working = self.original.copy()
         return again
 
-    def turn(self, allowed: BoolArray) -> None:
+    def turn(self, groups: Collection[int]) -> None:
         """Write linear streams in principal channels, before anything is cut.
 
         Args:
-            allowed: bool [units], what may be cut; streams of which nothing may stay as they are.
+            groups: Which groups to consider.
         """
-        streams = [stream for stream in linear_streams(self.original) if allowed[stream.group.units].any()]
+        streams = [stream for stream in linear_streams(self.original) if stream.group.index in groups]
         if not streams:
             return
-        turned = in_principal_channels(self.original, streams, self._calibrate(self.fit, "streams"))
+        turned, known = in_principal_channels(self.original, streams, self._calibrate(self.fit, "streams"))
         if self.reference.compare(Rolling(turned.cutter, self.probe_feeds, self.options).finish()).value < _SAME:
             self.original, self.working = turned, turned.copy()
-            self.turned = tuple(stream.group.index for stream in streams)
+            self.turned = tuple(stream.group.index for stream in known)
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""

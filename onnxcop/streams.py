@@ -119,7 +119,6 @@ class _Finder:
         blocks = _blocks(units, self.groups[present[0]].units) if len(present) == 1 else None
         if blocks is None or any(index == present[0] for index, *_ in self.carried.get(name, {}).values()):
             self.spoiled.update(present)
-            self.spoiled.update(index for index, *_ in self.carried.get(name, {}).values() if index in present)
             return
         self.carried.setdefault(name, {})[axis] = (present[0], *blocks)
 
@@ -151,27 +150,24 @@ class _Finder:
         assert kernel is not None
         weight = node.input[kernel.input]
         plain = kernel.groups == 1 and kernel.kind in ("conv", "deconv", "matmul") and kernel.zero is None
-        stored = self._own(weight)
+        if not plain or not self._own(weight):
+            self.spoiled.add(group)
+            return
+        summed = {(operand.input, operand.axis) for operand in contraction.operands}
         for position, name in enumerate(node.input):
-            found = self.on(name).get(group)
-            if found is None or not (plain and stored):
-                if found is not None:
-                    self.spoiled.add(group)
+            if group not in self.on(name):
                 continue
-            axis, place = found
+            axis, place = self.on(name)[group]
             if name == weight:
                 self._note(self.made if axis == kernel.out_axis else self.read, group, place)
             elif name in self.working.cutter.stored:
                 self._add_constant(group, place)
-            elif contraction.operands[0].input != position or contraction.operands[0].axis != axis:
+            elif (position, axis) not in summed:
                 self.spoiled.add(group)
-        if any(group in self.on(name) for name in node.output) and not (plain and stored):
-            self.spoiled.add(group)
 
     def _between(self, node: onnx.NodeProto, group: int) -> None:
         """An operator between layers; it must treat all channels alike."""
-        if node.op_type == "Constant":
-            self.spoiled.add(group)
+        if node.op_type == "Shape":
             return
         if node.op_type == "BatchNormalization":
             norm = self._norm(node, group)

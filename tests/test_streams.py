@@ -131,7 +131,8 @@ def test_shared_weights_are_not_mixed() -> None:
 def test_the_network_computes_the_same_in_principal_channels(seed: int, norm: bool, between: str) -> None:
     model = bottlenecks(between, norm, seed=seed)
     working = network(model)
-    turned = in_principal_channels(working, linear_streams(working), seen(working.analysis, working))
+    turned, streams = in_principal_channels(working, linear_streams(working), seen(working.analysis, working))
+    assert len(streams) == 1
     x = samples(8, seed)
     expected, found = outputs(model, x), outputs(turned.model, x)
     assert not np.array_equal(working.read("w1"), turned.read("w1"))
@@ -141,7 +142,7 @@ def test_the_network_computes_the_same_in_principal_channels(seed: int, norm: bo
 def test_principal_channels_are_uncorrelated_and_the_first_carry_most() -> None:
     working = network(bottlenecks())
     observed = seen(working.analysis, working)
-    turned = in_principal_channels(working, linear_streams(working), observed)
+    turned, _ = in_principal_channels(working, linear_streams(working), observed)
     layer = next(layer for layer in turned.layers if layer.tensor == "a")  # of the two, what both are made for
     moments = [seen(turned.analysis, turned).moments(found) for found in turned.layers if found.tensor in ("s1", "a")]
     scaled = sum(m.covariance / np.trace(observed_of.covariance) for m, observed_of in zip(
@@ -195,3 +196,11 @@ def test_streams_that_may_not_be_cut_keep_their_channels() -> None:
     assert result.plan.settings["channels"] == "stored"
     assert not any("principal" in line for line in result.report.choices)
     assert result.model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+@pytest.mark.zoo
+def test_a_mobile_network_has_a_stream_in_every_stage(zoo: Path) -> None:
+    streams = linear_streams(network(onnx.load(zoo / "trained" / "imagenet_mobilenet_v2.onnx")))
+    assert [stream.group.width for stream in streams] == [16, 24, 32, 64, 96, 160, 320]
+    assert [len(stream.read) for stream in streams] == [1, 2, 3, 4, 3, 3, 1]
+    assert linear_streams(network(onnx.load(zoo / "trained" / "cifar_resnet20.onnx"))) == []
