@@ -112,7 +112,8 @@ def summary(rows: Sequence[Row], macs: float) -> list[str]:
     worst = max(compared, key=lambda row: row.difference or 0.0, default=None)
     wide = [row for row in convolutional if row.inner is not None and row.inner >= LEAST_PRUNABLE]
     lines = [
-        f"{len(rows)} models; {len(done)} give a valid model that runs and equals its masked original.",
+        f"{len(rows)} models; {len(done)} give a valid model that runs, and {len(compared)} were compared with their "
+        "masked original (of the others all that went is inexact).",
         f"{len(convolutional)} have convolutions; {len(reached)} of them reach the budget, and in {len(wide)} at least "
         f"{LEAST_PRUNABLE:.0%} of the filters can go that neither reach an output nor a softmax.".replace("%", " %"),
     ]
