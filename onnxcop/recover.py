@@ -115,12 +115,9 @@ class Recovery:
         again.working = self.original.copy()
         return again
 
+    @single_threaded
     def turn(self, groups: Collection[int]) -> None:
-        """Write linear streams in principal channels, before anything is cut.
-
-        Args:
-            groups: Which groups to consider.
-        """
+        """Write those of these groups that are linear streams in principal channels, before anything is cut."""
         streams = [stream for stream in linear_streams(self.original) if stream.group.index in groups]
         if not streams:
             return

@@ -188,6 +188,13 @@ def test_a_plan_of_principal_channels_is_replayed_with_data_only(tmp_path: Path)
     assert errors[1] < 1.2 * errors[0] + 0.02
 
 
+def test_the_same_command_gives_the_same_bytes() -> None:
+    x = samples()
+    results = [onnxcop.prune(bottlenecks(), macs=0.6, data={"x": x}, options=CPU, settings=QUICK) for _ in range(2)]
+    first, second = (result.model.SerializeToString(deterministic=True) for result in results)
+    assert first == second
+
+
 def test_streams_that_may_not_be_cut_keep_their_channels() -> None:
     model = bottlenecks()
     result = onnxcop.prune(
