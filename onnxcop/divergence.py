@@ -2,7 +2,8 @@
 
 For a classifier (one output of two axes, scores over classes) the Kullback–Leibler divergence of its
 predictions and the top-1 agreement; otherwise, and for probabilities of labels that do not exclude each
-other, the relative error of every output, averaged.
+other, the relative error of every output, averaged. An output whose parts are of very different size along an
+axis (a detector's boxes and scores) is averaged over these parts, none of which counts more than wholly wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop.arrays import Array, FloatArray
+
+_UNEVEN = 1e4  # ratio of energies, from which parts of an output are quantities of different kinds
 
 Outputs = Sequence[Mapping[str, Array]]
 
@@ -65,6 +68,7 @@ class Reference:
         first = self.outputs[0]
         single = len(self.names) == 1 and first[self.names[0]].ndim == 2 and first[self.names[0]].shape[1] > 1
         self.classifier = single and not all(independent(batch[self.names[0]]) for batch in self.outputs)
+        self._energies = {name: self._slices(name) for name in self.names}
         self._logs = [log_probabilities(batch[self.names[0]]) for batch in self.outputs] if self.classifier else []
 
     def __len__(self) -> int:
@@ -76,17 +80,33 @@ class Reference:
             return self._compare_classes(outputs)
         errors = []
         for name in self.names:
-            gap = energy = 0.0
+            axis, energy = self._energies[name]
+            gap = np.zeros(len(energy))
             for mine, theirs in zip(self.outputs, outputs, strict=True):
                 a, b = mine[name].astype(np.float64), theirs[name].astype(np.float64)
                 if a.shape != b.shape:
                     return Divergence(float("inf"), "error")
-                known = np.isfinite(a)
-                gap += float(((a - b)[known] ** 2).sum())
-                energy += float((a[known] ** 2).sum())
-            errors.append(np.sqrt(gap / energy) if energy > 0 else np.sqrt(gap))
+                gap += _summed(np.where(np.isfinite(a), a - b, 0.0) ** 2, axis)
+            shares = np.where(energy > 0, gap / np.where(energy > 0, energy, 1.0), gap)
+            errors.append(np.sqrt(shares[0] if axis is None else np.minimum(shares, 1.0).mean()))
         value = float(np.mean(errors)) if errors else 0.0
         return Divergence(value if np.isfinite(value) else float("inf"), "error")
+
+    def _slices(self, name: str) -> tuple[int | None, FloatArray]:
+        """The axis along which an output holds quantities of very different size, and the energy of each.
+
+        A detector's boxes, in pixels, would hide its scores if all were summed up.
+        """
+        values = [np.nan_to_num(batch[name].astype(np.float64), posinf=0.0, neginf=0.0) ** 2 for batch in self.outputs]
+        shape = values[0].shape
+        if len(shape) > 2:
+            axis = 1 + int(np.argmin(shape[1:]))  # the others are positions
+            if all(value.shape[axis] == shape[axis] for value in values):
+                energy = _sum_of(values, axis)
+                present = energy[energy > 0]
+                if len(present) and present.max() > _UNEVEN * present.min():
+                    return axis, energy
+        return None, _sum_of(values, None)
 
     def _compare_classes(self, outputs: Outputs) -> Divergence:
         name, total, same, count = self.names[0], 0.0, 0, 0
@@ -99,6 +119,15 @@ class Reference:
             count += len(logs)
         value = max(total / max(count, 1), 0.0)  # rounding can leave a little less than nothing
         return Divergence(value if np.isfinite(value) else float("inf"), "kl", same / max(count, 1))
+
+
+def _sum_of(values: Sequence[FloatArray], axis: int | None) -> FloatArray:
+    """Sums over all axes but one (None for that one too) and over batches, float64 [size of the axis, or 1]."""
+    return np.asarray(np.sum([_summed(value, axis) for value in values], axis=0))
+
+
+def _summed(values: FloatArray, axis: int | None) -> FloatArray:
+    return np.asarray(values.sum(axis=tuple(a for a in range(values.ndim) if a != axis))).reshape(-1)
 
 
 def independent(scores: Array) -> bool:

@@ -107,6 +107,26 @@ def test_other_shapes_are_infinitely_far() -> None:
     assert Reference([{"y": np.ones((2, 3, 4))}]).compare([{"y": np.ones((2, 3, 5))}]).value == np.inf
 
 
+def test_large_parts_of_an_output_do_not_hide_small_ones() -> None:
+    rng = np.random.default_rng(0)
+    output = np.concatenate([rng.uniform(50, 300, (4, 4, 30)), rng.uniform(0, 0.5, (4, 2, 30))], axis=1)
+    wrong_scores = output.copy()
+    wrong_scores[:, 4:] = 0.0
+    for one, other in ((output, wrong_scores), (output.swapaxes(1, 2), wrong_scores.swapaxes(1, 2))):
+        reference = Reference([{"y": one[:2].astype(np.float32)}, {"y": one[2:].astype(np.float32)}])
+        found = reference.compare([{"y": other[:2].astype(np.float32)}, {"y": other[2:].astype(np.float32)}])
+        assert found.kind == "error"
+        assert found.value == pytest.approx(np.sqrt(2 / 6))
+
+
+def test_parts_of_one_size_are_summed_up() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.uniform(0.1, 1, (4, 6, 30)).astype(np.float32)
+    other = one + rng.normal(0, 0.1, one.shape).astype(np.float32)
+    expected = np.linalg.norm(other - one) / np.linalg.norm(one)
+    assert Reference([{"y": one}]).compare([{"y": other}]).value == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_the_original_left_open_is_left_out() -> None:
     y = np.array([[[1.0, np.inf, np.nan]]])
     assert Reference([{"y": y}]).compare([{"y": np.array([[[1.5, 0.0, 7.0]]])}]).value == pytest.approx(0.5)
