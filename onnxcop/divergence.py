@@ -86,11 +86,12 @@ class Reference:
                 a, b = mine[name].astype(np.float64), theirs[name].astype(np.float64)
                 if a.shape != b.shape:
                     return Divergence(float("inf"), "error")
-                gap += _summed(np.where(np.isfinite(a), a - b, 0.0) ** 2, axis)
+                gap += _summed(np.subtract(a, b, out=np.zeros_like(a), where=np.isfinite(a)) ** 2, axis)
+            if not np.isfinite(gap).all():
+                return Divergence(float("inf"), "error")
             shares = np.where(energy > 0, gap / np.where(energy > 0, energy, 1.0), gap)
             errors.append(np.sqrt(shares[0] if axis is None else np.minimum(shares, 1.0).mean()))
-        value = float(np.mean(errors)) if errors else 0.0
-        return Divergence(value if np.isfinite(value) else float("inf"), "error")
+        return Divergence(float(np.mean(errors)) if errors else 0.0, "error")
 
     def _slices(self, name: str) -> tuple[int | None, FloatArray]:
         """The axis along which an output holds quantities of very different size, and the energy of each.

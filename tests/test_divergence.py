@@ -119,6 +119,21 @@ def test_large_parts_of_an_output_do_not_hide_small_ones() -> None:
         assert found.value == pytest.approx(np.sqrt(2 / 6))
 
 
+def test_no_number_in_a_small_part_is_infinitely_far_too() -> None:
+    rng = np.random.default_rng(0)
+    output = np.concatenate([rng.uniform(50, 300, (4, 4, 30)), rng.uniform(0, 0.5, (4, 2, 30))], axis=1)
+    for bad in (np.nan, np.inf):
+        other = output.copy()
+        other[0, 5, 3] = bad
+        assert Reference([{"y": output}]).compare([{"y": other}]).value == float("inf")
+
+
+def test_infinities_of_the_original_are_left_out_without_a_warning() -> None:
+    output = np.random.default_rng(0).uniform(0, 1, (2, 3, 4))
+    output[0, 0, 0] = -np.inf
+    assert Reference([{"y": output}]).compare([{"y": output.copy()}]).value == 0.0
+
+
 def test_parts_of_one_size_are_summed_up() -> None:
     rng = np.random.default_rng(0)
     one = rng.uniform(0.1, 1, (4, 6, 30)).astype(np.float32)
