@@ -236,18 +236,18 @@ def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
 
 def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, schedules: tuple[int, ...]) -> Recovery:
     """Reach the budget in each of the numbers of rounds, and keep what comes nearest on the held-out samples."""
-    best: tuple[float, Recovery] | None = None
-    for rounds in schedules:
-        recovery = fresh if len(schedules) == 1 else fresh.restarted()
+
+    def reached(rounds: int) -> Recovery:
+        recovery = fresh.restarted()
         state = recovery.start(request.limits)
         budgets = round_budgets(request.budget, rounds)
         for number, budget in enumerate(budgets, start=1):
             if not state.meets(budget):
                 recovery.round(state, budget, request.limits, fallback, f"round {number} of {len(budgets)}")
-        value = recovery.divergence().value
-        if best is None or value < best[0]:
-            best = (value, recovery)
-    return fresh if best is None else best[1]
+        return recovery
+
+    found = [reached(rounds) for rounds in schedules]
+    return found[0] if len(found) == 1 else min(found, key=lambda recovery: recovery.divergence().value)
 
 
 def _statistics(request: Request) -> CalibrationStats:

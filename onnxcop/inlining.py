@@ -10,10 +10,8 @@ from __future__ import annotations
 import onnx
 
 from onnxcop.bodyshapes import taken_branch
-from onnxcop.scopes import made, rename
+from onnxcop.scopes import initializers_are_inputs, made, rename
 from onnxcop.shapes import ShapeMap, has_dynamic_dims
-
-_FIRST_IR_VERSION = 4  # where initializers need not be inputs
 
 
 def inline_settled(model: onnx.ModelProto, shapes: ShapeMap) -> int:
@@ -26,7 +24,7 @@ def inline_settled(model: onnx.ModelProto, shapes: ShapeMap) -> int:
     Returns:
         How many were replaced.
     """
-    if model.ir_version < _FIRST_IR_VERSION:
+    if initializers_are_inputs(model):
         return 0
     return _Inliner(shapes, has_dynamic_dims(model.graph.input)).visit(model.graph)
 

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcop.arrays import Array
-from onnxcop.scopes import captured
+from onnxcop.scopes import captured, initializers_are_inputs
 from onnxcop.taps import Tap, stride
 
 _STEPS_OPSET = 10  # Slice takes steps, and its bounds as inputs
@@ -73,7 +73,7 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
         names.insert(0, builder.build(tap, positions))
         graph.node.extend(builder.nodes)
         graph.initializer.extend(builder.constants)
-        if copy.ir_version < 4:  # every initializer is an input there
+        if initializers_are_inputs(copy):
             graph.input.extend(
                 helper.make_tensor_value_info(c.name, c.data_type, list(c.dims)) for c in builder.constants
             )

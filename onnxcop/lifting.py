@@ -14,9 +14,8 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.layers import Weights
-from onnxcop.scopes import captured
+from onnxcop.scopes import captured, initializers_are_inputs
 
-_FIRST_IR_VERSION = 4  # where initializers need not be inputs
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
@@ -27,7 +26,7 @@ def lift_constants(model: onnx.ModelProto) -> int:
     Returns:
         How many were stored.
     """
-    if model.ir_version < _FIRST_IR_VERSION:
+    if initializers_are_inputs(model):
         return 0
     graph = model.graph
     fixed = {value.name for value in graph.output}

@@ -109,9 +109,9 @@ def turn(working: Working, stream: Stream, basis: Basis) -> None:
     for norm in stream.norms:
         _take_over(working, norm)
     for place in stream.made:
-        working.write(place.name, _mixed(working.read(place.name).astype(np.float64), place, basis.into))
+        _mix(working, place, basis.into)
     for place in stream.read:
-        working.write(place.name, _mixed(working.read(place.name).astype(np.float64), place, basis.back.T))
+        _mix(working, place, basis.back.T)
 
 
 def _take_over(working: Working, norm: Norm) -> None:
@@ -122,16 +122,16 @@ def _take_over(working: Working, norm: Norm) -> None:
     factor = scale / np.sqrt(variance + norm.epsilon)
     for place in (norm.kernel, norm.bias):
         if place is not None:
-            working.write(place.name, _mixed(working.read(place.name).astype(np.float64), place, np.diag(factor)))
+            _mix(working, place, np.diag(factor))
     working.write(norm.shift, shift - mean * factor)
     working.write(norm.scale, np.ones_like(scale))
     working.write(norm.mean, np.zeros_like(mean))
     working.write(norm.variance, np.full_like(variance, 1.0 - norm.epsilon))
 
 
-def _mixed(values: FloatArray, place: Place, mix: FloatArray) -> FloatArray:
-    """Replace the channels of a tensor by mixes of them, `mix` [new, old]."""
-    moved = np.moveaxis(values, place.axis, 0)
+def _mix(working: Working, place: Place, mix: FloatArray) -> None:
+    """Replace the channels of a stored tensor by mixes of them, `mix` [new, old]."""
+    moved = np.moveaxis(working.read(place.name).astype(np.float64), place.axis, 0)
     blocks = moved.reshape(place.outer, len(mix), place.inner, -1)
     mixed = np.einsum("nc,ocir->onir", mix, blocks, optimize=True)
-    return np.moveaxis(mixed.reshape(moved.shape), 0, place.axis)
+    working.write(place.name, np.moveaxis(mixed.reshape(moved.shape), 0, place.axis))

@@ -17,7 +17,7 @@ from onnxcop.arrays import Array, IntArray
 from onnxcop.groups import Structure
 from onnxcop.merging import Merger
 from onnxcop.ops.findings import Edit
-from onnxcop.scopes import Scopes
+from onnxcop.scopes import Scopes, initializers_are_inputs
 from onnxcop.surgery import Surgery
 from onnxcop.values import Keep, keeper, mends, moved_orders, slice_label
 
@@ -53,7 +53,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
             {number: found for number, found in edits.items() if number in own},
             [order for order in orders if order.node in own],
         )
-        Merger(surgery, copies[index].graph, top=not index, inputs_listed=model.ir_version < 4).merge()
+        Merger(surgery, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
     return result
 
 

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 import onnx
 
 
+def initializers_are_inputs(model: onnx.ModelProto) -> bool:
+    """Whether every initializer has to be listed among the inputs, as in files before IR version 4."""
+    return bool(model.ir_version < 4)
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """One graph of a model.

@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxcop.layers import Layer
+from onnxcop.scopes import initializers_are_inputs
 from onnxcop.shapes import ShapeMap
 from onnxcop.stats import CalibrationStats, Moments, tap_key
 
@@ -105,7 +106,7 @@ def unfolded(
                 "Conv", [layer.tensor, kernel], [made[key]], made[key], group=layer.channels, **geometry
             )
             copy.graph.node.append(unfold)
-            if copy.ir_version < 4:
+            if initializers_are_inputs(copy):
                 copy.graph.input.append(helper.make_tensor_value_info(kernel, kind, hot.shape))
         found[layer.node] = replace(layer, tensor=made[key], units=np.repeat(layer.units, taps))
     return copy, found
