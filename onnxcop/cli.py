@@ -17,6 +17,7 @@ from onnxcop.cli_arguments import (
     data_arguments,
     default_output,
     engine_from,
+    progress_from,
     prune_arguments,
     statistics_arguments,
 )
@@ -40,7 +41,6 @@ from onnxcop.cli_options import (
 )
 from onnxcop.cli_study import compare_command, sweep_command
 from onnxcop.errors import OnnxcopError
-from onnxcop.progress import Progress
 
 _FILE = click.Path(path_type=Path)
 
@@ -74,7 +74,7 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
 
     target = output or default_output(model)
     check_targets(model, target, plan_out, values["stats_out"], *values["reports"])
-    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
+    with progress_from(values) as progress:
         result = prune(model, progress=progress, **prune_arguments(values))
     _write(result, target, plan_out, values)
 
@@ -108,7 +108,7 @@ def inspect_command(model: Path, **values: Any) -> None:
     else:
         from onnxcop.scores import score, statistics
 
-        with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
+        with progress_from(values) as progress:
             stats = statistics(analysis, progress=progress, **statistics_arguments(values))
         scores = score(analysis, criterion, stats, values["seed"])
     if values["as_json"]:
@@ -137,7 +137,7 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
 
     target = output or default_output(model)
     check_targets(model, target, *values["reports"])
-    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
+    with progress_from(values) as progress:
         result = apply_plan(
             model,
             PruningPlan.load(plan),

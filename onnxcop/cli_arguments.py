@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxcop.criteria import Criterion
     from onnxcop.engine import EngineOptions
     from onnxcop.images import Preprocess
+    from onnxcop.progress import Progress
 
 _COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
 
@@ -76,6 +77,13 @@ def engine_from(values: Mapping[str, Any]) -> EngineOptions:
     from onnxcop.engine import EngineOptions
 
     return EngineOptions(values["provider"], values["threads"], custom_ops=tuple(values["custom_ops"]))
+
+
+def progress_from(values: Mapping[str, Any]) -> Progress:
+    """How a run says how far it has come."""
+    from onnxcop.progress import Progress
+
+    return Progress(enabled=not values["quiet"], lines=not values["as_json"])
 
 
 def criterion_from(values: Mapping[str, Any]) -> str | Criterion:

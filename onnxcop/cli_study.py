@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxcop import console
-from onnxcop.cli_arguments import data_arguments, default_table, engine_from, sweep_arguments
+from onnxcop.cli_arguments import data_arguments, default_table, engine_from, progress_from, sweep_arguments
 from onnxcop.cli_form import SectionCommand
 from onnxcop.cli_options import (
     choice_options,
@@ -22,7 +22,6 @@ from onnxcop.cli_options import (
     talking,
     verbose_option,
 )
-from onnxcop.progress import Progress
 
 _FILE = click.Path(path_type=Path)
 
@@ -45,7 +44,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
     from onnxcop.console_study import show_comparison
     from onnxcop.versus import compare
 
-    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
+    with progress_from(values) as progress:
         found = compare(
             a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
             latency_seconds=values["latency_seconds"], seed=values["seed"], progress=progress,
@@ -75,7 +74,7 @@ def sweep_command(model: Path, **values: Any) -> None:
     table = values["output"] or default_table(model)
     record = Record(model, table, values["plot"], values["save_models"])
     drawn = not values["quiet"] and not values["as_json"]
-    with Progress(enabled=not values["quiet"], lines=not values["as_json"]) as progress:
+    with progress_from(values) as progress:
         for point in sweep(model, progress=progress, **sweep_arguments(values)):
             progress.pause()
             row = record.add(point)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop.arrays import FloatArray
-from onnxcop.compensation import as_features, variances
+from onnxcop.compensation import as_features, by_output, variances
 from onnxcop.lookahead import output_importance
 from onnxcop.streams import Norm, Place, Stream
 from onnxcop.unfolded import Observed, averaged
@@ -77,11 +77,12 @@ def principal_basis(
         weights = working.weights(layer)
         flat = as_features(weights, len(moments.mean))
         outputs = weights.shape[1]
-        matter = np.repeat(importance.get(layer.node, np.ones(outputs)), flat.shape[1] // outputs)
-        energy = max(float(variances(flat, moments.covariance) @ matter), 1e-30)
+        matter = importance.get(layer.node, np.ones(outputs))
+        made = by_output(variances(flat, moments.covariance), outputs)
+        energy = max(float(made @ matter), 1e-30)
         own = averaged(moments, width) if len(moments.mean) > width else moments
         order = np.argsort(layer.units)  # of the layer's channels, in the group's order
-        by_channel = (weights * importance.get(layer.node, np.ones(outputs))[None, :, None]).reshape(width, -1)
+        by_channel = (weights * matter[None, :, None]).reshape(width, -1)
         weight += (by_channel @ weights.reshape(width, -1).T)[np.ix_(order, order)] / energy
         covariance += own.covariance[np.ix_(order, order)] / max(float(np.trace(own.covariance)), 1e-30)
     alive = np.flatnonzero(working.alive[stream.group.units])
