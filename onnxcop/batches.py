@@ -115,6 +115,16 @@ class CalibrationData:
         places = np.random.default_rng(seed).permutation(self.count)[: max(unit, count)]
         return self._with(self._order[np.sort(places)])
 
+    def seen_anew(self, views: int) -> CalibrationData:
+        """Pictures of a folder, each in this many views; anything else as it is."""
+        if not isinstance(self._store, ImageStore) or views < 2:
+            return self
+        orders = [self._order + view * len(self._store) for view in range(views)]
+        return CalibrationData(
+            self._store, np.concatenate(orders), self.layout, self.batch_size,
+            f"{views} views of each of {self.description}",
+        )  # fmt: skip
+
     def _with(self, order: Array) -> CalibrationData:
         description = f"{len(order)} of: {self.description}"
         return CalibrationData(self._store, order, self.layout, self.batch_size, description)

@@ -44,7 +44,8 @@ def recovery_on(
         )
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
-    return Recovery(analysis, fit, probe, options, settings, progress)
+    views = min(settings.views, max(1, settings.refine_samples // fit.count))
+    return Recovery(analysis, fit.seen_anew(views), probe, options, settings, progress)
 
 
 def recovery_without_data(

@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".tga", ".jp2", ".avif"}
 )
 DEFAULT_SIZE = 224  # pixels, where neither the model nor the user says how large pictures are
+_SMALLEST_VIEW = 0.8  # of the largest window of the wanted shape, for other views of a picture
 
 Layout = Literal["nchw", "nhwc"]
 Channels = Literal["rgb", "bgr", "gray"]
@@ -114,8 +115,13 @@ class Preprocess:
                 parts.append(f"{word} ({', '.join(f'{value:g}' for value in values)})")
         return ", ".join(parts)
 
-    def from_file(self, path: Path) -> Array:
+    def from_file(self, path: Path, view: int = 0) -> Array:
         """Reads and prepares one picture; the preprocessing must be :meth:`fitted`.
+
+        Args:
+            path: Of the picture.
+            view: 0 for the centre crop; any other number for a crop elsewhere and of another scale, at random
+                mirrored, the same one whenever that number is asked for.
 
         Returns:
             float32 (uint8 where nothing is scaled) of shape (C, H, W) or (H, W, C), by layout.
@@ -130,7 +136,9 @@ class Preprocess:
                     # Lets a JPEG decoder skip detail that would be thrown away anyway.
                     edge = round(2 * max(self.size) / self.crop)
                     image.draft(None, (edge, edge))
-                return self._finished(self._placed(self._converted(image)))
+                whole = self._converted(image)
+                rng = np.random.default_rng([view, *path.name.encode()])
+                return self._finished(self._elsewhere(whole, rng) if view else self._placed(whole))
         except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
             raise CalibrationError(f"{path}: this picture cannot be read ({error}); repair or remove it") from error
 
@@ -161,6 +169,18 @@ class Preprocess:
             left, top = (wide - width) // 2, (high - height) // 2
             image = image.crop((left, top, left + width, top + height))
         pixels = np.asarray(image)
+        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+    def _elsewhere(self, image: Any, rng: np.random.Generator) -> Array:
+        """As :meth:`_placed`, of a random window, enlarged only where the whole picture has to be."""
+        height, width = self.size or image.size[::-1]
+        whole = min(image.height / height, image.width / width)
+        share = whole * rng.uniform(np.clip(1 / whole, _SMALLEST_VIEW, 1.0), 1.0)
+        left = rng.uniform(0, image.width - share * width)
+        top = rng.uniform(0, image.height - share * height)
+        box = (left, top, left + share * width, top + share * height)
+        image = image.resize((width, height), _pillow().Resampling.BILINEAR, box=box)
+        pixels = np.asarray(image)[:, :: int(rng.choice((1, -1)))]
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
     def _finished(self, pixels: Array) -> Array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,15 +22,14 @@ from onnxcop.budget import Budget, Limits
 from onnxcop.calibrate import calibrate
 from onnxcop.compensation import compensated, deleted
 from onnxcop.criteria import Subject
-from onnxcop.curves import GROWTH, Curve, Samples, alive_channels, choose_ridges, measure, silence
+from onnxcop.curves import Samples, alive_channels, choose_ridges, measure, silence
 from onnxcop.data import CalibrationData
 from onnxcop.divergence import Divergence, Reference, Waypoint
 from onnxcop.engine import EngineOptions
-from onnxcop.errors import BudgetError
-from onnxcop.measured import spend
 from onnxcop.principal import in_principal_channels
 from onnxcop.refine import Refiner, RefineSet
 from onnxcop.segments import Rolling
+from onnxcop.selection import Selector
 from onnxcop.stats import CalibrationStats
 from onnxcop.streams import linear_streams
 from onnxcop.stripes import merge_groups
@@ -44,7 +42,6 @@ log = logging.getLogger("onnxcop")
 
 _POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
 _SAME = 1e-4  # divergence of a network that computes the same by other sums
-_KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,9 +53,11 @@ class RecoverySettings:
     Attributes:
         rounds: Rounds of prune and recover; None chooses by how much is to go.
         refine: Passes of layer-by-layer least squares at the end of each round.
-        curve_passes: Most passes of measuring curves in a round.
+        curve_passes: Most passes of measuring curves in a round, on the way to its budget.
+        sharper_passes: Most passes of measuring them there in between.
         probe_samples: Samples that divergences are measured on, where these are more than a quarter.
         refine_samples: Most samples that refinement fits on.
+        views: Crops of each picture of a folder to fit on, where pictures are few.
         seed: Of all that is drawn.
     """
 
@@ -66,7 +65,9 @@ class RecoverySettings:
     refine: int = 1
     probe_samples: int = 128
     curve_passes: int = 6
+    sharper_passes: int = 4
     refine_samples: int = 768
+    views: int = 2
     seed: int = 0
 
     def without_refinement(self) -> RecoverySettings:
@@ -208,7 +209,7 @@ class Recovery:
                 self.progress(f"curves, {name}", done, total)
 
         ridges = choose_ridges(self.working, samples)
-        units = self._select(state, samples, ridges, budget, limits, fallback, report)
+        units = self._selector(state, samples, ridges, budget, limits, fallback, report).run()
         self.recover_cut(units, samples, ridges, name)
 
     @single_threaded
@@ -244,54 +245,16 @@ class Recovery:
         self.way.append(Waypoint(what, macs, found.value, found.agreement))
         log.log(level, "%s: divergence %.4g%s", what, found.value, agreement)
 
-    def _select(
+    def _selector(
         self, state: State, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
         fallback: FloatArray, progress: Callable[[int, int], None],
-    ) -> IntArray:  # fmt: skip
-        """Spend a budget over curves that are measured only as far as they are bought.
-
-        Beyond its last point a curve is a guess, so each pass buys only a step further than what has been
-        measured, and measures there; the last buys what is known, unless that is not enough.
-        """
+    ) -> Selector:  # fmt: skip
         measured = partial(
             measure, self.working, samples, limits, fallback, self.options, ridges,
             inverses=Inverses(), progress=progress,
         )  # fmt: skip
-        curves = measured()
-        for _ in range(self.settings.curve_passes - 1):
-            further = self._unmeasured(curves, self._bought(state, curves, budget, limits))
-            if not further:
-                break
-            curves = measured(requests=further, known=curves)
-        for reach in (_KNOWN, GROWTH, GROWTH**2):
-            with suppress(BudgetError):
-                return self._spent(state, curves, budget, limits, reach)
-        return self._spent(state, curves, budget, limits, np.inf)
-
-    def _spent(
-        self, state: State, curves: Mapping[int, Curve], budget: Budget, limits: Limits, reach: float
-    ) -> IntArray:
-        """Spend on a copy, so that a budget that cannot be met leaves the state as it was."""
-        trial = state.copy()
-        units = spend(trial, list(curves.values()), budget, limits, reach)
-        state.assign(trial)
-        return units
-
-    def _bought(self, state: State, curves: Mapping[int, Curve], budget: Budget, limits: Limits) -> IntArray:
-        """What would be bought if every curve could be followed one step beyond its last point."""
-        trial = state.copy()
-        first = len(trial.removed)
-        with suppress(BudgetError):
-            spend(trial, list(curves.values()), budget, limits, GROWTH)
-        return np.array(trial.removed[first:], dtype=np.int64)
-
-    def _unmeasured(self, curves: Mapping[int, Curve], units: IntArray) -> dict[int, int]:
-        """Groups that were bought beyond what is known of them, with the next count to measure."""
-        groups, counts = np.unique(self.analysis.structure.group_of[units], return_counts=True)
-        requests = {}
-        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
-            curve = curves[group]
-            last = int(curve.counts[-1])
-            if count > _KNOWN * last and last < len(curve.order):
-                requests[group] = min(max(last + 1, count), len(curve.order))
-        return requests
+        return Selector(
+            lambda requests, known: measured(requests=requests, known=known),
+            state, budget, limits, self.analysis.structure.group_of,
+            self.settings.curve_passes, self.settings.sharper_passes,
+        )  # fmt: skip

@@ -74,7 +74,10 @@ class ParcelStore:
 
 
 class ImageStore:
-    """A list of pictures for a model whose only input is a picture."""
+    """A list of pictures for a model whose only input is a picture.
+
+    Numbers from its length on are other views of the same pictures.
+    """
 
     def __init__(self, paths: Sequence[Path], spec: InputSpec, preprocess: Preprocess) -> None:
         self._paths = paths
@@ -85,8 +88,9 @@ class ImageStore:
         return len(self._paths)
 
     def sample(self, index: int) -> Feed:
-        path = self._paths[index]
-        pixels = self._preprocess.from_file(path)[None]
+        view, place = divmod(index, len(self._paths))
+        path = self._paths[place]
+        pixels = self._preprocess.from_file(path, view)[None]
         return {self._spec.name: cast(pixels, self._spec, str(path))}
 
 

@@ -272,6 +272,39 @@ def test_pictures_are_resized_and_cropped_in_the_middle(tmp_path: Path) -> None:
     np.testing.assert_array_equal(array["image"][0, :, 8, 8], [10, 20, 30])
 
 
+def test_other_views_of_pictures(tmp_path: Path) -> None:
+    for number, array in enumerate(pictures(6, 40)):
+        Image.fromarray(array).resize((60, 40)).save(tmp_path / f"{number}.png")
+    data = open_source(tmp_path, [PICTURE], preprocess=Preprocess(scale=1.0), samples=5)
+    anew = data.seen_anew(3)
+    (first,), (again,) = anew.batches(15), anew.batches(15)
+    (plain,) = data.batches(5)
+    views = first["image"].reshape(3, 5, 3, 8, 8)
+    assert (anew.count, data.count) == (15, 5)
+    assert np.array_equal(first["image"], again["image"])  # the same whenever they are asked for
+    assert np.array_equal(views[0], plain["image"])  # the centre crop comes first
+    assert len(np.unique(first["image"].reshape(15, -1), axis=0)) == 15
+    assert 0 <= first["image"].min() < first["image"].max() <= 255
+    assert np.abs(views[1:].mean((0, 3, 4)) - plain["image"].mean((2, 3))).max() < 40  # of the same pictures
+
+
+def test_views_of_pictures_of_the_right_size_are_not_enlarged(tmp_path: Path) -> None:
+    for number, array in enumerate(pictures(12)):
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+    (found,) = open_source(tmp_path, [PICTURE], preprocess=Preprocess(scale=1.0)).seen_anew(2).batches(24)
+    plain, other = found["image"][:12], found["image"][12:]
+    mirrored = [np.array_equal(a[:, :, ::-1], b) for a, b in zip(plain, other, strict=True)]
+    same = [np.array_equal(a, b) for a, b in zip(plain, other, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True))
+    assert any(mirrored)
+    assert any(same)
+
+
+def test_what_is_no_picture_has_one_view() -> None:
+    data = open_source(rows(9), [VECTOR])
+    assert data.seen_anew(3) is data
+
+
 def test_pictures_of_other_modes(tmp_path: Path) -> None:
     gray = np.full((8, 8), 51, np.uint8)
     Image.fromarray(gray).save(tmp_path / "gray.png")

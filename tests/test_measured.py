@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from onnxcop.curves import Curve
 from onnxcop.engine import EngineOptions
 from onnxcop.errors import BudgetError
 from onnxcop.measured import spend
+from onnxcop.selection import Selector
 
 CPU = EngineOptions(provider="cpu", threads=1)
 BUDGETS = [
@@ -169,3 +170,61 @@ def test_prices_between_and_beyond_points() -> None:
     longer = curve.with_point(4, 0.9)
     assert longer.counts.tolist() == [2, 4, 6]
     assert longer.price(4) == pytest.approx(0.9)
+
+
+Truth = Callable[[int, float], float]
+
+
+def selector(subject: Subject, state: State, budget: Budget, truth: Truth, sharper: int, asked: list[int]) -> Selector:
+    """Measures a known truth: a price by group and share of its width; notes how much is measured."""
+
+    def measure(requests: Mapping[int, int] | None, known: Mapping[int, Curve] | None) -> dict[int, Curve]:
+        groups = {group.index: group for group in subject.structure.groups}
+        wanted = requests or {index: max(1, group.width // 20) for index, group in groups.items()}
+        asked.append(len(wanted))
+        curves = dict(known or {})
+        for index, count in wanted.items():
+            units = groups[index].units[:-1].tolist()
+            curve = curves.get(index) or Curve(index, tuple(units), np.empty(0, np.int64), np.empty(0))
+            curves[index] = curve.with_point(count, truth(index, count / groups[index].width))
+        return curves
+
+    return Selector(measure, state, budget, Limits(), subject.structure.group_of, 6, sharper)
+
+
+def true_price(subject: Subject, units: np.ndarray, truth: Truth) -> float:
+    groups, counts = np.unique(subject.structure.group_of[units], return_counts=True)
+    widths = [subject.structure.groups[index].width for index in groups]
+    return sum(truth(int(g), c / w) for g, c, w in zip(groups, counts, widths, strict=True))
+
+
+@pytest.mark.parametrize("edge", [0.2, 0.3, 0.45])
+def test_what_lies_between_points_is_looked_for(subject: Subject, edge: float) -> None:
+    def truth(group: int, share: float) -> float:  # free up to an edge of some groups, and dear behind it
+        return 0.02 * share + (5.0 * max(0.0, share - edge) if group % 2 else share)
+
+    prices = []
+    for sharper in (0, 4):
+        state, asked = State(subject, Limits()), list[int]()
+        units = selector(subject, state, Budget(macs=0.7), truth, sharper, asked).run()
+        assert state.meets(Budget(macs=0.7))
+        assert sorted(state.removed) == sorted(units.tolist())
+        assert len(asked) <= 6 + sharper
+        prices.append(true_price(subject, units, truth))
+    assert prices[1] < 0.95 * prices[0]
+
+
+def test_between_points_of_flat_curves_nothing_is_measured(subject: Subject) -> None:
+    passes = []
+    for sharper in (0, 4):
+        asked = list[int]()
+        selector(subject, State(subject, Limits()), Budget(macs=0.7), lambda group, share: 0.0, sharper, asked).run()
+        passes.append(asked)
+    assert passes[0] == passes[1]
+
+
+def test_a_budget_out_of_reach_leaves_the_selection_as_it_was(subject: Subject) -> None:
+    state = State(subject, Limits())
+    with pytest.raises(BudgetError):
+        selector(subject, state, Budget(macs=1e-4), lambda group, share: share, 4, []).run()
+    assert not state.removed

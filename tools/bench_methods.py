@@ -116,15 +116,16 @@ class Bench:
     def own(self, how: Own, macs: float) -> tuple[onnx.ModelProto, Row]:
         """Prune by this package."""
         threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or None
-        feed = self.feed if how.data else None
+        count = len(next(iter(self.feed.values()))) if how.data else 0
+        data = (self.case.folder or self.feed) if how.data else None
         started = time.perf_counter()
         result = onnxcop.prune(
-            self.original, macs=macs, data=feed, samples=self.samples, criterion=how.criterion,
-            allocate=how.allocate, recover=how.recover, input_shapes=dict(self.case.shapes) or None,
+            self.original, macs=macs, data=data, preprocess=self.case.preprocess, samples=self.samples,
+            criterion=how.criterion, allocate=how.allocate, recover=how.recover,
+            input_shapes=dict(self.case.shapes) or None,
             options=EngineOptions("cpu", threads=threads), seed=self.seed,
         )  # fmt: skip
         seconds = f"{time.perf_counter() - started:.1f}"
-        count = len(next(iter(feed.values()))) if feed else 0
         return result.model, {"seconds": seconds, "calib_samples": str(count)}
 
     def peer(self, tool: str, macs: float, python: Path) -> tuple[onnx.ModelProto, Row]:
