@@ -57,9 +57,11 @@ class Reference:
 
     Args:
         outputs: Batches of outputs by name.
+        roots: Whether outputs from 0 to 1 are compared by their square roots (Hellinger's distance of
+            probabilities): where all are next to 0, as for inputs that are made up, few would outweigh the rest.
     """
 
-    def __init__(self, outputs: Outputs) -> None:
+    def __init__(self, outputs: Outputs, *, roots: bool = False) -> None:
         self.outputs = [dict(batch) for batch in outputs]
         self.names = [
             name for name, value in self.outputs[0].items()
@@ -68,6 +70,8 @@ class Reference:
         first = self.outputs[0]
         single = len(self.names) == 1 and first[self.names[0]].ndim == 2 and first[self.names[0]].shape[1] > 1
         self.classifier = single and not all(independent(batch[self.names[0]]) for batch in self.outputs)
+        told = self.names if roots and not self.classifier else []
+        self._rooted = {name for name in told if all(within_one(batch[name]) for batch in self.outputs)}
         self._energies = {name: self._slices(name) for name in self.names}
         self._logs = [log_probabilities(batch[self.names[0]]) for batch in self.outputs] if self.classifier else []
 
@@ -83,7 +87,7 @@ class Reference:
             axis, energy = self._energies[name]
             gap = np.zeros(len(energy))
             for mine, theirs in zip(self.outputs, outputs, strict=True):
-                a, b = mine[name].astype(np.float64), theirs[name].astype(np.float64)
+                a, b = self._read(name, mine), self._read(name, theirs)
                 if a.shape != b.shape:
                     return Divergence(float("inf"), "error")
                 gap += _summed(np.subtract(a, b, out=np.zeros_like(a), where=np.isfinite(a)) ** 2, axis)
@@ -93,12 +97,16 @@ class Reference:
             errors.append(np.sqrt(shares[0] if axis is None else np.minimum(shares, 1.0).mean()))
         return Divergence(float(np.mean(errors)) if errors else 0.0, "error")
 
+    def _read(self, name: str, batch: Mapping[str, Array]) -> FloatArray:
+        values = batch[name].astype(np.float64)
+        return np.sqrt(np.maximum(values, 0.0)) if name in self._rooted else values
+
     def _slices(self, name: str) -> tuple[int | None, FloatArray]:
         """The axis along which an output holds quantities of very different size, and the energy of each.
 
         A detector's boxes, in pixels, would hide its scores if all were summed up.
         """
-        values = [np.nan_to_num(batch[name].astype(np.float64), posinf=0.0, neginf=0.0) ** 2 for batch in self.outputs]
+        values = [np.nan_to_num(self._read(name, batch), posinf=0.0, neginf=0.0) ** 2 for batch in self.outputs]
         shape = values[0].shape
         if len(shape) > 2:
             axis = 1 + int(np.argmin(shape[1:]))  # the others are positions
@@ -133,8 +141,12 @@ def _summed(values: FloatArray, axis: int | None) -> FloatArray:
 
 def independent(scores: Array) -> bool:
     """Whether scores are probabilities of labels that do not exclude each other: from 0 to 1, of any sum."""
-    within = bool(scores.size) and float(scores.min()) >= 0 and float(scores.max()) <= 1
-    return within and not np.allclose(scores.astype(np.float64).sum(axis=1), 1.0, atol=1e-3)
+    return within_one(scores) and not np.allclose(scores.astype(np.float64).sum(axis=1), 1.0, atol=1e-3)
+
+
+def within_one(scores: Array) -> bool:
+    """Whether all scores lie from 0 to 1."""
+    return bool(scores.size) and float(scores.min()) >= 0 and float(scores.max()) <= 1
 
 
 def log_probabilities(scores: Array) -> FloatArray:

@@ -58,8 +58,9 @@ def recovery_without_data(
     made_up = synthetic_data(analysis, samples + held, _BATCH, settings.seed)
     fit, probe = made_up.split(held / (samples + held), settings.seed)
     if macs > _LARGE:
-        settings = replace(settings, refine=0, curve_passes=min(settings.curve_passes, _PASSES))
-    return Recovery(analysis, fit, probe, options, settings, progress)
+        passes = min(settings.curve_passes, _PASSES)
+        settings = replace(settings, refine=0, curve_passes=passes, sharper_passes=0)
+    return Recovery(analysis, fit, probe, options, settings, progress, made_up=True)
 
 
 @dataclass

@@ -80,6 +80,7 @@ class Recovery:
     """The state of a recovering network.
 
     Attributes:
+        made_up: Whether the data are inputs that nobody has seen.
         original: The network as it was, up to the channels that its linear streams are written in.
         working: The network as it is.
         fit: Data to fit on.
@@ -96,6 +97,7 @@ class Recovery:
     options: EngineOptions
     settings: RecoverySettings
     progress: Progress | None = None
+    made_up: bool = False
     original: Working = field(init=False)
     working: Working = field(init=False)
     reference: Reference = field(init=False)
@@ -108,7 +110,8 @@ class Recovery:
         self.original = Working.of(self.analysis)
         self.working = Working.of(self.analysis)
         self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
-        self.reference = Reference(Rolling(self.original.cutter, self.probe_feeds, self.options).finish())
+        outputs = Rolling(self.original.cutter, self.probe_feeds, self.options).finish()
+        self.reference = Reference(outputs, roots=self.made_up)
 
     def restarted(self) -> Recovery:
         """The same from the beginning; what is measured goes on the same way."""

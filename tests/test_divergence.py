@@ -164,3 +164,26 @@ def test_labels_that_do_not_exclude_each_other_are_no_classes() -> None:
     assert reference.compare([{"y": np.zeros_like(scores)}]).value == pytest.approx(1.0)
     assert Reference([{"y": scores / scores.sum(axis=1, keepdims=True)}]).classifier
     assert Reference([{"y": scores - 0.5}]).classifier
+
+
+def test_square_roots_tell_what_a_few_large_probabilities_hide() -> None:
+    rng = np.random.default_rng(5)
+    original = 1e-3 * rng.uniform(size=(40, 6))
+    original[0, 0] = 1.0  # one certain answer among many faint ones
+    faint = original.copy()
+    faint[1:] = 0.0
+    plain, roots = (Reference([{"y": original}], roots=flag).compare([{"y": faint}]).value for flag in (False, True))
+    assert plain < 0.01
+    gone = np.sqrt(original[1:].sum() / original.sum())
+    assert roots == pytest.approx(gone)
+    assert gone > 0.2
+    assert Reference([{"y": original}], roots=True).compare([{"y": original}]).value == 0
+
+
+def test_square_roots_leave_other_outputs_alone() -> None:
+    one, two = np.random.default_rng(6).normal(size=(2, 9, 5, 5))
+    plain, roots = (Reference([{"y": one}], roots=flag).compare([{"y": two}]) for flag in (False, True))
+    assert plain == roots
+    labels = Reference([{"y": LOGITS}], roots=True)
+    assert labels.classifier
+    assert labels.compare([{"y": OTHER}]) == Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
