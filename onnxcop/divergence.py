@@ -59,9 +59,12 @@ class Reference:
         outputs: Batches of outputs by name.
         roots: Whether outputs from 0 to 1 are compared by their square roots (Hellinger's distance of
             probabilities): where all are next to 0, as for inputs that are made up, few would outweigh the rest.
+        temperature: What logits are divided by before their softmax. Above 1 all classes of a sample tell how
+            far it is off, not the likeliest alone, so that a difference shows on fewer samples.
     """
 
-    def __init__(self, outputs: Outputs, *, roots: bool = False) -> None:
+    def __init__(self, outputs: Outputs, *, roots: bool = False, temperature: float = 1.0) -> None:
+        self.temperature = temperature
         self.outputs = [dict(batch) for batch in outputs]
         self.names = [
             name for name, value in self.outputs[0].items()
@@ -73,7 +76,7 @@ class Reference:
         told = self.names if roots and not self.classifier else []
         self._rooted = {name for name in told if all(within_one(batch[name]) for batch in self.outputs)}
         self._energies = {name: self._slices(name) for name in self.names}
-        self._logs = [log_probabilities(batch[self.names[0]]) for batch in self.outputs] if self.classifier else []
+        self._logs = [self._log_shares(batch) for batch in self.outputs] if self.classifier else []
 
     def __len__(self) -> int:
         return sum(len(batch[self.names[0]]) for batch in self.outputs) if self.names else 0
@@ -101,6 +104,10 @@ class Reference:
         values = batch[name].astype(np.float64)
         return np.sqrt(np.maximum(values, 0.0)) if name in self._rooted else values
 
+    def _log_shares(self, batch: Mapping[str, Array]) -> FloatArray:
+        found = log_probabilities(batch[self.names[0]])
+        return found if self.temperature == 1 else log_probabilities(found / self.temperature)
+
     def _slices(self, name: str) -> tuple[int | None, FloatArray]:
         """The axis along which an output holds quantities of very different size, and the energy of each.
 
@@ -120,7 +127,7 @@ class Reference:
     def _compare_classes(self, outputs: Outputs) -> Divergence:
         name, total, same, count = self.names[0], 0.0, 0, 0
         for mine, logs, theirs in zip(self.outputs, self._logs, outputs, strict=True):
-            other = log_probabilities(theirs[name])
+            other = self._log_shares(theirs)
             possible = ~np.isneginf(logs)  # a class that is ruled out adds nothing
             gap = np.subtract(logs, other, out=np.zeros_like(logs), where=possible)
             total += float((np.exp(logs) * gap).sum())

@@ -41,6 +41,7 @@ from onnxcop.working import Working
 log = logging.getLogger("onnxcop")
 
 _POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
+_TEMPERATURE = 4.0
 _SAME = 1e-4  # divergence of a network that computes the same by other sums
 
 Progress = Callable[[str, int, int], None]
@@ -86,6 +87,7 @@ class Recovery:
         fit: Data to fit on.
         probe: Held-out data.
         reference: The original's outputs on the probe.
+        judge: The same, softened where they are scores of classes: what choices are made by.
         seen: The first statistics that were taken, those of the original.
         turned: Groups whose channels are principal channels (see :mod:`onnxcop.principal`).
         way: What was measured after every step.
@@ -101,6 +103,7 @@ class Recovery:
     original: Working = field(init=False)
     working: Working = field(init=False)
     reference: Reference = field(init=False)
+    judge: Reference = field(init=False)
     probe_feeds: list[Feed] = field(init=False)
     seen: CalibrationStats | None = None
     turned: tuple[int, ...] = ()
@@ -112,6 +115,7 @@ class Recovery:
         self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
         outputs = Rolling(self.original.cutter, self.probe_feeds, self.options).finish()
         self.reference = Reference(outputs, roots=self.made_up)
+        self.judge = Reference(outputs, roots=self.made_up, temperature=_TEMPERATURE)
 
     def restarted(self) -> Recovery:
         """The same from the beginning; what is measured goes on the same way."""
@@ -134,7 +138,7 @@ class Recovery:
         """Statistics of the network as it stands."""
         fit = self._calibrate(self.fit, "fit")
         self.seen = self.seen or fit.by_channel(self.working.layers)
-        return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.reference)
+        return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.judge)
 
     def _calibrate(self, data: CalibrationData, what: str) -> Observed:
         def report(done: int, total: int) -> None:
@@ -184,7 +188,7 @@ class Recovery:
         """One pass of layer-by-layer least squares."""
         fit = [dict(feed) for feed in self.fit.take(self.settings.refine_samples).batches()]
         refiner = Refiner(
-            self.original, self.working, RefineSet(fit, self.probe_feeds, self.reference), self.options,
+            self.original, self.working, RefineSet(fit, self.probe_feeds, self.judge), self.options,
             self.settings.seed,
         )  # fmt: skip
         return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]

@@ -187,3 +187,16 @@ def test_square_roots_leave_other_outputs_alone() -> None:
     labels = Reference([{"y": LOGITS}], roots=True)
     assert labels.classifier
     assert labels.compare([{"y": OTHER}]) == Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+
+
+def test_at_a_temperature_all_classes_tell() -> None:
+    soft = Reference([{"y": LOGITS}], temperature=4.0)
+    by_hand = Reference([{"y": LOGITS / 4}]).compare([{"y": OTHER / 4}])
+    of_logits = soft.compare([{"y": OTHER}])
+    of_probabilities = Reference([{"y": softmax(LOGITS, axis=1)}], temperature=4.0).compare(
+        [{"y": softmax(OTHER, axis=1)}]
+    )
+    assert of_logits.value == pytest.approx(by_hand.value)
+    assert of_probabilities.value == pytest.approx(by_hand.value, rel=1e-3)
+    assert of_logits.agreement == by_hand.agreement
+    assert soft.compare([{"y": LOGITS}]).value == pytest.approx(0, abs=1e-12)

@@ -66,7 +66,8 @@ not known to be wrong. Seconds include every try for the budget and, with onnxco
 were taken on a shared machine of two cores.
 
 Layers are those of the main graph, so that a model that lies in the branches of an If has none here;
-[coverage](coverage.md) has it. Torch-Pruning, which takes long, was tried on one export of most networks.
+[coverage](coverage.md) has it. Torch-Pruning had up to 480 s for a try; it works on what onnx2torch converts, which
+has no converter for most of what PyTorch's new exporter (*dynamo*) writes.
 *Behind* names what another tool cuts more of. With onnxcop a layer of few filters loses none where its
 share is less than one (of the 4 filters of efficientnet_b0's narrowest, say), which others round up.
 """
