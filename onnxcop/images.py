@@ -176,9 +176,9 @@ class Preprocess:
         height, width = self.size or image.size[::-1]
         whole = min(image.height / height, image.width / width)
         share = whole * rng.uniform(np.clip(1 / whole, _SMALLEST_VIEW, 1.0), 1.0)
-        left = rng.uniform(0, image.width - share * width)
-        top = rng.uniform(0, image.height - share * height)
-        box = (left, top, left + share * width, top + share * height)
+        wide, high = min(share * width, image.width), min(share * height, image.height)
+        left, top = rng.uniform(0, image.width - wide), rng.uniform(0, image.height - high)
+        box = (left, top, min(left + wide, image.width), min(top + high, image.height))
         image = image.resize((width, height), _pillow().Resampling.BILINEAR, box=box)
         pixels = np.asarray(image)[:, :: int(rng.choice((1, -1)))]
         return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -300,6 +300,16 @@ def test_views_of_pictures_of_the_right_size_are_not_enlarged(tmp_path: Path) ->
     assert any(same)
 
 
+@pytest.mark.parametrize("size", [(7, 5), (31, 97), (8, 300), (3, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("wanted", [(8, 8), (13, 9)], ids=str)
+def test_views_of_pictures_of_any_size(size: tuple[int, int], wanted: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "any.png"
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size, 3)).astype(np.uint8)).save(path)
+    prepared = Preprocess(scale=1.0).fitted(InputSpec("image", F32, ("N", 3, *wanted)))
+    for view in range(1, 40):
+        assert prepared.from_file(path, view).shape == (3, *wanted)
+
+
 def test_what_is_no_picture_has_one_view() -> None:
     data = open_source(rows(9), [VECTOR])
     assert data.seen_anew(3) is data

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 from small_models import chain
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -271,3 +272,23 @@ def test_more_to_go_takes_more_rounds() -> None:
     assert rounds[0] == 1
     assert rounds[-1] > rounds[1]
     assert default_rounds(Budget(size=1000)) == default_rounds(Budget(macs=0.7))
+
+
+def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 256, (20, 20)).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    analysis = onnxcop.analyze(digits.model, options=CPU, biases=True)
+    arrays = {"input": rng.normal(size=(24, 1, 8, 8)).astype(np.float32)}
+
+    def held(data: Any, **settings: int) -> tuple[int, int]:
+        source = open_data(analysis, data, None, 24, 8, 0, analysis.input_shapes)
+        assert source is not None
+        recovery = ground.recovery_on(analysis, source, RecoverySettings(probe_samples=4, **settings), CPU, None)
+        return recovery.fit.count, recovery.probe.count
+
+    assert held(tmp_path) == (36, 6)
+    assert held(tmp_path, views=1) == (18, 6)
+    assert held(tmp_path, views=3) == (54, 6)
+    assert held(tmp_path, views=3, refine_samples=40) == (36, 6)  # no more than refinement takes
+    assert held(arrays) == (18, 6)
