@@ -120,13 +120,10 @@ class CalibrationData:
         if not isinstance(self._store, ImageStore) or views < 2:
             return self
         orders = [self._order + view * len(self._store) for view in range(views)]
-        return CalibrationData(
-            self._store, np.concatenate(orders), self.layout, self.batch_size,
-            f"{views} views of each of {self.description}",
-        )  # fmt: skip
+        return self._with(np.concatenate(orders), f"{views} views of each of {self.description}")
 
-    def _with(self, order: Array) -> CalibrationData:
-        description = f"{len(order)} of: {self.description}"
+    def _with(self, order: Array, description: str = "") -> CalibrationData:
+        description = description or f"{len(order)} of: {self.description}"
         return CalibrationData(self._store, order, self.layout, self.batch_size, description)
 
     def _samples(self, window: int) -> Iterator[Feed]:

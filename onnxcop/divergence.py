@@ -75,8 +75,12 @@ class Reference:
         self.classifier = single and not all(independent(batch[self.names[0]]) for batch in self.outputs)
         told = self.names if roots and not self.classifier else []
         self._rooted = {name for name in told if all(within_one(batch[name]) for batch in self.outputs)}
-        self._energies = {name: self._slices(name) for name in self.names}
+        self._energies = {} if self.classifier else {name: self._slices(name) for name in self.names}
         self._logs = [self._log_shares(batch) for batch in self.outputs] if self.classifier else []
+
+    def softened(self, temperature: float) -> Reference:
+        """The same at another temperature; itself where there are no classes."""
+        return Reference(self.outputs, temperature=temperature) if self.classifier else self
 
     def __len__(self) -> int:
         return sum(len(batch[self.names[0]]) for batch in self.outputs) if self.names else 0

@@ -137,8 +137,10 @@ class Preprocess:
                     edge = round(2 * max(self.size) / self.crop)
                     image.draft(None, (edge, edge))
                 whole = self._converted(image)
+                if not view:
+                    return self._finished(self._placed(whole))
                 rng = np.random.default_rng([view, *path.name.encode()])
-                return self._finished(self._elsewhere(whole, rng) if view else self._placed(whole))
+                return self._finished(self._elsewhere(whole, rng))
         except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
             raise CalibrationError(f"{path}: this picture cannot be read ({error}); repair or remove it") from error
 
@@ -168,8 +170,7 @@ class Preprocess:
                 image = image.resize((wide, high), _pillow().Resampling.BILINEAR)
             left, top = (wide - width) // 2, (high - height) // 2
             image = image.crop((left, top, left + width, top + height))
-        pixels = np.asarray(image)
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return np.asarray(image)
 
     def _elsewhere(self, image: Any, rng: np.random.Generator) -> Array:
         """As :meth:`_placed`, of a random window, enlarged only where the whole picture has to be."""
@@ -180,10 +181,11 @@ class Preprocess:
         left, top = rng.uniform(0, image.width - wide), rng.uniform(0, image.height - high)
         box = (left, top, min(left + wide, image.width), min(top + high, image.height))
         image = image.resize((width, height), _pillow().Resampling.BILINEAR, box=box)
-        pixels = np.asarray(image)[:, :: int(rng.choice((1, -1)))]
-        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return np.asarray(image)[:, :: int(rng.choice((1, -1)))]
 
     def _finished(self, pixels: Array) -> Array:
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
         if self.channels == "bgr":
             pixels = pixels[:, :, ::-1]
         if self.scale != 1 or self.mean or self.std:

@@ -115,7 +115,7 @@ class Recovery:
         self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
         outputs = Rolling(self.original.cutter, self.probe_feeds, self.options).finish()
         self.reference = Reference(outputs, roots=self.made_up)
-        self.judge = Reference(outputs, roots=self.made_up, temperature=_TEMPERATURE)
+        self.judge = self.reference.softened(_TEMPERATURE)
 
     def restarted(self) -> Recovery:
         """The same from the beginning; what is measured goes on the same way."""
