@@ -10,42 +10,60 @@ The stages one by one: :func:`analyze` → :func:`statistics` → a :class:`Crit
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from onnxcop.allocate import choose
-    from onnxcop.analysis import Analysis, analyze
-    from onnxcop.budget import AUTO, Budget, Limits
-    from onnxcop.catalogue import criterion_named
-    from onnxcop.criteria import Criterion, Ranking, StaticRanking, Subject
-    from onnxcop.engine import EngineOptions
-    from onnxcop.errors import OnnxcopError
-    from onnxcop.ops import DEFAULT_RULES, Op
-    from onnxcop.pipeline import apply_plan, prune
-    from onnxcop.plan import PruningPlan
-    from onnxcop.report import Report
-    from onnxcop.result import PruneResult
-    from onnxcop.rewrite import apply
-    from onnxcop.scores import statistics
-    from onnxcop.stages import recover
-    from onnxcop.tradeoff import sweep
-    from onnxcop.verify import verify
-    from onnxcop.versus import compare
+from onnxcop._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from onnxcop.allocation.budget import AUTO, Budget, Limits
+    from onnxcop.allocation.greedy import choose
+    from onnxcop.analysis.analyze import Analysis, analyze
+    from onnxcop.coupling.ops import DEFAULT_RULES, Op
+    from onnxcop.criteria.base import Criterion, Ranking, StaticRanking, Subject
+    from onnxcop.criteria.registry import criterion_named
+    from onnxcop.criteria.scores import statistics
+    from onnxcop.errors import OnnxcopError
+    from onnxcop.pipeline.compare import compare
+    from onnxcop.pipeline.prune import apply_plan, prune
+    from onnxcop.pipeline.stages import recover
+    from onnxcop.pipeline.sweep import sweep
+    from onnxcop.report.result import PruneResult
+    from onnxcop.report.summary import Report
+    from onnxcop.rewrite.apply import apply
+    from onnxcop.rewrite.plan import PruningPlan
+    from onnxcop.runtime.session import EngineOptions
+    from onnxcop.verification.verify import verify
 
 # Loaded on first use, so that `import onnxcop` and `onnxcop --help` stay quick.
 _HOMES = {
-    "AUTO": "budget", "Analysis": "analysis", "Budget": "budget", "Criterion": "criteria", "DEFAULT_RULES": "ops",
-    "EngineOptions": "engine", "Limits": "budget", "OnnxcopError": "errors", "Op": "ops",
-    "PruneResult": "result", "PruningPlan": "plan", "Ranking": "criteria", "Report": "report",
-    "Subject": "criteria", "analyze": "analysis", "apply": "rewrite", "apply_plan": "pipeline",
-    "choose": "allocate", "compare": "versus", "criterion_named": "catalogue", "prune": "pipeline",
-    "recover": "stages", "statistics": "scores", "sweep": "tradeoff", "StaticRanking": "criteria", "verify": "verify",
-}  # fmt: skip
+    "AUTO": "onnxcop.allocation.budget",
+    "Budget": "onnxcop.allocation.budget",
+    "Limits": "onnxcop.allocation.budget",
+    "choose": "onnxcop.allocation.greedy",
+    "Analysis": "onnxcop.analysis.analyze",
+    "analyze": "onnxcop.analysis.analyze",
+    "DEFAULT_RULES": "onnxcop.coupling.ops",
+    "Op": "onnxcop.coupling.ops",
+    "Criterion": "onnxcop.criteria.base",
+    "Ranking": "onnxcop.criteria.base",
+    "StaticRanking": "onnxcop.criteria.base",
+    "Subject": "onnxcop.criteria.base",
+    "criterion_named": "onnxcop.criteria.registry",
+    "statistics": "onnxcop.criteria.scores",
+    "OnnxcopError": "onnxcop.errors",
+    "compare": "onnxcop.pipeline.compare",
+    "apply_plan": "onnxcop.pipeline.prune",
+    "prune": "onnxcop.pipeline.prune",
+    "recover": "onnxcop.pipeline.stages",
+    "sweep": "onnxcop.pipeline.sweep",
+    "PruneResult": "onnxcop.report.result",
+    "Report": "onnxcop.report.summary",
+    "apply": "onnxcop.rewrite.apply",
+    "PruningPlan": "onnxcop.rewrite.plan",
+    "EngineOptions": "onnxcop.runtime.session",
+    "verify": "onnxcop.verification.verify",
+}
 
 __all__ = [
     "AUTO",
@@ -79,21 +97,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        module = import_module(f"onnxcop.{_HOMES[name]}")
-        value = getattr(module, name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'onnxcop' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxcop' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
 
 
-class _Package(ModuleType):
-    """The package itself, in which a module never takes the place of the function of its name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import system binds every submodule to its package: `verify` would become a module.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

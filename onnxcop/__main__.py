@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcop.cli import main
+from onnxcop.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -78,7 +78,7 @@ def pruned(model: Path) -> tuple[Path, Path, Path]:
     """The file of a small model, what was made of it, and the plan."""
     from cli_runs import BARE
 
-    from onnxcop import cli
+    from onnxcop.cli import main as cli
 
     out, plan = model.with_name("small.onnx"), model.with_name("plan.json")
     assert cli.run([str(model), "-o", str(out), "--plan-out", str(plan), "-q", *BARE]) == 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import numpy_helper
 
-from onnxcop.specs import InputSpec
+from onnxcop.graph.input_spec import InputSpec
 
 F32 = np.dtype(np.float32)
 VECTOR = InputSpec("x", F32, ("N", 3))

@@ -119,7 +119,7 @@ def shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 def outputs(model: onnx.ModelProto | Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What a model with the input `x` and one output makes."""
-    from onnxcop.engine import EngineOptions, Session
+    from onnxcop.runtime.session import EngineOptions, Session
 
     with Session(model, EngineOptions(provider="cpu", threads=1)) as session:
         (result,) = session.run({session.inputs[0].name: x}).values()

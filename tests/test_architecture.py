@@ -1,11 +1,10 @@
-"""The shape of the package: imports go one way, modules stay small, and the documentation lists them all."""
+"""The shape of the package: modules stay small, folders too, and the documentation lists them all."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import Counter
 from functools import cache
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 from conftest import REPO_ROOT
@@ -14,52 +13,12 @@ PACKAGE = REPO_ROOT / "onnxcop"
 MOST_LINES = 300
 MOST_STATEMENT_LINES = 60
 
-# What faces the user; the engine below knows nothing of it.
-FACE = ("__main__", "cli", "console")
-
 
 @cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the package by name, without the package's own."""
     paths = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
     return {name: ast.parse(path.read_text(encoding="utf-8")) for path, name in paths.items() if name != "__init__"}
-
-
-def is_face(name: str) -> bool:
-    return name.startswith(FACE)
-
-
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Modules of the package that are imported anywhere in a tree, inside functions and for types too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (
-                alias.name.removeprefix("onnxcop.") for alias in node.names if alias.name.startswith("onnxcop.")
-            )
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onnxcop":
-            inside = (node.module or "").partition(".")[2]
-            for alias in node.names:
-                yield from (".".join(filter(None, parts)) for parts in ((inside, alias.name), (inside,)))
-
-
-def graph() -> dict[str, set[str]]:
-    """The modules that each one imports; those of a package's own are taken from its `__init__`."""
-    known = {name: name for name in modules()} | {"ops": "ops.__init__"}
-    return {
-        name: {known[other] for other in imported(tree) if other in known} - {name} for name, tree in modules().items()
-    }
-
-
-def test_imports_have_no_circles() -> None:
-    order = list(TopologicalSorter(graph()).static_order())
-    assert order.index("atoms") < order.index("tracing") < order.index("pipeline") < order.index("cli")
-
-
-def test_the_engine_does_not_know_the_command_line() -> None:
-    upward = {
-        name: found for name, used in graph().items() if not is_face(name) and (found := {*filter(is_face, used)})
-    }
-    assert not upward
 
 
 def test_modules_and_functions_are_of_a_size_to_be_read() -> None:
@@ -72,6 +31,11 @@ def test_modules_and_functions_are_of_a_size_to_be_read() -> None:
         if isinstance(node, ast.FunctionDef) and (lines := statement_lines(node)) > MOST_STATEMENT_LINES
     }
     assert not functions
+
+
+def test_folders_hold_at_most_16_modules() -> None:
+    modules_of = Counter(path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    assert not {str(folder): count for folder, count in modules_of.items() if count > 16}
 
 
 def source(name: str) -> Path:

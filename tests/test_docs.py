@@ -19,8 +19,8 @@ from typing import Any
 import click
 import pytest
 
-from onnxcop import cli
-from onnxcop.cli_form import MAIN
+from onnxcop.cli import main as cli
+from onnxcop.cli.framework import MAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

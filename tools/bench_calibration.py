@@ -24,11 +24,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxcop import groups, layers, model, probe, tracing
-from onnxcop.calibrate import AUTO, calibrate
-from onnxcop.data import CalibrationData, open_source, random_source
-from onnxcop.engine import EngineOptions, Session
-from onnxcop.stats import CalibrationStats
+from onnxcop.analysis import layers
+from onnxcop.calibration.calibrate import AUTO, calibrate
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.coupling import groups, tracing
+from onnxcop.data.open import CalibrationData, open_source, random_source
+from onnxcop.graph import io as model
+from onnxcop.runtime import inputs as probe
+from onnxcop.runtime.session import EngineOptions, Session
 
 
 def loaded(path: str, options: EngineOptions) -> tuple[onnx.ModelProto, list[layers.Layer], Session]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 import peers_files
 
-from onnxcop.divergence import Reference
+from onnxcop.reconstruction.divergence import Reference
 
 Array = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64] | None

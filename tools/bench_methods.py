@@ -19,8 +19,8 @@ import peers
 import peers_files
 
 import onnxcop
-from onnxcop.engine import EngineOptions
-from onnxcop.modes import Modes
+from onnxcop.pipeline.options import Modes
+from onnxcop.runtime.session import EngineOptions
 
 Row = dict[str, str]
 Key = tuple[str, ...]

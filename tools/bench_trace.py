@@ -122,7 +122,7 @@ class Peak:
 
 def measure(nodes: int, width: int) -> dict[str, float]:
     """Analyse one network; all modules are imported and warm before."""
-    from onnxcop.analysis import analyze
+    from onnxcop.analysis.analyze import analyze
 
     model = residual_network(nodes, width)
     analyze(residual_network(100, 8))

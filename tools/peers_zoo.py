@@ -315,7 +315,7 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
 def ours(model: onnx.ModelProto, macs: float) -> tuple[onnx.ModelProto, bool]:
     """onnxcop's result, proven by itself, and whether filters under a statistic are among those cut."""
     import onnxcop
-    from onnxcop.catalogue import criterion_named
+    from onnxcop.criteria.registry import criterion_named
 
     analysis = onnxcop.analyze(model)
     subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)

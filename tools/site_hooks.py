@@ -14,7 +14,7 @@ from typing import Any
 from click.testing import CliRunner
 
 import onnxcop
-from onnxcop.cli import app
+from onnxcop.cli.main import app
 
 
 def help_text(command: str) -> str:

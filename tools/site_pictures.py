@@ -28,13 +28,14 @@ mpl.rcParams.update(
 from matplotlib import pyplot as plt  # noqa: E402
 
 import onnxcop  # noqa: E402
-from onnxcop import cop, curves  # noqa: E402
-from onnxcop.allocate import State  # noqa: E402
-from onnxcop.analysis import group_name  # noqa: E402
-from onnxcop.catalogue import criterion_named  # noqa: E402
-from onnxcop.criteria import produced_norms  # noqa: E402
-from onnxcop.gather import open_data  # noqa: E402
-from onnxcop.recover import Recovery, RecoverySettings  # noqa: E402
+from onnxcop.allocation import sensitivity as curves  # noqa: E402
+from onnxcop.allocation.greedy import State  # noqa: E402
+from onnxcop.analysis.analyze import group_name  # noqa: E402
+from onnxcop.criteria import cop  # noqa: E402
+from onnxcop.criteria.base import produced_norms  # noqa: E402
+from onnxcop.criteria.registry import criterion_named  # noqa: E402
+from onnxcop.data.for_model import open_data  # noqa: E402
+from onnxcop.recovery.rounds import Recovery, RecoverySettings  # noqa: E402
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MODEL, CALIB, TEST = MODELS / "digits_resnet.onnx", MODELS / "digits_calib.npz", MODELS / "digits_test.npz"

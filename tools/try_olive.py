@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcop.olive import package_config
+from onnxcop.integrations.olive import package_config
 
 
 def workflow(model: Path, passes: dict[str, Any], folder: Path) -> dict[str, Any]:

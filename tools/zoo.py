@@ -110,10 +110,10 @@ def prune_one(path: Path, options: argparse.Namespace) -> Row:
     import onnx
 
     import onnxcop
-    from onnxcop.analysis import census, inner_share
-    from onnxcop.catalogue import criterion_named
-    from onnxcop.report import frozen_reasons, totals
-    from onnxcop.verify import verify
+    from onnxcop.analysis.analyze import census, inner_share
+    from onnxcop.analysis.summary import frozen_reasons, totals
+    from onnxcop.criteria.registry import criterion_named
+    from onnxcop.verification.verify import verify
 
     model = onnx.load(path)
     if path.parent.name == "skeletons":

@@ -1,0 +1,177 @@
+"""How far a run has come: a function of the caller's, bars on a terminal or in a notebook, lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from types import TracebackType
+from typing import Any
+
+from onnxcop._base.formatting import terminal
+
+Callback = Callable[[str, float, float | None], None]
+"""Called with the name of a step, how much of it is done, and how much there is (None: not known)."""
+
+log = logging.getLogger("onnxcop")
+
+_PATIENCE = 1.0  # seconds a step may take before progress is shown
+_WORTH = 5.0  # seconds a step must have taken for a line of its own where there is no terminal
+_SPARSE = 60.0  # seconds between two lines on the same step
+_EVERY = 0.2  # seconds between two pictures in a notebook
+
+
+class Lines:
+    """A line of the log when a step is over, and now and then meanwhile, where those take their time."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._heard = self._started = self._said = time.monotonic()
+
+    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
+        """Say how far a step has come."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started, self._said = stage, self._heard, self._heard
+        self._heard = now
+        if done == total:
+            self._stage = None
+            if now - self._started >= _WORTH:
+                log.info("%s: done in %.0f s", stage, now - self._started)
+        elif now - self._said >= _SPARSE:
+            self._said = now
+            log.info("%s: %s after %.0f s", stage, f"{done / total:.0%}" if total else done, now - self._started)
+
+
+class Progress:
+    """A bar for the step under way, where that takes over a second; where there is no terminal, lines of the log.
+
+    Used as a context manager, and called with the name of a step, how much of it is done, and how
+    much there is in all (None where that is not known). Lines that are written to standard error
+    meanwhile appear above the bar.
+
+    Args:
+        enabled: False for silence.
+        lines: Whether to write lines where there is no terminal.
+    """
+
+    def __init__(self, *, enabled: bool = True, lines: bool = True) -> None:
+        self._enabled = enabled and sys.stderr.isatty()
+        self._lines = Lines() if enabled and lines and not self._enabled else None
+        self._bars: Any = None
+        self._stage: str | None = None
+        self._started = 0.0
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Take the bar away, so that something else can be written; it comes back with the next step."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = self._stage = self._task = None
+
+    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
+        """Say how far a step has come."""
+        if self._lines is not None:
+            self._lines(stage, done, total)
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        if stage != self._stage or done == total:
+            if self._task is not None:
+                self._drawn().remove_task(self._task)
+            self._stage, self._started, self._task = stage, now, None
+        if done == total:
+            return
+        if self._task is None:
+            if now - self._started < _PATIENCE:
+                return
+            self._task = self._drawn().add_task(stage, total=total)
+        self._drawn().update(self._task, completed=done, total=total)
+
+    def _drawn(self) -> Any:
+        if self._bars is None:
+            from rich import progress
+
+            self._bars = progress.Progress(
+                progress.TextColumn("{task.description}"), progress.BarColumn(),
+                progress.TaskProgressColumn(), progress.TimeRemainingColumn(),
+                console=terminal(error=True), transient=True,
+            )  # fmt: skip
+            self._bars.start()
+        return self._bars
+
+
+def in_notebook() -> bool:
+    """Whether this is a kernel that shows HTML, as in Jupyter."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+class NotebookBars:
+    """Bars in the output of a notebook's cell, without widgets; gone when the run is over."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[float, float | None]] = {}
+        self._drawn = 0.0
+        self._handle: Any = None
+
+    def __enter__(self) -> NotebookBars:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._handle is not None:
+            self._show("")
+
+    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
+        """Say how far a step has come."""
+        self._steps[stage] = (done, total)
+        now = time.monotonic()
+        if now - self._drawn >= _EVERY or done == total:
+            self._drawn = now
+            self._show("".join(_bar(name, *state) for name, state in self._steps.items()))
+
+    def _show(self, html: str) -> None:
+        from IPython.display import HTML, display
+
+        if self._handle is None:
+            self._handle = display(HTML(html), display_id=True)
+        else:
+            self._handle.update(HTML(html))
+
+
+def _bar(name: str, done: float, total: float | None) -> str:
+    known = f' value="{done:g}" max="{total:g}"' if total else ""
+    share = f"{done / total:.0%}" if total else f"{done:g}"
+    return f"<div><progress{known}></progress> {share} {escape(name)}</div>"
+
+
+@contextmanager
+def shown(progress: Callback | bool | None) -> Iterator[Callback | None]:
+    """The callback that a run reports to.
+
+    Args:
+        progress: A callback of the caller's, True for bars where they can be shown (a terminal or a
+            notebook), None or False for silence.
+    """
+    if not progress:
+        yield None
+    elif callable(progress):
+        yield progress
+    elif in_notebook():
+        with NotebookBars() as bars:
+            yield bars
+    else:
+        with Progress() as terminal:
+            yield terminal

@@ -1,0 +1,152 @@
+"""Budgets and limits: how much must go, and what must stay."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, fields
+from numbers import Real
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import BoolArray, IntArray
+from onnxcop.coupling.groups import Structure
+from onnxcop.coupling.result import Coupling
+from onnxcop.errors import BudgetError
+from onnxcop.graph.subgraphs import Scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Upper bounds; all that are given hold.
+
+    Attributes:
+        macs: Fraction of the multiply-accumulates to keep at most.
+        params: Fraction of the parameters.
+        filters: Fraction of the prunable filters (COP's measure).
+        size: Bytes of the file.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    filters: float | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("macs", "params", "filters"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, Real) or not 0 < float(value) <= 1:
+                raise BudgetError(f"--{name} is a fraction to keep, above 0 and at most 1 (or 100%), not {value!s}")
+        if self.size is not None and self.size <= 0:
+            raise BudgetError(f"--size must be positive, not {self.size}")
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.macs is self.params is self.filters is self.size is None
+
+
+def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
+    """Intermediate budgets: the same share of what is left goes in every round."""
+
+    def at(bound: float | None, step: int) -> float | None:
+        return None if bound is None else float(bound ** (step / rounds))
+
+    steps = [
+        Budget(at(budget.macs, step), at(budget.params, step), at(budget.filters, step), None)
+        for step in range(1, rounds)
+    ]
+    return [step for step in steps if not step.empty] + [budget]
+
+
+def default_rounds(budget: Budget) -> int:
+    """One round for every fifth or so that goes."""
+    bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
+    tightest = min(bounds, default=0.7)
+    return int(np.clip(np.ceil(np.log(tightest) / np.log(0.83) - 1e-9), 1, 6))
+
+
+AUTO = 0
+"""As `multiple_of`: :func:`onnxcop.prune` finds it by measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What selection may not do.
+
+    Attributes:
+        min_filters: Every axis keeps at least this many indices (or all it has).
+        max_cut: Largest fraction cut from one group.
+        multiple_of: Kept widths of groups are multiples of this; :data:`AUTO` leaves it to measurement.
+        keep: Patterns of node or tensor names that are never pruned.
+        only: If given, patterns of the only nodes or tensors that are.
+        exact_only: Leave out inexact groups.
+    """
+
+    min_filters: int = 1
+    max_cut: float = 1.0
+    multiple_of: int = 1
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    exact_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_filters < 1 or (self.multiple_of < 1 and self.multiple_of != AUTO):
+            raise BudgetError("--min-filters and --multiple-of must be at least 1")
+        if not 0 <= self.max_cut <= 1:
+            raise BudgetError(f"--max-cut is a fraction between 0 and 1, not {self.max_cut:g}")
+
+    def given(self) -> list[str]:
+        """The options that limit anything, as they are called on the command line."""
+        return [
+            f"--{entry.name.replace('_', '-')}" for entry in fields(self) if getattr(self, entry.name) != entry.default
+        ]
+
+
+def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) -> BoolArray:
+    """Units that the patterns and the exactness limit allow, bool [units].
+
+    Raises:
+        BudgetError: A pattern matches no node and no tensor.
+    """
+    allowed = np.ones(len(structure.unit_class), dtype=np.bool_)
+    if limits.exact_only:
+        exact = np.array([group.exact for group in structure.groups], dtype=np.bool_)
+        allowed &= exact[structure.group_of] if len(allowed) else allowed
+    for pattern in limits.keep:
+        allowed[_matching(model, structure, pattern)] = False
+    if limits.only:
+        wanted = np.zeros_like(allowed)
+        for pattern in limits.only:
+            wanted[_matching(model, structure, pattern)] = True
+        allowed &= wanted
+    return allowed
+
+
+def _matching(model: onnx.ModelProto, structure: Structure, pattern: str) -> IntArray:
+    """Units produced by the nodes, or standing on the tensors, whose names match a pattern."""
+    coupling = structure.coupling
+    names = {name for name in (*coupling.shapes.infos, *coupling.labels) if name and fnmatch.fnmatchcase(name, pattern)}
+    nodes = {
+        index
+        for index, node in enumerate(Scopes.of(model).nodes)
+        if node.name and fnmatch.fnmatchcase(node.name, pattern)
+    }
+    if not names and not nodes:
+        raise BudgetError(f"no node and no tensor is named {pattern!r}; see the names with `onnxcop inspect`")
+    found = [_units_of_nodes(coupling, structure, nodes)]
+    for name in sorted(names):
+        found += [structure.units_on(atoms) for atoms in coupling.labels.get(name, ()) if atoms is not None]
+    units = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return units[units >= 0]
+
+
+def _units_of_nodes(coupling: Coupling, structure: Structure, nodes: set[int]) -> IntArray:
+    produced = [
+        structure.units_on(c.produced)
+        for c in coupling.findings.contractions
+        if c.node in nodes and c.produced is not None
+    ]
+    return np.concatenate(produced) if produced else np.empty(0, np.int64)

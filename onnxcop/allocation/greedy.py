@@ -1,0 +1,222 @@
+"""COP's allocation: the least important unit of the whole network goes first, until the budget holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcop._base.types import BoolArray, FloatArray, IntArray
+from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units
+from onnxcop.analysis.cost import Savings
+from onnxcop.criteria.base import Ranking, Subject, produced_filter_counts
+from onnxcop.errors import BudgetError
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which units go.
+
+    Attributes:
+        removed: int64, in the order of removal.
+        cost: MACs, parameters and bytes of what remains, float64 [3].
+        filters: Fraction of the prunable filters kept.
+    """
+
+    removed: IntArray
+    cost: FloatArray
+    filters: float
+
+
+class State:
+    """A growing selection: widths, costs, and which groups may still give.
+
+    Args:
+        subject: The traced model.
+        limits: What may not be cut.
+    """
+
+    def __init__(self, subject: Subject, limits: Limits) -> None:
+        if limits.multiple_of == AUTO:
+            raise BudgetError("--multiple-of auto is decided by measurement first: see onnxcop.widths.suitable_widths")
+        structure = self.structure = subject.structure
+        self.cost_model = subject.cost
+        self.limits = limits
+        self.kept = structure.axis_sizes.copy()
+        self.original = subject.cost.original()
+        self.cost = self.original.copy()
+        self.available: BoolArray = allowed_units(subject.model, structure, limits)
+        self.removed: list[int] = []
+        self.group_kept = np.array([group.width for group in structure.groups], dtype=np.int64)
+        self.group_floor = np.array(
+            [group.width - int(limits.max_cut * group.width + 1e-9) for group in structure.groups], dtype=np.int64
+        )
+        self.floor = np.zeros(len(self.kept), dtype=np.int64)
+        limited = structure.limited_axes
+        self.floor[limited] = np.minimum(limits.min_filters, structure.axis_sizes[limited])
+        self.filter_weight = produced_filter_counts(subject)
+        self.filters_total = float(self.filter_weight.sum())
+        self.filters_kept = self.filters_total
+        self._rows: list[tuple[IntArray, IntArray]] = [self._row(int(g.units[0])) for g in structure.groups]
+        self._savings: dict[int, Savings] = {}
+
+    def _row(self, unit: int) -> tuple[IntArray, IntArray]:
+        incidence = self.structure.incidence
+        row = slice(incidence.indptr[unit], incidence.indptr[unit + 1])
+        return incidence.indices[row].astype(np.int64), incidence.data[row].astype(np.int64)
+
+    def may_remove(self, group: int, counts: IntArray) -> BoolArray:
+        """Whether so many more units of a group can go without emptying an axis, bool [counts]."""
+        axes, times = self._rows[group]
+        left = self.kept[axes] - counts[:, None] * times
+        return np.asarray(
+            (self.group_kept[group] - counts >= self.group_floor[group]) & (left >= self.floor[axes]).all(axis=1)
+        )
+
+    def saving(self, group: int, counts: IntArray) -> FloatArray:
+        """MACs, parameters and bytes saved by removing so many more units of a group, float64 [counts, 3]."""
+        found = self._savings.get(group)
+        if found is None:
+            found = self._savings[group] = self.cost_model.savings(*self._rows[group])
+        return found.of(self.kept, counts)
+
+    def remove(self, unit: int) -> None:
+        """Take a unit out."""
+        group = int(self.structure.group_of[unit])
+        axes, times = self._rows[group]
+        self.cost = self.cost - self.cost_model.change(self.kept, axes, times)
+        self.kept[axes] -= times
+        self.group_kept[group] -= 1
+        self.available[unit] = False
+        self.removed.append(unit)
+        self.filters_kept -= float(self.filter_weight[unit])
+
+    def restore(self, unit: int) -> None:
+        """Put a removed unit back."""
+        group = int(self.structure.group_of[unit])
+        axes, times = self._rows[group]
+        self.kept[axes] += times
+        self.cost = self.cost + self.cost_model.change(self.kept, axes, times)
+        self.group_kept[group] += 1
+        self.available[unit] = True
+        self.removed.remove(unit)
+        self.filters_kept += float(self.filter_weight[unit])
+
+    def copy(self) -> State:
+        """An independent copy, to try something out."""
+        other = copy(self)
+        other.kept, other.available = self.kept.copy(), self.available.copy()
+        other.group_kept, other.removed = self.group_kept.copy(), list(self.removed)
+        return other
+
+    def assign(self, other: State) -> None:
+        """Become a copy of another state of the same model."""
+        self.__dict__.update(other.copy().__dict__)
+
+    def fractions(self) -> dict[str, float]:
+        """What is kept: fractions of MACs, parameters and filters, and the size in bytes."""
+        safe = np.maximum(self.original, 1e-30)
+        return {
+            "macs": float(self.cost[0] / safe[0]),
+            "params": float(self.cost[1] / safe[1]),
+            "filters": self.filters_kept / self.filters_total if self.filters_total else 1.0,
+            "size": float(self.cost[2] + self.cost_model.file_overhead),
+        }
+
+    def meets(self, budget: Budget) -> bool:
+        """Whether every given bound holds."""
+        now = self.fractions()
+        bounds = {"macs": budget.macs, "params": budget.params, "filters": budget.filters, "size": budget.size}
+        return all(bound is None or now[name] <= bound * (1 + 1e-12) for name, bound in bounds.items())
+
+    def selection(self) -> Selection:
+        """The units removed so far."""
+        return Selection(np.array(self.removed, dtype=np.int64), self.cost, self.fractions()["filters"])
+
+
+def choose(
+    subject: Subject,
+    ranking: Ranking,
+    budget: Budget,
+    limits: Limits = Limits(),
+    progress: Callable[[float], None] | None = None,
+) -> Selection:
+    """Remove units in order of importance until the budget holds.
+
+    Args:
+        subject: The traced model.
+        ranking: Importance of units, updated as units go.
+        budget: What must hold in the end.
+        limits: What may not be cut.
+        progress: Called now and then with the number of units removed.
+
+    Raises:
+        BudgetError: All that may go is gone and the budget still does not hold; says what can be reached.
+    """
+    state = State(subject, limits)
+    blocked = np.zeros(len(subject.structure.groups), dtype=np.bool_)
+    group_of = subject.structure.group_of
+    while not state.meets(budget):
+        candidates = state.available & ~blocked[group_of]
+        if not candidates.any():
+            raise infeasible(state, budget)
+        scores = np.where(candidates, ranking.importance(state.kept), np.inf)
+        step = _step(state, scores, candidates, limits)
+        if step is None:
+            raise infeasible(state, budget)
+        group, units = step
+        if not units or not state.may_remove(group, np.array([len(units)]))[0]:
+            blocked[group] = True
+            continue
+        for unit in units:
+            state.remove(unit)
+            ranking.remove(unit)
+        if progress is not None:
+            progress(len(state.removed))
+    return state.selection()
+
+
+def _step(state: State, scores: FloatArray, candidates: BoolArray, limits: Limits) -> tuple[int, list[int]] | None:
+    """The next units to remove, all of one group: one, or as many as the next multiple is away."""
+    group_of = state.structure.group_of
+    if limits.multiple_of == 1:
+        unit = int(np.argmin(scores))
+        return int(group_of[unit]), [unit]
+    best: tuple[float, int, list[int]] | None = None
+    for group in np.unique(group_of[candidates]).tolist():
+        count = int(state.group_kept[group]) % limits.multiple_of or limits.multiple_of
+        units = state.structure.groups[group].units
+        units = units[candidates[units]]
+        if len(units) < count or state.group_kept[group] == count:
+            units = units[:0]
+        order = units[np.argsort(scores[units], kind="stable")][:count]
+        mean = float(scores[order].mean()) if len(order) else np.inf
+        if best is None or mean < best[0]:
+            best = (mean, group, order.tolist())
+    return None if best is None or np.isinf(best[0]) else (best[1], best[2])
+
+
+def infeasible(state: State, budget: Budget) -> BudgetError:
+    """The error for a budget that cannot be met, with the nearest value that can."""
+    now = state.fractions()
+    given = ", ".join(state.limits.given())
+    if given and not state.removed:
+        return BudgetError(f"nothing is left to prune with {given}; loosen that, or see `onnxcop inspect`", 1.0)
+    way_out = f"loosen {given}" if given else "see in `onnxcop inspect` what is frozen"
+    for name, flag in (("macs", "--macs"), ("params", "--params"), ("filters", "--filters")):
+        bound = getattr(budget, name)
+        if bound is not None and now[name] > bound:
+            nearest = float(np.ceil(now[name] * 1e4) / 1e4)
+            return BudgetError(
+                f"the budget {flag} {bound:g} cannot be reached: with all prunable filters cut "
+                f"{now[name]:.2%} remain; ask for {flag} {nearest:g} or more, or {way_out}",
+                nearest,
+            )
+    nearest = float(np.ceil(now["size"]))
+    return BudgetError(
+        f"the budget --size {budget.size} cannot be reached: the smallest file is {nearest:.0f} bytes; ask for so "
+        f"many or more (5MB, say; a number alone is bytes), or {way_out}",
+        nearest,
+    )

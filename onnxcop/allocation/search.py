@@ -1,0 +1,125 @@
+"""Which units to cut next: curves that are measured where the budget will be spent, and nowhere else.
+
+Beyond its last point a curve is a guess, so each pass buys only a step further than what has been
+measured, and measures there. Between two points it is a straight line, and what lies below it is not
+seen: once the budget is met, each pass measures in the middle of the stretch in which a group's width
+came to lie, and spends anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcop._base.types import IntArray
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.greedy import State
+from onnxcop.allocation.sensitivity import GROWTH, Curve
+from onnxcop.allocation.spend import spend
+from onnxcop.errors import BudgetError
+
+_KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
+_STEEP = 0.01  # of the price of all that is bought: flatter stretches need no more points
+_NARROW = 0.02  # of a group's width: shorter stretches need no more points
+
+Curves = Mapping[int, Curve]
+Measure = Callable[[Mapping[int, int] | None, Curves | None], Curves]
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Spends a budget over curves.
+
+    Args:
+        measure: Measures groups at numbers of removed units, and adds these points to known curves; without
+            arguments, the first point of every group.
+        state: The selection so far; :meth:`run` adds to it.
+        budget: What must hold.
+        limits: What may not be cut.
+        group_of: int64 [units], each unit's group.
+        passes: Most passes of measuring on the way to the budget.
+        sharper: Most passes of measuring between known points after that.
+    """
+
+    measure: Measure
+    state: State
+    budget: Budget
+    limits: Limits
+    group_of: IntArray
+    passes: int
+    sharper: int
+
+    def run(self) -> IntArray:
+        """Select until the budget holds; int64, the units selected here.
+
+        Raises:
+            BudgetError: The budget cannot be met; the state is as it was.
+        """
+        curves = self.measure(None, None)
+        for _ in range(self.passes - 1):
+            further = self._unmeasured(curves, self._bought(curves))
+            if not further:
+                break
+            curves = self.measure(further, curves)
+        trial, units = self._affordable(curves)
+        for _ in range(self.sharper):
+            between = self._between(curves, units)
+            if not between:
+                break
+            curves = self.measure(between, curves)
+            trial, units = self._affordable(curves)
+        self.state.assign(trial)
+        return units
+
+    def _affordable(self, curves: Curves) -> tuple[State, IntArray]:
+        """What meets the budget by curves that are known or, where that is not enough, guessed."""
+        for reach in (_KNOWN, GROWTH, GROWTH**2):
+            with suppress(BudgetError):
+                return self._spent(curves, reach)
+        return self._spent(curves, np.inf)
+
+    def _spent(self, curves: Curves, reach: float) -> tuple[State, IntArray]:
+        trial = self.state.copy()
+        return trial, spend(trial, list(curves.values()), self.budget, self.limits, reach)
+
+    def _bought(self, curves: Curves) -> IntArray:
+        """What would be bought if every curve could be followed one step beyond its last point."""
+        trial = self.state.copy()
+        first = len(trial.removed)
+        with suppress(BudgetError):
+            spend(trial, list(curves.values()), self.budget, self.limits, GROWTH)
+        return np.array(trial.removed[first:], dtype=np.int64)
+
+    def _unmeasured(self, curves: Curves, units: IntArray) -> dict[int, int]:
+        """Groups that were bought beyond what is known of them, with the next count to measure."""
+        requests = {}
+        for group, count in self._counts(units).items():
+            curve = curves[group]
+            last = int(curve.counts[-1])
+            if count > _KNOWN * last and last < len(curve.order):
+                requests[group] = min(max(last + 1, count), len(curve.order))
+        return requests
+
+    def _between(self, curves: Curves, units: IntArray) -> dict[int, int]:
+        """Groups whose widths came to lie on or below a long and steep stretch, with the count in its middle."""
+        bought = self._counts(units)
+        total = sum(float(curves[group].price(count)) for group, count in bought.items())
+        requests = {}
+        for group, curve in curves.items():
+            points = np.concatenate([[0], curve.counts])
+            after = int(np.searchsorted(points, bought.get(group, 0), side="right"))
+            if after == len(points):
+                continue
+            low, high = points[after - 1 : after + 1].tolist()
+            rise = float(curve.price(high) - curve.price(low))
+            if high - low > max(self.limits.multiple_of, _NARROW * len(curve.order)) and rise > _STEEP * total:
+                requests[group] = (low + high) // 2
+        return requests
+
+    def _counts(self, units: IntArray) -> dict[int, int]:
+        """Units by group."""
+        groups, counts = np.unique(self.group_of[units], return_counts=True)
+        return dict(zip(groups.tolist(), counts.tolist(), strict=True))

@@ -1,0 +1,260 @@
+"""Measured curves: what each group costs at several widths, in the network's own output.
+
+The channels of a group are ordered by what their removal costs the layers that consume them; at a few
+widths the group is cut, the consumers make up for it, and the rest of the network is run from there on
+held-out samples. Only the consumers' weights change, so everything before them is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, FloatArray, IntArray
+from onnxcop.allocation.budget import Limits, allowed_units
+from onnxcop.analysis.layers import Layer
+from onnxcop.calibration.patches import Observed
+from onnxcop.coupling.groups import DependencyGroup
+from onnxcop.reconstruction.divergence import Reference
+from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.obs import Inverses, LayerSurgery, removal_order
+from onnxcop.reconstruction.propagation import output_importance
+from onnxcop.reconstruction.ridge import as_features, as_weights, best_ridge, mean_output
+from onnxcop.runtime.segments import Rolling
+from onnxcop.runtime.session import EngineOptions
+
+FIRST_LEVEL = 0.05  # fraction of a group's width at which its curve is measured first
+GROWTH = 2.0  # the next point of a curve lies this much further out
+_STEEPNESS = 1.6  # exponent of the divergence beyond the last point: errors add up faster than linearly
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One group's order and price.
+
+    Attributes:
+        group: The group's index.
+        order: Units in the order of removal.
+        counts: int64 [points], numbers of removed units at which the divergence was measured, ascending.
+        values: float64 [points], the divergence there, less that of the network as it was.
+    """
+
+    group: int
+    order: tuple[int, ...]
+    counts: IntArray
+    values: FloatArray
+
+    def price(self, count: FloatArray | float) -> FloatArray:
+        """Divergence at any number of removed units: linear between points, a power beyond them."""
+        counts = np.concatenate([[0.0], self.counts.astype(np.float64)])
+        values = np.concatenate([[0.0], np.maximum.accumulate(np.maximum(self.values, 0.0))])
+        inside = np.interp(count, counts, values)
+        beyond = np.maximum(np.asarray(count, dtype=np.float64) / counts[-1], 1.0)
+        return np.asarray(inside * beyond**_STEEPNESS)
+
+    def with_point(self, count: int, value: float) -> Curve:
+        """The curve with one more measured point."""
+        counts, values = np.append(self.counts, count), np.append(self.values, value)
+        order = np.argsort(counts, kind="stable")
+        return Curve(self.group, self.order, counts[order], values[order])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What curves are measured with.
+
+    Attributes:
+        fit: Statistics that merges are fitted on.
+        held: Statistics of other samples, to choose the regularization by.
+        feeds: Batches of samples that neither has seen, for the divergence.
+        reference: The original's outputs on `feeds`.
+    """
+
+    fit: Observed
+    held: Observed
+    feeds: Sequence[Mapping[str, Array]]
+    reference: Reference
+
+
+def measure(
+    working: Working, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
+    ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
+    known: Mapping[int, Curve] | None = None, inverses: Inverses | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, Curve]:  # fmt: skip
+    """Measure one more point of the groups' curves on the network as it stands.
+
+    Args:
+        working: The network; it is not changed.
+        samples: Statistics and held-out samples.
+        limits: What may not be cut.
+        fallback: float64 [units], an order for groups without statistics, lowest first.
+        options: How pieces are run.
+        ridges: Regularization by layer, from :func:`choose_ridges`.
+        requests: Number of units to remove, by group; None measures every group's first point.
+        known: Curves so far.
+        inverses: Of the layers' covariances, where this is called again on the same network.
+        progress: Called with groups done and their number.
+
+    Returns:
+        All curves, by group.
+    """
+    structure = working.analysis.structure
+    allowed = allowed_units(working.model, structure, limits) & working.alive
+    curves = dict(known or {})
+    if requests is None:
+        requests = {
+            g.index: max(1, round(FIRST_LEVEL * g.width))
+            for g in structure.groups
+            if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
+        }
+    groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_consumer(working, g))
+    inverses = inverses or Inverses()
+    known_orders = requests.keys() <= curves.keys()  # importance decides only how channels are ordered
+    importance = {} if known_orders else output_importance(working, samples.fit)
+    rolling = Rolling(working.cutter, samples.feeds, options)
+    base = samples.reference.compare(rolling.finish()).value
+    for done, group in enumerate(groups, start=1):
+        rolling.advance(_first_consumer(working, group))
+        units = group.units[allowed[group.units]]
+        most = most_units(allowed, group.units, group.width, limits)
+        count = min(requests[group.index], most)
+        surgeries = surgeries_for(working, samples.fit, ridges, group, importance, inverses)
+        order, weights = _cut_to(surgeries, units, fallback, count, most, curves.get(group.index))
+        value = _variant(working, samples, rolling, surgeries, weights, order[:count], base)
+        curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
+        curves[group.index] = curve.with_point(count, value)
+        if progress is not None:
+            progress(done, len(groups))
+    return curves
+
+
+def _first_consumer(working: Working, group: DependencyGroup) -> int:
+    """Position in the top-level graph of the first node that sums over a group."""
+    return min(working.scopes.place(node) for node in group.consumers)
+
+
+def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntArray, width: int, limits: Limits) -> int:
+    """How many more units of a group may go at most."""
+    available = int(allowed[units].sum())
+    gone = width - available
+    return max(0, min(available - 1, int(limits.max_cut * width + 1e-9) - gone))
+
+
+def _cut_to(
+    surgeries: Sequence[LayerSurgery], units: IntArray, fallback: FloatArray, count: int, most: int,
+    known: Curve | None,
+) -> tuple[list[int], list[FloatArray]]:  # fmt: skip
+    """The order of removal (worked out once), and the consumers' weights after `count` units."""
+    snapshot: list[FloatArray] = []
+
+    def note(order: list[int]) -> None:
+        if not snapshot and len(order) >= count:
+            snapshot.extend(s.weights for s in surgeries)
+
+    if known is None:
+        order = removal_order(surgeries, units, fallback, len(units) - most, note, exact=count)
+        return order, snapshot
+    for surgery in surgeries:
+        surgery.remove(np.flatnonzero(np.isin(surgery.layer.units, np.asarray(known.order[:count]))))
+    return list(known.order), [s.weights for s in surgeries]
+
+
+def choose_ridges(working: Working, samples: Samples) -> dict[int, float]:
+    """The regularization of every layer, by what it does on held-out samples."""
+    ridges = {}
+    for layer in working.layers:
+        fit, held = samples.fit.moments(layer), samples.held.moments(layer)
+        if fit is None or held is None or not working.is_open(layer):
+            continue
+        alive = alive_channels(working, layer)
+        trial = np.flatnonzero(alive & (layer.units >= 0))
+        if len(trial) < 2 or fit.count < 2:
+            continue
+        weights = working.weights(layer)
+        surgery = LayerSurgery.of(layer, weights, fit, 1e-2, alive)
+        gone = np.sort(trial[np.argsort(surgery.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
+        keep = np.setdiff1d(np.flatnonzero(alive), gone)
+        ridges[layer.node] = best_ridge(weights, fit, held, keep, gone)
+    return ridges
+
+
+def alive_channels(working: Working, layer: Layer) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of a layer's input channels are still there."""
+    return np.where(layer.units >= 0, working.alive[layer.units], True)
+
+
+def surgeries_for(
+    working: Working,
+    fit: Observed,
+    ridges: Mapping[int, float],
+    group: DependencyGroup,
+    importance: Mapping[int, FloatArray],
+    inverses: Inverses,
+) -> list[LayerSurgery]:
+    """The layers that consume a group and can make up for its channels."""
+    wanted = set(group.consumers)
+    found = []
+    for layer in working.layers:
+        moments = fit.moments(layer) if layer.node in wanted and layer.node in ridges else None
+        if moments is not None:
+            channels = np.flatnonzero(np.isin(layer.units, group.units))
+            found.append(LayerSurgery.of(
+                layer, working.weights(layer), moments, ridges[layer.node], alive_channels(working, layer),
+                importance=importance.get(layer.node), channels=channels, inverses=inverses,
+            ))  # fmt: skip
+    return found
+
+
+def _variant(
+    working: Working, samples: Samples, rolling: Rolling, surgeries: Sequence[LayerSurgery],
+    weights: Sequence[FloatArray], gone: Sequence[int], base: float,
+) -> float:  # fmt: skip
+    """Divergence added when a group loses units and its consumers make up for them."""
+    saved = {name: onnx.TensorProto.FromString(working.cutter.stored[name].SerializeToString())
+             for name in touched_names(working, surgeries, gone)}  # fmt: skip
+    try:
+        for surgery, flat in zip(surgeries, weights, strict=True):
+            old = working.weights(surgery.layer)
+            new = as_weights(flat, old)
+            lost = as_features(old, len(flat)) - flat
+            working.set_weights(surgery.layer, new, mean_output(lost, surgery.moments.mean, old.shape[1]))
+        silence(working, gone, {s.layer.node for s in surgeries})
+        return samples.reference.compare(rolling.finish()).value - base
+    finally:
+        for name, tensor in saved.items():
+            working.cutter.stored[name].CopyFrom(tensor)
+
+
+def touched_names(working: Working, surgeries: Sequence[LayerSurgery], gone: Sequence[int]) -> set[str]:
+    """Stored tensors that a variant changes."""
+    names = set()
+    for layer in [s.layer for s in surgeries] + silenced_layers(working, gone, {s.layer.node for s in surgeries}):
+        name = working.nodes[layer.node].input[layer.kernel.input]
+        if name in working.cutter.stored:
+            names.add(name)
+        bias = working.bias_name(layer.node, layer.kernel.kind, layer.kernel.bias)
+        if bias is not None:
+            names.add(bias)
+    return names
+
+
+def silenced_layers(working: Working, gone: Sequence[int], done: set[int]) -> list[Layer]:
+    """Layers that consume the units but cannot make up for them."""
+    lost = set(gone)
+    return [
+        layer for layer in working.layers
+        if layer.node not in done and not lost.isdisjoint(layer.units.tolist())
+        and working.weight_name(layer.node, layer.kernel.input) is not None and layer.groups == 1
+    ]  # fmt: skip
+
+
+def silence(working: Working, gone: Sequence[int], done: set[int]) -> None:
+    """Set the outgoing weights of units to zero where nothing makes up for them."""
+    for layer in silenced_layers(working, gone, done):
+        weights = working.weights(layer)
+        weights[np.isin(layer.units, np.asarray(gone))] = 0.0
+        working.set_weights(layer, weights)

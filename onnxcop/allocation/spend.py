@@ -1,0 +1,132 @@
+"""Spending a budget over measured curves: the most saved for the least divergence.
+
+At every step the group is cut that buys the most of what the budget still lacks per unit of added
+divergence, looking ahead over its whole curve, so that a flat stretch behind a bump is found; what was
+saved too much is given back, the dearest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxcop._base.types import FloatArray, IntArray
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.greedy import State, infeasible
+from onnxcop.allocation.sensitivity import Curve
+
+_PARTS = 48  # a group is bought in about this many parts
+
+
+def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits, reach: float = np.inf) -> IntArray:
+    """Remove units from `state` until the budget holds.
+
+    Args:
+        state: The selection so far; it grows.
+        curves: What every group costs.
+        budget: What must hold.
+        limits: What may not be cut.
+        reach: How far beyond its last measured point a curve may be bought, as a factor.
+
+    Returns:
+        int64, the units removed here.
+
+    Raises:
+        BudgetError: It cannot be met with these curves.
+    """
+    first = len(state.removed)
+    taken = {curve.group: 0 for curve in curves}
+    while not state.meets(budget):
+        best: tuple[float, Curve, int] | None = None
+        weight = _lacking(state, budget)
+        for curve in curves:
+            found = _best_jump(state, curve, taken[curve.group], weight, limits, reach)
+            if found is not None and (best is None or found[0] < best[0]):
+                best = (found[0], curve, found[1])
+        if best is None:
+            raise infeasible(state, budget)
+        _, curve, count = best
+        for unit in curve.order[taken[curve.group] : count]:
+            state.remove(unit)
+        taken[curve.group] = count
+    _give_back(state, curves, taken, budget, limits)
+    return np.array(state.removed[first:], dtype=np.int64)
+
+
+def _lacking(state: State, budget: Budget) -> FloatArray:
+    """How much each cost counts now: the inverse of what is still over the bound, float64 [3]."""
+    now = state.fractions()
+    weight = np.zeros(3)
+    bounds = (budget.macs, budget.params, None if budget.size is None else budget.size / max(state.original[2], 1))
+    present = (now["macs"], now["params"], now["size"] / max(state.original[2], 1))
+    for index, (bound, value) in enumerate(zip(bounds, present, strict=True)):
+        if bound is not None and value > bound:
+            weight[index] = 1.0 / max(state.original[index] * (value - bound), 1e-30)
+    if budget.filters is not None and now["filters"] > budget.filters and not weight.any():
+        weight[0] = 1.0 / max(state.original[0], 1.0)
+    return weight
+
+
+def _best_jump(
+    state: State, curve: Curve, taken: int, weight: FloatArray, limits: Limits, reach: float
+) -> tuple[float, int] | None:
+    """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
+    part = max(1, len(curve.order) // _PARTS)
+    most = min(float(len(curve.order)), max(reach * float(curve.counts[-1]), 1.0))
+    found, ahead = [], 1
+    while taken + ahead * part <= most:
+        count = _rounded(state, curve, taken, taken + ahead * part, limits)
+        ahead *= 2
+        if count is not None:
+            found.append(count)
+    counts = np.array(found, dtype=np.int64)
+    counts = counts[state.may_remove(curve.group, counts - taken)]
+    saved = state.saving(curve.group, counts - taken) @ weight
+    counts, saved = counts[saved > 0], saved[saved > 0]
+    if not len(counts):
+        return None
+    ratios = (curve.price(counts.astype(np.float64)) - curve.price(taken) + 1e-9 * (counts - taken)) / saved
+    best = int(np.argmin(ratios))
+    return float(ratios[best]), int(counts[best])
+
+
+def _rounded(state: State, curve: Curve, taken: int, count: int, limits: Limits) -> int | None:
+    """The next count whose kept width is a multiple, as the limits ask."""
+    if limits.multiple_of == 1:
+        return count
+    kept = int(state.group_kept[curve.group]) - (count - taken)
+    count += kept % limits.multiple_of
+    kept -= kept % limits.multiple_of
+    return count if kept > 0 and count <= len(curve.order) else None
+
+
+def _give_back(state: State, curves: Sequence[Curve], taken: dict[int, int], budget: Budget, limits: Limits) -> None:
+    """Restore what was bought beyond the budget, the dearest first."""
+    step = limits.multiple_of
+    while True:
+        best: tuple[float, Curve] | None = None
+        for curve in curves:
+            count = taken[curve.group]
+            if count < step or not _fits_without(state, curve, count, budget, step):
+                continue
+            price = float(curve.price(count) - curve.price(count - step))
+            if best is None or price > best[0]:
+                best = (price, curve)
+        if best is None:
+            return
+        curve = best[1]
+        for unit in reversed(curve.order[taken[curve.group] - step : taken[curve.group]]):
+            state.restore(unit)
+        taken[curve.group] -= step
+
+
+def _fits_without(state: State, curve: Curve, count: int, budget: Budget, step: int) -> bool:
+    """Whether the budget still holds when the last units bought of a curve are put back."""
+    units = curve.order[count - step : count]
+    for unit in reversed(units):
+        state.restore(unit)
+    fits = state.meets(budget)
+    for unit in units:
+        state.remove(unit)
+    return fits

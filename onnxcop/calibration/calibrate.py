@@ -1,0 +1,280 @@
+"""Calibration: one pass over the user's data, of which only per-channel statistics are kept.
+
+The statistics are computed inside the graph (:mod:`onnxcop.calibration.instrument`) and added up here in double
+precision, so memory does not grow with the number of samples. They are taken about a *shift*, the
+channel means of a first sample: sums of squares of data far from zero would otherwise lose their
+digits in single precision.
+
+**Positions.** Neighbouring positions of a feature map say much the same, so of large maps an evenly
+spread grid is taken: at most `positions` of a sample of the first one's size. :data:`AUTO` chooses
+that number so that the statistics cost about :data:`SHARE` of the model's own arithmetic, but never
+below :data:`FEWEST`. It depends only on the model and the size of the first sample, hence shards of
+the same data agree. None takes everything.
+
+**Width.** Tensors of more than :data:`WIDEST` channels are left out: the second moments of each
+would take more than 128 MB.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Feed, FloatArray
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.layers import Layer, layers_of
+from onnxcop.calibration.instrument import Instrumented, instrument
+from onnxcop.calibration.statistics import CalibrationStats, Moments
+from onnxcop.calibration.taps import Tap, taps_of
+from onnxcop.data.open import CalibrationData
+from onnxcop.errors import CalibrationError
+from onnxcop.graph.shapes import ShapeMap
+from onnxcop.runtime import inputs as probe
+from onnxcop.runtime.session import EngineOptions, Session, run_batched
+
+log = logging.getLogger("onnxcop")
+
+WIDEST = 4096  # channels of a tensor whose statistics are gathered
+AUTO = 0  # positions are chosen from the cost of the model
+SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with AUTO
+FEWEST = 4  # positions of a sample that AUTO takes at least
+_BLOCK = 128  # rows of a matrix
+_OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
+
+
+def gather_statistics(
+    analysis: Analysis, data: CalibrationData, options: EngineOptions = EngineOptions(),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CalibrationStats:  # fmt: skip
+    """Statistics of all layers of an analysed model.
+
+    Args:
+        analysis: The model.
+        data: Samples.
+        options: How the model is run.
+        progress: Called with (stage, done, total).
+    """
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress("calibration", done, total)
+
+    layers = layers_of(analysis.model, analysis.structure)
+    return calibrate(analysis.model, layers, data, options, sha=analysis.sha256, progress=tell)
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    data: CalibrationData,
+    options: EngineOptions = EngineOptions(),
+    *,
+    sha: str,
+    positions: int | None = AUTO,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationStats:
+    """Gather the moments of what flows into layers.
+
+    Args:
+        model: The model; it is not changed.
+        layers: The layers to watch; those that read the same channels share statistics.
+        data: The samples.
+        options: How to run the model.
+        sha: Identity of the model, see :func:`onnxcop.graph.io.sha256`.
+        positions: Most positions taken of a sample's feature map, AUTO to choose them by cost, None
+            for all: the statistics are then those of the whole maps, summed in double precision.
+        progress: Called with the number of samples done and the number of all.
+
+    Raises:
+        CalibrationError: There are no samples, or a tensor holds what is not finite.
+        OutOfMemory: A single sample does not fit into the device's memory.
+        EngineError: The model cannot be run on the data.
+    """
+    first = next(data.batches(1), None)
+    if first is None:
+        raise CalibrationError(f"{data.description}: no samples to calibrate on; give at least one")
+    if positions is not None and positions < 0:
+        raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
+    samples = _samples(first, data)
+    shapes = probe.shapes_of(model, _input_shapes(model, first), options)
+    taps = taps_of(model, layers, shapes, samples, WIDEST)
+    wide = sorted({layer.tensor for layer in layers if layer.channels > WIDEST})
+    if wide:
+        named = f"{wide[0]!r}" + (f" and {len(wide) - 1} more" if len(wide) > 1 else "")
+        log.info("no statistics of %s: wider than %d channels", named, WIDEST)
+    if not taps:
+        return CalibrationStats(sha, data.count, {})
+    if positions == AUTO:
+        positions = affordable_positions(taps, SHARE * _macs(model, shapes) / samples)
+    watched = instrument(model, taps, positions)
+    with Session(watched.model, options) as session:
+        return _gather(session, watched, first, data, sha=sha, progress=progress)
+
+
+def _gather(
+    session: Session,
+    watched: Instrumented,
+    first: Feed,
+    data: CalibrationData,
+    *,
+    sha: str,
+    progress: Callable[[int, int], None] | None,
+) -> CalibrationStats:
+    """Run an instrumented model over all samples."""
+    shifts = _shifts(watched, session.run(first | _zero_shifts(watched)))
+    sums = [_Sums.of(tap) for tap in watched.taps]
+    done = 0
+    feeds = (feed | shifts for feed in data.batches())
+    for feed, result in run_batched(session, feeds, data.layout.axes):
+        for tap, total, names in zip(watched.taps, sums, watched.names, strict=True):
+            total.add(tap, result[names.count], result[names.total], result[names.second])
+        done += _samples(feed, data)
+        if progress is not None:
+            progress(done, data.count)
+    moments = {
+        tap.key: total.moments(shifts[names.shift])
+        for tap, total, names in zip(watched.taps, sums, watched.names, strict=True)
+    }
+    return CalibrationStats(sha, done, moments)
+
+
+def _samples(feed: Feed, data: CalibrationData) -> int:
+    """The number of samples in a batch."""
+    axes = data.layout.axes
+    return next((feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
+
+
+def merge(stats: Sequence[CalibrationStats], names: Sequence[object] | None = None) -> CalibrationStats:
+    """The statistics of the samples of all, as if they had been gathered in one run.
+
+    Args:
+        stats: Of different samples.
+        names: What to call them, their files say.
+
+    Raises:
+        CalibrationError: There is nothing to merge, or the same samples would count twice.
+        PlanMismatchError: They belong to different models or tensors.
+    """
+    if not stats:
+        raise CalibrationError("there are no statistics to merge; give at least one file")
+    called = list(names or [f"number {place}" for place in range(1, len(stats) + 1)])
+    for place, other in enumerate(stats):
+        twin = next((called[i] for i in range(place) if stats[i].equals(other)), None)
+        if twin is not None:
+            raise CalibrationError(
+                f"{called[place]} holds the same statistics as {twin}, and samples must not count twice; leave one out"
+            )
+    return reduce(CalibrationStats.merged, stats)
+
+
+def affordable_positions(taps: Sequence[Tap], budget: float) -> int:
+    """The most positions of a sample, FEWEST at least, with which statistics stay within a budget.
+
+    Args:
+        taps: What is watched.
+        budget: Multiply-accumulates per sample.
+    """
+
+    def cost(positions: int) -> float:
+        return sum(min(t.positions, max(positions, t.blocks)) * t.channels * (t.channels + _OVERHEAD) for t in taps)
+
+    low, high = FEWEST, max(FEWEST, *(tap.positions for tap in taps))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
+    return low
+
+
+def _macs(model: onnx.ModelProto, shapes: ShapeMap) -> float:
+    """Multiply-accumulates of a model's convolutions and matrix products, for the shapes given."""
+    total = 0.0
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        data, weights, result = (shapes[name].shape for name in (*node.input[:2], node.output[0]))
+        if data is None or weights is None or result is None or len(weights) < 2:
+            continue
+        if node.op_type == "Conv":
+            total += math.prod(result) * math.prod(weights[1:])
+        elif node.op_type == "ConvTranspose":
+            total += math.prod(data) * math.prod(weights[1:])
+        else:
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            total += math.prod(result) * weights[-1 if transposed else -2]
+    return total
+
+
+def _input_shapes(model: onnx.ModelProto, feed: Feed) -> dict[str, tuple[int, ...]]:
+    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = {value.name: stored[value.name] for value in model.graph.input if value.name in stored}
+    return shapes | {name: array.shape for name, array in feed.items()}
+
+
+def _zero_shifts(watched: Instrumented) -> Feed:
+    return {
+        value.name: np.zeros(
+            [dim.dim_value for dim in value.type.tensor_type.shape.dim],
+            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+        )
+        for value in watched.model.graph.input
+        if value.name in {names.shift for names in watched.names}
+    }
+
+
+def _shifts(watched: Instrumented, result: Mapping[str, FloatArray]) -> Feed:
+    """The channel means of a run with zero shifts."""
+    shifts = _zero_shifts(watched)
+    for tap, names in zip(watched.taps, watched.names, strict=True):
+        total = result[names.total]
+        if not np.isfinite(total).all():
+            raise _not_finite(tap)
+        count = int(result[names.count]) // tap.channels
+        shifts[names.shift][...] = (total / max(count, 1)).reshape(shifts[names.shift].shape)
+    return shifts
+
+
+def _not_finite(tap: Tap) -> CalibrationError:
+    return CalibrationError(
+        f"tensor '{tap.tensor}' holds NaN, infinite or overflowing values on the calibration data; "
+        "check the preprocessing and the model's weights"
+    )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums about the shift, in double precision."""
+
+    count: int
+    total: FloatArray
+    second: FloatArray
+
+    @classmethod
+    def of(cls, tap: Tap) -> _Sums:
+        return cls(0, np.zeros(tap.channels), np.zeros((tap.channels, tap.channels)))
+
+    def add(self, tap: Tap, size: FloatArray, total: FloatArray, second: FloatArray) -> None:
+        # |S_ij| ≤ √(S_ii S_jj): the diagonal is finite only if all is.
+        if not (np.isfinite(total).all() and np.isfinite(np.diagonal(second)).all()):
+            raise _not_finite(tap)
+        self.count += int(size) // tap.channels
+        self.total += total
+        self.second += second
+
+    def moments(self, shift: FloatArray) -> Moments:
+        """The moments about the mean; uses up the sums."""
+        mean = self.total / max(self.count, 1)
+        for start in range(0, len(mean), _BLOCK):  # in place and by blocks: matrices are large
+            rows, rest = slice(start, start + _BLOCK), slice(start, None)
+            upper = self.second[rows, rest] + self.second[rest, rows].T
+            upper /= 2
+            upper -= np.outer(self.total[rows], mean[rest])
+            self.second[rows, rest] = upper
+            self.second[rest, rows] = upper.T
+        shifted = shift.reshape(-1).astype(np.float64) + mean
+        return Moments(float(self.count), shifted, self.second)

@@ -1,0 +1,127 @@
+"""Statistics of whole patches: what a convolution sums over, channel by tap.
+
+With the covariance of channels alone, a lost channel can only be made up for at the same place of the
+map. A kernel sees a neighbourhood, and with the covariance of the whole patch every tap of every kept
+channel helps. The patches are unfolded in the graph, by a convolution with one-hot kernels appended to
+it, so that they stay on the device, take their padding as the layer does, and are reduced there. Of a
+large map every other position is unfolded: a grid of twice the stride meets the border as often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxcop.analysis.layers import Layer
+from onnxcop.calibration.statistics import CalibrationStats, Moments, tap_key
+from onnxcop.graph.shapes import ShapeMap
+from onnxcop.graph.subgraphs import initializers_are_inputs
+
+WIDEST = 1152  # features of a patch up to which its covariance is gathered
+_LARGE = 256  # positions of a map that are more than a sample can add to its covariance
+
+_GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Moments of what layers sum over.
+
+    Attributes:
+        stats: As gathered.
+        patches: By node, the layer that stands for a convolution's unfolded input.
+    """
+
+    stats: CalibrationStats
+    patches: Mapping[int, Layer]
+
+    def moments(self, layer: Layer) -> Moments | None:
+        """Of [channels × taps] features, channel by channel, where patches were unfolded, else of [channels]."""
+        found = self.stats.moments(self.patches[layer.node]) if layer.node in self.patches else None
+        return found or self.stats.moments(layer)
+
+    def by_channel(self, layers: Iterable[Layer]) -> CalibrationStats:
+        """The same by channel alone, averaged over taps where patches were unfolded."""
+        taps = dict(self.stats.taps)
+        for layer in layers:
+            found = taps.pop(tap_key(self.patches[layer.node]), None) if layer.node in self.patches else None
+            if found is not None:
+                taps[tap_key(layer)] = averaged(found, layer.channels)
+        return CalibrationStats(self.stats.model, self.stats.samples, taps)
+
+
+def averaged(moments: Moments, channels: int) -> Moments:
+    """Moments of [channels × taps] features, averaged over the taps."""
+    block = len(moments.mean) // channels
+    scatter = np.einsum("itjt->ij", moments.scatter.reshape(channels, block, channels, block)) / block
+    return Moments(moments.count, moments.mean.reshape(channels, block).mean(axis=1), scatter)
+
+
+def unfolded(
+    model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, widest: int = WIDEST
+) -> tuple[onnx.ModelProto, dict[int, Layer]]:
+    """Append the patches of convolutions to a copy of a model.
+
+    Args:
+        model: The model; it is not changed.
+        layers: Its layers.
+        shapes: Of its tensors.
+        widest: Convolutions whose patches have more features are left out.
+
+    Returns:
+        The copy, and by node a layer whose channels are the features of its patches.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    made: dict[tuple[str, str], str] = {}
+    found: dict[int, Layer] = {}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for layer in layers:
+        if layer.node >= len(model.graph.node):
+            continue  # inside a body of control flow
+        node = model.graph.node[layer.node]
+        weight = stored.get(node.input[1]) if _unfolds(layer, node) else None
+        if weight is None:
+            continue
+        shape = tuple(weight.dims[2:])
+        taps = int(np.prod(shape, dtype=int))
+        if taps < 2 or layer.channels * taps > widest:
+            continue
+        geometry = _geometry(node, shape, shapes[node.output[0]].shape)
+        key = (layer.tensor, str((shape, sorted(geometry.items()))))
+        if key not in made:
+            made[key] = f"{layer.tensor}, patches {len(made)}"
+            kind = weight.data_type
+            hot = np.tile(np.eye(taps, dtype=helper.tensor_dtype_to_np_dtype(kind)), (layer.channels, 1)).reshape(
+                -1, 1, *shape
+            )
+            kernel = f"{made[key]}_kernel"
+            copy.graph.initializer.append(numpy_helper.from_array(hot, kernel))
+            unfold = helper.make_node(
+                "Conv", [layer.tensor, kernel], [made[key]], made[key], group=layer.channels, **geometry
+            )
+            copy.graph.node.append(unfold)
+            if initializers_are_inputs(copy):
+                copy.graph.input.append(helper.make_tensor_value_info(kernel, kind, hot.shape))
+        found[layer.node] = replace(layer, tensor=made[key], units=np.repeat(layer.units, taps))
+    return copy, found
+
+
+def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int] | None) -> dict[str, Any]:
+    """Where a convolution places its kernel; at every other position of a large map."""
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _GEOMETRY}
+    if made is not None and "auto_pad" not in found and int(np.prod(made[2:], dtype=int)) >= _LARGE:
+        strides = found.get("strides", [1] * len(kernel))
+        found["strides"] = [2 * step if size > 1 else step for step, size in zip(strides, made[2:], strict=True)]
+    return found
+
+
+def _unfolds(layer: Layer, node: onnx.NodeProto) -> bool:
+    """Whether a layer is a plain convolution of a map's channels."""
+    plain = node.op_type == "Conv" and node.domain in ("", "ai.onnx") and layer.kernel.kind == "conv"
+    return plain and layer.groups == 1 and layer.outer * layer.inner == 1 and layer.axis == 1

@@ -1,0 +1,166 @@
+"""What the options of the command line stand for: arguments of the package's functions.
+
+Nothing heavy is imported until an option's value is turned into what the package takes, so that
+`onnxcop --help` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from onnxcop._base.progress import Progress
+    from onnxcop.allocation.budget import Limits
+    from onnxcop.criteria.base import Criterion
+    from onnxcop.data.images import Preprocess
+    from onnxcop.runtime.session import EngineOptions
+
+_COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
+
+
+def default_output(model: Path) -> Path:
+    """Where the result goes without `-o`: `net.onnx` → `net.pruned.onnx`."""
+    stem = model.name.removesuffix(".onnx")
+    return model.with_name(f"{stem}.pruned.onnx")
+
+
+def default_table(model: Path) -> Path:
+    """Where the table of a sweep goes without `-o`: `net.onnx` → `net.sweep.csv`."""
+    return model.with_name(f"{model.name.removesuffix('.onnx')}.sweep.csv")
+
+
+def prune_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.prune` for the options of the main form."""
+    return {
+        **{name: values[name] for name in ("latency", "divergence", "max_drop")},
+        **sweep_arguments(values),
+        "stats_out": values["stats_out"] is not None,  # gathered now, written together with the model
+    }
+
+
+def sweep_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.pipeline.sweep.sweep`; without bounds on quality."""
+    return {
+        **{name: values[name] for name in ("macs", "params", "filters", "size", "metric")},
+        **{name: values[name] for name in ("allocate", "recover", "stats", "stats_out", "seed", "latency_seconds")},
+        **data_arguments(values),
+        "criterion": criterion_from(values),
+        "limits": limits_from(values),
+        "options": engine_from(values),
+        **analysis_arguments(values),
+    }
+
+
+def limits_from(values: Mapping[str, Any]) -> Limits:
+    """What may not be cut."""
+    from onnxcop.allocation.budget import Limits
+
+    given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
+    return Limits(
+        keep=tuple(values["keep"]),
+        only=tuple(values["only"]),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def analysis_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.analyze` that say how to read a model."""
+    return {"input_shapes": dict(values["input_shape"]) or None, "policy": values["policy"]}
+
+
+def engine_from(values: Mapping[str, Any]) -> EngineOptions:
+    """How models are run."""
+    from onnxcop.runtime.session import EngineOptions
+
+    return EngineOptions(values["provider"], values["threads"], custom_ops=tuple(values["custom_ops"]))
+
+
+def progress_from(values: Mapping[str, Any]) -> Progress:
+    """How a run says how far it has come."""
+    from onnxcop._base.progress import Progress
+
+    return Progress(enabled=not values["quiet"], lines=not values["as_json"])
+
+
+def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
+    """The criterion with its parameters; numbers given one by one outrank `--prefer`.
+
+    Parameters without a name are those of COP; without either the choice is left open.
+    """
+    from onnxcop.criteria.cop import Cop
+    from onnxcop.criteria.registry import CRITERIA, criterion_named
+
+    parameters = {name: values[name] for name in _COP_PARAMETERS if values[name] is not None}
+    if values["prefer"] is not None:
+        beta, gamma = values["prefer"]
+        parameters = {"beta": beta, "gamma": gamma, **parameters}
+    if values["criterion"] is None and not parameters:
+        return "auto"
+    name = values["criterion"] or "cop"
+    if parameters and not isinstance(CRITERIA[name], Cop):
+        flags = [key for key in ("prefer", *_COP_PARAMETERS) if values[key] is not None]
+        raise click.UsageError(f"{_flags(flags)} apply to the cop criteria, not to {name}")
+    return criterion_named(name, **parameters)
+
+
+def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
+    """The criterion whose scores `inspect` shows, None without `--scores`.
+
+    Raises:
+        click.UsageError: Options that say nothing without `--scores`, or data that nothing asks for.
+    """
+    from onnxcop.criteria.registry import criterion_named
+
+    names = ("criterion", "prefer", *_COP_PARAMETERS, "data", "stats", "stats_out")
+    given = [name for name in names if values[name] is not None]
+    if not values["scores"]:
+        if given:
+            raise click.UsageError(f"{_flags(given)}: only with --scores")
+        return None
+    if values["stats_out"] is not None and values["data"] is None:
+        raise click.UsageError("--stats-out writes what was gathered from --data")
+    if values["stats"] is not None and values["data"] is not None:
+        raise click.UsageError("--stats and --data exclude each other")
+    found = criterion_from(values)
+    criterion = criterion_named("cop") if isinstance(found, str) else found
+    if not criterion.needs_stats and values["stats_out"] is None and {"data", "stats"} & {*given}:
+        raise click.UsageError(
+            f"criterion {criterion.name} looks at the weights alone; with {_flags({'data', 'stats'} & {*given})} "
+            "choose --criterion cop-activation, cop-multiple or wanda"
+        )
+    return criterion
+
+
+def statistics_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.criteria.scores.statistics`."""
+    given = {name: values[name] for name in ("stats", "stats_out", "seed")}
+    return {**given, **data_arguments(values), "options": engine_from(values)}
+
+
+def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of :func:`onnxcop.prune` that say what to calibrate on."""
+    names = ("data", "samples", "batch_size")
+    return {"preprocess": preprocess_from(values), **{name: values[name] for name in names}}
+
+
+def preprocess_from(values: Mapping[str, Any]) -> Preprocess | None:
+    """What is done to pictures: a named preprocessing with some of it changed; None to guess."""
+    changes = {
+        name: values[name] for name in ("mean", "std", "scale", "layout", "channels") if values[name] is not None
+    }
+    if values["preprocess"] is None and not changes:
+        return None
+    from dataclasses import replace
+
+    from onnxcop.data.images import Preprocess
+
+    named = values["preprocess"]
+    return replace(Preprocess.named(named) if named else Preprocess(), **changes)
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

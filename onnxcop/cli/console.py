@@ -1,0 +1,150 @@
+"""What the terminal shows: log lines, and the tables of results.
+
+Results go to standard output; log lines, warnings, errors and progress go to standard error.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxcop._base.formatting import new_table, plural, terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from onnxcop.report.result import PruneResult
+    from onnxcop.report.summary import Report
+
+_MOST_REASONS, _MOST_GROUPS = 4, 3  # so that the summary of a run fits one screen
+
+_ASCII = {"→": "->", "±": "+-", "…": "...", "µ": "u", "×": "x", "≡": "==", "–": "-", "─": "-"}
+
+log = logging.getLogger("onnxcop")
+
+
+class _EchoHandler(logging.Handler):
+    """Writes records to standard error, warnings marked as such."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            say(f"{record.levelname.lower()}: {text}")
+        else:
+            _to_stderr(text)
+
+
+@contextmanager
+def logging_to_stderr(*, quiet: bool = False, debug: bool = False) -> Iterator[None]:
+    """Show the package's log lines on standard error while the block runs."""
+    handler = _EchoHandler()
+    previous = log.level, log.propagate
+    log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = previous
+
+
+def say(line: str) -> None:
+    """Write one line to standard error; what stands before its colon is coloured on a terminal."""
+    head, colon, rest = line.partition(":")
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    style = {"error": "red", "warning": "yellow"}.get(head)
+    start = click.style(head + colon, fg=style, bold=True) if coloured and style else head + colon
+    _to_stderr(start + rest)
+
+
+def _to_stderr(line: str) -> None:
+    """Write where standard error is now: while a bar is drawn, above it."""
+    click.echo(line, file=sys.stderr, color=True)
+
+
+def write_anything() -> None:
+    """Let standard output and error take any text, whatever their encoding: → becomes -> where there is no arrow."""
+    codecs.register_error("onnxcop", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="onnxcop")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_ASCII.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+def show_json(document: dict[str, Any]) -> None:
+    """Write one JSON object to standard output."""
+    from onnxcop.report.summary import finite
+
+    click.echo(json.dumps(finite(document), indent=1, allow_nan=False, default=str))
+
+
+def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool = False) -> None:
+    """Tell what a run found, what it saw, what it cut, and what that comes to."""
+    from rich.text import Text
+
+    from onnxcop.report import text as story
+
+    console, report = terminal(), result.report
+    if verbose:
+        console.print(_group_table(report))
+    _tell(console, f"{report.model}: {story.found(report)}", *story.frozen(report, _MOST_REASONS))
+    if report.declined:
+        _tell(console, f"not followed: {plural(len(report.declined), 'node')}, {report.declined[0]}")
+    _tell(console, f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data was given")
+    if report.inputs:
+        _tell(console, f"  {report.inputs}")
+    _tell(console, f"cut {story.cut(report, result.plan.settings)}")
+    most = story.most_cut(report, _MOST_GROUPS)
+    if most:
+        _tell(console, f"  {most}")
+    _tell(console, *report.choices)
+    table = new_table("", "before", "after", "kept")
+    table.columns[0].no_wrap = True
+    for row in story.rows(report):
+        table.add_row(row.name, row.before, row.after, Text(row.kept, "green" if row.better else ""))
+    console.print(table)
+    if report.verification is not None:
+        _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in report.verification.notes))
+    _tell(console, f"wrote {', '.join(map(str, written))} in {sum(report.seconds.values()):.1f} s")
+    if verbose:
+        _tell(console, *(f"  {seconds:8.2f} s {name}" for name, seconds in report.seconds.items()))
+
+
+def _tell(console: Console, *lines: str) -> None:
+    """Print prose, the first word in bold; in a pipe a line stays one line, for other programs to read."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        text = Text(line.lstrip())
+        if not indent:
+            text.stylize("bold", 0, len(line.split()[0]))
+        if console.is_terminal:
+            console.print(Padding(text, (0, 0, 0, indent), expand=False))
+        else:
+            console.print(Text(" " * indent) + text, soft_wrap=True)
+
+
+def _group_table(report: Report) -> Table:
+    table = new_table("group", "width", "kept", "", title="dependency groups")
+    for group in report.groups:
+        table.add_row(group.name, str(group.width), str(group.kept), "" if group.exact else "inexact")
+    return table

@@ -1,0 +1,127 @@
+"""What the terminal shows of studies: two models side by side, and trade-off curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from onnxcop._base.formatting import counted, new_table, percent, sized, terminal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from onnxcop.pipeline.compare import Comparison, OperatorCost
+    from onnxcop.report.curve import Row
+    from onnxcop.verification.agreement import Agreement
+
+
+def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
+    """Draw two models side by side: cost, latency, operators, and how far the outputs agree."""
+    console, a, b = terminal(), found.a, found.b
+    console.print(f"A  {a.model}\nB  {b.model}")
+    table = new_table("", "A", "B", "B/A")
+    for name, one, two, form in (
+        ("filters", a.filters, b.filters, counted),
+        ("MACs", a.cost.macs, b.cost.macs, counted),
+        ("parameters", a.cost.params, b.cost.params, counted),
+        ("file size", a.cost.bytes, b.cost.bytes, sized),
+    ):
+        table.add_row(name, form(one), form(two), percent(two, one))
+    if found.latency is not None:
+        times = found.latency
+        table.add_row("latency", str(times.before), str(times.after), times.share)
+    console.print(table)
+    operators = _operators(found, verbose=verbose)
+    if operators.row_count:
+        console.print(operators)
+    if found.agreement is not None:
+        console.print(_outputs(found.agreement))
+        for line in _agreement(found.agreement, found.data):
+            console.print(line)
+    for note in found.notes:
+        console.print(note)
+
+
+_COLUMNS = {
+    "budget": ("budget", "{:.4g}"),
+    "macs_kept": ("MACs", "{:.1%}"),
+    "params_kept": ("params", "{:.1%}"),
+    "bytes_kept": ("file", "{:.1%}"),
+    "latency_ms": ("ms", "{:.4g}"),
+    "latency_kept": ("time kept", "{:.1%}"),
+    "divergence": ("divergence", "{:.3g}"),
+    "agreement": ("agreement", "{:.2%}"),
+}
+_NO_COLUMN = {"macs", "params", "bytes", "latency_low_ms", "latency_high_ms", "seconds", "file"}
+
+
+def curve_head(row: Row) -> str:
+    """The line above the rows of a trade-off curve that are to come: what the first one measured."""
+    return "  ".join(f"{_column(name)[0]:>{_width(name)}}" for name in _shown(row))
+
+
+def curve_line(row: Row, first: Row) -> str:
+    """A point of a trade-off curve, under the columns of the first one."""
+    cells = []
+    for name in _shown(first):
+        value = row.get(name)
+        text = "" if value is None else _column(name)[1].format(value)
+        cells.append(f"{text:>{_width(name)}}")
+    return "  ".join(cells)
+
+
+def _shown(row: Row) -> list[str]:
+    return [name for name, value in row.items() if value is not None and name not in _NO_COLUMN]
+
+
+def _column(name: str) -> tuple[str, str]:
+    return _COLUMNS.get(name, (name, "{:.4g}"))
+
+
+def _width(name: str) -> int:
+    return max(len(_column(name)[0]), 7)
+
+
+def _operators(found: Comparison, *, verbose: bool) -> Table:
+    """Operators that compute something, or that only one model has so many of; all where asked for."""
+    a, b = found.a.operators, found.b.operators
+    table = new_table("operator", "nodes A", "nodes B", "MACs A", "MACs B", "B/A")
+    for name in dict.fromkeys((*a, *b)):
+        one, two = a.get(name), b.get(name)
+        nodes = [0 if side is None else side.nodes for side in (one, two)]
+        macs = [_macs(one), _macs(two)]
+        if verbose or any(macs) or nodes[0] != nodes[1]:
+            shown = [counted(value) if value else "" for value in macs]
+            table.add_row(name, *map(str, nodes), *shown, percent(macs[1], macs[0]) if any(macs) else "")
+    return table
+
+
+def _macs(cost: OperatorCost | None) -> float:
+    return 0.0 if cost is None else cost.macs
+
+
+def _outputs(found: Agreement) -> Table:
+    """One line per output; columns that no output has anything for are left out."""
+    columns = {
+        "relative error": [_written(gap.error, "{:.3g}") for gap in found.outputs],
+        "largest": [_written(gap.worst, "{:.3g}") for gap in found.outputs],
+        "equal": [_written(gap.equal, "{:.2%}") for gap in found.outputs],
+        "": [gap.note for gap in found.outputs],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    table = new_table("output", *shown)
+    for row, gap in enumerate(found.outputs):
+        table.add_row(gap.name, *(cells[row] for cells in shown.values()))
+    return table
+
+
+def _written(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _agreement(found: Agreement, data: str) -> Iterator[str]:
+    if found.top1 is not None:
+        yield f"top-1 agreement: {found.top1:.2%}"
+    if found.divergence is not None:
+        yield f"divergence: {found.divergence:.4g}"
+    yield f"on {found.samples} samples: {data}"

@@ -1,0 +1,269 @@
+"""The command line: `onnxcop MODEL -o OUT`, and what else it can do. No logic lives here."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxcop._version import __version__
+from onnxcop.cli import console
+from onnxcop.cli.arguments import (
+    analysis_arguments,
+    criterion_to_show,
+    data_arguments,
+    default_output,
+    engine_from,
+    progress_from,
+    prune_arguments,
+    statistics_arguments,
+)
+from onnxcop.cli.framework import MAIN, MainForm, ModelFile, Program, SectionCommand
+from onnxcop.cli.options import (
+    budget_options,
+    choice_options,
+    criterion_options,
+    data_options,
+    engine_options,
+    latency_options,
+    metric_option,
+    output_options,
+    plan_options,
+    score_options,
+    seed_option,
+    shape_options,
+    stats_options,
+    talking,
+    verbose_option,
+)
+from onnxcop.cli.study import compare_command, sweep_command
+from onnxcop.errors import OnnxcopError
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group(
+    cls=Program,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="onnxcop", message="%(prog)s %(version)s")
+def app() -> None:
+    """Prune filters from any ONNX model: smaller, faster, verified.
+
+    A model file that is named like a command is given as ./NAME.
+    """
+
+
+@app.command(MAIN, cls=MainForm)
+@click.argument("model", type=ModelFile(path_type=Path))
+@output_options
+@plan_options
+@budget_options
+@metric_option
+@choice_options
+@verbose_option
+@talking
+def prune_command(model: Path, output: Path | None, plan_out: Path | None, **values: Any) -> None:
+    """Prune a model."""
+    from onnxcop._base.files import check_targets
+    from onnxcop.pipeline.prune import prune
+
+    target = output or default_output(model)
+    check_targets(model, target, plan_out, values["stats_out"], *values["reports"])
+    with progress_from(values) as progress:
+        result = prune(model, progress=progress, **prune_arguments(values))
+    _write(result, target, plan_out, values)
+
+
+@app.command("inspect", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@score_options
+@criterion_options
+@shape_options
+@data_options
+@stats_options
+@engine_options
+@seed_option
+@verbose_option
+@talking
+def inspect_command(model: Path, **values: Any) -> None:
+    """Show what can be pruned, and what not.
+
+    Before any run: which filters go together, what removing them saves, what is frozen and why. With
+    --scores, what every filter is worth.
+    """
+    from onnxcop.analysis.analyze import analyze
+    from onnxcop.analysis.inspect import inspect
+    from onnxcop.cli.console_inspect import show_inspection, show_scores
+
+    criterion = criterion_to_show(values)
+    analysis = analyze(model, options=engine_from(values), **analysis_arguments(values))
+    found = inspect(analysis)
+    if criterion is None:
+        scores = None
+    else:
+        from onnxcop.criteria.scores import score, statistics
+
+        with progress_from(values) as progress:
+            stats = statistics(analysis, progress=progress, **statistics_arguments(values))
+        scores = score(analysis, criterion, stats, values["seed"])
+    if values["as_json"]:
+        console.show_json(found.to_dict() | ({} if scores is None else {"scores": scores.to_dict()}))
+    elif scores is not None:
+        show_scores(scores, found.model, verbose=values["verbose"])
+    else:
+        show_inspection(found, verbose=values["verbose"])
+
+
+@app.command("apply", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@click.argument("plan", type=_FILE)
+@output_options
+@data_options
+@engine_options
+@latency_options
+@seed_option
+@verbose_option
+@talking
+def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -> None:
+    """Replay a plan on the model it was made for."""
+    from onnxcop._base.files import check_targets
+    from onnxcop.pipeline.prune import apply_plan
+    from onnxcop.rewrite.plan import PruningPlan
+
+    target = output or default_output(model)
+    check_targets(model, target, *values["reports"])
+    with progress_from(values) as progress:
+        result = apply_plan(
+            model,
+            PruningPlan.load(plan),
+            options=engine_from(values),
+            latency_seconds=values["latency_seconds"],
+            seed=values["seed"],
+            progress=progress,
+            **data_arguments(values),
+        )
+    _write(result, target, None, values)
+
+
+@app.command("verify", cls=SectionCommand)
+@click.argument("original", type=_FILE)
+@click.argument("pruned", type=_FILE)
+@click.option("--plan", type=_FILE, required=True, help="The plan that PRUNED was made with.")
+@click.option("--structure-only", is_flag=True, help="Accept weights that were trained since.")
+@engine_options
+@talking
+def verify_command(original: Path, pruned: Path, plan: Path, structure_only: bool, **values: Any) -> None:
+    """Check that PRUNED is what a plan makes of ORIGINAL."""
+    from onnxcop.rewrite.plan import PruningPlan
+    from onnxcop.verification.recheck import recheck
+
+    found = recheck(
+        original,
+        pruned,
+        PruningPlan.load(plan),
+        options=engine_from(values),
+        structure_only=structure_only,
+    )
+    if values["as_json"]:
+        console.show_json({"original": original, "pruned": pruned, **found.to_dict()})
+    elif not values["quiet"]:
+        click.echo(f"verified: {found.summary}")
+        for note in found.notes:
+            click.echo(f"  {note}")
+
+
+@app.command("merge-stats", cls=SectionCommand)
+@click.argument("output", type=_FILE)
+@click.argument("inputs", type=_FILE, nargs=-1, required=True)
+@talking
+def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -> None:
+    """Merge calibration statistics of one model into OUTPUT."""
+    from onnxcop._base.files import check_target
+    from onnxcop.calibration.calibrate import merge
+    from onnxcop.calibration.statistics import CalibrationStats
+
+    check_target(output)
+    if len(inputs) < 2:
+        raise click.UsageError(f"give OUTPUT and then two files or more; {inputs[0]} alone is nothing to merge")
+    merged = merge([CalibrationStats.load(path) for path in inputs], inputs)
+    merged.save(output)
+    if values["as_json"]:
+        console.show_json({"output": output, "samples": merged.samples, "model": merged.model})
+    elif not values["quiet"]:
+        click.echo(f"wrote {output} with the statistics of {merged.samples} samples")
+
+
+app.add_command(compare_command)
+app.add_command(sweep_command)
+
+
+def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> None:
+    """Write a finished result and show it."""
+    from onnxcop._base.files import Writing
+    from onnxcop.graph.io import stage
+    from onnxcop.report.formats import rendered
+
+    reports: tuple[Path, ...] = values["reports"]
+    with Writing() as files:
+        stage(files, result.model, target, external_data=values["external_data"] or None)
+        if plan_out is not None:
+            files.add(plan_out, result.plan.to_json().encode())
+        if values.get("stats_out") is not None:
+            files.add(values["stats_out"], result.stats.to_bytes())
+        if reports:
+            data = result.report_data(click.get_current_context().find_root().obj)
+            for path in reports:
+                files.add(path, rendered(data, path))
+    if values["as_json"]:
+        console.show_json({"output": target, "plan": plan_out, "reports": reports, **result.report.to_dict()})
+    elif not values["quiet"]:
+        console.show_result(result, (target, *reports), verbose=values["verbose"])
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code: 0, 1 on errors, 2 on misuse, 130 on Ctrl-C."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in arguments
+    try:
+        code = app.main(arguments, prog_name="onnxcop", standalone_mode=False, obj=shlex.join(["onnxcop", *arguments]))
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes one for the end of the user's input
+            return _bug(error.__cause__, debug)
+        console.say("stopped; no file is half written")
+        return 130
+    except OnnxcopError as error:
+        return _failed(str(error), debug)
+    except MemoryError:
+        return _failed("this machine has not enough memory for the model", debug)
+    except Exception as error:
+        return _bug(error, debug)
+
+
+def _bug(error: BaseException, debug: bool) -> int:
+    hint = "" if debug else "; please report it with the output of --debug"
+    return _failed(f"this is a bug in onnxcop: {type(error).__name__}: {error}{hint}", debug)
+
+
+def _failed(message: str, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    console.say(f"error: {' '.join(message.split())}")
+    return 1
+
+
+def main() -> None:
+    """The console script."""
+    console.write_anything()
+    sys.exit(run())

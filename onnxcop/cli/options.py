@@ -1,0 +1,265 @@
+"""Options of the command line, in their groups."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from onnxcop.cli import console
+from onnxcop.cli.framework import SectionOption
+from onnxcop.cli.types import (
+    CriterionName,
+    Fraction,
+    Fractions,
+    InputShape,
+    Multiple,
+    Numbers,
+    Positive,
+    Preference,
+    ReportFile,
+    Size,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Decorator = Callable[[Callable[P, R]], Callable[P, R]]
+
+
+def _options(section: str, *entries: tuple[tuple[str, ...], dict[str, Any]]) -> Decorator[P, R]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        for names, settings in reversed(entries):
+            function = click.option(*names, cls=SectionOption, section=section, **settings)(function)
+        return function
+
+    return decorate
+
+
+def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, settings
+
+
+_FILE = click.Path(path_type=Path)
+BUDGET = "Budget (what to keep at most; all that are given hold)"
+
+output_options: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "-o",
+        "--output",
+        type=_FILE,
+        metavar="FILE",
+        help="The pruned model. [default: MODEL.pruned.onnx]",
+    ),
+    _option(
+        "--report",
+        "reports",
+        type=ReportFile(),
+        multiple=True,
+        metavar="FILE",
+        help="Write a report: .html, .md or .json; may be given again.",
+    ),
+    _option("--external-data", is_flag=True, help="Write weights to a file beside the model."),
+)
+plan_options: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "--plan-out",
+        type=_FILE,
+        metavar="FILE",
+        help="Write what was decided, for `onnxcop apply`.",
+    ),
+)
+budget_options: Decorator[Any, Any] = _options(
+    BUDGET,
+    _option("--macs", type=Fraction(), help="Multiply-accumulates, 0.7 or 70%. [default: 0.7]"),
+    _option("--params", type=Fraction(), help="Parameters."),
+    _option("--filters", type=Fraction(), help="Prunable filters."),
+    _option("--size", type=Size(), help="The file, 5MB say."),
+    _option("--latency", type=Fraction(), help="The time of a run on this machine, measured."),
+    _option(
+        "--divergence", type=Positive(),
+        help="Instead: cut until the outputs differ by this much (with --data).",
+    ),
+    _option("--max-drop", type=Positive(), help="Instead: until the --metric falls by this much."),
+)  # fmt: skip
+metric_option: Decorator[Any, Any] = _options(
+    BUDGET, _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better.")
+)
+sweep_options: Decorator[Any, Any] = _options(
+    "Budgets",
+    _option(
+        "--macs", type=Fractions(), default="0.9,0.8,0.7,0.6,0.5", show_default=True,
+        help="Multiply-accumulates to keep, one model each.",
+    ),
+    _option("--params", type=Fraction(), help="Parameters to keep at most, of each."),
+    _option("--filters", type=Fraction(), help="Prunable filters, of each."),
+    _option("--size", type=Size(), help="The file of each, 5MB say."),
+    _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
+)  # fmt: skip
+curve_options: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "-o", "--output", type=_FILE, metavar="FILE",
+        help="The table, written after every point. [default: MODEL.sweep.csv]",
+    ),
+    _option("--plot", type=_FILE, metavar="FILE", help="A picture, .svg, .png or .pdf (needs matplotlib)."),
+    _option("--save-models", type=_FILE, metavar="FOLDER", help="Write every model too."),
+)  # fmt: skip
+criterion_options: Decorator[Any, Any] = _options(
+    "Criterion (which filters go)",
+    _option(
+        "--criterion", type=CriterionName(),
+        help="cop, cop-activation, cop-multiple, l1, l2, fpgm, wanda or random. "
+        "[default: measurement]",
+    ),
+    _option(
+        "--prefer", type=Preference(),
+        help="faster, smaller, balanced, or beta,gamma: remove MACs or parameters first.",
+    ),
+    _option("--alpha", type=float, metavar="NUMBER", help="Weight of correlation (cop)."),
+    _option("--beta", type=float, metavar="NUMBER", help="Weight of MACs (cop)."),
+    _option("--gamma", type=float, metavar="NUMBER", help="Weight of parameters (cop)."),
+    _option("--top-k", type=click.IntRange(1), metavar="N", help="Correlations that count (cop)."),
+    _option(
+        "--normalization", type=click.Choice(["max", "l1", "l2"]),
+        help="Of correlations within a layer (cop).",
+    ),
+)  # fmt: skip
+score_options: Decorator[Any, Any] = _options(
+    "Criterion (which filters go)",
+    _option("--scores", is_flag=True, help="Show the importance of every filter and its terms."),
+)
+method_options: Decorator[Any, Any] = _options(
+    "Method",
+    _option(
+        "--allocate", type=click.Choice(["auto", "cop", "measured"]), default="auto",
+        show_default=True, help="How layers share the cut.",
+    ),
+    _option(
+        "--recover", type=click.Choice(["auto", "none", "merge", "full"]), default="auto",
+        show_default=True, help="How the rest makes up for it.",
+    ),
+)  # fmt: skip
+limit_options: Decorator[Any, Any] = _options(
+    "Limits (what may not go)",
+    _option("--keep", multiple=True, metavar="PATTERN", help="Nodes or tensors never pruned."),
+    _option("--only", multiple=True, metavar="PATTERN", help="The only ones that are."),
+    _option(
+        "--min-filters", type=click.IntRange(1), metavar="N", default=1, show_default=True,
+        help="Every layer keeps so many.",
+    ),
+    _option("--max-cut", type=Fraction(zero=True), help="Largest share cut from a group."),
+    _option(
+        "--multiple-of", type=Multiple(), metavar="N|auto",
+        help="Of the kept widths; auto finds by measurement which pay on this machine.",
+    ),
+    _option("--exact-only", is_flag=True, help="Leave groups alone that cross a statistic."),
+)  # fmt: skip
+input_shape_option: Decorator[Any, Any] = _options(
+    "Model",
+    _option(
+        "--input-shape", type=InputShape(), multiple=True,
+        help="Size of a dynamic input, NAME:1,3,224,224.",
+    ),
+)  # fmt: skip
+policy_option: Decorator[Any, Any] = _options(
+    "Model",
+    _option(
+        "--policy", type=click.Choice(["finest", "coarsest"]), default="finest", show_default=True,
+        help="Prune inside heads and groups, or whole ones.",
+    ),
+)  # fmt: skip
+engine_options: Decorator[Any, Any] = _options(
+    "Machine",
+    _option(
+        "--provider", metavar="NAME", default="auto", show_default=True,
+        help="auto, cpu, cuda, tensorrt, or another of ONNX Runtime.",
+    ),
+    _option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads of ONNX Runtime."),
+    _option(
+        "--custom-ops", multiple=True, metavar="LIBRARY",
+        help="Operators of your own, as ONNX Runtime loads them; may be given again.",
+    ),
+)  # fmt: skip
+latency_options: Decorator[Any, Any] = _options(
+    "Machine",
+    _option(
+        "--latency-seconds", type=click.FloatRange(0), metavar="SECONDS", default=2.0, show_default=True,
+        help="How long to time both models; 0 for not at all.",
+    ),
+)  # fmt: skip
+seed_option: Decorator[Any, Any] = _options(
+    "Machine",
+    _option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of all that is drawn."),
+)
+talk_options: Decorator[Any, Any] = _options(
+    "Output",
+    _option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
+    _option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
+    _option("--debug", is_flag=True, help="Log everything; errors with their traceback."),
+)
+verbose_option: Decorator[Any, Any] = _options(
+    "Output",
+    _option("-v", "--verbose", is_flag=True, help="Say more: every group, every name, the time."),
+)
+data_options: Decorator[Any, Any] = _options(
+    "Calibration data",
+    _option(
+        "--data", metavar="PATH",
+        help="Folder of pictures, .npz, .npy, test data, or SCRIPT.py:FUNCTION.",
+    ),
+    _option(
+        "--samples", type=click.IntRange(1), metavar="N",
+        help="How many to use; 512 by default, up to 1,024 of a quick model.",
+    ),
+    _option(
+        "--batch-size", type=click.IntRange(1), metavar="N", default=32, show_default=True,
+        help="Samples in a run.",
+    ),
+    _option(
+        "--preprocess", metavar="NAME",
+        help="imagenet, inception, clip, caffe, cifar, mnist, unit or none. [default: guessed]",
+    ),
+    _option("--mean", type=Numbers(), help="Subtracted from pictures after scaling."),
+    _option("--std", type=Numbers(), help="Pictures are divided by it."),
+    _option("--scale", type=float, metavar="NUMBER", help="Factor of pixel values 0 to 255."),
+    _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes."),
+    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of colours."),
+)  # fmt: skip
+stats_options: Decorator[Any, Any] = _options(
+    "Calibration data",
+    _option("--stats", type=_FILE, metavar="FILE", help="Statistics gathered earlier."),
+    _option("--stats-out", type=_FILE, metavar="FILE", help="Write what was gathered."),
+)  # fmt: skip
+
+
+def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is read."""
+    return input_shape_option(policy_option(function))
+
+
+def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
+    for options in (
+        seed_option, latency_options, engine_options, method_options, stats_options, data_options, shape_options,
+        limit_options, criterion_options,
+    ):  # fmt: skip
+        function = options(function)
+    return function
+
+
+def talking(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of what it says, and show the log while it runs."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        if values["quiet"] and values.get("verbose"):
+            raise click.UsageError("--quiet and --verbose exclude each other")
+        with console.logging_to_stderr(quiet=values["quiet"], debug=values["debug"]):
+            function(**values)
+
+    return talk_options(run)

@@ -1,0 +1,88 @@
+"""Commands that measure models: `onnxcop compare` and `onnxcop sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxcop.cli import console
+from onnxcop.cli.arguments import data_arguments, default_table, engine_from, progress_from, sweep_arguments
+from onnxcop.cli.framework import SectionCommand
+from onnxcop.cli.options import (
+    choice_options,
+    curve_options,
+    data_options,
+    engine_options,
+    input_shape_option,
+    latency_options,
+    seed_option,
+    sweep_options,
+    talking,
+    verbose_option,
+)
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("compare", cls=SectionCommand)
+@click.argument("a", type=_FILE)
+@click.argument("b", type=_FILE)
+@data_options
+@input_shape_option
+@engine_options
+@latency_options
+@seed_option
+@verbose_option
+@talking
+def compare_command(a: Path, b: Path, **values: Any) -> None:
+    """Show two models side by side.
+
+    What each costs, how long it takes, and how far B's outputs agree with A's.
+    """
+    from onnxcop.cli.console_study import show_comparison
+    from onnxcop.pipeline.compare import compare
+
+    with progress_from(values) as progress:
+        found = compare(
+            a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
+            latency_seconds=values["latency_seconds"], seed=values["seed"], progress=progress,
+            **data_arguments(values),
+        )  # fmt: skip
+    if values["as_json"]:
+        console.show_json(found.to_dict())
+    elif not values["quiet"]:
+        show_comparison(found, verbose=values["verbose"])
+
+
+@click.command("sweep", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@curve_options
+@sweep_options
+@choice_options
+@talking
+def sweep_command(model: Path, **values: Any) -> None:
+    """Show what one budget after another costs.
+
+    The trade-off curve of a model: size, latency and quality at every budget. Calibrates once; the table
+    is written after every point, so that what is done is kept whatever happens.
+    """
+    from onnxcop.cli.console_study import curve_head, curve_line
+    from onnxcop.pipeline.sweep import Record, sweep
+
+    table = values["output"] or default_table(model)
+    record = Record(model, table, values["plot"], values["save_models"])
+    drawn = not values["quiet"] and not values["as_json"]
+    with progress_from(values) as progress:
+        for point in sweep(model, progress=progress, **sweep_arguments(values)):
+            progress.pause()
+            row = record.add(point)
+            if drawn and len(record.rows) == 2:
+                click.echo("\n".join([*point.result.report.choices, curve_head(row), curve_line(record.rows[0], row)]))
+            if drawn:
+                click.echo(curve_line(row, record.rows[1]))
+    if values["as_json"]:
+        console.show_json({"model": model, "table": table, "plot": values["plot"], "points": record.rows})
+    elif drawn:
+        click.echo(f"wrote {table}" + "".join(f", {path}" for path in (values["plot"], values["save_models"]) if path))

@@ -1,0 +1,174 @@
+"""Types of command-line values: what is written on the command line, and what it becomes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+class Fraction(click.ParamType[float]):
+    """`0.7` or `70%`, above 0 and at most 1."""
+
+    name = "fraction"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        self.zero = zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The fraction as a float."""
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{text!r} is no fraction; write 0.7 or 70%", param, ctx)
+        if not (0 < number <= 1 or (self.zero and number == 0)):
+            hint = f"; for {number:g} percent write {number:g}%" if 1 < number <= 100 else ""
+            low = "from 0" if self.zero else "above 0"
+            self.fail(f"{text} is not {low} and at most 1{hint}", param, ctx)
+        return number
+
+
+class ReportFile(click.ParamType[Path]):
+    """A file whose suffix is a form of report."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        from onnxcop.report.formats import SUFFIXES
+
+        path = Path(value)
+        if path.suffix.lower() not in SUFFIXES:
+            self.fail(f"{str(value)!r} does not end in {', '.join(SUFFIXES)}", param, ctx)
+        return path
+
+
+class Fractions(click.ParamType[tuple[float, ...]]):
+    """Fractions separated by commas: `0.9,0.8,70%`."""
+
+    name = "fractions"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The fractions as floats."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(Fraction().convert(part, param, ctx) for part in str(value).split(","))
+
+
+class Multiple(click.ParamType[int]):
+    """A number from 1 on, or `auto`, which stands for measurement."""
+
+    name = "n|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, :data:`onnxcop.AUTO` for auto."""
+        from onnxcop.allocation.budget import AUTO
+
+        if value == "auto":
+            return AUTO
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number from 1 on nor auto", param, ctx)
+        return int(value)
+
+
+class Size(click.ParamType[int]):
+    """Bytes, with a unit: `5MB` (10^6), `5MiB` (2^20), `700k`, or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The size in bytes."""
+        found = _SIZE.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no size; write 5MB, 5MiB or a number of bytes", param, ctx)
+        number, prefix, binary = found.groups()
+        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+        if size < 1:
+            self.fail(f"{value!r} is less than a byte; write 5MB, say", param, ctx)
+        return size
+
+
+class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """`name:1,3,224,224`; the name may hold colons itself."""
+
+    name = "name:shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        """The input's name and its shape."""
+        name, _, sizes = str(value).rpartition(":")
+        try:
+            shape = tuple(int(size) for size in re.split("[,x]", sizes))
+        except ValueError:
+            shape = ()
+        if not name or not shape or min(shape) < 1:
+            self.fail(f"{value!r} is no input shape; write NAME:1,3,224,224", param, ctx)
+        return name, shape
+
+
+class Positive(click.ParamType[float]):
+    """A number above 0."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number", param, ctx)
+        if not 0 < number < float("inf"):
+            self.fail(f"{value} is not above 0", param, ctx)
+        return number
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers separated by commas: `0.485,0.456,0.406`."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers."""
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers; write 0.485,0.456,0.406", param, ctx)
+
+
+class Preference(click.ParamType[tuple[float, float]]):
+    """`faster`, `smaller`, `balanced`, or the weights `beta,gamma` themselves."""
+
+    name = "preference"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """The weights (beta, gamma)."""
+        from onnxcop.criteria.registry import PREFERENCES
+
+        if value in PREFERENCES:
+            return PREFERENCES[value]
+        try:
+            beta, gamma = (float(part) for part in str(value).split(","))
+        except ValueError:
+            names = ", ".join(PREFERENCES)
+            self.fail(f"{value!r} is none of {names}, nor two numbers beta,gamma", param, ctx)
+        return beta, gamma
+
+
+class CriterionName(click.ParamType[str]):
+    """A name in the catalogue of criteria."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, if there is such a criterion."""
+        from onnxcop.criteria.registry import CRITERIA
+
+        if value not in CRITERIA:
+            self.fail(f"no criterion is called {value!r}; choose {', '.join(CRITERIA)}", param, ctx)
+        return str(value)

@@ -1,0 +1,299 @@
+"""Operators that sum over channels: convolutions, matrix products, Einsum."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxcop._base.types import IntArray
+from onnxcop.coupling.ops.context import Decline, Label, Op
+from onnxcop.coupling.ops.elementwise import broadcast_labels
+from onnxcop.coupling.ops.findings import Contraction, Kernel, Operand
+
+
+def _repeat(blocks: IntArray, times: int) -> IntArray:
+    """Each entry `times` times in a row."""
+    return np.repeat(blocks, times)
+
+
+def conv(op: Op) -> None:
+    """Conv: `n c *, o c *, o -> n o *`, with groups.
+
+    Exact: input channels and filters; of groups whole ones, or one stripe of inputs
+        across all and equally many filters of each.
+    Frozen: space.
+    """
+    _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), 2, "conv"))
+
+
+def conv_transpose(op: Op) -> None:
+    """ConvTranspose: `n c *, c o *, o -> n o *`, with groups (c over all groups, o of one).
+
+    Exact: input channels and filters; of groups whole ones, or one stripe across all.
+    Frozen: space.
+    """
+    _convolution(op, Kernel(1, 0, 1, int(op.attr("group", 1)), 2, "deconv"))
+
+
+def conv_integer(op: Op) -> None:
+    """ConvInteger: x, w, x_zero_point, w_zero_point.
+
+    Exact: input channels and filters, as for Conv; zero points are cut along.
+    Frozen: space.
+    """
+    _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), None, "conv", zero=3), tied=(3,))
+
+
+def qlinear_conv(op: Op) -> None:
+    """QLinearConv: x and w each with scale and zero point, then y's, then the bias.
+
+    Exact: input channels and filters, as for Conv; scales, zero points and bias are cut along.
+    Frozen: space.
+    """
+    _convolution(op, Kernel(3, 1, 0, int(op.attr("group", 1)), 8, "conv", zero=5), tied=(4, 5))
+
+
+def _convolution(op: Op, kernel: Kernel, tied: tuple[int, ...] = ()) -> None:
+    """Couple input, weights and per-channel parameters of a convolution, and count its cost."""
+    if kernel.zero is not None and not op.constant(kernel.input):
+        raise Decline("integer convolution whose weights are not constant")
+    x_shape, w_shape, out_shape = op.shape(0), op.shape(kernel.input), op.out_shape()
+    x, w = op.label(0), op.label(kernel.input)
+    op.freeze_axes(0, range(2, len(x)), "is convolved over")
+    op.freeze_axes(kernel.input, range(2, len(w)), "is a kernel's spatial axis")
+    if kernel.groups == 1:
+        produced, summed = w[kernel.out_axis], w[kernel.in_axis]
+        op.contract((0, 1), (kernel.input, kernel.in_axis), kernel=kernel, produced=produced)
+    else:
+        produced, summed = _grouped(op, kernel)
+    for position in (kernel.bias, *tied):
+        if position is not None and op.has(position) and op.shape(position) not in ((), (1,)):
+            produced = op.tie(produced, op.label(position)[0])
+    taps = float(np.prod(w_shape[2:]))
+    space = out_shape[2:] if kernel.kind == "conv" else x_shape[2:]
+    per_group_in = w_shape[1] if kernel.kind == "conv" else x_shape[1] // kernel.groups
+    ins: IntArray | int = summed if summed is not None else per_group_in
+    outs: IntArray | int = produced if produced is not None else out_shape[1]
+    op.macs(out_shape[0] * taps * float(np.prod(space)), ins, outs)
+    op.emit((x[0], produced, *(None for _ in out_shape[2:])))
+
+
+def _grouped(op: Op, kernel: Kernel) -> tuple[IntArray | None, IntArray | None]:
+    """Couple a grouped convolution by whole groups, or by one stripe across all groups.
+
+    Returns:
+        The atoms of all output channels, and those that one output channel sums over.
+    """
+    groups, conv_kind = kernel.groups, kernel.kind == "conv"
+    channels, w = op.shape(0)[1], op.label(kernel.input)
+    outputs = op.out_shape()[1]
+    per_in, per_out = channels // groups, outputs // groups
+    x = op.label(0)[1]
+    # The weights carry all channels on their first axis and one group's on their second.
+    total, single = w[0], w[1]
+    if total is None or x is None:
+        op.freeze(x, "feeds groups whose weights are not constant")
+        op.freeze(single, "grouped convolution of channels that are never pruned")
+        if total is not None and conv_kind:
+            op.balance(total.reshape(groups, -1), "has no equal share of every group")
+        else:
+            op.freeze(total, "grouped convolution of channels that are never pruned")
+        op.findings.contractions.append(Contraction(op.index, (), kernel, total if conv_kind else None))
+        return (total if conv_kind else None), None
+    default = 0 if groups >= max(per_in, per_out) else 1
+    options = 2 if max(per_in, per_out) > 1 else 1
+    whole = op.choose(options, x, default if options == 2 else 0) == 0
+    if whole:
+        return _whole_groups(op, kernel, x, total, single, per_in, per_out)
+    return _stripes(op, kernel, x, total, single)
+
+
+def _whole_groups(
+    op: Op, kernel: Kernel, x: IntArray, total: IntArray, single: IntArray | None, per_in: int, per_out: int
+) -> tuple[IntArray | None, IntArray | None]:
+    conv_kind = kernel.kind == "conv"
+    groups = kernel.groups
+    leaders = x[::per_in].copy()
+    op.tie(x, _repeat(leaders, per_in))
+    op.tie(total, _repeat(leaders, per_out if conv_kind else per_in))
+    op.freeze(single, "one group's channels, and groups are pruned whole")
+    op.ratio("group", x, per_in)
+    if conv_kind:
+        op.findings.contractions.append(Contraction(op.index, (), kernel, total))
+        return total, None
+    op.findings.contractions.append(Contraction(op.index, (), kernel, None))
+    produced = _repeat(leaders, op.out_shape()[1] // groups)
+    return produced, None
+
+
+def _stripes(
+    op: Op, kernel: Kernel, x: IntArray, total: IntArray, single: IntArray | None
+) -> tuple[IntArray | None, IntArray | None]:
+    groups = kernel.groups
+    if kernel.kind != "conv":
+        # Inputs: the first weight axis runs over all groups, like x; outputs: stripes of the second.
+        op.tie(x, total)
+        stripes = x.reshape(groups, -1)
+        op.tie(x, np.tile(stripes[0], groups))
+        produced = None if single is None else np.tile(single, groups)
+        op.contract((0, 1), (kernel.input, 0), kernel=kernel, produced=produced)
+        op.drop(single)
+        return produced, x[: len(x) // groups].copy()
+    op.balance(total.reshape(groups, -1), "has no equal share of every group")
+    if single is None:
+        op.freeze(x, "feeds groups of a single channel")
+        return total, None
+    op.tie(x, np.tile(single, groups))
+    operands = (Operand(0, 1, x), Operand(kernel.input, 1, single))
+    op.findings.contractions.append(Contraction(op.index, operands, kernel, total))
+    return total, single
+
+
+def gemm(op: Op) -> None:
+    """Gemm: A [m, k] or transposed, B [k, n] or transposed, C broadcast to [m, n].
+
+    Exact: rows, columns and the axis summed over; the bias is cut along.
+    """
+    a_in = 0 if op.attr("transA", 0) else 1
+    b_in = 1 if op.attr("transB", 0) else 0
+    a, b = op.label(0), op.label(1)
+    rows, columns = a[1 - a_in], b[1 - b_in]
+    kernel = Kernel(1, b_in, 1 - b_in, 1, 2)
+    op.contract((0, a_in), (1, b_in), kernel=kernel, produced=columns)
+    if op.has(2):
+        bias, shape = op.label(2), op.shape(2)
+        if len(shape) >= 1 and shape[-1] > 1:
+            columns = op.tie(columns, bias[-1])
+        if len(shape) == 2 and shape[0] > 1:
+            rows = op.tie(rows, bias[0])
+    shapes = op.out_shape()
+    op.macs(1.0, _axis(rows, shapes[0]), _axis(columns, shapes[1]), _axis(b[b_in], op.shape(1)[b_in]))
+    op.emit((rows, columns))
+
+
+def matmul(op: Op) -> None:
+    """MatMul and its integer kin with operands 0 and 1.
+
+    Exact: rows, columns, batch axes and the axis summed over, whichever operand is constant, if
+        one is.
+    Frozen: axes summed against one that is never pruned.
+    """
+    _matmul(op, 0, 1)
+
+
+def qlinear_matmul(op: Op) -> None:
+    """QLinearMatMul: operands 0 and 3; per-column parameters of the second are tied.
+
+    Exact: as for MatMul; scales and zero points of columns are cut along.
+    Frozen: all axes where rows have scales of their own; the axis summed over, where the second
+        operand is not a constant matrix.
+    """
+    if any(op.has(position) and op.shape(position) not in ((), (1,)) for position in (1, 2, 6, 7)):
+        raise Decline("QLinearMatMul with a scale per row")
+    _matmul(op, 0, 3, (4, 5), zero=5)
+
+
+def matmul_integer(op: Op) -> None:
+    """MatMulInteger: operands 0 and 1, zero points 2 (rows) and 3 (columns).
+
+    Exact: as for MatMul; zero points of columns are cut along.
+    Frozen: all axes where rows have zero points of their own; the axis summed over, where the
+        second operand is not a constant matrix.
+    """
+    if op.has(2) and op.shape(2) not in ((), (1,)):
+        raise Decline("MatMulInteger with a zero point per row")
+    _matmul(op, 0, 1, (3,), zero=3)
+
+
+def _matmul(op: Op, left: int, right: int, per_column: tuple[int, ...] = (), zero: int | None = None) -> None:
+    a_shape, b_shape = op.shape(left), op.shape(right)
+    if not a_shape or not b_shape:
+        raise Decline("a matrix product with a scalar")
+    a, b = op.label(left), op.label(right)
+    a_in, b_in = len(a_shape) - 1, max(len(b_shape) - 2, 0)
+    columns = b[-1] if len(b_shape) > 1 else None
+    rows = a[-2] if len(a_shape) > 1 else None
+    for position in per_column:
+        if op.has(position) and op.shape(position) not in ((), (1,)):
+            columns = op.tie(columns, op.label(position)[-1])
+    kernel, produced = _weights_side(op, left, right, rows, columns, zero)
+    if zero is not None and (kernel is None or kernel.zero is None):
+        op.freeze(a[a_in], "is summed in integers against what is not a matrix of weights")
+        op.freeze(b[b_in], "is summed in integers against what is not a matrix of weights")
+    op.contract((left, a_in), (right, b_in), kernel=kernel, produced=produced)
+    batch: Label = ()
+    if len(a_shape) > 2 or len(b_shape) > 2:
+        batch = _batch_labels(op, left, right)
+    tail = ([rows] if len(a_shape) > 1 else []) + ([columns] if len(b_shape) > 1 else [])
+    label = (*batch, *tail)
+    sizes = op.out_shape()
+    axes = [_axis(live, size) for live, size in zip(label, sizes, strict=True)]
+    op.macs(1.0, *axes, _axis(b[b_in] if a[a_in] is not None else None, b_shape[b_in]))
+    op.emit(label)
+
+
+def _batch_labels(op: Op, left: int, right: int) -> Label:
+    """Broadcast the batch axes of a matrix product (operands of fewer than two axes have none)."""
+    given = [p for p in (left, right) if len(op.shape(p)) > 2]
+    return broadcast_labels(op, given, skip_last=2)
+
+
+def _weights_side(
+    op: Op, left: int, right: int, rows: IntArray | None, columns: IntArray | None, zero: int | None
+) -> tuple[Kernel | None, IntArray | None]:
+    """Which operand of a matrix product is constant, if one is."""
+    if op.constant(right) and len(op.shape(right)) == 2:
+        return Kernel(right, 0, 1, 1, -1 if zero is None else None, "matmul", zero), columns
+    if op.constant(left) and len(op.shape(left)) == 2:
+        return Kernel(left, 1, 0, 1, None, "matmul_left"), rows
+    return None, None
+
+
+def _axis(live: IntArray | None, size: int) -> IntArray | int:
+    return size if live is None else live
+
+
+def einsum(op: Op) -> None:
+    """Einsum: letters shared by operands are tied; letters that the result lacks are summed over.
+
+    Exact: every letter.
+    Frozen: all axes with an ellipsis, a letter twice in one operand, or a letter that
+        broadcasts.
+    """
+    equation = op.attr("equation")
+    equation = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
+    if "." in equation:
+        raise Decline("Einsum with an ellipsis")
+    left, _, result = equation.partition("->")
+    terms = left.split(",")
+    if "->" not in equation:
+        result = "".join(sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1))
+    if any(len(set(term)) != len(term) for term in terms):
+        raise Decline("Einsum with a repeated letter in one operand")
+    labels: dict[str, IntArray | None] = {}
+    sizes: dict[str, int] = {}
+    for letter in dict.fromkeys("".join(terms)):
+        holders = [(p, term.index(letter)) for p, term in enumerate(terms) if letter in term]
+        sizes[letter] = max(op.shape(p)[axis] for p, axis in holders)
+        if any(op.shape(p)[axis] != sizes[letter] for p, axis in holders):
+            raise Decline("Einsum that broadcasts an axis of size 1")
+        if letter in result:
+            live = op.label(holders[0][0])[holders[0][1]]
+            for p, axis in holders[1:]:
+                live = op.tie(live, op.label(p)[axis])
+            labels[letter] = live
+        else:
+            kernel, produced = _einsum_kernel(op, terms, result, letter)
+            op.contract(*holders, kernel=kernel, produced=produced)
+            labels[letter] = op.label(holders[0][0])[holders[0][1]]
+    op.macs(1.0, *(_axis(labels[letter], sizes[letter]) for letter in labels))
+    op.emit([labels[letter] for letter in result])
+
+
+def _einsum_kernel(op: Op, terms: list[str], result: str, letter: str) -> tuple[Kernel | None, IntArray | None]:
+    """A constant two-axis operand summed over `letter` is a weight matrix."""
+    if len(terms) != 2 or len(terms[1]) != 2 or letter not in terms[1] or not op.constant(1):
+        return None, None
+    in_axis = terms[1].index(letter)
+    if terms[1][1 - in_axis] not in result or terms[1][1 - in_axis] in terms[0]:
+        return None, None
+    return Kernel(1, in_axis, 1 - in_axis, 1, None, "einsum"), op.label(1)[1 - in_axis]

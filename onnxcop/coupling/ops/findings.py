@@ -1,0 +1,164 @@
+"""What operator rules say beyond ties and freezes: products, their cost, and numbers to rewrite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxcop._base.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The weights of a contraction, as a tensor [groups, in / groups, out / groups, taps] seen sideways.
+
+    Attributes:
+        input: Which input of the node holds the weights.
+        in_axis: Axis of the weights that runs over the contracted channels (of one group).
+        out_axis: Axis that runs over the produced channels.
+        groups: Number of groups; for a transposed convolution `in_axis` runs over all groups.
+        bias: Which input holds the bias, None where the operator has none, -1 where it could be added.
+        kind: "conv", "deconv" or "matmul".
+    """
+
+    input: int
+    in_axis: int
+    out_axis: int
+    groups: int = 1
+    bias: int | None = None
+    kind: str = "matmul"
+    zero: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One side of a contraction: the axis of an input that is summed over."""
+
+    input: int
+    axis: int
+    atoms: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A node that sums over channels; where `kernel` is set, one operand holds trained weights."""
+
+    node: int
+    operands: tuple[Operand, ...]
+    kernel: Kernel | None = None
+    produced: IntArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mac:
+    """Multiply-accumulates of a node: `scale` times the number of kept indices of every axis."""
+
+    node: int
+    scale: float
+    axes: tuple[IntArray, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SizeEdit:
+    """Element `element` of a size (an input, or an attribute by name) equals the kept count of `atoms`.
+
+    A negative number counts from the end of `whole`, and is wrong as soon as that axis gets shorter.
+    """
+
+    node: int
+    where: int | str
+    element: int
+    atoms: IntArray
+    whole: IntArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RatioEdit:
+    """Attribute `name` equals the kept count of `atoms` over that of `per` (over `per` where a number)."""
+
+    node: int
+    name: str
+    atoms: IntArray
+    per: IntArray | int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEdit:
+    """Input `input` holds indices into an axis that carries `atoms`; along their `axis` some will go."""
+
+    node: int
+    input: int
+    atoms: IntArray
+    axis: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SplitEdit:
+    """The node cuts an axis into sections; section i carries `sections[i]`."""
+
+    node: int
+    sections: tuple[IntArray, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AxesEdit:
+    """The node drops all axes of size 1, which are `axes`; the `live` ones must not become such axes."""
+
+    node: int
+    axes: tuple[int, ...]
+    live: tuple[IntArray, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PinEdit:
+    """Attribute `name`, whose default follows from sizes, is written down as `value` once `atoms` lose any."""
+
+    node: int
+    name: str
+    value: float | list[int]
+    atoms: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class OrderEdit:
+    """Nodes (a chain that ends with `node`) put an axis of their input into another order.
+
+    Position i of their output has what the input, which carries `label`, has at `order[i]` of the axis.
+    """
+
+    node: int
+    chain: tuple[int, ...]
+    label: tuple[IntArray | None, ...]
+    axis: int
+    order: IntArray
+
+    @property
+    def atoms(self) -> IntArray:
+        """What the axis carries."""
+        atoms = self.label[self.axis]
+        assert atoms is not None
+        return atoms
+
+
+Edit = SizeEdit | RatioEdit | IndexEdit | SplitEdit | AxesEdit | PinEdit | OrderEdit
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A point where several couplings are possible; `taken` is the one traced."""
+
+    node: int
+    taken: int
+    options: int
+    atoms: IntArray
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the rules of a whole graph say beyond ties and freezes."""
+
+    contractions: list[Contraction] = field(default_factory=list)
+    macs: list[Mac] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    sections: list[IntArray] = field(default_factory=list)
+    values_read: set[str] = field(default_factory=set)

@@ -1,0 +1,172 @@
+"""Channel shuffles: Reshape, Transpose and Reshape back, which only put an axis into another order.
+
+Reshape and Transpose cannot express an arbitrary permutation of what remains of an axis, so taken one
+by one they tie channels together. Taken as one, they move atoms and tie nothing; where channels are
+removed, a Gather takes their place. So it is with a tensor laid out in a row of which a Gather picks
+every element by its number, as exporters write a strided view; that may well move nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import IntArray
+from onnxcop.graph.shapes import Shape, ShapeMap, infer
+from onnxcop.graph.subgraphs import captured
+
+_MOVING = {"Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze"}
+_OUTSIDE = -1  # stands for what reads the graph's outputs
+_LONGEST = 6  # nodes
+_LARGEST = 1 << 23  # elements that are numbered to see where they go
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """A chain of nodes that is a permutation of one axis.
+
+    Attributes:
+        nodes: Indices of its nodes, in order; between them nothing else is read but sizes.
+        source: The tensor that goes in.
+        result: The tensor that comes out, of the same shape.
+        axis: The axis that is put into another order; None where every element stays.
+        order: int64 [size], for every position of the result the source's; empty where all stay.
+    """
+
+    nodes: tuple[int, ...]
+    source: str
+    result: str
+    axis: int | None
+    order: IntArray
+
+    def along(self, label: Sequence[IntArray | None]) -> tuple[int, IntArray] | None:
+        """An axis that carries atoms with its order, which is the one that moves if any does; None without."""
+        if self.axis is not None:
+            return None if label[self.axis] is None else (self.axis, self.order)
+        return next(((axis, np.arange(len(a))) for axis, a in enumerate(label) if a is not None), None)
+
+
+def find(model: onnx.ModelProto, shapes: ShapeMap) -> dict[int, Shuffle]:
+    """Every shuffle of a graph, by the index of each of its nodes.
+
+    Where inputs are dynamic, only those are given that are the same permutation at other sizes too.
+    """
+    found = list(_shuffles(model, shapes))
+    if found and (larger := _larger(model, shapes)):
+        others = infer(model, larger)
+        found = [
+            shuffle
+            for shuffle in found
+            if (other := _shuffle(model, others, shuffle.nodes)) is not None
+            and other.axis == shuffle.axis
+            and np.array_equal(other.order, shuffle.order)
+        ]
+    return {node: shuffle for shuffle in found for node in shuffle.nodes}
+
+
+def _larger(model: onnx.ModelProto, shapes: ShapeMap) -> dict[str, Shape]:
+    """Input shapes with every dynamic size doubled; {} where none is."""
+    result: dict[str, Shape] = {}
+    grown = False
+    for value in model.graph.input:
+        shape = shapes[value.name].shape
+        dims = value.type.tensor_type.shape.dim
+        if shape is None or len(dims) != len(shape):
+            continue
+        dynamic = [dim.dim_value <= 0 for dim in dims]
+        grown |= any(dynamic)
+        result[value.name] = tuple(2 * size if free else size for size, free in zip(shape, dynamic, strict=True))
+    return result if grown else {}
+
+
+def _shuffles(model: onnx.ModelProto, shapes: ShapeMap) -> Iterator[Shuffle]:
+    graph = model.graph
+    readers: dict[str, list[int]] = defaultdict(list)
+    for index, node in enumerate(graph.node):
+        for name in {*node.input, *captured(node)}:
+            readers[name].append(index)
+    for value in graph.output:
+        readers[value.name].append(_OUTSIDE)
+    taken: set[int] = set()
+    for first, node in enumerate(graph.node):
+        if node.op_type != "Reshape" or first in taken:
+            continue
+        chain = [first]
+        while len(chain) < _LONGEST:
+            after = _only_mover(graph, readers, graph.node[chain[-1]].output[0])
+            if after is None:
+                break
+            chain.append(after)
+            shuffle = _shuffle(model, shapes, tuple(chain))
+            if shuffle is not None and _is_closed(graph, readers, chain):
+                taken.update(chain)
+                yield shuffle
+                break
+
+
+def _only_mover(graph: onnx.GraphProto, readers: dict[str, list[int]], name: str) -> int | None:
+    """The node that moves a tensor's elements on, if no other reads them (but for their number)."""
+    moving = [i for i in readers[name] if i == _OUTSIDE or graph.node[i].op_type not in ("Shape", "Size")]
+    if len(moving) != 1 or moving[0] == _OUTSIDE:
+        return None
+    node = graph.node[moving[0]]
+    usual = node.op_type in _MOVING and node.input[0] == name and len(node.output) == 1
+    return moving[0] if usual and list(node.input).count(name) == 1 else None
+
+
+def _is_closed(graph: onnx.GraphProto, readers: dict[str, list[int]], chain: list[int]) -> bool:
+    """Whether sizes taken of what is inside a chain only serve the chain itself."""
+    waiting = [name for index in chain[:-1] for name in graph.node[index].output]
+    while waiting:
+        for index in readers[waiting.pop()]:
+            if index == _OUTSIDE:
+                return False
+            if index not in chain:
+                waiting.extend(graph.node[index].output)
+    return True
+
+
+def _shuffle(model: onnx.ModelProto, shapes: ShapeMap, chain: tuple[int, ...]) -> Shuffle | None:
+    """The chain as a shuffle, if it is one."""
+    nodes = [model.graph.node[index] for index in chain]
+    source, result = nodes[0].input[0], nodes[-1].output[0]
+    shape = shapes[source].shape
+    kinds = {node.op_type for node in nodes}
+    if shape is None or shapes[result].shape != shape or not kinds & {"Gather", "Transpose"}:
+        return None
+    if not 1 < int(np.prod(shape)) <= _LARGEST:
+        return None
+    numbers = np.arange(int(np.prod(shape))).reshape(shape)
+    moved = numbers
+    for node in nodes:
+        found = _moved(node, moved, shapes)
+        if found is None:
+            return None
+        moved = found
+    if "Gather" in kinds and np.array_equal(moved, numbers):
+        return Shuffle(chain, source, result, None, np.arange(0))
+    for axis, size in enumerate(shape):
+        line = np.moveaxis(moved, axis, 0).reshape(size, -1)[:, 0]
+        picked = np.unravel_index(line, shape)[axis].astype(np.int64)
+        if not np.array_equal(picked, np.arange(size)) and np.array_equal(moved, np.take(numbers, picked, axis)):
+            return Shuffle(chain, source, result, axis, picked)
+    return None
+
+
+def _moved(node: onnx.NodeProto, elements: IntArray, shapes: ShapeMap) -> IntArray | None:
+    """Where a node puts elements; None where that depends on data, or where it does not keep their number."""
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Transpose":
+        return elements.transpose(attributes.get("perm"))
+    after = shapes[node.output[0]].shape
+    if after is None or int(np.prod(after)) != elements.size:
+        return None
+    if node.op_type != "Gather":
+        return elements.reshape(after)
+    picks, axis = shapes[node.input[1]].value, int(attributes.get("axis", 0))
+    outside = picks is None or (picks >= elements.shape[axis]).any() or (picks < -elements.shape[axis]).any()
+    return None if picks is None or outside else np.take(elements, picks, axis)

@@ -1,0 +1,159 @@
+"""The importance of every filter before anything is cut, and the terms that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcop._base.threads import single_threaded
+from onnxcop.analysis.analyze import Analysis, group_name, node_name
+from onnxcop.calibration.calibrate import gather_statistics
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.criteria.base import Criterion, Subject
+from onnxcop.criteria.registry import criterion_named
+from onnxcop.data.for_model import open_data
+from onnxcop.data.open import Preprocess
+from onnxcop.errors import CalibrationError
+from onnxcop.runtime.session import EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class UnitScore:
+    """One unit: a filter with everything coupled to it.
+
+    Attributes:
+        unit: Its number.
+        group: Its dependency group, named as :class:`onnxcop.analysis.inspect.GroupEntry` names it.
+        layer: The first layer of the group, None where the group is only read.
+        filter: Its place among that layer's filters (among the group's units without a layer).
+        rank: 0 for the one that goes first, as long as nothing is cut.
+        importance: The lowest goes first.
+        terms: The parts of the importance by name, before they are weighed.
+    """
+
+    unit: int
+    group: str
+    layer: str | None
+    filter: int
+    rank: int
+    importance: float
+    terms: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the terms among the rest."""
+        head = {name: getattr(self, name) for name in self.__slots__ if name != "terms"}
+        return head | self.terms
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a criterion thinks of a model's filters.
+
+    Attributes:
+        criterion: Its name.
+        parameters: Its parameters.
+        terms: Names of the terms.
+        units: Every unit that may be removed, the least important first.
+    """
+
+    criterion: str
+    parameters: dict[str, Any]
+    terms: tuple[str, ...]
+    units: tuple[UnitScore, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "criterion": {"name": self.criterion, **self.parameters}, "terms": list(self.terms),
+            "units": [unit.to_dict() for unit in self.units],
+        }  # fmt: skip
+
+
+@single_threaded
+def score(analysis: Analysis, criterion: str | Criterion = "cop", stats: CalibrationStats | None = None,
+          seed: int = 0) -> Scores:  # fmt: skip
+    """Rank the units of an analysed model, nothing being cut yet.
+
+    Args:
+        analysis: The model.
+        criterion: A criterion or its name; "auto" is "cop".
+        stats: Statistics of the model, for criteria that need them.
+        seed: For criteria that draw.
+
+    Raises:
+        BudgetError: No criterion has this name.
+        CalibrationError: The criterion needs statistics and there are none.
+    """
+    if isinstance(criterion, str):
+        criterion = criterion_named("cop" if criterion == "auto" else criterion)
+    if criterion.needs_stats and stats is None:
+        raise CalibrationError(f"criterion {criterion.name} needs calibration data; give --data or --stats")
+    structure = analysis.structure
+    subject = Subject.of(analysis.model, structure, analysis.cost, stats, seed)
+    ranking = criterion.rank(subject)
+    importance, terms = ranking.importance(structure.axis_sizes), ranking.terms(structure.axis_sizes)
+    names = [group_name(analysis, group.index) for group in structure.groups]
+    places = _places(analysis)
+    units = []
+    for rank, unit in enumerate(np.argsort(importance, kind="stable").tolist()):
+        layer, place = places[unit]
+        parts = {name: float(values[unit]) for name, values in terms.items()}
+        group = names[int(structure.group_of[unit])]
+        units.append(UnitScore(unit, group, layer, place, rank, float(importance[unit]), parts))
+    return Scores(criterion.name, criterion.parameters(), tuple(terms), tuple(units))
+
+
+def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
+    """The first layer that makes each unit and the place of the unit among its filters."""
+    structure = analysis.structure
+    places: list[tuple[str | None, int]] = [(None, 0)] * len(structure.unit_class)
+    produced = {c.node: c.produced for c in structure.coupling.findings.contractions if c.produced is not None}
+    for group in structure.groups:
+        layer = group.producers[0] if group.producers else None
+        atoms = None if layer is None else produced.get(layer)
+        on_axis = group.units if atoms is None else structure.units_on(atoms)
+        found = {unit: place for place, unit in reversed(list(enumerate(on_axis.tolist())))}
+        name = None if layer is None else node_name(analysis, layer)
+        for unit in group.units.tolist():
+            if unit in found:
+                places[unit] = (name, found[unit])
+    return places
+
+
+def statistics(
+    analysis: Analysis, *, data: Any = None, stats: str | Path | None = None, stats_out: str | Path | None = None,
+    preprocess: Preprocess | str | None = None, samples: int | None = None, batch_size: int = 32, seed: int = 0,
+    options: EngineOptions = EngineOptions(),
+    progress: Callable[[str, float, float | None], None] | None = None,
+) -> CalibrationStats | None:  # fmt: skip
+    """Statistics of an analysed model: loaded from a file, else gathered from data, else None.
+
+    Args:
+        analysis: The model.
+        data: Calibration data (see :func:`onnxcop.data.open.open_source`).
+        stats: A file of statistics, which outranks the data.
+        stats_out: Where to write what was gathered.
+        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
+        batch_size: Samples that run at once.
+        seed: Of the choice of samples.
+        options: How the model is run.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        CalibrationError: The data or the file cannot be used.
+        PlanMismatchError: The statistics belong to another model.
+    """
+    if stats is not None:
+        return CalibrationStats.of_model(stats, analysis.sha256)
+    source = open_data(analysis, data, preprocess, samples, batch_size, seed, analysis.input_shapes)
+    if source is None:
+        return None
+    found = gather_statistics(analysis, source, options, progress)
+    if stats_out is not None:
+        found.save(Path(stats_out))
+    return found

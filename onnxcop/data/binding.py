@@ -1,0 +1,250 @@
+"""Fits arrays to a model's inputs: which array is which input, and where its samples lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcop._base.types import Array, Feed
+from onnxcop.data.images import Preprocess, guess_preprocess, image_layout
+from onnxcop.data.inputs import BatchLayout, fits
+from onnxcop.errors import CalibrationError
+from onnxcop.graph.input_spec import InputSpec, format_shape
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The samples in one array.
+
+    Attributes:
+        count: How many there are.
+        take: The i-th of an array of this shape, with the rank of the input and, where the input
+            has a batch axis, size 1 there.
+        shared: Whether the one sample serves for any number of samples of the other inputs.
+    """
+
+    count: int
+    take: Callable[[Array, int], Array]
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Which array feeds which input.
+
+    Attributes:
+        keys: The array's key by input name.
+        views: The view of that array by input name.
+        count: The number of samples.
+    """
+
+    keys: Mapping[str, str]
+    views: Mapping[str, View]
+    count: int
+
+
+class Binder:
+    """Fits named arrays to the inputs of one model.
+
+    Args:
+        layout: The model's inputs and their batch axes.
+        preprocess: For arrays of pictures (uint8); None guesses it from the input's shape.
+    """
+
+    def __init__(self, layout: BatchLayout, preprocess: Preprocess | None = None) -> None:
+        self.layout = layout
+        self.note = ""  # what was guessed, as soon as it mattered
+        self._preprocess = preprocess
+        self._fitted: dict[str, Preprocess] = {}
+
+    def preprocess_for(self, spec: InputSpec) -> Preprocess:
+        """The preprocessing of pictures for an input, guessed where none was given."""
+        if spec.name not in self._fitted:
+            if self._preprocess is None:
+                self._fitted[spec.name], self.note = guess_preprocess(spec)
+            else:
+                self._fitted[spec.name] = self._preprocess.fitted(spec)
+        return self._fitted[spec.name]
+
+    def bind(self, arrays: Mapping[str, Array], origin: str) -> Binding:
+        """Chooses an array for every input.
+
+        By name; else by position for the names that `numpy.savez` gives to unnamed arrays; else
+        the one array whose rank, sizes and type fit. Arrays left over are ignored.
+
+        Args:
+            arrays: Arrays by key, of which only shape and dtype are looked at.
+            origin: The file or object they come from, for messages.
+
+        Raises:
+            CalibrationError: An input has no array, or one that does not fit.
+        """
+        specs = self.layout.specs
+        keys = {spec.name: spec.name for spec in specs if spec.name in arrays}
+        positional = [f"arr_{place}" for place in range(len(specs))]
+        if not keys and list(arrays) == positional:
+            keys = {spec.name: key for spec, key in zip(specs, positional, strict=True)}
+        for spec in specs:
+            if spec.name not in keys:
+                free = {key: arrays[key] for key in arrays if key not in keys.values()}
+                keys[spec.name] = self._choose(spec, free, origin)
+        views = {
+            spec.name: self._view(spec, arrays[keys[spec.name]], f"{origin}: '{keys[spec.name]}'") for spec in specs
+        }
+        counts = {name: view.count for name, view in views.items() if not view.shared}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"'{name}' has {count}" for name, count in counts.items())
+            raise CalibrationError(
+                f"{origin}: the inputs differ in their number of samples ({listed}); give as many for each"
+            )
+        return Binding(keys, views, next(iter(counts.values()), 1))
+
+    def sample(self, binding: Binding, arrays: Mapping[str, Array], index: int, origin: str) -> Feed:
+        """The `index`-th sample of bound arrays, in the dtypes of the inputs."""
+        feed = {}
+        for spec in self.layout.specs:
+            view = binding.views[spec.name]
+            taken = view.take(arrays[binding.keys[spec.name]], 0 if view.shared else index)
+            feed[spec.name] = cast(taken, spec, f"{origin}, sample {index + 1}")
+        return feed
+
+    def _choose(self, spec: InputSpec, free: Mapping[str, Array], origin: str) -> str:
+        found = [
+            key
+            for key, array in free.items()
+            if castable(array.dtype, spec.dtype) and self._find_view(spec, array) is not None
+        ]
+        exact = [key for key in found if free[key].dtype == spec.dtype]
+        for candidates in (found, exact):
+            if len(candidates) == 1:
+                return candidates[0]
+        if not found and len(free) == 1 and len(self.layout.specs) == 1:
+            return next(iter(free))  # let the message say why it does not fit
+        held = ", ".join(f"'{key}' {_describe(array)}" for key, array in free.items()) or "nothing"
+        problem = "several arrays fit" if found else "no array is for"
+        raise CalibrationError(
+            f"{origin}: {problem} the model's input {spec}; it holds {held}; name the array '{spec.name}'"
+        )
+
+    def _view(self, spec: InputSpec, array: Array, label: str) -> View:
+        view = self._find_view(spec, array)
+        if view is None:
+            dims = self.layout.sample_dims(spec)
+            expected = f"samples of {format_shape(dims)}, stacked or one by one"
+            if array.ndim == 4 and fits([array.shape[place] for place in (0, 3, 1, 2)], spec.shape):
+                expected += " (this looks channels-last: transpose it, or give uint8 pictures)"
+            raise CalibrationError(
+                f"{label} {_describe(array)} does not fit the model's input {spec}; expected {expected}"
+            )
+        if not castable(array.dtype, spec.dtype):
+            raise CalibrationError(
+                f"{label} {_describe(array)} cannot become {spec.dtype.name} for the "
+                f"model's input {spec}; convert it first"
+            )
+        return view
+
+    def _find_view(self, spec: InputSpec, array: Array) -> View | None:
+        if array.dtype == np.uint8 and self._is_picture(spec):
+            view = _picture_view(array.shape, self.preprocess_for(spec))
+            if view is not None:
+                return view
+        axis = self.layout.axes[spec.name]
+        if axis is None:
+            return _whole_view(array.shape, spec)
+        return _stacked_view(array.shape, spec, axis)
+
+    def _is_picture(self, spec: InputSpec) -> bool:
+        asked = self._preprocess is not None and self._preprocess.layout is not None
+        return image_layout(spec) is not None or (asked and len(spec.shape) == 4)
+
+
+def _stacked_view(shape: tuple[int, ...], spec: InputSpec, axis: int) -> View | None:
+    """Samples along the batch axis of an input."""
+    rank = len(spec.shape)
+    dims = spec.shape[:axis] + spec.shape[axis + 1 :]
+    if len(shape) == rank and fits(shape[:axis] + shape[axis + 1 :], dims):
+        before = (slice(None),) * axis
+        return View(shape[axis], lambda array, i: array[(*before, slice(i, i + 1))])
+    if len(shape) == rank - 1 and fits(shape, dims):  # one sample
+        return View(1, lambda array, _: np.expand_dims(array, axis))
+    if len(shape) == rank + 1 and axis == 0 and fits(shape[2:], dims):  # batches of samples
+        size = shape[1]
+        return View(shape[0] * size, lambda array, i: array[i // size, i % size : i % size + 1])
+    for place, want in enumerate(spec.shape):  # an axis of size 1 left out, as gray pictures do
+        if want == 1 and place != axis and len(shape) == rank - 1:
+            inner = _stacked_view((*shape[:place], 1, *shape[place:]), spec, axis)
+            if inner is not None:
+                return _widened(inner, place)
+    return None
+
+
+def _widened(view: View, place: int) -> View:
+    return View(view.count, lambda array, i: view.take(np.expand_dims(array, place), i))
+
+
+def _whole_view(shape: tuple[int, ...], spec: InputSpec) -> View | None:
+    """Samples that are complete values of an input without a batch axis."""
+    if fits(shape, spec.shape):
+        return View(1, lambda array, _: array, shared=True)
+    if fits(shape[1:], spec.shape) and len(shape) > 0:
+        return View(shape[0], lambda array, i: array[i], shared=shape[0] == 1)
+    size = spec.shape[0] if spec.shape else None
+    if isinstance(size, int) and fits(shape[1:], spec.shape[1:]) and shape and shape[0] >= size:
+        # Rows in a file that go through the model `size` at a time.
+        return View(shape[0] // size, lambda array, i: array[i * size : (i + 1) * size])
+    return None
+
+
+def _picture_view(shape: tuple[int, ...], preprocess: Preprocess) -> View | None:
+    """Pictures in an array of bytes: N H W C, N C H W, N H W, H W C, C H W or H W."""
+    last = len(shape) > 2 and shape[-1] in (1, 3, 4)
+    gray_stack = len(shape) == 3 and preprocess.channels == "gray"  # [3, H, W] is three pictures
+    first = len(shape) > 2 and shape[-3] in ((1,) if gray_stack else (1, 3)) and not last
+    many = len(shape) == 4 or (len(shape) == 3 and not last and not first)
+    if len(shape) not in (2, 3, 4) or (len(shape) == 4 and not last and not first):
+        return None
+
+    def take(array: Array, index: int) -> Array:
+        pixels = array[index] if many else array
+        if first:
+            pixels = pixels.transpose(1, 2, 0)
+        elif not last:
+            pixels = pixels[:, :, None]
+        return preprocess.from_pixels(np.asarray(pixels))[None]
+
+    return View(shape[0] if many else 1, take)
+
+
+def castable(have: np.dtype[np.generic], want: np.dtype[np.generic]) -> bool:
+    """Whether values of one dtype may be given to an input of another without being asked."""
+    if have == want or want.kind == "O":
+        return True
+    if want.kind == "V":  # bfloat16 and float8, which numpy's rules do not know
+        return have.kind in "iufbV"
+    if have.kind in "iub" and want.kind in "iu":
+        return True  # :func:`cast` checks the range
+    return bool(np.can_cast(have, want, casting="same_kind")) and have.kind != "O"
+
+
+def cast(array: Array, spec: InputSpec, origin: str) -> Array:
+    """`array` in the dtype of an input, contiguous and in memory.
+
+    Raises:
+        CalibrationError: Integers do not fit into the input's type, or a float is not a number.
+    """
+    if array.dtype.kind in "iu" and spec.dtype.kind in "iu" and array.size:
+        limits = np.iinfo(spec.dtype)
+        low, high = int(array.min()), int(array.max())
+        if low < limits.min or high > limits.max:
+            raise CalibrationError(
+                f"{origin}: values {low}..{high} do not fit the model's input {spec}; give {limits.min}..{limits.max}"
+            )
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise CalibrationError(f"{origin}: a sample of the model's input {spec} holds NaN; repair or remove it")
+    return np.array(array, dtype=spec.dtype, order="C", copy=True)
+
+
+def _describe(array: Array) -> str:
+    return f"{array.dtype.name}{format_shape(array.shape)}"

@@ -1,0 +1,162 @@
+"""Chosen samples of a source, in batches that a model can be fed with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from onnxcop._base.types import Array, Feed
+from onnxcop.data.inputs import BatchLayout
+from onnxcop.data.stores import ImageStore, Store
+from onnxcop.errors import CalibrationError
+
+_READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode pictures
+
+
+class CalibrationData:
+    """Chosen samples of a source; may be iterated over more than once.
+
+    Attributes:
+        layout: The batch axis of every input, and the batch size where the model fixes it.
+        batch_size: Samples per batch where the model leaves it open.
+        description: What this is, in one line.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        order: Array,
+        layout: BatchLayout,
+        batch_size: int,
+        description: str,
+    ) -> None:
+        self._store = store
+        self._order = order[: len(order) - len(order) % (layout.size or 1)]
+        self.layout = layout
+        self.batch_size = batch_size
+        self.description = description
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return len(self._order)
+
+    def batches(self, batch_size: int | None = None) -> Iterator[Feed]:
+        """The samples in batches, arrays by input name.
+
+        Samples of different shapes, or with different values of an input that has no batch axis,
+        come in different batches. A batch is smaller than asked for there and at the end.
+
+        Args:
+            batch_size: Samples per batch, None for :attr:`batch_size`; a model that fixes it wins.
+        """
+        size = self.layout.size or batch_size or self.batch_size
+        if all(axis is None for axis in self.layout.axes.values()):
+            size = 1
+        pending: list[Feed] = []
+        for sample in self._samples(2 * size):
+            if pending and (len(pending) == size or not self._alike(pending[0], sample)):
+                yield self._joined(pending)
+                pending = []
+            pending.append(sample)
+        if pending:
+            yield self._joined(pending)
+
+    def values(self) -> str:
+        """What a model is fed with, by the first batch: shape of a sample, range, mean and deviation."""
+        parts = []
+        for name, array in next(self.batches()).items():
+            axis = self.layout.axes[name]
+            shape = [size for place, size in enumerate(array.shape) if place != axis]
+            text = f"{name} {shape}"
+            if array.size and array.dtype.kind in "fiu":
+                known = array.astype(np.float64)
+                text += f" from {known.min():.3g} to {known.max():.3g}"
+                if array.dtype.kind == "f":
+                    text += f", mean {known.mean():.3g}, deviation {known.std():.3g}"
+            parts.append(text)
+        return "; ".join(parts)
+
+    def one_by_one(self) -> CalibrationData:
+        """The same samples, for a model that takes one in a run."""
+        return CalibrationData(self._store, self._order, replace(self.layout, size=1), 1, self.description)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
+        """Two disjoint parts: the rest, and `fraction` of the samples held out.
+
+        Raises:
+            CalibrationError: There are too few samples for two parts.
+        """
+        unit = self.layout.size or 1
+        groups = self.count // unit
+        if not 0 < fraction < 1 or groups < 2:
+            raise CalibrationError(
+                f"cannot hold out a fraction of {fraction:g} of {self.count} samples "
+                f"({self.description}); give a fraction between 0 and 1 and at least "
+                f"{2 * unit} samples"
+            )
+        held = unit * min(max(round(fraction * groups), 1), groups - 1)
+        chosen = np.zeros(self.count, np.bool_)
+        chosen[np.random.default_rng(seed).permutation(self.count)[:held]] = True
+        return self._with(self._order[~chosen]), self._with(self._order[chosen])
+
+    def take(self, count: int, seed: int = 0) -> CalibrationData:
+        """`count` of the samples, chosen at random; all of them where there are not so many."""
+        if count < 1:
+            raise CalibrationError(f"{count} samples were asked for; give 1 or more")
+        if count >= self.count:
+            return self
+        unit = self.layout.size or 1
+        places = np.random.default_rng(seed).permutation(self.count)[: max(unit, count)]
+        return self._with(self._order[np.sort(places)])
+
+    def seen_anew(self, views: int) -> CalibrationData:
+        """Pictures of a folder, each in this many views; anything else as it is."""
+        if not isinstance(self._store, ImageStore) or views < 2:
+            return self
+        orders = [self._order + view * len(self._store) for view in range(views)]
+        return self._with(np.concatenate(orders), f"{views} views of each of {self.description}")
+
+    def _with(self, order: Array, description: str = "") -> CalibrationData:
+        description = description or f"{len(order)} of: {self.description}"
+        return CalibrationData(self._store, order, self.layout, self.batch_size, description)
+
+    def _samples(self, window: int) -> Iterator[Feed]:
+        """Every sample; pictures are decoded by some threads, at most `window` ahead."""
+        indices = map(int, self._order)
+        if not isinstance(self._store, ImageStore):
+            yield from map(self._store.sample, indices)
+            return
+        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="onnxcop-images")
+        try:
+            waiting = [pool.submit(self._store.sample, i) for i in islice(indices, window)]
+            while waiting:
+                yield waiting.pop(0).result()
+                waiting += [pool.submit(self._store.sample, i) for i in islice(indices, 1)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _alike(self, one: Feed, other: Feed) -> bool:
+        return all(
+            array.shape == other[name].shape
+            and (self.layout.axes[name] is not None or np.array_equal(array, other[name]))
+            for name, array in one.items()
+        )
+
+    def _joined(self, samples: Sequence[Feed]) -> Feed:
+        if self.layout.size not in (None, len(samples)):
+            raise CalibrationError(
+                f"{self.description}: samples of different shapes cannot share a batch, but the "
+                f"model wants batches of {self.layout.size}; give samples of one shape"
+            )
+        return {
+            name: first
+            if (axis := self.layout.axes[name]) is None
+            else np.concatenate([sample[name] for sample in samples], axis)
+            for name, first in samples[0].items()
+        }

@@ -1,0 +1,81 @@
+"""Opening calibration data for an analysed model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.data.batching import fitting
+from onnxcop.data.open import CalibrationData, Preprocess, open_source
+from onnxcop.graph.input_spec import InputSpec
+from onnxcop.runtime.inputs import model_inputs
+
+log = logging.getLogger("onnxcop")
+
+_SAMPLES = 512  # of the data, unless told
+_LOOKED_AT = 16  # samples that are looked at before a run
+_AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which there may be more of them
+
+
+def input_specs(analysis: Analysis) -> list[InputSpec]:
+    """What the model must be fed with."""
+    return [
+        InputSpec(
+            value.name,
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+            tuple(
+                dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None
+                for dim in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in model_inputs(analysis.original)
+    ]
+
+
+def open_data(
+    analysis: Analysis, data: Any, preprocess: Preprocess | str | None, samples: int | None, batch_size: int, seed: int,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> CalibrationData | None:  # fmt: skip
+    """Open the user's data; None where there is none."""
+    if data is None:
+        return None
+    samples = default_samples(analysis) if samples is None else samples
+    if isinstance(preprocess, str):
+        preprocess = Preprocess.named(preprocess)
+    source = open_source(
+        data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size,
+        seed=seed, input_shapes=input_shapes,
+    )  # fmt: skip
+    source = fitting(analysis.original, source)
+    doubt = emptiness(source)
+    if doubt:
+        log.warning("the calibration data tell nothing: %s; give samples as the model will see them", doubt)
+    return source
+
+
+def emptiness(source: CalibrationData) -> str:
+    """Why statistics of the data mean nothing, judged by some samples; empty where they may."""
+    taken = source.take(_LOOKED_AT)
+    samples = [{name: array for name, array in feed.items() if array.dtype.kind in "biuf"} for feed in taken.batches(1)]
+    real = [array for feed in samples for array in feed.values() if array.dtype.kind == "f" and array.size > 1]
+    if real and all(array.min() == array.max() for array in real):
+        return f"each of {taken.count} samples looked at is one number throughout"
+    first, *others = samples
+    if (
+        first
+        and others
+        and all(np.array_equal(array, other[name]) for other in others for name, array in first.items())
+    ):
+        return f"the {taken.count} samples looked at are all the same"
+    return ""
+
+
+def default_samples(analysis: Analysis) -> int:
+    """How many samples to calibrate on: more of a network that is quickly run, where they cost little."""
+    macs = max(float(analysis.cost.original()[0]), 1.0)
+    return int(np.clip(_AFFORDABLE / macs, _SAMPLES, 2 * _SAMPLES))

@@ -1,0 +1,125 @@
+"""What a path holds that a model can be calibrated on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from onnxcop.data.arrays import NpyParcel, NpzParcel, TestSetParcel
+from onnxcop.data.binding import Binder
+from onnxcop.data.images import IMAGE_SUFFIXES
+from onnxcop.data.stores import ImageStore, ParcelStore, Store
+from onnxcop.errors import CalibrationError
+
+_SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_FORMS = "pictures, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
+
+
+def store_from_path(path: Path, binder: Binder) -> Store:
+    """Opens a file or folder of pictures or arrays.
+
+    Raises:
+        CalibrationError: There is nothing there, or nothing of a known kind.
+    """
+    if path.is_dir():
+        return _store_from_folder(path, binder)
+    if not path.exists():
+        raise CalibrationError(f"{path}: no such file or folder; give {_FORMS}")
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return _images([path], path, binder)
+    if suffix in (".npz", ".npy"):
+        return ParcelStore([_parcel(path)], binder)
+    if suffix == ".pb":
+        raise CalibrationError(f"{path}: this is one tensor; give the folder that holds it")
+    if suffix in _ARCHIVES:
+        raise CalibrationError(f"{path}: this is an archive; unpack it and give the folder")
+    raise CalibrationError(f"{path}: data with the extension '{suffix}' are not known; give {_FORMS}")
+
+
+def _store_from_folder(folder: Path, binder: Binder) -> Store:
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    test_sets = sorted({path.parent for path in files if path.match("input_*.pb")})
+    arrays = [path for path in files if path.suffix.lower() in (".npz", ".npy")]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if test_sets and not arrays and not images:
+        specs = binder.layout.specs
+        return ParcelStore([TestSetParcel(part, specs) for part in test_sets], binder)
+    if len([kind for kind in (test_sets, arrays, images) if kind]) > 1:
+        raise CalibrationError(
+            f"{folder}: it holds {len(images)} pictures, {len(arrays)} array files and "
+            f"{len(test_sets)} sets of test data; give a folder of one kind"
+        )
+    if arrays:
+        return ParcelStore([_parcel(path) for path in arrays], binder)
+    if images:
+        return _images(images, folder, binder)
+    kinds = ", ".join(sorted({path.suffix or path.name for path in files})[:5])
+    found = f"only {kinds}" if files else "no files"
+    raise CalibrationError(f"{folder}: this folder holds {found}; give {_FORMS}")
+
+
+def _parcel(path: Path) -> NpzParcel | NpyParcel:
+    return NpzParcel(path) if path.suffix.lower() == ".npz" else NpyParcel(path)
+
+
+def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
+    specs = binder.layout.specs
+    if len(specs) != 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise CalibrationError(
+            f"{origin}: pictures can feed a model of one input, but this one has {len(specs)} "
+            f"({names}); give .npz files with an array for each"
+        )
+    return ImageStore(paths, specs[0], binder.preprocess_for(specs[0]))
+
+
+@contextlib.contextmanager
+def script_data(text: str) -> Iterator[Any]:
+    """Runs a script's function, `script.py:load_data` by default, and gives what it returns.
+
+    None where `text` names no script. The script's folder can be imported from inside the context.
+
+    Raises:
+        CalibrationError: There is no such script or function, or it fails.
+    """
+    match = _SCRIPT.fullmatch(text)
+    if match is None:
+        yield None
+        return
+    path, name = Path(match["path"]), match["name"] or "load_data"
+    if not path.is_file():
+        raise CalibrationError(f"{path}: no such script; give script.py or script.py:function")
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        function = getattr(module, name, None)
+        if not callable(function):
+            raise CalibrationError(
+                f"{path}: it has no function '{name}'; define one that returns or yields dicts "
+                f"of arrays by input name, or give {path.name}:function"
+            )
+        result = function()
+        if result is None:
+            raise CalibrationError(f"{path}: {name}() returned nothing; return an iterable")
+        yield result
+    except CalibrationError:
+        raise
+    except Exception as error:
+        cause = " ".join(str(error).split())
+        raise CalibrationError(f"{path}: {name}() failed with {type(error).__name__}: {cause}") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(path.parent.resolve()))

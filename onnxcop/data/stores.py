@@ -1,0 +1,135 @@
+"""Where samples come from: files of arrays, folders of pictures, test data sets, iterables.
+
+A *parcel* is one file or one object that holds arrays (:mod:`onnxcop.data.arrays`); a *store* gives the
+samples of one or many parcels by number, reading what is asked for and no more.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from onnxcop._base.types import Array, Feed
+from onnxcop.data.arrays import Parcel, hand_back
+from onnxcop.data.binding import Binder, Binding, cast
+from onnxcop.data.images import Preprocess
+from onnxcop.graph.external_data import scratch_folder
+from onnxcop.graph.input_spec import InputSpec
+
+LARGEST_STREAM = 64 * 2**20  # bytes of samples kept from a stream; beyond that they go to disk
+_OPEN_PARCELS = 2
+_MAPPED = 32 * 2**20  # bytes read through maps after which the pages are handed back
+
+
+class Store(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Feed:
+        """The arrays of one sample, in the inputs' ranks and dtypes (batch axis of size 1)."""
+        ...
+
+
+class ParcelStore:
+    """The samples of many parcels."""
+
+    def __init__(self, parcels: Sequence[Parcel], binder: Binder) -> None:
+        self.parcels = parcels
+        self._binder = binder
+        self._bindings = [binder.bind(parcel.outline(), parcel.origin) for parcel in parcels]
+        self._ends = list(accumulate(binding.count for binding in self._bindings))
+        self._open: OrderedDict[int, Mapping[str, Array]] = OrderedDict()
+        self._read = 0
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def sample(self, index: int) -> Feed:
+        place = bisect_right(self._ends, index)
+        binding, parcel = self._bindings[place], self.parcels[place]
+        first = self._ends[place] - binding.count
+        arrays = self._arrays(place, binding, parcel)
+        feed = self._binder.sample(binding, arrays, index - first, parcel.origin)
+        self._read += sum(array.nbytes for array in feed.values())
+        if self._read > _MAPPED:
+            self._read = 0
+            for opened in self._open.values():
+                hand_back(opened.values())
+        return feed
+
+    def _arrays(self, place: int, binding: Binding, parcel: Parcel) -> Mapping[str, Array]:
+        if place not in self._open:
+            if len(self._open) >= _OPEN_PARCELS:
+                self._open.popitem(last=False)
+            self._open[place] = parcel.load(set(binding.keys.values()))
+        self._open.move_to_end(place)
+        return self._open[place]
+
+
+class ImageStore:
+    """A list of pictures for a model whose only input is a picture.
+
+    Numbers from its length on are other views of the same pictures.
+    """
+
+    def __init__(self, paths: Sequence[Path], spec: InputSpec, preprocess: Preprocess) -> None:
+        self._paths = paths
+        self._spec = spec
+        self._preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def sample(self, index: int) -> Feed:
+        view, place = divmod(index, len(self._paths))
+        path = self._paths[place]
+        pixels = self._preprocess.from_file(path, view)[None]
+        return {self._spec.name: cast(pixels, self._spec, str(path))}
+
+
+class SpilledStore:
+    """Samples that were given once: in memory up to a limit, in a temporary folder beyond it."""
+
+    def __init__(self) -> None:
+        self._items: list[Feed | Path] = []
+        self._names: list[str] = []
+        self._held = 0
+        self._folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, place: int, feed: Feed) -> None:
+        """Puts a sample at `place`, which may be one past the end."""
+        size = sum(array.nbytes for array in feed.values())
+        old = self._items[place] if place < len(self._items) else None
+        if isinstance(old, dict):
+            self._held -= sum(array.nbytes for array in old.values())
+        item: Feed | Path = feed
+        strings = any(array.dtype.hasobject for array in feed.values())
+        if self._held + size > LARGEST_STREAM and not strings:
+            item = self._folder_path() / f"{place}.npz"
+            np.savez(item, *feed.values())
+            self._names = list(feed)
+        else:
+            self._held += size
+        self._items[place : place + 1] = [item]
+
+    def sample(self, index: int) -> Feed:
+        item = self._items[index]
+        if isinstance(item, dict):
+            return item
+        with np.load(item, allow_pickle=False) as arrays:
+            return {name: arrays[f"arr_{i}"] for i, name in enumerate(self._names)}
+
+    def _folder_path(self) -> Path:
+        if self._folder is None:
+            self._folder, _ = scratch_folder(self)
+        return self._folder

@@ -1,0 +1,133 @@
+"""Inputs made up for a model without data, of several families.
+
+Natural signals are smooth: their spectrum falls off with the frequency, and the channels of a picture
+say much the same. *Noise* has such a spectrum with random phases everywhere; *waves* are a few pure
+frequencies, some of them clipped to steps; *white* noise has all frequencies alike. No family is like
+what the model is made for; what holds on all of them has the best chance to hold there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from onnxcop._base.types import Array, FloatArray
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.data.batching import fitting
+from onnxcop.data.for_model import input_specs
+from onnxcop.data.open import CalibrationData, open_source
+from onnxcop.graph.input_spec import InputSpec
+
+Family = Callable[[np.random.Generator, Sequence[int]], FloatArray]
+
+_LONG = 4  # an axis of more entries is one along which signals are smooth; others are channels
+_WAVES = 12  # frequencies in a sample, at most
+
+
+def synthetic_data(
+    analysis: Analysis, samples: int, batch_size: int, seed: int, family: Family | None = None
+) -> CalibrationData:
+    """Samples made up for a model's inputs.
+
+    Args:
+        analysis: The model, with the shapes it was analysed at.
+        samples: How many.
+        batch_size: Of a run.
+        seed: Of everything drawn.
+        family: What real-valued inputs look like; :func:`varied` unless told. Integers are 0 or 1, or
+            bytes of any value.
+    """
+    rng = np.random.default_rng(seed)
+    specs = input_specs(analysis)
+    chosen = varied if family is None else family
+
+    def feeds() -> Iterator[dict[str, Array]]:
+        for _ in range(samples):
+            yield {spec.name: _draw(rng, spec, analysis.input_shapes[spec.name], chosen) for spec in specs}
+
+    source = open_source(
+        list(feeds()), specs, samples=samples, batch_size=batch_size, seed=seed,
+        input_shapes={name: shape for name, shape in analysis.input_shapes.items() if name in {s.name for s in specs}},
+    )  # fmt: skip
+    return fitting(analysis.original, source)
+
+
+def _draw(rng: np.random.Generator, spec: InputSpec, shape: Sequence[int], family: Family) -> Array:
+    if spec.dtype.kind == "b":
+        return rng.random(tuple(shape)) < 0.5
+    if spec.dtype.kind in "iu":
+        high = 256 if spec.dtype.itemsize == 1 else 2
+        return np.asarray(rng.integers(0, high, tuple(shape))).astype(spec.dtype)
+    return placed(rng, family(rng, shape)).astype(spec.dtype)
+
+
+def varied(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
+    """One of the families, float64 `shape`."""
+    return (noise, waves, white)[int(rng.integers(3))](rng, shape)
+
+
+def white(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
+    """Gaussian noise without any structure, float64 `shape`."""
+    return np.asarray(rng.standard_normal(tuple(shape)))
+
+
+def noise(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
+    """Gaussian noise whose amplitude falls off with the frequency to a random power, float64 `shape`."""
+    values = np.asarray(rng.standard_normal(tuple(shape)))
+    axes = _long(shape)
+    if not axes:
+        return values
+    falling = np.fft.fftn(alike(rng, values, axes), axes=axes) * (_radius(shape, axes) + 1.0) ** -rng.uniform(0.5, 1.5)
+    return np.asarray(np.fft.ifftn(falling, axes=axes).real)
+
+
+def waves(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
+    """A few pure frequencies of random direction and phase, lower ones stronger, float64 `shape`."""
+    axes = _long(shape)
+    if not axes:
+        return np.asarray(rng.uniform(-1.7, 1.7, tuple(shape)))
+    values = np.zeros(tuple(shape))
+    for _ in range(int(rng.integers(3, _WAVES + 1))):
+        cycles = {axis: rng.uniform(-1, 1) * (shape[axis] / 2) ** rng.uniform(0.1, 1) for axis in axes}
+        place = sum(cycles[axis] * _along(axis, np.linspace(0, 1, shape[axis]), len(shape)) for axis in axes)
+        small = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+        amplitude = alike(rng, rng.standard_normal(small), axes) / (1 + np.sqrt(sum(c**2 for c in cycles.values())))
+        values = values + amplitude * np.cos(2 * np.pi * (place + rng.random()))
+    if rng.random() < 0.5:
+        values = np.tanh(4 * values / max(float(values.std()), 1e-12))
+    return values
+
+
+def placed(rng: np.random.Generator, values: FloatArray) -> FloatArray:
+    """Values of a random deviation about a random mean, as inputs of any normalization have."""
+    return values / max(float(values.std()), 1e-12) * rng.uniform(0.5, 1.5) + 0.3 * rng.standard_normal()
+
+
+def alike(rng: np.random.Generator, values: FloatArray, axes: Sequence[int]) -> FloatArray:
+    """Values whose channels (axes that are not long, after the first) have much in common."""
+    others = tuple(axis for axis in range(1, values.ndim) if axis not in axes)
+    if not others:
+        return values
+    common = values.mean(axis=others, keepdims=True)
+    share = rng.uniform(0, 1)
+    count = float(np.prod([values.shape[axis] for axis in others]))
+    return np.asarray(share * np.sqrt(count) * common + (1 - share) * values)
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    return [axis for axis, size in enumerate(shape) if axis > 0 and size > _LONG]
+
+
+def _radius(shape: Sequence[int], axes: Sequence[int]) -> FloatArray:
+    """Distance of every entry of a spectrum from frequency zero, in cycles; broadcasts to `shape`."""
+    squared = np.zeros([1] * len(shape))
+    for axis in axes:
+        frequency = np.fft.fftfreq(shape[axis]) * shape[axis]
+        squared = squared + _along(axis, frequency**2, len(shape))
+    return np.asarray(np.sqrt(squared))
+
+
+def _along(axis: int, values: Array, rank: int) -> Array:
+    """Values laid along one axis of an array, so that they broadcast over the others."""
+    return values.reshape([-1 if other == axis else 1 for other in range(rank)])

@@ -1,0 +1,128 @@
+"""What is too large for memory or for one protobuf message, put into files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import onnx
+
+from onnxcop.graph.check import byte_size, tensors
+
+_SMALL = 1024  # bytes; smaller tensors stay in the model
+_PAGE = 4096  # bytes; tensors start at multiples, so that the file can be mapped into memory
+_DATA = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data"}
+
+
+def scratch_folder(owner: object) -> tuple[Path, weakref.finalize[..., object]]:
+    """A temporary folder that lives as long as `owner`, and the call that removes it sooner."""
+    folder = Path(tempfile.mkdtemp(prefix="onnxcop-"))
+    return folder, weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+
+
+def save_externally(model: onnx.ModelProto, folder: Path) -> Path:
+    """Writes a model with its weights in a file beside it, without changing or copying it whole.
+
+    Returns:
+        The path of the model's file inside `folder`.
+    """
+    path, weights = folder / "model.onnx", folder / "weights.bin"
+    with weights.open("wb") as file:
+        light = detached(model, weights.name, file)
+    path.write_bytes(light.SerializeToString())
+    return path
+
+
+def detached(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
+    """A copy of a model whose large tensors are in a file.
+
+    Args:
+        model: The model, its weights in memory; it is not changed.
+        location: What the copy calls the file.
+        file: Where the tensors are written.
+    """
+    light = onnx.ModelProto()
+    _copy_fields(model, light, {"graph"})
+    _copy_fields(model.graph, light.graph, {"initializer"})
+    for tensor in tensors(light.graph):  # constants, and what bodies store: copied already
+        _detach(tensor, tensor, location, file)
+    for tensor in model.graph.initializer:
+        _detach(tensor, light.graph.initializer.add(), location, file)
+    return light
+
+
+def _copy_fields(source: Any, target: Any, without: set[str]) -> None:
+    for field, value in source.ListFields():
+        current = getattr(target, field.name)
+        if field.name in without:
+            continue
+        if hasattr(current, "extend"):
+            current.extend(value)
+        elif hasattr(current, "CopyFrom"):
+            current.CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _detach(source: onnx.TensorProto, target: onnx.TensorProto, location: str, file: BinaryIO) -> None:
+    data = _large_data(source)
+    if data is None:
+        if target is not source:
+            target.CopyFrom(source)
+        return
+    file.write(b"\0" * (-file.tell() % _PAGE))
+    bare = onnx.TensorProto()
+    _copy_fields(source, bare, _DATA)
+    bare.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", file.tell()), ("length", len(data))):
+        bare.external_data.add(key=key, value=str(value))
+    file.write(data)
+    target.CopyFrom(bare)
+
+
+def _large_data(tensor: onnx.TensorProto) -> bytes | None:
+    """The bytes of a tensor that is large enough to live outside."""
+    if tensor.HasField("raw_data"):
+        return None if len(tensor.raw_data) < _SMALL else tensor.raw_data
+    size = byte_size(tensor)
+    if size is None or size < _SMALL:
+        return None
+    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """About the bytes of a model's weights, quicker than :func:`file_size`."""
+    return sum(
+        len(tensor.raw_data) + 4 * len(tensor.float_data) + 8 * len(tensor.int64_data)
+        for tensor in model.graph.initializer
+    )
+
+
+def file_size(message: Any) -> int:
+    """Serialized size in bytes of a model or another message.
+
+    Added up part by part: asked for as a whole it would double a large model, and fail beyond 2 GiB.
+    """
+    total, plain = 0, type(message)()
+    for entry, value in message.ListFields():
+        if entry.message_type is None:
+            if isinstance(value, (bool, int, float, str, bytes)):
+                setattr(plain, entry.name, value)
+            else:
+                getattr(plain, entry.name).extend(value)
+            continue
+        parts = [file_size(value)] if isinstance(value, onnx.GraphProto) else _sizes(value)
+        total += sum(_framed(entry.number, size) for size in parts)
+    return total + int(plain.ByteSize())
+
+
+def _sizes(value: Any) -> list[int]:
+    return [int(part.ByteSize()) for part in ([value] if hasattr(value, "ByteSize") else value)]
+
+
+def _framed(number: int, size: int) -> int:
+    """A nested message with its tag and length, which take seven bits per byte."""
+    return size + max(1, -(-(number << 3).bit_length() // 7)) + max(1, -(-size.bit_length() // 7))

@@ -1,0 +1,93 @@
+"""Weights that nodes make, stored where recovery can change them.
+
+Some exporters keep every weight in a Constant node, or in a stored tensor that is reshaped or transposed
+on its way to the layer that reads it. Done to the working copy before it is traced; an older file, in
+which every initializer would have to be an input, stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import onnx
+from onnx import numpy_helper
+
+from onnxcop.graph.constants import Weights
+from onnxcop.graph.subgraphs import captured, initializers_are_inputs
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+
+
+def lift_constants(model: onnx.ModelProto) -> int:
+    """Store floating-point constants that nodes hold or compute for layers, in place.
+
+    Returns:
+        How many were stored.
+    """
+    if initializers_are_inputs(model):
+        return 0
+    graph = model.graph
+    fixed = {value.name for value in graph.output}
+    lifted = {
+        node.output[0]: node.attribute[0].t for node in graph.node
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value"
+        and node.attribute[0].t.data_type in _FLOATS and node.output[0] not in fixed
+    }  # fmt: skip
+    for name, tensor in lifted.items():
+        stored = graph.initializer.add()
+        stored.CopyFrom(tensor)
+        stored.name = name
+    _drop(graph, lifted.keys())
+    return len(lifted) + _evaluate(model)
+
+
+def _evaluate(model: onnx.ModelProto) -> int:
+    """Store weights of layers that are computed from stored tensors which nothing else reads."""
+    graph = model.graph
+    uses = Counter(name for node in graph.node for name in (*node.input, *captured(node)))
+    uses.update(value.name for value in graph.output)
+    makers = {node.output[0]: node for node in graph.node if len(node.output) == 1}
+    weights = Weights.of(model)
+    found: dict[str, onnx.TensorProto] = {}
+    for node in graph.node:
+        if node.op_type not in _LAYERS or node.domain not in ("", "ai.onnx"):
+            continue
+        for name in node.input[1:]:
+            if name in makers and _own_chain(name, makers, uses, weights):
+                values = weights.read(name)
+                if values is not None and values.dtype.kind == "f" and values.ndim:
+                    found[name] = numpy_helper.from_array(values, name)
+    _drop(graph, found.keys())
+    graph.initializer.extend(found.values())
+    return len(found)
+
+
+def _own_chain(name: str, makers: dict[str, onnx.NodeProto], uses: Counter[str], weights: Weights) -> bool:
+    """Whether a tensor comes from stored ones by nodes that nothing else needs."""
+    while name in makers:
+        node = makers[name]
+        if uses[name] != 1 or not node.input:
+            return False
+        if any(other not in weights.stored for other in node.input[1:] if other):
+            return False
+        name = node.input[0]
+    return name in weights.stored and uses[name] == 1
+
+
+def _drop(graph: onnx.GraphProto, made: Iterable[str]) -> None:
+    """Remove the nodes that make these tensors, and those that then nothing reads."""
+    gone = set(made)
+    while gone:
+        kept = [node for node in graph.node if not set(node.output) <= gone]
+        sources = {name for node in graph.node if set(node.output) <= gone for name in node.input}
+        saved = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+        del graph.node[:]
+        graph.node.extend(saved)
+        read = {name for node in graph.node for name in (*node.input, *captured(node))}
+        read |= {value.name for value in graph.output}
+        gone = {
+            name for node in graph.node for name in node.output
+            if name in sources and set(node.output).isdisjoint(read)
+        }  # fmt: skip

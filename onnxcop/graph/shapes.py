@@ -1,0 +1,275 @@
+"""The shape, type and, where it is small and constant, the value of every tensor of a model.
+
+One walk in topological order, into the bodies of control flow too. Dynamic dimensions of the graph
+inputs are given concrete sizes first, so that every computed size (`Shape → Gather → Concat →
+Reshape`) folds to a number. Shapes come from ONNX's own per-operator inference with those numbers at
+hand; what it cannot tell (operators of other domains, loops that the data ends) comes from one run of
+ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.shape_inference import infer_node_outputs
+
+from onnxcop._base.types import Array
+from onnxcop.graph.body_shapes import entering, leaving
+from onnxcop.graph.control_flow import KINDS, Body, UnusualForm, bodies_of
+from onnxcop.graph.tensor_info import (
+    LARGEST_FOLDED,
+    Shape,
+    TensorInfo,
+    constant_info,
+    constant_node,
+    foldable,
+    from_type,
+)
+
+__all__ = [
+    "LARGEST_FOLDED", "Array", "Shape", "ShapeMap", "TensorInfo", "evaluate", "has_dynamic_dims", "infer",
+    "shape_value",
+]  # fmt: skip
+
+# They move elements of their first input (Concat: of all).
+_PICKING = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+            "Transpose", "Unsqueeze"}  # fmt: skip
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+@dataclass(slots=True)
+class ShapeMap:
+    """`TensorInfo` by tensor name, for a model whose tensors all have names of their own.
+
+    Attributes:
+        infos: What is known of every tensor.
+        unknown: Tensors of the top-level graph whose shape could not be told.
+        trouble: Why the model could not be run to read them off.
+    """
+
+    infos: dict[str, TensorInfo] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    trouble: str = ""
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self.infos.get(name, _NOTHING)
+
+
+_NOTHING = TensorInfo()
+
+
+def infer(
+    model: onnx.ModelProto,
+    input_shapes: Mapping[str, Shape],
+    known: Mapping[str, tuple[int, Shape]] | None = None,
+) -> ShapeMap:
+    """Infer shapes and fold small constants, for the given input shapes.
+
+    Args:
+        model: The model; weights must be loaded, or at least declare their dims.
+        input_shapes: A concrete shape for every graph input.
+        known: Element type and shape of tensors that inference cannot see (from a run).
+
+    Returns:
+        The map; `unknown` lists tensors whose shape could not be told.
+    """
+    walker = _Walker(model, dict(known or {}))
+    walker.seed(input_shapes)
+    for node in model.graph.node:
+        walker.visit(node)
+    return walker.map
+
+
+class _Walker:
+    def __init__(self, model: onnx.ModelProto, known: dict[str, tuple[int, Shape]]) -> None:
+        self.model = model
+        self.known = known
+        self.map = ShapeMap()
+        self.opsets = {entry.domain: entry.version for entry in model.opset_import}
+        self.opsets.setdefault("", self.opsets.get("ai.onnx", 1))
+        self.opset_protos = list(model.opset_import)
+        self.depth = 0
+
+    def seed(self, input_shapes: Mapping[str, Shape]) -> None:
+        infos = self.map.infos
+        for value in self.model.graph.input:
+            elem_type = value.type.tensor_type.elem_type
+            shape = input_shapes.get(value.name)
+            infos[value.name] = TensorInfo(elem_type, tuple(shape) if shape is not None else None)
+        for tensor in self.model.graph.initializer:
+            infos[tensor.name] = constant_info(tensor)
+        for sparse in self.model.graph.sparse_initializer:
+            infos[sparse.values.name] = TensorInfo(sparse.values.data_type, tuple(sparse.dims))
+
+    def visit(self, node: onnx.NodeProto) -> None:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            self.map.infos[node.output[0]] = constant_node(node)
+            return
+        if node.op_type in KINDS and self._control(node):
+            return
+        if not self._fold(node):
+            self._infer(node)
+
+    def _control(self, node: onnx.NodeProto) -> bool:
+        """Walk the bodies of a node; return whether it has any that can be walked."""
+        try:
+            bodies = bodies_of(node, self.opsets[""])
+        except UnusualForm:
+            return False
+        for body in bodies:
+            self._body(node, body)
+        found = leaving(node, bodies, self.map)
+        for name in node.output:
+            if name:
+                self._note(name, found.get(name, _NOTHING))
+        return True
+
+    def _body(self, node: onnx.NodeProto, body: Body) -> None:
+        """Walk a body, again without the sizes of states that grow or shrink from step to step."""
+        infos = self.map.infos
+        infos |= entering(node, body, self.map)
+        infos |= {tensor.name: constant_info(tensor) for tensor in body.graph.initializer}
+        self.depth += 1
+        for _ in range(len(body.carried) + 1):
+            for inner in body.graph.node:
+                self.visit(inner)
+            drifting = [a for a, b in body.carried if infos[a].shape not in (None, self.map[b].shape)]
+            if not drifting:
+                break
+            infos |= {name: TensorInfo(infos[name].elem_type) for name in drifting}
+        self.depth -= 1
+
+    def _fold(self, node: onnx.NodeProto) -> bool:
+        """Evaluate the node if everything it reads is known; return whether that was possible."""
+        if node.domain not in ("", "ai.onnx") or any(a.type == a.GRAPH for a in node.attribute):
+            return False
+        inputs = [self.map[name] if name else None for name in node.input]
+        if node.op_type in ("Shape", "Size"):
+            source = inputs[0]
+            if source is None or source.shape is None:
+                return False
+            result = shape_value(node, source.shape)
+            self._store(node, [result], [np.ones(result.shape, np.bool_)])
+            return True
+        if not inputs or node.op_type in _RANDOM:
+            return False
+        if any(info is not None and info.value is None for info in inputs):
+            return False
+        results = evaluate(node, [None if i is None else i.value for i in inputs], self.opsets[""])
+        if results is None:
+            return False
+        self._store(node, results, self._varying(node, inputs, results))
+        return True
+
+    def _varying(
+        self, node: onnx.NodeProto, inputs: list[TensorInfo | None], results: list[Array]
+    ) -> list[Array] | None:
+        """Which elements of the results were computed from the size of a runtime tensor, if any were."""
+        if not any(info is not None and info.sized for info in inputs):
+            return None
+        data = inputs if node.op_type == "Concat" else inputs[:1]
+        if node.op_type in _PICKING and not any(info is not None and info.sized for info in inputs[len(data) :]):
+            marks = [_marks(info) if place < len(data) else info.value if info else None
+                     for place, info in enumerate(inputs)]  # fmt: skip
+            found = evaluate(node, marks, self.opsets[""])
+            if found is not None:
+                return [mark.astype(np.bool_) for mark in found]
+        return [np.ones(result.shape, np.bool_) for result in results]
+
+    def _store(self, node: onnx.NodeProto, results: list[Array], varies: list[Array] | None) -> None:
+        for place, (name, result) in enumerate(zip(node.output, results, strict=False)):
+            if name:
+                elem_type = onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
+                value = result if foldable(result.dtype, result.size) else None
+                mark = None if varies is None else varies[place]
+                self.map.infos[name] = TensorInfo(elem_type, result.shape, value, varies is not None, mark)
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        found = self._inferred_types(node)
+        for name in node.output:
+            if not name:
+                continue
+            self._note(name, from_type(found.get(name)))
+
+    def _note(self, name: str, info: TensorInfo) -> None:
+        """Record a tensor that was not folded."""
+        if name in self.known:
+            info = TensorInfo(*self.known[name])
+        self.map.infos[name] = info
+        if info.shape is None and not self.depth:  # tensors of bodies cannot be read off a run
+            self.map.unknown.append(name)
+
+    def _inferred_types(self, node: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opsets.get(domain, 1), domain)
+        except onnx.defs.SchemaError:
+            return {}
+        types: dict[str, onnx.TypeProto] = {}
+        data: dict[str, onnx.TensorProto] = {}
+        for name in node.input:
+            info = self.map[name]
+            if not name or not info.elem_type:
+                continue
+            types[name] = onnx.helper.make_tensor_type_proto(info.elem_type, info.shape)
+            if info.value is not None:
+                data[name] = numpy_helper.from_array(info.value, name)
+        try:
+            return infer_node_outputs(
+                schema, node, types, data, opset_imports=self.opset_protos, ir_version=self.model.ir_version
+            )
+        except Exception:  # the C++ side raises many types; an unknown shape is the honest answer
+            return {}
+
+
+def _marks(info: TensorInfo | None) -> Array | None:
+    """1 where an element was computed from a size, 0 where not."""
+    if info is None or info.value is None:
+        return None
+    return np.zeros(info.value.shape, np.int64) if info.varies is None else info.varies.astype(np.int64)
+
+
+def shape_value(node: onnx.NodeProto, shape: Shape) -> Array:
+    """What a Shape or Size node yields for an input of this shape."""
+    if node.op_type == "Size":
+        return np.array(int(np.prod(shape)), dtype=np.int64)
+    bounds = {attribute.name: attribute.i for attribute in node.attribute}
+    return np.array(shape[slice(bounds.get("start"), bounds.get("end"))], dtype=np.int64)
+
+
+def evaluate(
+    node: onnx.NodeProto, inputs: list[Array | None], opset: int, largest: int = LARGEST_FOLDED
+) -> list[Array] | None:
+    """Run one operator with ONNX's reference implementation; None if it has none, fails, or yields too much."""
+    from onnx.reference.ops import load_op
+
+    def silent(*_: object) -> None:
+        return None
+
+    try:
+        kernel = load_op("", node.op_type, opset)
+        run_params = {
+            "log": silent, "opsets": {"": opset}, "verbose": 0, "new_ops": None, "evaluator_cls": None,
+        }  # fmt: skip
+        with np.errstate(all="ignore"):
+            results = kernel(node, run_params).run(*inputs)
+    except Exception:
+        return None
+    if not all(isinstance(result, np.ndarray) for result in results):
+        results = tuple(np.asarray(result) for result in results)
+    if any(result.size > largest for result in results):
+        return None
+    return list(results)
+
+
+def has_dynamic_dims(values: Iterable[onnx.ValueInfoProto]) -> bool:
+    """Whether any of the values has a dimension without a fixed size."""
+    return any(
+        not dim.HasField("dim_value") or dim.dim_value < 0
+        for value in values
+        for dim in value.type.tensor_type.shape.dim
+    )

@@ -1,0 +1,125 @@
+"""Pruning as a pass of Olive (`olive-ai`).
+
+Olive finds passes through a package configuration, a JSON file that lists where each of them lives:
+
+    python -m onnxcop.integrations.olive olive_packages.json
+    olive run --config run.json --package-config olive_packages.json
+
+writes one with Olive's own passes and `OnnxCop`, and runs a workflow whose passes may be of the type
+`OnnxCop`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from olive.common.config_utils import validate_config
+from olive.data.config import DataConfig
+from olive.hardware import AcceleratorSpec
+from olive.model import ONNXModelHandler
+from olive.model.utils import resolve_onnx_path
+from olive.passes import Pass
+from olive.passes.onnx.common import get_external_data_config, model_proto_to_olive_model
+from olive.passes.pass_config import BasePassConfig, PassConfigParam
+from olive.search.search_parameter import Categorical
+
+from onnxcop.allocation.budget import Limits
+from onnxcop.pipeline.prune import prune
+from onnxcop.runtime.session import EngineOptions
+
+_DIRECT = (
+    "macs", "params", "filters", "size", "latency", "divergence", "metric", "max_drop", "samples", "batch_size",
+    "criterion", "allocate", "recover", "input_shapes", "seed",
+)  # fmt: skip
+
+PACKAGE_ENTRY: dict[str, Any] = {
+    "module_path": "onnxcop.integrations.olive.OnnxCop",
+    "supported_providers": ["*"],
+    "supported_accelerators": ["*"],
+    "supported_precisions": ["*"],
+    "supported_algorithms": [],
+    "supported_quantization_encodings": [],
+    "dataset": "dataset_optional",
+}
+
+
+class OnnxCop(Pass):
+    """Removes filters from an ONNX model within a budget, and lets the rest make up for them."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
+        def option(text: str, kind: type = float, default: Any = None) -> PassConfigParam:
+            return PassConfigParam(type_=kind, default_value=default, description=text)
+
+        return {
+            "macs": PassConfigParam(
+                type_=float, default_value=None, search_defaults=Categorical([0.9, 0.8, 0.7, 0.6, 0.5]),
+                description="Fraction of multiply-accumulates to keep at most; 0.7 where no budget is given.",
+            ),
+            "params": option("Fraction of parameters to keep at most."),
+            "filters": option("Fraction of prunable filters to keep at most."),
+            "size": option("Bytes of the file at most.", int),
+            "latency": option("Fraction of the time of a run to keep at most, measured on this machine."),
+            "divergence": option("Instead of a size: the largest output divergence on held-out samples."),
+            "metric": option("A score of models, script.py:function, higher is better.", str),
+            "max_drop": option("Instead of a size: the largest loss of the metric."),
+            "data": option("Calibration data: a path, or script.py:function.", str),
+            "data_config": PassConfigParam(
+                type_=DataConfig | dict[str, Any], default_value=None, description="Olive's own form of data.",
+            ),
+            "samples": option("How many samples are used.", int, 512),
+            "batch_size": option("Samples that run at once.", int, 32),
+            "criterion": option("Which filters go: auto, cop, l1 …", str, "auto"),
+            "allocate": option("How layers share the cut: auto, cop or measured.", str, "auto"),
+            "recover": option("How the rest makes up for it: auto, none, merge or full.", str, "auto"),
+            "keep": option("Patterns of nodes or tensors that are never pruned.", list[str], []),
+            "only": option("Patterns of the only ones that are.", list[str], []),
+            "multiple_of": option("What kept widths are multiples of.", int, 1),
+            "max_cut": option("Largest share cut from a group.", float, 1.0),
+            "input_shapes": option("Sizes of dynamic inputs, by name.", dict[str, list[int]]),
+            "provider": option("auto, cpu, cuda, or another of ONNX Runtime.", str, "auto"),
+            "seed": option("Of all that is drawn.", int, 0),
+            **get_external_data_config(),
+        }  # fmt: skip
+
+    def _run_for_config(
+        self, model: ONNXModelHandler, config: BasePassConfig, output_model_path: str
+    ) -> ONNXModelHandler:
+        data = config.data
+        if config.data_config is not None:
+            container = validate_config(config.data_config, DataConfig).to_data_container()
+            data = container.create_calibration_dataloader(model_path=model.model_path, io_config=model.io_config)
+        limits = Limits(
+            keep=tuple(config.keep), only=tuple(config.only), multiple_of=config.multiple_of, max_cut=config.max_cut
+        )
+        result = prune(
+            model.model_path, data=data, limits=limits, options=EngineOptions(provider=config.provider),
+            **{name: getattr(config, name) for name in _DIRECT},
+        )  # fmt: skip
+        target = resolve_onnx_path(output_model_path, Path(model.model_path).name)
+        return model_proto_to_olive_model(result.model, target, config)
+
+
+def package_config() -> dict[str, Any]:
+    """Olive's package configuration with the pass `OnnxCop` added to it."""
+    from olive.package_config import OlivePackageConfig
+
+    document: dict[str, Any] = json.loads(Path(OlivePackageConfig.get_default_config_path()).read_text())
+    document["passes"]["OnnxCop"] = PACKAGE_ENTRY
+    return document
+
+
+def main(arguments: list[str]) -> None:
+    """Write the package configuration to a file, or to standard output where none is named."""
+    text = json.dumps(package_config(), indent=4) + "\n"
+    if arguments:
+        Path(arguments[0]).write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,4 @@
+"""The public functions: prune, apply a plan, sweep, compare, reach a latency.
+
+It may import every package but `integrations` and `cli`. Start at `prune`, then `decide` and `finish`.
+"""

@@ -1,0 +1,200 @@
+"""Two models side by side: what each costs, how long each takes, and how far their outputs agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop.analysis.analyze import Analysis, analyze, census
+from onnxcop.analysis.summary import Totals, totals
+from onnxcop.data.for_model import input_specs, open_data
+from onnxcop.data.open import Preprocess
+from onnxcop.data.synthetic import synthetic_data
+from onnxcop.errors import EngineError, ModelError
+from onnxcop.graph import io as models
+from onnxcop.runtime.inputs import model_inputs, random_feeds
+from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure
+from onnxcop.runtime.session import EngineOptions
+from onnxcop.verification.agreement import Agreement, agreement, paired
+
+_MADE_UP = 32  # samples where no data are given
+_REAL = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}  # that may stand for one another
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCost:
+    """All nodes of one operator.
+
+    Attributes:
+        nodes: How many there are at the top level of the graph.
+        macs: Multiply-accumulates of one sample in them.
+    """
+
+    nodes: int
+    macs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two models.
+
+    Attributes:
+        model: Path or description.
+        cost: What it costs.
+        filters: Number of filters in all layers.
+        operators: Cost by operator.
+    """
+
+    model: str
+    cost: Totals
+    filters: int
+    operators: Mapping[str, OperatorCost]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models side by side.
+
+    Attributes:
+        a: The first one.
+        b: The second one.
+        latency: Of both, where both run.
+        agreement: Of the outputs of `b` with those of `a`, where both take the same inputs.
+        data: What the outputs were compared on.
+        notes: What could not be compared, and why.
+    """
+
+    a: Side
+    b: Side
+    latency: Latency | None
+    agreement: Agreement | None
+    data: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def compare(
+    a: onnx.ModelProto | str | Path,
+    b: onnx.ModelProto | str | Path,
+    *,
+    data: Any = None,
+    preprocess: Preprocess | str | None = None,
+    samples: int | None = None,
+    batch_size: int = 32,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    options: EngineOptions = EngineOptions(),
+    latency_seconds: float = DEFAULT_SECONDS,
+    seed: int = 0,
+    progress: Any = None,
+) -> Comparison:
+    """Compare two models.
+
+    Args:
+        a: The model that the other is compared with: a path, or a model in memory.
+        b: The other model.
+        data: What to compare outputs on (see :func:`onnxcop.data.open.open_source`); made-up inputs without it.
+        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
+        batch_size: Samples that run at once.
+        input_shapes: Concrete shapes for dynamic inputs.
+        options: How models are run.
+        latency_seconds: How long to measure latency; 0 for not at all.
+        seed: Of what is drawn.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        OnnxcopError: A model or the data cannot be read.
+    """
+    first = analyze(a, input_shapes=input_shapes, options=options)
+    other = models.load(b)
+    pairs = paired(*([value.name for value in model_inputs(model)] for model in (first.original, other)))
+    shapes = {theirs: first.input_shapes[ours] for ours, theirs in pairs.items()}
+    try:
+        second = analyze(other, input_shapes=shapes, options=options)
+    except ModelError:  # they do not fit it
+        second = analyze(other, options=options)
+    notes = _differences(first, second, pairs)
+    found, where = None, ""
+    if not notes:
+        outputs = paired(*([value.name for value in side.original.graph.output] for side in (first, second)))
+        notes = [*_casts(first, second, pairs), *_unpaired(first, second, outputs)]
+        source = open_data(first, data, preprocess, samples, batch_size, seed, input_shapes)
+        where = "made-up inputs, which tell little: give --data" if source is None else source.description
+        source = source or synthetic_data(first, _MADE_UP, batch_size, seed)
+        found = agreement(first.original, second.original, source, pairs, outputs, options, progress)
+    latency = None
+    if latency_seconds > 0:
+        try:
+            latency = _timed(first, second, options, latency_seconds)
+        except (EngineError, ModelError) as error:
+            notes.append(f"latency could not be measured: {error}")
+    names = [
+        str(side) if not isinstance(side, onnx.ModelProto) else f"model {letter}"
+        for side, letter in ((a, "A"), (b, "B"))
+    ]
+    return Comparison(_side(first, names[0]), _side(second, names[1]), latency, found, where, tuple(notes))
+
+
+def _differences(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> list[str]:
+    """Why one model cannot be fed with the inputs of the other."""
+    one, two = ({spec.name: spec for spec in input_specs(side)} for side in (a, b))
+    same = len(pairs) == len(one) == len(two) and all(
+        (one[name].dtype == two[other].dtype or {one[name].dtype, two[other].dtype} <= _REAL)
+        and a.input_shapes[name] == b.input_shapes[other]
+        for name, other in pairs.items()
+    )
+    if same:
+        return []
+    listed = ("; ".join(map(str, specs.values())) for specs in (one, two))
+    return ["outputs are not compared, since the inputs differ: " + " beside ".join(listed)]
+
+
+def _casts(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> Iterator[str]:
+    """Inputs that are given to one model in another precision than to the other."""
+    one, two = ({spec.name: spec.dtype for spec in input_specs(side)} for side in (a, b))
+    for name, other in pairs.items():
+        if one[name] != two[other]:
+            yield f"input {name!r} is {one[name]} in A and {two[other]} in B: both are given the same numbers, rounded"
+
+
+def _unpaired(a: Analysis, b: Analysis, outputs: Mapping[str, str]) -> list[str]:
+    notes = [
+        f"output {name!r} of A is compared with {other!r} of B" for name, other in outputs.items() if name != other
+    ]
+    for side, names in (("A", list(outputs)), ("B", list(outputs.values()))):
+        model = (a if side == "A" else b).original
+        notes += [
+            f"output {value.name!r} is in {side} alone" for value in model.graph.output if value.name not in names
+        ]
+    return notes
+
+
+def _timed(a: Analysis, b: Analysis, options: EngineOptions, seconds: float) -> Latency:
+    feeds = [random_feeds(side.original, side.input_shapes, seed=0) for side in (a, b)]
+    return measure([a.original, b.original], feeds, options, seconds=seconds).latency(1)
+
+
+def _side(analysis: Analysis, name: str) -> Side:
+    macs: dict[str, float] = {}
+    sizes = analysis.structure.axis_sizes
+    for owner, cost in analysis.cost.by_node(sizes).items():
+        operator = analysis.nodes[owner].op_type
+        macs[operator] = macs.get(operator, 0.0) + cost
+    nodes = Counter(node.op_type for node in analysis.original.graph.node)
+    operators = {name: OperatorCost(count, macs.get(name, 0.0)) for name, count in nodes.items()}
+    ordered = sorted(operators.items(), key=lambda item: (-item[1].macs, -item[1].nodes, item[0]))
+    return Side(
+        name,
+        totals(analysis.original, float(analysis.cost.original()[0])),
+        sum(layer.filters for layer in census(analysis)),
+        dict(ordered),
+    )

@@ -1,0 +1,271 @@
+"""Which units go, and with which weights the rest goes on: by criterion or by measurement."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from onnxcop._base.threads import single_threaded
+from onnxcop._base.timing import Clock
+from onnxcop._base.types import FloatArray, IntArray
+from onnxcop.allocation.budget import Budget, Limits, allowed_units, default_rounds, round_budgets
+from onnxcop.allocation.greedy import choose
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.calibration.calibrate import gather_statistics
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.criteria.base import Subject, produced_norms
+from onnxcop.data.open import CalibrationData
+from onnxcop.errors import CalibrationError
+from onnxcop.pipeline.options import Modes
+from onnxcop.reconstruction.divergence import Waypoint
+from onnxcop.recovery.metric import Metric
+from onnxcop.recovery.quality_bound import Bound, cut_within
+from onnxcop.recovery.rounds import Progress, Recovery, RecoverySettings
+from onnxcop.recovery.setup import Ground, recovery_on, recovery_without_data
+from onnxcop.runtime.session import EngineOptions
+
+log = logging.getLogger("onnxcop")
+
+_CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
+_LONG = 1e9  # multiply-accumulates, and
+_LARGE = 2e7  # parameters, of networks that take minutes to measure
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a decision depends on."""
+
+    analysis: Analysis
+    budget: Budget
+    limits: Limits
+    modes: Modes
+    source: CalibrationData | None
+    stats: CalibrationStats | None
+    gather_stats: bool
+    divergence: float | None
+    metric: Any
+    max_drop: float | None
+    settings: RecoverySettings
+    options: EngineOptions
+    progress: Progress | None
+    clock: Clock
+    policy: str = "finest"
+    choices: tuple[str, ...] = ()
+    latency: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What goes, and the model (in the original's shapes) whose weights have made up for it.
+
+    Attributes:
+        removed: int64, units.
+        model: The analysed model, with recovered weights where there was recovery.
+        stats: Statistics of the original, where gathered.
+        warnings: What the user should know.
+        calibration: One line on the data.
+        inputs: One line on what the model was fed with.
+        measured: Quality on held-out samples, by name.
+        metric: The user's score.
+        way: What was measured after every round.
+        seen: What recovery saw flow through the original.
+        choices: What was chosen by measurement on the way, in words.
+        turned: Groups whose channels are principal channels.
+    """
+
+    removed: IntArray
+    model: onnx.ModelProto
+    stats: CalibrationStats | None = None
+    warnings: tuple[str, ...] = ()
+    calibration: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
+    metric: Metric | None = None
+    way: tuple[Waypoint, ...] = ()
+    seen: CalibrationStats | None = None
+    inputs: str = ""
+    choices: tuple[str, ...] = ()
+    turned: tuple[int, ...] = ()
+
+    def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
+        """Measured quality of the result, the user's metric included."""
+        found = dict(self.measured)
+        if self.metric is not None:
+            found |= {f"{self.metric.name} before": self.metric.base, f"{self.metric.name} after": self.metric(pruned)}
+        return found
+
+
+def decide(request: Request) -> Decision:
+    """Choose units and recover from their loss."""
+    metric = metric_of(request)
+    for line in lack_of_data(request):
+        log.warning("no calibration data: %s", line)
+    if request.modes.allocate == "measured":
+        macs, params, _ = request.analysis.cost.original()
+        if macs > _LONG or params > _LARGE:
+            log.info("a model of this size takes minutes to measure; --allocate cop --recover merge is quicker")
+        return _by_measurement(request, metric)
+    return by_criterion(request, metric)
+
+
+def lack_of_data(request: Request) -> tuple[str, ...]:
+    """A warning where there are no data."""
+    if request.source is not None:
+        return ()
+    judge = "made-up inputs decide" if request.modes.allocate == "measured" else "the weights alone decide"
+    return (f"{judge}, and accuracy falls further than with samples of what the model will see; give --data",)
+
+
+def metric_of(request: Request) -> Metric | None:
+    """The user's score, where there is one."""
+    return None if request.metric is None else Metric.of(request.metric, request.analysis.original)
+
+
+@single_threaded
+def by_criterion(request: Request, metric: Metric | None, ground: Ground | None = None) -> Decision:
+    """Remove the least important units by a criterion; `ground` is shared between requests."""
+    analysis, modes = request.analysis, request.modes
+    stats, warnings = request.stats, lack_of_data(request)
+    wants_stats = modes.criterion.needs_stats or request.gather_stats
+    if stats is None and request.source is not None and wants_stats:
+        stats = _statistics(request)
+    with request.clock.stage("selection"):
+        subject = Subject.of(analysis.model, analysis.structure, analysis.cost, stats, request.settings.seed)
+        removed = choose(subject, modes.criterion.rank(subject), request.budget, request.limits).removed
+    if modes.recover == "none":
+        return Decision(removed, analysis.model, stats, warnings, _described(request.source), {}, metric)
+    with request.clock.stage("recovery"):
+        chosen = ground or recovery_ground(request)
+        found = _recovered(chosen, removed, _described(request.source, chosen.untouched))
+    if request.source is None:  # what was measured on made-up inputs says little
+        seen = "" if stats is not None else found.calibration
+        return Decision(removed, found.model, stats, warnings, seen, {}, metric)
+    return Decision(
+        removed, found.model, stats, warnings, found.calibration, found.measured, metric, found.way, found.seen
+    )
+
+
+def recovery_ground(request: Request) -> Ground:
+    """What a request's recovery starts from; on made-up inputs where there are no data."""
+    return Ground.of(_recovery(request))
+
+
+def _recovery(request: Request) -> Recovery:
+    settings = request.settings
+    if request.modes.recover != "full":  # where weights are thrown away in the end, refined ones are no use
+        settings = settings.without_refinement()
+    if request.source is None:
+        return recovery_without_data(request.analysis, settings, request.options, request.progress)
+    return recovery_on(request.analysis, request.source, settings, request.options, request.progress)
+
+
+def recover_units(
+    analysis: Analysis, removed: IntArray, source: CalibrationData, settings: RecoverySettings,
+    options: EngineOptions, progress: Progress | None, clock: Clock, *, principal: bool = False,
+) -> Decision:  # fmt: skip
+    """Cut given units (principal channels, where linear streams have such) and make up for them with data."""
+    with clock.stage("recovery"):
+        recovery = recovery_on(analysis, source, settings, options, progress)
+        if principal:
+            recovery.turn(set(analysis.structure.group_of[removed].tolist()))
+        ground = Ground.of(recovery)
+        return _recovered(ground, removed, _described(source))
+
+
+def _recovered(ground: Ground, removed: IntArray, described: str) -> Decision:
+    recovery = ground.cut(removed)
+    return Decision(
+        removed, recovery.working.model, None, (), described, recovery.measured_quality(),
+        way=tuple(recovery.way), seen=recovery.seen, turned=recovery.turned,
+    )  # fmt: skip
+
+
+def _by_measurement(request: Request, metric: Metric | None) -> Decision:
+    recovery, stats, fallback = measured_ground(request)
+    with request.clock.stage("selection and recovery"):
+        if request.divergence is not None or request.max_drop is not None:
+            bound = Bound(request.divergence, metric, request.max_drop)
+            cut_within(bound, recovery, request.limits, fallback)
+        else:
+            recovery = _best_schedule(request, recovery, fallback, _schedules(request, recovery.settings))
+        return measured_decision(request, recovery, stats, metric)
+
+
+def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
+    """An untouched network, statistics for the user if asked for, and an order of units that data do not tell of."""
+    analysis = request.analysis
+    stats = _statistics(request) if request.gather_stats else None
+    with request.clock.stage("selection and recovery"):
+        recovery = _recovery(request)
+        if request.modes.recover != "none":
+            allowed = allowed_units(analysis.model, analysis.structure, request.limits)
+            recovery.turn({group.index for group in analysis.structure.groups if allowed[group.units].all()})
+    return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
+
+
+def measured_decision(
+    request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
+) -> Decision:
+    """What a recovering network stands for now."""
+    removed, warnings = recovery.working.removed(), lack_of_data(request)
+    described = _described(request.source, recovery)
+    if request.modes.recover == "none":
+        return Decision(removed, request.analysis.model, stats, warnings, described, {}, metric, (), recovery.seen)
+    if request.source is None:  # what was measured on made-up inputs says little
+        return Decision(removed, recovery.working.model, stats, warnings, described, {}, metric, turned=recovery.turned)
+    quality, way = recovery.measured_quality(), tuple(recovery.way)
+    return Decision(
+        removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen,
+        turned=recovery.turned,
+    )  # fmt: skip
+
+
+def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
+    """In how many rounds to reach the budget: more than one way is tried where the network is cheap."""
+    rounds = settings.rounds or default_rounds(request.budget)
+    cheap = float(request.analysis.cost.original()[0]) < _CHEAP
+    if request.source is None and not cheap:
+        rounds = 1
+    if settings.rounds is not None or not cheap or rounds == 1:
+        return (rounds,)
+    few = max(1, rounds // 3)
+    return (few, few + 1)
+
+
+def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, schedules: tuple[int, ...]) -> Recovery:
+    """Reach the budget in each of the numbers of rounds, and keep what comes nearest on the held-out samples."""
+
+    def reached(rounds: int) -> Recovery:
+        recovery = fresh.restarted()
+        state = recovery.start(request.limits)
+        budgets = round_budgets(request.budget, rounds)
+        for number, budget in enumerate(budgets, start=1):
+            if not state.meets(budget):
+                recovery.round(state, budget, request.limits, fallback, f"round {number} of {len(budgets)}")
+        return recovery
+
+    found = [reached(rounds) for rounds in schedules]
+    return found[0] if len(found) == 1 else min(found, key=lambda recovery: recovery.divergence().value)
+
+
+def _statistics(request: Request) -> CalibrationStats:
+    """Statistics of the original on all samples."""
+    if request.source is None:
+        raise CalibrationError("statistics need calibration data; give --data")
+    with request.clock.stage("calibration"):
+        return gather_statistics(request.analysis, request.source, request.options, request.progress)
+
+
+def calibrated_on(decision: Decision) -> str:
+    """What was seen, in a line; empty where nothing was."""
+    if decision.calibration or decision.stats is None:
+        return decision.calibration
+    return f"statistics of {decision.stats.samples} samples, gathered earlier"
+
+
+def _described(source: CalibrationData | None, recovery: Recovery | None = None) -> str:
+    if source is not None:
+        return source.description
+    return "" if recovery is None else f"{recovery.fit.count + recovery.probe.count} made-up inputs: no data was given"

@@ -1,0 +1,124 @@
+"""Decisions for one budget after another, each tighter than the one before.
+
+What does not depend on the budget is done once: the analysis, the data, the statistics of the original.
+By a criterion every budget is decided afresh from those. By measurement the statistics belong to the
+network as it stands, and a cut is reached in rounds anyway; so each budget goes on from where the one
+before ended, and costs only the rounds between them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcop._base.timing import Clock
+from onnxcop._base.types import FloatArray
+from onnxcop.allocation.budget import Budget, default_rounds
+from onnxcop.allocation.greedy import State
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.pipeline.decide import (
+    Decision,
+    Request,
+    by_criterion,
+    lack_of_data,
+    measured_decision,
+    measured_ground,
+    metric_of,
+    recovery_ground,
+)
+from onnxcop.recovery.rounds import Recovery
+from onnxcop.recovery.setup import Ground
+
+log = logging.getLogger("onnxcop")
+
+_BOUNDS = ("macs", "params", "filters")
+
+
+class Course:
+    """A network on its way through ever tighter budgets.
+
+    Args:
+        request: What is asked for, but for the budget.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.metric = metric_of(request)
+        self._stats = request.stats
+        self._ground: Ground | None = None
+        self._way: _Way | None = None
+        for line in lack_of_data(request):
+            log.warning("no calibration data: %s", line)
+
+    def decide(self, budget: Budget, clock: Clock) -> Decision:
+        """Choose and recover for a budget that is no looser than the last one.
+
+        Raises:
+            BudgetError: It cannot be met; the next one may not be decided any more.
+        """
+        request = replace(self.request, budget=budget, clock=clock)
+        if request.modes.allocate == "measured":
+            return self._onward(request)
+        return self._afresh(request)
+
+    def _afresh(self, request: Request) -> Decision:
+        if self._stats is not None:
+            request = replace(request, stats=self._stats)
+        if self._ground is None and request.modes.recover != "none":
+            with request.clock.stage("recovery"):
+                self._ground = recovery_ground(request)
+        decision = by_criterion(request, self.metric, self._ground)
+        self._stats = decision.stats
+        return decision
+
+    def _onward(self, request: Request) -> Decision:
+        if self._way is None:
+            recovery, stats, fallback = measured_ground(request)
+            self._way = _Way(recovery, stats, fallback, recovery.start(request.limits))
+        way = self._way
+        with request.clock.stage("selection and recovery"):
+            for budget in steps(way.state, request.budget, way.recovery.settings.rounds):
+                name = ", ".join(f"{bound:.0%} of the {kind}" for kind, bound in _bounds(budget).items())
+                way.recovery.round(way.state, budget, request.limits, way.fallback, f"down to {name or budget.size}")
+            return measured_decision(request, way.recovery, way.stats, self.metric)
+
+
+@dataclass
+class _Way:
+    """How far a recovering network has come."""
+
+    recovery: Recovery
+    stats: CalibrationStats | None
+    fallback: FloatArray
+    state: State
+
+
+def steps(state: State, budget: Budget, rounds: int | None = None) -> list[Budget]:
+    """Budgets on the way from a selection to a tighter one: the same share of what is left goes in each.
+
+    Args:
+        state: The selection so far.
+        budget: Where to go.
+        rounds: In how many steps, None for as many as the way is long.
+    """
+    if state.meets(budget):
+        return []
+    now = state.fractions()
+    shares = {name: min(bound / now[name], 1.0) for name, bound in _bounds(budget).items()}
+    count = rounds or default_rounds(_budget(shares))
+    between = [
+        _budget({name: now[name] * float(np.power(share, step / count)) for name, share in shares.items()})
+        for step in range(1, count if shares else 1)
+    ]
+    return [*between, budget]
+
+
+def _budget(bounds: dict[str, float]) -> Budget:
+    return Budget(bounds.get("macs"), bounds.get("params"), bounds.get("filters"))
+
+
+def _bounds(budget: Budget) -> dict[str, float]:
+    given = {name: getattr(budget, name) for name in _BOUNDS}
+    return {name: float(bound) for name, bound in given.items() if bound is not None}

@@ -1,0 +1,135 @@
+"""The trade-off curve of a model: what is left of its quality at one budget after another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxcop._base.files import Writing, check_targets
+from onnxcop._base.progress import Callback, shown
+from onnxcop._base.timing import Clock
+from onnxcop.allocation.budget import Budget
+from onnxcop.errors import BudgetError, ModelError
+from onnxcop.pipeline.finish import conclude
+from onnxcop.pipeline.incremental import Course
+from onnxcop.pipeline.prune import prepare, write_stats
+from onnxcop.report.curve import Point, Row, original_row
+from onnxcop.report.plot import check_plot, curve
+
+log = logging.getLogger("onnxcop")
+
+
+def sweep(
+    model: onnx.ModelProto | str | Path,
+    macs: Sequence[float],
+    *,
+    latency_seconds: float = 0.0,
+    progress: Callback | bool | None = None,
+    **settings: Any,
+) -> Iterator[Point]:
+    """Prune a model to one budget after another, from the loosest to the tightest.
+
+    Statistics are gathered once. By a criterion each point is what :func:`onnxcop.prune` makes of its
+    budget; by measurement each goes on from the one before, so that the whole curve costs little more than
+    its last point.
+
+    Args:
+        model: A path or a model in memory (never changed).
+        macs: Fractions of the multiply-accumulates to keep.
+        latency_seconds: How long to measure the latency of each point; 0 for not at all.
+        progress: True for bars, or a function called with (stage, done, total).
+        **settings: Of :func:`onnxcop.prune`; its other budgets hold at every point.
+
+    Yields:
+        The points, as they are done. Where a budget cannot be met a warning is logged, and the curve ends.
+
+    Raises:
+        BudgetError: No budget was given, or not even the loosest can be met.
+        OnnxcopError: As :func:`onnxcop.prune`.
+    """
+    budgets = sorted(set(macs), reverse=True)
+    if not budgets:
+        raise BudgetError("a sweep needs budgets; give --macs 0.9,0.8,0.7")
+    for name in ("latency", "divergence", "max_drop"):
+        if settings.get(name) is not None:
+            raise BudgetError(f"a sweep goes by multiply-accumulates; --{name.replace('_', '-')} is for a single run")
+    with shown(progress) as tell:
+        request = prepare(model, macs=budgets[0], progress=tell, **settings)
+        course, clock = Course(request), request.clock
+        for place, fraction in enumerate(budgets):
+            budget = Budget(fraction, request.budget.params, request.budget.filters, request.budget.size)
+            try:
+                decision = course.decide(budget, clock)
+            except BudgetError as error:
+                if place == 0:
+                    raise
+                log.warning("the curve ends here: %s", error)
+                return
+            result = conclude(replace(request, budget=budget, clock=clock), decision, latency_seconds)
+            if place == 0:
+                write_stats(result, settings.get("stats_out"))
+            yield Point(fraction, result)
+            clock = Clock()
+
+
+class Record:
+    """Files of a trade-off curve, each whole after every point.
+
+    Args:
+        model: The original's file, which names what is written.
+        table: Where the numbers go, as comma-separated values.
+        plot: Where the picture goes, if anywhere.
+        folder: Where the models go, if anywhere; made if it is not there.
+        external_data: Write the models' weights beside them.
+
+    Raises:
+        ModelError: One of them cannot be written.
+    """
+
+    def __init__(
+        self, model: Path, table: Path, plot: Path | None = None, folder: Path | None = None,
+        *, external_data: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.rows: list[Row] = []
+        self._model, self._table, self._plot, self._folder = model, table, plot, folder
+        self._external_data = external_data
+        check_targets(model, table, plot)
+        if plot is not None:
+            check_plot(plot)
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ModelError(f"{folder} cannot be made: {error.strerror or error}; choose another folder") from None
+
+    def add(self, point: Point) -> Row:
+        """Write a point; what was written before it stays as it is if that fails."""
+        if self._folder is not None:
+            name = f"{self._model.name.removesuffix('.onnx')}.macs-{point.macs:g}.onnx"
+            point = replace(point, file=self._folder / name)
+            point.result.save(self._folder / name, external_data=self._external_data)
+        if not self.rows:
+            self.rows.append(original_row(point))
+        self.rows.append(point.row())
+        with Writing() as files:
+            files.add(self._table, as_csv(self.rows))
+            if self._plot is not None:
+                files.add(self._plot, curve(self.rows, self._model.name, self._plot.suffix.lower()))
+        return self.rows[-1]
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """Rows as a table of comma-separated values, UTF-8; empty cells for None."""
+    out = io.StringIO(newline="")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()

@@ -1,0 +1,252 @@
+"""Linear streams: channels that no operator between the layers that make and read them tells apart.
+
+Where channels are only added up, averaged, moved or scaled alike before the next layers sum over them,
+any invertible mix of them can be taken for them: the layers that make them write the mix, and those that
+read them undo it. Such a stream (the shortcut path of a block without an activation at its end) may be
+turned into a basis in which channels are redundant by construction, before any of them is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import IntArray
+from onnxcop.analysis.layers import Layer
+from onnxcop.coupling.groups import DependencyGroup
+from onnxcop.coupling.ops.findings import Contraction
+from onnxcop.reconstruction.network import Working
+
+T = TypeVar("T")
+
+_MOVES = frozenset(
+    ("Identity", "Dropout", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "AveragePool",
+     "GlobalAveragePool", "ReduceMean", "ReduceSum")
+)  # fmt: skip
+_SUMS = frozenset(("Add", "Sub", "Sum"))
+_EXACT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)  # others would be rounded anew
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stored tensor carries a stream: `axis` is made of `outer` × channels × `inner` positions."""
+
+    name: str
+    axis: int
+    outer: int
+    inner: int
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A normalization by stored statistics right behind a layer that makes a stream.
+
+    It tells channels apart by a factor, which the layer's weights can take over; its shift remains.
+
+    Attributes:
+        kernel: The layer's weights, by their outputs.
+        bias: The layer's bias, None where it has none.
+        scale: Name of the factors.
+        shift: Name of what is added in the end.
+        mean: Name of what is taken off before.
+        variance: Name of the variances.
+        epsilon: What is added to these.
+    """
+
+    kernel: Place
+    bias: Place | None
+    scale: str
+    shift: str
+    mean: str
+    variance: str
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The channels of a group that may be mixed.
+
+    Attributes:
+        group: The group, all of whose units stand in the same order everywhere.
+        made: Stored tensors that write the channels: kernels by their outputs, biases, constants added.
+        read: Kernels that sum over the channels.
+        layers: The layers of these kernels.
+        norms: Normalizations whose factors belong into the kernels before channels are mixed.
+    """
+
+    group: DependencyGroup
+    made: tuple[Place, ...]
+    read: tuple[Place, ...]
+    layers: tuple[Layer, ...]
+    norms: tuple[Norm, ...]
+
+
+def linear_streams(working: Working) -> list[Stream]:
+    """All groups of a network whose channels may be mixed."""
+    finder = _Finder(working)
+    for number, node in enumerate(working.nodes):
+        finder.visit(number, node)
+    return list(finder.found())
+
+
+@dataclass
+class _Finder:
+    working: Working
+    carried: dict[str, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
+    spoiled: set[int] = field(default_factory=set)
+    made: dict[int, list[Place]] = field(default_factory=dict)
+    read: dict[int, list[Place]] = field(default_factory=dict)
+    norms: dict[int, list[Norm]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        structure = self.working.analysis.structure
+        self.groups = structure.groups
+        self.layers: dict[int, Layer] = {layer.node: layer for layer in self.working.layers}
+        self.contractions: dict[int, Contraction] = {c.node: c for c in structure.coupling.findings.contractions}
+        for name, label in structure.coupling.labels.items():
+            for axis, atoms in enumerate(label or ()):
+                if atoms is not None:
+                    self._carry(name, axis, structure.units_on(atoms))
+
+    def _carry(self, name: str, axis: int, units: IntArray) -> None:
+        present = np.unique(self.working.analysis.structure.group_of[units[units >= 0]]).tolist()
+        if not present:
+            return
+        blocks = _blocks(units, self.groups[present[0]].units) if len(present) == 1 else None
+        if blocks is None or any(index == present[0] for index, *_ in self.carried.get(name, {}).values()):
+            self.spoiled.update(present)
+            return
+        self.carried.setdefault(name, {})[axis] = (present[0], *blocks)
+
+    def on(self, name: str) -> dict[int, tuple[int, Place]]:
+        """Where a tensor carries streams: axis and place by group."""
+        return {
+            group: (axis, Place(name, axis, outer, inner))
+            for axis, (group, outer, inner) in self.carried.get(name, {}).items()
+        }
+
+    def visit(self, number: int, node: onnx.NodeProto) -> None:
+        """Note what a node does to the streams that it touches."""
+        touched = {group for name in (*node.input, *node.output) for group in self.on(name)}
+        if not touched:
+            return
+        contraction = self.contractions.get(number)
+        if number >= self.working.cutter.count:
+            self.spoiled |= touched
+        elif contraction is not None and contraction.kernel is not None:
+            for group in touched:
+                self._product(node, contraction, group)
+        else:
+            for group in touched:
+                self._between(node, group)
+
+    def _product(self, node: onnx.NodeProto, contraction: Contraction, group: int) -> None:
+        """A layer: its kernel makes the stream, or reads it, or both."""
+        kernel = contraction.kernel
+        assert kernel is not None
+        weight = node.input[kernel.input]
+        plain = kernel.groups == 1 and kernel.kind in ("conv", "deconv", "matmul") and kernel.zero is None
+        if not plain or not self._own(weight):
+            self.spoiled.add(group)
+            return
+        summed = {(operand.input, operand.axis) for operand in contraction.operands}
+        for position, name in enumerate(node.input):
+            if group not in self.on(name):
+                continue
+            axis, place = self.on(name)[group]
+            if name == weight:
+                self._note(self.made if axis == kernel.out_axis else self.read, group, place)
+            elif name in self.working.cutter.stored:
+                self._add_constant(group, place)
+            elif (position, axis) not in summed:
+                self.spoiled.add(group)
+
+    def _between(self, node: onnx.NodeProto, group: int) -> None:
+        """An operator between layers; it must treat all channels alike."""
+        if node.op_type == "Shape":
+            return
+        if node.op_type == "BatchNormalization":
+            norm = self._norm(node, group)
+            if norm is None:
+                self.spoiled.add(group)
+            else:
+                self._note(self.norms, group, norm)
+                self._note(self.made, group, self.on(norm.shift)[group][1])
+            return
+        here = [name for name in node.input if group in self.on(name)]
+        linear = node.domain in ("", "ai.onnx") and (
+            (node.op_type in _MOVES and len(here) == 1)
+            or (node.op_type in _SUMS and len(here) == len(node.input))
+            or (node.op_type == "Mul" and len(here) == 1)
+            or (node.op_type == "Div" and here == node.input[:1])
+        )
+        if not linear or any(group not in self.on(name) for name in node.output[:1]):
+            self.spoiled.add(group)
+            return
+        for name in here:
+            if name in self.working.cutter.constants:
+                if node.op_type in _SUMS and name in self.working.cutter.stored:
+                    self._add_constant(group, self.on(name)[group][1])
+                else:
+                    self.spoiled.add(group)
+
+    def _norm(self, node: onnx.NodeProto, group: int) -> Norm | None:
+        """A normalization that alone reads what a layer makes."""
+        working = self.working
+        data, *parameters = node.input
+        maker = working.cutter.maker.get(data, -1)
+        contraction = self.contractions.get(maker)
+        carried = all(group in self.on(name) for name in (*node.input, node.output[0]))
+        if contraction is None or contraction.kernel is None or working.uses(data) != 1 or not carried:
+            return None
+        if not all(map(self._own, parameters)) or len([name for name in node.output if name]) > 1:
+            return None
+        kernel, source = contraction.kernel, working.nodes[maker]
+        axis, place = self.on(source.input[kernel.input]).get(group, (-1, None))
+        if place is None or axis != kernel.out_axis or place.outer * place.inner > 1:
+            return None
+        biases = [self.on(name)[group][1] for name in source.input[2:] if group in self.on(name)]
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        scale, shift, mean, variance = parameters
+        return Norm(place, biases[0] if biases else None, scale, shift, mean, variance, epsilon)
+
+    def _add_constant(self, group: int, place: Place) -> None:
+        if self._own(place.name):
+            self._note(self.made, group, place)
+        else:
+            self.spoiled.add(group)
+
+    def _note(self, into: dict[int, list[T]], group: int, found: T) -> None:
+        into.setdefault(group, []).append(found)
+
+    def _own(self, name: str) -> bool:
+        """Whether a tensor is stored, read once, and of a type that can be mixed without loss."""
+        stored = self.working.cutter.stored.get(name)
+        return stored is not None and self.working.uses(name) == 1 and stored.data_type in _EXACT_TYPES
+
+    def found(self) -> Iterator[Stream]:
+        """The groups that nothing spoiled."""
+        for group in self.groups:
+            made, read = self.made.get(group.index, []), self.read.get(group.index, [])
+            if group.index in self.spoiled or not made or not read or group.width < 2:
+                continue
+            layers = [self.layers[node] for node in group.consumers if node in self.layers]
+            if len(layers) == len(group.consumers) == len(read) and all(map(self.working.is_open, layers)):
+                yield Stream(group, tuple(made), tuple(read), tuple(layers), tuple(self.norms.get(group.index, ())))
+
+
+def _blocks(units: IntArray, order: Sequence[int] | IntArray) -> tuple[int, int] | None:
+    """How an axis is made of all channels in order, (outer, inner) as in Place; None if it is not."""
+    width = len(order)
+    if len(units) % width:
+        return None
+    for outer, inner in ((1, len(units) // width), (len(units) // width, 1)):
+        if np.array_equal(units.reshape(outer, width, inner), np.broadcast_to(
+            np.asarray(order)[None, :, None], (outer, width, inner)
+        )):  # fmt: skip
+            return outer, inner
+    return None

@@ -1,0 +1,143 @@
+"""What makes up for channels that go, in closed form: the others take over their part as well as regression can.
+
+With input channels of covariance Σ, those that stay K and those that go R, the consumer's weights become
+W_K + (Σ_KK + λI)⁻¹ Σ_KR W_R, and what its output loses on average goes to its bias.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxcop._base.types import FloatArray, IntArray
+from onnxcop.calibration.statistics import Moments
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the mean variance
+_BLOCK = 128  # rows of a matrix
+_JUDGES = 512  # sums over a layer's inputs that are enough to choose its λ by
+
+
+def features_of(channels: IntArray, block: int) -> IntArray:
+    """The features of channels, channel by channel."""
+    return np.asarray((channels[:, None] * block + np.arange(block)).ravel())
+
+
+def as_features(weights: FloatArray, features: int) -> FloatArray:
+    """Weights [channels, outputs, taps] as [features, rest]: by channel, or by tap of every channel."""
+    if features == len(weights):
+        return weights.reshape(features, -1)
+    return weights.transpose(0, 2, 1).reshape(features, -1)
+
+
+def as_weights(flat: FloatArray, like: FloatArray) -> FloatArray:
+    """Inverse of :func:`as_features`, in the shape of `like` [channels, outputs, taps]."""
+    if len(flat) == len(like):
+        return flat.reshape(like.shape)
+    channels, outputs, taps = like.shape
+    return flat.reshape(channels, taps, outputs).transpose(0, 2, 1)
+
+
+def mean_output(flat: FloatArray, mean: FloatArray, outputs: int) -> FloatArray:
+    """What features [features, rest] of a given mean add to every output on average, float64 [outputs]."""
+    return by_output(mean @ flat, outputs)
+
+
+def by_output(values: FloatArray, outputs: int) -> FloatArray:
+    """Sums over what belongs to the same output, float64 [outputs] of [outputs × taps]."""
+    return np.asarray(values.reshape(outputs, -1).sum(axis=1))
+
+
+def variances(flat: FloatArray, covariance: FloatArray) -> FloatArray:
+    """How much every sum of features [features, sums] of a given covariance varies, float64 [sums]."""
+    return np.asarray((flat * (covariance @ flat)).sum(axis=0))
+
+
+def regularized(covariance: FloatArray, ridge: float) -> FloatArray:
+    """Σ + λ·mean variance·I."""
+    size = len(covariance)
+    scale = max(float(np.trace(covariance)) / max(size, 1), 1e-12)
+    return np.asarray(covariance + ridge * scale * np.eye(size))
+
+
+def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
+    """(Σ + λ·mean variance·I)⁻¹, by Cholesky factorization where it is definite."""
+    from scipy.linalg.lapack import dpotrf, dpotri
+
+    loaded = regularized(covariance, ridge)
+    factor, failed = dpotrf(loaded, lower=1)
+    if not failed:
+        inverse, failed = dpotri(factor, lower=1)
+        if not failed:
+            return _mirrored(inverse)
+    return np.asarray(np.linalg.pinv(loaded))
+
+
+def _mirrored(lower: FloatArray) -> FloatArray:
+    """The symmetric matrix with this lower triangle, in place and by blocks: matrices are large."""
+    for start in range(0, len(lower), _BLOCK):
+        stop = start + _BLOCK
+        corner = np.tril(lower[start:stop, start:stop])
+        lower[start:stop, start:stop] = corner + np.tril(corner, -1).T
+        lower[start:stop, stop:] = lower[stop:, start:stop].T
+    return lower
+
+
+def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -> FloatArray:
+    """(Σ + λ·mean variance·I)⁻¹ times a matrix [features, sums], without the inverse where Σ + … is definite."""
+    from scipy.linalg.lapack import dpotrf, dpotrs
+
+    loaded = regularized(covariance, ridge)
+    factor, failed = dpotrf(loaded, lower=1)
+    if not failed:
+        solved, failed = dpotrs(factor, right, lower=1)
+        if not failed:
+            return np.asarray(solved)
+    return np.asarray(np.linalg.pinv(loaded) @ right)
+
+
+def compensated(
+    weights: FloatArray, moments: Moments, ridge: float, keep: IntArray, gone: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Merge removed channels into kept ones in closed form.
+
+    W'_K = W_K + Bᵀ W_R with B = Σ_RK (Σ_KK + λI)⁻¹, and what the mean of the output loses goes to the bias.
+
+    Args:
+        weights: float64 [channels, outputs, taps].
+        moments: Of the input channels, or of their patches.
+        ridge: λ relative to the mean variance.
+        keep: Channels that stay.
+        gone: Channels that go.
+
+    Returns:
+        New weights (zero for `gone`), and the change of the bias, float64 [outputs].
+    """
+    covariance, flat = moments.covariance, as_features(weights, len(moments.mean))
+    block = len(flat) // len(weights)
+    kept, lost = (features_of(np.sort(c), block) for c in (keep, gone))
+    shared = covariance[np.ix_(kept, lost)] @ flat[lost]
+    merged = np.zeros_like(flat)
+    merged[kept] = flat[kept] + regularized_solve(covariance[np.ix_(kept, kept)], ridge, shared)
+    return as_weights(merged, weights), mean_output(flat - merged, moments.mean, weights.shape[1])
+
+
+def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Plain deletion: the weights of the others stay as they are."""
+    result = np.zeros_like(weights)
+    result[keep] = weights[keep]
+    return result, np.zeros(weights.shape[1])
+
+
+def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> float:
+    """Variance of a layer's output error on other samples, relative to the output's."""
+    change, flat = as_features(weights - merged, len(held.mean)), as_features(weights, len(held.mean))
+    error, energy = (float(variances(one, held.covariance).sum()) for one in (change, flat))
+    return error / max(energy, 1e-30)
+
+
+def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray, gone: IntArray) -> float:
+    """The λ whose merge errs least on held-out samples, judged by some of the outputs where there are many."""
+    weights = weights[:, :: -(-weights[0].size // _JUDGES)]
+    changes = (weights - compensated(weights, fit, ridge, keep, gone)[0] for ridge in RIDGES)
+    covariance = held.covariance
+    errors = [float(variances(as_features(change, len(held.mean)), covariance).sum()) for change in changes]
+    return RIDGES[int(np.argmin(errors))]

@@ -1,0 +1,267 @@
+"""Rounds of measuring, cutting and making up for it, without training.
+
+A round measures curves on the network as it stands, spends an intermediate budget over them, lets the
+consumers of what is cut take over, and then refines layer by layer. Statistics are taken anew in each
+round, since the network that the next cut meets is no longer the original.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from onnxcop._base.threads import single_threaded
+from onnxcop._base.types import Feed, FloatArray, IntArray
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.greedy import State
+from onnxcop.allocation.search import Selector
+from onnxcop.allocation.sensitivity import Samples, alive_channels, choose_ridges, measure, silence
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.calibration.calibrate import calibrate
+from onnxcop.calibration.patches import Observed, unfolded
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.criteria.base import Subject
+from onnxcop.data.open import CalibrationData
+from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
+from onnxcop.reconstruction.grouped import merge_groups
+from onnxcop.reconstruction.linear_streams import linear_streams
+from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.obs import Inverses
+from onnxcop.reconstruction.principal import in_principal_channels
+from onnxcop.reconstruction.refine import Refiner, RefineSet
+from onnxcop.reconstruction.ridge import compensated, deleted
+from onnxcop.runtime.segments import Rolling
+from onnxcop.runtime.session import EngineOptions
+
+log = logging.getLogger("onnxcop")
+
+_POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
+_TEMPERATURE = 4.0
+_SAME = 1e-4  # divergence of a network that computes the same by other sums
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySettings:
+    """How hard to try.
+
+    Attributes:
+        rounds: Rounds of prune and recover; None chooses by how much is to go.
+        refine: Passes of layer-by-layer least squares at the end of each round.
+        curve_passes: Most passes of measuring curves in a round, on the way to its budget.
+        sharper_passes: Most passes of measuring them there in between.
+        probe_samples: Samples that divergences are measured on, where these are more than a quarter.
+        refine_samples: Most samples that refinement fits on.
+        views: Crops of each picture of a folder to fit on, where pictures are few.
+        seed: Of all that is drawn.
+    """
+
+    rounds: int | None = None
+    refine: int = 1
+    probe_samples: int = 128
+    curve_passes: int = 6
+    sharper_passes: int = 4
+    refine_samples: int = 768
+    views: int = 2
+    seed: int = 0
+
+    def without_refinement(self) -> RecoverySettings:
+        """The same, but with merging alone."""
+        return replace(self, refine=0)
+
+
+@dataclass
+class Recovery:
+    """The state of a recovering network.
+
+    Attributes:
+        made_up: Whether the data are inputs that nobody has seen.
+        original: The network as it was, up to the channels that its linear streams are written in.
+        working: The network as it is.
+        fit: Data to fit on.
+        probe: Held-out data.
+        reference: The original's outputs on the probe.
+        judge: The same, softened where they are scores of classes: what choices are made by.
+        seen: The first statistics that were taken, those of the original.
+        turned: Groups whose channels are principal channels (see :mod:`onnxcop.reconstruction.principal`).
+        way: What was measured after every step.
+    """
+
+    analysis: Analysis
+    fit: CalibrationData
+    probe: CalibrationData
+    options: EngineOptions
+    settings: RecoverySettings
+    progress: Progress | None = None
+    made_up: bool = False
+    original: Working = field(init=False)
+    working: Working = field(init=False)
+    reference: Reference = field(init=False)
+    judge: Reference = field(init=False)
+    probe_feeds: list[Feed] = field(init=False)
+    seen: CalibrationStats | None = None
+    turned: tuple[int, ...] = ()
+    way: list[Waypoint] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.original = Working.of(self.analysis)
+        self.working = Working.of(self.analysis)
+        self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
+        outputs = Rolling(self.original.cutter, self.probe_feeds, self.options).finish()
+        self.reference = Reference(outputs, roots=self.made_up)
+        self.judge = self.reference.softened(_TEMPERATURE)
+
+    def restarted(self) -> Recovery:
+        """The same from the beginning; what is measured goes on the same way."""
+        again = copy(self)
+        again.working = self.original.copy()
+        return again
+
+    @single_threaded
+    def turn(self, groups: Collection[int]) -> None:
+        """Write those of these groups that are linear streams in principal channels, before anything is cut."""
+        streams = [stream for stream in linear_streams(self.original) if stream.group.index in groups]
+        if not streams:
+            return
+        turned, known = in_principal_channels(self.original, streams, self._calibrate(self.fit, "streams"))
+        if self.reference.compare(Rolling(turned.cutter, self.probe_feeds, self.options).finish()).value < _SAME:
+            self.original, self.working = turned, turned.copy()
+            self.turned = tuple(stream.group.index for stream in known)
+
+    def statistics(self) -> Samples:
+        """Statistics of the network as it stands."""
+        fit = self._calibrate(self.fit, "fit")
+        self.seen = self.seen or fit.by_channel(self.working.layers)
+        return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.judge)
+
+    def _calibrate(self, data: CalibrationData, what: str) -> Observed:
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(f"statistics ({what})", done, total)
+
+        model, patches = unfolded(self.working.model, self.working.layers, self.working.cutter.shapes)
+        watched = [layer for layer in self.working.layers if layer.node < self.working.cutter.count]
+        layers = [patches.get(layer.node, layer) for layer in watched]
+        return Observed(
+            calibrate(
+                model, layers, data, self.options, sha=self.analysis.sha256, positions=_POSITIONS, progress=report
+            ),
+            patches,
+        )
+
+    def divergence(self) -> Divergence:
+        """Distance of the network as it stands from the original, on the probe."""
+        return self.reference.compare(Rolling(self.working.cutter, self.probe_feeds, self.options).finish())
+
+    def cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float]) -> None:
+        """Remove units and let their consumers make up for them."""
+        working = self.working
+        before = {layer.node: alive_channels(working, layer) for layer in working.layers}
+        working.alive[units] = False
+        done = set()
+        for layer in working.layers:
+            now = alive_channels(working, layer)
+            gone = np.flatnonzero(before[layer.node] & ~now)
+            if not len(gone):
+                continue
+            if layer.groups > 1 and merge_groups(working, layer, samples.fit, ridges.get(layer.node, 1e-2), now, gone):
+                done.add(layer.node)
+            if not working.is_open(layer):
+                continue
+            moments = samples.fit.moments(layer)
+            weights, keep = working.weights(layer), np.flatnonzero(now)
+            if moments is not None and layer.node in ridges and len(keep):
+                new, lost = compensated(weights, moments, ridges[layer.node], keep, gone)
+            else:
+                new, lost = deleted(weights, keep)
+            working.set_weights(layer, new, lost)
+            done.add(layer.node)
+        silence(working, units.tolist(), done)
+
+    def refine(self) -> tuple[int, int]:
+        """One pass of layer-by-layer least squares."""
+        fit = [dict(feed) for feed in self.fit.take(self.settings.refine_samples).batches()]
+        refiner = Refiner(
+            self.original, self.working, RefineSet(fit, self.probe_feeds, self.judge), self.options,
+            self.settings.seed,
+        )  # fmt: skip
+        return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]
+
+    def start(self, limits: Limits) -> State:
+        """An empty selection."""
+        subject = Subject.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
+        return State(subject, limits)
+
+    @single_threaded
+    def round(self, state: State, budget: Budget, limits: Limits, fallback: FloatArray, name: str) -> None:
+        """Cut down to a budget and make up for it.
+
+        Args:
+            state: The selection so far; it grows.
+            budget: What must hold after this round.
+            limits: What may not be cut.
+            fallback: float64 [units], order of units that no statistics tell of.
+            name: Of the round, for progress.
+        """
+        samples = self.statistics()
+
+        def report(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(f"curves, {name}", done, total)
+
+        ridges = choose_ridges(self.working, samples)
+        units = self._selector(state, samples, ridges, budget, limits, fallback, report).run()
+        self.recover_cut(units, samples, ridges, name)
+
+    @single_threaded
+    def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
+        """Cut chosen units, merge them into the others, and refine."""
+        before = self.working.copy()
+        self.cut(units, samples, ridges)
+        merged, after_merging = self.working, self.divergence()
+        self.working = before
+        self.cut(units, samples, {})
+        found = self.divergence()
+        if not found.value < after_merging.value:  # a merge that does harm is not kept
+            self.working, found = merged, after_merging
+        level = logging.DEBUG if self.settings.refine else logging.INFO
+        self.note(f"{name}: {len(units)} units cut and merged", found, level)
+        for _ in range(self.settings.refine):
+            tried, kept = self.refine()
+            self.note(f"{name}: {kept} of {tried} layers refined", self.divergence())
+
+    def measured_quality(self) -> dict[str, float]:
+        """Divergence and, for classifiers, top-1 agreement on the probe."""
+        found = self.divergence()
+        quality = {"divergence": found.value}
+        if found.agreement is not None:
+            quality["top-1 agreement"] = found.agreement
+        return quality
+
+    def note(self, what: str, found: Divergence, level: int = logging.INFO) -> None:
+        """Log what was done with the divergence after it."""
+        agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
+        cost = self.analysis.cost
+        macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))
+        self.way.append(Waypoint(what, macs, found.value, found.agreement))
+        log.log(level, "%s: divergence %.4g%s", what, found.value, agreement)
+
+    def _selector(
+        self, state: State, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
+        fallback: FloatArray, progress: Callable[[int, int], None],
+    ) -> Selector:  # fmt: skip
+        measured = partial(
+            measure, self.working, samples, limits, fallback, self.options, ridges,
+            inverses=Inverses(), progress=progress,
+        )  # fmt: skip
+        return Selector(
+            lambda requests, known: measured(requests=requests, known=known),
+            state, budget, limits, self.analysis.structure.group_of,
+            self.settings.curve_passes, self.settings.sharper_passes,
+        )  # fmt: skip

@@ -1,0 +1,93 @@
+"""What recovery starts from: the original, data to fit on and to measure on, and its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcop._base.threads import single_threaded
+from onnxcop._base.types import IntArray
+from onnxcop.allocation.sensitivity import Samples, choose_ridges
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.data.open import CalibrationData
+from onnxcop.data.synthetic import synthetic_data
+from onnxcop.errors import CalibrationError
+from onnxcop.recovery.rounds import Progress, Recovery, RecoverySettings
+from onnxcop.runtime.session import EngineOptions
+
+_PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
+_PROBE_MOST = 1 / 3
+_MADE_UP = 128  # samples to fit on where there are no data
+_FEWEST = 32
+_FEWEST_HELD = 8  # others to measure on, half as many where that is affordable
+_AFFORDABLE = 2e10  # multiply-accumulates over made-up samples; more of them tell little more
+_BATCH = 16
+_LARGE = 1e8  # multiply-accumulates of a network from which on made-up inputs are not worth refining on
+_PASSES = 2  # of measuring curves there; what more of them tell is how the network takes these inputs
+
+
+def recovery_on(
+    analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
+    progress: Progress | None,
+) -> Recovery:  # fmt: skip
+    """An untouched network with its data split in two.
+
+    Raises:
+        CalibrationError: There are too few samples for two parts.
+    """
+    if source.count < 2:
+        raise CalibrationError(
+            f"recovery needs at least 2 samples, and here are {source.description}; give some hundreds, "
+            "or --recover none"
+        )
+    share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
+    fit, probe = source.split(share, settings.seed)
+    views = min(settings.views, max(1, settings.refine_samples // fit.count))
+    return Recovery(analysis, fit.seen_anew(views), probe, options, settings, progress)
+
+
+def recovery_without_data(
+    analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress | None
+) -> Recovery:
+    """An untouched network that is fitted and measured on made-up inputs, of which those of a large one are few."""
+    macs = max(float(analysis.cost.original()[0]), 1.0)
+    samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
+    held = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
+    made_up = synthetic_data(analysis, samples + held, _BATCH, settings.seed)
+    fit, probe = made_up.split(held / (samples + held), settings.seed)
+    if macs > _LARGE:
+        passes = min(settings.curve_passes, _PASSES)
+        settings = replace(settings, refine=0, curve_passes=passes, sharper_passes=0)
+    return Recovery(analysis, fit, probe, options, settings, progress, made_up=True)
+
+
+@dataclass
+class Ground:
+    """An untouched network with its statistics, from which any number of cuts can be recovered.
+
+    Attributes:
+        untouched: The network.
+        samples: Its statistics.
+        ridges: Regularization by layer.
+    """
+
+    untouched: Recovery
+    samples: Samples
+    ridges: Mapping[int, float]
+    _used: bool = False
+
+    @classmethod
+    @single_threaded
+    def of(cls, untouched: Recovery) -> Ground:
+        """Take the statistics."""
+        samples = untouched.statistics()
+        return cls(untouched, samples, choose_ridges(untouched.working, samples))
+
+    def cut(self, removed: IntArray) -> Recovery:
+        """Remove units, int64, from the original and make up for them."""
+        recovery = self.untouched.restarted() if self._used else self.untouched
+        self._used = True
+        recovery.recover_cut(removed, self.samples, self.ridges, "recovery")
+        return recovery

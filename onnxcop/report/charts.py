@@ -1,0 +1,132 @@
+"""Charts of the report page, as inline SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from onnxcop.reconstruction.divergence import Waypoint
+
+_WIDTH, _HEIGHT = 420, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 24, 16, 42
+_WIDE_RANGE = 30  # from here on a logarithmic axis shows more
+
+
+def meter(before: float, after: float, most: float) -> str:
+    """A bar of what there was, with what is left of it in front.
+
+    Args:
+        before: What there was.
+        after: What is left.
+        most: What a full bar stands for; more is cut off.
+    """
+    scale = 100 / most if most > 0 else 0.0
+    before, after = min(before, most), min(after, most)
+    return (
+        '<svg class="meter" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="before" width="{before * scale:.2f}" height="8"/>'
+        f'<rect class="after" width="{after * scale:.2f}" height="8"/></svg>'
+    )
+
+
+def curve(way: Sequence[Waypoint], chosen: tuple[float, float], macs: float | None, divergence: float | None) -> str:
+    """Divergence against the share of multiply-accumulates that is left.
+
+    Args:
+        way: What was measured; points whose divergence is not finite are left out.
+        chosen: Share and divergence of the result.
+        macs: The budget, where it was one of multiply-accumulates.
+        divergence: The bound, where it was one of divergence.
+    """
+    points = [(point.macs, point.divergence, point.name) for point in way if math.isfinite(point.divergence)]
+    across, labels_x = _shares([*(x for x, _, _ in points), chosen[0], *([] if macs is None else [macs])])
+    values = [*(y for _, y, _ in points), chosen[1], *([] if divergence is None else [divergence])]
+    up, labels_y = _logarithmic(values) if _is_wide(values) else _linear(values)
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    parts = [
+        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Divergence from the original '
+        f"against the share of multiply-accumulates that is left; the result keeps {chosen[0]:.1%} "
+        f'at a divergence of {chosen[1]:.3g}">'
+    ]
+    for value, text in labels_y:
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{text}</text>')
+    for value, text in labels_x:
+        parts.append(f'<text x="{across(value):.1f}" y="{bottom + 19}" text-anchor="middle">{text}</text>')
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">MACs left</text>')
+    if macs is not None:
+        parts.append(f'<line class="bound" x1="{across(macs):.1f}" x2="{across(macs):.1f}" y1="{_TOP}" y2="{bottom}"/>')
+    if divergence is not None:
+        height = f"{up(divergence):.1f}"
+        parts.append(f'<line class="bound" x1="{_LEFT}" x2="{right}" y1="{height}" y2="{height}"/>')
+    best = _best(points)
+    parts.append(f'<polyline class="path" points="{" ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in best)}"/>')
+    for x, y, name in points:
+        title = f"<title>{escape(name)}: {x:.1%} of the MACs, divergence {y:.4g}</title>"
+        parts.append(f'<circle class="point" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5">{title}</circle>')
+    parts.append(_result(across(chosen[0]), up(chosen[1]), chosen))
+    return "".join(parts) + "</svg>"
+
+
+def _result(x: float, y: float, chosen: tuple[float, float]) -> str:
+    side, anchor = (9, "start") if x < _WIDTH / 2 else (-9, "end")
+    above = y - 9 if y > _TOP + 20 else y + 18
+    return (
+        f'<circle class="chosen" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
+        f'<text class="chosen-label" x="{x + side:.1f}" y="{above:.1f}" text-anchor="{anchor}">'
+        f"result: {chosen[0]:.1%}, {chosen[1]:.3g}</text>"
+    )
+
+
+def _best(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float]]:
+    """The point of the lowest divergence at each share (in whole percents), ascending."""
+    lowest: dict[float, tuple[float, float]] = {}
+    for x, y, _ in points:
+        key = round(x, 2)
+        if key not in lowest or y < lowest[key][1]:
+            lowest[key] = (x, y)
+    return sorted(lowest.values())
+
+
+def _shares(values: Sequence[float]) -> tuple[_Scale, list[tuple[float, str]]]:
+    low = math.floor(min(values) * 20) / 20 - 0.05 * (max(values) - min(values) < 0.01)
+    step = 0.05 if 1 - low <= 0.3 else 0.1 if 1 - low <= 0.6 else 0.2
+    low = max(0.0, math.floor(low / step + 1e-9) * step)
+    ticks = [low + place * step for place in range(round((1 - low) / step) + 1)]
+    return _Scale(low, 1.0, _LEFT, _WIDTH - _RIGHT), [(tick, f"{tick:.0%}") for tick in ticks]
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    positive = [value for value in values if value > 0]
+    return bool(positive) and max(positive) > _WIDE_RANGE * min(positive)
+
+
+def _linear(values: Sequence[float]) -> tuple[_Scale, list[tuple[float, str]]]:
+    most = max(*values, 0.0) or 1.0
+    step = 10 ** math.floor(math.log10(most))
+    step = next(step * part for part in (0.2, 0.5, 1.0, 2.0, 5.0) if most <= 5 * step * part)
+    count = math.ceil(most / step - 1e-9)
+    scale = _Scale(0.0, count * step, _HEIGHT - _BOTTOM, _TOP)
+    return scale, [(place * step, f"{place * step:.3g}") for place in range(count + 1)]
+
+
+def _logarithmic(values: Sequence[float]) -> tuple[_Scale, list[tuple[float, str]]]:
+    positive = [value for value in values if value > 0]
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    step = max(1, math.ceil((high - low) / 6))
+    scale = _Scale(low, high, _HEIGHT - _BOTTOM, _TOP, logarithmic=True)
+    return scale, [(10.0**power, f"{10.0**power:g}") for power in range(low, high + 1, step)]
+
+
+class _Scale:
+    """From a quantity to a place on the chart; what is out of range stays at the edge."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, *, logarithmic: bool = False) -> None:
+        self.low, self.high, self.start, self.end, self.logarithmic = low, high, start, end, logarithmic
+
+    def __call__(self, value: float) -> float:
+        if self.logarithmic:
+            value = math.log10(value) if value > 0 else self.low
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)

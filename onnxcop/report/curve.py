@@ -1,0 +1,68 @@
+"""The points of a trade-off curve, and the rows of its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxcop.report.result import PruneResult
+
+Row = dict[str, float | int | str | None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a trade-off curve.
+
+    Attributes:
+        macs: The budget: fraction of the multiply-accumulates to keep at most.
+        result: What came of it.
+        file: Where the model was written, if it was.
+    """
+
+    macs: float
+    result: PruneResult
+    file: Path | None = None
+
+    def row(self) -> Row:
+        """The numbers by name; shares are of the original's, None is what was not measured."""
+        report = self.result.report
+        before, after, times = report.before, report.after, report.latency
+        quality = dict(report.quality)
+        milliseconds = None if times is None else times.after
+        return {
+            "budget": self.macs,
+            "macs": after.macs,
+            "macs_kept": after.macs / max(before.macs, 1),
+            "params": after.params,
+            "params_kept": after.params / max(before.params, 1),
+            "bytes": after.bytes,
+            "bytes_kept": after.bytes / max(before.bytes, 1),
+            "latency_ms": None if milliseconds is None else 1e3 * milliseconds.median,
+            "latency_low_ms": None if milliseconds is None else 1e3 * milliseconds.low,
+            "latency_high_ms": None if milliseconds is None else 1e3 * milliseconds.high,
+            "latency_kept": None if times is None else times.ratio,
+            "divergence": quality.get("divergence"),
+            "agreement": quality.get("top-1 agreement"),
+            **{name.removesuffix(" after"): value for name, value in quality.items() if name.endswith(" after")},
+            "seconds": sum(report.seconds.values()),
+            "file": None if self.file is None else str(self.file),
+        }
+
+
+def original_row(point: Point) -> Row:
+    """The row of the original, to stand before those of the points."""
+    report = point.result.report
+    times, quality = report.latency, report.quality
+    known: Row = {
+        "budget": 1.0, "macs": report.before.macs, "macs_kept": 1.0, "params": report.before.params,
+        "params_kept": 1.0, "bytes": report.before.bytes, "bytes_kept": 1.0,
+        "latency_ms": None if times is None else 1e3 * times.before.median,
+        "latency_low_ms": None if times is None else 1e3 * times.before.low,
+        "latency_high_ms": None if times is None else 1e3 * times.before.high,
+        "latency_kept": None if times is None else 1.0,
+        "divergence": 0.0 if "divergence" in quality else None,
+        "agreement": 1.0 if "top-1 agreement" in quality else None,
+    }  # fmt: skip
+    scores = {name.removesuffix(" before"): value for name, value in quality.items() if name.endswith(" before")}
+    return {**known, **scores, "seconds": None, "file": report.model}

@@ -1,0 +1,124 @@
+"""All that a report shows, as plain data: the numbers of a run and where they come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnxcop._base.types import IntArray
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.inspect import FrozenLayer, frozen_layers
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.reconstruction.divergence import Waypoint
+from onnxcop.report.correlations import Correlation, correlations
+from onnxcop.report.layers import LayerChange, layer_changes
+from onnxcop.report.summary import Report, finite
+from onnxcop.rewrite.plan import PruningPlan
+
+FORMAT, VERSION = "onnxcop-report", 1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a finished run leaves behind for its report.
+
+    Attributes:
+        analysis: The original model, traced.
+        removed: int64, the units that are gone.
+        stats: What was seen of the original, where there was data.
+        way: What was measured after every step towards the budget.
+    """
+
+    analysis: Analysis
+    removed: IntArray
+    stats: CalibrationStats | None = None
+    way: tuple[Waypoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """What a report shows.
+
+    Attributes:
+        report: The numbers of the run.
+        sha256: Identity of the original model.
+        input_shapes: What it was analysed with.
+        command: The command line; empty where the run was started from Python.
+        budget: What was asked for.
+        criterion: Name and parameters of the criterion.
+        settings: Everything else that led to the decision.
+        versions: Of the programs and the machine.
+        layers: Width and cost of every layer before and after.
+        frozen: Layers with filters that may not be removed, with the reasons.
+        way: Divergence at the share of multiply-accumulates that was left, step by step.
+        correlations: Correlation matrices of layers.
+        left_out: What did not fit.
+    """
+
+    report: Report
+    sha256: str
+    input_shapes: Mapping[str, tuple[int, ...]]
+    command: str
+    budget: Mapping[str, Any]
+    criterion: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    layers: tuple[LayerChange, ...]
+    frozen: tuple[FrozenLayer, ...]
+    way: tuple[Waypoint, ...]
+    correlations: tuple[Correlation, ...]
+    left_out: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that JSON cannot hold become null."""
+        document = {
+            "format": FORMAT, "version": VERSION, "model_sha256": self.sha256,
+            "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            "command": self.command, "budget": dict(self.budget), "criterion": dict(self.criterion),
+            "settings": dict(self.settings), "versions": dict(self.versions), "summary": self.report.to_dict(),
+            "layers": [asdict(layer) for layer in self.layers], "frozen": [asdict(layer) for layer in self.frozen],
+            "curve": [asdict(point) for point in self.way],
+            "correlations": [matrix.to_dict() for matrix in self.correlations], "left_out": list(self.left_out),
+        }  # fmt: skip
+        plain: dict[str, Any] = finite(document)
+        return plain
+
+    def to_json(self) -> str:
+        """The JSON report."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False, default=str) + "\n"
+
+
+def gather(report: Report, plan: PruningPlan, evidence: Evidence, command: str = "") -> ReportData:
+    """Work out what a report shows.
+
+    Args:
+        report: The numbers of the run.
+        plan: The decision.
+        evidence: What the run left behind.
+        command: The command line, as it was typed.
+    """
+    analysis, removed = evidence.analysis, evidence.removed
+    matrices, left_out = correlations(analysis, removed, evidence.stats)
+    return ReportData(
+        report, analysis.sha256, dict(analysis.input_shapes), command, plan.budget, plan.criterion, plan.settings,
+        versions(), layer_changes(analysis, removed), frozen_layers(analysis), evidence.way, matrices, left_out,
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    import numpy
+    import onnx
+    import onnxruntime
+
+    from onnxcop._version import __version__
+
+    return {
+        "onnxcop": __version__, "python": platform.python_version(), "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__,
+        "system": f"{platform.system()} {platform.release()} ({platform.machine()}, {os.cpu_count()} processors)",
+    }  # fmt: skip

@@ -1,0 +1,33 @@
+"""Reports as files: which forms there are, by the suffix of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxcop.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnxcop.report.document import ReportData
+
+SUFFIXES = (".html", ".md", ".json")
+
+
+def rendered(data: ReportData, path: Path) -> bytes:
+    """A report in the form that its file's suffix says.
+
+    Raises:
+        ModelError: There is no such form.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        from onnxcop.report.html import page
+
+        return page(data).encode()
+    if suffix == ".md":
+        from onnxcop.report.markdown import markdown
+
+        return markdown(data).encode()
+    if suffix == ".json":
+        return data.to_json().encode()
+    raise ModelError(f"{path}: a report is written to a file ending in {', '.join(SUFFIXES)}")

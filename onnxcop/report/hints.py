@@ -1,0 +1,54 @@
+"""What to say to a user whom the result will surprise: why nothing went, why the file is as large as before.
+
+The longer answers stand in docs/faq.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from onnxcop.report.summary import Report
+
+_APART = 0.15  # shares of MACs and of the file that are so far apart are worth a word
+_FEW = 64  # samples; below this statistics of wide layers say little
+_AGREEMENT = 0.9  # below this share of like predictions the output has changed visibly
+
+
+def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quantized: bool = False) -> Iterator[str]:
+    """Remarks on a finished run.
+
+    Args:
+        report: Its numbers.
+        budget: What was asked for, by name.
+        samples: How many the network was calibrated on; 0 where there were no data.
+        quantized: Whether the original is.
+    """
+    if all(group.kept == group.width for group in report.groups):
+        yield "nothing was removed: the original is within the budget already; ask for less, --macs 0.7 say"
+        return
+    macs = report.after.macs / max(report.before.macs, 1)
+    size = report.after.bytes / max(report.before.bytes, 1)
+    params = report.after.params / max(report.before.params, 1)
+    if set(budget) == {"macs"} and size > macs + _APART:
+        yield (
+            f"{size:.0%} of the file are left with {macs:.0%} of the arithmetic: --macs bounds only that; "
+            "for a smaller file give --params or --size, or --prefer smaller"
+        )
+    if set(budget) and set(budget) <= {"params", "size"} and macs > params + _APART:
+        yield (
+            f"{macs:.0%} of the arithmetic are left with {params:.0%} of the parameters: --params and --size bound "
+            "only those; for a faster model give --macs, or --prefer faster"
+        )
+    if quantized:
+        yield (
+            "the model is quantized already, and integer weights can make up for nothing: prune the model it was made "
+            "from, and quantize the result, where you have it"
+        )
+    if 0 < samples < _FEW:
+        yield f"{samples} samples are few: with some hundreds more of the accuracy stays"
+    agreement = report.quality.get("top-1 agreement")
+    if agreement is not None and agreement < _AGREEMENT:
+        yield (
+            f"{1 - agreement:.0%} of the held-out samples are classified differently than by the original: give more "
+            "samples, cut less, or bound the loss with --divergence or --max-drop; is the preprocessing right?"
+        )

@@ -1,0 +1,119 @@
+"""Where filters, multiply-accumulates and parameters went, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcop._base.types import BoolArray, FloatArray, IntArray
+from onnxcop.analysis.analyze import Analysis, node_name
+from onnxcop.analysis.cost import KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """A layer before and after, or all nodes of one operator that make no channels of their own.
+
+    Attributes:
+        name: The node's name, or the operator with the number of its nodes.
+        op: The operator.
+        width: Channels it made, None for what is not a layer.
+        kept: Channels that are left.
+        macs: Multiply-accumulates before, of one sample.
+        macs_after: And after.
+        params: Parameters before.
+        params_after: And after.
+    """
+
+    name: str
+    op: str
+    width: int | None
+    kept: int | None
+    macs: float
+    macs_after: float
+    params: float
+    params_after: float
+
+
+def layer_changes(analysis: Analysis, removed: IntArray) -> tuple[LayerChange, ...]:
+    """Every layer in the order of the graph, then what the other operators cost, one entry each."""
+    costs = _costs(analysis, removed)
+    widths = _widths(analysis, removed)
+    layers = []
+    for node in sorted(widths):
+        before, after = costs.pop(node, (np.zeros(len(KINDS)), np.zeros(len(KINDS))))
+        op = analysis.nodes[node].op_type
+        layers.append(_change(node_name(analysis, node), op, widths[node], before, after))
+    others: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
+    for node, pair in costs.items():
+        op = "stored tensors" if node < 0 else analysis.nodes[node].op_type
+        others.setdefault(op, []).append(pair)
+    for op, pairs in others.items():
+        before, after = (np.sum([pair[side] for pair in pairs], axis=0) for side in (0, 1))
+        if before[:2].any():
+            name = op if len(pairs) == 1 else f"{op} (all {len(pairs)})"
+            layers.append(_change(name, op, (None, None), before, after))
+    return tuple(layers)
+
+
+def _change(
+    name: str, op: str, widths: tuple[int | None, int | None], before: FloatArray, after: FloatArray
+) -> LayerChange:
+    return LayerChange(
+        name, op, *widths, float(before[0]), float(after[0]), float(before[1]), float(after[1])
+    )  # fmt: skip
+
+
+def _widths(analysis: Analysis, removed: IntArray) -> dict[int, tuple[int, int]]:
+    """Channels that every layer makes, before and after, by node."""
+    structure = analysis.structure
+    gone: BoolArray = np.zeros(len(structure.unit_class), dtype=np.bool_)
+    gone[removed] = True
+    found: dict[int, tuple[int, int]] = {}
+    for contraction in structure.coupling.findings.contractions:
+        if contraction.kernel is None or contraction.produced is None or contraction.node in found:
+            continue
+        units = structure.units_on(contraction.produced)
+        width = len(units)
+        found[contraction.node] = width, width - int(gone[units[units >= 0]].sum())
+    return found
+
+
+def _costs(analysis: Analysis, removed: IntArray) -> dict[int, tuple[FloatArray, FloatArray]]:
+    """Cost before and after by node; stored tensors count for the node that works with them, -1 for none."""
+    cost = analysis.cost
+    before = cost.shares(analysis.structure.axis_sizes)
+    after = cost.shares(cost.kept_counts(removed))
+    readers = _readers(analysis, (owner for owner in before if isinstance(owner, str)))
+    found: dict[int, tuple[FloatArray, FloatArray]] = {}
+    for owner, value in before.items():
+        if isinstance(owner, str) and owner in analysis.copies:
+            continue  # stored once: its original counts
+        node = readers[owner] if isinstance(owner, str) else owner
+        old, new = found.get(node, (np.zeros(len(KINDS)), np.zeros(len(KINDS))))
+        found[node] = old + value, new + after[owner]
+    return found
+
+
+def _readers(analysis: Analysis, tensors: Iterable[str]) -> dict[str, int]:
+    """The first node that works with each stored tensor, through nodes that only see constants."""
+    graph = analysis.model.graph
+    names = set(tensors)
+    stored = names | {tensor.name for tensor in graph.initializer}
+    origin = {name: {name} for name in names}
+    found: dict[str, int] = dict.fromkeys(names, -1)
+    constant = set(stored)
+    for index, node in enumerate(graph.node):
+        inputs = [name for name in node.input if name]
+        sources: set[str] = set().union(*(origin.get(name, set()) for name in inputs))
+        if all(name in constant for name in inputs):
+            constant.update(node.output)
+            for name in node.output:
+                origin[name] = origin.get(name, set()) | sources
+        else:
+            for name in sources:
+                if found[name] < 0:
+                    found[name] = index
+    return found

@@ -1,0 +1,92 @@
+"""The picture of a trade-off curve, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxcop.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnxcop.report.curve import Row
+
+SUFFIXES = (".svg", ".png", ".pdf")
+_UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+_FIXED = {"budget", "macs", "macs_kept", "params", "params_kept", "bytes", "bytes_kept", "seconds", "file"}
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a picture that cannot be drawn, before any work is done.
+
+    Raises:
+        ModelError: matplotlib is missing, or the file's name ends in no format it is asked for.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"{path}: the picture's name must end in {', '.join(SUFFIXES)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModelError("the plot needs matplotlib; install it with: pip install 'onnxcop[plot]'")
+
+
+def curve(rows: Sequence[Row], title: str, suffix: str) -> bytes:
+    """Draw a trade-off curve.
+
+    Args:
+        rows: Its points, as :meth:`onnxcop.report.curve.Point.row` gives them; the original comes first.
+        title: What stands above it.
+        suffix: The format, one of :data:`SUFFIXES`.
+
+    Returns:
+        The bytes of the picture's file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    upper = _quality(rows)
+    figure = Figure(figsize=(6.4, 2.6 + 2.2 * len(upper)), layout="constrained")
+    FigureCanvasAgg(figure)  # without pyplot, which would choose a window
+    axes: Any = figure.subplots(len(upper) + 1, 1, sharex=True, squeeze=False)[:, 0]
+    for place, (name, label) in enumerate(upper.items()):
+        _line(axes[place], rows, name, label)
+        axes[place].set_ylabel(label)
+    costs = {"latency_kept": "latency", "params_kept": "parameters", "bytes_kept": "file size"}
+    for name, label in costs.items():
+        _line(axes[-1], rows, name, label)
+    axes[-1].plot([1.0, _least(rows)], [1.0, _least(rows)], ":", color="gray", label="as many as MACs")
+    axes[-1].set_ylabel("kept")
+    axes[-1].set_xlabel("multiply-accumulates kept")
+    axes[-1].legend()
+    axes[0].set_title(title)
+    axes[0].invert_xaxis()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    out = io.BytesIO()
+    # Without a date and random identifiers the same numbers give the same file.
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "onnxcop"}):
+        figure.savefig(out, format=suffix.lstrip("."), metadata=_UNDATED.get(suffix.lower()))
+    return out.getvalue()
+
+
+def _quality(rows: Sequence[Row]) -> dict[str, str]:
+    """What was measured of the quality, by column: divergence, agreement, the user's metric."""
+    measured = {
+        name: "top-1 agreement" if name == "agreement" else name
+        for row in rows
+        for name, value in row.items()
+        if isinstance(value, int | float)
+    }
+    return {name: label for name, label in measured.items() if name not in _FIXED and not name.startswith("latency")}
+
+
+def _line(axis: Any, rows: Sequence[Row], name: str, label: str) -> None:
+    points = [(row["macs_kept"], row[name]) for row in rows if row.get(name) is not None]
+    if points:
+        axis.plot(*zip(*points, strict=True), "o-", label=label)
+
+
+def _least(rows: Sequence[Row]) -> float:
+    return min(float(row["macs_kept"] or 0.0) for row in rows)

@@ -1,0 +1,80 @@
+"""What a run returns: the pruned model with how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxcop._base.files import write_atomically
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.errors import ModelError
+from onnxcop.graph import io as models
+from onnxcop.report import notebook as display
+from onnxcop.report.document import Evidence, ReportData, gather
+from onnxcop.report.summary import Report
+from onnxcop.rewrite.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned model with how it came about.
+
+    Attributes:
+        model: The pruned model.
+        plan: The decision, replayable.
+        report: The numbers.
+        stats: Statistics of the original, where they were gathered.
+        evidence: What a report is drawn from; it keeps the original model in memory.
+    """
+
+    model: onnx.ModelProto
+    plan: PruningPlan
+    report: Report
+    stats: CalibrationStats | None = None
+    evidence: Evidence | None = None
+
+    def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
+        """Write the model; see :func:`onnxcop.graph.io.save`."""
+        models.save(self.model, Path(path), external_data=external_data)
+
+    def __repr__(self) -> str:
+        """What is kept, in a line."""
+        return display.one_line(self.report)
+
+    def __str__(self) -> str:
+        """The table of the run, as text."""
+        return display.as_text(self.report)
+
+    def __rich__(self) -> Any:
+        """The same for a console of rich."""
+        return display.as_rich(self.report)
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return display.as_html(self.report)
+
+    def report_data(self, command: str = "") -> ReportData:
+        """All that a report shows, as plain data.
+
+        Args:
+            command: The command line that the run was started with, if there was one.
+        """
+        if self.evidence is None:
+            raise ModelError("this result was put together without what a report needs; prune the model again")
+        return gather(self.report, self.plan, self.evidence, command)
+
+    def save_report(self, path: str | Path) -> None:
+        """Write a report; the suffix chooses its form.
+
+        Args:
+            path: A file ending in .html (one page that loads nothing), .md or .json.
+
+        Raises:
+            ModelError: Another suffix, or the file cannot be written.
+        """
+        from onnxcop.report.formats import rendered
+
+        write_atomically(Path(path), rendered(self.report_data(), Path(path)))

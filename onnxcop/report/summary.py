@@ -1,0 +1,135 @@
+"""The result in numbers: what was found, what was cut, what it saves, and what was checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxcop._base.types import IntArray
+from onnxcop.analysis.analyze import Analysis, group_name
+from onnxcop.analysis.summary import Totals
+from onnxcop.criteria.base import Subject, produced_filter_counts
+from onnxcop.runtime.latency import Latency
+from onnxcop.verification.verify import Verification
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One dependency group before and after.
+
+    Attributes:
+        name: Its first layer, and how many others.
+        layers: The layers whose filters go together.
+        width: Number of units in the original.
+        kept: Number of units left.
+        exact: Whether removing them leaves what remains as it was.
+        filters: How many filters, over all layers, a unit stands for.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    width: int
+    kept: int
+    exact: bool
+    filters: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        model: Path or description of the original.
+        before: Its cost.
+        after: The cost of the result.
+        groups: Every dependency group.
+        filters: Number of filters in all layers.
+        prunable: Fraction of the filters that may be removed.
+        frozen: Why others may not, with how many filters.
+        declined: Nodes that could not be followed, with the reason.
+        verification: What was checked.
+        criterion: Name of the criterion.
+        warnings: What the user should know.
+        calibration: One line on the data that was seen.
+        inputs: One line on the values that the model was fed with.
+        quality: Measured output quality (divergence, agreement), by name.
+        seconds: Time spent, by stage.
+        latency: Of the original and of the result, measured side by side on this machine.
+        choices: What was chosen by measurement on the way, in words.
+    """
+
+    model: str
+    before: Totals
+    after: Totals
+    groups: tuple[GroupReport, ...]
+    filters: int
+    prunable: float
+    frozen: Mapping[str, int]
+    declined: tuple[str, ...]
+    verification: Verification | None = None
+    criterion: str = ""
+    warnings: tuple[str, ...] = ()
+    calibration: str = ""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    latency: Latency | None = None
+    inputs: str = ""
+    choices: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        document = asdict(self)
+        document["kept"] = {
+            "macs": self.after.macs / max(self.before.macs, 1),
+            "params": self.after.params / max(self.before.params, 1),
+            "bytes": self.after.bytes / max(self.before.bytes, 1),
+        }
+        plain: dict[str, Any] = finite(document)
+        return plain
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that are infinite or undefined, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return value
+
+
+def slowness(latency: Latency | None) -> tuple[str, ...]:
+    """A warning where the result was measured to be slower than the original."""
+    if latency is None or not latency.slower:
+        return ()
+    return (
+        f"the pruned model is slower than the original on this machine ({latency.ratio:.1%} of its time): "
+        "the widths that are left suit the hardware less; --multiple-of auto finds which do",
+    )
+
+
+def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:
+    """Widths of all groups before and after."""
+    structure = analysis.structure
+    filters = produced_filter_counts(Subject.of(analysis.model, structure, analysis.cost, None)).astype(np.int64)
+    cut = np.bincount(structure.group_of[removed], minlength=len(structure.groups)) if len(removed) else None
+    result = []
+    for group in structure.groups:
+        gone = 0 if cut is None else int(cut[group.index])
+        layers = tuple(analysis.nodes[n].name or analysis.nodes[n].output[0] for n in group.producers)
+        result.append(
+            GroupReport(
+                group_name(analysis, group.index),
+                layers,
+                group.width,
+                group.width - gone,
+                group.exact,
+                int(filters[group.units[0]]),
+            )
+        )
+    return tuple(result)

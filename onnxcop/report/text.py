@@ -1,0 +1,153 @@
+"""What a run has to tell, in words and numbers, whatever they are shown on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from onnxcop._base.formatting import counted, percent, plural, shortened, sized
+from onnxcop.allocation.budget import Limits
+from onnxcop.report.summary import GroupReport, Report
+
+if TYPE_CHECKING:
+    from onnxcop.report.document import ReportData
+
+NO_CURVE = (
+    "There is no curve: it needs calibration data (--data) and recovery, and outputs that are finite. The divergence "
+    "is measured on held-out samples after every step."
+)
+
+_NAME = 40  # letters of a group's name in a sentence
+_BEFORE, _AFTER = " before", " after"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the final table: a quantity before and after, what is left of it, and whether that is less."""
+
+    name: str
+    before: str
+    after: str
+    kept: str = ""
+    better: bool = False
+
+
+def rows(report: Report) -> Iterator[Row]:
+    """The final table."""
+    before, after = report.before, report.after
+    for name, old, new, form in (
+        ("filters", report.filters, report.filters - filters_cut(report), counted),
+        ("MACs", before.macs, after.macs, counted),
+        ("parameters", before.params, after.params, counted),
+        ("file size", before.bytes, after.bytes, sized),
+    ):
+        yield Row(name, form(old), form(new), percent(new, old), new < old)
+    if report.latency is not None:
+        times = report.latency
+        yield Row("latency", str(times.before), str(times.after), times.share, times.ratio < 1)
+    quality = report.quality
+    for name, value in quality.items():
+        if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in quality:
+            bare = name.removesuffix(_BEFORE)
+            yield Row(bare, _score(value), _score(quality[bare + _AFTER]))
+        elif not (name.endswith(_AFTER) and name.removesuffix(_AFTER) + _BEFORE in quality):
+            yield Row(name, "", _score(value))
+
+
+def filters_cut(report: Report) -> int:
+    """How many filters are gone, over all layers."""
+    return sum(group.filters * (group.width - group.kept) for group in report.groups)
+
+
+def found(report: Report) -> str:
+    """What there was to prune."""
+    inexact = sum(not group.exact for group in report.groups)
+    text = f"{report.filters} filters, {report.prunable:.1%} prunable, in {plural(len(report.groups), 'group')}"
+    return text + (f" ({inexact} inexact)" if inexact else "")
+
+
+def cut(report: Report, settings: Mapping[str, Any]) -> str:
+    """What was cut, and how it was chosen and made up for."""
+    touched = [group for group in report.groups if group.kept < group.width]
+    how = "by measurement" if settings.get("allocate") == "measured" else f"by {report.criterion}"
+    text = f"{plural(filters_cut(report), 'filter')} from {len(touched)} of {plural(len(report.groups), 'group')}"
+    inexact = sum(not group.exact for group in touched)
+    text += f" {how}" + (f", {inexact} of them inexact" if inexact else "")
+    return f"{text}; recovery: {settings.get('recover', 'none')}"
+
+
+def most_cut(report: Report, most: int) -> str:
+    """The groups that lost the largest shares, "conv2 64→40, …"; empty where none was cut."""
+    touched = sorted((g for g in report.groups if g.kept < g.width), key=_share_kept)
+    text = ", ".join(f"{shortened(group.name, _NAME)} {group.width}→{group.kept}" for group in touched[:most])
+    return text + (", …" if len(touched) > most else "")
+
+
+def _share_kept(group: GroupReport) -> float:
+    return group.kept / group.width
+
+
+def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The story of a run, but for the table."""
+    yield f"Found {found(report)}."
+    if report.frozen:
+        yield f"Frozen: {sum(report.frozen.values())} of {report.filters} filters."
+    seen = f"Calibrated on {report.calibration}" if report.calibration else "Not calibrated: no data was given"
+    yield seen + (f"; {report.inputs}." if report.inputs else ".")
+    yield f"Cut {cut(report, settings)}."
+    yield from (f"{choice[:1].upper()}{choice[1:]}." for choice in report.choices)
+    yield f"Verified: {verified(report)}."
+
+
+def circumstances(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """What led to a result, and what it was made with, under headings."""
+    shapes = [(name, str(list(shape))) for name, shape in data.input_shapes.items()]
+    yield "Model", [("file", data.report.model), ("SHA-256", data.sha256), *shapes]
+    yield "Budget", [(name, str(value)) for name, value in data.budget.items()]
+    if data.settings.get("allocate") != "measured":
+        yield "Criterion", [(name, str(value)) for name, value in data.criterion.items()]
+    limits, usual = data.settings.get("limits", {}), asdict(Limits())
+    settings = {name: value for name, value in data.settings.items() if name != "limits"}
+    settings |= {name: value for name, value in limits.items() if value != usual.get(name)}
+    yield "Settings", [(name, str(value)) for name, value in settings.items()]
+    times = data.report.latency
+    if times is not None:
+        how = "medians of turns ± half the distance between the quartiles; kept: the median of the shares in each turn"
+        yield "Latency", [("ONNX Runtime with", times.provider), ("turns", str(times.turns)), ("shown:", how)]
+    yield "Versions", list(data.versions.items())
+    yield "Seconds", [(name, f"{seconds:.2f}") for name, seconds in data.report.seconds.items()]
+
+
+def frozen(report: Report, most: int) -> Iterator[str]:
+    """How many filters had to stay, and why, the most frequent reasons first."""
+    if not report.frozen:
+        return
+    yield f"frozen: {sum(report.frozen.values())} of {report.filters} filters"
+    listed = list(report.frozen.items())
+    for reason, number in listed[:most]:
+        yield f"  {number:6d}  {reason}"
+    if len(listed) > most:
+        rest = sum(number for _, number in listed[most:])
+        yield f"  {rest:6d}  for {len(listed) - most} more reasons; see onnxcop inspect"
+
+
+def verified(report: Report) -> str:
+    """What was checked, in a line."""
+    found = report.verification
+    if found is None:
+        return "nothing was verified"
+    if found.max_difference is None:
+        text = "valid and runs; outputs were not compared with the masked original"
+    else:
+        gap = "exactly" if found.max_difference == 0 else f"to {found.max_difference:.1e}"
+        text = f"valid, runs, equals the masked original {gap}"
+    if found.other_shapes:
+        text += ", at other input sizes too"
+    if found.inexact_units:
+        text += f"; {found.inexact_units} of the removed units are inexact"
+    return text
+
+
+def _score(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 0.01 else f"{value:.4g}"

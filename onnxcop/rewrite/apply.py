@@ -1,0 +1,70 @@
+"""Applying a selection to a copy of the model, with onnx-graphsurgeon.
+
+Every graph of the model, bodies of control flow included, is cut for itself (:mod:`onnxcop.rewrite.edit`),
+and the result merged into a copy of the original (:mod:`onnxcop.rewrite.merge`), so that everything the
+pruning does not touch stays as it was, to the byte: weights, node names, doc strings, metadata, opset,
+dynamic axes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import onnx
+from onnx import numpy_helper
+
+from onnxcop._base.types import Array, IntArray
+from onnxcop.coupling.groups import Structure
+from onnxcop.coupling.ops.findings import Edit
+from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
+from onnxcop.rewrite.edit import Surgery
+from onnxcop.rewrite.merge import Merger
+from onnxcop.rewrite.sizes import Keep, keeper, mends, moved_orders, slice_label
+
+
+def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
+    """Return a copy of `model` without the given units.
+
+    Args:
+        model: The traced model; it is not changed.
+        structure: Its structure.
+        removed: int64, numbers of the units to remove.
+
+    Raises:
+        ModelError: GraphSurgeon cannot represent the model.
+    """
+    keep = keeper(structure, removed)
+    weights = sliced_constants(model, structure, keep)
+    scopes, mended = Scopes.of(model), list(mends(model, structure, keep))
+    orders = moved_orders(structure, keep)
+    edits: dict[int, list[Edit]] = defaultdict(list)
+    for edit in structure.coupling.findings.edits:
+        edits[edit.node].append(edit)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    taken = scopes.names()
+    copies = Scopes.of(result).all
+    for index in reversed(range(len(copies))):  # bodies before the graph that holds them
+        scope = scopes.all[index]
+        own = range(scope.first, scope.first + len(scope.graph.node))
+        surgery = Surgery(model, scope, structure, keep, weights, taken)
+        surgery.perform(
+            [mend for mend in mended if mend.node in own or mend.node == -1 - index],
+            {number: found for number, found in edits.items() if number in own},
+            [order for order in orders if order.node in own],
+        )
+        Merger(surgery, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
+    return result
+
+
+def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -> dict[str, Array]:
+    """New values of every stored tensor that loses indices, by tensor name."""
+    coupling = structure.coupling
+    result: dict[str, Array] = {}
+    for name, tensor in constant_tensors(model).items():
+        label = coupling.labels.get(name) if name in coupling.constants else None
+        if label is None or all(atoms is None or len(keep(atoms)) == len(atoms) for atoms in label):
+            continue
+        result[name] = slice_label(numpy_helper.to_array(tensor), label, keep)
+    return result

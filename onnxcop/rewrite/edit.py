@@ -1,0 +1,261 @@
+"""The cuts in one graph of a model, with onnx-graphsurgeon.
+
+GraphSurgeon edits a light copy, without the weights that stay and without bodies of control flow;
+:mod:`onnxcop.rewrite.merge` takes its result over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array
+from onnxcop.coupling.groups import Structure
+from onnxcop.coupling.ops.findings import AxesEdit, Edit, OrderEdit, SplitEdit
+from onnxcop.errors import InternalError, ModelError
+from onnxcop.graph.shapes import has_dynamic_dims
+from onnxcop.graph.subgraphs import Scope, captured, made
+from onnxcop.rewrite.size_fixes import corrections
+from onnxcop.rewrite.sizes import Keep, Mend, attribute_values, remap
+
+
+class Surgery:
+    """One application of a selection to one graph; bodies in it are the concern of others.
+
+    Args:
+        model: The model the graph belongs to.
+        scope: The graph.
+        structure: The model's structure.
+        keep: What is kept.
+        weights: New values of stored tensors of the whole model.
+        taken: Names of tensors anywhere in the model; new ones are added.
+
+    Attributes:
+        graph: The graph under the knife.
+        original: Position in the original graph of every node that comes from there, by its id.
+        touched: Positions of original nodes that change.
+        weights: New values of tensors that this graph stores.
+        added: Names of new stored tensors.
+        renamed: Other names of the graph's outputs, by position.
+
+    Raises:
+        ModelError: GraphSurgeon cannot represent the graph.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, scope: Scope, structure: Structure, keep: Keep, weights: Mapping[str, Array],
+        taken: set[str],
+    ) -> None:  # fmt: skip
+        import onnx_graphsurgeon as gs
+
+        self.gs = gs
+        self.source, self.first, self.structure, self.keep = scope.graph, scope.first, structure, keep
+        own = made(scope.graph)
+        self.weights = {name: values for name, values in weights.items() if name in own}
+        try:
+            self.graph = gs.import_onnx(_light_copy(model, scope.graph))
+        except Exception as error:
+            raise ModelError(f"onnx-graphsurgeon cannot read this model: {str(error).splitlines()[0]}") from error
+        if len(self.graph.nodes) != len(scope.graph.node):
+            raise InternalError("onnx-graphsurgeon changed the number of nodes on import")
+        for tensor in (*self.graph.inputs, *self.graph.outputs):
+            tensor.dtype = tensor.dtype or np.float32  # bodies need not say, GraphSurgeon wants to know
+        self.held = {name for node in scope.graph.node for name in captured(node)}
+        self.taken, self.renamed = taken, dict[int, str]()
+        self.original = {id(node): index for index, node in enumerate(self.graph.nodes)}
+        self.nodes = list(self.graph.nodes)
+        self.tensors = self.graph.tensors()
+        self.touched: set[int] = set()
+        self.dynamic = has_dynamic_dims(model.graph.input)
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.added: set[str] = set()
+
+    def perform(self, mended: Sequence[Mend], edits: Mapping[int, Sequence[Edit]], orders: Sequence[OrderEdit]) -> None:
+        """Run all edits.
+
+        Args:
+            mended: Numbers that the graph's nodes (and outputs) must read.
+            edits: What rules said of the graph's nodes, by number.
+            orders: Shuffles in the graph that lose indices.
+        """
+        idle = {id(node) for node in self.nodes if not self._is_used(node)}
+        for name, values in self.weights.items():
+            if name in self.tensors:  # not so where only bodies read it
+                self._replace_constant(name, values)
+        for mend in mended:
+            self._mend(mend)
+        for number, found in edits.items():
+            self._edit(number - self.first, found)
+        for edit in orders:
+            self._reorder(edit)
+        self._drop_dead(idle)
+
+    def _replace_constant(self, name: str, values: Array) -> None:
+        tensor = self.tensors[name]
+        if isinstance(tensor, self.gs.Constant):
+            tensor.values = values
+            return
+        node = tensor.inputs[0]  # a Constant node
+        node.attrs["value"] = self.gs.Constant(node.attrs["value"].name, values)
+        self.touched.add(self.original[id(node)])
+
+    def _edit(self, index: int, edits: Sequence[Edit]) -> None:
+        node = self.nodes[index]
+        new = attribute_values(list(edits), self.source.node[index], self.keep)
+        if new:
+            node.attrs.update(new)
+            self.touched.add(index)
+        for edit in edits:
+            if isinstance(edit, SplitEdit):
+                self._explicit_split(index, edit)
+            elif isinstance(edit, AxesEdit):
+                self._explicit_axes(index, edit)
+
+    def _explicit_axes(self, index: int, edit: AxesEdit) -> None:
+        """A Squeeze of all axes of size 1 must not drop one that pruning made so."""
+        if all(len(self.keep(axis)) > 1 for axis in edit.live):
+            return
+        node = self.nodes[index]
+        self.touched.add(index)
+        if self.opset < 13:
+            node.attrs["axes"] = list(edit.axes)
+        else:
+            name = f"{node.outputs[0].name}_axes"
+            while len(node.inputs) > 1:
+                node.inputs.pop()
+            node.inputs.append(self._constant(name, np.array(edit.axes, np.int64)))
+
+    def _explicit_split(self, index: int, edit: SplitEdit) -> None:
+        """A Split into equal parts whose parts are no longer equal needs its sizes written down."""
+        node = self.nodes[index]
+        sizes = [len(self.keep(section)) for section in edit.sections]
+        if sizes == [len(section) for section in edit.sections] or len(node.inputs) > 1 or "split" in node.attrs:
+            return
+        self.touched.add(index)
+        node.attrs.pop("num_outputs", None)
+        if self.opset < 13:
+            node.attrs["split"] = sizes
+        else:
+            node.inputs.append(self._constant(f"{node.outputs[0].name}_split", np.array(sizes, np.int64)))
+
+    def _reorder(self, edit: OrderEdit) -> None:
+        """Replace a shuffle of an axis, which only fits its original size, by a Gather."""
+        first, last = self.nodes[edit.chain[0] - self.first], self.nodes[edit.chain[-1] - self.first]
+        source, result = first.inputs[0], last.outputs[0]
+        order = self._constant(f"{result.name}_order", remap(edit.order, edit.atoms, self.keep))
+        place = self.graph.nodes.index(last)
+        for node in (self.nodes[number - self.first] for number in edit.chain):
+            node.inputs.clear()
+            node.outputs.clear()
+            self.graph.nodes.remove(node)
+        gather = self.gs.Node("Gather", last.name, {"axis": edit.axis}, [source, order], [result])
+        self.graph.nodes.insert(place - len(edit.chain) + 1, gather)
+
+    def _mend(self, mend: Mend) -> None:
+        """Make one input of one node read the number it must."""
+        if mend.node < 0:
+            self._mend_output(mend)
+            return
+        index = mend.node - self.first
+        node = self.nodes[index]
+        old = node.inputs[mend.input]
+        info = self.structure.coupling.shapes[old.name]
+        stored = isinstance(old, self.gs.Constant) or (old.inputs and old.inputs[0].op == "Constant")
+        self.touched.add(index)
+        alone = len(old.outputs) == 1 and old not in self.graph.outputs and old.name not in self.held
+        if stored and alone:
+            self._replace_constant(old.name, mend.required)
+            self.weights.setdefault(old.name, mend.required)
+        elif stored or not (info.sized and self.dynamic) or mend.actual.shape != mend.required.shape:
+            node.inputs[mend.input] = self._constant(f"{old.name}_pruned", mend.required)
+        else:
+            self._override(mend, old)
+
+    def _override(self, mend: Mend, old: Any) -> None:
+        """Replace some elements of a size that is computed at run time, and leave the others dynamic."""
+        name = self._fresh(f"{old.name}_pruned")
+        out = self.gs.Variable(name, dtype=old.dtype or mend.required.dtype, shape=mend.required.shape)
+        node = self.nodes[mend.node - self.first]
+        place = self.graph.nodes.index(node)
+        self.graph.nodes[place:place] = self._replacing(mend, old, out)
+        node.inputs[mend.input] = out
+
+    def _mend_output(self, mend: Mend) -> None:
+        """Give out a size as it was, where its element changed."""
+        output = self.graph.outputs[mend.input]
+        name = self._fresh(f"{output.name}_pruned")
+        if not output.inputs:  # a body that gives out what it was given, or what it captures
+            new = self.gs.Variable(name, dtype=output.dtype or mend.required.dtype, shape=mend.required.shape)
+            self.graph.nodes += self._replacing(mend, output, new)
+            self.graph.outputs[mend.input] = new
+            self.renamed[mend.input] = name
+            return
+        maker = output.inputs[0]
+        found = self.gs.Variable(name, dtype=output.dtype or mend.required.dtype, shape=mend.actual.shape)
+        maker.outputs[maker.outputs.index(output)] = found
+        self.touched.add(self.original[id(maker)])
+        place = self.graph.nodes.index(maker) + 1
+        self.graph.nodes[place:place] = self._replacing(mend, found, output)
+
+    def _replacing(self, mend: Mend, old: Any, out: Any) -> list[Any]:
+        """Nodes that make `out` of `old`, a number that is computed at run time, by putting it right."""
+        name = out.name if out.name in self.added else old.name
+        values, last = old, len(steps := corrections(mend, self.opset)) - 1
+        nodes = []
+        for place, step in enumerate(steps):
+            result = out
+            if place < last:
+                result = self.gs.Variable(self._fresh(f"{name}_{step.name}"), mend.required.dtype, mend.required.shape)
+            constants = [self._constant(f"{name}_{key}", array) for key, array in step.constants.items()]
+            nodes.append(
+                self.gs.Node(step.op_type, f"{name}_{step.name}", {}, step.inputs(values, constants), [result])
+            )
+            values = result
+        return nodes
+
+    def _constant(self, name: str, values: Array) -> Any:
+        # numpy makes scalars of what is computed from arrays without axes
+        return self.gs.Constant(self._fresh(name), np.asarray(values))
+
+    def _fresh(self, name: str) -> str:
+        taken, number = name, 1
+        while taken in self.taken:
+            number += 1
+            taken = f"{name}_{number}"
+        self.added.add(taken)
+        self.taken.add(taken)
+        return taken
+
+    def _drop_dead(self, idle: set[int]) -> None:
+        """Remove nodes that only served a size which is now written down."""
+        for node in list(reversed(self.graph.nodes)):
+            if id(node) not in idle and not self._is_used(node):
+                node.inputs.clear()
+                self.graph.nodes.remove(node)
+
+    def _is_used(self, node: Any) -> bool:
+        outputs = {id(tensor) for tensor in self.graph.outputs}
+        return any(t.outputs or id(t) in outputs or t.name in self.held for t in node.outputs)
+
+
+def _light_copy(model: onnx.ModelProto, graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph without the bytes of its initializers and without its bodies, as a model for editing."""
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = graph.name
+    for node in graph.node:
+        copy = light.graph.node.add()
+        copy.CopyFrom(node)
+        for place in reversed(range(len(copy.attribute))):
+            if copy.attribute[place].type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                del copy.attribute[place]
+    light.graph.input.extend(graph.input)
+    light.graph.output.extend(graph.output)
+    for tensor in graph.initializer:
+        light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    light.graph.sparse_initializer.extend(graph.sparse_initializer)
+    return light

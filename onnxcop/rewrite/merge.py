@@ -1,0 +1,151 @@
+"""Taking over what was cut into a copy of the original, and nothing else.
+
+Nodes that were not touched are taken over as they were, as are initializers that lose nothing, so that
+names, doc strings, metadata and bytes survive.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import numpy_helper
+
+from onnxcop.graph.subgraphs import captured
+from onnxcop.rewrite.edit import Surgery
+from onnxcop.rewrite.sizes import pruned_shape
+
+
+class Merger:
+    """Merges one cut graph into a copy of what it was cut from.
+
+    Args:
+        surgery: The cuts.
+        graph: A copy of the graph, whose own bodies are already cut.
+        top: Whether it is the top-level graph, whose inputs and outputs stay as they are.
+        inputs_listed: Whether the model lists initializers as inputs too, as old ones must.
+    """
+
+    def __init__(self, surgery: Surgery, graph: onnx.GraphProto, *, top: bool, inputs_listed: bool) -> None:
+        self.surgery, self.graph, self.top, self.inputs_listed = surgery, graph, top, inputs_listed
+        self.structure, self.keep, self.weights = surgery.structure, surgery.keep, surgery.weights
+
+    def merge(self) -> None:
+        """Change the copy."""
+        exported = self.surgery.gs.export_onnx(self.surgery.graph).graph
+        self._merge_nodes(exported)
+        self._merge_initializers(exported)
+        for position, name in self.surgery.renamed.items():
+            self.graph.output[position].name = name
+        self._refresh_shapes()
+
+    def _merge_nodes(self, exported: onnx.GraphProto) -> None:
+        source = self.surgery.source
+        holders = {
+            index: onnx.NodeProto.FromString(node.SerializeToString())
+            for index, node in enumerate(self.graph.node)
+            if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute)
+        }
+        nodes = []
+        for node, proto in zip(self.surgery.graph.nodes, exported.node, strict=True):
+            index = self.surgery.original.get(id(node))
+            if index in holders:
+                holder = holders[index]
+                holder.ClearField("input")
+                holder.ClearField("output")
+                holder.input.extend(proto.input)
+                holder.output.extend(proto.output)
+                nodes.append(holder)
+            elif index is None:
+                nodes.append(proto)
+            elif index in self.surgery.touched:
+                nodes.append(_restored(proto, source.node[index]))
+            else:
+                nodes.append(source.node[index])
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+
+    def _merge_initializers(self, exported: onnx.GraphProto) -> None:
+        graph, added = self.graph, self.surgery.added
+        new = {tensor.name: tensor for tensor in exported.initializer}
+        used = {name for node in graph.node for name in _reads(node)} | {v.name for v in graph.output}
+        before = {name for node in self.surgery.source.node for name in _reads(node)}
+        keepers = []
+        dropped = {t.name for t in graph.initializer if t.name in before and t.name not in used}
+        for index in reversed(range(len(graph.input))):
+            if graph.input[index].name in dropped:
+                del graph.input[index]
+        for tensor in graph.initializer:
+            if tensor.name in dropped:
+                continue
+            if tensor.name in self.weights:
+                made = new.get(tensor.name)  # not there where only bodies read it
+                _refill(tensor, made or numpy_helper.from_array(self.weights[tensor.name], tensor.name))
+            keepers.append(tensor)
+        known = {tensor.name for tensor in keepers}
+        fresh = [new[name] for name in new if name in added and name not in known]
+        keepers += fresh
+        if self.top and self.inputs_listed:
+            graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in fresh)
+        if len(keepers) != len(graph.initializer) or any(t.name in added for t in keepers):
+            kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in keepers]
+            del graph.initializer[:]
+            graph.initializer.extend(kept)
+
+    def _refresh_shapes(self) -> None:
+        """Write the new sizes into value_info, initializers listed as inputs, and the border of a body."""
+        graph = self.graph
+        live = {name for node in graph.node for name in (*node.output, *node.input)}
+        for index in reversed(range(len(graph.value_info))):
+            value = graph.value_info[index]
+            if value.name not in live:
+                del graph.value_info[index]
+                continue
+            self._resize(value)
+        for value in graph.input if self.top else (*graph.input, *graph.output):
+            if value.name in self.weights or not self.top:
+                self._resize(value)
+
+    def _resize(self, value: onnx.ValueInfoProto) -> None:
+        if value.name in self.weights:
+            shape = self.weights[value.name].shape
+        else:
+            found = pruned_shape(self.structure, value.name, self.keep)
+            if found is None or value.name not in self.structure.coupling.labels:
+                return
+            shape = found
+        before = self.structure.coupling.shapes[value.name].shape
+        dims = value.type.tensor_type.shape.dim
+        if before is None or len(dims) != len(shape):
+            return
+        for dim, old, size in zip(dims, before, shape, strict=True):
+            if old != size:
+                dim.dim_value = size
+
+
+def _refill(tensor: onnx.TensorProto, new: onnx.TensorProto) -> None:
+    """Give a tensor new values, and nothing else that it did not have: files must not grow."""
+    doc = tensor.doc_string
+    tensor.CopyFrom(new)
+    tensor.ClearField("data_location")
+    tensor.ClearField("doc_string")
+    if doc:
+        tensor.doc_string = doc
+
+
+def _restored(proto: onnx.NodeProto, source: onnx.NodeProto) -> onnx.NodeProto:
+    """Keep what the original says of a node, and its attribute messages where their value did not change."""
+    if source.doc_string:
+        proto.doc_string = source.doc_string
+    proto.metadata_props.extend(source.metadata_props)
+    originals = {attribute.name: attribute for attribute in source.attribute}
+    for attribute in proto.attribute:
+        original = originals.get(attribute.name)
+        if original is None:
+            continue
+        stored = original.type in (original.TENSOR, original.SPARSE_TENSOR)
+        if not stored and onnx.helper.get_attribute_value(original) == onnx.helper.get_attribute_value(attribute):
+            attribute.CopyFrom(original)
+    return proto
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    return [name for name in node.input if name] + sorted(captured(node))

@@ -1,0 +1,171 @@
+"""The decision as a file: which indices of which tensors go, for which model, and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcop._base.files import write_atomically
+from onnxcop._base.types import IntArray
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.coupling.groups import Structure
+from onnxcop.errors import PlanMismatchError
+
+FORMAT, VERSION = "onnxcop-plan", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Indices of one tensor's axis that go, with everything coupled to them."""
+
+    tensor: str
+    axis: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PruningPlan:
+    """A replayable decision.
+
+    Attributes:
+        model: SHA-256 of the model it was made for.
+        cuts: What goes, named by one stored tensor per unit.
+        input_shapes: The shapes the model was analysed with.
+        policy: The coupling policy it was analysed with.
+        budget: What was asked for.
+        criterion: Name and parameters of the criterion.
+        settings: Everything else that led to the decision (limits, seed, allocation, recovery).
+    """
+
+    model: str
+    cuts: tuple[Cut, ...]
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    policy: str = "finest"
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    criterion: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The file's text."""
+        from onnxcop._version import __version__
+
+        document = {
+            "format": FORMAT, "version": VERSION, "onnxcop": __version__, "model_sha256": self.model,
+            "budget": dict(self.budget), "criterion": dict(self.criterion), "settings": dict(self.settings),
+            "policy": self.policy, "input_shapes": {name: list(s) for name, s in self.input_shapes.items()},
+            "removed": [{"tensor": c.tensor, "axis": c.axis, "indices": list(c.indices)} for c in self.cuts],
+        }  # fmt: skip
+        return json.dumps(document, indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the plan, never half of it."""
+        write_atomically(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: Path) -> PruningPlan:
+        """Read a plan.
+
+        Raises:
+            PlanMismatchError: The file is missing, not a plan, or of a newer version.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise PlanMismatchError(f"{path} is not a plan: it holds no valid JSON ({error})") from None
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise PlanMismatchError(f"{path} is not a pruning plan; make one with --plan-out")
+        if document.get("version") != VERSION:
+            raise PlanMismatchError(
+                f"{path} is a plan of version {document.get('version')}, this release reads {VERSION}; "
+                "make it again with --plan-out"
+            )
+        try:
+            cuts = tuple(
+                Cut(str(c["tensor"]), int(c["axis"]), tuple(int(i) for i in c["indices"])) for c in document["removed"]
+            )
+            shapes = {name: tuple(map(int, s)) for name, s in document.get("input_shapes", {}).items()}
+            return cls(
+                document["model_sha256"], cuts, shapes, document.get("policy", "finest"),
+                document.get("budget", {}), document.get("criterion", {}), document.get("settings", {}),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanMismatchError(f"{path} is a damaged plan: {type(error).__name__} {error}") from None
+
+
+def cuts_of(analysis: Analysis, removed: IntArray) -> tuple[Cut, ...]:
+    """Name the removed units by stored tensors: the filters that make them, where there are any."""
+    structure = analysis.structure
+    wanted = np.zeros(len(structure.unit_class), dtype=np.bool_)
+    wanted[removed] = True
+    cuts = []
+    for tensor, axis, units in _named_axes(analysis, structure):
+        hit = (units >= 0) & wanted[units]
+        if hit.any():
+            cuts.append(Cut(tensor, axis, tuple(np.flatnonzero(hit).tolist())))
+            wanted[units[hit]] = False
+    return tuple(cuts)
+
+
+def _named_axes(analysis: Analysis, structure: Structure) -> list[tuple[str, int, IntArray]]:
+    """Axes of the original's stored tensors with the unit at every position, producers first."""
+    coupling = structure.coupling
+    produced = set()
+    for contraction in coupling.findings.contractions:
+        if contraction.kernel is not None and contraction.produced is not None:
+            name = analysis.nodes[contraction.node].input[contraction.kernel.input]
+            produced.add((name, contraction.kernel.out_axis))
+    axes = []
+    for name in coupling.constants:
+        if name not in analysis.copies:
+            for axis, atoms in enumerate(coupling.labels[name]):
+                if atoms is not None:
+                    axes.append((name, axis, structure.units_on(atoms)))
+    return sorted(axes, key=lambda entry: ((entry[0], entry[1]) not in produced, entry[0], entry[1]))
+
+
+def units_of(analysis: Analysis, plan: PruningPlan) -> IntArray:
+    """The units that a plan removes from this model, ascending.
+
+    Raises:
+        PlanMismatchError: The plan is for another model, or names what cannot be removed.
+    """
+    if plan.model != analysis.sha256:
+        raise PlanMismatchError(
+            f"the plan was made for another model (SHA-256 {plan.model[:12]}…, {analysis.source} has "
+            f"{analysis.sha256[:12]}…); make a plan for this one with --plan-out"
+        )
+    structure = analysis.structure
+    found = []
+    for cut in plan.cuts:
+        label = structure.coupling.labels.get(cut.tensor, ())
+        atoms = label[cut.axis] if cut.axis < len(label) else None
+        if atoms is None or any(not 0 <= i < len(atoms) for i in cut.indices):
+            raise PlanMismatchError(f"the plan cuts axis {cut.axis} of tensor {cut.tensor!r}, which cannot be pruned")
+        units = structure.units_on(atoms)[list(cut.indices)]
+        if (units < 0).any():
+            raise PlanMismatchError(f"the plan removes indices of tensor {cut.tensor!r} that may not be removed")
+        found.append(units)
+    units = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+    _refuse_empty_axes(analysis, units)
+    return units
+
+
+def _refuse_empty_axes(analysis: Analysis, units: IntArray) -> None:
+    structure = analysis.structure
+    left = analysis.cost.kept_counts(units)[structure.limited_axes]
+    empty = structure.limited_axes[left < 1]
+    if len(empty):
+        name = next(
+            name
+            for name, label in structure.coupling.labels.items()
+            for atoms in label
+            if atoms is not None and structure.axis_id(atoms) == empty[0]
+        )
+        raise PlanMismatchError(f"the plan leaves nothing of tensor {name!r}; make it again")

@@ -1,0 +1,205 @@
+"""What the numbers written in a graph must become, and what they will be if nothing is done.
+
+A size reaches an operator in one of three ways: written down (a constant), computed from the size of
+a runtime tensor (`Shape → Gather → Concat`), or mixed. Computed sizes often follow the pruning on
+their own. So for every number that an operator reads, this module computes the value it *must* have
+and the value it *would* have; the rewriter mends the difference and leaves the rest alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, IntArray
+from onnxcop.coupling.groups import Structure
+from onnxcop.coupling.ops.findings import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
+from onnxcop.graph.shapes import Shape, evaluate, shape_value
+from onnxcop.graph.subgraphs import Scopes
+
+Keep = Callable[[IntArray], IntArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """Input `input` of node `node` reads `actual` after pruning but must read `required`.
+
+    Node -1 stands for the top-level graph, and its inputs for the graph's outputs; -2 for the next of
+    :class:`onnxcop.graph.subgraphs.Scopes`, and so on.
+    """
+
+    node: int
+    input: int
+    required: Array
+    actual: Array
+
+
+def keeper(structure: Structure, removed: IntArray) -> Keep:
+    """Return a function from the atoms of an axis to its kept positions."""
+    gone = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
+    gone[removed] = True
+    alive = ~gone[structure.class_unit]
+    of = structure.coupling.classes.of
+
+    def keep(atoms: IntArray) -> IntArray:
+        return np.flatnonzero(alive[of[atoms]])
+
+    return keep
+
+
+def pruned_shape(structure: Structure, name: str, keep: Keep) -> Shape | None:
+    """Shape of a tensor after pruning."""
+    shape = structure.coupling.shapes[name].shape
+    label = structure.coupling.labels.get(name)
+    if shape is None or label is None:
+        return shape
+    return tuple(size if atoms is None else len(keep(atoms)) for size, atoms in zip(shape, label, strict=True))
+
+
+def slice_label(values: Array, label: tuple[IntArray | None, ...], keep: Keep) -> Array:
+    """Cut a tensor down to the kept indices of its label."""
+    for axis, atoms in enumerate(label):
+        if atoms is not None:
+            kept = keep(atoms)
+            if len(kept) < len(atoms):
+                values = np.take(values, kept, axis=axis)
+    return np.ascontiguousarray(values)
+
+
+def attribute_values(edits: list[Edit], node: onnx.NodeProto, keep: Keep) -> dict[str, float | list[int]]:
+    """New values of a node's attributes."""
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.type in (a.INT, a.INTS)}
+    result: dict[str, float | list[int]] = {}
+    for edit in edits:
+        if isinstance(edit, PinEdit):
+            if len(keep(edit.atoms)) < len(edit.atoms):
+                result[edit.name] = edit.value
+        elif isinstance(edit, RatioEdit):
+            per = edit.per if isinstance(edit.per, int) else len(keep(edit.per))
+            result[edit.name] = len(keep(edit.atoms)) // per
+        elif isinstance(edit, SizeEdit) and isinstance(edit.where, str):
+            count = len(keep(edit.atoms))
+            old = result.get(edit.where, given.get(edit.where))
+            if isinstance(old, list):
+                changed = [int(v) for v in old]
+                old_number = changed[edit.element]
+                if old_number > 0 or (edit.where != "shape" and _stale(edit, old_number, keep)):
+                    changed[edit.element] = count
+                result[edit.where] = changed
+            else:
+                result[edit.where] = count
+        elif isinstance(edit, SplitEdit) and "split" in given:
+            result["split"] = [len(keep(section)) for section in edit.sections]
+    return {name: value for name, value in result.items() if value != given.get(name)}
+
+
+def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[Mend]:
+    """Every number that would be wrong after the weights have been cut."""
+    coupling = structure.coupling
+    shapes = coupling.shapes
+    by_node: dict[int, list[Edit]] = defaultdict(list)
+    for edit in coupling.findings.edits:
+        by_node[edit.node].append(edit)
+    replaced = {index for edit in moved_orders(structure, keep) for index in edit.chain}
+    scopes = Scopes.of(model)
+    sources = {t.name for scope in scopes.all for t in scope.graph.initializer}
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    changed: dict[str, Array] = {}
+    for index in scopes.order():
+        node = scopes.nodes[index]
+        if node.op_type == "Constant":
+            sources.add(node.output[0])
+            continue
+        if index in replaced:
+            continue
+        folded = node.output and all(shapes[name].value is not None for name in node.output if name)
+        if folded and not by_node.get(index):
+            changed |= _refold(node, structure, keep, changed, opset)
+            continue
+        for position, name in enumerate(node.input):
+            value = shapes[name].value if name else None
+            if value is None:
+                continue
+            required = _required(node, position, value, by_node.get(index, []), structure, keep)
+            actual = changed.get(name, value)
+            if name in sources and name in coupling.constants:
+                actual = slice_label(value, coupling.labels[name], keep)
+            if actual.shape != required.shape or not np.array_equal(actual, required):
+                yield Mend(index, position, required, actual)
+    for place, scope in enumerate(scopes.all):
+        for position, output in enumerate(scope.graph.output):
+            if output.name in changed:
+                yield Mend(-1 - place, position, np.asarray(shapes[output.name].value), changed[output.name])
+
+
+def moved_orders(structure: Structure, keep: Keep) -> list[OrderEdit]:
+    """The shuffles that lose indices, so that a Gather must take their place."""
+    edits = [edit for edit in structure.coupling.findings.edits if isinstance(edit, OrderEdit)]
+    return [edit for edit in edits if any(a is not None and len(keep(a)) < len(a) for a in edit.label)]
+
+
+def _refold(
+    node: onnx.NodeProto, structure: Structure, keep: Keep, changed: dict[str, Array], opset: int
+) -> dict[str, Array]:
+    """Evaluate a size computation again on the pruned sizes."""
+    shapes = structure.coupling.shapes
+    if node.op_type in ("Shape", "Size"):
+        shape = pruned_shape(structure, node.input[0], keep)
+        if shape is None or shape == shapes[node.input[0]].shape:
+            return {}
+        return {node.output[0]: shape_value(node, shape)}
+    if not any(name in changed for name in node.input):
+        return {}
+    inputs = [changed.get(name, shapes[name].value) if name else None for name in node.input]
+    results = evaluate(node, inputs, opset)
+    if results is None:
+        return {}
+    return {
+        name: result
+        for name, result in zip(node.output, results, strict=False)
+        if name and not np.array_equal(result, np.asarray(shapes[name].value))
+    }
+
+
+def _required(
+    node: onnx.NodeProto, position: int, value: Array, edits: list[Edit], structure: Structure, keep: Keep
+) -> Array:
+    """The value an input must have after pruning."""
+    label = structure.coupling.labels.get(node.input[position])
+    required = value if label is None else slice_label(value, label, keep)
+    for edit in edits:
+        if isinstance(edit, SizeEdit) and edit.where == position:
+            count = len(keep(edit.atoms))
+            copies = node.op_type == "Reshape" and required.reshape(-1)[edit.element] <= 0
+            if not copies and _stale(edit, int(required.reshape(-1)[edit.element]), keep):
+                required = required.copy()
+                required.reshape(-1)[edit.element] = count
+        elif isinstance(edit, IndexEdit) and edit.input == position:
+            required = remap(required, edit.atoms, keep, edit.axis)
+        elif isinstance(edit, SplitEdit) and position == 1:
+            required = np.array([len(keep(section)) for section in edit.sections], dtype=value.dtype)
+    return required
+
+
+def _stale(edit: SizeEdit, number: int, keep: Keep) -> bool:
+    """Whether a written size is no longer right."""
+    axis = edit.whole if edit.whole is not None and number < 0 else edit.atoms
+    return len(keep(axis)) < len(axis)
+
+
+def remap(indices: Array, atoms: IntArray, keep: Keep, axis: int = 0) -> Array:
+    """Indices into the kept part of an axis; those of removed positions disappear along the indices' `axis`."""
+    kept = keep(atoms)
+    if len(kept) == len(atoms):
+        return indices
+    rank = np.full(len(atoms), -1, dtype=np.int64)
+    rank[kept] = np.arange(len(kept))
+    found = rank[indices]
+    if indices.ndim:
+        there = (np.moveaxis(found, axis, 0).reshape(indices.shape[axis], -1) >= 0).all(axis=1)
+        found = np.compress(there, found, axis=axis)
+    return found.astype(indices.dtype)

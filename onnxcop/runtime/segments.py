@@ -1,0 +1,160 @@
+"""Running a model piece by piece, so that what comes before a change is computed only once.
+
+The graph is cut between nodes. What crosses a cut (the live tensors) is kept, batch by batch; the rest
+of the network then runs from there, as often as there are variants of it to try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx
+
+from onnxcop._base.types import Array, Feed
+from onnxcop.graph.shapes import ShapeMap
+from onnxcop.graph.subgraphs import captured, graphs_of
+from onnxcop.runtime.session import EngineOptions, Session
+
+
+class Cutter:
+    """Knows what crosses every cut of a graph, and makes models of the pieces.
+
+    Args:
+        model: The model whose graph is cut. Weights are read when a piece is made, so that changing
+            them in place changes later pieces.
+        shapes: Element types and ranks of its tensors.
+        constants: Names of tensors that are computed from weights alone; every piece computes its own.
+    """
+
+    def __init__(self, model: onnx.ModelProto, shapes: ShapeMap, constants: Iterable[str]) -> None:
+        self.model = model
+        self.shapes = shapes
+        graph = model.graph
+        self.count = len(graph.node)
+        self.stored = {tensor.name: tensor for tensor in graph.initializer}
+        self.stored |= _inner_tensors(graph)
+        self.constants = set(constants) | set(self.stored)
+        self.reads = [[n for n in node.input if n] + sorted(captured(node)) for node in graph.node]
+        self.maker = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+        self.outputs = [value.name for value in graph.output]
+        self.inputs = [value.name for value in graph.input if value.name not in self.stored]
+        self._last_use: dict[str, int] = {name: self.count for name in self.outputs}
+        for index, names in enumerate(self.reads):
+            for name in names:
+                self._last_use[name] = max(self._last_use.get(name, -1), index)
+
+    def crossing(self, cut: int) -> list[str]:
+        """Tensors made before node `cut` (or fed) and read at or after it."""
+        names = [
+            name
+            for name, index in self.maker.items()
+            if index < cut <= self._last_use.get(name, -1) and name not in self.constants
+        ]
+        return [n for n in self.inputs if self._last_use.get(n, -1) >= cut] + names
+
+    def piece(self, start: int, stop: int, outputs: Sequence[str]) -> onnx.ModelProto | None:
+        """The nodes `start` to `stop` that `outputs` need, as a model; None if it has no node."""
+        wanted, chosen = set(outputs), []
+        for index in reversed(range(start, stop)):
+            node = self.model.graph.node[index]
+            if any(name in wanted for name in node.output):
+                chosen.append(index)
+                wanted.update(self.reads[index])
+        if not chosen:
+            return None
+        chosen = sorted(set(chosen) | self._constant_makers(wanted, start))
+        piece = onnx.ModelProto(ir_version=self.model.ir_version)
+        piece.opset_import.extend(self.model.opset_import)
+        graph = piece.graph
+        graph.name = "piece"
+        graph.node.extend(self.model.graph.node[index] for index in chosen)
+        made = {name for index in chosen for name in self.model.graph.node[index].output}
+        needed = {name for index in chosen for name in self.reads[index]}
+        graph.initializer.extend(self.stored[name] for name in sorted(needed) if name in self.stored)
+        for name in sorted(needed - made - self.stored.keys()):
+            graph.input.append(self._value_info(name))
+        for name in outputs:
+            if name in made:
+                graph.output.append(self._value_info(name))
+        return piece
+
+    def _constant_makers(self, wanted: set[str], start: int) -> set[int]:
+        """Nodes before `start` that compute constants a piece needs."""
+        found: set[int] = set()
+        pending = [name for name in wanted if name in self.constants and self.maker.get(name, start) < start]
+        while pending:
+            index = self.maker.get(pending.pop(), -1)
+            if index >= 0 and index not in found:
+                found.add(index)
+                pending += [n for n in self.reads[index] if n not in self.stored]
+        return found
+
+    def _value_info(self, name: str) -> onnx.ValueInfoProto:
+        info = self.shapes[name]
+        shape = None if info.shape is None else [None] * len(info.shape)
+        return onnx.helper.make_tensor_value_info(name, info.elem_type, shape)
+
+
+def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """What the bodies of control flow store, by name; pieces hold it where it is."""
+    found: dict[str, onnx.TensorProto] = {}
+    for body in (body for node in graph.node for body in graphs_of(node)):
+        found |= {tensor.name: tensor for tensor in body.initializer}
+        for node in body.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                found[node.output[0]] = node.attribute[0].t
+        found |= _inner_tensors(body)
+    return found
+
+
+def run_piece(
+    cutter: Cutter, start: int, stop: int, states: Sequence[Mapping[str, Array]], outputs: Sequence[str],
+    options: EngineOptions,
+) -> list[Feed]:  # fmt: skip
+    """Run the nodes `start` to `stop` on every batch's live tensors and return the named tensors."""
+    piece = cutter.piece(start, stop, outputs)
+    if piece is None:
+        return [{name: state[name] for name in outputs} for state in states]
+    names = {value.name for value in piece.graph.input}
+    made = [value.name for value in piece.graph.output]
+    results = []
+    with Session(piece, options) as session:
+        for state in states:
+            found = session.run({name: state[name] for name in names}, made)
+            results.append({name: found.get(name, state.get(name)) for name in outputs})
+    return results  # type: ignore[return-value]
+
+
+class Rolling:
+    """The live tensors of one network at a cut that moves forward.
+
+    Args:
+        cutter: The network.
+        feeds: Batches of inputs.
+        options: How to run pieces.
+    """
+
+    def __init__(self, cutter: Cutter, feeds: Iterable[Mapping[str, Array]], options: EngineOptions) -> None:
+        self.cutter, self.options = cutter, options
+        self.cut = 0
+        self.states: list[Feed] = [dict(feed) for feed in feeds]
+
+    def peek(self, stop: int, names: Sequence[str]) -> list[Feed]:
+        """Values of tensors made before node `stop`, without moving the cut."""
+        return run_piece(self.cutter, self.cut, stop, self.states, names, self.options)
+
+    def advance(self, cut: int, extra: Sequence[str] = ()) -> list[Feed]:
+        """Move the cut to just before node `cut`; returns the `extra` tensors made on the way."""
+        if cut < self.cut:
+            raise ValueError(f"cannot roll back from {self.cut} to {cut}")
+        names = list(dict.fromkeys([*self.cutter.crossing(cut), *extra]))
+        results = run_piece(self.cutter, self.cut, cut, self.states, names, self.options)
+        crossing = set(self.cutter.crossing(cut))
+        self.states = [{n: v for n, v in result.items() if n in crossing} for result in results]
+        self.cut = cut
+        return [{n: result[n] for n in extra} for result in results]
+
+    def finish(self, cutter: Cutter | None = None) -> list[Feed]:
+        """Run from the cut to the end (of `cutter`'s network, where a variant of this one is given)."""
+        chosen = cutter or self.cutter
+        return run_piece(chosen, self.cut, chosen.count, self.states, chosen.outputs, self.options)

@@ -1,0 +1,218 @@
+"""The execution seam: all that runs a model goes through here, ONNX Runtime lies behind it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, Feed
+from onnxcop.errors import EngineError
+from onnxcop.graph.external_data import save_externally, scratch_folder, weight_bytes
+from onnxcop.graph.input_spec import InputSpec
+from onnxcop.runtime.providers import OutOfMemory, create_session, engine_error, resolve_provider
+
+__all__ = ["EngineOptions", "OutOfMemory", "Runner", "Session", "resolve_provider", "run_batched"]
+
+log = logging.getLogger("onnxcop")
+
+LARGEST_IN_MEMORY = 1_900_000_000  # bytes; a serialized ModelProto may not reach 2 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How models are run.
+
+    Attributes:
+        provider: `auto`, `cpu`, `cuda`, `tensorrt`, `dml`, `coreml`, `openvino`, or the full name
+            of an execution provider of ONNX Runtime.
+        threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
+        provider_options: Extra (key, value) settings of the first provider.
+        custom_ops: Libraries of operators of your own, as ONNX Runtime loads them.
+    """
+
+    provider: str = "auto"
+    threads: int | None = None
+    provider_options: tuple[tuple[str, str], ...] = ()
+    custom_ops: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for library in self.custom_ops:
+            if not os.path.isfile(library):
+                raise EngineError(f"{library}: there is no such library of operators; check --custom-ops")
+        if self.threads is not None and self.threads < 1:
+            raise EngineError(f"threads is {self.threads}; give 1 or more, or leave it out")
+
+
+class Runner(Protocol):
+    """What :func:`run_batched` needs of a session."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feed: ...
+
+
+class Session:
+    """A loaded model.
+
+    Args:
+        model: A model, its serialized bytes, or the path of its file. The model is not changed.
+        options: How to run it.
+        optimize: Whether ONNX Runtime may rewrite the graph before it runs it.
+        config: Further settings of the session, by ONNX Runtime's keys.
+
+    Attributes:
+        inputs: What :meth:`run` must be given; initializers that are listed as inputs are left out.
+        outputs: What it returns.
+        providers: The execution providers in use, the first one asked for at the front.
+
+    Raises:
+        EngineError: The provider cannot be used, or ONNX Runtime refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto | bytes | str | os.PathLike[str],
+        options: EngineOptions = EngineOptions(),
+        *,
+        optimize: bool = True,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        names = resolve_provider(options.provider)
+        self._session: Any = None
+        self._remove: Callable[[], object] | None = None
+        source: bytes | str
+        if isinstance(model, onnx.ModelProto):
+            if weight_bytes(model) > LARGEST_IN_MEMORY:
+                folder, self._remove = scratch_folder(self)
+                source = str(save_externally(model, folder))
+            else:
+                source = model.SerializeToString()
+        else:
+            source = model if isinstance(model, bytes) else os.fspath(model)
+        try:
+            self._session = create_session(
+                source,
+                names,
+                threads=options.threads,
+                provider_options=dict(options.provider_options),
+                optimize=optimize,
+                config=config,
+                custom_ops=options.custom_ops,
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self.inputs = tuple(map(_spec_from_node_arg, self._session.get_inputs()))
+        self.outputs = tuple(map(_spec_from_node_arg, self._session.get_outputs()))
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feed:
+        """Runs the model once.
+
+        Args:
+            feeds: Arrays by input name, of the dtypes and shapes of :attr:`inputs`.
+            outputs: Names of the outputs to compute, None for all.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            OutOfMemory: The device has not enough memory for this feed.
+            EngineError: The feed does not fit the model, or an operator fails.
+        """
+        if self._session is None:
+            raise EngineError("the session is closed; open another one")
+        names = list(outputs) if outputs is not None else [spec.name for spec in self.outputs]
+        try:
+            values = self._session.run(names, dict(feeds))
+        except (Exception, MemoryError) as error:
+            raise engine_error("the model could not be run", error) from error
+        return dict(zip(names, values, strict=True))
+
+    def close(self) -> None:
+        """Frees the model and removes what was written to disk for it."""
+        self._session = None
+        if self._remove is not None:
+            self._remove()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def run_batched(
+    session: Runner,
+    feeds: Iterable[Mapping[str, Array]],
+    axes: Mapping[str, int | None],
+    outputs: Sequence[str] | None = None,
+) -> Iterator[tuple[Feed, Feed]]:
+    """Runs a model over batches, halving those that do not fit into the device's memory.
+
+    The size that fitted is kept for the batches that follow.
+
+    Args:
+        session: The model.
+        feeds: Batches.
+        axes: The batch axis of every input, None for inputs that have none.
+        outputs: Names of the outputs to compute, None for all.
+
+    Yields:
+        What was fed and what came out, for every batch or part of one, in order.
+
+    Raises:
+        OutOfMemory: A single sample does not fit.
+    """
+    limit: int | None = None
+    for feed in feeds:
+        whole = dict(feed)
+        size = next((whole[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
+        start = 0
+        while start < size or size == start == 0:
+            stop = size if limit is None else min(size, start + limit)
+            part = whole if stop - start == size else _part(whole, axes, start, stop)
+            try:
+                result = session.run(part, outputs)
+            except OutOfMemory as error:
+                if stop - start <= 1:
+                    raise OutOfMemory(f"{error}; a single sample does not fit") from error
+                limit = (stop - start) // 2
+                log.info("out of memory with %d samples, going on with %d", stop - start, limit)
+                continue
+            yield part, result
+            start = stop
+            if size == 0:
+                break
+
+
+def _part(feed: Feed, axes: Mapping[str, int | None], start: int, stop: int) -> Feed:
+    part = {}
+    for name, array in feed.items():
+        axis = axes.get(name)
+        index = (slice(None),) * (axis or 0) + (slice(start, stop),)
+        part[name] = array if axis is None else np.ascontiguousarray(array[index])
+    return part
+
+
+def _spec_from_node_arg(arg: Any) -> InputSpec:
+    # A dynamic size is a name, None, or in some versions an empty name or a question mark.
+    shape = tuple(size if size not in ("", "?") else None for size in arg.shape or ())
+    return InputSpec(arg.name, _dtype_from_ort(arg.type), shape)
+
+
+def _dtype_from_ort(text: str) -> np.dtype[Any]:
+    """`tensor(float)` → float32; object for strings, sequences, maps and optionals."""
+    names = {"float": "FLOAT", "float16": "FLOAT16", "double": "DOUBLE", "bfloat16": "BFLOAT16"}
+    inner = text.removeprefix("tensor(").removesuffix(")")
+    if not text.startswith("tensor(") or inner == "string":
+        return np.dtype(object)
+    kind = names.get(inner, inner.upper())
+    value = getattr(onnx.TensorProto, kind, None)
+    if not isinstance(value, int):
+        return np.dtype(object)
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value))

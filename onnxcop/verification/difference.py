@@ -1,0 +1,223 @@
+"""How far two models that should be equal differ, on random inputs.
+
+What is compared has to show a fault and has to be free of blown-up noise: activations are compared
+unrounded, outputs of a squashing function before it, and, where the outputs do not react to the
+inputs at all (detections below a threshold, an argmax of noise), tensors inside as well. Where the
+data decides on branches, both are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop.coupling.groups import Structure
+from onnxcop.errors import EngineError
+from onnxcop.graph.shapes import Shape
+from onnxcop.rewrite.sizes import keeper
+from onnxcop.runtime.inputs import random_feeds
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.verification.branch_forcing import conditions, forced
+from onnxcop.verification.dequantize import rounds, unrounded
+
+# Squashing functions: a tiny probability is noise in its last bits, its logit is not.
+_SQUASHING = {"HardSigmoid", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+_LAYERS = {
+    "Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm",
+    "GroupQueryAttention", "MatMul", "MultiHeadAttention",
+}  # fmt: skip
+_MOST_WITNESSES = 16
+
+# Largest relative difference that rounding explains, by the type of the tensor.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
+_USUAL_TOLERANCE = 1e-4
+
+Cuts = tuple[IntArray | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest difference found, relative to the largest absolute value of its tensor.
+
+    Attributes:
+        worst: The difference; None where no tensor held finite numbers.
+        tensor: Where it was found.
+        limit: What the type of that tensor allows.
+        reacts: Whether any compared tensor depends on the inputs.
+        shapes: Shapes of the inputs with which it was found.
+    """
+
+    worst: float | None = None
+    tensor: str = ""
+    limit: float = _USUAL_TOLERANCE
+    reacts: bool = False
+    shapes: Mapping[str, Shape] | None = None
+
+    @property
+    def excessive(self) -> bool:
+        """Whether it is more than rounding explains."""
+        return self.worst is not None and self.worst > self.limit
+
+
+def difference(
+    reference: onnx.ModelProto,
+    subject: onnx.ModelProto,
+    structure: Structure,
+    removed: IntArray,
+    *,
+    shapes: Mapping[str, Shape],
+    others: Sequence[Mapping[str, Shape]] = (),
+    options: EngineOptions,
+    seed: int = 0,
+) -> Difference:
+    """Compare a pruned model with the masked original.
+
+    Args:
+        reference: The masked original, with all tensors at their original sizes.
+        subject: The pruned model.
+        structure: The original's structure.
+        removed: Units that the subject lacks.
+        shapes: Shapes of the inputs.
+        others: Other shapes to compare with too, as far as both run with them.
+        options: How to run both.
+        seed: Seed of the random inputs; two sets are drawn, and one for each of `others`.
+
+    Raises:
+        EngineError: One of the two does not run.
+    """
+    if rounds(reference):
+        reference, subject = unrounded(reference), unrounded(subject)
+    names: dict[str, Cuts] = dict.fromkeys(comparable_outputs(reference), ())
+    how: dict[str, Any] = {"shapes": shapes, "others": others, "options": options, "seed": seed}
+    found = _largest(reference, subject, names, **how)
+    inner = {} if found.reacts else witnesses(reference, subject, structure, removed)
+    if inner:
+        names |= inner
+        found = _largest(reference, subject, names, **how)
+    free = conditions(reference, structure.coupling.shapes)
+    for branch in (True, False) if free else ():
+        with suppress(EngineError):  # a branch that does not suit the inputs cannot be compared
+            other = _largest(forced(reference, free, branch), forced(subject, free, branch), names, **how)
+            found = _worse(found, other)
+    return found
+
+
+def _worse(one: Difference, other: Difference) -> Difference:
+    reacts = one.reacts or other.reacts
+    if other.worst is None or (one.worst is not None and one.worst / one.limit >= other.worst / other.limit):
+        return replace(one, reacts=reacts)
+    return replace(other, reacts=reacts)
+
+
+def _largest(
+    reference: onnx.ModelProto, subject: onnx.ModelProto, names: Mapping[str, Cuts], *, shapes: Mapping[str, Shape],
+    others: Sequence[Mapping[str, Shape]], options: EngineOptions, seed: int,
+) -> Difference:  # fmt: skip
+    wanted = list(names)
+    with (
+        Session(_exposing(reference, wanted), options, optimize=False) as one,
+        Session(_exposing(subject, wanted), options, optimize=False) as two,
+    ):
+
+        def runs(sizes: Mapping[str, Shape], number: int) -> tuple[Feed, Feed]:
+            feeds = random_feeds(reference, sizes, seed + number)
+            return one.run(feeds, wanted), two.run(feeds, wanted)
+
+        before, found = runs(shapes, 0)
+        worst = _gap(before, found, names, shapes)
+        expected, found = runs(shapes, 1)
+        reacts = any(_finite(expected[name]) and not np.array_equal(before[name], expected[name]) for name in names)
+        worst = _worse(worst, _gap(expected, found, names, shapes))
+        for number, sizes in enumerate(() if worst.excessive else others, start=2):
+            with suppress(EngineError):  # an exposed or unrounded model may take fewer sizes than the model itself
+                worst = _worse(worst, _gap(*runs(sizes, number), names, sizes))
+    return replace(worst, reacts=reacts)
+
+
+def _gap(expected: Feed, found: Feed, names: Mapping[str, Cuts], shapes: Mapping[str, Shape]) -> Difference:
+    worst = Difference()
+    for name, cuts in names.items():
+        gap = relative_difference(_cut(expected[name], cuts), found[name])
+        if gap is not None:
+            limit = TOLERANCE.get(str(expected[name].dtype), _USUAL_TOLERANCE)
+            worst = _worse(worst, Difference(gap, name, limit, shapes=shapes))
+    return worst
+
+
+def _finite(values: Any) -> bool:
+    return relative_difference(values, values) is not None
+
+
+def comparable_outputs(model: onnx.ModelProto) -> list[str]:
+    """The tensors to compare: the outputs, or the argument of a Sigmoid, Softmax … that makes one.
+
+    Squashing saturates: it turns a wrong large number into the right 1, and the noise of a large
+    negative one into a large part of a tiny probability.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    names = []
+    for value in model.graph.output:
+        name = value.name
+        while name in makers and makers[name].op_type in _SQUASHING and makers[name].input[0] in makers:
+            name = makers[name].input[0]
+        names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def witnesses(
+    reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray
+) -> dict[str, Cuts]:
+    """Results of the last layers, with the positions that the pruned model keeps of every axis."""
+    coupling, keep = structure.coupling, keeper(structure, removed)
+    present = {name for node in subject.graph.node for name in node.output}
+    names: dict[str, Cuts] = {}
+    for node in reversed([node for node in reference.graph.node if node.output]):
+        name = node.output[0]
+        if len(names) == _MOST_WITNESSES:
+            break
+        if name in present and coupling.shapes[name].elem_type in _FLOATS and node.op_type in _LAYERS:
+            label = coupling.labels.get(name, ())
+            names[name] = tuple(None if atoms is None else keep(atoms) for atoms in label)
+    return names
+
+
+def _cut(values: Any, cuts: Cuts) -> Any:
+    if not isinstance(values, np.ndarray):
+        return values
+    for axis, kept in enumerate(cuts):
+        if kept is not None:
+            values = np.take(values, kept, axis=axis)
+    return values
+
+
+def _exposing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """A copy whose outputs include the given tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return copy
+
+
+def relative_difference(expected: Any, found: Any) -> float | None:
+    """max |expected - found| / max |expected|; None where `expected` holds no finite numbers."""
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.size == 0:
+        return None
+    if expected.shape != found.shape:
+        return float("inf")
+    a: Array = expected.astype(np.float64)
+    b: Array = found.astype(np.float64)
+    if not np.isfinite(a).all():
+        return None
+    scale = float(np.abs(a).max())
+    gap = float(np.abs(a - b).max())
+    if not np.isfinite(gap):
+        return float("inf")
+    return gap / scale if scale > 0 else gap

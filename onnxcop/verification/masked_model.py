@@ -1,0 +1,105 @@
+"""The masked original: the original graph with removed channels forced to zero where they are summed.
+
+Nodes inside bodies of control flow are masked where they are; the weights they then read are stored in
+the top-level graph. This is the second opinion that verification compares with. It shares nothing with the rewriter: no
+tensor changes its shape, no size is touched; at every contraction the weights of the removed channels
+are set to zero, or, where two activations are multiplied, one of them is multiplied by a 0/1 mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxcop._base.types import Array, IntArray
+from onnxcop.coupling.groups import Structure
+from onnxcop.coupling.ops.findings import Contraction, Operand
+from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.shapes import TensorInfo
+from onnxcop.graph.subgraphs import Scopes
+
+
+def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
+    """Return a copy of `model` in which the given units contribute nothing to any sum."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    stored, nodes = constant_tensors(model), Scopes.of(model).nodes
+    copies = Scopes.of(result)
+    gone = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
+    gone[removed] = True
+    cut: dict[tuple[int, int], Array] = {}
+    inserts: list[tuple[int, onnx.NodeProto]] = []
+    for contraction in structure.coupling.findings.contractions:
+        operand = _side(contraction, nodes, stored)
+        if operand is None:
+            continue
+        dead = gone[structure.units_on(operand.atoms)]
+        if not dead.any():
+            continue
+        node = copies.nodes[contraction.node]
+        name = nodes[contraction.node].input[operand.input]
+        if name in stored:
+            key = (contraction.node, operand.input)
+            values = cut.get(key)
+            values = numpy_helper.to_array(stored[name]).copy() if values is None else values
+            values[(slice(None),) * operand.axis + (dead,)] = _zero(contraction, node, stored)
+            cut[key] = values
+        else:
+            info = structure.coupling.shapes[name]
+            inserts.append((contraction.node, _mask_activation(result, node, info, contraction, operand, dead)))
+    for (index, position), values in cut.items():
+        name = f"{nodes[index].input[position]}__masked_{index}_{position}"
+        result.graph.initializer.append(numpy_helper.from_array(values, name))
+        copies.nodes[index].input[position] = name
+    for number, node in reversed(sorted(inserts, key=lambda pair: pair[0])):
+        scope = max((s for s in copies.all if s.first <= number), key=lambda s: s.first)
+        scope.graph.node.insert(number - scope.first, node)
+    return result
+
+
+def _side(contraction: Contraction, nodes: Sequence[onnx.NodeProto], stored: dict[str, Any]) -> Operand | None:
+    """The operand to mask: stored weights if there are any, else the first activation."""
+    if not contraction.operands:
+        return None
+    inputs = nodes[contraction.node].input
+    for operand in contraction.operands:
+        if inputs[operand.input] in stored:
+            return operand
+    return contraction.operands[0]
+
+
+def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
+    """What stands for zero: the zero point of quantized weights, one per output channel or one for all."""
+    kernel = contraction.kernel
+    if kernel is None or kernel.zero is None or kernel.zero >= len(node.input) or not node.input[kernel.zero]:
+        return 0
+    zero = numpy_helper.to_array(stored[node.input[kernel.zero]])
+    if zero.size == 1:
+        return zero.reshape(-1)[0]
+    shape = [1] * len(stored[node.input[kernel.input]].dims)
+    shape[kernel.out_axis] = zero.size
+    return zero.reshape(shape)
+
+
+def _mask_activation(
+    result: onnx.ModelProto,
+    node: onnx.NodeProto,
+    info: TensorInfo,
+    contraction: Contraction,
+    operand: Operand,
+    dead: Any,
+) -> onnx.NodeProto:
+    """A Mul that zeroes the removed channels of one operand of one node."""
+    name = node.input[operand.input]
+    shape = [1] * len(info.shape or ())
+    shape[operand.axis] = len(dead)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(info.elem_type)
+    mask = (~dead).astype(dtype).reshape(shape)
+    label = f"{name}__mask_{contraction.node}_{operand.input}_{operand.axis}"
+    result.graph.initializer.append(numpy_helper.from_array(mask, label))
+    node.input[operand.input] = f"{label}_out"
+    return onnx.helper.make_node("Mul", [name, label], [f"{label}_out"], name=label)

@@ -1,0 +1,155 @@
+"""Checking a pruned model again, long after it was made, from the original and the plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxcop.analysis.analyze import analyze
+from onnxcop.errors import VerificationError
+from onnxcop.graph import io as models
+from onnxcop.graph.check import tensors
+from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.passes.unshare_vectors import reshare
+from onnxcop.rewrite.apply import apply
+from onnxcop.rewrite.plan import PruningPlan, units_of
+from onnxcop.runtime.session import EngineOptions
+from onnxcop.verification.verify import Verification, check_border, check_runs, check_valid, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """What was checked.
+
+    Attributes:
+        removed: How many units the plan removes.
+        tensors: How many stored tensors were found to have the planned shapes and types.
+        changed: Names of those whose values are not the plan's: recovered or trained since.
+        verification: The comparison with the masked original; None where the weights have changed,
+            so that there is nothing to compare with.
+        notes: What could not be checked, and why.
+    """
+
+    removed: int
+    tensors: int
+    changed: tuple[str, ...]
+    verification: Verification | None
+    notes: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """What was done, in a line."""
+        shapes = f"the ONNX checker, a run, and the shapes of {self.tensors} stored tensors"
+        if self.verification is None:
+            return (
+                f"structure only: {shapes} agree with the plan; {len(self.changed)} of them hold "
+                "other values than the plan gives, so outputs were not compared"
+            )
+        found = self.verification
+        if found.max_difference is None:
+            return f"{shapes} agree with the plan; outputs were not compared"
+        gap = "exactly" if found.max_difference == 0 else f"to {found.max_difference:.1e}"
+        text = f"{shapes} agree with the plan; it equals the masked original {gap}"
+        if found.inexact_units:
+            text += f" ({found.inexact_units} inexact of {self.removed} units left out of that)"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "summary": self.summary}
+
+
+def recheck(
+    original: onnx.ModelProto | str | Path,
+    pruned: onnx.ModelProto | str | Path,
+    plan: PruningPlan,
+    *,
+    options: EngineOptions = EngineOptions(),
+    structure_only: bool = False,
+) -> Recheck:
+    """Check that a model is what a plan makes of the original.
+
+    Args:
+        original: The model that the plan was made for.
+        pruned: The model to check.
+        plan: The plan.
+        options: How both are run.
+        structure_only: Accept weights that differ from what the plan gives, as after training.
+
+    Raises:
+        PlanMismatchError: The plan belongs to another original.
+        VerificationError: The pruned model is not what the plan makes.
+    """
+    analysis = analyze(original, input_shapes=plan.input_shapes, policy=plan.policy, options=options)
+    removed = np.sort(units_of(analysis, plan))
+    given = models.load(pruned)
+    name = "the pruned model" if isinstance(pruned, onnx.ModelProto) else str(pruned)
+    expected = apply(analysis.model, analysis.structure, removed)
+    reshare(expected, analysis.copies)
+    recovered = plan.settings.get("recover") not in (None, "none")
+    tensors, changed = _compare_tensors(expected, given, name)
+    same_nodes = [_signature(node) for node in given.graph.node] == [_signature(node) for node in expected.graph.node]
+    if not changed and same_nodes:
+        found = verify(analysis.model, given, analysis.structure, removed, options)
+        return Recheck(len(removed), tensors, (), found, found.notes)
+    if not (structure_only or recovered):
+        what = f"{changed[0]!r} holds other values" if changed else "its nodes are not the same"
+        raise VerificationError(
+            f"{name} is not what the plan makes: {what}; if it was trained since, check its shapes "
+            "alone with --structure-only"
+        )
+    notes = check_valid(given, analysis.original)
+    check_border(analysis.original, given)
+    check_runs(analysis.original, given, analysis.input_shapes, options)
+    return Recheck(len(removed), tensors, tuple(changed), None, notes)
+
+
+def _compare_tensors(expected: onnx.ModelProto, given: onnx.ModelProto, name: str) -> tuple[int, list[str]]:
+    """Check the shapes and types of all stored tensors; the number and those of other values.
+
+    Raises:
+        VerificationError: A tensor is missing or has another shape or type.
+    """
+    have = constant_tensors(given)
+    wanted = constant_tensors(expected)
+    changed = []
+    for key, want in wanted.items():
+        found = have.get(key)
+        if found is None:
+            raise VerificationError(f"{name} has no tensor {key!r}, which the plan keeps")
+        if (found.data_type, list(found.dims)) != (want.data_type, list(want.dims)):
+            raise VerificationError(f"{name}: tensor {key!r} is {_kind(found)}, the plan makes it {_kind(want)}")
+        one, two = numpy_helper.to_array(found), numpy_helper.to_array(want)
+        if one.tobytes() != two.tobytes():
+            changed.append(key)
+    return len(wanted), changed
+
+
+def _kind(tensor: onnx.TensorProto) -> str:
+    return f"{onnx.TensorProto.DataType.Name(tensor.data_type)}{list(tensor.dims)}"
+
+
+def _signature(node: onnx.NodeProto) -> bytes:
+    """What a node computes: without its name, doc string and the values of constants."""
+    bare = onnx.NodeProto()
+    bare.CopyFrom(node)
+    bare.ClearField("name")
+    bare.ClearField("doc_string")
+    if node.op_type == "Constant":
+        bare.ClearField("attribute")
+    for attribute in bare.attribute:
+        attribute.ClearField("doc_string")
+        for tensor in tensors(attribute.g) if attribute.type == attribute.GRAPH else ():
+            kind, dims = tensor.data_type, list(tensor.dims)
+            tensor.Clear()
+            tensor.data_type = kind
+            tensor.dims.extend(dims)
+    ordered = sorted(bare.attribute, key=lambda attribute: attribute.name)
+    del bare.attribute[:]
+    bare.attribute.extend(ordered)
+    return bytes(bare.SerializeToString(deterministic=True))

@@ -1,0 +1,282 @@
+"""Proving that a pruned model is right, before anything is written.
+
+Five checks: the ONNX checker with full shape inference, a session of ONNX Runtime, the border (names,
+types and shapes of inputs and outputs), finite outputs of the right shapes, and, for the groups that
+are exact, equality with the masked original on random inputs. Where sizes are dynamic, what is run is
+run at other sizes than the analysed ones too: a size wrongly written down shows only there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Feed, IntArray
+from onnxcop.coupling.groups import Structure
+from onnxcop.errors import EngineError, ModelError, VerificationError
+from onnxcop.graph.external_data import file_size
+from onnxcop.graph.io import LARGEST_SINGLE_FILE, save
+from onnxcop.graph.shapes import Shape
+from onnxcop.rewrite.apply import apply
+from onnxcop.runtime.inputs import model_inputs, other_shapes, random_feeds
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.verification.batch_independence import mixes_samples
+from onnxcop.verification.difference import difference
+from onnxcop.verification.masked_model import masked
+
+_LONG_RUN = 2.0  # seconds of one run, beyond which no other sizes are tried
+_MIXED = "with other batches the original mixes samples, so only the analysed sizes were compared"
+_UNREGISTERED = "is not a registered function/op"  # ONNX Runtime of an operator that it does not know
+_FIX_SIZES = "fix the sizes of the model's inputs if others do not matter"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was checked.
+
+    Attributes:
+        max_difference: Largest difference from the masked original, relative to the largest absolute
+            value of the output; None where no exact group was pruned.
+        exact_units: How many of the removed units were compared with the masked original.
+        inexact_units: How many were not, because their groups are inexact.
+        notes: What could not be checked, and why.
+        other_shapes: Shapes of the inputs, unlike those of the analysis, that all this was checked with as
+            well; empty where no size is dynamic, the original runs with no other, or a run takes long.
+    """
+
+    max_difference: float | None
+    exact_units: int
+    inexact_units: int
+    notes: tuple[str, ...] = ()
+    other_shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+
+def verify(
+    model: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    structure: Structure,
+    removed: IntArray,
+    options: EngineOptions = EngineOptions(),
+    *,
+    seed: int = 0,
+) -> Verification:
+    """Check a rewritten (not yet compensated) model against the masked original.
+
+    Args:
+        model: The original.
+        pruned: What the rewriter made of it.
+        structure: The original's structure.
+        removed: The units removed.
+        options: How to run both.
+        seed: Seed of the random inputs.
+
+    Raises:
+        VerificationError: A check failed; the message says which and where.
+    """
+    notes = check_valid(pruned, model)
+    check_border(model, pruned)
+    shapes = {value.name: structure.coupling.shapes[value.name].shape or () for value in model_inputs(model)}
+    other = check_runs(model, pruned, shapes, options, seed=seed)
+    inexact = ~np.array([structure.groups[g].exact for g in structure.group_of[removed]], dtype=np.bool_)
+    exact_part = removed[~inexact]
+    worst = None
+    if len(exact_part):
+        subject = pruned if not inexact.any() else apply(model, structure, exact_part)
+        reference = masked(model, structure, exact_part)
+        worst, note = _compare(
+            reference, subject, structure, exact_part,
+            shapes=shapes, others=(other,) if other else (), options=options, seed=seed,
+        )  # fmt: skip
+        notes += note
+        if _MIXED in note:
+            other = {}
+    return Verification(worst, len(exact_part), int(inexact.sum()), notes, other)
+
+
+def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str, ...]:
+    """Run the ONNX checker with full shape inference; a complaint the original shares is only noted."""
+    complaint = _complaint(pruned)
+    if complaint is None:
+        return ()
+    before = _complaint(original)
+    if before is None:
+        raise VerificationError(f"the pruned model fails the ONNX checker: {complaint}")
+    return (f"the ONNX checker refuses the original too: {before}",)
+
+
+def _complaint(model: onnx.ModelProto) -> str | None:
+    try:
+        if file_size(model) > LARGEST_SINGLE_FILE:
+            with tempfile.TemporaryDirectory(prefix="onnxcop-") as folder:
+                path = Path(folder) / "model.onnx"
+                save(model, path, external_data=True)
+                onnx.checker.check_model(str(path), full_check=True)
+        else:
+            onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and the inference raise kinds of their own
+        return " ".join(str(error).split())[:300]
+    return None
+
+
+def check_border(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
+    """Inputs and outputs must have kept their names, types and shapes."""
+
+    def border(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
+        stored = {tensor.name for tensor in model.graph.initializer}
+        return [v for v in getattr(model.graph, kind) if kind == "output" or v.name not in stored]
+
+    for kind in ("input", "output"):
+        before, after = border(original, kind), border(pruned, kind)
+        if [v.name for v in before] != [v.name for v in after]:
+            raise VerificationError(f"the pruned model's {kind}s are {[v.name for v in after]}")
+        for old, new in zip(before, after, strict=True):
+            if old.type != new.type:
+                raise VerificationError(f"{kind} {old.name!r} has another type or shape than in the original")
+
+
+def check_runs(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    shapes: Mapping[str, Shape],
+    options: EngineOptions,
+    *,
+    seed: int = 0,
+) -> Mapping[str, Shape]:
+    """Both models must run, and give outputs of the same shapes and types, finite where the original is.
+
+    Returns:
+        Other shapes of the inputs with which both were run too; empty where the original runs with no
+        other, or takes long.
+
+    Raises:
+        ModelError: The original does not run either.
+        VerificationError: The pruned model does not run, or gives other shapes or types.
+    """
+    feeds = random_feeds(original, shapes, seed)
+    with ExitStack() as stack:
+        try:
+            subject = stack.enter_context(Session(pruned, options))
+            new = subject.run(feeds)
+        except EngineError as error:
+            require_running(original, feeds, options)
+            raise VerificationError(f"the pruned model does not run: {error}") from None
+        try:
+            reference = stack.enter_context(Session(original, options))
+            start = perf_counter()
+            old = reference.run(feeds)
+        except EngineError:
+            return {}  # the caller's inputs do not suit the original either; nothing to compare with
+        slow = perf_counter() - start > _LONG_RUN
+        _check_outputs(original, old, new)
+        return {} if slow else _check_other_shapes(original, reference, subject, shapes, seed)
+
+
+def _check_other_shapes(
+    original: onnx.ModelProto, reference: Session, subject: Session, shapes: Mapping[str, Shape], seed: int
+) -> Mapping[str, Shape]:
+    """The same with the first other shapes that the original runs with; returns those."""
+    for other in other_shapes(original, shapes):
+        feeds = random_feeds(original, other, seed)
+        try:
+            old = reference.run(feeds)
+        except EngineError:
+            continue
+        try:
+            new = subject.run(feeds)
+        except EngineError as error:
+            raise VerificationError(
+                f"the pruned model does not run{_where(other)}, though the original does: {error}; {_FIX_SIZES}"
+            ) from None
+        _check_outputs(original, old, new, _where(other))
+        return other
+    return {}
+
+
+def _where(shapes: Mapping[str, Shape]) -> str:
+    return " with " + ", ".join(f"{name} of {','.join(map(str, shape))}" for name, shape in shapes.items() if shape)
+
+
+def _check_outputs(original: onnx.ModelProto, old: Feed, new: Feed, where: str = "") -> None:
+    for name, after in new.items():
+        before: Any = old[name]
+        if not isinstance(before, np.ndarray):
+            continue
+        if before.shape != after.shape or before.dtype != after.dtype:
+            if _data_dependent(original, name, before, after):
+                continue
+            raise VerificationError(
+                f"output {name!r} is {after.dtype}{list(after.shape)}{where}, the original's is "
+                f"{before.dtype}{list(before.shape)}" + (f"; {_FIX_SIZES}" if where else "")
+            )
+        if before.dtype.kind == "f" and np.isfinite(before).all() and not np.isfinite(after).all():
+            raise VerificationError(f"output {name!r} of the pruned model is not finite{where}")
+
+
+def require_running(model: onnx.ModelProto, feeds: Feed, options: EngineOptions) -> None:
+    """Raise a ModelError where a model does not run on some inputs, with what to do about it."""
+    try:
+        with Session(model, options) as session:
+            session.run(feeds)
+    except EngineError as error:
+        if _UNREGISTERED in str(error):
+            raise ModelError(
+                f"the model does not run even before it is pruned: {error}; give the library of that operator with "
+                "--custom-ops"
+            ) from None
+        raise ModelError(
+            f"the model does not run even before it is pruned: {error}; mend it, or give other input "
+            "sizes with --input-shape"
+        ) from None
+
+
+def _data_dependent(model: onnx.ModelProto, name: str, before: Any, after: Any) -> bool:
+    """Whether an output's size may depend on the data (detections that pass a threshold)."""
+    value = next(v for v in model.graph.output if v.name == name)
+    dims = value.type.tensor_type.shape.dim
+    if before.dtype != after.dtype or before.ndim != after.ndim or len(dims) != before.ndim:
+        return False
+    sources = {"NonMaxSuppression", "NonZero", "Compress", "Unique"}
+    if not any(node.op_type in sources for node in model.graph.node):
+        return False
+    return all(
+        old == new or not dim.HasField("dim_value")
+        for dim, old, new in zip(dims, before.shape, after.shape, strict=True)
+    )
+
+
+def _compare(
+    reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray, *,
+    shapes: Mapping[str, Shape], others: Sequence[Mapping[str, Shape]], options: EngineOptions, seed: int,
+) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
+    """Largest relative difference from the masked original on random inputs."""
+    try:
+        found = difference(
+            reference, subject, structure, removed, shapes=shapes, others=others, options=options, seed=seed
+        )
+    except EngineError as error:
+        return None, (f"the masked original could not be run: {error}",)
+    if found.worst is None:
+        return None, ("no output is finite on random inputs, so nothing could be compared",)
+    if found.excessive and found.shapes != shapes and mixes_samples(reference, shapes, found.shapes or {}, options):
+        value, notes = _compare(
+            reference, subject, structure, removed, shapes=shapes, others=(), options=options, seed=seed
+        )
+        return value, (*notes, _MIXED)
+    if found.excessive:
+        where = _where(found.shapes) if found.shapes is not None and found.shapes != shapes else ""
+        raise VerificationError(
+            f"tensor {found.tensor!r} differs from the masked original by {found.worst:.2g} of its largest "
+            f"value{where} (allowed {found.limit:.0e}); this is a bug, nothing was written"
+            + (f"; {_FIX_SIZES}" if where else "")
+        )
+    if not found.reacts:
+        return found.worst, ("nothing that was compared reacts to random inputs",)
+    return found.worst, ()

@@ -1,0 +1,230 @@
+"""Spending budgets over measured curves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import chain
+
+import onnxcop
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.greedy import State
+from onnxcop.allocation.search import Selector
+from onnxcop.allocation.sensitivity import Curve
+from onnxcop.allocation.spend import spend
+from onnxcop.criteria.base import Subject
+from onnxcop.errors import BudgetError
+from onnxcop.runtime.session import EngineOptions
+
+CPU = EngineOptions(provider="cpu", threads=1)
+BUDGETS = [
+    Budget(macs=0.8), Budget(macs=0.5), Budget(params=0.6), Budget(filters=0.7), Budget(size=250_000),
+    Budget(macs=0.7, params=0.5), Budget(macs=0.6, params=0.6, filters=0.6, size=300_000),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def subject(models_dir: Path) -> Subject:
+    return subject_of(onnxcop.analyze(models_dir / "digits_resnet.onnx", options=CPU))
+
+
+def subject_of(analysis: onnxcop.Analysis) -> Subject:
+    return Subject.of(analysis.model, analysis.structure, analysis.cost)
+
+
+def curves_of(subject: Subject, seed: int = 0, most: Sequence[int] | None = None) -> list[Curve]:
+    """Curves of random steepness, all but the last unit of every group for sale."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for group in subject.structure.groups:
+        width = group.width - 1 if most is None else most[group.index]
+        counts = np.unique(np.linspace(1, width, 5).astype(np.int64))
+        values = np.cumsum(rng.uniform(0, 1, len(counts)))
+        found.append(Curve(group.index, tuple(rng.permutation(group.units)[:width].tolist()), counts, values))
+    return found
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_budgets_are_met_to_one_unit(subject: Subject, budget: Budget, seed: int) -> None:
+    state, curves = State(subject, Limits()), curves_of(subject, seed)
+    units = spend(state, curves, budget, Limits())
+    assert state.meets(budget)
+    assert len(units) == len(set(units.tolist())) == len(state.removed) > 0
+    state.restore(int(units[-1]))  # what was removed last was needed
+    assert not state.meets(budget)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_units_leave_in_the_order_of_their_curve(subject: Subject, seed: int) -> None:
+    curves = curves_of(subject, seed)
+    units = set(spend(State(subject, Limits()), curves, Budget(macs=0.6), Limits()).tolist())
+    for curve in curves:
+        count = len(units & set(curve.order))
+        assert units & set(curve.order) == set(curve.order[:count])
+
+
+def test_what_many_units_save_is_what_they_save_one_by_one(subject: Subject) -> None:
+    rng = np.random.default_rng(0)
+    state = State(subject, Limits(max_cut=0.8))
+    for unit in rng.permutation(len(state.available))[:20].tolist():
+        state.remove(unit)
+    for group in subject.structure.groups:
+        counts = np.arange(1, state.group_kept[group.index])
+        allowed, saved = state.may_remove(group.index, counts), state.saving(group.index, counts)
+        trial = state.copy()
+        for count, unit in enumerate(group.units[state.available[group.units]][: len(counts)].tolist()):
+            trial.remove(unit)
+            np.testing.assert_allclose(state.cost - trial.cost, saved[count], rtol=1e-9)
+            width = group.width - int(trial.group_kept[group.index])
+            assert allowed[count] == (width <= 0.8 * group.width)
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(min_filters=3), Limits(max_cut=0.75)], ids=["1", "3", "cut"])
+def test_no_axis_is_emptied(subject: Subject, limits: Limits) -> None:
+    state = State(subject, limits)
+    everything = [g.width for g in subject.structure.groups]  # even where a curve would sell it all
+    with pytest.raises(BudgetError, match="cannot be reached") as error:
+        spend(state, curves_of(subject, most=everything), Budget(macs=1e-6), limits)
+    assert (state.kept[subject.structure.limited_axes] >= limits.min_filters).all()
+    for group in subject.structure.groups:
+        assert state.group_kept[group.index] >= max(1, np.floor(group.width * (1 - limits.max_cut)))
+    assert error.value.args[0].startswith("the budget --macs 1e-06")
+
+
+@pytest.mark.parametrize("limits", [Limits(keep=("*",)), Limits(max_cut=0.0), Limits(keep=("*",), only=("*",))])
+def test_limits_that_leave_nothing_are_named(subject: Subject, limits: Limits) -> None:
+    listed = ", ".join(limits.given())
+    with pytest.raises(BudgetError, match=f"nothing is left to prune with {re.escape(listed)};"):
+        onnxcop.prune(subject.model, limits=limits, criterion="l2", recover="none", options=CPU)
+
+
+def test_the_nearest_budget_that_is_named_can_be_met(subject: Subject) -> None:
+    with pytest.raises(BudgetError, match="ask for --macs") as error:
+        spend(State(subject, Limits()), curves_of(subject), Budget(macs=1e-4), Limits())
+    nearest = error.value.args[0].split("ask for --macs ")[1].split()[0]
+    state = State(subject, Limits())
+    spend(state, curves_of(subject), Budget(macs=float(nearest)), Limits())
+    assert state.meets(Budget(macs=float(nearest)))
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 8])
+def test_widths_are_multiples(subject: Subject, multiple: int) -> None:
+    limits = Limits(multiple_of=multiple)
+    state = State(subject, limits)
+    units = spend(state, curves_of(subject), Budget(macs=0.6), limits)
+    assert state.meets(Budget(macs=0.6))
+    touched = np.unique(subject.structure.group_of[units])
+    assert (state.group_kept[touched] % multiple == 0).all()
+    assert (state.group_kept[touched] > 0).all()
+
+
+def test_what_costs_nothing_goes_first(subject: Subject) -> None:
+    curves = curves_of(subject)
+    free = max(curves, key=lambda c: subject.structure.groups[c.group].width)
+    curves[curves.index(free)] = Curve(free.group, free.order, free.counts, np.zeros(len(free.counts)))
+    units = spend(State(subject, Limits()), curves, Budget(filters=0.97), Limits())
+    assert set(units.tolist()) <= set(free.order)
+
+
+def chain_curves(subject: Subject, values: Sequence[float], other: float) -> list[Curve]:
+    """The wide group with given prices at 1, 2, … units, the narrow one at a price per unit."""
+    narrow, wide = sorted(subject.structure.groups, key=lambda g: g.width)
+    return [
+        Curve(narrow.index, tuple(narrow.units[:7].tolist()), np.arange(1, 8), other * np.arange(1.0, 8.0)),
+        Curve(wide.index, tuple(wide.units[: len(values)].tolist()), np.arange(1, len(values) + 1), np.array(values)),
+    ]
+
+
+def test_a_flat_stretch_behind_a_bump_is_found() -> None:
+    subject = subject_of(onnxcop.analyze(chain(), options=CPU))
+    wide = max(subject.structure.groups, key=lambda g: g.width)
+    bump = [1.0] + [1.001] * 14
+    units = spend(State(subject, Limits()), chain_curves(subject, bump, 0.6), Budget(macs=0.5), Limits())
+    share = float(np.isin(units, wide.units).mean())
+    assert share == 1.0  # the first unit is dear, but those behind it are almost free
+
+
+def test_earlier_selections_count() -> None:
+    subject = subject_of(onnxcop.analyze(chain(), options=CPU))
+    wide = max(subject.structure.groups, key=lambda g: g.width)
+    state = State(subject, Limits())
+    for unit in wide.units[-1:].tolist():
+        state.remove(unit)
+    before = list(state.removed)
+    units = spend(state, chain_curves(subject, [0.1] * 14, 1.0), Budget(macs=0.6), Limits())
+    assert state.removed == before + units.tolist()
+    assert spend(state, chain_curves(subject, [0.1] * 14, 1.0), Budget(macs=0.6), Limits()).tolist() == []
+
+
+def test_prices_between_and_beyond_points() -> None:
+    curve = Curve(0, tuple(range(20)), np.array([2, 6]), np.array([0.4, 0.2]))
+    assert curve.price(0) == 0
+    assert curve.price(1) == pytest.approx(0.2)
+    assert curve.price(4) == pytest.approx(0.4)  # a later point that is cheaper does not make it fall
+    assert curve.price(12) > 2 * curve.price(6)  # errors add up faster than linearly
+    longer = curve.with_point(4, 0.9)
+    assert longer.counts.tolist() == [2, 4, 6]
+    assert longer.price(4) == pytest.approx(0.9)
+
+
+Truth = Callable[[int, float], float]
+
+
+def selector(subject: Subject, state: State, budget: Budget, truth: Truth, sharper: int, asked: list[int]) -> Selector:
+    """Measures a known truth: a price by group and share of its width; notes how much is measured."""
+
+    def measure(requests: Mapping[int, int] | None, known: Mapping[int, Curve] | None) -> dict[int, Curve]:
+        groups = {group.index: group for group in subject.structure.groups}
+        wanted = requests or {index: max(1, group.width // 20) for index, group in groups.items()}
+        asked.append(len(wanted))
+        curves = dict(known or {})
+        for index, count in wanted.items():
+            units = groups[index].units[:-1].tolist()
+            curve = curves.get(index) or Curve(index, tuple(units), np.empty(0, np.int64), np.empty(0))
+            curves[index] = curve.with_point(count, truth(index, count / groups[index].width))
+        return curves
+
+    return Selector(measure, state, budget, Limits(), subject.structure.group_of, 6, sharper)
+
+
+def true_price(subject: Subject, units: np.ndarray, truth: Truth) -> float:
+    groups, counts = np.unique(subject.structure.group_of[units], return_counts=True)
+    widths = [subject.structure.groups[index].width for index in groups]
+    return sum(truth(int(g), c / w) for g, c, w in zip(groups, counts, widths, strict=True))
+
+
+@pytest.mark.parametrize("edge", [0.2, 0.3, 0.45])
+def test_what_lies_between_points_is_looked_for(subject: Subject, edge: float) -> None:
+    def truth(group: int, share: float) -> float:  # free up to an edge of some groups, and dear behind it
+        return 0.02 * share + (5.0 * max(0.0, share - edge) if group % 2 else share)
+
+    prices = []
+    for sharper in (0, 4):
+        state, asked = State(subject, Limits()), list[int]()
+        units = selector(subject, state, Budget(macs=0.7), truth, sharper, asked).run()
+        assert state.meets(Budget(macs=0.7))
+        assert sorted(state.removed) == sorted(units.tolist())
+        assert len(asked) <= 6 + sharper
+        prices.append(true_price(subject, units, truth))
+    assert prices[1] < 0.95 * prices[0]
+
+
+def test_between_points_of_flat_curves_nothing_is_measured(subject: Subject) -> None:
+    passes = []
+    for sharper in (0, 4):
+        asked = list[int]()
+        selector(subject, State(subject, Limits()), Budget(macs=0.7), lambda group, share: 0.0, sharper, asked).run()
+        passes.append(asked)
+    assert passes[0] == passes[1]
+
+
+def test_a_budget_out_of_reach_leaves_the_selection_as_it_was(subject: Subject) -> None:
+    state = State(subject, Limits())
+    with pytest.raises(BudgetError):
+        selector(subject, state, Budget(macs=1e-4), lambda group, share: share, 4, []).run()
+    assert not state.removed

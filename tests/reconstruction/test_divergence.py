@@ -1,0 +1,202 @@
+"""Distances between the outputs of two networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+from scipy.stats import entropy
+
+from onnxcop.reconstruction.divergence import Reference, log_probabilities
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.standard_normal((12, 5)).astype(np.float32) * 3
+OTHER = LOGITS + RNG.standard_normal(LOGITS.shape).astype(np.float32)
+
+
+def test_classifiers_are_compared_by_their_predictions() -> None:
+    found = Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+    kl = entropy(softmax(LOGITS.astype(float), axis=1), softmax(OTHER.astype(float), axis=1), axis=1).mean()
+    assert found.kind == "kl"
+    assert found.value == pytest.approx(kl, rel=1e-9)
+    assert found.agreement == np.mean(LOGITS.argmax(axis=1) == OTHER.argmax(axis=1))
+    assert 0 < found.agreement < 1
+
+
+def test_probabilities_are_as_good_as_logits() -> None:
+    as_logits = Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+    as_probabilities = Reference([{"y": softmax(LOGITS, axis=1)}]).compare([{"y": softmax(OTHER, axis=1)}])
+    assert as_probabilities.value == pytest.approx(as_logits.value, rel=1e-4)
+    assert as_probabilities.agreement == as_logits.agreement
+    np.testing.assert_allclose(log_probabilities(LOGITS), log_softmax(LOGITS.astype(float), axis=1), rtol=1e-9)
+
+
+def test_a_shift_of_all_scores_changes_nothing() -> None:
+    assert Reference([{"y": LOGITS}]).compare([{"y": LOGITS + 100}]).value == pytest.approx(0, abs=1e-5)
+
+
+def test_batches_do_not_matter() -> None:
+    whole = Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+    parts = Reference([{"y": LOGITS[:5]}, {"y": LOGITS[5:]}])
+    assert len(parts) == 12
+    assert parts.compare([{"y": OTHER[:5]}, {"y": OTHER[5:]}]).value == pytest.approx(whole.value)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 3, 4), (12, 1)])
+def test_the_same_is_at_no_distance(shape: tuple[int, ...]) -> None:
+    y = RNG.standard_normal(shape)
+    found = Reference([{"y": y}]).compare([{"y": y.copy()}])
+    assert found.value == 0
+    assert found.agreement == (1 if shape == (12, 5) else None)
+
+
+def test_no_distance_is_negative() -> None:
+    """The sum that a divergence is can round to less than nothing where two networks hardly differ."""
+    reference = Reference([{"y": LOGITS.astype(np.float64)}])
+    noise = np.random.default_rng(1).standard_normal((50, *LOGITS.shape)) * 1e-12
+    found = [reference.compare([{"y": LOGITS + one}]).value for one in noise]
+    assert 0 == min(found) < max(found) < 1e-12
+
+
+def test_classes_that_are_ruled_out() -> None:
+    masked, other = LOGITS.copy(), OTHER.copy()
+    masked[:, 2] = other[:, 2] = -np.inf
+    reference = Reference([{"y": masked}])
+    assert reference.compare([{"y": masked}]).value == 0
+    rest = [0, 1, 3, 4]
+    expected = Reference([{"y": LOGITS[:, rest]}]).compare([{"y": OTHER[:, rest]}]).value
+    assert reference.compare([{"y": other}]).value == pytest.approx(expected)
+
+
+def test_other_outputs_are_compared_by_relative_error() -> None:
+    a, b = np.array([[[3.0, 4.0]]]), np.array([[[3.0, 4.5]]])
+    found = Reference([{"map": a}]).compare([{"map": b}])
+    assert (found.kind, found.agreement) == ("error", None)
+    assert found.value == pytest.approx(0.1)
+
+
+def test_several_outputs_count_alike() -> None:
+    big, small = np.full((2, 3), 1000.0), np.full((2, 3), 0.01)
+    found = Reference([{"big": big, "small": small}]).compare([{"big": big, "small": small * 1.5}])
+    assert found.kind == "error"
+    assert found.value == pytest.approx(0.25)
+
+
+def test_errors_are_summed_over_batches() -> None:
+    a, b = RNG.standard_normal((6, 2, 2)), RNG.standard_normal((6, 2, 2))
+    parts = Reference([{"y": a[:4]}, {"y": a[4:]}]).compare([{"y": b[:4]}, {"y": b[4:]}])
+    assert parts.value == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+
+def test_outputs_that_were_zero() -> None:
+    zero = np.zeros((2, 2, 2))
+    reference = Reference([{"y": zero}])
+    assert reference.compare([{"y": zero}]).value == 0
+    assert reference.compare([{"y": zero + 1}]).value == pytest.approx(np.sqrt(8))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 5, 3)])
+def test_what_is_no_number_is_infinitely_far(shape: tuple[int, ...]) -> None:
+    y = RNG.standard_normal(shape)
+    broken = y.copy()
+    broken.flat[3] = np.nan
+    assert Reference([{"y": y}]).compare([{"y": broken}]).value == np.inf
+
+
+def test_other_shapes_are_infinitely_far() -> None:
+    assert Reference([{"y": np.ones((2, 3, 4))}]).compare([{"y": np.ones((2, 3, 5))}]).value == np.inf
+
+
+def test_large_parts_of_an_output_do_not_hide_small_ones() -> None:
+    rng = np.random.default_rng(0)
+    output = np.concatenate([rng.uniform(50, 300, (4, 4, 30)), rng.uniform(0, 0.5, (4, 2, 30))], axis=1)
+    wrong_scores = output.copy()
+    wrong_scores[:, 4:] = 0.0
+    for one, other in ((output, wrong_scores), (output.swapaxes(1, 2), wrong_scores.swapaxes(1, 2))):
+        reference = Reference([{"y": one[:2].astype(np.float32)}, {"y": one[2:].astype(np.float32)}])
+        found = reference.compare([{"y": other[:2].astype(np.float32)}, {"y": other[2:].astype(np.float32)}])
+        assert found.kind == "error"
+        assert found.value == pytest.approx(np.sqrt(2 / 6))
+
+
+def test_no_number_in_a_small_part_is_infinitely_far_too() -> None:
+    rng = np.random.default_rng(0)
+    output = np.concatenate([rng.uniform(50, 300, (4, 4, 30)), rng.uniform(0, 0.5, (4, 2, 30))], axis=1)
+    for bad in (np.nan, np.inf):
+        other = output.copy()
+        other[0, 5, 3] = bad
+        assert Reference([{"y": output}]).compare([{"y": other}]).value == float("inf")
+
+
+def test_infinities_of_the_original_are_left_out_without_a_warning() -> None:
+    output = np.random.default_rng(0).uniform(0, 1, (2, 3, 4))
+    output[0, 0, 0] = -np.inf
+    assert Reference([{"y": output}]).compare([{"y": output.copy()}]).value == 0.0
+
+
+def test_parts_of_one_size_are_summed_up() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.uniform(0.1, 1, (4, 6, 30)).astype(np.float32)
+    other = one + rng.normal(0, 0.1, one.shape).astype(np.float32)
+    expected = np.linalg.norm(other - one) / np.linalg.norm(one)
+    assert Reference([{"y": one}]).compare([{"y": other}]).value == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_the_original_left_open_is_left_out() -> None:
+    y = np.array([[[1.0, np.inf, np.nan]]])
+    assert Reference([{"y": y}]).compare([{"y": np.array([[[1.5, 0.0, 7.0]]])}]).value == pytest.approx(0.5)
+
+
+def test_only_numbers_count() -> None:
+    scores, labels = np.ones((2, 3)), np.array([1, 2])
+    reference = Reference([{"label": labels, "scores": scores, "none": None}])  # type: ignore[dict-item]
+    assert reference.names == ["scores"]
+    assert reference.compare([{"label": labels + 1, "scores": scores, "none": None}]).value == 0  # type: ignore[dict-item]
+    nothing = Reference([{"label": labels}])
+    assert (len(nothing), nothing.compare([{"label": labels + 1}]).value) == (0, 0)
+
+
+def test_labels_that_do_not_exclude_each_other_are_no_classes() -> None:
+    """Of sigmoid scores near zero, zeros are wrong altogether, however little the softmax of both differs."""
+    scores = np.random.default_rng(0).uniform(0, 0.01, (8, 20)).astype(np.float32)
+    reference = Reference([{"y": scores}])
+    assert not reference.classifier
+    assert reference.compare([{"y": np.zeros_like(scores)}]).value == pytest.approx(1.0)
+    assert Reference([{"y": scores / scores.sum(axis=1, keepdims=True)}]).classifier
+    assert Reference([{"y": scores - 0.5}]).classifier
+
+
+def test_square_roots_tell_what_a_few_large_probabilities_hide() -> None:
+    rng = np.random.default_rng(5)
+    original = 1e-3 * rng.uniform(size=(40, 6))
+    original[0, 0] = 1.0  # one certain answer among many faint ones
+    faint = original.copy()
+    faint[1:] = 0.0
+    plain, roots = (Reference([{"y": original}], roots=flag).compare([{"y": faint}]).value for flag in (False, True))
+    assert plain < 0.01
+    gone = np.sqrt(original[1:].sum() / original.sum())
+    assert roots == pytest.approx(gone)
+    assert gone > 0.2
+    assert Reference([{"y": original}], roots=True).compare([{"y": original}]).value == 0
+
+
+def test_square_roots_leave_other_outputs_alone() -> None:
+    one, two = np.random.default_rng(6).normal(size=(2, 9, 5, 5))
+    plain, roots = (Reference([{"y": one}], roots=flag).compare([{"y": two}]) for flag in (False, True))
+    assert plain == roots
+    labels = Reference([{"y": LOGITS}], roots=True)
+    assert labels.classifier
+    assert labels.compare([{"y": OTHER}]) == Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
+
+
+def test_at_a_temperature_all_classes_tell() -> None:
+    soft = Reference([{"y": LOGITS}], temperature=4.0)
+    by_hand = Reference([{"y": LOGITS / 4}]).compare([{"y": OTHER / 4}])
+    of_logits = soft.compare([{"y": OTHER}])
+    of_probabilities = Reference([{"y": softmax(LOGITS, axis=1)}], temperature=4.0).compare(
+        [{"y": softmax(OTHER, axis=1)}]
+    )
+    assert of_logits.value == pytest.approx(by_hand.value)
+    assert of_probabilities.value == pytest.approx(by_hand.value, rel=1e-3)
+    assert of_logits.agreement == by_hand.agreement
+    assert soft.compare([{"y": LOGITS}]).value == pytest.approx(0, abs=1e-12)

@@ -1,0 +1,91 @@
+"""How much a layer's outputs matter, on networks where that is plain to see."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from small_models import chain, finished, weights
+
+from onnxcop.analysis.analyze import analyze
+from onnxcop.calibration.calibrate import calibrate
+from onnxcop.calibration.patches import Observed, unfolded
+from onnxcop.data.for_model import input_specs
+from onnxcop.data.open import open_source
+from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.propagation import output_importance
+from onnxcop.runtime.session import EngineOptions
+
+CPU = EngineOptions(provider="cpu", threads=1)
+
+
+def scaled(model: onnx.ModelProto, name: str, axis: int, channel: int, factor: float) -> onnx.ModelProto:
+    """A copy in which one channel of a tensor is larger or smaller."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    tensor = next(t for t in copy.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    np.moveaxis(values, axis, 0)[channel] *= factor
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    return copy
+
+
+def importance(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """By name of the layer."""
+    analysis = analyze(model, options=CPU)
+    working = Working.of(analysis)
+    side = analysis.input_shapes["x"][-1]
+    pictures = np.random.default_rng(0).standard_normal((40, 3, side, side)).astype(np.float32)
+    data = open_source({"x": pictures}, input_specs(analysis), samples=40, batch_size=8, seed=0)
+    unfolding, patches = unfolded(working.model, working.layers, working.cutter.shapes)
+    taps = [patches.get(layer.node, layer) for layer in working.layers]
+    seen = Observed(calibrate(unfolding, taps, data, CPU, sha=analysis.sha256, positions=None), patches)
+    nodes = analysis.model.graph.node
+    return {nodes[index].name: found for index, found in output_importance(working, seen).items()}
+
+
+def three() -> onnx.ModelProto:
+    """Three convolutions without activations, and a head."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1"),
+        helper.make_node("Conv", ["c1", "w2"], ["c2"], "conv2"),
+        helper.make_node("Conv", ["c2", "w3"], ["c3"], "conv3"),
+        helper.make_node("GlobalAveragePool", ["c3"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w4"], ["y"], "head", transB=1),
+    ]
+    sizes = {"w1": (8, 3, 3, 3), "w2": (9, 8, 3, 3), "w3": (7, 9, 3, 3), "w4": (5, 7)}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 9, 9])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])],
+        [weights(name, size) for name, size in sizes.items()],
+    )  # fmt: skip
+    return finished(graph)
+
+
+def test_an_output_matters_as_the_square_of_what_the_next_layer_makes_of_it() -> None:
+    plain, weaker = importance(chain()), importance(scaled(chain(), "w3", 1, 5, 0.5))
+    np.testing.assert_allclose(
+        weaker["conv2"][5] / weaker["conv2"][4], plain["conv2"][5] / plain["conv2"][4] / 4, rtol=1e-4
+    )
+    assert all(abs(found.mean() - 1) < 1e-9 for found in weaker.values())
+
+
+def test_a_gain_that_the_next_layer_undoes_changes_only_the_unit_of_the_error() -> None:
+    """Twice the output with half the weight behind it: an error of the same variance matters a quarter."""
+    plain, moved = importance(three()), importance(scaled(scaled(three(), "w2", 0, 3, 2.0), "w3", 1, 3, 0.5))
+    ratio = (moved["conv2"] / moved["conv2"][0]) / (plain["conv2"] / plain["conv2"][0])
+    np.testing.assert_allclose(ratio[3], 0.25, rtol=1e-3)
+    np.testing.assert_allclose(np.delete(ratio, 3), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(moved["conv3"], plain["conv3"], rtol=1e-3)
+
+
+def test_what_the_end_does_not_see_matters_to_no_layer_before() -> None:
+    """Of three convolutions the last one's channels but one are cut off the head."""
+    model = three()
+    for channel in range(6):
+        model = scaled(model, "w4", 1, channel, 0.0)
+    found = importance(model)
+    assert found["conv3"][6] == found["conv3"].sum() > 0
+    assert (found["head"] == 1).all()
+    unseen = importance(scaled(model, "w3", 0, 2, 50.0))  # what a channel that is cut off makes of the others
+    np.testing.assert_allclose(unseen["conv2"], found["conv2"], rtol=1e-3)

@@ -1,0 +1,324 @@
+"""Layer-by-layer least squares on what a pruned network really sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_models import chain, finished, weights
+
+import onnxcop
+from onnxcop.reconstruction import refine
+from onnxcop.reconstruction.divergence import Reference
+from onnxcop.reconstruction.linear_layers import LinearNode, linear_node, rows_of
+from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.refine import Refiner, RefineSet, shortcut_of
+from onnxcop.runtime.segments import Rolling
+from onnxcop.runtime.session import EngineOptions, Session
+
+CPU = EngineOptions(provider="cpu", threads=1)
+Array = np.ndarray[Any, Any]
+
+
+def single(op: str, shape: Sequence[int], tensors: dict[str, Sequence[int]], **attributes: Any) -> onnx.ModelProto:
+    """One layer on its own."""
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *tensors], ["y"], "layer", **attributes)],
+        "single",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [weights(name, size) for name, size in tensors.items()],
+    )
+    return finished(onnx.shape_inference.infer_shapes(helper.make_model(graph)).graph)
+
+
+def ran(model: onnx.ModelProto, x: Array, name: str = "y") -> Array:
+    with Session(model, CPU) as session:
+        return np.asarray(session.run({"x": x})[name])
+
+
+def drawn(shape: Sequence[int], seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def described(model: onnx.ModelProto, index: int = 0) -> tuple[LinearNode, Working]:
+    working = Working.of(onnxcop.analyze(model, options=CPU))
+    node = linear_node(working, index)
+    assert node is not None
+    return node, working
+
+
+CONVOLUTIONS: dict[str, tuple[Sequence[int], dict[str, Sequence[int]], dict[str, Any]]] = {
+    "plain": ((3, 7, 6), {"w": (4, 3, 3, 2), "b": (4,)}, {}),
+    "pointwise": ((5, 4, 4), {"w": (6, 5, 1, 1), "b": (6,)}, {}),
+    "padded": ((3, 6, 6), {"w": (4, 3, 3, 3), "b": (4,)}, {"pads": [1, 0, 2, 1]}),
+    "strided": ((3, 8, 7), {"w": (4, 3, 3, 3), "b": (4,)}, {"strides": [2, 3]}),
+    "dilated": ((3, 9, 9), {"w": (4, 3, 3, 2), "b": (4,)}, {"dilations": [2, 3]}),
+    "grouped": ((6, 5, 5), {"w": (9, 2, 3, 3), "b": (9,)}, {"group": 3}),
+    "depthwise": ((4, 6, 6), {"w": (4, 1, 3, 3), "b": (4,)}, {"group": 4, "pads": [1, 1, 1, 1]}),
+    "no bias": ((3, 5, 5), {"w": (4, 3, 3, 3)}, {}),
+    "valid": ((3, 5, 5), {"w": (4, 3, 3, 3), "b": (4,)}, {"auto_pad": "VALID", "strides": [2, 2]}),
+    "one axis": ((4, 12), {"w": (6, 2, 3), "b": (6,)}, {"group": 2, "pads": [2, 1], "strides": [2]}),
+    "three axes": ((2, 4, 5, 4), {"w": (3, 2, 2, 3, 2), "b": (3,)}, {"pads": [0, 1, 1, 1, 0, 0]}),
+    "all": ((4, 11, 9), {"w": (6, 2, 3, 3), "b": (6,)},
+            {"group": 2, "pads": [2, 1, 0, 3], "strides": [2, 1], "dilations": [1, 2]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_rows_times_weights_are_the_convolution(name: str) -> None:
+    shape, tensors, attributes = CONVOLUTIONS[name]
+    model = single("Conv", shape, tensors, **attributes)
+    node, working = described(model)
+    x = drawn((3, *shape))
+    y = ran(model, x)
+    matrix, bias = node.read(working)
+    a, b = rows_of(node, x, y, 10**6, np.random.default_rng(0))
+    assert len(a) == 3 * int(np.prod(y.shape[2:]))
+    assert a.shape[1:] == (node.groups, node.features)
+    made = np.einsum("rgf,gfo->rgo", a, matrix) + (0 if bias is None else bias)
+    np.testing.assert_allclose(made, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(b.reshape(3, -1, y.shape[1]), y.reshape(3, y.shape[1], -1).transpose(0, 2, 1))
+
+
+def test_some_positions_of_every_sample() -> None:
+    model = single("Conv", (3, 8, 8), {"w": (4, 3, 3, 3), "b": (4,)}, pads=[1] * 4)
+    node, working = described(model)
+    x = drawn((5, 3, 8, 8))
+    y = ran(model, x)
+    matrix, bias = node.read(working)
+    a, b = rows_of(node, x, y, 7, np.random.default_rng(0))
+    assert len(a) == 5 * 7
+    assert bias is not None
+    np.testing.assert_allclose(np.einsum("rgf,gfo->rgo", a, matrix) + bias, b, rtol=1e-4, atol=1e-5)
+    assert len(np.unique(b.reshape(35, 4), axis=0)) == 35  # no position is drawn twice
+    again, _ = rows_of(node, x, y, 7, np.random.default_rng(0))
+    np.testing.assert_array_equal(a, again)
+
+
+@pytest.mark.parametrize("bias", [(5,), (1, 5)])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_rows_times_weights_are_the_matrix_product(transposed: int, bias: Sequence[int]) -> None:
+    model = single("Gemm", (4,), {"w": (5, 4) if transposed else (4, 5), "b": bias}, transB=transposed)
+    node, working = described(model)
+    x = drawn((6, 4))
+    y = ran(model, x)
+    matrix, shift = node.read(working)
+    a, b = rows_of(node, x, y, 10, np.random.default_rng(0))
+    assert shift is not None
+    np.testing.assert_allclose(np.einsum("rgf,gfo->rgo", a, matrix) + shift, b, rtol=1e-5, atol=1e-6)
+    node.write(working, matrix * 2, shift * 2)
+    np.testing.assert_allclose(ran(working.model, x), 2 * y, rtol=1e-5, atol=1e-5)
+
+
+def test_a_matrix_product_with_its_addition() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], "m"), helper.make_node("Add", ["b", "m"], ["y"], "y")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3, 5])]
+    model = finished(helper.make_graph(nodes, "g", inputs, outputs, [weights("w", (4, 5)), weights("b", (5,))]))
+    node, working = described(model)
+    assert (node.output, node.stop, node.bias) == ("y", 2, "b")
+    x = drawn((4, 3, 4))
+    matrix, bias = node.read(working)
+    a, b = rows_of(node, x, ran(model, x), 3, np.random.default_rng(0))
+    assert bias is not None
+    assert len(a) == 12
+    np.testing.assert_allclose(a[:, 0] @ matrix[0] + bias, b[:, 0], rtol=1e-5, atol=1e-6)
+    fewer, _ = rows_of(node, x, ran(model, x), 2, np.random.default_rng(0))
+    assert len(fewer) == 8
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_weights_go_back_where_they_came_from(name: str) -> None:
+    shape, tensors, attributes = CONVOLUTIONS[name]
+    node, working = described(single("Conv", shape, tensors, **attributes))
+    before = working.model.SerializeToString()
+    matrix, bias = node.read(working)
+    node.write(working, matrix, bias)
+    assert working.model.SerializeToString() == before
+    node.write(working, matrix * 3, bias)
+    np.testing.assert_allclose(node.read(working)[0], matrix * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", [
+    single("Conv", (3, 5, 5), {"w": (4, 3, 3, 3)}, auto_pad="SAME_UPPER"),
+    single("Gemm", (4,), {"w": (4, 5), "b": (5,)}, alpha=0.5),
+    single("Gemm", (4,), {"w": (4, 5), "b": (5,)}, beta=2.0),
+    single("Gemm", (4,), {"w": (4, 5), "b": (1,)}),
+    single("Gemm", (4,), {"w": (4, 5), "b": (1, 1)}),
+    single("MatMul", (2, 4), {"w": (2, 4, 5)}),
+    single("ConvTranspose", (3, 5, 5), {"w": (3, 4, 2, 2)}),
+], ids=["same", "alpha", "beta", "one bias", "one bias of two axes", "batched", "transposed"])  # fmt: skip
+def test_layers_that_are_left_alone(model: onnx.ModelProto) -> None:
+    assert linear_node(Working.of(onnxcop.analyze(model, options=CPU)), 0) is None
+
+
+def test_a_number_added_to_all_outputs_is_no_bias() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], "m"), helper.make_node("Add", ["m", "b"], ["y"], "y")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])]
+    model = finished(helper.make_graph(nodes, "g", inputs, outputs, [weights("w", (4, 5)), weights("b", (1,))]))
+    node, _ = described(model)
+    assert (node.output, node.stop, node.bias) == ("m", 1, None)
+
+
+@pytest.mark.parametrize("size", [(), (1,), (16,), (1, 16)])
+def test_a_merge_shifts_the_bias_where_it_has_one_per_output(size: Sequence[int]) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], "one"), helper.make_node("Relu", ["h"], ["r"], "r"),
+             helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], "two")]  # fmt: skip
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 16])]
+    sizes = {"w1": (4, 6), "b1": (6,), "w2": (6, 16), "b2": size}
+    model = finished(helper.make_graph(nodes, "g", inputs, outputs, [weights(n, s) for n, s in sizes.items()]))
+    working = Working.of(onnxcop.analyze(model, options=CPU))
+    (layer,) = working.layers
+    before = working.read("b2")
+    working.set_weights(layer, working.weights(layer), np.arange(16.0))
+    change = working.read("b2") - before
+    np.testing.assert_allclose(change.ravel(), np.arange(16) if before.size == 16 else np.zeros(1), atol=1e-6)
+
+
+def pictures(count: int, seed: int) -> list[dict[str, Array]]:
+    return [{"x": drawn((8, 3, 8, 8), seed + i)} for i in range(count)]
+
+
+def refiner(original: Working, working: Working, seed: int = 0) -> Refiner:
+    fit, judge = pictures(6, 100), pictures(3, 200)
+    reference = Reference(Rolling(original.cutter, judge, CPU).finish())
+    return Refiner(original, working, RefineSet(fit, judge, reference), CPU, seed)
+
+
+def distance(original: Working, working: Working) -> float:
+    other = pictures(3, 300)
+    return Reference(Rolling(original.cutter, other, CPU).finish()).compare(
+        Rolling(working.cutter, other, CPU).finish()
+    ).value  # fmt: skip
+
+
+def test_a_disturbed_layer_is_restored() -> None:
+    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    working = original.copy()
+    kernel, bias = working.read("w2"), working.read("b2")
+    working.write("w2", kernel * 0.7 + 0.1 * drawn(kernel.shape))
+    working.write("b2", bias + 0.5)
+    before = distance(original, working)
+    tried, kept = refiner(original, working).run()
+    assert tried == 2  # the head sees what is left of the disturbance
+    assert kept >= 1
+    assert distance(original, working) < 1e-3 * before
+    fresh = [{"x": drawn((16, 3, 8, 8), 400)}]
+    (wanted,), (found,) = (Rolling(w.cutter, fresh, CPU).peek(3, ["c2"]) for w in (original, working))
+    error = np.linalg.norm(found["c2"] - wanted["c2"])
+    assert error < 0.01 * np.linalg.norm(wanted["c2"] - wanted["c2"].mean(axis=(0, 2, 3), keepdims=True))
+    for name in ("w1", "b1"):
+        np.testing.assert_array_equal(working.read(name), original.read(name))
+
+
+def test_an_intact_network_is_left_as_it_is() -> None:
+    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    working = original.copy()
+    assert refiner(original, working).run() == (0, 0)
+    assert working.model == original.model
+
+
+def test_a_step_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    working = original.copy()
+    working.write("w2", working.read("w2") * 0.9)
+    disturbed = working.model.SerializeToString()
+
+    def worse(node: LinearNode, working: Working, *_: object) -> Iterator[tuple[Array, Array | None]]:
+        matrix, bias = node.read(working)
+        yield -3 * matrix, bias
+        yield 0 * matrix, bias
+
+    monkeypatch.setattr(refine, "candidates", worse)
+    assert refiner(original, working).run() == (2, 0)
+    assert working.model.SerializeToString() == disturbed
+
+
+def test_every_kept_step_brings_the_output_nearer() -> None:
+    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    working = original.copy()
+    for name in ("w1", "w2", "w3"):
+        working.write(name, working.read(name) + 0.05 * drawn(working.read(name).shape))
+    run = refiner(original, working)
+    judge = run.samples.judge
+    before = run.samples.reference.compare(Rolling(working.cutter, judge, CPU).finish()).value
+    tried, kept = run.run()
+    after = run.samples.reference.compare(Rolling(working.cutter, judge, CPU).finish()).value
+    assert tried == 3
+    assert kept >= 1
+    assert after < 0.1 * before
+
+
+def test_channels_that_are_gone_stay_gone() -> None:
+    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    working = original.copy()
+    layer = next(entry for entry in working.layers if working.model.graph.node[entry.node].name == "conv2")
+    working.alive[layer.units[:3]] = False
+    changed = working.weights(layer)
+    changed[:3] = 0.0
+    working.set_weights(layer, changed)
+    before = distance(original, working)
+    _, kept = refiner(original, working).run()
+    assert kept >= 1
+    assert distance(original, working) < before
+    assert not working.read("w2")[:, :3].any()
+    assert working.read("w2")[:, 3:].all()
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    results = []
+    for _ in range(2):
+        working = original.copy()
+        working.write("w2", working.read("w2") * 0.8)
+        refiner(original, working, seed=3).run()
+        results.append(working.model.SerializeToString())
+    assert results[0] == results[1]
+
+
+def residual() -> onnx.ModelProto:
+    """`x → stem → inner → outer`, and `outer + stem`."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["stem"], "stem", pads=[1] * 4),
+        helper.make_node("Conv", ["stem", "w1", "b1"], ["inner"], "inner", pads=[1] * 4),
+        helper.make_node("Relu", ["inner"], ["active"], "active"),
+        helper.make_node("Conv", ["active", "w2", "b2"], ["outer"], "outer", pads=[1] * 4),
+        helper.make_node("Add", ["outer", "stem"], ["y"], "sum"),
+    ]
+    sizes = {"w0": (6, 3, 3, 3), "b0": (6,), "w1": (8, 6, 3, 3), "b1": (8,), "w2": (6, 8, 3, 3), "b2": (6,)}
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 6, 8, 8])]
+    return finished(helper.make_graph(nodes, "residual", inputs, outputs, [weights(n, s) for n, s in sizes.items()]))
+
+
+def test_shortcuts_are_found() -> None:
+    working = Working.of(onnxcop.analyze(residual(), options=CPU))
+    node = linear_node(working, 3)
+    assert node is not None
+    assert shortcut_of(working, node, 3) == "stem"
+    inner = linear_node(working, 1)
+    assert inner is not None
+    assert shortcut_of(working, inner, 1) is None
+
+
+def test_a_branch_makes_up_for_its_shortcut() -> None:
+    original = Working.of(onnxcop.analyze(residual(), options=CPU))
+    working = original.copy()
+    shift = np.linspace(-1, 1, 6, dtype=np.float32)
+    run = refiner(original, working)
+    working.write("b0", working.read("b0") + shift)  # a constant error runs down the shortcut
+    node = linear_node(working, 3)
+    assert node is not None
+    target, pruned = (Rolling(w.cutter, run.samples.fit, CPU) for w in (original, working))
+    target.advance(3)
+    pruned.advance(3)
+    wanted = run._targets(3, node, target, pruned)
+    plain = target.peek(4, ["outer"])
+    np.testing.assert_allclose(wanted[0], plain[0]["outer"] - shift[:, None, None], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,213 @@
+"""Linear streams: which channels may be mixed, and what that is good for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from small_models import ELEMENT, finished, outputs, weights
+
+import onnxcop
+from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.calibration.calibrate import calibrate
+from onnxcop.calibration.patches import Observed
+from onnxcop.data.for_model import input_specs
+from onnxcop.data.open import open_source
+from onnxcop.errors import PlanMismatchError
+from onnxcop.reconstruction.linear_streams import Stream, linear_streams
+from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.principal import in_principal_channels
+from onnxcop.recovery.rounds import RecoverySettings
+from onnxcop.runtime.session import EngineOptions
+
+CPU = EngineOptions(provider="cpu", threads=1)
+QUICK = RecoverySettings(rounds=1, probe_samples=40, refine_samples=80, curve_passes=2)
+WIDTH, INNER = 12, 20
+
+
+def bottlenecks(between: str = "", norm: bool = True, dtype: type = np.float32, seed: int = 0) -> onnx.ModelProto:
+    """A stream of 12 channels, made by two layers and read by two; `between` may stand on it."""
+    nodes = [helper.make_node("Conv", ["x", "w0", "b0"], ["s0"], "stem", pads=[1] * 4)]
+    stream = "s0"
+    if norm:
+        nodes.append(helper.make_node("BatchNormalization", ["s0", *(f"n_{p}" for p in "gbmv")], ["s1"], "norm"))
+        stream = "s1"
+    nodes += [
+        helper.make_node("Conv", [stream, "w1", "b1"], ["e"], "expand"),
+        helper.make_node("Relu", ["e"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "w2", "b2"], ["p"], "project", pads=[1] * 4),
+        helper.make_node("Add", [stream, "p"], ["sum"], "shortcut"),
+    ]
+    last = "sum"
+    if between:
+        last = "between"
+        operands = {"Mul": ["sum", "factors"], "Relu": ["sum"], "Scale": ["sum", "two"]}[between]
+        nodes.append(helper.make_node({"Scale": "Mul"}.get(between, between), operands, [last], "between"))
+    nodes += [
+        helper.make_node("AveragePool", [last], ["a"], "halve", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["a", "w3", "b3"], ["h"], "head"),
+        helper.make_node("Relu", ["h"], ["hr"], "head_relu"),
+        helper.make_node("GlobalAveragePool", ["hr"], ["g"], "pool"),
+        helper.make_node("Flatten", ["g"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w4", "b4"], ["y"], "classes", transB=1),
+    ]
+    shapes = {
+        "w0": (WIDTH, 3, 3, 3), "b0": (WIDTH,), "w1": (INNER, WIDTH, 1, 1), "b1": (INNER,),
+        "w2": (WIDTH, INNER, 3, 3), "b2": (WIDTH,), "w3": (INNER, WIDTH, 1, 1), "b3": (INNER,),
+        "w4": (5, INNER), "b4": (5,),
+    }  # fmt: skip
+    stored = [weights(name, shape, dtype) for name, shape in shapes.items()]
+    rng = np.random.default_rng(seed)
+    if norm:
+        given_ = {"g": rng.uniform(0.5, 2, WIDTH), "b": rng.normal(size=WIDTH), "m": rng.normal(size=WIDTH)}
+        given_["v"] = rng.uniform(0.5, 2, WIDTH)
+        stored += [numpy_helper.from_array(v.astype(dtype), f"n_{p}") for p, v in given_.items()]
+    if between == "Mul":
+        stored.append(numpy_helper.from_array(rng.uniform(0.5, 2, (WIDTH, 1, 1)).astype(dtype), "factors"))
+    if between == "Scale":
+        stored.append(numpy_helper.from_array(np.array(2, dtype), "two"))
+    x = helper.make_tensor_value_info("x", ELEMENT[dtype], ["N", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", ELEMENT[dtype], ["N", 5])
+    return finished(helper.make_graph(nodes, "bottlenecks", [x], [y], stored))
+
+
+def samples(count: int = 160, seed: int = 0) -> np.ndarray:
+    """Pictures whose neighbouring points are alike, float32 [count, 3, 8, 8]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.standard_normal((count, 3, 4, 4)).repeat(2, axis=2).repeat(2, axis=3)
+    return (coarse + 0.3 * rng.standard_normal((count, 3, 8, 8))).astype(np.float32)
+
+
+def network(model: onnx.ModelProto) -> Working:
+    return Working.of(analyze(model, options=CPU, biases=True))
+
+
+def seen(analysis: Analysis, working: Working) -> Observed:
+    data = open_source({"x": samples()}, input_specs(analysis), samples=160, batch_size=32, seed=0)
+    return Observed(calibrate(working.model, working.layers, data, CPU, sha=analysis.sha256), {})
+
+
+def only_stream(working: Working) -> Stream:
+    streams = linear_streams(working)
+    assert [stream.group.width for stream in streams] == [WIDTH]
+    return streams[0]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_shortcut_without_activation_is_a_linear_stream(norm: bool) -> None:
+    stream = only_stream(network(bottlenecks(norm=norm)))
+    assert {place.name for place in stream.read} == {"w1", "w3"}
+    assert {place.name for place in stream.made} == {"w0", "b0", "w2", "b2"} | ({"n_b"} if norm else set())
+    assert len(stream.norms) == norm
+
+
+def test_one_factor_for_all_channels_leaves_it_linear() -> None:
+    assert only_stream(network(bottlenecks("Scale"))).group.width == WIDTH
+
+
+@pytest.mark.parametrize("between", ["Relu", "Mul"])
+def test_what_tells_channels_apart_ends_it(between: str) -> None:
+    assert linear_streams(network(bottlenecks(between))) == []
+
+
+def test_numbers_of_half_precision_are_not_rounded_anew() -> None:
+    assert linear_streams(network(bottlenecks(norm=False, dtype=np.float16))) == []
+
+
+def test_shared_weights_are_not_mixed() -> None:
+    model = bottlenecks(norm=False)
+    head = next(node for node in model.graph.node if node.name == "head")
+    head.input[1] = "w1"  # of the same shape
+    assert linear_streams(network(model)) == []
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.booleans(), st.sampled_from(["", "Scale"]))
+def test_the_network_computes_the_same_in_principal_channels(seed: int, norm: bool, between: str) -> None:
+    model = bottlenecks(between, norm, seed=seed)
+    working = network(model)
+    turned, streams = in_principal_channels(working, linear_streams(working), seen(working.analysis, working))
+    assert len(streams) == 1
+    x = samples(8, seed)
+    expected, found = outputs(model, x), outputs(turned.model, x)
+    assert not np.array_equal(working.read("w1"), turned.read("w1"))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_principal_channels_are_uncorrelated_and_the_first_carry_most() -> None:
+    working = network(bottlenecks())
+    observed = seen(working.analysis, working)
+    turned, _ = in_principal_channels(working, linear_streams(working), observed)
+    layer = next(layer for layer in turned.layers if layer.tensor == "a")  # of the two, what both are made for
+    moments = [seen(turned.analysis, turned).moments(found) for found in turned.layers if found.tensor in ("s1", "a")]
+    scaled = sum(m.covariance / np.trace(observed_of.covariance) for m, observed_of in zip(
+        moments, (observed.moments(found) for found in working.layers if found.tensor in ("s1", "a")), strict=True,
+    ))  # fmt: skip
+    assert layer.channels == WIDTH
+    sizes = np.diag(scaled)
+    assert (np.diff(sizes) <= 1e-6).all()
+    assert np.abs(scaled - np.diag(sizes)).max() < 1e-3 * sizes[0]
+
+
+def test_losing_principal_channels_costs_less_than_losing_stored_ones() -> None:
+    model, x = bottlenecks(), samples()
+    fresh = samples(64, seed=9)
+    expected = outputs(model, fresh)
+
+    def error(recover: str) -> float:
+        result = onnxcop.prune(
+            model, macs=0.6, data={"x": x}, options=CPU, recover=recover, settings=QUICK,
+            limits=onnxcop.Limits(only=("stem",)), allocate="measured",
+        )  # fmt: skip
+        assert [dims for dims in result.report.groups if dims.kept < dims.width]
+        return float(np.linalg.norm(outputs(result.model, fresh) - expected) / np.linalg.norm(expected))
+
+    assert error("merge") < 0.5 * error("none")
+
+
+def test_a_plan_of_principal_channels_is_replayed_with_data_only(tmp_path: Path) -> None:
+    model, x = bottlenecks(), samples()
+    result = onnxcop.prune(model, macs=0.6, data={"x": x}, options=CPU, settings=QUICK)
+    assert any("principal channels" in line for line in result.report.choices)
+    path = tmp_path / "plan.json"
+    result.plan.save(path)
+    plan = onnxcop.PruningPlan.load(path)
+    assert plan.settings["channels"] == "principal"
+    with pytest.raises(PlanMismatchError, match="give --data"):
+        onnxcop.apply_plan(model, plan, options=CPU)
+    again = onnxcop.apply_plan(model, plan, data={"x": x}, options=CPU)
+    fresh = samples(64, seed=9)
+    expected = outputs(model, fresh)
+    errors = [np.linalg.norm(outputs(r.model, fresh) - expected) / np.linalg.norm(expected) for r in (result, again)]
+    assert [t.dims for t in again.model.graph.initializer] == [t.dims for t in result.model.graph.initializer]
+    assert errors[1] < 1.2 * errors[0] + 0.02
+
+
+def test_the_same_command_gives_the_same_bytes() -> None:
+    x = samples()
+    results = [onnxcop.prune(bottlenecks(), macs=0.6, data={"x": x}, options=CPU, settings=QUICK) for _ in range(2)]
+    first, second = (result.model.SerializeToString(deterministic=True) for result in results)
+    assert first == second
+
+
+def test_streams_that_may_not_be_cut_keep_their_channels() -> None:
+    model = bottlenecks()
+    result = onnxcop.prune(
+        model, macs=0.8, data={"x": samples()}, options=CPU, settings=QUICK, limits=onnxcop.Limits(keep=("stem",))
+    )
+    assert result.plan.settings["channels"] == "stored"
+    assert not any("principal" in line for line in result.report.choices)
+    assert result.model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+@pytest.mark.zoo
+def test_a_mobile_network_has_a_stream_in_every_stage(zoo: Path) -> None:
+    streams = linear_streams(network(onnx.load(zoo / "trained" / "imagenet_mobilenet_v2.onnx")))
+    assert [stream.group.width for stream in streams] == [16, 24, 32, 64, 96, 160, 320]
+    assert [len(stream.read) for stream in streams] == [1, 2, 3, 4, 3, 3, 1]
+    assert linear_streams(network(onnx.load(zoo / "trained" / "cifar_resnet20.onnx"))) == []

@@ -1,0 +1,253 @@
+"""Running a network piece by piece gives what running it whole gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from small_models import chain, finished, linear, weights
+
+import onnxcop
+from onnxcop.reconstruction.network import Working
+from onnxcop.runtime.segments import Cutter, Rolling
+from onnxcop.runtime.session import EngineOptions, Session
+
+CPU = EngineOptions(provider="cpu", threads=1)
+Feeds = list[dict[str, np.ndarray[Any, Any]]]
+FLOAT = TensorProto.FLOAT
+
+
+def value(name: str, shape: list[int | str | None], kind: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), outputs.split(maxsplit=1)[0], **attributes)
+
+
+def branches() -> onnx.ModelProto:
+    """Two branches, a shortcut over both, and an output from the middle."""
+    nodes = [
+        node("Gemm", "x w1 b", "stem"),
+        node("Relu", "stem", "left"),
+        node("Gemm", "left w2", "left2"),
+        node("Sigmoid", "stem", "right"),
+        node("Gemm", "right w3", "right2"),
+        node("Add", "left2 right2", "sum"),
+        node("Add", "sum stem", "y"),
+        node("Tanh", "sum", "middle"),
+    ]
+    tensors = [weights("w1", (6, 8)), weights("b", (8,)), weights("w2", (8, 8)), weights("w3", (8, 8))]
+    outputs = [value("middle", ["N", 8]), value("y", ["N", 8]), value("stem", ["N", 8])]
+    return finished(helper.make_graph(nodes, "branches", [value("x", ["N", 6])], outputs, tensors))
+
+
+def constants() -> onnx.ModelProto:
+    """Weights that nodes compute, and sizes that are read from a tensor."""
+    nodes = [
+        node("Transpose", "w", "wt"),
+        node("Mul", "wt scale", "scaled"),
+        node("Constant", "", "half", value=numpy_helper.from_array(np.array([0.5], np.float32))),
+        node("Shape", "x", "size"),
+        node("Gemm", "x scaled", "h"),
+        node("Relu", "h", "r"),
+        node("Mul", "r half", "s"),
+        node("MatMul", "s w", "back"),
+        node("Reshape", "back size", "z"),
+        node("MatMul", "z scaled", "y"),
+    ]
+    tensors = [weights("w", (8, 6)), numpy_helper.from_array(np.array([2.0], np.float32), "scale")]
+    return finished(helper.make_graph(nodes, "constants", [value("x", ["N", 6])], [value("y", ["N", 8])], tensors))
+
+
+def two_inputs() -> onnx.ModelProto:
+    """The second input enters late, and an output comes early."""
+    nodes = [
+        node("Gemm", "x w1", "a"),
+        node("Relu", "a", "early"),
+        node("Gemm", "early w2", "b"),
+        node("Cast", "ids", "numbers", to=FLOAT),
+        node("Add", "b numbers", "c"),
+        node("Mul", "c x", "late"),
+    ]
+    tensors = [weights("w1", (6, 6)), weights("w2", (6, 6))]
+    inputs = [value("x", ["N", 6]), value("ids", ["N", 1], TensorProto.INT64)]
+    outputs = [value("early", ["N", 6]), value("late", ["N", 6])]
+    return finished(helper.make_graph(nodes, "two_inputs", inputs, outputs, tensors))
+
+
+def captures() -> onnx.ModelProto:
+    """A branch of control flow that reads tensors and weights from outside."""
+    yes = helper.make_graph([node("Gemm", "h w2", "then_out")], "yes", [], [value("then_out", ["N", 4])])
+    no = helper.make_graph([node("Gemm", "x w3", "else_out")], "no", [], [value("else_out", ["N", 4])])
+    nodes = [
+        node("Gemm", "x w1", "h"),
+        node("ReduceMax", "x", "top", keepdims=0),
+        node("Greater", "top zero", "flag"),
+        node("If", "flag", "chosen", then_branch=yes, else_branch=no),
+        node("Tanh", "chosen", "y"),
+    ]
+    tensors = [weights("w1", (6, 8)), weights("w2", (8, 4)), weights("w3", (6, 4)),
+               numpy_helper.from_array(np.array(0.0, np.float32), "zero")]  # fmt: skip
+    return finished(helper.make_graph(nodes, "captures", [value("x", ["N", 6])], [value("y", ["N", 4])], tensors))
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "chain": chain, "linear": linear, "branches": branches, "constants": constants, "two_inputs": two_inputs,
+    "captures": captures,
+}  # fmt: skip
+
+
+def fed(model: onnx.ModelProto, batches: int = 2, size: int = 3) -> Feeds:
+    rng = np.random.default_rng(1)
+    found: Feeds = []
+    for batch in range(batches):
+        feed = {}
+        for entry in model.graph.input:
+            shape = [d.dim_value or size for d in entry.type.tensor_type.shape.dim]
+            whole = entry.type.tensor_type.elem_type == TensorProto.INT64
+            values = rng.integers(0, 9, shape) if whole else rng.standard_normal(shape).astype(np.float32)
+            feed[entry.name] = values if whole or batch == 0 else -np.abs(values)
+        found.append(feed)
+    return found
+
+
+def whole(model: onnx.ModelProto, feeds: Feeds) -> Feeds:
+    with Session(model, CPU) as session:
+        return [session.run(feed) for feed in feeds]
+
+
+def cutter_of(model: onnx.ModelProto) -> Cutter:
+    return Working.of(onnxcop.analyze(model, options=CPU)).cutter
+
+
+def check_equal(found: Feeds, wanted: Feeds) -> None:
+    assert len(found) == len(wanted) > 0
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in theirs:
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_cut_alone(name: str) -> None:
+    model = MODELS[name]()
+    feeds, cutter = fed(model), cutter_of(model)
+    wanted = whole(model, feeds)
+    for cut in range(cutter.count + 1):
+        rolling = Rolling(cutter, feeds, CPU)
+        rolling.advance(cut)
+        assert all(set(state) == set(cutter.crossing(cut)) for state in rolling.states)
+        check_equal(rolling.finish(), wanted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_step_by_step(name: str, step: int) -> None:
+    model = MODELS[name]()
+    feeds, cutter = fed(model), cutter_of(model)
+    rolling = Rolling(cutter, feeds, CPU)
+    for cut in range(0, cutter.count, step):
+        rolling.advance(cut)
+    check_equal(rolling.finish(), whole(model, feeds))
+    rolling.advance(cutter.count)
+    check_equal(rolling.finish(), whole(model, feeds))
+
+
+def test_digits_piece_by_piece(models_dir: Path) -> None:
+    model = onnx.load(models_dir / "digits_resnet.onnx")
+    pictures = np.load(models_dir / "digits_test.npz")["input"]
+    feeds = [{"input": pictures[:5]}, {"input": pictures[5:8]}]
+    cutter = cutter_of(model)
+    rolling = Rolling(cutter, feeds, CPU)
+    for cut in range(cutter.count + 1):
+        rolling.advance(cut)
+        assert len(rolling.states[0]) <= 2  # a residual network: the stream and one branch
+    check_equal(rolling.finish(), whole(model, feeds))
+
+
+def test_what_crosses_a_cut() -> None:
+    cutter = cutter_of(branches())
+    assert cutter.crossing(0) == ["x"]
+    assert cutter.crossing(1) == ["stem"]
+    assert set(cutter.crossing(3)) == {"stem", "left2"}
+    assert set(cutter.crossing(cutter.count)) == {"middle", "y", "stem"}
+    late = cutter_of(two_inputs())
+    assert set(late.crossing(2)) == {"x", "ids", "early"}  # inputs that are read later wait for their turn
+    computed = cutter_of(constants())
+    assert set(computed.crossing(5)) == {"h", "size"}  # weights that nodes compute are not kept
+
+
+def test_pieces_hold_only_what_they_need() -> None:
+    cutter = cutter_of(branches())
+    piece = cutter.piece(1, 3, ["left2"])
+    assert piece is not None
+    onnx.checker.check_model(piece)
+    assert [n.name for n in piece.graph.node] == ["left", "left2"]
+    assert [t.name for t in piece.graph.initializer] == ["w2"]
+    assert [v.name for v in piece.graph.input] == ["stem"]
+    assert cutter.piece(1, 3, ["stem"]) is None
+    computed = cutter_of(constants()).piece(9, 10, ["y"])
+    assert computed is not None
+    assert {n.name for n in computed.graph.node} == {"wt", "scaled", "y"}
+
+
+def test_peeking_does_not_move() -> None:
+    model = branches()
+    feeds = fed(model)
+    rolling = Rolling(cutter_of(model), feeds, CPU)
+    rolling.advance(1)
+    states = rolling.states
+    seen = rolling.peek(5, ["right2", "stem"])
+    assert (rolling.cut, rolling.states) == (1, states)
+    model.graph.output.append(value("right2", ["N", 8]))
+    for found, wanted in zip(seen, whole(model, feeds), strict=True):
+        np.testing.assert_allclose(found["right2"], wanted["right2"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found["stem"], wanted["stem"], rtol=1e-5, atol=1e-6)
+
+
+def test_tensors_made_on_the_way() -> None:
+    model = branches()
+    feeds = fed(model)
+    rolling = Rolling(cutter_of(model), feeds, CPU)
+    extra = rolling.advance(6, ["left", "sum"])
+    assert "left" not in rolling.states[0]
+    assert "sum" in rolling.states[0]
+    for found, stem in zip(extra, whole(model, feeds), strict=True):
+        np.testing.assert_allclose(found["left"], np.maximum(stem["stem"], 0), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(np.tanh(found["sum"]), stem["middle"], rtol=1e-5, atol=1e-6)
+
+
+def test_there_is_no_way_back() -> None:
+    model = linear()
+    rolling = Rolling(cutter_of(model), fed(model), CPU)
+    rolling.advance(3)
+    with pytest.raises(ValueError, match="cannot roll back from 3 to 2"):
+        rolling.advance(2)
+
+
+def test_changed_weights_change_later_pieces() -> None:
+    model = branches()
+    feeds, working = fed(model), Working.of(onnxcop.analyze(model, options=CPU))
+    rolling = Rolling(working.cutter, feeds, CPU)
+    rolling.advance(3)
+    before = rolling.finish()
+    working.write("w3", working.read("w3") * 2)
+    check_equal(rolling.finish(), whole(working.model, feeds))
+    assert np.abs(before[0]["y"] - rolling.finish()[0]["y"]).max() > 0.1
+
+
+def test_a_variant_goes_on_from_the_same_cut() -> None:
+    model = branches()
+    feeds, working = fed(model), Working.of(onnxcop.analyze(model, options=CPU))
+    variant = working.copy()
+    variant.write("w3", variant.read("w3") * 2)
+    rolling = Rolling(working.cutter, feeds, CPU)
+    rolling.advance(4)
+    check_equal(rolling.finish(variant.cutter), whole(variant.model, feeds))
+    check_equal(rolling.finish(), whole(model, feeds))
