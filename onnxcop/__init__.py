@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxcop.allocation.greedy import choose
     from onnxcop.analysis.analyze import Analysis, analyze
     from onnxcop.coupling.ops import DEFAULT_RULES, Op
-    from onnxcop.criteria.base import Criterion, Ranking, StaticRanking, Subject
+    from onnxcop.criteria.base import Criterion, PruningContext, Ranking, StaticRanking
     from onnxcop.criteria.registry import criterion_named
     from onnxcop.criteria.scores import statistics
     from onnxcop.errors import OnnxcopError
@@ -48,7 +48,7 @@ _HOMES = {
     "Criterion": "onnxcop.criteria.base",
     "Ranking": "onnxcop.criteria.base",
     "StaticRanking": "onnxcop.criteria.base",
-    "Subject": "onnxcop.criteria.base",
+    "PruningContext": "onnxcop.criteria.base",
     "criterion_named": "onnxcop.criteria.registry",
     "statistics": "onnxcop.criteria.scores",
     "OnnxcopError": "onnxcop.errors",
@@ -76,11 +76,11 @@ __all__ = [
     "OnnxcopError",
     "Op",
     "PruneResult",
+    "PruningContext",
     "PruningPlan",
     "Ranking",
     "Report",
     "StaticRanking",
-    "Subject",
     "__version__",
     "analyze",
     "apply",

@@ -229,7 +229,7 @@ def rotary(cosines: str = "made", pairs: str = "halves", heads: int = 4, size: i
         angles = net.add("Mul", places, net.constant(0.5 ** np.arange(half)))
         angles = _paired(net, angles, angles, pairs)
         tables = [net.add("Cos", angles), net.add("Sin", angles)]
-    turned = []
+    rotated = []
     for side in (net.heads(net.linear(x, width, width), heads, size) for _ in range(2)):
         if pairs == "halves":
             front = net.add("Slice", side, net.ints(0), net.ints(half), net.ints(3))
@@ -240,9 +240,9 @@ def rotary(cosines: str = "made", pairs: str = "halves", heads: int = 4, size: i
                 for first in range(2)
             )
         across = net.add("Mul", _paired(net, net.add("Neg", back), front, pairs), tables[1])
-        turned.append(net.add("Add", net.add("Mul", side, tables[0]), across))
+        rotated.append(net.add("Add", net.add("Mul", side, tables[0]), across))
     v = net.heads(net.linear(x, width, width), heads, size)
-    mixed = _attended(net, turned[0], net.add("Transpose", turned[1], perm=[0, 1, 3, 2]), v, size)
+    mixed = _attended(net, rotated[0], net.add("Transpose", rotated[1], perm=[0, 1, 3, 2]), v, size)
     return _head(net, net.add("Add", x, net.linear(net.merged(mixed, width), width, width)), width)
 
 

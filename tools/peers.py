@@ -95,10 +95,10 @@ class Cut(NamedTuple):
     note: str = ""
 
 
-Cutter = Callable[[float], Cut]
+GraphPartition = Callable[[float], Cut]
 
 
-def onnxsim_cutter(model: onnx.ModelProto, criterion: str, scope: str, batches: list[Feeds]) -> Cutter:
+def onnxsim_cutter(model: onnx.ModelProto, criterion: str, scope: str, batches: list[Feeds]) -> GraphPartition:
     """onnxsim's apply_structured_pruning, or its calibrated form for the Wanda criterion."""
     import onnxsim
 
@@ -168,7 +168,7 @@ def unscorable_layers(network: Any, inputs: tuple[Any, ...], importance: Any) ->
     return failing
 
 
-def torch_pruning_cutter(model: onnx.ModelProto, scope: str) -> Cutter:
+def torch_pruning_cutter(model: onnx.ModelProto, scope: str) -> GraphPartition:
     """Torch-Pruning's L2 magnitude pruner on the network that onnx2torch makes of the model.
 
     The layers of the outputs are left alone. When it fails otherwise, the model is simplified
@@ -248,7 +248,7 @@ def export(network: Any, inputs: tuple[Any, ...], like: onnx.ModelProto) -> onnx
     return onnx.load_from_string(buffer.getvalue())
 
 
-def cutter(tool: str, model: onnx.ModelProto, batches: list[Feeds]) -> Cutter:
+def partition(tool: str, model: onnx.ModelProto, batches: list[Feeds]) -> GraphPartition:
     """The function from a ratio to a pruned model that a name of TOOLS stands for."""
     if tool.startswith("torch-pruning"):
         return torch_pruning_cutter(model, "local" if tool.endswith("-local") else "global")
@@ -278,7 +278,7 @@ class Outcome:
     note: str = ""
 
 
-def bisect(cut: Cutter, base: int, outcome: Outcome, near: float = NEAR) -> onnx.ModelProto | None:
+def bisect(cut: GraphPartition, base: int, outcome: Outcome, near: float = NEAR) -> onnx.ModelProto | None:
     """The largest model within the budget, else the smallest that the tool makes, else None.
 
     A ratio at which the tool fails counts as too high. Fills `outcome` in.
@@ -337,7 +337,7 @@ def prune(path: Path, out: Path, *, tool: str, macs: float, calib: Path | None, 
         warnings.simplefilter("ignore")
         try:
             batches = calibration(calib, samples, model) if "wanda" in tool else []
-            pruned = bisect(cutter(tool, model, batches), count_macs(model), outcome)
+            pruned = bisect(partition(tool, model, batches), count_macs(model), outcome)
         except Exception as error:  # conversion and import failures are outcomes too
             outcome.error, pruned = one_line(error), None
     outcome.seconds = round(time.perf_counter() - started, 2)

@@ -142,8 +142,8 @@ def layers(model: onnx.ModelProto) -> list[Layer]:
             continue
         first = 0 if node.op_type == "Conv" or transposed else 1
         order = (first, 1 - first, *range(2, values.ndim))
-        turned = values.transpose(order)
-        found.append(Layer(index, node.op_type, turned.reshape(*turned.shape[:2], -1), order, turned.shape))
+        rotated = values.transpose(order)
+        found.append(Layer(index, node.op_type, rotated.reshape(*rotated.shape[:2], -1), order, rotated.shape))
     return found
 
 
@@ -202,9 +202,9 @@ def masked(reference: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelPro
         values = old.weights.copy()
         for row, kept in zip(rows, columns, strict=True):
             values[row, np.setdiff1d(np.arange(values.shape[1]), kept)] = 0
-        turned = values.reshape(old.shape).transpose(np.argsort(old.order))
+        rotated = values.reshape(old.shape).transpose(np.argsort(old.order))
         name = f"masked_{old.node}"
-        result.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(turned), name))
+        result.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(rotated), name))
         result.graph.node[old.node].input[1] = name
     return result
 
@@ -288,7 +288,7 @@ def attempt(path: Path, tool: str, macs: float) -> Row:
             pruned, inexact = ours(model, macs)
         else:
             outcome = peers.Outcome(tool, "", macs)
-            cut = peers.cutter(tool, model, [])
+            cut = peers.partition(tool, model, [])
             made = peers.bisect(cut, base, outcome, NEAR)
             row.error = outcome.error
             if made is None:
@@ -318,19 +318,19 @@ def ours(model: onnx.ModelProto, macs: float) -> tuple[onnx.ModelProto, bool]:
     from onnxcop.criteria.registry import criterion_named
 
     analysis = onnxcop.analyze(model)
-    subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)
-    ranking = criterion_named("l2").rank(subject)
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    ranking = criterion_named("l2").rank(context)
     low, high, best = 0.0, 1.0, None
     for _ in range(STEPS):
         share = (low + high) / 2
         try:
             limits = onnxcop.Limits(max_cut=share)
-            best = onnxcop.choose(subject, ranking, onnxcop.Budget(macs=macs), limits)
+            best = onnxcop.choose(context, ranking, onnxcop.Budget(macs=macs), limits)
             high = share
         except onnxcop.OnnxcopError:
             low = share
     if best is None:
-        best = nearest_selection(subject, criterion_named("l2"), macs)
+        best = nearest_selection(context, criterion_named("l2"), macs)
     removed = np.sort(best.removed)
     pruned = onnxcop.apply(analysis.model, analysis.structure, removed)
     return pruned, onnxcop.verify(analysis.model, pruned, analysis.structure, removed).inexact_units > 0

@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 import onnxcop  # noqa: E402
 from onnxcop.allocation import sensitivity as curves  # noqa: E402
-from onnxcop.allocation.greedy import State  # noqa: E402
+from onnxcop.allocation.greedy import PruningState  # noqa: E402
 from onnxcop.analysis.analyze import group_name  # noqa: E402
 from onnxcop.criteria import cop  # noqa: E402
 from onnxcop.criteria.base import produced_norms  # noqa: E402
@@ -89,8 +89,8 @@ def coupling(folder: Path) -> None:
 def greedy(folder: Path) -> None:
     """One layer's correlations, the first channel to go, and what that does to its twins."""
     analysis = onnxcop.analyze(MODEL)
-    subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)
-    ranking: Any = cop.Cop(beta=0.0, gamma=0.0).rank(subject)
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    ranking: Any = cop.Cop(beta=0.0, gamma=0.0).rank(context)
     table = next(t for t in ranking.tables if len(t.units) == 24)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.9), gridspec_kw={"width_ratios": [1, 1.35]})
     before, matrix = table.evidence.copy(), table.correlation.copy()
@@ -119,10 +119,10 @@ def greedy(folder: Path) -> None:
 def chosen(folder: Path) -> None:
     """The same for a whole run: which channels of each layer are left, and their importance."""
     analysis = onnxcop.analyze(MODEL)
-    subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)
-    ranking = criterion_named("cop").rank(subject)
-    scores = ranking.importance(State(subject, onnxcop.Limits()).kept)
-    selection = onnxcop.choose(subject, criterion_named("cop").rank(subject), onnxcop.Budget(macs=0.7))
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    ranking = criterion_named("cop").rank(context)
+    scores = ranking.importance(PruningState(context, onnxcop.Limits()).kept)
+    selection = onnxcop.choose(context, criterion_named("cop").rank(context), onnxcop.Budget(macs=0.7))
     removed = set(selection.removed.tolist())
     figure, axes = plt.subplots(figsize=(9, 3.6))
     groups = analysis.structure.groups
@@ -144,7 +144,7 @@ def prices(folder: Path) -> None:
     state = Recovery(analysis, fit, probe, onnxcop.EngineOptions(), RecoverySettings())
     samples = state.statistics()
     ridges = curves.choose_ridges(state.working, samples)
-    fallback = produced_norms(onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost))
+    fallback = produced_norms(onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost))
     known = None
     groups = analysis.structure.groups
     for share in (0.05, 0.1, 0.2, 0.35, 0.5):

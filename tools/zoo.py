@@ -129,10 +129,10 @@ def prune_one(path: Path, options: argparse.Namespace) -> Row:
         layers = census(analysis)
         row.given, row.inner = sum(layer.given for layer in layers), inner_share(layers)
         row.signature = signature((group.width, len(group.producers), group.exact) for group in structure.groups)
-        subject = onnxcop.Subject.of(analysis.model, structure, analysis.cost)
+        context = onnxcop.PruningContext.of(analysis.model, structure, analysis.cost)
         if not row.units:
             raise onnxcop.OnnxcopError("nothing to prune")
-        selection = nearest_selection(subject, criterion_named(options.criterion), options.macs)
+        selection = nearest_selection(context, criterion_named(options.criterion), options.macs)
         removed = selection.removed.copy()
         removed.sort()
         pruned = onnxcop.apply(analysis.model, structure, removed)
@@ -148,14 +148,14 @@ def prune_one(path: Path, options: argparse.Namespace) -> Row:
     return row
 
 
-def nearest_selection(subject: Any, criterion: Any, macs: float) -> Any:
+def nearest_selection(context: Any, criterion: Any, macs: float) -> Any:
     """The selection for a budget, or for the nearest feasible one."""
     import onnxcop
 
     budget = onnxcop.Budget(macs=macs)
     for _ in range(3):  # cuts at a loosened budget may end a little above it again
         try:
-            return onnxcop.choose(subject, criterion.rank(subject), budget)
+            return onnxcop.choose(context, criterion.rank(context), budget)
         except onnxcop.OnnxcopError as error:
             nearest = getattr(error, "nearest", None)
             if nearest is None or not budget.macs < nearest < 1:

@@ -11,7 +11,7 @@ import numpy as np
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units
 from onnxcop.analysis.cost import Savings
-from onnxcop.criteria.base import Ranking, Subject, produced_filter_counts
+from onnxcop.criteria.base import PruningContext, Ranking, produced_filter_counts
 from onnxcop.errors import BudgetError
 
 
@@ -30,24 +30,24 @@ class Selection:
     filters: float
 
 
-class State:
+class PruningState:
     """A growing selection: widths, costs, and which groups may still give.
 
     Args:
-        subject: The traced model.
+        context: The traced model.
         limits: What may not be cut.
     """
 
-    def __init__(self, subject: Subject, limits: Limits) -> None:
+    def __init__(self, context: PruningContext, limits: Limits) -> None:
         if limits.multiple_of == AUTO:
             raise BudgetError("--multiple-of auto is decided by measurement first: see onnxcop.widths.suitable_widths")
-        structure = self.structure = subject.structure
-        self.cost_model = subject.cost
+        structure = self.structure = context.structure
+        self.cost_model = context.cost
         self.limits = limits
         self.kept = structure.axis_sizes.copy()
-        self.original = subject.cost.original()
+        self.original = context.cost.original()
         self.cost = self.original.copy()
-        self.available: BoolArray = allowed_units(subject.model, structure, limits)
+        self.available: BoolArray = allowed_units(context.model, structure, limits)
         self.removed: list[int] = []
         self.group_kept = np.array([group.width for group in structure.groups], dtype=np.int64)
         self.group_floor = np.array(
@@ -56,7 +56,7 @@ class State:
         self.floor = np.zeros(len(self.kept), dtype=np.int64)
         limited = structure.limited_axes
         self.floor[limited] = np.minimum(limits.min_filters, structure.axis_sizes[limited])
-        self.filter_weight = produced_filter_counts(subject)
+        self.filter_weight = produced_filter_counts(context)
         self.filters_total = float(self.filter_weight.sum())
         self.filters_kept = self.filters_total
         self._rows: list[tuple[IntArray, IntArray]] = [self._row(int(g.units[0])) for g in structure.groups]
@@ -104,14 +104,14 @@ class State:
         self.removed.remove(unit)
         self.filters_kept += float(self.filter_weight[unit])
 
-    def copy(self) -> State:
+    def copy(self) -> PruningState:
         """An independent copy, to try something out."""
         other = copy(self)
         other.kept, other.available = self.kept.copy(), self.available.copy()
         other.group_kept, other.removed = self.group_kept.copy(), list(self.removed)
         return other
 
-    def assign(self, other: State) -> None:
+    def assign(self, other: PruningState) -> None:
         """Become a copy of another state of the same model."""
         self.__dict__.update(other.copy().__dict__)
 
@@ -137,7 +137,7 @@ class State:
 
 
 def choose(
-    subject: Subject,
+    context: PruningContext,
     ranking: Ranking,
     budget: Budget,
     limits: Limits = Limits(),
@@ -146,7 +146,7 @@ def choose(
     """Remove units in order of importance until the budget holds.
 
     Args:
-        subject: The traced model.
+        context: The traced model.
         ranking: Importance of units, updated as units go.
         budget: What must hold in the end.
         limits: What may not be cut.
@@ -155,9 +155,9 @@ def choose(
     Raises:
         BudgetError: All that may go is gone and the budget still does not hold; says what can be reached.
     """
-    state = State(subject, limits)
-    blocked = np.zeros(len(subject.structure.groups), dtype=np.bool_)
-    group_of = subject.structure.group_of
+    state = PruningState(context, limits)
+    blocked = np.zeros(len(context.structure.groups), dtype=np.bool_)
+    group_of = context.structure.group_of
     while not state.meets(budget):
         candidates = state.available & ~blocked[group_of]
         if not candidates.any():
@@ -178,7 +178,9 @@ def choose(
     return state.selection()
 
 
-def _step(state: State, scores: FloatArray, candidates: BoolArray, limits: Limits) -> tuple[int, list[int]] | None:
+def _step(
+    state: PruningState, scores: FloatArray, candidates: BoolArray, limits: Limits
+) -> tuple[int, list[int]] | None:
     """The next units to remove, all of one group: one, or as many as the next multiple is away."""
     group_of = state.structure.group_of
     if limits.multiple_of == 1:
@@ -198,7 +200,7 @@ def _step(state: State, scores: FloatArray, candidates: BoolArray, limits: Limit
     return None if best is None or np.isinf(best[0]) else (best[1], best[2])
 
 
-def infeasible(state: State, budget: Budget) -> BudgetError:
+def infeasible(state: PruningState, budget: Budget) -> BudgetError:
     """The error for a budget that cannot be met, with the nearest value that can."""
     now = state.fractions()
     given = ", ".join(state.limits.given())

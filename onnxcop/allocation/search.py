@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxcop._base.types import IntArray
 from onnxcop.allocation.budget import Budget, Limits
-from onnxcop.allocation.greedy import State
+from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.sensitivity import GROWTH, Curve
 from onnxcop.allocation.spend import spend
 from onnxcop.errors import BudgetError
@@ -30,7 +30,7 @@ Measure = Callable[[Mapping[int, int] | None, Curves | None], Curves]
 
 
 @dataclass(frozen=True)
-class Selector:
+class CurveSearch:
     """Spends a budget over curves.
 
     Args:
@@ -45,7 +45,7 @@ class Selector:
     """
 
     measure: Measure
-    state: State
+    state: PruningState
     budget: Budget
     limits: Limits
     group_of: IntArray
@@ -74,14 +74,14 @@ class Selector:
         self.state.assign(trial)
         return units
 
-    def _affordable(self, curves: Curves) -> tuple[State, IntArray]:
+    def _affordable(self, curves: Curves) -> tuple[PruningState, IntArray]:
         """What meets the budget by curves that are known or, where that is not enough, guessed."""
         for reach in (_KNOWN, GROWTH, GROWTH**2):
             with suppress(BudgetError):
                 return self._spent(curves, reach)
         return self._spent(curves, np.inf)
 
-    def _spent(self, curves: Curves, reach: float) -> tuple[State, IntArray]:
+    def _spent(self, curves: Curves, reach: float) -> tuple[PruningState, IntArray]:
         trial = self.state.copy()
         return trial, spend(trial, list(curves.values()), self.budget, self.limits, reach)
 

@@ -16,14 +16,14 @@ import onnx
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.allocation.budget import Limits, allowed_units
 from onnxcop.analysis.layers import Layer
-from onnxcop.calibration.patches import Observed
+from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.coupling.groups import DependencyGroup
 from onnxcop.reconstruction.divergence import Reference
-from onnxcop.reconstruction.network import Working
-from onnxcop.reconstruction.obs import Inverses, LayerSurgery, removal_order
-from onnxcop.reconstruction.propagation import output_importance
+from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.obs import InverseCache, LayerObs, removal_order
+from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import as_features, as_weights, best_ridge, mean_output
-from onnxcop.runtime.segments import Rolling
+from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
 FIRST_LEVEL = 0.05  # fraction of a group's width at which its curve is measured first
@@ -73,16 +73,16 @@ class Samples:
         reference: The original's outputs on `feeds`.
     """
 
-    fit: Observed
-    held: Observed
+    fit: PatchStatistics
+    held: PatchStatistics
     feeds: Sequence[Mapping[str, Array]]
     reference: Reference
 
 
 def measure(
-    working: Working, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
+    working: MaskedNetwork, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
     ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
-    known: Mapping[int, Curve] | None = None, inverses: Inverses | None = None,
+    known: Mapping[int, Curve] | None = None, inverses: InverseCache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, Curve]:  # fmt: skip
     """Measure one more point of the groups' curves on the network as it stands.
@@ -112,19 +112,19 @@ def measure(
             if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
         }
     groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_consumer(working, g))
-    inverses = inverses or Inverses()
+    inverses = inverses or InverseCache()
     known_orders = requests.keys() <= curves.keys()  # importance decides only how channels are ordered
-    importance = {} if known_orders else output_importance(working, samples.fit)
-    rolling = Rolling(working.cutter, samples.feeds, options)
-    base = samples.reference.compare(rolling.finish()).value
+    importance = {} if known_orders else propagate_importance(working, samples.fit)
+    executor = PartialExecutor(working.partition, samples.feeds, options)
+    base = samples.reference.compare(executor.finish()).value
     for done, group in enumerate(groups, start=1):
-        rolling.advance(_first_consumer(working, group))
+        executor.advance(_first_consumer(working, group))
         units = group.units[allowed[group.units]]
         most = most_units(allowed, group.units, group.width, limits)
         count = min(requests[group.index], most)
-        surgeries = surgeries_for(working, samples.fit, ridges, group, importance, inverses)
-        order, weights = _cut_to(surgeries, units, fallback, count, most, curves.get(group.index))
-        value = _variant(working, samples, rolling, surgeries, weights, order[:count], base)
+        solvers = solvers_for(working, samples.fit, ridges, group, importance, inverses)
+        order, weights = _cut_to(solvers, units, fallback, count, most, curves.get(group.index))
+        value = _variant(working, samples, executor, solvers, weights, order[:count], base)
         curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
         curves[group.index] = curve.with_point(count, value)
         if progress is not None:
@@ -132,7 +132,7 @@ def measure(
     return curves
 
 
-def _first_consumer(working: Working, group: DependencyGroup) -> int:
+def _first_consumer(working: MaskedNetwork, group: DependencyGroup) -> int:
     """Position in the top-level graph of the first node that sums over a group."""
     return min(working.scopes.place(node) for node in group.consumers)
 
@@ -145,7 +145,7 @@ def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntAr
 
 
 def _cut_to(
-    surgeries: Sequence[LayerSurgery], units: IntArray, fallback: FloatArray, count: int, most: int,
+    solvers: Sequence[LayerObs], units: IntArray, fallback: FloatArray, count: int, most: int,
     known: Curve | None,
 ) -> tuple[list[int], list[FloatArray]]:  # fmt: skip
     """The order of removal (worked out once), and the consumers' weights after `count` units."""
@@ -153,17 +153,17 @@ def _cut_to(
 
     def note(order: list[int]) -> None:
         if not snapshot and len(order) >= count:
-            snapshot.extend(s.weights for s in surgeries)
+            snapshot.extend(s.weights for s in solvers)
 
     if known is None:
-        order = removal_order(surgeries, units, fallback, len(units) - most, note, exact=count)
+        order = removal_order(solvers, units, fallback, len(units) - most, note, exact=count)
         return order, snapshot
-    for surgery in surgeries:
-        surgery.remove(np.flatnonzero(np.isin(surgery.layer.units, np.asarray(known.order[:count]))))
-    return list(known.order), [s.weights for s in surgeries]
+    for solver in solvers:
+        solver.remove(np.flatnonzero(np.isin(solver.layer.units, np.asarray(known.order[:count]))))
+    return list(known.order), [s.weights for s in solvers]
 
 
-def choose_ridges(working: Working, samples: Samples) -> dict[int, float]:
+def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
     """The regularization of every layer, by what it does on held-out samples."""
     ridges = {}
     for layer in working.layers:
@@ -175,26 +175,26 @@ def choose_ridges(working: Working, samples: Samples) -> dict[int, float]:
         if len(trial) < 2 or fit.count < 2:
             continue
         weights = working.weights(layer)
-        surgery = LayerSurgery.of(layer, weights, fit, 1e-2, alive)
-        gone = np.sort(trial[np.argsort(surgery.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
+        solver = LayerObs.of(layer, weights, fit, 1e-2, alive)
+        gone = np.sort(trial[np.argsort(solver.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
         keep = np.setdiff1d(np.flatnonzero(alive), gone)
         ridges[layer.node] = best_ridge(weights, fit, held, keep, gone)
     return ridges
 
 
-def alive_channels(working: Working, layer: Layer) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def alive_channels(working: MaskedNetwork, layer: Layer) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which of a layer's input channels are still there."""
     return np.where(layer.units >= 0, working.alive[layer.units], True)
 
 
-def surgeries_for(
-    working: Working,
-    fit: Observed,
+def solvers_for(
+    working: MaskedNetwork,
+    fit: PatchStatistics,
     ridges: Mapping[int, float],
     group: DependencyGroup,
     importance: Mapping[int, FloatArray],
-    inverses: Inverses,
-) -> list[LayerSurgery]:
+    inverses: InverseCache,
+) -> list[LayerObs]:
     """The layers that consume a group and can make up for its channels."""
     wanted = set(group.consumers)
     found = []
@@ -202,7 +202,7 @@ def surgeries_for(
         moments = fit.moments(layer) if layer.node in wanted and layer.node in ridges else None
         if moments is not None:
             channels = np.flatnonzero(np.isin(layer.units, group.units))
-            found.append(LayerSurgery.of(
+            found.append(LayerObs.of(
                 layer, working.weights(layer), moments, ridges[layer.node], alive_channels(working, layer),
                 importance=importance.get(layer.node), channels=channels, inverses=inverses,
             ))  # fmt: skip
@@ -210,31 +210,31 @@ def surgeries_for(
 
 
 def _variant(
-    working: Working, samples: Samples, rolling: Rolling, surgeries: Sequence[LayerSurgery],
+    working: MaskedNetwork, samples: Samples, executor: PartialExecutor, solvers: Sequence[LayerObs],
     weights: Sequence[FloatArray], gone: Sequence[int], base: float,
 ) -> float:  # fmt: skip
     """Divergence added when a group loses units and its consumers make up for them."""
-    saved = {name: onnx.TensorProto.FromString(working.cutter.stored[name].SerializeToString())
-             for name in touched_names(working, surgeries, gone)}  # fmt: skip
+    saved = {name: onnx.TensorProto.FromString(working.partition.stored[name].SerializeToString())
+             for name in touched_names(working, solvers, gone)}  # fmt: skip
     try:
-        for surgery, flat in zip(surgeries, weights, strict=True):
-            old = working.weights(surgery.layer)
+        for solver, flat in zip(solvers, weights, strict=True):
+            old = working.weights(solver.layer)
             new = as_weights(flat, old)
             lost = as_features(old, len(flat)) - flat
-            working.set_weights(surgery.layer, new, mean_output(lost, surgery.moments.mean, old.shape[1]))
-        silence(working, gone, {s.layer.node for s in surgeries})
-        return samples.reference.compare(rolling.finish()).value - base
+            working.set_weights(solver.layer, new, mean_output(lost, solver.moments.mean, old.shape[1]))
+        silence(working, gone, {s.layer.node for s in solvers})
+        return samples.reference.compare(executor.finish()).value - base
     finally:
         for name, tensor in saved.items():
-            working.cutter.stored[name].CopyFrom(tensor)
+            working.partition.stored[name].CopyFrom(tensor)
 
 
-def touched_names(working: Working, surgeries: Sequence[LayerSurgery], gone: Sequence[int]) -> set[str]:
+def touched_names(working: MaskedNetwork, solvers: Sequence[LayerObs], gone: Sequence[int]) -> set[str]:
     """Stored tensors that a variant changes."""
     names = set()
-    for layer in [s.layer for s in surgeries] + silenced_layers(working, gone, {s.layer.node for s in surgeries}):
+    for layer in [s.layer for s in solvers] + silenced_layers(working, gone, {s.layer.node for s in solvers}):
         name = working.nodes[layer.node].input[layer.kernel.input]
-        if name in working.cutter.stored:
+        if name in working.partition.stored:
             names.add(name)
         bias = working.bias_name(layer.node, layer.kernel.kind, layer.kernel.bias)
         if bias is not None:
@@ -242,7 +242,7 @@ def touched_names(working: Working, surgeries: Sequence[LayerSurgery], gone: Seq
     return names
 
 
-def silenced_layers(working: Working, gone: Sequence[int], done: set[int]) -> list[Layer]:
+def silenced_layers(working: MaskedNetwork, gone: Sequence[int], done: set[int]) -> list[Layer]:
     """Layers that consume the units but cannot make up for them."""
     lost = set(gone)
     return [
@@ -252,7 +252,7 @@ def silenced_layers(working: Working, gone: Sequence[int], done: set[int]) -> li
     ]  # fmt: skip
 
 
-def silence(working: Working, gone: Sequence[int], done: set[int]) -> None:
+def silence(working: MaskedNetwork, gone: Sequence[int], done: set[int]) -> None:
     """Set the outgoing weights of units to zero where nothing makes up for them."""
     for layer in silenced_layers(working, gone, done):
         weights = working.weights(layer)

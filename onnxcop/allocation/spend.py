@@ -13,13 +13,15 @@ import numpy as np
 
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits
-from onnxcop.allocation.greedy import State, infeasible
+from onnxcop.allocation.greedy import PruningState, infeasible
 from onnxcop.allocation.sensitivity import Curve
 
 _PARTS = 48  # a group is bought in about this many parts
 
 
-def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits, reach: float = np.inf) -> IntArray:
+def spend(
+    state: PruningState, curves: Sequence[Curve], budget: Budget, limits: Limits, reach: float = np.inf
+) -> IntArray:
     """Remove units from `state` until the budget holds.
 
     Args:
@@ -54,7 +56,7 @@ def spend(state: State, curves: Sequence[Curve], budget: Budget, limits: Limits,
     return np.array(state.removed[first:], dtype=np.int64)
 
 
-def _lacking(state: State, budget: Budget) -> FloatArray:
+def _lacking(state: PruningState, budget: Budget) -> FloatArray:
     """How much each cost counts now: the inverse of what is still over the bound, float64 [3]."""
     now = state.fractions()
     weight = np.zeros(3)
@@ -69,7 +71,7 @@ def _lacking(state: State, budget: Budget) -> FloatArray:
 
 
 def _best_jump(
-    state: State, curve: Curve, taken: int, weight: FloatArray, limits: Limits, reach: float
+    state: PruningState, curve: Curve, taken: int, weight: FloatArray, limits: Limits, reach: float
 ) -> tuple[float, int] | None:
     """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
     part = max(1, len(curve.order) // _PARTS)
@@ -91,7 +93,7 @@ def _best_jump(
     return float(ratios[best]), int(counts[best])
 
 
-def _rounded(state: State, curve: Curve, taken: int, count: int, limits: Limits) -> int | None:
+def _rounded(state: PruningState, curve: Curve, taken: int, count: int, limits: Limits) -> int | None:
     """The next count whose kept width is a multiple, as the limits ask."""
     if limits.multiple_of == 1:
         return count
@@ -101,7 +103,9 @@ def _rounded(state: State, curve: Curve, taken: int, count: int, limits: Limits)
     return count if kept > 0 and count <= len(curve.order) else None
 
 
-def _give_back(state: State, curves: Sequence[Curve], taken: dict[int, int], budget: Budget, limits: Limits) -> None:
+def _give_back(
+    state: PruningState, curves: Sequence[Curve], taken: dict[int, int], budget: Budget, limits: Limits
+) -> None:
     """Restore what was bought beyond the budget, the dearest first."""
     step = limits.multiple_of
     while True:
@@ -121,7 +125,7 @@ def _give_back(state: State, curves: Sequence[Curve], taken: dict[int, int], bud
         taken[curve.group] -= step
 
 
-def _fits_without(state: State, curve: Curve, count: int, budget: Budget, step: int) -> bool:
+def _fits_without(state: PruningState, curve: Curve, count: int, budget: Budget, step: int) -> bool:
     """Whether the budget still holds when the last units bought of a curve are put back."""
     units = curve.order[count - step : count]
     for unit in reversed(units):

@@ -20,7 +20,7 @@ from onnxcop._base.types import IntArray
 from onnxcop.allocation.budget import Budget, Limits
 from onnxcop.allocation.greedy import choose
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.criteria.base import Subject
+from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.registry import criterion_named
 from onnxcop.errors import BudgetError, EngineError, ModelError
 from onnxcop.rewrite.apply import apply
@@ -136,8 +136,8 @@ def rough_choice(analysis: Analysis, budget: Budget, limits: Limits) -> IntArray
     Raises:
         BudgetError: The budget cannot be met.
     """
-    subject = Subject.of(analysis.model, analysis.structure, analysis.cost)
-    return choose(subject, criterion_named("l2").rank(subject), budget, limits).removed
+    context = PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    return choose(context, criterion_named("l2").rank(context), budget, limits).removed
 
 
 def without(analysis: Analysis, removed: IntArray) -> onnx.ModelProto:

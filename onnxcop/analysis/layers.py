@@ -15,7 +15,7 @@ import onnx
 
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.ops.findings import Contraction, Kernel
+from onnxcop.coupling.ops.facts import Contraction, Kernel
 from onnxcop.graph.constants import Weights
 from onnxcop.graph.subgraphs import Scopes
 

@@ -29,7 +29,7 @@ _GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class PatchStatistics:
     """Moments of what layers sum over.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnxcop.coupling.atoms import Classes, Reason
 from onnxcop.coupling.ops import Label
-from onnxcop.coupling.ops.findings import Findings
+from onnxcop.coupling.ops.facts import Findings
 from onnxcop.graph.shapes import ShapeMap
 
 

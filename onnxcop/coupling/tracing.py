@@ -22,7 +22,7 @@ from onnxcop.coupling.atoms import AtomPool, Reason
 from onnxcop.coupling.choices import best_of
 from onnxcop.coupling.control_flow import Follower
 from onnxcop.coupling.ops import DEFAULT_RULES, Decline, Label, Op, RuleTable
-from onnxcop.coupling.ops.findings import Findings, OrderEdit
+from onnxcop.coupling.ops.facts import Findings, OrderEdit
 from onnxcop.coupling.result import Coupling
 from onnxcop.coupling.shuffles import Shuffle
 from onnxcop.errors import InternalError

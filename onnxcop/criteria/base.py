@@ -24,7 +24,7 @@ from onnxcop.graph.constants import Weights
 
 
 @dataclass(frozen=True)
-class Subject:
+class PruningContext:
     """Everything a criterion may look at.
 
     Attributes:
@@ -49,7 +49,7 @@ class Subject:
     def of(
         cls, model: onnx.ModelProto, structure: Structure, cost: CostModel,
         stats: CalibrationStats | None = None, seed: int = 0,
-    ) -> Subject:  # fmt: skip
+    ) -> PruningContext:  # fmt: skip
         """Gather the layers and weights of a traced model."""
         return cls(model, structure, cost, tuple(layers_of(model, structure)), Weights.of(model), stats, seed)
 
@@ -84,7 +84,7 @@ class Criterion(Protocol):
     @property
     def needs_stats(self) -> bool: ...
 
-    def rank(self, subject: Subject) -> Ranking:
+    def rank(self, context: PruningContext) -> Ranking:
         """Score the units of a model."""
         ...
 
@@ -112,9 +112,9 @@ class StaticRanking:
         return self.parts or {"score": self.scores}
 
 
-def produced_filters(subject: Subject) -> list[tuple[IntArray, FloatArray]]:
+def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray]]:
     """Filters of every layer that produces units: (unit per filter, float64 [filters, weights])."""
-    structure, found = subject.structure, []
+    structure, found = context.structure, []
     for contraction in structure.coupling.findings.contractions:
         kernel = contraction.kernel
         if kernel is None or contraction.produced is None:
@@ -122,8 +122,8 @@ def produced_filters(subject: Subject) -> list[tuple[IntArray, FloatArray]]:
         units = structure.units_on(contraction.produced)
         if not (units >= 0).any():
             continue
-        name = subject.weights.nodes[contraction.node].input[kernel.input]
-        values = subject.weights.read(name)
+        name = context.weights.nodes[contraction.node].input[kernel.input]
+        values = context.weights.read(name)
         if values is None:
             continue
         filters = np.moveaxis(values.astype(np.float64), kernel.out_axis, 0)
@@ -134,9 +134,9 @@ def produced_filters(subject: Subject) -> list[tuple[IntArray, FloatArray]]:
     return found
 
 
-def produced_filter_counts(subject: Subject) -> FloatArray:
+def produced_filter_counts(context: PruningContext) -> FloatArray:
     """How many filters every unit stands for, float64 [units]: depthwise ones do not count."""
-    structure = subject.structure
+    structure = context.structure
     counts = np.zeros(len(structure.unit_class))
     for contraction in structure.coupling.findings.contractions:
         if contraction.kernel is None or contraction.produced is None:
@@ -149,24 +149,24 @@ def produced_filter_counts(subject: Subject) -> FloatArray:
     return counts
 
 
-def _per_filter(subject: Subject, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
+def _per_filter(context: PruningContext, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
     """Average a measure of filters over the coupled layers, each relative to its layer's mean.
 
     Units that no layer makes (frequencies of an encoding of positions, say) are measured by the weights
     that read them.
     """
-    made, seen = _averaged(subject, produced_filters(subject), measure)
+    made, seen = _averaged(context, produced_filters(context), measure)
     if seen.all():
         return made
-    read, _ = _averaged(subject, _reading_weights(subject), measure)
+    read, _ = _averaged(context, _reading_weights(context), measure)
     return np.where(seen, made, read)
 
 
 def _averaged(
-    subject: Subject, rows: Iterable[tuple[IntArray, FloatArray]], measure: Callable[[FloatArray], FloatArray]
+    context: PruningContext, rows: Iterable[tuple[IntArray, FloatArray]], measure: Callable[[FloatArray], FloatArray]
 ) -> tuple[FloatArray, BoolArray]:
     """A measure of rows of weights averaged by unit, and which units have any."""
-    count = len(subject.structure.unit_class)
+    count = len(context.structure.unit_class)
     total, seen = np.zeros(count), np.zeros(count)
     for units, weights in rows:
         scores = measure(weights)
@@ -177,17 +177,17 @@ def _averaged(
     return np.divide(total, seen, out=np.zeros(count), where=seen > 0), seen > 0
 
 
-def _reading_weights(subject: Subject) -> Iterator[tuple[IntArray, FloatArray]]:
+def _reading_weights(context: PruningContext) -> Iterator[tuple[IntArray, FloatArray]]:
     """Weights of every layer that reads units: (unit per channel, float64 [channels, weights])."""
-    for layer in subject.layers:
-        weights = layer_weights(subject.weights, layer)
+    for layer in context.layers:
+        weights = layer_weights(context.weights, layer)
         if weights is not None:
             yield layer.units, np.tile(weights.reshape(len(weights), -1), (layer.groups, 1))
 
 
-def produced_norms(subject: Subject) -> FloatArray:
+def produced_norms(context: PruningContext) -> FloatArray:
     """L2 norm of the filters that make each unit, relative to their layer's mean, float64 [units]."""
-    return _per_filter(subject, lambda filters: np.linalg.norm(filters, 2, axis=1))
+    return _per_filter(context, lambda filters: np.linalg.norm(filters, 2, axis=1))
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,10 @@ class Norm:
     order: int
     needs_stats: bool = False
 
-    def rank(self, subject: Subject) -> Ranking:
+    def rank(self, context: PruningContext) -> Ranking:
         """Score by norm."""
         order = self.order
-        return StaticRanking(_per_filter(subject, lambda f: np.linalg.norm(f, order, axis=1)))
+        return StaticRanking(_per_filter(context, lambda f: np.linalg.norm(f, order, axis=1)))
 
     def parameters(self) -> dict[str, Any]:
         """No parameters."""
@@ -222,7 +222,7 @@ class GeometricMedian:
     name: str = "fpgm"
     needs_stats: bool = False
 
-    def rank(self, subject: Subject) -> Ranking:
+    def rank(self, context: PruningContext) -> Ranking:
         """Score by distance to the others."""
 
         def distances(filters: FloatArray) -> FloatArray:
@@ -230,7 +230,7 @@ class GeometricMedian:
             gram = squares[:, None] + squares[None, :] - 2 * filters @ filters.T
             return np.asarray(np.sqrt(np.maximum(gram, 0)).sum(axis=1))
 
-        return StaticRanking(_per_filter(subject, distances))
+        return StaticRanking(_per_filter(context, distances))
 
     def parameters(self) -> dict[str, Any]:
         """No parameters."""
@@ -249,15 +249,15 @@ class Wanda:
     name: str = "wanda"
     needs_stats: bool = True
 
-    def rank(self, subject: Subject) -> Ranking:
+    def rank(self, context: PruningContext) -> Ranking:
         """Score by weights times activations."""
-        if subject.stats is None:
+        if context.stats is None:
             raise CalibrationError("criterion wanda needs calibration data; give --data")
-        count = len(subject.structure.unit_class)
+        count = len(context.structure.unit_class)
         total, seen = np.zeros(count), np.zeros(count)
-        for layer in subject.layers:
-            weights = layer_weights(subject.weights, layer)
-            moments = subject.stats.moments(layer)
+        for layer in context.layers:
+            weights = layer_weights(context.weights, layer)
+            moments = context.stats.moments(layer)
             if weights is None or moments is None:
                 continue
             flow = np.sqrt(np.maximum(np.diag(moments.second), 0))
@@ -267,7 +267,7 @@ class Wanda:
             live = layer.units >= 0
             np.add.at(total, layer.units[live], scores[live])
             np.add.at(seen, layer.units[live], 1)
-        unseen = produced_norms(subject)  # what no layer with statistics reads
+        unseen = produced_norms(context)  # what no layer with statistics reads
         return StaticRanking(np.divide(total, seen, out=unseen, where=seen > 0))
 
     def parameters(self) -> dict[str, Any]:
@@ -282,10 +282,10 @@ class Random:
     name: str = "random"
     needs_stats: bool = False
 
-    def rank(self, subject: Subject) -> Ranking:
+    def rank(self, context: PruningContext) -> Ranking:
         """Draw scores."""
-        rng = np.random.default_rng(subject.seed)
-        return StaticRanking(rng.random(len(subject.structure.unit_class)))
+        rng = np.random.default_rng(context.seed)
+        return StaticRanking(rng.random(len(context.structure.unit_class)))
 
     def parameters(self) -> dict[str, Any]:
         """The seed is recorded by the plan."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.analysis.layers import Layer, layer_weights
-from onnxcop.criteria.base import Subject
+from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.cop_regularization import Regularizer
 from onnxcop.errors import CalibrationError
 
@@ -65,15 +65,15 @@ class Cop:
         """Feature maps have to be seen for the activation variant."""
         return self.name == "cop-activation"
 
-    def rank(self, subject: Subject) -> CopRanking:
+    def rank(self, context: PruningContext) -> CopRanking:
         """Correlate, normalize and regularize."""
         tables = []
-        for layer in subject.layers:
-            table = self._table(subject, layer)
+        for layer in context.layers:
+            table = self._table(context, layer)
             if table is not None:
                 tables.append(table)
-        regularizer = Regularizer.of(subject)
-        return CopRanking(self, tables, regularizer, len(subject.structure.unit_class))
+        regularizer = Regularizer.of(context)
+        return CopRanking(self, tables, regularizer, len(context.structure.unit_class))
 
     def parameters(self) -> dict[str, Any]:
         """The paper's constants."""
@@ -83,16 +83,16 @@ class Cop:
             "narrow_correction": self.narrow_correction,
         }  # fmt: skip
 
-    def _table(self, subject: Subject, layer: Layer) -> Table | None:
-        weights = layer_weights(subject.weights, layer)
+    def _table(self, context: PruningContext, layer: Layer) -> ChannelCorrelations | None:
+        weights = layer_weights(context.weights, layer)
         if weights is None:
             return None
         dead = np.logical_not(weights.reshape(len(weights), -1).any(axis=1))
         units, chance = layer.units[: len(weights)], 0.0
         if self.needs_stats:
-            if subject.stats is None:
+            if context.stats is None:
                 raise CalibrationError("criterion cop-activation needs calibration data; give --data")
-            moments = subject.stats.moments(layer)
+            moments = context.stats.moments(layer)
             if moments is None:
                 return None
             correlation, still = activation_correlation(moments.covariance, layer.groups)
@@ -102,7 +102,7 @@ class Cop:
             if self.narrow_correction and self.measure != "inner":
                 chance = self._chance(weights)
         scale = normalizer(correlation, self.normalization)
-        return Table.of(units, correlation / scale, dead, self.top_k, chance / scale)
+        return ChannelCorrelations.of(units, correlation / scale, dead, self.top_k, chance / scale)
 
     def _chance(self, weights: FloatArray) -> float:
         channels, outputs, taps = weights.shape
@@ -196,7 +196,7 @@ def normalizer(correlation: FloatArray, how: str) -> float:
 
 
 @dataclass
-class Table:
+class ChannelCorrelations:
     """Normalized correlations of one layer's channels, and the evidence that is left of them.
 
     The evidence is the mean of a channel's largest correlations, less the `chance` of them.
@@ -211,7 +211,9 @@ class Table:
     threshold: FloatArray
 
     @classmethod
-    def of(cls, units: IntArray, correlation: FloatArray, dead: Array, top_k: int, chance: float = 0.0) -> Table:
+    def of(
+        cls, units: IntArray, correlation: FloatArray, dead: Array, top_k: int, chance: float = 0.0
+    ) -> ChannelCorrelations:
         """Rank the correlations of every channel."""
         table = cls(units, correlation.copy(), dead, top_k, chance, np.zeros(len(units)), np.zeros(len(units)))
         table._refresh(np.arange(len(units)))
@@ -240,7 +242,7 @@ class CopRanking:
     """COP's importance while units are removed."""
 
     criterion: Cop
-    tables: list[Table]
+    tables: list[ChannelCorrelations]
     regularizer: Regularizer
     count: int
     _where: dict[int, list[tuple[int, int]]] = field(default_factory=dict)

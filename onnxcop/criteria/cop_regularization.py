@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import FloatArray, IntArray
-from onnxcop.criteria.base import Subject
+from onnxcop.criteria.base import PruningContext
 from onnxcop.graph.subgraphs import Scopes, captured
 
 
@@ -74,14 +74,14 @@ class Regularizer:
             self._averaging[group, list(numbers)] = 1.0 / max(len(numbers), 1)
 
     @classmethod
-    def of(cls, subject: Subject) -> Regularizer:
+    def of(cls, context: PruningContext) -> Regularizer:
         """Pair every consumer of a group with the nearest layer before it that produces the group.
 
         The nearest is the one with the longest way from the inputs: of a block's last convolution and
         the projection beside it, the former, in whichever order the file has them.
         """
-        structure, depth = subject.structure, _depths(subject.model)
-        sizes = _sizes(subject)
+        structure, depth = context.structure, _depths(context.model)
+        sizes = _sizes(context)
         between = {
             c.node for c in structure.coupling.findings.contractions
             if c.kernel is not None and c.kernel.groups > 1 and not c.operands
@@ -136,20 +136,20 @@ def _depths(model: onnx.ModelProto) -> list[int]:
     return depths
 
 
-def _sizes(subject: Subject) -> dict[int, Sizes]:
-    structure = subject.structure
+def _sizes(context: PruningContext) -> dict[int, Sizes]:
+    structure = context.structure
     macs = {mac.node: mac for mac in structure.coupling.findings.macs}
     result = {}
     for contraction in structure.coupling.findings.contractions:
         mac = macs.get(contraction.node)
         if contraction.kernel is None or mac is None:
             continue
-        name = subject.weights.nodes[contraction.node].input[contraction.kernel.input]
+        name = context.weights.nodes[contraction.node].input[contraction.kernel.input]
         shape = structure.coupling.shapes[name].shape or ()
         label = structure.coupling.labels.get(name, (None,) * len(shape))
         free = [size for size, atoms in zip(shape, label, strict=True) if atoms is None]
         result[contraction.node] = Sizes(
-            mac.scale / subject.cost.batch,
+            mac.scale / context.cost.batch,
             tuple(structure.axis_id(atoms) for atoms in mac.axes),
             float(np.prod(free, dtype=np.float64)),
             tuple(structure.axis_id(atoms) for atoms in label if atoms is not None),

@@ -9,9 +9,9 @@ import numpy as np
 
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.analysis.layers import layer_weights
-from onnxcop.criteria.base import Ranking, Subject, produced_norms
+from onnxcop.criteria.base import PruningContext, Ranking, produced_norms
 from onnxcop.errors import CalibrationError
-from onnxcop.reconstruction.obs import LayerSurgery
+from onnxcop.reconstruction.obs import LayerObs
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,26 @@ class Multiple:
     per_cost: bool = True
     needs_stats: bool = True
 
-    def rank(self, subject: Subject) -> Ranking:
+    def rank(self, context: PruningContext) -> Ranking:
         """Start from the statistics of the original."""
-        if subject.stats is None:
+        if context.stats is None:
             raise CalibrationError("criterion cop-multiple needs calibration data; give --data")
-        surgeries = []
-        for layer in subject.layers:
-            moments, weights = subject.stats.moments(layer), layer_weights(subject.weights, layer)
+        solvers = []
+        for layer in context.layers:
+            moments, weights = context.stats.moments(layer), layer_weights(context.weights, layer)
             if moments is None or weights is None or layer.groups != 1:
                 continue
             alive = np.ones(layer.channels, dtype=np.bool_)
-            surgeries.append(LayerSurgery.of(layer, weights, moments, self.ridge, alive))
-        return MultipleRanking(surgeries, self._prices(subject), produced_norms(subject))
+            solvers.append(LayerObs.of(layer, weights, moments, self.ridge, alive))
+        return MultipleRanking(solvers, self._prices(context), produced_norms(context))
 
     def parameters(self) -> dict[str, Any]:
         """What the plan records."""
         return {"ridge": self.ridge, "per_cost": self.per_cost}
 
-    def _prices(self, subject: Subject) -> FloatArray:
+    def _prices(self, context: PruningContext) -> FloatArray:
         """Fraction of the MACs that removing one unit saves, float64 [units]."""
-        structure, cost = subject.structure, subject.cost
+        structure, cost = context.structure, context.cost
         prices = np.ones(len(structure.unit_class))
         if not self.per_cost:
             return prices
@@ -71,15 +71,15 @@ class Multiple:
 class MultipleRanking:
     """Conditional variances while channels leave."""
 
-    surgeries: list[LayerSurgery]
+    solvers: list[LayerObs]
     prices: FloatArray
     fallback: FloatArray
     _where: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._costs = [surgery.costs() for surgery in self.surgeries]
-        for number, surgery in enumerate(self.surgeries):
-            for channel, unit in enumerate(surgery.layer.units.tolist()):
+        self._costs = [solver.costs() for solver in self.solvers]
+        for number, solver in enumerate(self.solvers):
+            for channel, unit in enumerate(solver.layer.units.tolist()):
                 if unit >= 0:
                     self._where.setdefault(unit, []).append((number, channel))
         self._seen = np.zeros(len(self.prices), dtype=np.bool_)
@@ -88,9 +88,9 @@ class MultipleRanking:
     def importance(self, kept: IntArray) -> FloatArray:
         """Added relative output error per MAC; units without statistics by their norm, at the median."""
         total = np.zeros(len(self.prices))
-        for surgery, costs in zip(self.surgeries, self._costs, strict=True):
-            live = (surgery.layer.units >= 0) & np.isfinite(costs)
-            np.add.at(total, surgery.layer.units[live], costs[live])
+        for solver, costs in zip(self.solvers, self._costs, strict=True):
+            live = (solver.layer.units >= 0) & np.isfinite(costs)
+            np.add.at(total, solver.layer.units[live], costs[live])
         scores = total / self.prices
         if not self._seen.all():
             middle = float(np.median(scores[self._seen])) if self._seen.any() else 1.0
@@ -104,5 +104,5 @@ class MultipleRanking:
     def remove(self, unit: int) -> None:
         """Let the others take over."""
         for number, channel in self._where.get(unit, ()):
-            self.surgeries[number].remove(np.array([channel], dtype=np.int64))
-            self._costs[number] = self.surgeries[number].costs()
+            self.solvers[number].remove(np.array([channel], dtype=np.int64))
+            self._costs[number] = self.solvers[number].costs()

@@ -13,7 +13,7 @@ from onnxcop._base.threads import single_threaded
 from onnxcop.analysis.analyze import Analysis, group_name, node_name
 from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
-from onnxcop.criteria.base import Criterion, Subject
+from onnxcop.criteria.base import Criterion, PruningContext
 from onnxcop.criteria.registry import criterion_named
 from onnxcop.data.for_model import open_data
 from onnxcop.data.open import Preprocess
@@ -93,8 +93,8 @@ def score(analysis: Analysis, criterion: str | Criterion = "cop", stats: Calibra
     if criterion.needs_stats and stats is None:
         raise CalibrationError(f"criterion {criterion.name} needs calibration data; give --data or --stats")
     structure = analysis.structure
-    subject = Subject.of(analysis.model, structure, analysis.cost, stats, seed)
-    ranking = criterion.rank(subject)
+    context = PruningContext.of(analysis.model, structure, analysis.cost, stats, seed)
+    ranking = criterion.rank(context)
     importance, terms = ranking.importance(structure.axis_sizes), ranking.terms(structure.axis_sizes)
     names = [group_name(analysis, group.index) for group in structure.groups]
     places = _places(analysis)

@@ -21,7 +21,7 @@ from onnxcop.graph.input_spec import InputSpec
 LARGEST_IN_MEMORY = 256 * 2**20  # bytes of arrays; beyond that they stay on disk
 
 
-class Parcel(Protocol):
+class ArrayFile(Protocol):
     """Named arrays from one place; `origin` names it in messages."""
 
     origin: str
@@ -157,7 +157,7 @@ def _header(file: Any) -> _Header:
     return header
 
 
-def hand_back(arrays: Iterable[Array]) -> None:
+def release_pages(arrays: Iterable[Array]) -> None:
     """Lets go of the pages of mapped files, which would otherwise count as memory in use."""
     for array in arrays:
         pages = getattr(array, "_mmap", None)

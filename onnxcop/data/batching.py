@@ -19,7 +19,7 @@ from onnxcop.runtime.session import EngineOptions, Session
 log = logging.getLogger("onnxcop")
 
 
-def fitting(model: onnx.ModelProto, source: CalibrationData) -> CalibrationData:
+def fit_batch_size(model: onnx.ModelProto, source: CalibrationData) -> CalibrationData:
     """The samples as the model takes them: one by one where it cannot be run, or mixes them, with two."""
     layout = source.layout
     if layout.size is not None or all(axis is None for axis in layout.axes.values()):

@@ -115,7 +115,7 @@ class CalibrationData:
         places = np.random.default_rng(seed).permutation(self.count)[: max(unit, count)]
         return self._with(self._order[np.sort(places)])
 
-    def seen_anew(self, views: int) -> CalibrationData:
+    def with_crops(self, views: int) -> CalibrationData:
         """Pictures of a folder, each in this many views; anything else as it is."""
         if not isinstance(self._store, ImageStore) or views < 2:
             return self

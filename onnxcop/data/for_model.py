@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.data.batching import fitting
+from onnxcop.data.batching import fit_batch_size
 from onnxcop.data.open import CalibrationData, Preprocess, open_source
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.runtime.inputs import model_inputs
@@ -51,7 +51,7 @@ def open_data(
         data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size,
         seed=seed, input_shapes=input_shapes,
     )  # fmt: skip
-    source = fitting(analysis.original, source)
+    source = fit_batch_size(analysis.original, source)
     doubt = emptiness(source)
     if doubt:
         log.warning("the calibration data tell nothing: %s; give samples as the model will see them", doubt)

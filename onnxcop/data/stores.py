@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from onnxcop._base.types import Array, Feed
-from onnxcop.data.arrays import Parcel, hand_back
+from onnxcop.data.arrays import ArrayFile, release_pages
 from onnxcop.data.binding import Binder, Binding, cast
 from onnxcop.data.images import Preprocess
 from onnxcop.graph.external_data import scratch_folder
@@ -40,7 +40,7 @@ class Store(Protocol):
 class ParcelStore:
     """The samples of many parcels."""
 
-    def __init__(self, parcels: Sequence[Parcel], binder: Binder) -> None:
+    def __init__(self, parcels: Sequence[ArrayFile], binder: Binder) -> None:
         self.parcels = parcels
         self._binder = binder
         self._bindings = [binder.bind(parcel.outline(), parcel.origin) for parcel in parcels]
@@ -61,10 +61,10 @@ class ParcelStore:
         if self._read > _MAPPED:
             self._read = 0
             for opened in self._open.values():
-                hand_back(opened.values())
+                release_pages(opened.values())
         return feed
 
-    def _arrays(self, place: int, binding: Binding, parcel: Parcel) -> Mapping[str, Array]:
+    def _arrays(self, place: int, binding: Binding, parcel: ArrayFile) -> Mapping[str, Array]:
         if place not in self._open:
             if len(self._open) >= _OPEN_PARCELS:
                 self._open.popitem(last=False)

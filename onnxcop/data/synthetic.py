@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcop._base.types import Array, FloatArray
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.data.batching import fitting
+from onnxcop.data.batching import fit_batch_size
 from onnxcop.data.for_model import input_specs
 from onnxcop.data.open import CalibrationData, open_source
 from onnxcop.graph.input_spec import InputSpec
@@ -35,12 +35,12 @@ def synthetic_data(
         samples: How many.
         batch_size: Of a run.
         seed: Of everything drawn.
-        family: What real-valued inputs look like; :func:`varied` unless told. Integers are 0 or 1, or
+        family: What real-valued inputs look like; :func:`random_family` unless told. Integers are 0 or 1, or
             bytes of any value.
     """
     rng = np.random.default_rng(seed)
     specs = input_specs(analysis)
-    chosen = varied if family is None else family
+    chosen = random_family if family is None else family
 
     def feeds() -> Iterator[dict[str, Array]]:
         for _ in range(samples):
@@ -50,7 +50,7 @@ def synthetic_data(
         list(feeds()), specs, samples=samples, batch_size=batch_size, seed=seed,
         input_shapes={name: shape for name, shape in analysis.input_shapes.items() if name in {s.name for s in specs}},
     )  # fmt: skip
-    return fitting(analysis.original, source)
+    return fit_batch_size(analysis.original, source)
 
 
 def _draw(rng: np.random.Generator, spec: InputSpec, shape: Sequence[int], family: Family) -> Array:
@@ -59,10 +59,10 @@ def _draw(rng: np.random.Generator, spec: InputSpec, shape: Sequence[int], famil
     if spec.dtype.kind in "iu":
         high = 256 if spec.dtype.itemsize == 1 else 2
         return np.asarray(rng.integers(0, high, tuple(shape))).astype(spec.dtype)
-    return placed(rng, family(rng, shape)).astype(spec.dtype)
+    return rescaled(rng, family(rng, shape)).astype(spec.dtype)
 
 
-def varied(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
+def random_family(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
     """One of the families, float64 `shape`."""
     return (noise, waves, white)[int(rng.integers(3))](rng, shape)
 
@@ -78,7 +78,9 @@ def noise(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
     axes = _long(shape)
     if not axes:
         return values
-    falling = np.fft.fftn(alike(rng, values, axes), axes=axes) * (_radius(shape, axes) + 1.0) ** -rng.uniform(0.5, 1.5)
+    falling = np.fft.fftn(correlated(rng, values, axes), axes=axes) * (_radius(shape, axes) + 1.0) ** -rng.uniform(
+        0.5, 1.5
+    )
     return np.asarray(np.fft.ifftn(falling, axes=axes).real)
 
 
@@ -92,19 +94,21 @@ def waves(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
         cycles = {axis: rng.uniform(-1, 1) * (shape[axis] / 2) ** rng.uniform(0.1, 1) for axis in axes}
         place = sum(cycles[axis] * _along(axis, np.linspace(0, 1, shape[axis]), len(shape)) for axis in axes)
         small = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-        amplitude = alike(rng, rng.standard_normal(small), axes) / (1 + np.sqrt(sum(c**2 for c in cycles.values())))
+        amplitude = correlated(rng, rng.standard_normal(small), axes) / (
+            1 + np.sqrt(sum(c**2 for c in cycles.values()))
+        )
         values = values + amplitude * np.cos(2 * np.pi * (place + rng.random()))
     if rng.random() < 0.5:
         values = np.tanh(4 * values / max(float(values.std()), 1e-12))
     return values
 
 
-def placed(rng: np.random.Generator, values: FloatArray) -> FloatArray:
+def rescaled(rng: np.random.Generator, values: FloatArray) -> FloatArray:
     """Values of a random deviation about a random mean, as inputs of any normalization have."""
     return values / max(float(values.std()), 1e-12) * rng.uniform(0.5, 1.5) + 0.3 * rng.standard_normal()
 
 
-def alike(rng: np.random.Generator, values: FloatArray, axes: Sequence[int]) -> FloatArray:
+def correlated(rng: np.random.Generator, values: FloatArray, axes: Sequence[int]) -> FloatArray:
     """Values whose channels (axes that are not long, after the first) have much in common."""
     others = tuple(axis for axis in range(1, values.ndim) if axis not in axes)
     if not others:

@@ -16,7 +16,7 @@ from onnxcop.allocation.greedy import choose
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
-from onnxcop.criteria.base import Subject, produced_norms
+from onnxcop.criteria.base import PruningContext, produced_norms
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.pipeline.options import Modes
@@ -24,7 +24,7 @@ from onnxcop.reconstruction.divergence import Waypoint
 from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.quality_bound import Bound, cut_within
 from onnxcop.recovery.rounds import Progress, Recovery, RecoverySettings
-from onnxcop.recovery.setup import Ground, recovery_on, recovery_without_data
+from onnxcop.recovery.setup import PreparedRecovery, recovery_on, recovery_without_data
 from onnxcop.runtime.session import EngineOptions
 
 log = logging.getLogger("onnxcop")
@@ -73,7 +73,7 @@ class Decision:
         way: What was measured after every round.
         seen: What recovery saw flow through the original.
         choices: What was chosen by measurement on the way, in words.
-        turned: Groups whose channels are principal channels.
+        rotated: Groups whose channels are principal channels.
     """
 
     removed: IntArray
@@ -87,7 +87,7 @@ class Decision:
     seen: CalibrationStats | None = None
     inputs: str = ""
     choices: tuple[str, ...] = ()
-    turned: tuple[int, ...] = ()
+    rotated: tuple[int, ...] = ()
 
     def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
         """Measured quality of the result, the user's metric included."""
@@ -124,20 +124,20 @@ def metric_of(request: Request) -> Metric | None:
 
 
 @single_threaded
-def by_criterion(request: Request, metric: Metric | None, ground: Ground | None = None) -> Decision:
-    """Remove the least important units by a criterion; `ground` is shared between requests."""
+def by_criterion(request: Request, metric: Metric | None, prepared: PreparedRecovery | None = None) -> Decision:
+    """Remove the least important units by a criterion; `prepared` is shared between requests."""
     analysis, modes = request.analysis, request.modes
     stats, warnings = request.stats, lack_of_data(request)
     wants_stats = modes.criterion.needs_stats or request.gather_stats
     if stats is None and request.source is not None and wants_stats:
         stats = _statistics(request)
     with request.clock.stage("selection"):
-        subject = Subject.of(analysis.model, analysis.structure, analysis.cost, stats, request.settings.seed)
-        removed = choose(subject, modes.criterion.rank(subject), request.budget, request.limits).removed
+        context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats, request.settings.seed)
+        removed = choose(context, modes.criterion.rank(context), request.budget, request.limits).removed
     if modes.recover == "none":
         return Decision(removed, analysis.model, stats, warnings, _described(request.source), {}, metric)
     with request.clock.stage("recovery"):
-        chosen = ground or recovery_ground(request)
+        chosen = prepared or prepared_recovery(request)
         found = _recovered(chosen, removed, _described(request.source, chosen.untouched))
     if request.source is None:  # what was measured on made-up inputs says little
         seen = "" if stats is not None else found.calibration
@@ -147,9 +147,9 @@ def by_criterion(request: Request, metric: Metric | None, ground: Ground | None 
     )
 
 
-def recovery_ground(request: Request) -> Ground:
+def prepared_recovery(request: Request) -> PreparedRecovery:
     """What a request's recovery starts from; on made-up inputs where there are no data."""
-    return Ground.of(_recovery(request))
+    return PreparedRecovery.of(_recovery(request))
 
 
 def _recovery(request: Request) -> Recovery:
@@ -169,21 +169,21 @@ def recover_units(
     with clock.stage("recovery"):
         recovery = recovery_on(analysis, source, settings, options, progress)
         if principal:
-            recovery.turn(set(analysis.structure.group_of[removed].tolist()))
-        ground = Ground.of(recovery)
-        return _recovered(ground, removed, _described(source))
+            recovery.change_basis(set(analysis.structure.group_of[removed].tolist()))
+        prepared = PreparedRecovery.of(recovery)
+        return _recovered(prepared, removed, _described(source))
 
 
-def _recovered(ground: Ground, removed: IntArray, described: str) -> Decision:
-    recovery = ground.cut(removed)
+def _recovered(prepared: PreparedRecovery, removed: IntArray, described: str) -> Decision:
+    recovery = prepared.cut(removed)
     return Decision(
         removed, recovery.working.model, None, (), described, recovery.measured_quality(),
-        way=tuple(recovery.way), seen=recovery.seen, turned=recovery.turned,
+        way=tuple(recovery.way), seen=recovery.seen, rotated=recovery.rotated,
     )  # fmt: skip
 
 
 def _by_measurement(request: Request, metric: Metric | None) -> Decision:
-    recovery, stats, fallback = measured_ground(request)
+    recovery, stats, fallback = measured_recovery(request)
     with request.clock.stage("selection and recovery"):
         if request.divergence is not None or request.max_drop is not None:
             bound = Bound(request.divergence, metric, request.max_drop)
@@ -193,7 +193,7 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
         return measured_decision(request, recovery, stats, metric)
 
 
-def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
+def measured_recovery(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
     """An untouched network, statistics for the user if asked for, and an order of units that data do not tell of."""
     analysis = request.analysis
     stats = _statistics(request) if request.gather_stats else None
@@ -201,8 +201,8 @@ def measured_ground(request: Request) -> tuple[Recovery, CalibrationStats | None
         recovery = _recovery(request)
         if request.modes.recover != "none":
             allowed = allowed_units(analysis.model, analysis.structure, request.limits)
-            recovery.turn({group.index for group in analysis.structure.groups if allowed[group.units].all()})
-    return recovery, stats, produced_norms(Subject.of(analysis.model, analysis.structure, analysis.cost))
+            recovery.change_basis({group.index for group in analysis.structure.groups if allowed[group.units].all()})
+    return recovery, stats, produced_norms(PruningContext.of(analysis.model, analysis.structure, analysis.cost))
 
 
 def measured_decision(
@@ -214,11 +214,13 @@ def measured_decision(
     if request.modes.recover == "none":
         return Decision(removed, request.analysis.model, stats, warnings, described, {}, metric, (), recovery.seen)
     if request.source is None:  # what was measured on made-up inputs says little
-        return Decision(removed, recovery.working.model, stats, warnings, described, {}, metric, turned=recovery.turned)
+        return Decision(
+            removed, recovery.working.model, stats, warnings, described, {}, metric, rotated=recovery.rotated
+        )
     quality, way = recovery.measured_quality(), tuple(recovery.way)
     return Decision(
         removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen,
-        turned=recovery.turned,
+        rotated=recovery.rotated,
     )  # fmt: skip
 
 

@@ -49,11 +49,11 @@ def conclude(request: Request, decision: Decision, latency_seconds: float = 0.0)
 
 
 def _cut_in_principal_channels(analysis: Analysis, decision: Decision) -> bool:
-    return bool(np.isin(analysis.structure.group_of[decision.removed], decision.turned).any())
+    return bool(np.isin(analysis.structure.group_of[decision.removed], decision.rotated).any())
 
 
 def _turned_line(decision: Decision) -> tuple[str, ...]:
-    count = len(decision.turned)
+    count = len(decision.rotated)
     return (f"{count} linear streams written in principal channels",) if count else ()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from onnxcop._base.timing import Clock
 from onnxcop._base.types import FloatArray
 from onnxcop.allocation.budget import Budget, default_rounds
-from onnxcop.allocation.greedy import State
+from onnxcop.allocation.greedy import PruningState
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.pipeline.decide import (
     Decision,
@@ -24,19 +24,19 @@ from onnxcop.pipeline.decide import (
     by_criterion,
     lack_of_data,
     measured_decision,
-    measured_ground,
+    measured_recovery,
     metric_of,
-    recovery_ground,
+    prepared_recovery,
 )
 from onnxcop.recovery.rounds import Recovery
-from onnxcop.recovery.setup import Ground
+from onnxcop.recovery.setup import PreparedRecovery
 
 log = logging.getLogger("onnxcop")
 
 _BOUNDS = ("macs", "params", "filters")
 
 
-class Course:
+class IncrementalPruner:
     """A network on its way through ever tighter budgets.
 
     Args:
@@ -47,8 +47,8 @@ class Course:
         self.request = request
         self.metric = metric_of(request)
         self._stats = request.stats
-        self._ground: Ground | None = None
-        self._way: _Way | None = None
+        self._ground: PreparedRecovery | None = None
+        self._way: _Path | None = None
         for line in lack_of_data(request):
             log.warning("no calibration data: %s", line)
 
@@ -68,15 +68,15 @@ class Course:
             request = replace(request, stats=self._stats)
         if self._ground is None and request.modes.recover != "none":
             with request.clock.stage("recovery"):
-                self._ground = recovery_ground(request)
+                self._ground = prepared_recovery(request)
         decision = by_criterion(request, self.metric, self._ground)
         self._stats = decision.stats
         return decision
 
     def _onward(self, request: Request) -> Decision:
         if self._way is None:
-            recovery, stats, fallback = measured_ground(request)
-            self._way = _Way(recovery, stats, fallback, recovery.start(request.limits))
+            recovery, stats, fallback = measured_recovery(request)
+            self._way = _Path(recovery, stats, fallback, recovery.start(request.limits))
         way = self._way
         with request.clock.stage("selection and recovery"):
             for budget in steps(way.state, request.budget, way.recovery.settings.rounds):
@@ -86,16 +86,16 @@ class Course:
 
 
 @dataclass
-class _Way:
+class _Path:
     """How far a recovering network has come."""
 
     recovery: Recovery
     stats: CalibrationStats | None
     fallback: FloatArray
-    state: State
+    state: PruningState
 
 
-def steps(state: State, budget: Budget, rounds: int | None = None) -> list[Budget]:
+def steps(state: PruningState, budget: Budget, rounds: int | None = None) -> list[Budget]:
     """Budgets on the way from a selection to a tighter one: the same share of what is left goes in each.
 
     Args:

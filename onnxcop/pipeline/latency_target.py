@@ -19,7 +19,7 @@ from onnxcop.allocation.width_multiple import CANDIDATES, ROUGHLY, rough_choice,
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.pipeline.decide import Request
 from onnxcop.pipeline.finish import conclude
-from onnxcop.pipeline.incremental import Course
+from onnxcop.pipeline.incremental import IncrementalPruner
 from onnxcop.report.result import PruneResult
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure, timed
@@ -164,7 +164,7 @@ class _Search:
 
     def run(self) -> PruneResult:
         """The largest model found that holds."""
-        course, onward = Course(self.request), self.request.modes.allocate == "measured"
+        course, onward = IncrementalPruner(self.request), self.request.modes.allocate == "measured"
         held: PruneResult | None = None
         low, high, found = 0.0, 1.0, 1.0  # MACs of the largest that holds and of the smallest that does not
         target = self.curve.fraction(_AIM * self.bound)
@@ -194,7 +194,7 @@ class _Search:
             raise infeasible(self.bound, found)
         return held
 
-    def _cut(self, course: Course, fraction: float) -> tuple[PruneResult, Latency]:
+    def _cut(self, course: IncrementalPruner, fraction: float) -> tuple[PruneResult, Latency]:
         asked, request = self.request.budget, self.request
         macs = fraction if asked.macs is None else min(fraction, asked.macs)
         decision = course.decide(replace(asked, macs=macs), request.clock)

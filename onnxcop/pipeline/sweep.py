@@ -18,7 +18,7 @@ from onnxcop._base.timing import Clock
 from onnxcop.allocation.budget import Budget
 from onnxcop.errors import BudgetError, ModelError
 from onnxcop.pipeline.finish import conclude
-from onnxcop.pipeline.incremental import Course
+from onnxcop.pipeline.incremental import IncrementalPruner
 from onnxcop.pipeline.prune import prepare, write_stats
 from onnxcop.report.curve import Point, Row, original_row
 from onnxcop.report.plot import check_plot, curve
@@ -62,7 +62,7 @@ def sweep(
             raise BudgetError(f"a sweep goes by multiply-accumulates; --{name.replace('_', '-')} is for a single run")
     with shown(progress) as tell:
         request = prepare(model, macs=budgets[0], progress=tell, **settings)
-        course, clock = Course(request), request.clock
+        course, clock = IncrementalPruner(request), request.clock
         for place, fraction in enumerate(budgets):
             budget = Budget(fraction, request.budget.params, request.budget.filters, request.budget.size)
             try:

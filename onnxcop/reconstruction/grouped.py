@@ -6,13 +6,15 @@ import numpy as np
 
 from onnxcop._base.types import BoolArray, IntArray
 from onnxcop.analysis.layers import Layer
-from onnxcop.calibration.patches import Observed
+from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.calibration.statistics import Moments
-from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.ridge import compensated
 
 
-def merge_groups(working: Working, layer: Layer, fit: Observed, ridge: float, alive: BoolArray, gone: IntArray) -> bool:
+def merge_groups(
+    working: MaskedNetwork, layer: Layer, fit: PatchStatistics, ridge: float, alive: BoolArray, gone: IntArray
+) -> bool:
     """Merge stripes of a grouped convolution, every group for itself; whether that was possible."""
     moments, kernel = fit.moments(layer), layer.kernel
     name = working.weight_name(layer.node, kernel.input)

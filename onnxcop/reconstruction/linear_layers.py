@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import Array, FloatArray
-from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.network import MaskedNetwork
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LinearNode:
     node: int = -1
     scale: float = 1.0
 
-    def read(self, working: Working) -> tuple[FloatArray, FloatArray | None]:
+    def read(self, working: MaskedNetwork) -> tuple[FloatArray, FloatArray | None]:
         """Weights [groups, features, outputs of a group] and bias [groups, outputs of a group]."""
         values = working.read(self.weight).astype(np.float64)
         if self.kind == "conv":
@@ -60,7 +60,7 @@ class LinearNode:
             ).reshape(self.groups, -1)
         return np.ascontiguousarray(weights), bias
 
-    def write(self, working: Working, weights: FloatArray, bias: FloatArray | None) -> None:
+    def write(self, working: MaskedNetwork, weights: FloatArray, bias: FloatArray | None) -> None:
         """Inverse of :meth:`read`."""
         shape = working.read(self.weight).shape
         if self.kind == "conv":
@@ -71,13 +71,13 @@ class LinearNode:
         if self.bias is not None and bias is not None:
             working.write(self.bias, bias.reshape(working.read(self.bias).shape))
 
-    def alive_features(self, working: Working) -> FloatArray:
+    def alive_features(self, working: MaskedNetwork) -> FloatArray:
         """1 for features of channels that are still there, float64 [features]."""
         alive = _alive_axis(working, self.weight, self._in_axis())
         taps = self.features // len(alive) if len(alive) else 1
         return np.repeat(alive, taps).astype(np.float64)
 
-    def alive_outputs(self, working: Working) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def alive_outputs(self, working: MaskedNetwork) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which outputs are still there, bool [groups, outputs of a group]."""
         alive = _alive_axis(working, self.weight, self._out_axis())
         return alive.reshape(self.groups, -1)
@@ -89,10 +89,10 @@ class LinearNode:
         return 0 if self.kind == "conv" or self.transposed else 1
 
 
-def _alive_axis(working: Working, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _alive_axis(working: MaskedNetwork, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     structure = working.analysis.structure
     label = structure.coupling.labels.get(name)
-    size = working.cutter.stored[name].dims[axis]
+    size = working.partition.stored[name].dims[axis]
     atoms = None if label is None else label[axis]
     if atoms is None:
         return np.ones(size, dtype=np.bool_)
@@ -100,21 +100,21 @@ def _alive_axis(working: Working, name: str, axis: int) -> np.ndarray[Any, np.dt
     return np.where(units >= 0, working.alive[units], True)
 
 
-def linear_node(working: Working, index: int) -> LinearNode | None:
+def linear_node(working: MaskedNetwork, index: int) -> LinearNode | None:
     """Describe a node as a linear layer; None if it is none, or its weights are not its own."""
     node = working.model.graph.node[index]
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     weight = working.weight_name(index, 1)
-    if weight is None or working.cutter.stored[weight].data_type not in (1, 10, 11):
+    if weight is None or working.partition.stored[weight].data_type not in (1, 10, 11):
         return None
-    shape = tuple(working.cutter.stored[weight].dims)
+    shape = tuple(working.partition.stored[weight].dims)
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Conv":
         return _conv(working, index, node, weight, shape, attributes)
     if len(shape) != 2 or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
         return None
-    if attributes.get("beta", 1.0) != 1.0 or node.input[0] in working.cutter.constants:
+    if attributes.get("beta", 1.0) != 1.0 or node.input[0] in working.partition.constants:
         return None
     transposed = bool(attributes.get("transB", 0))
     kind = "matmul" if node.op_type == "MatMul" else "gemm"
@@ -122,12 +122,12 @@ def linear_node(working: Working, index: int) -> LinearNode | None:
     if kind == "gemm" and bias is None and _has_bias(node):
         return None
     output, stop = node.output[0], index + 1
-    if bias is not None and int(np.prod(working.cutter.stored[bias].dims)) != shape[0 if transposed else 1]:
+    if bias is not None and int(np.prod(working.partition.stored[bias].dims)) != shape[0 if transposed else 1]:
         if kind == "gemm":
             return None
         bias = None  # one number for all outputs stays as it is
     if kind == "matmul" and bias is not None:
-        stop = next(i for i in range(index + 1, working.cutter.count) if output in working.model.graph.node[i].input)
+        stop = next(i for i in range(index + 1, working.partition.count) if output in working.model.graph.node[i].input)
         output = working.model.graph.node[stop].output[0]
         stop += 1
     features = shape[1] if transposed else shape[0]
@@ -135,7 +135,12 @@ def linear_node(working: Working, index: int) -> LinearNode | None:
 
 
 def _conv(
-    working: Working, index: int, node: onnx.NodeProto, weight: str, shape: tuple[int, ...], attributes: dict[str, Any]
+    working: MaskedNetwork,
+    index: int,
+    node: onnx.NodeProto,
+    weight: str,
+    shape: tuple[int, ...],
+    attributes: dict[str, Any],
 ) -> LinearNode | None:
     kernel = shape[2:]
     if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):

@@ -18,8 +18,8 @@ import onnx
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.layers import Layer
 from onnxcop.coupling.groups import DependencyGroup
-from onnxcop.coupling.ops.findings import Contraction
-from onnxcop.reconstruction.network import Working
+from onnxcop.coupling.ops.facts import Contraction
+from onnxcop.reconstruction.network import MaskedNetwork
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class Stream:
     norms: tuple[Norm, ...]
 
 
-def linear_streams(working: Working) -> list[Stream]:
+def linear_streams(working: MaskedNetwork) -> list[Stream]:
     """All groups of a network whose channels may be mixed."""
     finder = _Finder(working)
     for number, node in enumerate(working.nodes):
@@ -95,7 +95,7 @@ def linear_streams(working: Working) -> list[Stream]:
 
 @dataclass
 class _Finder:
-    working: Working
+    working: MaskedNetwork
     carried: dict[str, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
     spoiled: set[int] = field(default_factory=set)
     made: dict[int, list[Place]] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class _Finder:
         if not touched:
             return
         contraction = self.contractions.get(number)
-        if number >= self.working.cutter.count:
+        if number >= self.working.partition.count:
             self.spoiled |= touched
         elif contraction is not None and contraction.kernel is not None:
             for group in touched:
@@ -160,7 +160,7 @@ class _Finder:
             axis, place = self.on(name)[group]
             if name == weight:
                 self._note(self.made if axis == kernel.out_axis else self.read, group, place)
-            elif name in self.working.cutter.stored:
+            elif name in self.working.partition.stored:
                 self._add_constant(group, place)
             elif (position, axis) not in summed:
                 self.spoiled.add(group)
@@ -188,8 +188,8 @@ class _Finder:
             self.spoiled.add(group)
             return
         for name in here:
-            if name in self.working.cutter.constants:
-                if node.op_type in _SUMS and name in self.working.cutter.stored:
+            if name in self.working.partition.constants:
+                if node.op_type in _SUMS and name in self.working.partition.stored:
                     self._add_constant(group, self.on(name)[group][1])
                 else:
                     self.spoiled.add(group)
@@ -198,7 +198,7 @@ class _Finder:
         """A normalization that alone reads what a layer makes."""
         working = self.working
         data, *parameters = node.input
-        maker = working.cutter.maker.get(data, -1)
+        maker = working.partition.maker.get(data, -1)
         contraction = self.contractions.get(maker)
         carried = all(group in self.on(name) for name in (*node.input, node.output[0]))
         if contraction is None or contraction.kernel is None or working.uses(data) != 1 or not carried:
@@ -225,7 +225,7 @@ class _Finder:
 
     def _own(self, name: str) -> bool:
         """Whether a tensor is stored, read once, and of a type that can be mixed without loss."""
-        stored = self.working.cutter.stored.get(name)
+        stored = self.working.partition.stored.get(name)
         return stored is not None and self.working.uses(name) == 1 and stored.data_type in _EXACT_TYPES
 
     def found(self) -> Iterator[Stream]:

@@ -18,11 +18,11 @@ from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of, weight_array
 from onnxcop.graph.passes.add_biases import following_bias
 from onnxcop.graph.subgraphs import Scopes
-from onnxcop.runtime.segments import Cutter
+from onnxcop.runtime.segments import GraphPartition
 
 
 @dataclass
-class Working:
+class MaskedNetwork:
     """A copy of an analysed model whose weights may change.
 
     Attributes:
@@ -34,13 +34,13 @@ class Working:
     analysis: Analysis
     model: onnx.ModelProto
     alive: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    cutter: Cutter = field(init=False)
+    partition: GraphPartition = field(init=False)
     layers: list[Layer] = field(init=False)
     scopes: Scopes = field(init=False)
     nodes: tuple[onnx.NodeProto, ...] = field(init=False)
 
     @classmethod
-    def of(cls, analysis: Analysis) -> Working:
+    def of(cls, analysis: Analysis) -> MaskedNetwork:
         """Copy the analysed model."""
         model = onnx.ModelProto()
         model.CopyFrom(analysis.model)
@@ -48,26 +48,26 @@ class Working:
 
     def __post_init__(self) -> None:
         coupling = self.analysis.structure.coupling
-        self.cutter = Cutter(self.model, coupling.shapes, coupling.derived)
+        self.partition = GraphPartition(self.model, coupling.shapes, coupling.derived)
         self.layers = layers_of(self.model, self.analysis.structure)
         self.scopes = scopes = Scopes.of(self.model)
         self.nodes = scopes.nodes
         self._uses = Counter(name for node in self.nodes for name in node.input)
         self._uses.update(value.name for scope in scopes.all[1:] for value in scope.graph.output)
 
-    def copy(self) -> Working:
+    def copy(self) -> MaskedNetwork:
         """An independent copy."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
-        return Working(self.analysis, model, self.alive.copy())
+        return MaskedNetwork(self.analysis, model, self.alive.copy())
 
     def read(self, name: str) -> Array:
         """A stored tensor."""
-        return numpy_helper.to_array(self.cutter.stored[name])
+        return numpy_helper.to_array(self.partition.stored[name])
 
     def write(self, name: str, values: Array) -> None:
         """Replace a stored tensor, keeping its type."""
-        tensor = self.cutter.stored[name]
+        tensor = self.partition.stored[name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         new = numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name)
         if tensor.doc_string:
@@ -81,7 +81,7 @@ class Working:
     def weight_name(self, node: int, weight_input: int) -> str | None:
         """Name of a node's stored weights, None where they are shared or computed."""
         name: str = self.nodes[node].input[weight_input]
-        if name in self.cutter.stored and self._uses[name] == 1:
+        if name in self.partition.stored and self._uses[name] == 1:
             return name
         return None
 
@@ -95,11 +95,11 @@ class Working:
             if self._uses[output] != 1:
                 return None
             follower = next((n for n in self.model.graph.node[node + 1 :] if output in n.input), None)
-            name = None if follower is None else following_bias(follower, output, self.cutter.stored)
+            name = None if follower is None else following_bias(follower, output, self.partition.stored)
         else:
             usable = bias_input is not None and 0 < bias_input < len(proto.input)
             name = proto.input[bias_input] if usable and bias_input is not None else None
-        return name if name in self.cutter.stored and self._uses[name] == 1 else None
+        return name if name in self.partition.stored and self._uses[name] == 1 else None
 
     def is_open(self, layer: Layer) -> bool:
         """Whether a layer's weights can be changed: stored, its own, ungrouped, floating point.
@@ -107,12 +107,12 @@ class Working:
         Layers inside bodies of control flow stay as they are: what flows into them cannot be watched.
         """
         kernel = layer.kernel
-        if layer.node >= self.cutter.count:
+        if layer.node >= self.partition.count:
             return False
         if layer.groups != 1 or kernel.kind not in ("conv", "deconv", "matmul") or kernel.zero is not None:
             return False
         name = self.weight_name(layer.node, kernel.input)
-        return name is not None and self.cutter.stored[name].data_type in (1, 10, 11)
+        return name is not None and self.partition.stored[name].data_type in (1, 10, 11)
 
     def weights(self, layer: Layer) -> FloatArray:
         """Outgoing weights in normal form, float64 [channels, outputs, taps]."""

@@ -29,7 +29,7 @@ _MEMORY = 1 << 30  # bytes of inverses that are kept
 
 
 @dataclass
-class Inverses:
+class InverseCache:
     """(Σ + λI)⁻¹ by layer, for as long as a network stays as it is; as many as `_MEMORY` holds."""
 
     kept: dict[int, FloatArray] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Inverses:
 
 
 @dataclass
-class LayerSurgery:
+class LayerObs:
     """One layer while channels leave it.
 
     What the channels of a group cost depends on the part of P that is theirs, and on nothing else while only they
@@ -78,8 +78,8 @@ class LayerSurgery:
     @classmethod
     def of(
         cls, layer: Layer, weights: FloatArray, moments: Moments, ridge: float, alive: BoolArray, *,
-        importance: FloatArray | None = None, channels: IntArray | None = None, inverses: Inverses | None = None,
-    ) -> LayerSurgery:  # fmt: skip
+        importance: FloatArray | None = None, channels: IntArray | None = None, inverses: InverseCache | None = None,
+    ) -> LayerObs:  # fmt: skip
         """Start from a layer's weights [channels, outputs, taps] and input moments.
 
         Args:
@@ -93,7 +93,7 @@ class LayerSurgery:
             inverses: Those of the network as it is, at these ridges.
         """
         flat, outputs = as_features(weights, len(moments.mean)), weights.shape[1]
-        inverse = (inverses or Inverses()).of(layer, moments, ridge, alive)
+        inverse = (inverses or InverseCache()).of(layer, moments, ridge, alive)
         matter = np.repeat(np.ones(outputs) if importance is None else importance, flat.shape[1] // outputs)
         leaving = np.arange(len(alive)) if channels is None else np.sort(channels)
         return cls(layer, flat, moments, inverse, matter, leaving[alive[leaving]], alive.copy())
@@ -152,10 +152,10 @@ class _Part:
     weights: FloatArray
 
     @classmethod
-    def of(cls, surgery: LayerSurgery) -> _Part:
-        places = features_of(surgery.channels, surgery.block)
-        part = cls(surgery.channels, surgery.block, surgery.inverse[np.ix_(places, places)], surgery.before[places])
-        part.remove(surgery.channels[~surgery.alive[surgery.channels]])
+    def of(cls, solver: LayerObs) -> _Part:
+        places = features_of(solver.channels, solver.block)
+        part = cls(solver.channels, solver.block, solver.inverse[np.ix_(places, places)], solver.before[places])
+        part.remove(solver.channels[~solver.alive[solver.channels]])
         return part
 
     def errors(self, matter: FloatArray) -> FloatArray:
@@ -182,13 +182,13 @@ class _Part:
 
 
 def removal_order(
-    surgeries: Sequence[LayerSurgery], units: IntArray, fallback: FloatArray, leave: int,
+    solvers: Sequence[LayerObs], units: IntArray, fallback: FloatArray, leave: int,
     on_step: Callable[[list[int]], None] | None = None, exact: int = 0,
 ) -> list[int]:  # fmt: skip
     """Order a group's units by what their removal costs, cheapest first.
 
     Args:
-        surgeries: The layers that consume the group; they are emptied on the way.
+        solvers: The layers that consume the group; they are emptied on the way.
         units: int64, the group's units that are still there.
         fallback: float64 [units of the model], for units that no layer with statistics consumes.
         leave: How many units to leave at the end.
@@ -197,16 +197,16 @@ def removal_order(
     """
     position = {int(unit): i for i, unit in enumerate(units.tolist())}
     places = [
-        [(i, position[int(u)]) for i, u in enumerate(s.layer.units.tolist()) if int(u) in position] for s in surgeries
+        [(i, position[int(u)]) for i, u in enumerate(s.layer.units.tolist()) if int(u) in position] for s in solvers
     ]
     order: list[int] = []
     gone = np.zeros(len(units), dtype=np.bool_)
     step = max(1, len(units) // _ROUNDS)
     while len(order) < len(units) - leave:
-        if surgeries:
+        if solvers:
             cost = np.zeros(len(units))
-            for surgery, pairs in zip(surgeries, places, strict=True):
-                channel_costs = surgery.costs()
+            for solver, pairs in zip(solvers, places, strict=True):
+                channel_costs = solver.costs()
                 rows = np.array([i for i, _ in pairs], dtype=np.int64)
                 columns = np.array([j for _, j in pairs], dtype=np.int64)
                 live = ~gone[columns]
@@ -220,8 +220,8 @@ def removal_order(
         chosen = np.argsort(cost, kind="stable")[:count]
         gone[chosen] = True
         order += units[chosen].tolist()
-        for surgery, pairs in zip(surgeries, places, strict=True):
-            surgery.remove(np.array([i for i, j in pairs if gone[j] and surgery.alive[i]], dtype=np.int64))
+        for solver, pairs in zip(solvers, places, strict=True):
+            solver.remove(np.array([i for i, j in pairs if gone[j] and solver.alive[i]], dtype=np.int64))
         if on_step is not None:
             on_step(order)
     return order

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop._base.types import FloatArray
-from onnxcop.calibration.patches import Observed, averaged
+from onnxcop.calibration.patches import PatchStatistics, averaged
 from onnxcop.reconstruction.linear_streams import Norm, Place, Stream
-from onnxcop.reconstruction.network import Working
-from onnxcop.reconstruction.propagation import output_importance
+from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import as_features, by_output, variances
 
 _FLOOR = 1e-4  # of the largest weight and variance, below which directions are not told apart
@@ -33,8 +33,8 @@ class Basis:
 
 
 def in_principal_channels(
-    network: Working, streams: Sequence[Stream], seen: Observed
-) -> tuple[Working, tuple[Stream, ...]]:
+    network: MaskedNetwork, streams: Sequence[Stream], seen: PatchStatistics
+) -> tuple[MaskedNetwork, tuple[Stream, ...]]:
     """A copy of a network that computes the same, with streams written in principal channels.
 
     Args:
@@ -45,17 +45,17 @@ def in_principal_channels(
     Returns:
         The copy, and those streams of which enough is known.
     """
-    importance = output_importance(network, seen)
+    importance = propagate_importance(network, seen)
     bases = [(stream, principal_basis(network, stream, seen, importance)) for stream in streams]
     found = [(stream, basis) for stream, basis in bases if basis is not None]
-    turned = network.copy()
+    rotated = network.copy()
     for stream, basis in found:
-        turn(turned, stream, basis)
-    return turned, tuple(stream for stream, _ in found)
+        change_basis(rotated, stream, basis)
+    return rotated, tuple(stream for stream, _ in found)
 
 
 def principal_basis(
-    working: Working, stream: Stream, seen: Observed, importance: Mapping[int, FloatArray]
+    working: MaskedNetwork, stream: Stream, seen: PatchStatistics, importance: Mapping[int, FloatArray]
 ) -> Basis | None:
     """The basis in which a stream's channels are ordered by what the layers that read them lose.
 
@@ -105,7 +105,7 @@ def _roots(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
-def turn(working: Working, stream: Stream, basis: Basis) -> None:
+def change_basis(working: MaskedNetwork, stream: Stream, basis: Basis) -> None:
     """Write a stream of a network in another basis; the network's outputs stay as they are."""
     for norm in stream.norms:
         _take_over(working, norm)
@@ -115,7 +115,7 @@ def turn(working: Working, stream: Stream, basis: Basis) -> None:
         _mix(working, place, basis.back.T)
 
 
-def _take_over(working: Working, norm: Norm) -> None:
+def _take_over(working: MaskedNetwork, norm: Norm) -> None:
     """Put a normalization's factors into the weights before it, so that only its shift is left."""
     scale, shift, mean, variance = (
         working.read(name).astype(np.float64) for name in (norm.scale, norm.shift, norm.mean, norm.variance)
@@ -130,7 +130,7 @@ def _take_over(working: Working, norm: Norm) -> None:
     working.write(norm.variance, np.full_like(variance, 1.0 - norm.epsilon))
 
 
-def _mix(working: Working, place: Place, mix: FloatArray) -> None:
+def _mix(working: MaskedNetwork, place: Place, mix: FloatArray) -> None:
     """Replace the channels of a stored tensor by mixes of them, `mix` [new, old]."""
     moved = np.moveaxis(working.read(place.name).astype(np.float64), place.axis, 0)
     blocks = moved.reshape(place.outer, len(mix), place.inner, -1)

@@ -14,14 +14,14 @@ import numpy as np
 
 from onnxcop._base.types import FloatArray
 from onnxcop.analysis.layers import Layer
-from onnxcop.calibration.patches import Observed
-from onnxcop.reconstruction.network import Working
+from onnxcop.calibration.patches import PatchStatistics
+from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.ridge import as_features, by_output, variances
 
 _FLOOR = 1e-2  # of the mean variance of a layer's outputs, below which an output's own is not believed
 
 
-def output_importance(working: Working, seen: Observed) -> dict[int, FloatArray]:
+def propagate_importance(working: MaskedNetwork, seen: PatchStatistics) -> dict[int, FloatArray]:
     """The weight of every output's error in the network as it stands.
 
     Args:
@@ -49,7 +49,7 @@ def output_importance(working: Working, seen: Observed) -> dict[int, FloatArray]
     return found
 
 
-def _of_outputs(working: Working, layer: Layer, made: FloatArray, units: FloatArray) -> FloatArray:
+def _of_outputs(working: MaskedNetwork, layer: Layer, made: FloatArray, units: FloatArray) -> FloatArray:
     """What an error of variance 1 costs in every output, from what its unit's own variance does.
 
     Outputs of which nothing is known count as the average; those that hardly vary are not divided by.

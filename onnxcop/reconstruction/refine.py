@@ -19,8 +19,8 @@ import onnx
 from onnxcop._base.types import Array, FloatArray
 from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.linear_layers import LinearNode, linear_node, rows_of
-from onnxcop.reconstruction.network import Working
-from onnxcop.runtime.segments import Rolling
+from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -50,8 +50,8 @@ class Refiner:
         seed: Of the positions drawn from large maps.
     """
 
-    original: Working
-    working: Working
+    original: MaskedNetwork
+    working: MaskedNetwork
     samples: RefineSet
     options: EngineOptions
     seed: int = 0
@@ -59,11 +59,11 @@ class Refiner:
     def run(self, progress: Callable[[int, int], None] | None = None) -> tuple[int, int]:
         """Refine every layer that can be; returns how many were tried and how many were kept."""
         batches = [*self.samples.fit, *self.samples.judge]
-        target = Rolling(self.original.cutter, batches, self.options)
-        pruned = Rolling(self.working.cutter, batches, self.options)
-        self._judge = Rolling(self.working.cutter, self.samples.judge, self.options)
+        target = PartialExecutor(self.original.partition, batches, self.options)
+        pruned = PartialExecutor(self.working.partition, batches, self.options)
+        self._judge = PartialExecutor(self.working.partition, self.samples.judge, self.options)
         self._best = self.samples.reference.compare(self._judge.finish()).value
-        nodes = [n for n in range(self.working.cutter.count) if self._linear(n) is not None]
+        nodes = [n for n in range(self.working.partition.count) if self._linear(n) is not None]
         kept = tried = 0
         for done, index in enumerate(nodes):
             node = self._linear(index)
@@ -83,7 +83,7 @@ class Refiner:
         found = linear_node(self.working, index)
         return found if found is not None and found.features <= _LARGEST else None
 
-    def _differs(self, target: Rolling, pruned: Rolling, node: LinearNode) -> bool:
+    def _differs(self, target: PartialExecutor, pruned: PartialExecutor, node: LinearNode) -> bool:
         """Whether anything that reaches this layer, or its own weights, is not as it was."""
         if not np.array_equal(self.original.read(node.weight), self.working.read(node.weight)):
             return True
@@ -92,7 +92,7 @@ class Refiner:
             for one, two in zip(target.states[:1], pruned.states[:1], strict=True)
         )
 
-    def _refine(self, index: int, node: LinearNode, target: Rolling, pruned: Rolling) -> bool:
+    def _refine(self, index: int, node: LinearNode, target: PartialExecutor, pruned: PartialExecutor) -> bool:
         """Fit one layer; returns whether the fit was kept."""
         wanted = self._targets(index, node, target, pruned)
         rng = np.random.default_rng(self.seed + index)
@@ -115,15 +115,15 @@ class Refiner:
                 self._best = value
                 return True
         for name, tensor in saved.items():
-            self.working.cutter.stored[name].CopyFrom(tensor)
+            self.working.partition.stored[name].CopyFrom(tensor)
         return False
 
     def _save(self, node: LinearNode) -> dict[str, onnx.TensorProto]:
         names = [node.weight, *([node.bias] if node.bias else [])]
-        stored = self.working.cutter.stored
+        stored = self.working.partition.stored
         return {name: onnx.TensorProto.FromString(stored[name].SerializeToString()) for name in names}
 
-    def _targets(self, index: int, node: LinearNode, target: Rolling, pruned: Rolling) -> list[Array]:
+    def _targets(self, index: int, node: LinearNode, target: PartialExecutor, pruned: PartialExecutor) -> list[Array]:
         """The original's output, plus what has gone wrong on the shortcut it is added to."""
         wanted = [found[node.output] for found in target.peek(node.stop, [node.output])]
         shortcut = shortcut_of(self.working, node, index)
@@ -136,23 +136,23 @@ class Refiner:
         ]
 
 
-def shortcut_of(working: Working, node: LinearNode, index: int) -> str | None:
+def shortcut_of(working: MaskedNetwork, node: LinearNode, index: int) -> str | None:
     """The other operand of the addition that alone reads a layer's output, if it is already known."""
     readers = [n for n in working.model.graph.node if node.output in n.input]
     if len(readers) != 1 or readers[0].op_type not in ("Add", "Sum") or len(readers[0].input) != 2:
         return None
     other = next((name for name in readers[0].input if name != node.output), None)
-    if other is None or other in working.cutter.constants:
+    if other is None or other in working.partition.constants:
         return None
-    made = working.cutter.maker.get(other, -1)
-    return other if made < index and other in working.cutter.crossing(index) else None
+    made = working.partition.maker.get(other, -1)
+    return other if made < index and other in working.partition.crossing(index) else None
 
 
 Rows = tuple[FloatArray, FloatArray]
 Fit = tuple[FloatArray, FloatArray | None]
 
 
-def candidates(node: LinearNode, working: Working, fit: Rows, hold: Rows) -> Iterator[Fit]:
+def candidates(node: LinearNode, working: MaskedNetwork, fit: Rows, hold: Rows) -> Iterator[Fit]:
     """Better weights for a layer, the boldest first: least squares, half of its step, matched moments."""
     weights, bias = node.read(working)
     found = solve(node, working, fit, hold)
@@ -177,7 +177,7 @@ def matched_moments(weights: FloatArray, bias: FloatArray, fit: Rows) -> tuple[F
     return weights * scale[:, None, :], wanted.mean(axis=1) - scale * (found - bias[:, None, :]).mean(axis=1)
 
 
-def solve(node: LinearNode, working: Working, fit: Rows, hold: Rows) -> tuple[FloatArray, FloatArray] | None:
+def solve(node: LinearNode, working: MaskedNetwork, fit: Rows, hold: Rows) -> tuple[FloatArray, FloatArray] | None:
     """Ridge regression of the change of weights, per group, with λ chosen on held-out rows.
 
     Args:

@@ -18,24 +18,24 @@ import numpy as np
 from onnxcop._base.threads import single_threaded
 from onnxcop._base.types import Feed, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits
-from onnxcop.allocation.greedy import State
-from onnxcop.allocation.search import Selector
+from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.search import CurveSearch
 from onnxcop.allocation.sensitivity import Samples, alive_channels, choose_ridges, measure, silence
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import calibrate
-from onnxcop.calibration.patches import Observed, unfolded
+from onnxcop.calibration.patches import PatchStatistics, unfolded
 from onnxcop.calibration.statistics import CalibrationStats
-from onnxcop.criteria.base import Subject
+from onnxcop.criteria.base import PruningContext
 from onnxcop.data.open import CalibrationData
 from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
 from onnxcop.reconstruction.grouped import merge_groups
 from onnxcop.reconstruction.linear_streams import linear_streams
-from onnxcop.reconstruction.network import Working
-from onnxcop.reconstruction.obs import Inverses
+from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.obs import InverseCache
 from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.refine import Refiner, RefineSet
 from onnxcop.reconstruction.ridge import compensated, deleted
-from onnxcop.runtime.segments import Rolling
+from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
 log = logging.getLogger("onnxcop")
@@ -81,7 +81,7 @@ class Recovery:
     """The state of a recovering network.
 
     Attributes:
-        made_up: Whether the data are inputs that nobody has seen.
+        synthetic: Whether the data are inputs that nobody has seen.
         original: The network as it was, up to the channels that its linear streams are written in.
         working: The network as it is.
         fit: Data to fit on.
@@ -89,7 +89,7 @@ class Recovery:
         reference: The original's outputs on the probe.
         judge: The same, softened where they are scores of classes: what choices are made by.
         seen: The first statistics that were taken, those of the original.
-        turned: Groups whose channels are principal channels (see :mod:`onnxcop.reconstruction.principal`).
+        rotated: Groups whose channels are principal channels (see :mod:`onnxcop.reconstruction.principal`).
         way: What was measured after every step.
     """
 
@@ -99,22 +99,22 @@ class Recovery:
     options: EngineOptions
     settings: RecoverySettings
     progress: Progress | None = None
-    made_up: bool = False
-    original: Working = field(init=False)
-    working: Working = field(init=False)
+    synthetic: bool = False
+    original: MaskedNetwork = field(init=False)
+    working: MaskedNetwork = field(init=False)
     reference: Reference = field(init=False)
     judge: Reference = field(init=False)
     probe_feeds: list[Feed] = field(init=False)
     seen: CalibrationStats | None = None
-    turned: tuple[int, ...] = ()
+    rotated: tuple[int, ...] = ()
     way: list[Waypoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.original = Working.of(self.analysis)
-        self.working = Working.of(self.analysis)
+        self.original = MaskedNetwork.of(self.analysis)
+        self.working = MaskedNetwork.of(self.analysis)
         self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
-        outputs = Rolling(self.original.cutter, self.probe_feeds, self.options).finish()
-        self.reference = Reference(outputs, roots=self.made_up)
+        outputs = PartialExecutor(self.original.partition, self.probe_feeds, self.options).finish()
+        self.reference = Reference(outputs, roots=self.synthetic)
         self.judge = self.reference.softened(_TEMPERATURE)
 
     def restarted(self) -> Recovery:
@@ -124,15 +124,18 @@ class Recovery:
         return again
 
     @single_threaded
-    def turn(self, groups: Collection[int]) -> None:
+    def change_basis(self, groups: Collection[int]) -> None:
         """Write those of these groups that are linear streams in principal channels, before anything is cut."""
         streams = [stream for stream in linear_streams(self.original) if stream.group.index in groups]
         if not streams:
             return
-        turned, known = in_principal_channels(self.original, streams, self._calibrate(self.fit, "streams"))
-        if self.reference.compare(Rolling(turned.cutter, self.probe_feeds, self.options).finish()).value < _SAME:
-            self.original, self.working = turned, turned.copy()
-            self.turned = tuple(stream.group.index for stream in known)
+        rotated, known = in_principal_channels(self.original, streams, self._calibrate(self.fit, "streams"))
+        if (
+            self.reference.compare(PartialExecutor(rotated.partition, self.probe_feeds, self.options).finish()).value
+            < _SAME
+        ):
+            self.original, self.working = rotated, rotated.copy()
+            self.rotated = tuple(stream.group.index for stream in known)
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
@@ -140,15 +143,15 @@ class Recovery:
         self.seen = self.seen or fit.by_channel(self.working.layers)
         return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.judge)
 
-    def _calibrate(self, data: CalibrationData, what: str) -> Observed:
+    def _calibrate(self, data: CalibrationData, what: str) -> PatchStatistics:
         def report(done: int, total: int) -> None:
             if self.progress is not None:
                 self.progress(f"statistics ({what})", done, total)
 
-        model, patches = unfolded(self.working.model, self.working.layers, self.working.cutter.shapes)
-        watched = [layer for layer in self.working.layers if layer.node < self.working.cutter.count]
+        model, patches = unfolded(self.working.model, self.working.layers, self.working.partition.shapes)
+        watched = [layer for layer in self.working.layers if layer.node < self.working.partition.count]
         layers = [patches.get(layer.node, layer) for layer in watched]
-        return Observed(
+        return PatchStatistics(
             calibrate(
                 model, layers, data, self.options, sha=self.analysis.sha256, positions=_POSITIONS, progress=report
             ),
@@ -157,7 +160,7 @@ class Recovery:
 
     def divergence(self) -> Divergence:
         """Distance of the network as it stands from the original, on the probe."""
-        return self.reference.compare(Rolling(self.working.cutter, self.probe_feeds, self.options).finish())
+        return self.reference.compare(PartialExecutor(self.working.partition, self.probe_feeds, self.options).finish())
 
     def cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float]) -> None:
         """Remove units and let their consumers make up for them."""
@@ -193,13 +196,13 @@ class Recovery:
         )  # fmt: skip
         return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]
 
-    def start(self, limits: Limits) -> State:
+    def start(self, limits: Limits) -> PruningState:
         """An empty selection."""
-        subject = Subject.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
-        return State(subject, limits)
+        context = PruningContext.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
+        return PruningState(context, limits)
 
     @single_threaded
-    def round(self, state: State, budget: Budget, limits: Limits, fallback: FloatArray, name: str) -> None:
+    def round(self, state: PruningState, budget: Budget, limits: Limits, fallback: FloatArray, name: str) -> None:
         """Cut down to a budget and make up for it.
 
         Args:
@@ -253,14 +256,14 @@ class Recovery:
         log.log(level, "%s: divergence %.4g%s", what, found.value, agreement)
 
     def _selector(
-        self, state: State, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
+        self, state: PruningState, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
         fallback: FloatArray, progress: Callable[[int, int], None],
-    ) -> Selector:  # fmt: skip
+    ) -> CurveSearch:  # fmt: skip
         measured = partial(
             measure, self.working, samples, limits, fallback, self.options, ridges,
-            inverses=Inverses(), progress=progress,
+            inverses=InverseCache(), progress=progress,
         )  # fmt: skip
-        return Selector(
+        return CurveSearch(
             lambda requests, known: measured(requests=requests, known=known),
             state, budget, limits, self.analysis.structure.group_of,
             self.settings.curve_passes, self.settings.sharper_passes,

@@ -45,7 +45,7 @@ def recovery_on(
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
     views = min(settings.views, max(1, settings.refine_samples // fit.count))
-    return Recovery(analysis, fit.seen_anew(views), probe, options, settings, progress)
+    return Recovery(analysis, fit.with_crops(views), probe, options, settings, progress)
 
 
 def recovery_without_data(
@@ -55,16 +55,16 @@ def recovery_without_data(
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
     held = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
-    made_up = synthetic_data(analysis, samples + held, _BATCH, settings.seed)
-    fit, probe = made_up.split(held / (samples + held), settings.seed)
+    synthetic = synthetic_data(analysis, samples + held, _BATCH, settings.seed)
+    fit, probe = synthetic.split(held / (samples + held), settings.seed)
     if macs > _LARGE:
         passes = min(settings.curve_passes, _PASSES)
         settings = replace(settings, refine=0, curve_passes=passes, sharper_passes=0)
-    return Recovery(analysis, fit, probe, options, settings, progress, made_up=True)
+    return Recovery(analysis, fit, probe, options, settings, progress, synthetic=True)
 
 
 @dataclass
-class Ground:
+class PreparedRecovery:
     """An untouched network with its statistics, from which any number of cuts can be recovered.
 
     Attributes:
@@ -80,7 +80,7 @@ class Ground:
 
     @classmethod
     @single_threaded
-    def of(cls, untouched: Recovery) -> Ground:
+    def of(cls, untouched: Recovery) -> PreparedRecovery:
         """Take the statistics."""
         samples = untouched.statistics()
         return cls(untouched, samples, choose_ridges(untouched.working, samples))

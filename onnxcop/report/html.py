@@ -193,7 +193,7 @@ def _made(data: ReportData) -> Iterator[str]:
         yield f"<pre>{escape(data.command)}</pre>"
     entries = (
         f"<dt>{escape(name)}</dt><dd>{escape(', '.join(f'{key} {value}' for key, value in parts))}</dd>"
-        for name, parts in story.circumstances(data)
+        for name, parts in story.provenance(data)
         if parts
     )
     yield f"<dl>{''.join(entries)}</dl>"

@@ -109,7 +109,7 @@ def _how(data: ReportData) -> Iterator[str]:
     if data.command:
         fence = "`" * max(3, 1 + _longest_run(data.command))
         yield from (f"{fence}sh", data.command, fence, "")
-    for name, entries in story.circumstances(data):
+    for name, entries in story.provenance(data):
         yield f"- {name}: " + _plain(", ".join(f"{key} {value}" for key, value in entries))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis, group_name
 from onnxcop.analysis.summary import Totals
-from onnxcop.criteria.base import Subject, produced_filter_counts
+from onnxcop.criteria.base import PruningContext, produced_filter_counts
 from onnxcop.runtime.latency import Latency
 from onnxcop.verification.verify import Verification
 
@@ -116,7 +116,7 @@ def slowness(latency: Latency | None) -> tuple[str, ...]:
 def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:
     """Widths of all groups before and after."""
     structure = analysis.structure
-    filters = produced_filter_counts(Subject.of(analysis.model, structure, analysis.cost, None)).astype(np.int64)
+    filters = produced_filter_counts(PruningContext.of(analysis.model, structure, analysis.cost, None)).astype(np.int64)
     cut = np.bincount(structure.group_of[removed], minlength=len(structure.groups)) if len(removed) else None
     result = []
     for group in structure.groups:

@@ -100,7 +100,7 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"Verified: {verified(report)}."
 
 
-def circumstances(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def provenance(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """What led to a result, and what it was made with, under headings."""
     shapes = [(name, str(list(shape))) for name, shape in data.input_shapes.items()]
     yield "Model", [("file", data.report.model), ("SHA-256", data.sha256), *shapes]

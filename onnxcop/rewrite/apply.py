@@ -15,12 +15,12 @@ from onnx import numpy_helper
 
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.ops.findings import Edit
+from onnxcop.coupling.ops.facts import Edit
 from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
-from onnxcop.rewrite.edit import Surgery
+from onnxcop.rewrite.edit import GraphEditor
 from onnxcop.rewrite.merge import Merger
-from onnxcop.rewrite.sizes import Keep, keeper, mends, moved_orders, slice_label
+from onnxcop.rewrite.sizes import Keep, kept_positions, mends, moved_orders, slice_label
 
 
 def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
@@ -34,7 +34,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
     Raises:
         ModelError: GraphSurgeon cannot represent the model.
     """
-    keep = keeper(structure, removed)
+    keep = kept_positions(structure, removed)
     weights = sliced_constants(model, structure, keep)
     scopes, mended = Scopes.of(model), list(mends(model, structure, keep))
     orders = moved_orders(structure, keep)
@@ -48,13 +48,13 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
     for index in reversed(range(len(copies))):  # bodies before the graph that holds them
         scope = scopes.all[index]
         own = range(scope.first, scope.first + len(scope.graph.node))
-        surgery = Surgery(model, scope, structure, keep, weights, taken)
-        surgery.perform(
+        solver = GraphEditor(model, scope, structure, keep, weights, taken)
+        solver.perform(
             [mend for mend in mended if mend.node in own or mend.node == -1 - index],
             {number: found for number, found in edits.items() if number in own},
             [order for order in orders if order.node in own],
         )
-        Merger(surgery, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
+        Merger(solver, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
     return result
 
 

@@ -14,15 +14,15 @@ import onnx
 
 from onnxcop._base.types import Array
 from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.ops.findings import AxesEdit, Edit, OrderEdit, SplitEdit
+from onnxcop.coupling.ops.facts import AxesEdit, Edit, OrderEdit, SplitEdit
 from onnxcop.errors import InternalError, ModelError
 from onnxcop.graph.shapes import has_dynamic_dims
 from onnxcop.graph.subgraphs import Scope, captured, made
 from onnxcop.rewrite.size_fixes import corrections
-from onnxcop.rewrite.sizes import Keep, Mend, attribute_values, remap
+from onnxcop.rewrite.sizes import Keep, SizeFix, attribute_values, remap
 
 
-class Surgery:
+class GraphEditor:
     """One application of a selection to one graph; bodies in it are the concern of others.
 
     Args:
@@ -73,7 +73,9 @@ class Surgery:
         self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.added: set[str] = set()
 
-    def perform(self, mended: Sequence[Mend], edits: Mapping[int, Sequence[Edit]], orders: Sequence[OrderEdit]) -> None:
+    def perform(
+        self, mended: Sequence[SizeFix], edits: Mapping[int, Sequence[Edit]], orders: Sequence[OrderEdit]
+    ) -> None:
         """Run all edits.
 
         Args:
@@ -154,7 +156,7 @@ class Surgery:
         gather = self.gs.Node("Gather", last.name, {"axis": edit.axis}, [source, order], [result])
         self.graph.nodes.insert(place - len(edit.chain) + 1, gather)
 
-    def _mend(self, mend: Mend) -> None:
+    def _mend(self, mend: SizeFix) -> None:
         """Make one input of one node read the number it must."""
         if mend.node < 0:
             self._mend_output(mend)
@@ -174,7 +176,7 @@ class Surgery:
         else:
             self._override(mend, old)
 
-    def _override(self, mend: Mend, old: Any) -> None:
+    def _override(self, mend: SizeFix, old: Any) -> None:
         """Replace some elements of a size that is computed at run time, and leave the others dynamic."""
         name = self._fresh(f"{old.name}_pruned")
         out = self.gs.Variable(name, dtype=old.dtype or mend.required.dtype, shape=mend.required.shape)
@@ -183,7 +185,7 @@ class Surgery:
         self.graph.nodes[place:place] = self._replacing(mend, old, out)
         node.inputs[mend.input] = out
 
-    def _mend_output(self, mend: Mend) -> None:
+    def _mend_output(self, mend: SizeFix) -> None:
         """Give out a size as it was, where its element changed."""
         output = self.graph.outputs[mend.input]
         name = self._fresh(f"{output.name}_pruned")
@@ -200,7 +202,7 @@ class Surgery:
         place = self.graph.nodes.index(maker) + 1
         self.graph.nodes[place:place] = self._replacing(mend, found, output)
 
-    def _replacing(self, mend: Mend, old: Any, out: Any) -> list[Any]:
+    def _replacing(self, mend: SizeFix, old: Any, out: Any) -> list[Any]:
         """Nodes that make `out` of `old`, a number that is computed at run time, by putting it right."""
         name = out.name if out.name in self.added else old.name
         values, last = old, len(steps := corrections(mend, self.opset)) - 1

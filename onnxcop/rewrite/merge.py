@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.graph.subgraphs import captured
-from onnxcop.rewrite.edit import Surgery
+from onnxcop.rewrite.edit import GraphEditor
 from onnxcop.rewrite.sizes import pruned_shape
 
 
@@ -18,35 +18,35 @@ class Merger:
     """Merges one cut graph into a copy of what it was cut from.
 
     Args:
-        surgery: The cuts.
+        solver: The cuts.
         graph: A copy of the graph, whose own bodies are already cut.
         top: Whether it is the top-level graph, whose inputs and outputs stay as they are.
         inputs_listed: Whether the model lists initializers as inputs too, as old ones must.
     """
 
-    def __init__(self, surgery: Surgery, graph: onnx.GraphProto, *, top: bool, inputs_listed: bool) -> None:
-        self.surgery, self.graph, self.top, self.inputs_listed = surgery, graph, top, inputs_listed
-        self.structure, self.keep, self.weights = surgery.structure, surgery.keep, surgery.weights
+    def __init__(self, solver: GraphEditor, graph: onnx.GraphProto, *, top: bool, inputs_listed: bool) -> None:
+        self.solver, self.graph, self.top, self.inputs_listed = solver, graph, top, inputs_listed
+        self.structure, self.keep, self.weights = solver.structure, solver.keep, solver.weights
 
     def merge(self) -> None:
         """Change the copy."""
-        exported = self.surgery.gs.export_onnx(self.surgery.graph).graph
+        exported = self.solver.gs.export_onnx(self.solver.graph).graph
         self._merge_nodes(exported)
         self._merge_initializers(exported)
-        for position, name in self.surgery.renamed.items():
+        for position, name in self.solver.renamed.items():
             self.graph.output[position].name = name
         self._refresh_shapes()
 
     def _merge_nodes(self, exported: onnx.GraphProto) -> None:
-        source = self.surgery.source
+        source = self.solver.source
         holders = {
             index: onnx.NodeProto.FromString(node.SerializeToString())
             for index, node in enumerate(self.graph.node)
             if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute)
         }
         nodes = []
-        for node, proto in zip(self.surgery.graph.nodes, exported.node, strict=True):
-            index = self.surgery.original.get(id(node))
+        for node, proto in zip(self.solver.graph.nodes, exported.node, strict=True):
+            index = self.solver.original.get(id(node))
             if index in holders:
                 holder = holders[index]
                 holder.ClearField("input")
@@ -56,7 +56,7 @@ class Merger:
                 nodes.append(holder)
             elif index is None:
                 nodes.append(proto)
-            elif index in self.surgery.touched:
+            elif index in self.solver.touched:
                 nodes.append(_restored(proto, source.node[index]))
             else:
                 nodes.append(source.node[index])
@@ -64,10 +64,10 @@ class Merger:
         self.graph.node.extend(nodes)
 
     def _merge_initializers(self, exported: onnx.GraphProto) -> None:
-        graph, added = self.graph, self.surgery.added
+        graph, added = self.graph, self.solver.added
         new = {tensor.name: tensor for tensor in exported.initializer}
         used = {name for node in graph.node for name in _reads(node)} | {v.name for v in graph.output}
-        before = {name for node in self.surgery.source.node for name in _reads(node)}
+        before = {name for node in self.solver.source.node for name in _reads(node)}
         keepers = []
         dropped = {t.name for t in graph.initializer if t.name in before and t.name not in used}
         for index in reversed(range(len(graph.input))):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxcop._base.types import Array
-from onnxcop.rewrite.sizes import Mend
+from onnxcop.rewrite.sizes import SizeFix
 
 _WHERE_SINCE = 9  # the opset
 
@@ -37,7 +37,7 @@ class Correction:
         return [*constants, values] if self.op_type == "Where" else [values, *constants]
 
 
-def corrections(mend: Mend, opset: int) -> list[Correction]:
+def corrections(mend: SizeFix, opset: int) -> list[Correction]:
     """The nodes that turn what is read into what must be read, one after the other."""
     required = mend.required
     actual = np.asarray(np.broadcast_to(mend.actual, required.shape))

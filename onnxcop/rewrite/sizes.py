@@ -17,7 +17,7 @@ import onnx
 
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.ops.findings import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
+from onnxcop.coupling.ops.facts import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
 from onnxcop.graph.shapes import Shape, evaluate, shape_value
 from onnxcop.graph.subgraphs import Scopes
 
@@ -25,7 +25,7 @@ Keep = Callable[[IntArray], IntArray]
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
+class SizeFix:
     """Input `input` of node `node` reads `actual` after pruning but must read `required`.
 
     Node -1 stands for the top-level graph, and its inputs for the graph's outputs; -2 for the next of
@@ -38,7 +38,7 @@ class Mend:
     actual: Array
 
 
-def keeper(structure: Structure, removed: IntArray) -> Keep:
+def kept_positions(structure: Structure, removed: IntArray) -> Keep:
     """Return a function from the atoms of an axis to its kept positions."""
     gone = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
     gone[removed] = True
@@ -97,7 +97,7 @@ def attribute_values(edits: list[Edit], node: onnx.NodeProto, keep: Keep) -> dic
     return {name: value for name, value in result.items() if value != given.get(name)}
 
 
-def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[Mend]:
+def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[SizeFix]:
     """Every number that would be wrong after the weights have been cut."""
     coupling = structure.coupling
     shapes = coupling.shapes
@@ -129,11 +129,11 @@ def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[
             if name in sources and name in coupling.constants:
                 actual = slice_label(value, coupling.labels[name], keep)
             if actual.shape != required.shape or not np.array_equal(actual, required):
-                yield Mend(index, position, required, actual)
+                yield SizeFix(index, position, required, actual)
     for place, scope in enumerate(scopes.all):
         for position, output in enumerate(scope.graph.output):
             if output.name in changed:
-                yield Mend(-1 - place, position, np.asarray(shapes[output.name].value), changed[output.name])
+                yield SizeFix(-1 - place, position, np.asarray(shapes[output.name].value), changed[output.name])
 
 
 def moved_orders(structure: Structure, keep: Keep) -> list[OrderEdit]:

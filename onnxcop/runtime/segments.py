@@ -16,7 +16,7 @@ from onnxcop.graph.subgraphs import captured, graphs_of
 from onnxcop.runtime.session import EngineOptions, Session
 
 
-class Cutter:
+class GraphPartition:
     """Knows what crosses every cut of a graph, and makes models of the pieces.
 
     Args:
@@ -108,11 +108,11 @@ def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def run_piece(
-    cutter: Cutter, start: int, stop: int, states: Sequence[Mapping[str, Array]], outputs: Sequence[str],
+    partition: GraphPartition, start: int, stop: int, states: Sequence[Mapping[str, Array]], outputs: Sequence[str],
     options: EngineOptions,
 ) -> list[Feed]:  # fmt: skip
     """Run the nodes `start` to `stop` on every batch's live tensors and return the named tensors."""
-    piece = cutter.piece(start, stop, outputs)
+    piece = partition.piece(start, stop, outputs)
     if piece is None:
         return [{name: state[name] for name in outputs} for state in states]
     names = {value.name for value in piece.graph.input}
@@ -125,36 +125,36 @@ def run_piece(
     return results  # type: ignore[return-value]
 
 
-class Rolling:
+class PartialExecutor:
     """The live tensors of one network at a cut that moves forward.
 
     Args:
-        cutter: The network.
+        partition: The network.
         feeds: Batches of inputs.
         options: How to run pieces.
     """
 
-    def __init__(self, cutter: Cutter, feeds: Iterable[Mapping[str, Array]], options: EngineOptions) -> None:
-        self.cutter, self.options = cutter, options
+    def __init__(self, partition: GraphPartition, feeds: Iterable[Mapping[str, Array]], options: EngineOptions) -> None:
+        self.partition, self.options = partition, options
         self.cut = 0
         self.states: list[Feed] = [dict(feed) for feed in feeds]
 
     def peek(self, stop: int, names: Sequence[str]) -> list[Feed]:
         """Values of tensors made before node `stop`, without moving the cut."""
-        return run_piece(self.cutter, self.cut, stop, self.states, names, self.options)
+        return run_piece(self.partition, self.cut, stop, self.states, names, self.options)
 
     def advance(self, cut: int, extra: Sequence[str] = ()) -> list[Feed]:
         """Move the cut to just before node `cut`; returns the `extra` tensors made on the way."""
         if cut < self.cut:
             raise ValueError(f"cannot roll back from {self.cut} to {cut}")
-        names = list(dict.fromkeys([*self.cutter.crossing(cut), *extra]))
-        results = run_piece(self.cutter, self.cut, cut, self.states, names, self.options)
-        crossing = set(self.cutter.crossing(cut))
+        names = list(dict.fromkeys([*self.partition.crossing(cut), *extra]))
+        results = run_piece(self.partition, self.cut, cut, self.states, names, self.options)
+        crossing = set(self.partition.crossing(cut))
         self.states = [{n: v for n, v in result.items() if n in crossing} for result in results]
         self.cut = cut
         return [{n: result[n] for n in extra} for result in results]
 
-    def finish(self, cutter: Cutter | None = None) -> list[Feed]:
-        """Run from the cut to the end (of `cutter`'s network, where a variant of this one is given)."""
-        chosen = cutter or self.cutter
+    def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
+        """Run from the cut to the end (of `partition`'s network, where a variant of this one is given)."""
+        chosen = partition or self.partition
         return run_piece(chosen, self.cut, chosen.count, self.states, chosen.outputs, self.options)

@@ -20,7 +20,7 @@ from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError
 from onnxcop.graph.shapes import Shape
-from onnxcop.rewrite.sizes import keeper
+from onnxcop.rewrite.sizes import kept_positions
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.branch_forcing import conditions, forced
@@ -68,7 +68,7 @@ class Difference:
 
 def difference(
     reference: onnx.ModelProto,
-    subject: onnx.ModelProto,
+    context: onnx.ModelProto,
     structure: Structure,
     removed: IntArray,
     *,
@@ -81,7 +81,7 @@ def difference(
 
     Args:
         reference: The masked original, with all tensors at their original sizes.
-        subject: The pruned model.
+        context: The pruned model.
         structure: The original's structure.
         removed: Units that the subject lacks.
         shapes: Shapes of the inputs.
@@ -93,18 +93,18 @@ def difference(
         EngineError: One of the two does not run.
     """
     if rounds(reference):
-        reference, subject = unrounded(reference), unrounded(subject)
+        reference, context = unrounded(reference), unrounded(context)
     names: dict[str, Cuts] = dict.fromkeys(comparable_outputs(reference), ())
     how: dict[str, Any] = {"shapes": shapes, "others": others, "options": options, "seed": seed}
-    found = _largest(reference, subject, names, **how)
-    inner = {} if found.reacts else witnesses(reference, subject, structure, removed)
+    found = _largest(reference, context, names, **how)
+    inner = {} if found.reacts else witnesses(reference, context, structure, removed)
     if inner:
         names |= inner
-        found = _largest(reference, subject, names, **how)
+        found = _largest(reference, context, names, **how)
     free = conditions(reference, structure.coupling.shapes)
     for branch in (True, False) if free else ():
         with suppress(EngineError):  # a branch that does not suit the inputs cannot be compared
-            other = _largest(forced(reference, free, branch), forced(subject, free, branch), names, **how)
+            other = _largest(forced(reference, free, branch), forced(context, free, branch), names, **how)
             found = _worse(found, other)
     return found
 
@@ -117,13 +117,13 @@ def _worse(one: Difference, other: Difference) -> Difference:
 
 
 def _largest(
-    reference: onnx.ModelProto, subject: onnx.ModelProto, names: Mapping[str, Cuts], *, shapes: Mapping[str, Shape],
+    reference: onnx.ModelProto, context: onnx.ModelProto, names: Mapping[str, Cuts], *, shapes: Mapping[str, Shape],
     others: Sequence[Mapping[str, Shape]], options: EngineOptions, seed: int,
 ) -> Difference:  # fmt: skip
     wanted = list(names)
     with (
         Session(_exposing(reference, wanted), options, optimize=False) as one,
-        Session(_exposing(subject, wanted), options, optimize=False) as two,
+        Session(_exposing(context, wanted), options, optimize=False) as two,
     ):
 
         def runs(sizes: Mapping[str, Shape], number: int) -> tuple[Feed, Feed]:
@@ -172,11 +172,11 @@ def comparable_outputs(model: onnx.ModelProto) -> list[str]:
 
 
 def witnesses(
-    reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray
+    reference: onnx.ModelProto, context: onnx.ModelProto, structure: Structure, removed: IntArray
 ) -> dict[str, Cuts]:
     """Results of the last layers, with the positions that the pruned model keeps of every axis."""
-    coupling, keep = structure.coupling, keeper(structure, removed)
-    present = {name for node in subject.graph.node for name in node.output}
+    coupling, keep = structure.coupling, kept_positions(structure, removed)
+    present = {name for node in context.graph.node for name in node.output}
     names: dict[str, Cuts] = {}
     for node in reversed([node for node in reference.graph.node if node.output]):
         name = node.output[0]

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.ops.findings import Contraction, Operand
+from onnxcop.coupling.ops.facts import Contraction, Operand
 from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.shapes import TensorInfo
 from onnxcop.graph.subgraphs import Scopes

@@ -89,10 +89,10 @@ def verify(
     exact_part = removed[~inexact]
     worst = None
     if len(exact_part):
-        subject = pruned if not inexact.any() else apply(model, structure, exact_part)
+        context = pruned if not inexact.any() else apply(model, structure, exact_part)
         reference = masked(model, structure, exact_part)
         worst, note = _compare(
-            reference, subject, structure, exact_part,
+            reference, context, structure, exact_part,
             shapes=shapes, others=(other,) if other else (), options=options, seed=seed,
         )  # fmt: skip
         notes += note
@@ -163,8 +163,8 @@ def check_runs(
     feeds = random_feeds(original, shapes, seed)
     with ExitStack() as stack:
         try:
-            subject = stack.enter_context(Session(pruned, options))
-            new = subject.run(feeds)
+            context = stack.enter_context(Session(pruned, options))
+            new = context.run(feeds)
         except EngineError as error:
             require_running(original, feeds, options)
             raise VerificationError(f"the pruned model does not run: {error}") from None
@@ -176,11 +176,11 @@ def check_runs(
             return {}  # the caller's inputs do not suit the original either; nothing to compare with
         slow = perf_counter() - start > _LONG_RUN
         _check_outputs(original, old, new)
-        return {} if slow else _check_other_shapes(original, reference, subject, shapes, seed)
+        return {} if slow else _check_other_shapes(original, reference, context, shapes, seed)
 
 
 def _check_other_shapes(
-    original: onnx.ModelProto, reference: Session, subject: Session, shapes: Mapping[str, Shape], seed: int
+    original: onnx.ModelProto, reference: Session, context: Session, shapes: Mapping[str, Shape], seed: int
 ) -> Mapping[str, Shape]:
     """The same with the first other shapes that the original runs with; returns those."""
     for other in other_shapes(original, shapes):
@@ -190,7 +190,7 @@ def _check_other_shapes(
         except EngineError:
             continue
         try:
-            new = subject.run(feeds)
+            new = context.run(feeds)
         except EngineError as error:
             raise VerificationError(
                 f"the pruned model does not run{_where(other)}, though the original does: {error}; {_FIX_SIZES}"
@@ -253,13 +253,13 @@ def _data_dependent(model: onnx.ModelProto, name: str, before: Any, after: Any) 
 
 
 def _compare(
-    reference: onnx.ModelProto, subject: onnx.ModelProto, structure: Structure, removed: IntArray, *,
+    reference: onnx.ModelProto, context: onnx.ModelProto, structure: Structure, removed: IntArray, *,
     shapes: Mapping[str, Shape], others: Sequence[Mapping[str, Shape]], options: EngineOptions, seed: int,
 ) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
     """Largest relative difference from the masked original on random inputs."""
     try:
         found = difference(
-            reference, subject, structure, removed, shapes=shapes, others=others, options=options, seed=seed
+            reference, context, structure, removed, shapes=shapes, others=others, options=options, seed=seed
         )
     except EngineError as error:
         return None, (f"the masked original could not be run: {error}",)
@@ -267,7 +267,7 @@ def _compare(
         return None, ("no output is finite on random inputs, so nothing could be compared",)
     if found.excessive and found.shapes != shapes and mixes_samples(reference, shapes, found.shapes or {}, options):
         value, notes = _compare(
-            reference, subject, structure, removed, shapes=shapes, others=(), options=options, seed=seed
+            reference, context, structure, removed, shapes=shapes, others=(), options=options, seed=seed
         )
         return value, (*notes, _MIXED)
     if found.excessive:

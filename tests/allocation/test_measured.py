@@ -12,11 +12,11 @@ from small_models import chain
 
 import onnxcop
 from onnxcop.allocation.budget import Budget, Limits
-from onnxcop.allocation.greedy import State
-from onnxcop.allocation.search import Selector
+from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.search import CurveSearch
 from onnxcop.allocation.sensitivity import Curve
 from onnxcop.allocation.spend import spend
-from onnxcop.criteria.base import Subject
+from onnxcop.criteria.base import PruningContext
 from onnxcop.errors import BudgetError
 from onnxcop.runtime.session import EngineOptions
 
@@ -28,19 +28,19 @@ BUDGETS = [
 
 
 @pytest.fixture(scope="module")
-def subject(models_dir: Path) -> Subject:
+def context(models_dir: Path) -> PruningContext:
     return subject_of(onnxcop.analyze(models_dir / "digits_resnet.onnx", options=CPU))
 
 
-def subject_of(analysis: onnxcop.Analysis) -> Subject:
-    return Subject.of(analysis.model, analysis.structure, analysis.cost)
+def subject_of(analysis: onnxcop.Analysis) -> PruningContext:
+    return PruningContext.of(analysis.model, analysis.structure, analysis.cost)
 
 
-def curves_of(subject: Subject, seed: int = 0, most: Sequence[int] | None = None) -> list[Curve]:
+def curves_of(context: PruningContext, seed: int = 0, most: Sequence[int] | None = None) -> list[Curve]:
     """Curves of random steepness, all but the last unit of every group for sale."""
     rng = np.random.default_rng(seed)
     found = []
-    for group in subject.structure.groups:
+    for group in context.structure.groups:
         width = group.width - 1 if most is None else most[group.index]
         counts = np.unique(np.linspace(1, width, 5).astype(np.int64))
         values = np.cumsum(rng.uniform(0, 1, len(counts)))
@@ -50,8 +50,8 @@ def curves_of(subject: Subject, seed: int = 0, most: Sequence[int] | None = None
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_budgets_are_met_to_one_unit(subject: Subject, budget: Budget, seed: int) -> None:
-    state, curves = State(subject, Limits()), curves_of(subject, seed)
+def test_budgets_are_met_to_one_unit(context: PruningContext, budget: Budget, seed: int) -> None:
+    state, curves = PruningState(context, Limits()), curves_of(context, seed)
     units = spend(state, curves, budget, Limits())
     assert state.meets(budget)
     assert len(units) == len(set(units.tolist())) == len(state.removed) > 0
@@ -60,20 +60,20 @@ def test_budgets_are_met_to_one_unit(subject: Subject, budget: Budget, seed: int
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_units_leave_in_the_order_of_their_curve(subject: Subject, seed: int) -> None:
-    curves = curves_of(subject, seed)
-    units = set(spend(State(subject, Limits()), curves, Budget(macs=0.6), Limits()).tolist())
+def test_units_leave_in_the_order_of_their_curve(context: PruningContext, seed: int) -> None:
+    curves = curves_of(context, seed)
+    units = set(spend(PruningState(context, Limits()), curves, Budget(macs=0.6), Limits()).tolist())
     for curve in curves:
         count = len(units & set(curve.order))
         assert units & set(curve.order) == set(curve.order[:count])
 
 
-def test_what_many_units_save_is_what_they_save_one_by_one(subject: Subject) -> None:
+def test_what_many_units_save_is_what_they_save_one_by_one(context: PruningContext) -> None:
     rng = np.random.default_rng(0)
-    state = State(subject, Limits(max_cut=0.8))
+    state = PruningState(context, Limits(max_cut=0.8))
     for unit in rng.permutation(len(state.available))[:20].tolist():
         state.remove(unit)
-    for group in subject.structure.groups:
+    for group in context.structure.groups:
         counts = np.arange(1, state.group_kept[group.index])
         allowed, saved = state.may_remove(group.index, counts), state.saving(group.index, counts)
         trial = state.copy()
@@ -85,55 +85,55 @@ def test_what_many_units_save_is_what_they_save_one_by_one(subject: Subject) -> 
 
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(min_filters=3), Limits(max_cut=0.75)], ids=["1", "3", "cut"])
-def test_no_axis_is_emptied(subject: Subject, limits: Limits) -> None:
-    state = State(subject, limits)
-    everything = [g.width for g in subject.structure.groups]  # even where a curve would sell it all
+def test_no_axis_is_emptied(context: PruningContext, limits: Limits) -> None:
+    state = PruningState(context, limits)
+    everything = [g.width for g in context.structure.groups]  # even where a curve would sell it all
     with pytest.raises(BudgetError, match="cannot be reached") as error:
-        spend(state, curves_of(subject, most=everything), Budget(macs=1e-6), limits)
-    assert (state.kept[subject.structure.limited_axes] >= limits.min_filters).all()
-    for group in subject.structure.groups:
+        spend(state, curves_of(context, most=everything), Budget(macs=1e-6), limits)
+    assert (state.kept[context.structure.limited_axes] >= limits.min_filters).all()
+    for group in context.structure.groups:
         assert state.group_kept[group.index] >= max(1, np.floor(group.width * (1 - limits.max_cut)))
     assert error.value.args[0].startswith("the budget --macs 1e-06")
 
 
 @pytest.mark.parametrize("limits", [Limits(keep=("*",)), Limits(max_cut=0.0), Limits(keep=("*",), only=("*",))])
-def test_limits_that_leave_nothing_are_named(subject: Subject, limits: Limits) -> None:
+def test_limits_that_leave_nothing_are_named(context: PruningContext, limits: Limits) -> None:
     listed = ", ".join(limits.given())
     with pytest.raises(BudgetError, match=f"nothing is left to prune with {re.escape(listed)};"):
-        onnxcop.prune(subject.model, limits=limits, criterion="l2", recover="none", options=CPU)
+        onnxcop.prune(context.model, limits=limits, criterion="l2", recover="none", options=CPU)
 
 
-def test_the_nearest_budget_that_is_named_can_be_met(subject: Subject) -> None:
+def test_the_nearest_budget_that_is_named_can_be_met(context: PruningContext) -> None:
     with pytest.raises(BudgetError, match="ask for --macs") as error:
-        spend(State(subject, Limits()), curves_of(subject), Budget(macs=1e-4), Limits())
+        spend(PruningState(context, Limits()), curves_of(context), Budget(macs=1e-4), Limits())
     nearest = error.value.args[0].split("ask for --macs ")[1].split()[0]
-    state = State(subject, Limits())
-    spend(state, curves_of(subject), Budget(macs=float(nearest)), Limits())
+    state = PruningState(context, Limits())
+    spend(state, curves_of(context), Budget(macs=float(nearest)), Limits())
     assert state.meets(Budget(macs=float(nearest)))
 
 
 @pytest.mark.parametrize("multiple", [2, 4, 8])
-def test_widths_are_multiples(subject: Subject, multiple: int) -> None:
+def test_widths_are_multiples(context: PruningContext, multiple: int) -> None:
     limits = Limits(multiple_of=multiple)
-    state = State(subject, limits)
-    units = spend(state, curves_of(subject), Budget(macs=0.6), limits)
+    state = PruningState(context, limits)
+    units = spend(state, curves_of(context), Budget(macs=0.6), limits)
     assert state.meets(Budget(macs=0.6))
-    touched = np.unique(subject.structure.group_of[units])
+    touched = np.unique(context.structure.group_of[units])
     assert (state.group_kept[touched] % multiple == 0).all()
     assert (state.group_kept[touched] > 0).all()
 
 
-def test_what_costs_nothing_goes_first(subject: Subject) -> None:
-    curves = curves_of(subject)
-    free = max(curves, key=lambda c: subject.structure.groups[c.group].width)
+def test_what_costs_nothing_goes_first(context: PruningContext) -> None:
+    curves = curves_of(context)
+    free = max(curves, key=lambda c: context.structure.groups[c.group].width)
     curves[curves.index(free)] = Curve(free.group, free.order, free.counts, np.zeros(len(free.counts)))
-    units = spend(State(subject, Limits()), curves, Budget(filters=0.97), Limits())
+    units = spend(PruningState(context, Limits()), curves, Budget(filters=0.97), Limits())
     assert set(units.tolist()) <= set(free.order)
 
 
-def chain_curves(subject: Subject, values: Sequence[float], other: float) -> list[Curve]:
+def chain_curves(context: PruningContext, values: Sequence[float], other: float) -> list[Curve]:
     """The wide group with given prices at 1, 2, … units, the narrow one at a price per unit."""
-    narrow, wide = sorted(subject.structure.groups, key=lambda g: g.width)
+    narrow, wide = sorted(context.structure.groups, key=lambda g: g.width)
     return [
         Curve(narrow.index, tuple(narrow.units[:7].tolist()), np.arange(1, 8), other * np.arange(1.0, 8.0)),
         Curve(wide.index, tuple(wide.units[: len(values)].tolist()), np.arange(1, len(values) + 1), np.array(values)),
@@ -141,24 +141,24 @@ def chain_curves(subject: Subject, values: Sequence[float], other: float) -> lis
 
 
 def test_a_flat_stretch_behind_a_bump_is_found() -> None:
-    subject = subject_of(onnxcop.analyze(chain(), options=CPU))
-    wide = max(subject.structure.groups, key=lambda g: g.width)
+    context = subject_of(onnxcop.analyze(chain(), options=CPU))
+    wide = max(context.structure.groups, key=lambda g: g.width)
     bump = [1.0] + [1.001] * 14
-    units = spend(State(subject, Limits()), chain_curves(subject, bump, 0.6), Budget(macs=0.5), Limits())
+    units = spend(PruningState(context, Limits()), chain_curves(context, bump, 0.6), Budget(macs=0.5), Limits())
     share = float(np.isin(units, wide.units).mean())
     assert share == 1.0  # the first unit is dear, but those behind it are almost free
 
 
 def test_earlier_selections_count() -> None:
-    subject = subject_of(onnxcop.analyze(chain(), options=CPU))
-    wide = max(subject.structure.groups, key=lambda g: g.width)
-    state = State(subject, Limits())
+    context = subject_of(onnxcop.analyze(chain(), options=CPU))
+    wide = max(context.structure.groups, key=lambda g: g.width)
+    state = PruningState(context, Limits())
     for unit in wide.units[-1:].tolist():
         state.remove(unit)
     before = list(state.removed)
-    units = spend(state, chain_curves(subject, [0.1] * 14, 1.0), Budget(macs=0.6), Limits())
+    units = spend(state, chain_curves(context, [0.1] * 14, 1.0), Budget(macs=0.6), Limits())
     assert state.removed == before + units.tolist()
-    assert spend(state, chain_curves(subject, [0.1] * 14, 1.0), Budget(macs=0.6), Limits()).tolist() == []
+    assert spend(state, chain_curves(context, [0.1] * 14, 1.0), Budget(macs=0.6), Limits()).tolist() == []
 
 
 def test_prices_between_and_beyond_points() -> None:
@@ -175,11 +175,13 @@ def test_prices_between_and_beyond_points() -> None:
 Truth = Callable[[int, float], float]
 
 
-def selector(subject: Subject, state: State, budget: Budget, truth: Truth, sharper: int, asked: list[int]) -> Selector:
+def selector(
+    context: PruningContext, state: PruningState, budget: Budget, truth: Truth, sharper: int, asked: list[int]
+) -> CurveSearch:
     """Measures a known truth: a price by group and share of its width; notes how much is measured."""
 
     def measure(requests: Mapping[int, int] | None, known: Mapping[int, Curve] | None) -> dict[int, Curve]:
-        groups = {group.index: group for group in subject.structure.groups}
+        groups = {group.index: group for group in context.structure.groups}
         wanted = requests or {index: max(1, group.width // 20) for index, group in groups.items()}
         asked.append(len(wanted))
         curves = dict(known or {})
@@ -189,42 +191,44 @@ def selector(subject: Subject, state: State, budget: Budget, truth: Truth, sharp
             curves[index] = curve.with_point(count, truth(index, count / groups[index].width))
         return curves
 
-    return Selector(measure, state, budget, Limits(), subject.structure.group_of, 6, sharper)
+    return CurveSearch(measure, state, budget, Limits(), context.structure.group_of, 6, sharper)
 
 
-def true_price(subject: Subject, units: np.ndarray, truth: Truth) -> float:
-    groups, counts = np.unique(subject.structure.group_of[units], return_counts=True)
-    widths = [subject.structure.groups[index].width for index in groups]
+def true_price(context: PruningContext, units: np.ndarray, truth: Truth) -> float:
+    groups, counts = np.unique(context.structure.group_of[units], return_counts=True)
+    widths = [context.structure.groups[index].width for index in groups]
     return sum(truth(int(g), c / w) for g, c, w in zip(groups, counts, widths, strict=True))
 
 
 @pytest.mark.parametrize("edge", [0.2, 0.3, 0.45])
-def test_what_lies_between_points_is_looked_for(subject: Subject, edge: float) -> None:
+def test_what_lies_between_points_is_looked_for(context: PruningContext, edge: float) -> None:
     def truth(group: int, share: float) -> float:  # free up to an edge of some groups, and dear behind it
         return 0.02 * share + (5.0 * max(0.0, share - edge) if group % 2 else share)
 
     prices = []
     for sharper in (0, 4):
-        state, asked = State(subject, Limits()), list[int]()
-        units = selector(subject, state, Budget(macs=0.7), truth, sharper, asked).run()
+        state, asked = PruningState(context, Limits()), list[int]()
+        units = selector(context, state, Budget(macs=0.7), truth, sharper, asked).run()
         assert state.meets(Budget(macs=0.7))
         assert sorted(state.removed) == sorted(units.tolist())
         assert len(asked) <= 6 + sharper
-        prices.append(true_price(subject, units, truth))
+        prices.append(true_price(context, units, truth))
     assert prices[1] < 0.95 * prices[0]
 
 
-def test_between_points_of_flat_curves_nothing_is_measured(subject: Subject) -> None:
+def test_between_points_of_flat_curves_nothing_is_measured(context: PruningContext) -> None:
     passes = []
     for sharper in (0, 4):
         asked = list[int]()
-        selector(subject, State(subject, Limits()), Budget(macs=0.7), lambda group, share: 0.0, sharper, asked).run()
+        selector(
+            context, PruningState(context, Limits()), Budget(macs=0.7), lambda group, share: 0.0, sharper, asked
+        ).run()
         passes.append(asked)
     assert passes[0] == passes[1]
 
 
-def test_a_budget_out_of_reach_leaves_the_selection_as_it_was(subject: Subject) -> None:
-    state = State(subject, Limits())
+def test_a_budget_out_of_reach_leaves_the_selection_as_it_was(context: PruningContext) -> None:
+    state = PruningState(context, Limits())
     with pytest.raises(BudgetError):
-        selector(subject, state, Budget(macs=1e-4), lambda group, share: share, 4, []).run()
+        selector(context, state, Budget(macs=1e-4), lambda group, share: share, 4, []).run()
     assert not state.removed

@@ -126,9 +126,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_stage_alone_wants_a_number() -> None:
     analysis = onnxcop.analyze(chain(), options=CPU)
-    subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)
-    ranking = onnxcop.criterion_named("l2").rank(subject)
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    ranking = onnxcop.criterion_named("l2").rank(context)
     with pytest.raises(BudgetError, match="suitable_widths"):
-        onnxcop.choose(subject, ranking, Budget(macs=0.5), Limits(multiple_of=AUTO))
+        onnxcop.choose(context, ranking, Budget(macs=0.5), Limits(multiple_of=AUTO))
     with pytest.raises(BudgetError, match="at least 1"):
         Limits(multiple_of=-1)

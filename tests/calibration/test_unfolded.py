@@ -12,11 +12,11 @@ from onnxcop._base.types import FloatArray
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.layers import Layer, layers_of
 from onnxcop.calibration.calibrate import calibrate
-from onnxcop.calibration.patches import Observed, unfolded
+from onnxcop.calibration.patches import PatchStatistics, unfolded
 from onnxcop.calibration.statistics import Moments
 from onnxcop.data.for_model import input_specs
 from onnxcop.data.open import open_source
-from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.runtime.session import EngineOptions
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -38,13 +38,13 @@ def one_layer(kernel: tuple[int, int], strides: list[int], pads: list[int], dila
     return finished(graph)
 
 
-def observed(analysis: Analysis, pictures: np.ndarray) -> tuple[Observed, list[Layer]]:
-    working = Working.of(analysis)
+def observed(analysis: Analysis, pictures: np.ndarray) -> tuple[PatchStatistics, list[Layer]]:
+    working = MaskedNetwork.of(analysis)
     layers = layers_of(analysis.model, analysis.structure)
-    model, patches = unfolded(analysis.model, layers, working.cutter.shapes)
+    model, patches = unfolded(analysis.model, layers, working.partition.shapes)
     data = open_source({"x": pictures}, input_specs(analysis), samples=len(pictures), batch_size=4, seed=0)
     taps = [patches.get(layer.node, layer) for layer in layers]
-    return Observed(calibrate(model, taps, data, CPU, sha=analysis.sha256, positions=None), patches), layers
+    return PatchStatistics(calibrate(model, taps, data, CPU, sha=analysis.sha256, positions=None), patches), layers
 
 
 def by_hand(
@@ -101,7 +101,7 @@ def test_channels_are_the_average_over_taps() -> None:
 def test_only_kernels_of_several_taps_are_unfolded_and_none_too_wide() -> None:
     analysis = analyze(chain(), options=CPU)
     layers = layers_of(analysis.model, analysis.structure)
-    shapes = Working.of(analysis).cutter.shapes
+    shapes = MaskedNetwork.of(analysis).partition.shapes
     model, patches = unfolded(analysis.model, layers, shapes)
     assert [analysis.model.graph.node[node].name for node in patches] == ["conv2"]
     assert len(model.graph.node) == len(analysis.model.graph.node) + 1

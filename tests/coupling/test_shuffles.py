@@ -96,11 +96,11 @@ def _view(b: Builder, x: str, numbers: str) -> str:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_view_by_the_numbers_of_its_elements_keeps_channels_apart(turned: bool) -> None:
+def test_a_view_by_the_numbers_of_its_elements_keeps_channels_apart(rotated: bool) -> None:
     b = Builder(17, seed=0, dynamic=False)
     x = b.add("GlobalAveragePool", [b.leaky(b.conv(b.input("x", (2, 3, 4, 4)), 6, 3))])
     numbers = np.arange(12).reshape(2, 6, 1, 1)
-    view = _view(b, x, b.constant(numbers[:, ::-1].copy() if turned else numbers))
+    view = _view(b, x, b.constant(numbers[:, ::-1].copy() if rotated else numbers))
     model = b.model([b.linear(b.add("Flatten", [view]), 3)])
     structure = analyse(model)
     _all_apart(structure, view, 6)

@@ -38,10 +38,10 @@ def seen(analysis: onnxcop.Analysis, x: Values) -> CalibrationStats:
     return calibrate(analysis.model, layers, source, CPU, sha=analysis.sha256, positions=None)
 
 
-def subject_of(model: onnx.ModelProto, x: Values | None = None, seed: int = 0) -> onnxcop.Subject:
+def subject_of(model: onnx.ModelProto, x: Values | None = None, seed: int = 0) -> onnxcop.PruningContext:
     analysis = onnxcop.analyze(model, options=CPU)
     stats = None if x is None else seen(analysis, x)
-    return onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost, stats, seed)
+    return onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats, seed)
 
 
 def pictures(count: int = 24) -> Values:
@@ -49,23 +49,23 @@ def pictures(count: int = 24) -> Values:
 
 
 @pytest.fixture(scope="module")
-def subject() -> onnxcop.Subject:
+def context() -> onnxcop.PruningContext:
     return subject_of(chain(), pictures())
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_scores_are_finite_and_repeatable(name: str, subject: onnxcop.Subject) -> None:
-    kept = subject.structure.axis_sizes
-    first, second = (criterion_named(name).rank(subject) for _ in range(2))
+def test_scores_are_finite_and_repeatable(name: str, context: onnxcop.PruningContext) -> None:
+    kept = context.structure.axis_sizes
+    first, second = (criterion_named(name).rank(context) for _ in range(2))
     scores = first.importance(kept)
-    assert scores.shape == subject.structure.unit_class.shape == (24,)
+    assert scores.shape == context.structure.unit_class.shape == (24,)
     assert np.isfinite(scores).all()
     assert len(np.unique(scores)) > 1
     np.testing.assert_array_equal(scores, second.importance(kept))
     for part in first.terms(kept).values():
         assert part.shape == scores.shape
         assert np.isfinite(part).all()
-    after = kept - subject.structure.incidence[[3], :].toarray()[0]
+    after = kept - context.structure.incidence[[3], :].toarray()[0]
     for ranking in (first, second):
         ranking.remove(3)
     others = np.arange(24) != 3
@@ -102,9 +102,9 @@ FINDS = {
 @pytest.mark.parametrize("name", FINDS)
 def test_planted_channels_go_first(name: str) -> None:
     model, places = planted()
-    subject = subject_of(model, pictures())
-    (group,) = (g for g in subject.structure.groups if g.width == 12)
-    scores = CRITERIA[name].rank(subject).importance(subject.structure.axis_sizes)[group.units]
+    context = subject_of(model, pictures())
+    (group,) = (g for g in context.structure.groups if g.width == 12)
+    scores = CRITERIA[name].rank(context).importance(context.structure.axis_sizes)[group.units]
     found = set(np.argsort(scores)[: len(FINDS[name])].tolist())
     assert found == {places[which] for which in FINDS[name]}
 
@@ -126,9 +126,9 @@ def test_what_no_layer_makes_is_scored_by_the_weights_that_read_it(name: str, or
         [numpy_helper.from_array(values, key) for key, values in stored.items()],
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    subject = subject_of(model)
-    (group,) = subject.structure.groups
-    scores = CRITERIA[name].rank(subject).importance(subject.structure.axis_sizes)[group.units]
+    context = subject_of(model)
+    (group,) = context.structure.groups
+    scores = CRITERIA[name].rank(context).importance(context.structure.axis_sizes)[group.units]
     norms = np.linalg.norm(read, order, axis=1)
     np.testing.assert_allclose(scores, norms / norms.mean(), rtol=1e-5)
 
@@ -181,9 +181,9 @@ def test_multiple_is_the_error_of_regression() -> None:
     x = np.random.default_rng(8).standard_normal((200, 6)).astype(np.float32)
     model = dense_chain((6, 10, 4), seed=2)
     analysis = onnxcop.analyze(model, options=CPU)
-    subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost, seen(analysis, x))
-    ranking = Multiple(ridge=1e-9, per_cost=False).rank(subject)
-    kept = subject.structure.axis_sizes
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost, seen(analysis, x))
+    ranking = Multiple(ridge=1e-9, per_cost=False).rank(context)
+    kept = context.structure.axis_sizes
     stored = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
     features = np.maximum(x @ stored["fc0.w"].T + stored["fc0.b"], 0.0)
     outputs = features @ stored["fc1.w"].T
@@ -199,11 +199,11 @@ def test_multiple_is_the_error_of_regression() -> None:
     assert ranking.importance(kept)[0] == pytest.approx(more, rel=1e-4)
 
 
-def test_multiple_divides_by_what_is_saved(subject: onnxcop.Subject) -> None:
-    kept = subject.structure.axis_sizes
-    plain = Multiple(per_cost=False).rank(subject).importance(kept)
-    priced = Multiple().rank(subject).importance(kept)
-    total = subject.cost.original()[0]
-    for group in subject.structure.groups:
-        saved = (total - subject.cost.of_units(group.units[:1])[0]) / total
+def test_multiple_divides_by_what_is_saved(context: onnxcop.PruningContext) -> None:
+    kept = context.structure.axis_sizes
+    plain = Multiple(per_cost=False).rank(context).importance(kept)
+    priced = Multiple().rank(context).importance(kept)
+    total = context.cost.original()[0]
+    for group in context.structure.groups:
+        saved = (total - context.cost.of_units(group.units[:1])[0]) / total
         np.testing.assert_allclose(priced[group.units], plain[group.units] / saved, rtol=1e-9)

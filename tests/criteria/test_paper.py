@@ -28,15 +28,15 @@ Vector = np.ndarray[Any, Any]
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 
 
-def subject_of(model: onnx.ModelProto) -> onnxcop.Subject:
+def subject_of(model: onnx.ModelProto) -> onnxcop.PruningContext:
     analysis = onnxcop.analyze(model, options=CPU)
-    return onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)
+    return onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
 
 
-def units_made_by(subject: onnxcop.Subject, layer: str) -> Vector:
+def units_made_by(context: onnxcop.PruningContext, layer: str) -> Vector:
     """The units of the dependency group that a layer's filters belong to, in the order of the filters."""
-    names = [node.name for node in subject.model.graph.node]
-    (group,) = (g for g in subject.structure.groups if layer in {names[node] for node in g.producers})
+    names = [node.name for node in context.model.graph.node]
+    (group,) = (g for g in context.structure.groups if layer in {names[node] for node in g.producers})
     return group.units
 
 
@@ -225,11 +225,11 @@ def test_costs_of_the_papers_filters() -> None:
     multiply-accumulate, in the filter's own layer and the next; the filter's bias is not in the paper's
     number: conv4_2 has 9·512 own weights and 9·512 in the next, and 2·28²·9,216 = 14,450,688.
     """
-    subject = subject_of(vgg16(224))
-    structure, cost, regularizer = subject.structure, subject.cost, Regularizer.of(subject)
-    names = [node.name for node in subject.model.graph.node]
+    context = subject_of(vgg16(224))
+    structure, cost, regularizer = context.structure, context.cost, Regularizer.of(context)
+    names = [node.name for node in context.model.graph.node]
     for layer, reader, filters, flops in (("conv4_2", "conv4_3", 1, 14.5e6), ("conv3_2", "conv3_3", 2, 57.8e6)):
-        units = units_made_by(subject, layer)[:filters]
+        units = units_made_by(context, layer)[:filters]
         macs, params, _ = cost.original() - cost.of_units(units)
         assert params == 9216 + filters
         assert round(2 * macs / 1e6, 1) == flops / 1e6
@@ -253,14 +253,14 @@ NETWORKS = {
 def test_scores_follow_the_equations(name: str, corrected: bool) -> None:
     build, describe = NETWORKS[name]
     model = build()
-    subject = subject_of(model)
-    ranking = Cop(alpha=0.5, beta=2.0, gamma=3.0, narrow_correction=corrected).rank(subject)
-    kept = subject.structure.axis_sizes
+    context = subject_of(model)
+    ranking = Cop(alpha=0.5, beta=2.0, gamma=3.0, narrow_correction=corrected).rank(context)
+    kept = context.structure.axis_sizes
     found, importance = ranking.terms(kept), ranking.importance(kept)
     expected = terms(describe(model, corrected=corrected))
-    assert sum(len(units_made_by(subject, layer)) for layer in expected) == len(importance)
+    assert sum(len(units_made_by(context, layer)) for layer in expected) == len(importance)
     for layer, (correlation, flops, params) in expected.items():
-        units = units_made_by(subject, layer)
+        units = units_made_by(context, layer)
         np.testing.assert_allclose(found["correlation"][units], correlation, rtol=0, atol=1e-9)
         np.testing.assert_allclose(found["flops"][units], flops, rtol=0, atol=1e-9)
         np.testing.assert_allclose(found["params"][units], params, rtol=0, atol=1e-9)
@@ -271,20 +271,20 @@ def test_scores_follow_the_equations(name: str, corrected: bool) -> None:
 @pytest.mark.parametrize("how", ["l1", "l2"])
 def test_other_normalizations(how: str) -> None:
     model = vgg16(divide=8)
-    subject = subject_of(model)
-    ranking = Cop(normalization=how, narrow_correction=False).rank(subject)
-    found = ranking.terms(subject.structure.axis_sizes)["correlation"]
+    context = subject_of(model)
+    ranking = Cop(normalization=how, narrow_correction=False).rank(context)
+    found = ranking.terms(context.structure.axis_sizes)["correlation"]
     for layer, (correlation, _, _) in terms(vgg_network(model, normalize=how)).items():
-        np.testing.assert_allclose(found[units_made_by(subject, layer)], correlation, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found[units_made_by(context, layer)], correlation, rtol=0, atol=1e-9)
 
 
 def test_scores_do_not_depend_on_the_order_of_parallel_layers() -> None:
     """A projection may stand before or after the convolutions beside it."""
     scores = []
     for last in (False, True):
-        subject = subject_of(resnet32(shortcut_last=last))
-        importance = Cop().rank(subject).importance(subject.structure.axis_sizes)
-        scores.append([importance[units_made_by(subject, f"s{stage}b1.two")] for stage in range(3)])
+        context = subject_of(resnet32(shortcut_last=last))
+        importance = Cop().rank(context).importance(context.structure.axis_sizes)
+        scores.append([importance[units_made_by(context, f"s{stage}b1.two")] for stage in range(3)])
     for first, second in zip(*scores, strict=True):
         np.testing.assert_allclose(first, second, rtol=0, atol=1e-12)
 
@@ -296,13 +296,13 @@ def test_scores_do_not_depend_on_the_order_of_parallel_layers() -> None:
 @pytest.mark.parametrize(("beta", "gamma"), [(1.0, 1.0), (3.0, 0.0), (0.0, 3.0)])
 def test_the_same_filters_go_in_the_same_order(beta: float, gamma: float, corrected: bool) -> None:
     model = vgg16(divide=8)
-    subject = subject_of(model)
+    context = subject_of(model)
     criterion = Cop(beta=beta, gamma=gamma, narrow_correction=corrected)
-    removed = choose(subject, criterion.rank(subject), Budget(filters=0.8)).removed.tolist()
+    removed = choose(context, criterion.rank(context), Budget(filters=0.8)).removed.tolist()
     assert len(removed) > 100
     chain, _ = vgg_chain()
     order = greedy(vgg_network(model, corrected=corrected), chain, len(removed), beta, gamma)
-    assert [int(units_made_by(subject, layer)[place]) for layer, place in order] == removed
+    assert [int(units_made_by(context, layer)[place]) for layer, place in order] == removed
 
 
 # (d) Preference
@@ -310,10 +310,10 @@ def test_the_same_filters_go_in_the_same_order(beta: float, gamma: float, correc
 
 def test_beta_spares_flops_and_gamma_parameters() -> None:
     """The direction of the paper's table 4: the same number of filters, chosen for FLOPs or for parameters."""
-    subject = subject_of(vgg16(divide=4))
+    context = subject_of(vgg16(divide=4))
     for filters in (0.7, 0.35):
         faster, smaller = (
-            choose(subject, Cop(beta=beta, gamma=gamma).rank(subject), Budget(filters=filters))
+            choose(context, Cop(beta=beta, gamma=gamma).rank(context), Budget(filters=filters))
             for beta, gamma in ((3.0, 0.0), (0.0, 3.0))
         )
         assert len(faster.removed) == len(smaller.removed) > 0
@@ -328,9 +328,9 @@ def test_a_dead_channel_goes_first() -> None:
     model = vgg16(divide=8)
     kernel = kernels(model)["conv3_2"]
     kernel[:, 5] = 0.0
-    subject = subject_of(changed(model, conv3_2__w=kernel))
-    (first, *_) = choose(subject, Cop().rank(subject), Budget(filters=0.99)).removed.tolist()
-    assert first == units_made_by(subject, "conv3_1")[5]
+    context = subject_of(changed(model, conv3_2__w=kernel))
+    (first, *_) = choose(context, Cop().rank(context), Budget(filters=0.99)).removed.tolist()
+    assert first == units_made_by(context, "conv3_1")[5]
 
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["letter", "corrected"])
@@ -339,13 +339,13 @@ def test_one_of_two_twins_stays(corrected: bool) -> None:
     model = vgg16(divide=4)
     kernel = kernels(model)["conv4_3"]
     kernel[:, 7] = kernel[:, 90]
-    subject = subject_of(changed(model, conv4_3__w=kernel))
+    context = subject_of(changed(model, conv4_3__w=kernel))
     criterion, only = Cop(narrow_correction=corrected), Limits(only=("conv4_2",))
-    units = units_made_by(subject, "conv4_2")
-    scores = criterion.rank(subject).importance(subject.structure.axis_sizes)
+    units = units_made_by(context, "conv4_2")
+    scores = criterion.rank(context).importance(context.structure.axis_sizes)
     twins = set(units[np.argsort(scores[units])[:2]].tolist())
     assert twins == set(units[[7, 90]].tolist())
-    removed = choose(subject, criterion.rank(subject), Budget(filters=0.95), only).removed.tolist()
+    removed = choose(context, criterion.rank(context), Budget(filters=0.95), only).removed.tolist()
     assert len(removed) > 40
     assert removed[0] in twins
     assert not twins & set(removed[1:40])
@@ -357,11 +357,11 @@ def test_a_layer_before_ten_classes_is_not_favoured() -> None:
     for corrected in (False, True):
         gone = np.zeros(3)
         for seed in range(3):
-            subject = subject_of(dense_chain((256, 256, 256, 256, 10), seed))
+            context = subject_of(dense_chain((256, 256, 256, 256, 10), seed))
             criterion = Cop(beta=0.0, gamma=0.0, narrow_correction=corrected)
-            removed = choose(subject, criterion.rank(subject), Budget(filters=0.7)).removed
-            gone += np.bincount(subject.structure.group_of[removed], minlength=3)
-        assert subject.structure.groups[2].units.tolist() == units_made_by(subject, "fc2").tolist()
+            removed = choose(context, criterion.rank(context), Budget(filters=0.7)).removed
+            gone += np.bincount(context.structure.group_of[removed], minlength=3)
+        assert context.structure.groups[2].units.tolist() == units_made_by(context, "fc2").tolist()
         shares[corrected] = gone[2] / gone.sum()
     assert shares[False] > 0.6  # the paper's rule takes most from the layer before the classes
     assert 0.25 < shares[True] < 0.42

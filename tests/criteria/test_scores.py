@@ -74,9 +74,9 @@ def test_scores_are_those_that_decide(model: Path, capsys: Captured) -> None:
         expected = 3 * unit["correlation"] + 2 * unit["flops"] + 0.5 * unit["params"]
         assert unit["importance"] == pytest.approx(expected)
     analysis = onnxcop.analyze(chain(), options=onnxcop.EngineOptions(provider="cpu", threads=1))
-    subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)
-    ranking = CRITERIA["cop"].rank(subject)
-    (first,) = choose(subject, ranking, Budget(filters=23 / 24)).removed.tolist()
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    ranking = CRITERIA["cop"].rank(context)
+    (first,) = choose(context, ranking, Budget(filters=23 / 24)).removed.tolist()
     assert score(analysis).units[0].unit == first
 
 

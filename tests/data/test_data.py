@@ -105,11 +105,11 @@ def test_arrays_on_disk_stay_there(kind: str, tmp_path: Path, monkeypatch: pytes
 def test_pages_of_mapped_files_are_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_MAPPED", 0)
     released: list[int] = []
-    hand_back = sources.hand_back
+    release_pages = sources.release_pages
 
     def counted(arrays: Any) -> None:
         released.append(1)
-        hand_back(arrays)
+        release_pages(arrays)
 
     monkeypatch.setattr(sources, "hand_back", counted)
     assert sorted(_seen(open_source(SOURCES["npy"](tmp_path), [VECTOR]))) == list(range(40))
@@ -277,7 +277,7 @@ def test_other_views_of_pictures(tmp_path: Path) -> None:
     for number, array in enumerate(pictures(6, 40)):
         Image.fromarray(array).resize((60, 40)).save(tmp_path / f"{number}.png")
     data = open_source(tmp_path, [PICTURE], preprocess=Preprocess(scale=1.0), samples=5)
-    anew = data.seen_anew(3)
+    anew = data.with_crops(3)
     (first,), (again,) = anew.batches(15), anew.batches(15)
     (plain,) = data.batches(5)
     views = first["image"].reshape(3, 5, 3, 8, 8)
@@ -292,7 +292,7 @@ def test_other_views_of_pictures(tmp_path: Path) -> None:
 def test_views_of_pictures_of_the_right_size_are_not_enlarged(tmp_path: Path) -> None:
     for number, array in enumerate(pictures(12)):
         Image.fromarray(array).save(tmp_path / f"{number}.png")
-    (found,) = open_source(tmp_path, [PICTURE], preprocess=Preprocess(scale=1.0)).seen_anew(2).batches(24)
+    (found,) = open_source(tmp_path, [PICTURE], preprocess=Preprocess(scale=1.0)).with_crops(2).batches(24)
     plain, other = found["image"][:12], found["image"][12:]
     mirrored = [np.array_equal(a[:, :, ::-1], b) for a, b in zip(plain, other, strict=True)]
     same = [np.array_equal(a, b) for a, b in zip(plain, other, strict=True)]
@@ -313,7 +313,7 @@ def test_views_of_pictures_of_any_size(size: tuple[int, int], wanted: tuple[int,
 
 def test_what_is_no_picture_has_one_view() -> None:
     data = open_source(rows(9), [VECTOR])
-    assert data.seen_anew(3) is data
+    assert data.with_crops(3) is data
 
 
 def test_pictures_of_other_modes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from small_models import chain, outputs
 import onnxcop
 from onnxcop.analysis.analyze import analyze
 from onnxcop.graph.passes.lift_constants import lift_constants
-from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions
 
@@ -51,7 +51,7 @@ def reshaped(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def open_layers(model: onnx.ModelProto) -> list[bool]:
-    working = Working.of(analyze(model, options=CPU, biases=True))
+    working = MaskedNetwork.of(analyze(model, options=CPU, biases=True))
     return [working.is_open(layer) for layer in working.layers]
 
 

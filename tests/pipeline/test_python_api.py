@@ -40,9 +40,9 @@ def test_stages_one_by_one() -> None:
     from onnxcop.criteria.registry import criterion_named
 
     analysis = onnxcop.analyze(chain(), options=CPU)
-    subject = onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost)
-    ranking = criterion_named("cop").rank(subject)
-    selection = onnxcop.choose(subject, ranking, onnxcop.Budget(macs=0.6), onnxcop.Limits())
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    ranking = criterion_named("cop").rank(context)
+    selection = onnxcop.choose(context, ranking, onnxcop.Budget(macs=0.6), onnxcop.Limits())
     small = onnxcop.apply(analysis.model, analysis.structure, np.sort(selection.removed))
     checked = onnxcop.verify(analysis.model, small, analysis.structure, np.sort(selection.removed), CPU)
     assert checked.max_difference is not None
@@ -59,8 +59,8 @@ class LastFirst:
     name: str = "last-first"
     needs_stats: bool = False
 
-    def rank(self, subject: onnxcop.Subject) -> onnxcop.Ranking:
-        return StaticRanking(-np.arange(len(subject.structure.unit_class), dtype=np.float64))
+    def rank(self, context: onnxcop.PruningContext) -> onnxcop.Ranking:
+        return StaticRanking(-np.arange(len(context.structure.unit_class), dtype=np.float64))
 
     def parameters(self) -> dict[str, Any]:
         return {"order": "descending"}

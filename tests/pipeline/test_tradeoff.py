@@ -16,10 +16,10 @@ from small_models import chain, written
 
 import onnxcop
 from onnxcop.allocation.budget import Budget, Limits
-from onnxcop.allocation.greedy import State
+from onnxcop.allocation.greedy import PruningState
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, ModelError
-from onnxcop.pipeline.incremental import Course, steps
+from onnxcop.pipeline.incremental import IncrementalPruner, steps
 from onnxcop.pipeline.sweep import Record, as_csv, sweep
 from onnxcop.recovery.rounds import Recovery
 from onnxcop.report.plot import check_plot, curve
@@ -90,7 +90,7 @@ def test_the_curve_ends_where_a_budget_cannot_be_met(caplog: pytest.LogCaptureFi
 
 def test_steps_lead_from_where_it_stands_to_the_budget() -> None:
     analysis = onnxcop.analyze(chain(), options=CPU)
-    state = State(onnxcop.Subject.of(analysis.model, analysis.structure, analysis.cost), Limits())
+    state = PruningState(onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost), Limits())
     first, second = steps(state, Budget(macs=0.5, size=3000), rounds=2)
     assert first.macs == pytest.approx(0.5**0.5)
     assert (first.size, second) == (None, Budget(macs=0.5, size=3000))
@@ -133,14 +133,14 @@ def test_points_that_are_done_survive_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(chain(), tmp_path / "net.onnx")
-    original = Course.decide
+    original = IncrementalPruner.decide
 
-    def interrupted(self: Course, budget: Budget, clock: Any) -> Any:
+    def interrupted(self: IncrementalPruner, budget: Budget, clock: Any) -> Any:
         if budget.macs == 0.7:
             raise KeyboardInterrupt
         return original(self, budget, clock)
 
-    monkeypatch.setattr(Course, "decide", interrupted)
+    monkeypatch.setattr(IncrementalPruner, "decide", interrupted)
     assert cli.run(["sweep", str(path), "--macs", "0.9,0.8,0.7", *QUIET]) == 130
     assert "no file is half written" in capsys.readouterr().err
     assert [row["budget"] for row in rows_of(tmp_path / "net.sweep.csv")] == ["1.0", "0.9", "0.8"]

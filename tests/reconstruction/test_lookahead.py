@@ -9,11 +9,11 @@ from small_models import chain, finished, weights
 
 from onnxcop.analysis.analyze import analyze
 from onnxcop.calibration.calibrate import calibrate
-from onnxcop.calibration.patches import Observed, unfolded
+from onnxcop.calibration.patches import PatchStatistics, unfolded
 from onnxcop.data.for_model import input_specs
 from onnxcop.data.open import open_source
-from onnxcop.reconstruction.network import Working
-from onnxcop.reconstruction.propagation import output_importance
+from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.runtime.session import EngineOptions
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -32,15 +32,15 @@ def scaled(model: onnx.ModelProto, name: str, axis: int, channel: int, factor: f
 def importance(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """By name of the layer."""
     analysis = analyze(model, options=CPU)
-    working = Working.of(analysis)
+    working = MaskedNetwork.of(analysis)
     side = analysis.input_shapes["x"][-1]
     pictures = np.random.default_rng(0).standard_normal((40, 3, side, side)).astype(np.float32)
     data = open_source({"x": pictures}, input_specs(analysis), samples=40, batch_size=8, seed=0)
-    unfolding, patches = unfolded(working.model, working.layers, working.cutter.shapes)
+    unfolding, patches = unfolded(working.model, working.layers, working.partition.shapes)
     taps = [patches.get(layer.node, layer) for layer in working.layers]
-    seen = Observed(calibrate(unfolding, taps, data, CPU, sha=analysis.sha256, positions=None), patches)
+    seen = PatchStatistics(calibrate(unfolding, taps, data, CPU, sha=analysis.sha256, positions=None), patches)
     nodes = analysis.model.graph.node
-    return {nodes[index].name: found for index, found in output_importance(working, seen).items()}
+    return {nodes[index].name: found for index, found in propagate_importance(working, seen).items()}
 
 
 def three() -> onnx.ModelProto:

@@ -15,9 +15,9 @@ import onnxcop
 from onnxcop.reconstruction import refine
 from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.linear_layers import LinearNode, linear_node, rows_of
-from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.refine import Refiner, RefineSet, shortcut_of
-from onnxcop.runtime.segments import Rolling
+from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions, Session
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -45,8 +45,8 @@ def drawn(shape: Sequence[int], seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def described(model: onnx.ModelProto, index: int = 0) -> tuple[LinearNode, Working]:
-    working = Working.of(onnxcop.analyze(model, options=CPU))
+def described(model: onnx.ModelProto, index: int = 0) -> tuple[LinearNode, MaskedNetwork]:
+    working = MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
     node = linear_node(working, index)
     assert node is not None
     return node, working
@@ -154,7 +154,7 @@ def test_weights_go_back_where_they_came_from(name: str) -> None:
     single("ConvTranspose", (3, 5, 5), {"w": (3, 4, 2, 2)}),
 ], ids=["same", "alpha", "beta", "one bias", "one bias of two axes", "batched", "transposed"])  # fmt: skip
 def test_layers_that_are_left_alone(model: onnx.ModelProto) -> None:
-    assert linear_node(Working.of(onnxcop.analyze(model, options=CPU)), 0) is None
+    assert linear_node(MaskedNetwork.of(onnxcop.analyze(model, options=CPU)), 0) is None
 
 
 def test_a_number_added_to_all_outputs_is_no_bias() -> None:
@@ -174,7 +174,7 @@ def test_a_merge_shifts_the_bias_where_it_has_one_per_output(size: Sequence[int]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 16])]
     sizes = {"w1": (4, 6), "b1": (6,), "w2": (6, 16), "b2": size}
     model = finished(helper.make_graph(nodes, "g", inputs, outputs, [weights(n, s) for n, s in sizes.items()]))
-    working = Working.of(onnxcop.analyze(model, options=CPU))
+    working = MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
     (layer,) = working.layers
     before = working.read("b2")
     working.set_weights(layer, working.weights(layer), np.arange(16.0))
@@ -186,21 +186,21 @@ def pictures(count: int, seed: int) -> list[dict[str, Array]]:
     return [{"x": drawn((8, 3, 8, 8), seed + i)} for i in range(count)]
 
 
-def refiner(original: Working, working: Working, seed: int = 0) -> Refiner:
+def refiner(original: MaskedNetwork, working: MaskedNetwork, seed: int = 0) -> Refiner:
     fit, judge = pictures(6, 100), pictures(3, 200)
-    reference = Reference(Rolling(original.cutter, judge, CPU).finish())
+    reference = Reference(PartialExecutor(original.partition, judge, CPU).finish())
     return Refiner(original, working, RefineSet(fit, judge, reference), CPU, seed)
 
 
-def distance(original: Working, working: Working) -> float:
+def distance(original: MaskedNetwork, working: MaskedNetwork) -> float:
     other = pictures(3, 300)
-    return Reference(Rolling(original.cutter, other, CPU).finish()).compare(
-        Rolling(working.cutter, other, CPU).finish()
+    return Reference(PartialExecutor(original.partition, other, CPU).finish()).compare(
+        PartialExecutor(working.partition, other, CPU).finish()
     ).value  # fmt: skip
 
 
 def test_a_disturbed_layer_is_restored() -> None:
-    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     working = original.copy()
     kernel, bias = working.read("w2"), working.read("b2")
     working.write("w2", kernel * 0.7 + 0.1 * drawn(kernel.shape))
@@ -211,7 +211,7 @@ def test_a_disturbed_layer_is_restored() -> None:
     assert kept >= 1
     assert distance(original, working) < 1e-3 * before
     fresh = [{"x": drawn((16, 3, 8, 8), 400)}]
-    (wanted,), (found,) = (Rolling(w.cutter, fresh, CPU).peek(3, ["c2"]) for w in (original, working))
+    (wanted,), (found,) = (PartialExecutor(w.partition, fresh, CPU).peek(3, ["c2"]) for w in (original, working))
     error = np.linalg.norm(found["c2"] - wanted["c2"])
     assert error < 0.01 * np.linalg.norm(wanted["c2"] - wanted["c2"].mean(axis=(0, 2, 3), keepdims=True))
     for name in ("w1", "b1"):
@@ -219,19 +219,19 @@ def test_a_disturbed_layer_is_restored() -> None:
 
 
 def test_an_intact_network_is_left_as_it_is() -> None:
-    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     working = original.copy()
     assert refiner(original, working).run() == (0, 0)
     assert working.model == original.model
 
 
 def test_a_step_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     working = original.copy()
     working.write("w2", working.read("w2") * 0.9)
     disturbed = working.model.SerializeToString()
 
-    def worse(node: LinearNode, working: Working, *_: object) -> Iterator[tuple[Array, Array | None]]:
+    def worse(node: LinearNode, working: MaskedNetwork, *_: object) -> Iterator[tuple[Array, Array | None]]:
         matrix, bias = node.read(working)
         yield -3 * matrix, bias
         yield 0 * matrix, bias
@@ -242,22 +242,22 @@ def test_a_step_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_kept_step_brings_the_output_nearer() -> None:
-    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     working = original.copy()
     for name in ("w1", "w2", "w3"):
         working.write(name, working.read(name) + 0.05 * drawn(working.read(name).shape))
     run = refiner(original, working)
     judge = run.samples.judge
-    before = run.samples.reference.compare(Rolling(working.cutter, judge, CPU).finish()).value
+    before = run.samples.reference.compare(PartialExecutor(working.partition, judge, CPU).finish()).value
     tried, kept = run.run()
-    after = run.samples.reference.compare(Rolling(working.cutter, judge, CPU).finish()).value
+    after = run.samples.reference.compare(PartialExecutor(working.partition, judge, CPU).finish()).value
     assert tried == 3
     assert kept >= 1
     assert after < 0.1 * before
 
 
 def test_channels_that_are_gone_stay_gone() -> None:
-    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     working = original.copy()
     layer = next(entry for entry in working.layers if working.model.graph.node[entry.node].name == "conv2")
     working.alive[layer.units[:3]] = False
@@ -273,7 +273,7 @@ def test_channels_that_are_gone_stay_gone() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    original = Working.of(onnxcop.analyze(chain(), options=CPU))
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     results = []
     for _ in range(2):
         working = original.copy()
@@ -299,7 +299,7 @@ def residual() -> onnx.ModelProto:
 
 
 def test_shortcuts_are_found() -> None:
-    working = Working.of(onnxcop.analyze(residual(), options=CPU))
+    working = MaskedNetwork.of(onnxcop.analyze(residual(), options=CPU))
     node = linear_node(working, 3)
     assert node is not None
     assert shortcut_of(working, node, 3) == "stem"
@@ -309,14 +309,14 @@ def test_shortcuts_are_found() -> None:
 
 
 def test_a_branch_makes_up_for_its_shortcut() -> None:
-    original = Working.of(onnxcop.analyze(residual(), options=CPU))
+    original = MaskedNetwork.of(onnxcop.analyze(residual(), options=CPU))
     working = original.copy()
     shift = np.linspace(-1, 1, 6, dtype=np.float32)
     run = refiner(original, working)
     working.write("b0", working.read("b0") + shift)  # a constant error runs down the shortcut
     node = linear_node(working, 3)
     assert node is not None
-    target, pruned = (Rolling(w.cutter, run.samples.fit, CPU) for w in (original, working))
+    target, pruned = (PartialExecutor(w.partition, run.samples.fit, CPU) for w in (original, working))
     target.advance(3)
     pruned.advance(3)
     wanted = run._targets(3, node, target, pruned)

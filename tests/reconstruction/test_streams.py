@@ -15,12 +15,12 @@ from small_models import ELEMENT, finished, outputs, weights
 import onnxcop
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.calibration.calibrate import calibrate
-from onnxcop.calibration.patches import Observed
+from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.data.for_model import input_specs
 from onnxcop.data.open import open_source
 from onnxcop.errors import PlanMismatchError
 from onnxcop.reconstruction.linear_streams import Stream, linear_streams
-from onnxcop.reconstruction.network import Working
+from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions
@@ -83,16 +83,16 @@ def samples(count: int = 160, seed: int = 0) -> np.ndarray:
     return (coarse + 0.3 * rng.standard_normal((count, 3, 8, 8))).astype(np.float32)
 
 
-def network(model: onnx.ModelProto) -> Working:
-    return Working.of(analyze(model, options=CPU, biases=True))
+def network(model: onnx.ModelProto) -> MaskedNetwork:
+    return MaskedNetwork.of(analyze(model, options=CPU, biases=True))
 
 
-def seen(analysis: Analysis, working: Working) -> Observed:
+def seen(analysis: Analysis, working: MaskedNetwork) -> PatchStatistics:
     data = open_source({"x": samples()}, input_specs(analysis), samples=160, batch_size=32, seed=0)
-    return Observed(calibrate(working.model, working.layers, data, CPU, sha=analysis.sha256), {})
+    return PatchStatistics(calibrate(working.model, working.layers, data, CPU, sha=analysis.sha256), {})
 
 
-def only_stream(working: Working) -> Stream:
+def only_stream(working: MaskedNetwork) -> Stream:
     streams = linear_streams(working)
     assert [stream.group.width for stream in streams] == [WIDTH]
     return streams[0]
@@ -131,20 +131,22 @@ def test_shared_weights_are_not_mixed() -> None:
 def test_the_network_computes_the_same_in_principal_channels(seed: int, norm: bool, between: str) -> None:
     model = bottlenecks(between, norm, seed=seed)
     working = network(model)
-    turned, streams = in_principal_channels(working, linear_streams(working), seen(working.analysis, working))
+    rotated, streams = in_principal_channels(working, linear_streams(working), seen(working.analysis, working))
     assert len(streams) == 1
     x = samples(8, seed)
-    expected, found = outputs(model, x), outputs(turned.model, x)
-    assert not np.array_equal(working.read("w1"), turned.read("w1"))
+    expected, found = outputs(model, x), outputs(rotated.model, x)
+    assert not np.array_equal(working.read("w1"), rotated.read("w1"))
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_principal_channels_are_uncorrelated_and_the_first_carry_most() -> None:
     working = network(bottlenecks())
     observed = seen(working.analysis, working)
-    turned, _ = in_principal_channels(working, linear_streams(working), observed)
-    layer = next(layer for layer in turned.layers if layer.tensor == "a")  # of the two, what both are made for
-    moments = [seen(turned.analysis, turned).moments(found) for found in turned.layers if found.tensor in ("s1", "a")]
+    rotated, _ = in_principal_channels(working, linear_streams(working), observed)
+    layer = next(layer for layer in rotated.layers if layer.tensor == "a")  # of the two, what both are made for
+    moments = [
+        seen(rotated.analysis, rotated).moments(found) for found in rotated.layers if found.tensor in ("s1", "a")
+    ]
     scaled = sum(m.covariance / np.trace(observed_of.covariance) for m, observed_of in zip(
         moments, (observed.moments(found) for found in working.layers if found.tensor in ("s1", "a")), strict=True,
     ))  # fmt: skip

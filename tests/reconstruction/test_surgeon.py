@@ -8,8 +8,8 @@ import pytest
 from onnxcop._base.types import FloatArray
 from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.statistics import Moments
-from onnxcop.coupling.ops.findings import Kernel
-from onnxcop.reconstruction.obs import Inverses, LayerSurgery, removal_order
+from onnxcop.coupling.ops.facts import Kernel
+from onnxcop.reconstruction.obs import InverseCache, LayerObs, removal_order
 from onnxcop.reconstruction.ridge import RIDGES, best_ridge, compensated, deleted, held_out_error, regularized_inverse
 
 CHANNELS, OUTPUTS, TAPS = 9, 5, 3
@@ -50,32 +50,32 @@ def least_error(x: FloatArray, flat: FloatArray, gone: list[int], ridge: float) 
 @pytest.mark.parametrize("seed", range(3))
 def test_removal_costs_what_least_squares_leaves(seed: int) -> None:
     x, weights = observations(seed), weights_of(seed)
-    surgery = LayerSurgery.of(layer_of(), weights, moments_of(x), RIDGE, np.ones(CHANNELS, np.bool_))
+    solver = LayerObs.of(layer_of(), weights, moments_of(x), RIDGE, np.ones(CHANNELS, np.bool_))
     flat = weights.reshape(CHANNELS, -1)
-    costs = surgery.costs() * surgery.energy
-    assert surgery.energy == pytest.approx(((x - x.mean(axis=0)) @ flat).var(axis=0).sum())
+    costs = solver.costs() * solver.energy
+    assert solver.energy == pytest.approx(((x - x.mean(axis=0)) @ flat).var(axis=0).sum())
     for channel in range(CHANNELS):
         assert costs[channel] == pytest.approx(least_error(x, flat, [channel], RIDGE), rel=1e-6)
 
 
 def test_costs_stay_exact_while_channels_leave() -> None:
     x, weights = observations(4), weights_of(4)
-    surgery = LayerSurgery.of(layer_of(), weights, moments_of(x), RIDGE, np.ones(CHANNELS, np.bool_))
+    solver = LayerObs.of(layer_of(), weights, moments_of(x), RIDGE, np.ones(CHANNELS, np.bool_))
     flat, gone, spent = weights.reshape(CHANNELS, -1), [], 0.0
     for channel in (6, 0, 3, 8):
-        spent += float(surgery.costs()[channel]) * surgery.energy
-        surgery.remove(np.array([channel]))
+        spent += float(solver.costs()[channel]) * solver.energy
+        solver.remove(np.array([channel]))
         gone.append(channel)
         assert spent == pytest.approx(least_error(x, flat, gone, RIDGE), rel=1e-6)
-        assert np.isinf(surgery.costs()[gone]).all()
-        assert not surgery.weights[gone].any()
+        assert np.isinf(solver.costs()[gone]).all()
+        assert not solver.weights[gone].any()
 
 
 def test_channels_leave_together_or_one_by_one() -> None:
     moments, weights = moments_of(observations(5)), weights_of(5)
     alive = np.ones(CHANNELS, np.bool_)
-    together = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive)
-    single = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive)
+    together = LayerObs.of(layer_of(), weights, moments, RIDGE, alive)
+    single = LayerObs.of(layer_of(), weights, moments, RIDGE, alive)
     together.remove(np.array([1, 4, 7]))
     for channel in (7, 1, 4, 4):  # leaving a second time changes nothing
         single.remove(np.array([channel]))
@@ -88,20 +88,20 @@ def test_of_the_channels_of_a_group_the_same_is_known_as_of_all() -> None:
     moments, weights = moments_of(observations(16)), weights_of(16)
     alive = np.ones(CHANNELS, np.bool_)
     alive[4], weights[4] = False, 0.0
-    inverses = Inverses()
+    inverses = InverseCache()
     group = np.array([7, 4, 1, 2])
-    whole = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive, inverses=inverses)
-    part = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive, channels=group, inverses=inverses)
+    whole = LayerObs.of(layer_of(), weights, moments, RIDGE, alive, inverses=inverses)
+    part = LayerObs.of(layer_of(), weights, moments, RIDGE, alive, channels=group, inverses=inverses)
     assert part.inverse is whole.inverse
     left = [1, 2, 7]
     for channel in (7, 1):
         np.testing.assert_allclose(part.costs()[left], whole.costs()[left], rtol=1e-8)
         assert np.isinf(np.delete(part.costs(), left)).all()
-        for surgery in (whole, part):
-            surgery.remove(np.array([channel]))
+        for solver in (whole, part):
+            solver.remove(np.array([channel]))
         left.remove(channel)
         np.testing.assert_allclose(part.weights, whole.weights, rtol=1e-8, atol=1e-10)
-    late = LayerSurgery.of(layer_of(), weights, moments, RIDGE, alive, channels=group)
+    late = LayerObs.of(layer_of(), weights, moments, RIDGE, alive, channels=group)
     late.remove(np.array([1, 7]))  # before any cost was asked for
     np.testing.assert_allclose(late.costs()[2], part.costs()[2], rtol=1e-8)
 
@@ -110,13 +110,13 @@ def test_surgery_ends_with_the_weights_of_the_closed_form() -> None:
     moments, weights = moments_of(observations(6)), weights_of(6)
     gone = np.array([2, 3, 8])
     keep = np.setdiff1d(np.arange(CHANNELS), gone)
-    surgery = LayerSurgery.of(layer_of(), weights, moments, RIDGE, np.ones(CHANNELS, np.bool_))
+    solver = LayerObs.of(layer_of(), weights, moments, RIDGE, np.ones(CHANNELS, np.bool_))
     for channel in gone:
-        surgery.remove(np.array([channel]))
+        solver.remove(np.array([channel]))
     variance = np.diag(moments.covariance)
     same_load = RIDGE * float(variance.mean() / variance[keep].mean())  # λ is relative to the mean variance
     merged, _ = compensated(weights, moments, same_load, keep, gone)
-    np.testing.assert_allclose(surgery.weights.reshape(weights.shape), merged, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(solver.weights.reshape(weights.shape), merged, rtol=1e-7, atol=1e-9)
 
 
 def test_surgery_starts_from_channels_that_are_left() -> None:
@@ -124,12 +124,12 @@ def test_surgery_starts_from_channels_that_are_left() -> None:
     alive = np.ones(CHANNELS, np.bool_)
     alive[[0, 5]] = False
     weights[~alive] = 0.0
-    surgery = LayerSurgery.of(layer_of(), weights, moments_of(x), RIDGE, alive)
+    solver = LayerObs.of(layer_of(), weights, moments_of(x), RIDGE, alive)
     left = x[:, alive]
     for place, channel in enumerate(np.flatnonzero(alive)):
         expected = least_error(left, weights.reshape(CHANNELS, -1)[alive], [place], RIDGE)
-        assert surgery.costs()[channel] * surgery.energy == pytest.approx(expected, rel=1e-6)
-    assert np.isinf(surgery.costs()[~alive]).all()
+        assert solver.costs()[channel] * solver.energy == pytest.approx(expected, rel=1e-6)
+    assert np.isinf(solver.costs()[~alive]).all()
 
 
 def test_merging_is_exact_for_linearly_dependent_channels() -> None:
@@ -192,9 +192,9 @@ def test_inverse_of_what_has_none() -> None:
     np.testing.assert_allclose(regularized_inverse(indefinite, 0.0) @ indefinite, np.eye(3), atol=1e-9)
 
 
-def surgery_over(x: FloatArray, weights: FloatArray, units: list[int]) -> LayerSurgery:
+def surgery_over(x: FloatArray, weights: FloatArray, units: list[int]) -> LayerObs:
     alive = np.ones(len(units), np.bool_)
-    return LayerSurgery.of(layer_of(units), weights, moments_of(x), 1e-4, alive)
+    return LayerObs.of(layer_of(units), weights, moments_of(x), 1e-4, alive)
 
 
 def test_copies_go_first() -> None:
@@ -214,8 +214,8 @@ def test_all_consumers_count() -> None:
     one, two = np.ones((4, OUTPUTS, 1)), np.ones((4, OUTPUTS, 1))
     one[0], two[1] = 0.01, 0.01  # each layer could do without another channel
     one[2] = two[2] = 0.3  # and both without this one
-    surgeries = [surgery_over(x, one, [0, 1, 2, 3]), surgery_over(x, two, [0, 1, 2, 3])]
-    assert removal_order(surgeries, np.arange(4), np.zeros(4), leave=3) == [2]
+    solvers = [surgery_over(x, one, [0, 1, 2, 3]), surgery_over(x, two, [0, 1, 2, 3])]
+    assert removal_order(solvers, np.arange(4), np.zeros(4), leave=3) == [2]
     alone = removal_order([surgery_over(x, one, [0, 1, 2, 3])], np.arange(4), np.zeros(4), leave=3)
     assert alone == [0]
 
@@ -223,9 +223,9 @@ def test_all_consumers_count() -> None:
 def test_units_have_their_own_numbers_and_some_channels_none() -> None:
     x, weights = observations(14, channels=5), weights_of(14, 5)
     weights[2] = 0.0
-    surgery = surgery_over(x, weights, [-1, 7, 9, -1, 8])
-    assert removal_order([surgery], np.array([7, 8, 9]), np.zeros(20), leave=2) == [9]
-    assert surgery.alive.tolist() == [True, True, False, True, True]
+    solver = surgery_over(x, weights, [-1, 7, 9, -1, 8])
+    assert removal_order([solver], np.array([7, 8, 9]), np.zeros(20), leave=2) == [9]
+    assert solver.alive.tolist() == [True, True, False, True, True]
 
 
 def test_order_without_statistics_follows_the_fallback() -> None:
@@ -253,18 +253,18 @@ def patches(seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 def test_with_patches_all_taps_of_a_channel_leave_together() -> None:
     x, weights, flat = patches(11)
-    surgery = LayerSurgery.of(layer_of(), weights, moments_of(x), RIDGE, np.ones(CHANNELS, np.bool_))
-    costs, spent = surgery.costs() * surgery.energy, 0.0
+    solver = LayerObs.of(layer_of(), weights, moments_of(x), RIDGE, np.ones(CHANNELS, np.bool_))
+    costs, spent = solver.costs() * solver.energy, 0.0
     for channel in range(CHANNELS):
         own = [channel * TAPS + tap for tap in range(TAPS)]
         assert costs[channel] == pytest.approx(least_error(x, flat, own, RIDGE), rel=1e-6)
     gone: list[int] = []
     for channel in (2, 7):
-        spent += float(surgery.costs()[channel]) * surgery.energy
-        surgery.remove(np.array([channel]))
+        spent += float(solver.costs()[channel]) * solver.energy
+        solver.remove(np.array([channel]))
         gone += [channel * TAPS + tap for tap in range(TAPS)]
         assert spent == pytest.approx(least_error(x, flat, gone, RIDGE), rel=1e-6)
-        assert not surgery.weights[gone].any()
+        assert not solver.weights[gone].any()
 
 
 def test_merging_patches_keeps_the_mean_and_errs_less_than_merging_channels() -> None:

@@ -20,7 +20,7 @@ from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.reconstruction import obs as surgeon
 from onnxcop.reconstruction import ridge as compensation
 from onnxcop.reconstruction.divergence import Reference
-from onnxcop.recovery import setup as ground
+from onnxcop.recovery import setup as prepared
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions, Session
 
@@ -203,8 +203,8 @@ def test_without_data_less_is_measured_of_a_large_network(
     large: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
-        monkeypatch.setattr(ground, "_LARGE", 1.0)
-        monkeypatch.setattr(ground, "_AFFORDABLE", 1.0)
+        monkeypatch.setattr(prepared, "_LARGE", 1.0)
+        monkeypatch.setattr(prepared, "_AFFORDABLE", 1.0)
     ends: list[tuple[str, float]] = []
 
     def note(step: str, done: float, total: float | None) -> None:
@@ -215,9 +215,9 @@ def test_without_data_less_is_measured_of_a_large_network(
     names = [name for name, _ in ends]
     assert ("refinement" in names) == (not large)
     assert (sum(name.startswith("curves") for name in names) <= 2) == large
-    made_up = dict(ends)["statistics (fit)"] + dict(ends)["statistics (probe)"]
-    assert made_up == (32 + 8 if large else 128 + 64)
-    assert result.report.calibration == f"{made_up} made-up inputs: no data was given"
+    synthetic = dict(ends)["statistics (fit)"] + dict(ends)["statistics (probe)"]
+    assert synthetic == (32 + 8 if large else 128 + 64)
+    assert result.report.calibration == f"{synthetic} made-up inputs: no data was given"
 
 
 def test_linear_algebra_runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
     def held(data: Any, **settings: int) -> tuple[int, int]:
         source = open_data(analysis, data, None, 24, 8, 0, analysis.input_shapes)
         assert source is not None
-        recovery = ground.recovery_on(analysis, source, RecoverySettings(probe_samples=4, **settings), CPU, None)
+        recovery = prepared.recovery_on(analysis, source, RecoverySettings(probe_samples=4, **settings), CPU, None)
         return recovery.fit.count, recovery.probe.count
 
     assert held(tmp_path) == (36, 6)

@@ -168,9 +168,9 @@ def test_nothing_sticks_out(browser: Browser, page: Path, tmp_path: Path, width:
 
 
 def test_the_dark_page_is_dark(browser: Browser, page: Path) -> None:
-    ground = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    prepared = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     for scheme, is_dark in (("dark", True), ("light", False)):
         browser.prefer(scheme)
         browser.open(page)
-        assert (max(browser.run(ground)) < 100) == is_dark
+        assert (max(browser.run(prepared)) < 100) == is_dark
         assert (max(browser.run(PIXEL, MARGIN + 2, MARGIN + 2)[:3]) > 200) == is_dark  # the diagonal stands out

@@ -79,10 +79,10 @@ def test_the_ratio_stands_a_machine_that_changes_its_speed() -> None:
 def test_short_runs_are_repeated_within_a_turn() -> None:
     machine = Machine((1e-4, 5e-4), iter(lambda: 1.0, 0.0))
     found = latency._turns(machine.sessions(), [FEEDS] * 2, 0.004, machine.clock)
-    turn = machine.runs[4:]
-    assert 20 <= turn.count(0) < 40
-    assert 4 <= turn.count(1) < 8
-    assert sum(one != two for one, two in itertools.pairwise(turn)) == 1
+    change_basis = machine.runs[4:]
+    assert 20 <= change_basis.count(0) < 40
+    assert 4 <= change_basis.count(1) < 8
+    assert sum(one != two for one, two in itertools.pairwise(change_basis)) == 1
     np.testing.assert_allclose(found, [(1e-4, 5e-4)], rtol=1e-6)
 
 

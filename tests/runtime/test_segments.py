@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from small_models import chain, finished, linear, weights
 
 import onnxcop
-from onnxcop.reconstruction.network import Working
-from onnxcop.runtime.segments import Cutter, Rolling
+from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.runtime.segments import GraphPartition, PartialExecutor
 from onnxcop.runtime.session import EngineOptions, Session
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -122,8 +122,8 @@ def whole(model: onnx.ModelProto, feeds: Feeds) -> Feeds:
         return [session.run(feed) for feed in feeds]
 
 
-def cutter_of(model: onnx.ModelProto) -> Cutter:
-    return Working.of(onnxcop.analyze(model, options=CPU)).cutter
+def cutter_of(model: onnx.ModelProto) -> GraphPartition:
+    return MaskedNetwork.of(onnxcop.analyze(model, options=CPU)).partition
 
 
 def check_equal(found: Feeds, wanted: Feeds) -> None:
@@ -137,46 +137,46 @@ def check_equal(found: Feeds, wanted: Feeds) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_cut_alone(name: str) -> None:
     model = MODELS[name]()
-    feeds, cutter = fed(model), cutter_of(model)
+    feeds, partition = fed(model), cutter_of(model)
     wanted = whole(model, feeds)
-    for cut in range(cutter.count + 1):
-        rolling = Rolling(cutter, feeds, CPU)
-        rolling.advance(cut)
-        assert all(set(state) == set(cutter.crossing(cut)) for state in rolling.states)
-        check_equal(rolling.finish(), wanted)
+    for cut in range(partition.count + 1):
+        executor = PartialExecutor(partition, feeds, CPU)
+        executor.advance(cut)
+        assert all(set(state) == set(partition.crossing(cut)) for state in executor.states)
+        check_equal(executor.finish(), wanted)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_step_by_step(name: str, step: int) -> None:
     model = MODELS[name]()
-    feeds, cutter = fed(model), cutter_of(model)
-    rolling = Rolling(cutter, feeds, CPU)
-    for cut in range(0, cutter.count, step):
-        rolling.advance(cut)
-    check_equal(rolling.finish(), whole(model, feeds))
-    rolling.advance(cutter.count)
-    check_equal(rolling.finish(), whole(model, feeds))
+    feeds, partition = fed(model), cutter_of(model)
+    executor = PartialExecutor(partition, feeds, CPU)
+    for cut in range(0, partition.count, step):
+        executor.advance(cut)
+    check_equal(executor.finish(), whole(model, feeds))
+    executor.advance(partition.count)
+    check_equal(executor.finish(), whole(model, feeds))
 
 
 def test_digits_piece_by_piece(models_dir: Path) -> None:
     model = onnx.load(models_dir / "digits_resnet.onnx")
     pictures = np.load(models_dir / "digits_test.npz")["input"]
     feeds = [{"input": pictures[:5]}, {"input": pictures[5:8]}]
-    cutter = cutter_of(model)
-    rolling = Rolling(cutter, feeds, CPU)
-    for cut in range(cutter.count + 1):
-        rolling.advance(cut)
-        assert len(rolling.states[0]) <= 2  # a residual network: the stream and one branch
-    check_equal(rolling.finish(), whole(model, feeds))
+    partition = cutter_of(model)
+    executor = PartialExecutor(partition, feeds, CPU)
+    for cut in range(partition.count + 1):
+        executor.advance(cut)
+        assert len(executor.states[0]) <= 2  # a residual network: the stream and one branch
+    check_equal(executor.finish(), whole(model, feeds))
 
 
 def test_what_crosses_a_cut() -> None:
-    cutter = cutter_of(branches())
-    assert cutter.crossing(0) == ["x"]
-    assert cutter.crossing(1) == ["stem"]
-    assert set(cutter.crossing(3)) == {"stem", "left2"}
-    assert set(cutter.crossing(cutter.count)) == {"middle", "y", "stem"}
+    partition = cutter_of(branches())
+    assert partition.crossing(0) == ["x"]
+    assert partition.crossing(1) == ["stem"]
+    assert set(partition.crossing(3)) == {"stem", "left2"}
+    assert set(partition.crossing(partition.count)) == {"middle", "y", "stem"}
     late = cutter_of(two_inputs())
     assert set(late.crossing(2)) == {"x", "ids", "early"}  # inputs that are read later wait for their turn
     computed = cutter_of(constants())
@@ -184,14 +184,14 @@ def test_what_crosses_a_cut() -> None:
 
 
 def test_pieces_hold_only_what_they_need() -> None:
-    cutter = cutter_of(branches())
-    piece = cutter.piece(1, 3, ["left2"])
+    partition = cutter_of(branches())
+    piece = partition.piece(1, 3, ["left2"])
     assert piece is not None
     onnx.checker.check_model(piece)
     assert [n.name for n in piece.graph.node] == ["left", "left2"]
     assert [t.name for t in piece.graph.initializer] == ["w2"]
     assert [v.name for v in piece.graph.input] == ["stem"]
-    assert cutter.piece(1, 3, ["stem"]) is None
+    assert partition.piece(1, 3, ["stem"]) is None
     computed = cutter_of(constants()).piece(9, 10, ["y"])
     assert computed is not None
     assert {n.name for n in computed.graph.node} == {"wt", "scaled", "y"}
@@ -200,11 +200,11 @@ def test_pieces_hold_only_what_they_need() -> None:
 def test_peeking_does_not_move() -> None:
     model = branches()
     feeds = fed(model)
-    rolling = Rolling(cutter_of(model), feeds, CPU)
-    rolling.advance(1)
-    states = rolling.states
-    seen = rolling.peek(5, ["right2", "stem"])
-    assert (rolling.cut, rolling.states) == (1, states)
+    executor = PartialExecutor(cutter_of(model), feeds, CPU)
+    executor.advance(1)
+    states = executor.states
+    seen = executor.peek(5, ["right2", "stem"])
+    assert (executor.cut, executor.states) == (1, states)
     model.graph.output.append(value("right2", ["N", 8]))
     for found, wanted in zip(seen, whole(model, feeds), strict=True):
         np.testing.assert_allclose(found["right2"], wanted["right2"], rtol=1e-5, atol=1e-6)
@@ -214,10 +214,10 @@ def test_peeking_does_not_move() -> None:
 def test_tensors_made_on_the_way() -> None:
     model = branches()
     feeds = fed(model)
-    rolling = Rolling(cutter_of(model), feeds, CPU)
-    extra = rolling.advance(6, ["left", "sum"])
-    assert "left" not in rolling.states[0]
-    assert "sum" in rolling.states[0]
+    executor = PartialExecutor(cutter_of(model), feeds, CPU)
+    extra = executor.advance(6, ["left", "sum"])
+    assert "left" not in executor.states[0]
+    assert "sum" in executor.states[0]
     for found, stem in zip(extra, whole(model, feeds), strict=True):
         np.testing.assert_allclose(found["left"], np.maximum(stem["stem"], 0), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(np.tanh(found["sum"]), stem["middle"], rtol=1e-5, atol=1e-6)
@@ -225,29 +225,29 @@ def test_tensors_made_on_the_way() -> None:
 
 def test_there_is_no_way_back() -> None:
     model = linear()
-    rolling = Rolling(cutter_of(model), fed(model), CPU)
-    rolling.advance(3)
+    executor = PartialExecutor(cutter_of(model), fed(model), CPU)
+    executor.advance(3)
     with pytest.raises(ValueError, match="cannot roll back from 3 to 2"):
-        rolling.advance(2)
+        executor.advance(2)
 
 
 def test_changed_weights_change_later_pieces() -> None:
     model = branches()
-    feeds, working = fed(model), Working.of(onnxcop.analyze(model, options=CPU))
-    rolling = Rolling(working.cutter, feeds, CPU)
-    rolling.advance(3)
-    before = rolling.finish()
+    feeds, working = fed(model), MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
+    executor = PartialExecutor(working.partition, feeds, CPU)
+    executor.advance(3)
+    before = executor.finish()
     working.write("w3", working.read("w3") * 2)
-    check_equal(rolling.finish(), whole(working.model, feeds))
-    assert np.abs(before[0]["y"] - rolling.finish()[0]["y"]).max() > 0.1
+    check_equal(executor.finish(), whole(working.model, feeds))
+    assert np.abs(before[0]["y"] - executor.finish()[0]["y"]).max() > 0.1
 
 
 def test_a_variant_goes_on_from_the_same_cut() -> None:
     model = branches()
-    feeds, working = fed(model), Working.of(onnxcop.analyze(model, options=CPU))
+    feeds, working = fed(model), MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
     variant = working.copy()
     variant.write("w3", variant.read("w3") * 2)
-    rolling = Rolling(working.cutter, feeds, CPU)
-    rolling.advance(4)
-    check_equal(rolling.finish(variant.cutter), whole(variant.model, feeds))
-    check_equal(rolling.finish(), whole(model, feeds))
+    executor = PartialExecutor(working.partition, feeds, CPU)
+    executor.advance(4)
+    check_equal(executor.finish(variant.partition), whole(variant.model, feeds))
+    check_equal(executor.finish(), whole(model, feeds))

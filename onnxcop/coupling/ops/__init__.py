@@ -22,8 +22,8 @@ from onnxcop.coupling.ops import (
     reduction,
     reshape,
 )  # fmt: skip
-from onnxcop.coupling.ops.context import Decline, Label, Op, Rule, RuleTable
-from onnxcop.coupling.ops.findings import Choice, Contraction, Edit, Kernel
+from onnxcop.coupling.ops.facts import Choice, Contraction, Edit, Kernel
+from onnxcop.coupling.ops.op import Decline, Label, Op, Rule, RuleTable
 
 _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
 HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Label, Op
-from onnxcop.coupling.ops.findings import Kernel
-from onnxcop.coupling.ops.heads import (
+from onnxcop.coupling.ops.attention_heads import (
     TOKENS,
     Form,
     Parts,
@@ -25,6 +23,8 @@ from onnxcop.coupling.ops.heads import (
     side,
     surroundings,
 )  # fmt: skip
+from onnxcop.coupling.ops.facts import Kernel
+from onnxcop.coupling.ops.op import Decline, Label, Op
 
 
 def packed_attention(op: Op) -> None:

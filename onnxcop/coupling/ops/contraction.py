@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Label, Op
 from onnxcop.coupling.ops.elementwise import broadcast_labels
-from onnxcop.coupling.ops.findings import Contraction, Kernel, Operand
+from onnxcop.coupling.ops.facts import Contraction, Kernel, Operand
+from onnxcop.coupling.ops.op import Decline, Label, Op
 
 
 def _repeat(blocks: IntArray, times: int) -> IntArray:

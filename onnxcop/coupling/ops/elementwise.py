@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Label, Op
+from onnxcop.coupling.ops.op import Decline, Label, Op
 
 
 def unary(op: Op) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Op
 from onnxcop.coupling.ops.contraction import _axis, _batch_labels, _convolution
 from onnxcop.coupling.ops.elementwise import broadcast_labels
-from onnxcop.coupling.ops.findings import Kernel
+from onnxcop.coupling.ops.facts import Kernel
+from onnxcop.coupling.ops.op import Decline, Op
 
 
 def fused_conv(op: Op) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop._base.types import Array, IntArray
-from onnxcop.coupling.ops.context import Decline, Op
+from onnxcop.coupling.ops.op import Decline, Op
 from onnxcop.coupling.ops.reshape import settle
 
 
@@ -75,12 +75,12 @@ def _strided(op: Op, live: IntArray, cut: slice, element: int) -> IntArray | Non
     """An axis cut in steps, which stay as they are: whole runs of as many neighbours as a step is long go."""
     first, last, step = cut.indices(len(live))
     positions = np.arange(first, last, step)
-    turned = step == -1 and len(positions) == len(live)
-    if len(positions) < 2 or not (turned or 0 <= cut.start < step):
+    rotated = step == -1 and len(positions) == len(live)
+    if len(positions) < 2 or not (rotated or 0 <= cut.start < step):
         op.freeze(live, f"Slice with step {step}")
         return None
     op.drop(live)
-    if not turned:
+    if not rotated:
         runs = np.arange(len(live)) // step * step
         op.tie(live, live[runs])
         if last < len(live) or 0 <= cut.stop <= len(live):

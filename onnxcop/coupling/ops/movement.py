@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Op
 from onnxcop.coupling.ops.elementwise import _meet
+from onnxcop.coupling.ops.op import Decline, Op
 
 _SHIFTING = (b"tf_crop_and_resize", "tf_crop_and_resize", b"tf_half_pixel_for_nn", "tf_half_pixel_for_nn")
 

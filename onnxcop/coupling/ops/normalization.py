@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnxcop.coupling.ops.context import Decline, Op
 from onnxcop.coupling.ops.elementwise import per_channel
+from onnxcop.coupling.ops.op import Decline, Op
 
 
 def instance_normalization(op: Op) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Op
 from onnxcop.coupling.ops.contraction import _axis, _matmul
 from onnxcop.coupling.ops.elementwise import broadcast_labels
-from onnxcop.coupling.ops.findings import Kernel
+from onnxcop.coupling.ops.facts import Kernel
 from onnxcop.coupling.ops.movement import join
+from onnxcop.coupling.ops.op import Decline, Op
 
 
 def _per_tensor(op: Op, positions: Sequence[int]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Op
-from onnxcop.coupling.ops.findings import Kernel
+from onnxcop.coupling.ops.facts import Kernel
+from onnxcop.coupling.ops.op import Decline, Op
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 X, W, R, B, LENGTHS, H0, C0, P = range(8)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Op
+from onnxcop.coupling.ops.op import Decline, Op
 from onnxcop.graph.shapes import Shape
 
 _LARGEST_BLOCK = 1 << 25  # elements; a larger block is frozen rather than spread out in memory

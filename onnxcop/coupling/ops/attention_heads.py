@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.context import Decline, Op
+from onnxcop.coupling.ops.op import Decline, Op
 
 TOKENS = "is a batch or a sequence"
 

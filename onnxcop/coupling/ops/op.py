@@ -17,7 +17,7 @@ import onnx
 
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.atoms import AtomPool, Reason
-from onnxcop.coupling.ops.findings import (
+from onnxcop.coupling.ops.facts import (
     AxesEdit,
     Choice,
     Contraction,
