@@ -159,7 +159,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 def test_functions_are_not_hidden_by_modules_of_their_name() -> None:
     """`onnxcop.verify` is the function, whichever module was imported first."""
     script = (
-        "import onnxcop.verification.verify, onnxcop.recheck, onnxcop, types;"
+        "import onnxcop.verification.verify, onnxcop.verification.recheck, onnxcop, types;"
         "assert not isinstance(onnxcop.verify, types.ModuleType), onnxcop.verify"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
