@@ -50,26 +50,23 @@ TOOLS = (OURS, "onnxsim-l2", "torch-pruning-local")
 SQUASHING = ("HardSigmoid", "Identity", "Sigmoid", "Softmax", "Tanh")
 INTRODUCTION = """# Beside other tools
 
-What `tools/peers_zoo.py` writes: real models and filled skeletons of published architectures, each
-pruned by every tool with the L2 norm in equal shares of all layers that it can cut, to 70 % of the
-multiply-accumulates; models of over 200 MB of weights are left out. *Results* counts models in which
-at least one layer lost filters, *run* those that ONNX Runtime runs with outputs of the original's
-shapes.
+`tools/peers_zoo.py` writes this page. Every tool prunes real models and filled skeletons of published architectures,
+with the L2 norm and equal shares of all layers that it can cut, to 70 % of the multiply-accumulates. Models with over
+200 MB of weights are left out. *Results* counts models in which at least one layer lost filters. *Run* counts those
+that ONNX Runtime runs with outputs of the original's shapes.
 
-The filters that are missing are found by looking up the remaining weights in the original's. *Equal*
-means that the original gives the same outputs when these filters are set to zero wherever they are
-read; *differ*, that it does not; *unknown*, that they cannot be found, or are summed by something
-other than stored weights. onnxcop knows what it removed: *own* are results that it has proven and
-this check cannot judge, *inexact* those in which its report says that a statistic (a LayerNorm)
-runs over pruned channels, the other filters being proven. Convs cut are those of results that are
-not known to be wrong. Seconds include every try for the budget and, with onnxcop, the proof; they
-were taken on a shared machine of two cores.
+The check finds the missing filters by looking up the remaining weights in the original's. It sets these filters to
+zero in the original, wherever they are read, and compares the outputs. *Equal* means that they are the same, and
+*differ* that they are not. *Unknown* means that the filters cannot be found, or are summed by something other than
+stored weights. onnxcop knows what it removed. *Own* are results that it has proven and this check cannot judge.
+*Inexact* are results in which a statistic (LayerNorm) runs over pruned channels; the other filters are proven. Convs
+cut are those of results that are not known to be wrong. Seconds include every try for the budget and, with onnxcop,
+the proof. They were measured on a shared machine of two cores.
 
-Layers are those of the main graph, so that a model that lies in the branches of an If has none here;
-[coverage](coverage.md) has it. Torch-Pruning had up to 480 s for a try; it works on what onnx2torch converts, which
-has no converter for most of what PyTorch's new exporter (*dynamo*) writes.
-*Behind* names what another tool cuts more of. With onnxcop a layer of few filters loses none where its
-share is less than one (of the 4 filters of efficientnet_b0's narrowest, say), which others round up.
+Only layers of the main graph count, so a model that lies in the branches of an If has none here;
+[coverage](coverage.md) has it. Torch-Pruning had up to 480 s for a try. It works on what onnx2torch converts, which
+has no converter for most operators of PyTorch's new exporter (*dynamo*). *Behind* names models that another tool cuts
+more of. With onnxcop, a layer loses no filter if its share is less than one filter; others round up.
 """
 SUMS = ("Einsum", "GRU", "LSTM", "RNN", "ReduceSum")
 TOLERANCE = 1e-4  # of the largest absolute value of an output

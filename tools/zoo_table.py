@@ -21,17 +21,17 @@ HEADINGS = {
 
 INTRODUCTION = """# Coverage
 
-What `tools/zoo.py` writes: real models and published architectures as several exporters write them, each analysed,
-pruned by the {criterion} norm to {macs} of the multiply-accumulates, verified and timed, in a process of its own.
-Names in `.legacy` and `.dynamo` are one network by PyTorch's TorchScript and torch.export exporters.
+`tools/zoo.py` writes this page. It analyses real models and published architectures from several exporters, prunes
+each by the {criterion} norm to {macs} of the multiply-accumulates, verifies and times it, in a process of its own.
+Names in `.legacy` and `.dynamo` are one network from PyTorch's TorchScript and torch.export exporters.
 
-- **groups**: sets of filters that are interchangeable, with all that is coupled to them.
-- **filters**: those of all layers; the outputs of matrix products and recurrent layers count too, and **prunable** is
+- **groups**: sets of interchangeable filters, with everything coupled to them.
+- **filters**: the filters of all layers, including outputs of matrix products and recurrent layers. **prunable** is
   the share that may be removed. Filters that are the model's output, meet a softmax over channels or are alone in
-  their layer cannot; *prunable of the others* leaves these out.
-- **MACs**, **params**: what was kept.
-- **difference**: the largest from the masked original on random inputs, relative to the largest value. Removed units
-  that change a statistic, such as that of a LayerNorm, are **inexact** and are not compared.
+  their layer may not; *prunable of the others* excludes these.
+- **MACs**, **params**: the share that was kept.
+- **difference**: the largest difference from the masked original on random inputs, relative to the largest value.
+  Removed units that change a statistic, such as that of a LayerNorm, are **inexact** and are not compared.
 - **seconds**: analysis, choice, rewriting and proof, on a shared machine of two cores.
 """
 
