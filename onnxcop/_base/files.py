@@ -12,12 +12,11 @@ from typing import BinaryIO
 from onnxcop.errors import ModelError
 
 
-def check_target(path: Path, source: Path | None = None) -> None:
+def check_target(path: Path) -> None:
     """Refuse an output path that cannot be written, before any work is done.
 
     Raises:
-        ModelError: The folder does not exist or is not writable, or the path is a folder, a device,
-            or the input itself.
+        ModelError: The folder does not exist or is not writable, or the path is a folder or a device.
     """
     folder = path.parent
     if path.is_dir():
@@ -31,24 +30,6 @@ def check_target(path: Path, source: Path | None = None) -> None:
             pass
     except OSError as error:
         raise ModelError(f"the output folder {folder} is not writable ({_cause(error)}); choose another") from None
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise ModelError(f"{path} is the input model itself; choose another output with -o")
-
-
-def check_targets(source: Path, *paths: Path | None) -> None:
-    """Check all files that a run will write: see :func:`check_target`; no two may be the same.
-
-    Raises:
-        ModelError: One of them cannot be written.
-    """
-    seen: set[Path] = set()
-    for path in paths:
-        if path is None:
-            continue
-        check_target(path, source)
-        if path.resolve() in seen:
-            raise ModelError(f"{path} cannot be two results at once; give each a name of its own")
-        seen.add(path.resolve())
 
 
 class Writing:
@@ -60,6 +41,7 @@ class Writing:
 
     def __init__(self) -> None:
         self._staged: list[tuple[Path, Path]] = []
+        self._afterwards: list[Callable[[], None]] = []
 
     def add(self, path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
         """Write a file beside its place.
@@ -90,6 +72,10 @@ class Writing:
         except OSError as error:
             raise _failed(path, error) from None
 
+    def then(self, call: Callable[[], None]) -> None:
+        """Have something done when all files are in their places."""
+        self._afterwards.append(call)
+
     def __enter__(self) -> Writing:
         return self
 
@@ -97,17 +83,26 @@ class Writing:
         try:
             if kind is None:
                 self._commit()
+                for call in self._afterwards:
+                    call()
         finally:
             for temporary, _path in self._staged:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
 
     def _commit(self) -> None:
+        new: list[Path] = []
         for temporary, path in self._staged:
+            fresh = not path.exists()
             try:
                 temporary.replace(path)
             except OSError as error:
+                for earlier in new:  # they belong to what could not be put in its place
+                    with contextlib.suppress(OSError):
+                        earlier.unlink()
                 raise _failed(path, error) from None
+            if fresh:
+                new.append(path)
         self._staged.clear()
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxcop.allocation.budget import Limits
     from onnxcop.criteria.base import Criterion
     from onnxcop.data.images import Preprocess
+    from onnxcop.data.input_files import InputFiles
     from onnxcop.runtime.session import EngineOptions
 
 _COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
@@ -26,6 +27,14 @@ def default_output(model: Path) -> Path:
     """Where the result goes without `-o`: `net.onnx` → `net.pruned.onnx`."""
     stem = model.name.removesuffix(".onnx")
     return model.with_name(f"{stem}.pruned.onnx")
+
+
+def inputs_from(values: Mapping[str, Any], model: Path | None, *others: Path) -> InputFiles:
+    """The files that a command reads."""
+    from onnxcop.data.input_files import InputFiles
+
+    given = [values.get("stats"), *values.get("custom_ops", ()), *others]
+    return InputFiles([model], values.get("data"), values.get("metric"), given)
 
 
 def default_table(model: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from onnxcop._base.scratch import sweep
 from onnxcop._version import __version__
 from onnxcop.cli import console
 from onnxcop.cli.arguments import (
@@ -18,6 +19,7 @@ from onnxcop.cli.arguments import (
     data_arguments,
     default_output,
     engine_from,
+    inputs_from,
     progress_from,
     prune_arguments,
     statistics_arguments,
@@ -40,6 +42,7 @@ from onnxcop.cli.options import (
     talking,
     verbose_option,
 )
+from onnxcop.cli.stopping import exit_code, stop_cleanly
 from onnxcop.cli.study import compare_command, sweep_command
 from onnxcop.errors import OnnxcopError
 
@@ -70,11 +73,10 @@ def app() -> None:
 @talking
 def prune_command(model: Path, output: Path | None, plan_out: Path | None, **values: Any) -> None:
     """Prune a model."""
-    from onnxcop._base.files import check_targets
     from onnxcop.pipeline.prune import prune
 
     target = output or default_output(model)
-    check_targets(model, target, plan_out, values["stats_out"], *values["reports"])
+    inputs_from(values, model).check(target, plan_out, values["stats_out"], *values["reports"])
     with progress_from(values) as progress:
         result = prune(model, progress=progress, **prune_arguments(values))
     _write(result, target, plan_out, values)
@@ -102,6 +104,7 @@ def inspect_command(model: Path, **values: Any) -> None:
     from onnxcop.cli.console_inspect import show_inspection, show_scores
 
     criterion = criterion_to_show(values)
+    inputs_from(values, model).check(values["stats_out"])
     analysis = analyze(model, options=engine_from(values), **analysis_arguments(values))
     found = inspect(analysis)
     if criterion is None:
@@ -132,12 +135,11 @@ def inspect_command(model: Path, **values: Any) -> None:
 @talking
 def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -> None:
     """Replay a plan on the model it was made for."""
-    from onnxcop._base.files import check_targets
     from onnxcop.pipeline.prune import apply_plan
     from onnxcop.rewrite.plan import PruningPlan
 
     target = output or default_output(model)
-    check_targets(model, target, *values["reports"])
+    inputs_from(values, model, plan).check(target, *values["reports"])
     with progress_from(values) as progress:
         result = apply_plan(
             model,
@@ -184,11 +186,10 @@ def verify_command(original: Path, pruned: Path, plan: Path, structure_only: boo
 @talking
 def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -> None:
     """Merge calibration statistics of one model into OUTPUT."""
-    from onnxcop._base.files import check_target
     from onnxcop.calibration.calibrate import merge
     from onnxcop.calibration.statistics import CalibrationStats
 
-    check_target(output)
+    inputs_from({}, None, *inputs).check(output)
     if len(inputs) < 2:
         raise click.UsageError(f"give OUTPUT and then two files or more; {inputs[0]} alone is nothing to merge")
     merged = merge([CalibrationStats.load(path) for path in inputs], inputs)
@@ -227,7 +228,7 @@ def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, A
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code: 0, 1 on errors, 2 on misuse, 130 on Ctrl-C."""
+    """Run the program and return its exit code: 0, 1 on errors, 2 on misuse, 130 on Ctrl-C, 143 on SIGTERM."""
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
     try:
@@ -240,7 +241,7 @@ def run(args: Sequence[str] | None = None) -> int:
         if isinstance(error.__cause__, EOFError):  # click takes one for the end of the user's input
             return _bug(error.__cause__, debug)
         console.say("stopped; no file is half written")
-        return 130
+        return exit_code(error)
     except OnnxcopError as error:
         return _failed(str(error), debug)
     except MemoryError:
@@ -266,4 +267,6 @@ def _failed(message: str, debug: bool) -> int:
 def main() -> None:
     """The console script."""
     console.write_anything()
+    stop_cleanly()
+    sweep()
     sys.exit(run())

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from onnxcop.cli import console
-from onnxcop.cli.arguments import data_arguments, default_table, engine_from, progress_from, sweep_arguments
+from onnxcop.cli.arguments import (
+    data_arguments,
+    default_table,
+    engine_from,
+    inputs_from,
+    progress_from,
+    sweep_arguments,
+)
 from onnxcop.cli.framework import SectionCommand
 from onnxcop.cli.options import (
     choice_options,
@@ -72,7 +79,9 @@ def sweep_command(model: Path, **values: Any) -> None:
     from onnxcop.pipeline.sweep import Record, sweep
 
     table = values["output"] or default_table(model)
-    record = Record(model, table, values["plot"], values["save_models"])
+    inputs = inputs_from(values, model)
+    inputs.check(table, values["plot"], values["stats_out"])
+    record = Record(model, table, values["plot"], values["save_models"], inputs=inputs)
     drawn = not values["quiet"] and not values["as_json"]
     with progress_from(values) as progress:
         for point in sweep(model, progress=progress, **sweep_arguments(values)):

@@ -18,6 +18,7 @@ from onnxcop.errors import CalibrationError
 
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb"}  # of files that are read from a folder of data
 _FORMS = "pictures, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
 
 
@@ -82,6 +83,12 @@ def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
             f"({names}); give .npz files with an array for each"
         )
     return ImageStore(paths, specs[0], binder.preprocess_for(specs[0]))
+
+
+def script_of(text: str) -> Path | None:
+    """The script that a `script.py:function` names; None where the text names none."""
+    match = _SCRIPT.fullmatch(text)
+    return None if match is None else Path(match["path"])
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
+from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed
 from onnxcop.data.arrays import ArrayFile, release_pages
 from onnxcop.data.binding import Binder, Binding, cast
 from onnxcop.data.images import Preprocess
-from onnxcop.graph.external_data import scratch_folder
 from onnxcop.graph.input_spec import InputSpec
 
 LARGEST_STREAM = 64 * 2**20  # bytes of samples kept from a stream; beyond that they go to disk

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,12 +12,6 @@ from onnxcop.graph.check import byte_size, tensors
 _SMALL = 1024  # bytes; smaller tensors stay in the model
 _PAGE = 4096  # bytes; tensors start at multiples, so that the file can be mapped into memory
 _DATA = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data"}
-
-
-def scratch_folder(owner: object) -> tuple[Path, weakref.finalize[..., object]]:
-    """A temporary folder that lives as long as `owner`, and the call that removes it sooner."""
-    folder = Path(tempfile.mkdtemp(prefix="onnxcop-"))
-    return folder, weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
 
 
 def save_externally(model: onnx.ModelProto, folder: Path) -> Path:

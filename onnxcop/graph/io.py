@@ -152,13 +152,19 @@ def stage(files: Writing, model: onnx.ModelProto, path: Path, *, external_data: 
     large = file_size(model) > LARGEST_SINGLE_FILE
     if large and external_data is False:
         raise ModelError(f"{path}: the model is over 2 GB; write it with --external-data")
-    earlier = set(data_files(path))
+    own: Path | None = None
     if external_data or large:
-        earlier.discard(_stage_external(files, model, path))
+        own = _stage_external(files, model, path)
     else:
         files.add(path, model.SerializeToString())
-    if earlier:  # a copy of an earlier result may still need them
-        listed = ", ".join(sorted(map(str, earlier)))
+    files.then(lambda: _name_left_over(path, own))  # only then, since another run may write beside this one
+
+
+def _name_left_over(path: Path, own: Path | None) -> None:
+    """Say which files of weights the model at a path does not read: a copy of an earlier result may still need them."""
+    left = set(data_files(path)) - {own}
+    if left:
+        listed = ", ".join(sorted(map(str, left)))
         log.info("weights of earlier results are left, to be deleted if no other model uses them: %s", listed)
 
 

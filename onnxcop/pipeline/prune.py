@@ -20,6 +20,7 @@ from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.ops import DEFAULT_RULES, RuleTable
 from onnxcop.criteria.base import Criterion
 from onnxcop.data.for_model import open_data
+from onnxcop.data.input_files import InputFiles
 from onnxcop.data.open import Preprocess
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.pipeline.decide import Decision, Request, decide, recover_units
@@ -110,6 +111,8 @@ def prune(
     Raises:
         OnnxcopError: The model, the data, the budget or the verification; nothing is written anywhere.
     """
+    if isinstance(stats_out, str | Path):
+        InputFiles([model], data, metric, [stats, *options.custom_ops]).check(Path(stats_out))
     with shown(progress) as tell:
         request = prepare(
             model, macs=macs, params=params, filters=filters, size=size, latency=latency, divergence=divergence,

@@ -12,10 +12,11 @@ from typing import Any
 
 import onnx
 
-from onnxcop._base.files import Writing, check_targets
+from onnxcop._base.files import Writing
 from onnxcop._base.progress import Callback, shown
 from onnxcop._base.timing import Clock
 from onnxcop.allocation.budget import Budget
+from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, ModelError
 from onnxcop.pipeline.finish import conclude
 from onnxcop.pipeline.incremental import IncrementalPruner
@@ -88,6 +89,7 @@ class Record:
         plot: Where the picture goes, if anywhere.
         folder: Where the models go, if anywhere; made if it is not there.
         external_data: Write the models' weights beside them.
+        inputs: What the sweep reads, which nothing is written over; by default the original alone.
 
     Raises:
         ModelError: One of them cannot be written.
@@ -95,12 +97,13 @@ class Record:
 
     def __init__(
         self, model: Path, table: Path, plot: Path | None = None, folder: Path | None = None,
-        *, external_data: bool | None = None,
+        *, external_data: bool | None = None, inputs: InputFiles | None = None,
     ) -> None:  # fmt: skip
         self.rows: list[Row] = []
         self._model, self._table, self._plot, self._folder = model, table, plot, folder
         self._external_data = external_data
-        check_targets(model, table, plot)
+        self._inputs = inputs or InputFiles([model])
+        self._inputs.check(table, plot)
         if plot is not None:
             check_plot(plot)
         if folder is not None:
@@ -114,6 +117,7 @@ class Record:
         if self._folder is not None:
             name = f"{self._model.name.removesuffix('.onnx')}.macs-{point.macs:g}.onnx"
             point = replace(point, file=self._folder / name)
+            self._inputs.refuse(self._folder / name)
             point.result.save(self._folder / name, external_data=self._external_data)
         if not self.rows:
             self.rows.append(original_row(point))

@@ -10,6 +10,7 @@ import onnx
 
 from onnxcop._base.files import write_atomically
 from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import ModelError
 from onnxcop.graph import io as models
 from onnxcop.report import notebook as display
@@ -37,7 +38,12 @@ class PruneResult:
     evidence: Evidence | None = None
 
     def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
-        """Write the model; see :func:`onnxcop.graph.io.save`."""
+        """Write the model; see :func:`onnxcop.graph.io.save`.
+
+        Raises:
+            ModelError: The path is the original's or that of its weights, or cannot be written.
+        """
+        self._refuse_source(Path(path))
         models.save(self.model, Path(path), external_data=external_data)
 
     def __repr__(self) -> str:
@@ -77,4 +83,9 @@ class PruneResult:
         """
         from onnxcop.report.formats import rendered
 
+        self._refuse_source(Path(path))
         write_atomically(Path(path), rendered(self.report_data(), Path(path)))
+
+    def _refuse_source(self, path: Path) -> None:
+        if self.evidence is not None:
+            InputFiles([self.evidence.analysis.source]).refuse(path)

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
+from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed
 from onnxcop.errors import EngineError
-from onnxcop.graph.external_data import save_externally, scratch_folder, weight_bytes
+from onnxcop.graph.external_data import save_externally, weight_bytes
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.runtime.providers import OutOfMemory, create_session, engine_error, resolve_provider
 

@@ -8,17 +8,16 @@ run at other sizes than the analysed ones too: a size wrongly written down shows
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onnxcop._base.scratch import temporary_folder
 from onnxcop._base.types import Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError, ModelError, VerificationError
@@ -115,8 +114,8 @@ def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str
 def _complaint(model: onnx.ModelProto) -> str | None:
     try:
         if file_size(model) > LARGEST_SINGLE_FILE:
-            with tempfile.TemporaryDirectory(prefix="onnxcop-") as folder:
-                path = Path(folder) / "model.onnx"
+            with temporary_folder() as folder:
+                path = folder / "model.onnx"
                 save(model, path, external_data=True)
                 onnx.checker.check_model(str(path), full_check=True)
         else:
