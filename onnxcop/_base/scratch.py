@@ -8,16 +8,15 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+if sys.platform != "win32":  # there, files in use cannot be removed anyway, and nothing is swept
     import fcntl
-except ImportError:  # not on Windows, where a folder in use cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("onnxcop")
 
@@ -25,7 +24,7 @@ _PREFIX = "onnxcop-"
 _LOCK = ".onnxcop-lock"  # in every folder made here; the kernel frees the lock when the process ends, however it does
 _YOUNG = 60.0  # seconds; a younger folder may belong to a process that has yet to lock it
 
-_root: tuple[int, Path, int] | None = None  # the process that made it, the folder, and what holds its lock
+_folders: dict[int, Path] = {}  # by the process that made it: one that was forked makes its own
 
 
 def scratch_folder(owner: object) -> tuple[Path, weakref.finalize[..., object]]:
@@ -46,23 +45,23 @@ def temporary_folder() -> Iterator[Path]:
 
 def _process_folder() -> Path:
     """The folder of this process, made when it is first asked for."""
-    global _root
-    if _root is None or _root[0] != os.getpid() or not _root[1].is_dir():  # a forked process makes its own
+    own = os.getpid()
+    if own not in _folders or not _folders[own].is_dir():
         sweep()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        if fcntl is not None:
+        if sys.platform != "win32":
             fcntl.flock(handle, fcntl.LOCK_EX)
-        _root = (os.getpid(), folder, handle)
-        atexit.register(_remove, *_root)
-    return _root[1]
+        _folders[own] = folder
+        atexit.register(_remove, own, folder, handle)
+    return _folders[own]
 
 
 def _remove(maker: int, folder: Path, handle: int) -> None:
     if os.getpid() == maker:
-        shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep() -> int:
@@ -74,7 +73,7 @@ def sweep() -> int:
     Returns:
         How many were removed.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return 0
     found = [folder for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if _abandoned(folder)]
     for folder in found:
@@ -84,6 +83,8 @@ def sweep() -> int:
 
 
 def _abandoned(folder: Path) -> bool:
+    if sys.platform == "win32":
+        return False
     lock = folder / _LOCK
     try:
         about = os.lstat(folder)

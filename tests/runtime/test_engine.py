@@ -142,7 +142,7 @@ def test_large_models_go_through_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     model = _model(weight)
     before = model.SerializeToString()
     monkeypatch.setattr(engine, "LARGEST_IN_MEMORY", 1000)
-    monkeypatch.setattr(scratch, "_root", None)
+    monkeypatch.setattr(scratch, "_folders", {})
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     session = Session(model, CPU)
     (folder,) = tmp_path.glob("onnxcop-*/*/")
