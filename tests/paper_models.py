@@ -43,6 +43,13 @@ class Builder:
         pads, strides = [size // 2] * 4, [stride] * 2
         return self.node("Conv", [x, *stored], name, pads=pads, strides=strides, group=groups)
 
+    def normalized_relu(self, x: str, name: str, channels: int) -> str:
+        """BatchNormalization with parameters near one and zero, and a Relu."""
+        stored = [self._stored(f"{name}.{part}", channels) for part in ("scale", "shift", "mean", "variance")]
+        for part in (stored[0], stored[3]):
+            self.weights[part] = np.abs(1 + 4 * self.weights[part])
+        return self.relu(self.node("BatchNormalization", [x, *stored], name))
+
     def relu(self, x: str) -> str:
         """A Relu."""
         return self.node("Relu", [x], f"{x}.relu")
@@ -105,11 +112,30 @@ def resnet32(size: int = 32, seed: int = 0, *, shortcut_last: bool = False) -> o
     return b.model(b.dense(b.pooled(x), "classes", channels, 10), (3, size, size), 10)
 
 
-def mobilenet(size: int = 32, divide: int = 1, seed: int = 0) -> onnx.ModelProto:
+def resnet_before_activation(widths: tuple[int, ...] = (8, 16, 32), blocks: int = 3, seed: int = 0) -> onnx.ModelProto:
+    """ResNet with normalization and Relu before its convolutions, and a projection at the head of every stage."""
+    b, channels = Builder(seed), widths[0]
+    x = b.conv("x", "stem", 3, channels)
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            name, stride = f"s{stage}b{block}", 2 if stage and not block else 1
+            inner = b.conv(b.normalized_relu(x, f"{name}.bn1", channels), f"{name}.one", channels, width, stride=stride)
+            inner = b.conv(b.normalized_relu(inner, f"{name}.bn2", width), f"{name}.two", width, width)
+            if not block:
+                x = b.conv(x, f"{name}.short", channels, width, size=1, stride=stride)
+            x, channels = b.node("Add", [inner, x], f"{name}.sum"), width
+    pooled = b.pooled(b.normalized_relu(x, "bn", channels))
+    return b.model(b.dense(pooled, "classes", channels, 10), (3, 32, 32), 10)
+
+
+def mobilenet(
+    size: int = 32, divide: int = 1, seed: int = 0, *, strides: tuple[int, ...] | None = None
+) -> onnx.ModelProto:
     """MobileNet v1: a stem, then depthwise (`dwN`) and pointwise (`pwN`) convolutions in turn."""
     b, channels = Builder(seed), 32 // divide
     x = b.relu(b.conv("x", "stem", 3, channels))
-    for number, (width, stride) in enumerate(MOBILENET):
+    for number, (width, usual) in enumerate(MOBILENET):
+        stride = usual if strides is None else strides[number]
         x = b.relu(b.conv(x, f"dw{number}", channels, channels, stride=stride, groups=channels))
         x = b.relu(b.conv(x, f"pw{number}", channels, width // divide, size=1))
         channels = width // divide
@@ -139,3 +165,21 @@ def changed(model: onnx.ModelProto, **weights: Weight) -> onnx.ModelProto:
 def weights_of(model: onnx.ModelProto) -> dict[str, Weight]:
     """All stored tensors by name, in double precision."""
     return {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+
+
+def reference_networks() -> dict[str, onnx.ModelProto]:
+    """Three narrow networks of the paper, some of whose kernels are as small as the reference's ε, or zero."""
+    strides = (1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # for pictures of 32 pixels
+    models = {
+        "vgg16": vgg16(divide=8),
+        "resnet": resnet_before_activation(),
+        "mobilenet": mobilenet(divide=16, strides=strides),
+    }
+    chosen = {"vgg16": "conv3_2", "resnet": "s1b1.one", "mobilenet": "pw5"}
+    for name, layer in chosen.items():
+        kernel = weights_of(models[name])[f"{layer}.w"]
+        kernel[:, 1] *= 1e-3
+        kernel[:, 3] *= 1e-4
+        kernel[:, 5] = 0.0
+        models[name] = changed(models[name], **{f"{layer}.w".replace(".", "__"): kernel})
+    return models

@@ -113,7 +113,7 @@ criterion_options: Decorator[Any, Any] = _options(
     "Criterion (which filters go)",
     _option(
         "--criterion", type=CriterionName(),
-        help="cop, cop-activation, cop-multiple, l1, l2, fpgm, wanda or random. "
+        help="cop, cop-paper, cop-activation, cop-multiple, l1, l2, fpgm, wanda or random. "
         "[default: measurement]",
     ),
     _option(

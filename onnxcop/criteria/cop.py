@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop._base.types import Array, FloatArray, IntArray
+from onnxcop._base.types import Array, BoolArray, FloatArray, IntArray
 from onnxcop.analysis.layers import Layer, layer_weights
-from onnxcop.criteria.base import PruningContext
+from onnxcop.criteria.base import PruningContext, Ranking
 from onnxcop.criteria.cop_regularization import Regularizer
 from onnxcop.errors import CalibrationError
 
 _DEAD = -1.0  # importance of a channel whose removal changes nothing: below every other
 _EPSILON = 1e-10  # relative to a layer's largest deviation
+_NEARLY_DEAD = 1e-5  # norm of outgoing weights, relative to the layer's largest, of a channel that does nothing
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Cop:
         I_i = α (1 - s_i) + β (1 - log2 C / max log2 C) + γ (1 - log2 P / max log2 P)
 
     with C the FLOPs and P the parameters of the layer and the next, at their current widths. The lowest
-    goes first, and is no evidence for others any more; channels that nothing reads go before all.
+    goes first, and is no evidence for others any more. Channels whose outgoing weights come to less than
+    1e-5 of the layer's largest, as weight decay makes them, go before all and are evidence for none.
 
     Source: W. Wang et al., "COP: Customized Deep Model Compression via Regularized Correlation-Based
     Filter-Level Pruning", 2019, arXiv 1906.10337; "cop-activation" puts feature maps in place of weights.
@@ -65,7 +67,7 @@ class Cop:
         """Feature maps have to be seen for the activation variant."""
         return self.name == "cop-activation"
 
-    def rank(self, context: PruningContext) -> CopRanking:
+    def rank(self, context: PruningContext) -> Ranking:
         """Correlate, normalize and regularize."""
         tables = []
         for layer in context.layers:
@@ -87,7 +89,7 @@ class Cop:
         weights = layer_weights(context.weights, layer)
         if weights is None:
             return None
-        dead = np.logical_not(weights.reshape(len(weights), -1).any(axis=1))
+        dead = nearly_dead(weights)
         units, chance = layer.units[: len(weights)], 0.0
         if self.needs_stats:
             if context.stats is None:
@@ -100,13 +102,20 @@ class Cop:
         else:
             correlation = weight_correlation(weights, self.measure)
             if self.narrow_correction and self.measure != "inner":
-                chance = self._chance(weights)
+                chance = self._chance(weights[~dead])
+        correlation[dead, :] = correlation[:, dead] = 0.0
         scale = normalizer(correlation, self.normalization)
         return ChannelCorrelations.of(units, correlation / scale, dead, self.top_k, chance / scale)
 
     def _chance(self, weights: FloatArray) -> float:
         channels, outputs, taps = weights.shape
         return chance_level(outputs - (self.measure == "pearson"), taps, channels - 1, self.top_k)
+
+
+def nearly_dead(weights: FloatArray) -> BoolArray:
+    """Channels whose outgoing weights [channels, outputs, taps] are nothing beside the largest, bool [channels]."""
+    norms = np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
+    return np.asarray(norms <= _NEARLY_DEAD * norms.max(initial=0.0))
 
 
 def weight_correlation(weights: FloatArray, measure: str = "pearson") -> FloatArray:

@@ -8,6 +8,7 @@ mean over the pairs (layer, next layer) it stands in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,25 +81,27 @@ class Regularizer:
         The nearest is the one with the longest way from the inputs: of a block's last convolution and
         the projection beside it, the former, in whichever order the file has them.
         """
-        structure, depth = context.structure, _depths(context.model)
-        sizes = _sizes(context)
-        between = {
-            c.node for c in structure.coupling.findings.contractions
-            if c.kernel is not None and c.kernel.groups > 1 and not c.operands
-        }  # fmt: skip
-        pairs: dict[tuple[int, ...], int] = {}
-        members = []
+        structure, depth = context.structure, depths(context.model)
+        sizes, between = node_sizes(context), depthwise_nodes(context)
+        found: list[list[tuple[int, ...]]] = []
         for group in structure.groups:
             makers = [n for n in group.producers if n in sizes and n not in between]
-            numbers = set()
+            found.append([])
             for consumer in (n for n in group.consumers if n in sizes):
                 maker = max((n for n in makers if n < consumer), key=depth.__getitem__, default=None)
                 start = -1 if maker is None else maker
                 inner = [n for n in group.producers if n in between and start < n < consumer and n in sizes]
-                pair = (*([] if maker is None else [maker]), *inner, consumer)
-                numbers.add(pairs.setdefault(pair, len(pairs)))
-            members.append(tuple(sorted(numbers)))
-        return cls(sizes, tuple(pairs), tuple(members), structure.group_of)
+                found[-1].append((*([] if maker is None else [maker]), *inner, consumer))
+        return cls.of_pairs(sizes, found, structure.group_of)
+
+    @classmethod
+    def of_pairs(
+        cls, sizes: dict[int, Sizes], found: Sequence[Sequence[tuple[int, ...]]], group_of: IntArray
+    ) -> Regularizer:
+        """Average the costs of given pairs of every group; a pair of several groups counts once."""
+        pairs: dict[tuple[int, ...], int] = {}
+        members = [tuple(sorted({pairs.setdefault(pair, len(pairs)) for pair in of_group})) for of_group in found]
+        return cls(sizes, tuple(pairs), tuple(members), group_of)
 
     def pair_costs(self, kept: IntArray) -> tuple[FloatArray, FloatArray]:
         """C and P of every pair at the given widths; only what has changed is computed again."""
@@ -125,7 +128,7 @@ class Regularizer:
         return result[0], result[1]
 
 
-def _depths(model: onnx.ModelProto) -> list[int]:
+def depths(model: onnx.ModelProto) -> list[int]:
     """Number of nodes on the longest way from the inputs to every node."""
     reached: dict[str, int] = {}
     depths = []
@@ -136,7 +139,16 @@ def _depths(model: onnx.ModelProto) -> list[int]:
     return depths
 
 
-def _sizes(context: PruningContext) -> dict[int, Sizes]:
+def depthwise_nodes(context: PruningContext) -> set[int]:
+    """Convolutions that work on every channel alone."""
+    return {
+        c.node for c in context.structure.coupling.findings.contractions
+        if c.kernel is not None and c.kernel.groups > 1 and not c.operands
+    }  # fmt: skip
+
+
+def node_sizes(context: PruningContext) -> dict[int, Sizes]:
+    """How the cost of every layer with weights follows from kept widths."""
     structure = context.structure
     macs = {mac.node: mac for mac in structure.coupling.findings.macs}
     result = {}

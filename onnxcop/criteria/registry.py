@@ -6,13 +6,15 @@ from dataclasses import replace
 
 from onnxcop.criteria.base import Criterion, GeometricMedian, Norm, Random, Wanda
 from onnxcop.criteria.cop import Cop
+from onnxcop.criteria.cop_paper import CopPaper
 from onnxcop.criteria.multiple_correlation import Multiple
 from onnxcop.errors import BudgetError
 
 CRITERIA: dict[str, Criterion] = {
     entry.name: entry
     for entry in (
-        Cop(), Cop("cop-activation"), Multiple(), Norm("l1", 1), Norm("l2", 2), GeometricMedian(), Wanda(), Random(),
+        Cop(), CopPaper(), Cop("cop-activation"), Multiple(), Norm("l1", 1), Norm("l2", 2), GeometricMedian(), Wanda(),
+        Random(),
     )
 }  # fmt: skip
 

@@ -93,7 +93,7 @@ def planted() -> tuple[onnx.ModelProto, dict[str, int]]:
 
 
 FINDS = {
-    "cop": ("twin", "other twin"), "cop-activation": ("twin", "other twin"),
+    "cop": ("twin", "other twin"), "cop-paper": ("twin", "other twin"), "cop-activation": ("twin", "other twin"),
     "cop-multiple": ("weak", "twin", "other twin"), "l1": ("weak",), "l2": ("weak",), "fpgm": ("median", "weak"),
     "wanda": ("weak",),
 }  # fmt: skip
@@ -161,7 +161,9 @@ def test_what_needs_data_says_so(criterion: Criterion) -> None:
 
 
 def test_unknown_criterion() -> None:
-    with pytest.raises(BudgetError, match=r"no criterion is called 'best'; choose one of cop, cop-activation"):
+    with pytest.raises(
+        BudgetError, match=r"no criterion is called 'best'; choose one of cop, cop-paper, cop-activation"
+    ):
         criterion_named("best")
 
 

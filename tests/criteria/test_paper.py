@@ -333,6 +333,30 @@ def test_a_dead_channel_goes_first() -> None:
     assert first == units_made_by(context, "conv3_1")[5]
 
 
+@pytest.mark.parametrize("size", [1e-14, 1e-8, 1e-6], ids=str)
+def test_nearly_dead_channels_go_first(size: float) -> None:
+    """What weight decay leaves of a filter's readers: noise that looks like nothing else."""
+    model, planted = vgg16(divide=4), [5, 17, 30]
+    kernel = kernels(model)["conv4_2"]
+    rng = np.random.default_rng(1)
+    kernel[:, planted] = size * 0.05 * rng.standard_normal(kernel[:, planted].shape)
+    context = subject_of(changed(model, conv4_2__w=kernel))
+    removed = choose(context, Cop().rank(context), Budget(filters=0.99)).removed.tolist()
+    assert set(removed[:3]) == set(units_made_by(context, "conv4_1")[planted].tolist())
+
+
+def test_a_nearly_dead_channel_is_no_evidence() -> None:
+    """It may copy another, which is not redundant for that."""
+    model, scores = vgg16(divide=4), []
+    kernel = kernels(model)["conv4_2"]
+    for like in (3, 4):
+        kernel[:, 5] = 1e-9 * kernel[:, like]
+        context = subject_of(changed(model, conv4_2__w=kernel))
+        units = units_made_by(context, "conv4_1")
+        scores.append(Cop().rank(context).importance(context.structure.axis_sizes)[units])
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
 @pytest.mark.parametrize("corrected", [False, True], ids=["letter", "corrected"])
 def test_one_of_two_twins_stays(corrected: bool) -> None:
     """Once the first is gone nothing speaks against the second."""
