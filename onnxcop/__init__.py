@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxcop.criteria.scores import statistics
     from onnxcop.errors import OnnxcopError
     from onnxcop.pipeline.compare import compare
+    from onnxcop.pipeline.options import PruneOptions
     from onnxcop.pipeline.prune import apply_plan, prune
     from onnxcop.pipeline.stages import recover
     from onnxcop.pipeline.sweep import sweep
@@ -53,6 +54,7 @@ _HOMES = {
     "statistics": "onnxcop.criteria.scores",
     "OnnxcopError": "onnxcop.errors",
     "compare": "onnxcop.pipeline.compare",
+    "PruneOptions": "onnxcop.pipeline.options",
     "apply_plan": "onnxcop.pipeline.prune",
     "prune": "onnxcop.pipeline.prune",
     "recover": "onnxcop.pipeline.stages",
@@ -75,6 +77,7 @@ __all__ = [
     "Limits",
     "OnnxcopError",
     "Op",
+    "PruneOptions",
     "PruneResult",
     "PruningContext",
     "PruningPlan",

@@ -1,4 +1,4 @@
-"""The shape of the package: modules stay small, folders too, and the documentation lists them all."""
+"""The shape of the package: modules and folders stay small."""
 
 from __future__ import annotations
 
@@ -46,18 +46,3 @@ def statement_lines(function: ast.FunctionDef) -> int:
     """Lines of a function without its docstring."""
     documentation = ast.get_docstring(function, clean=False)
     return (function.end_lineno or 0) - function.lineno + 1 - len((documentation or "").splitlines())
-
-
-def test_the_architecture_lists_every_module_by_its_first_line() -> None:
-    text = (REPO_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    listed = [line for line in text.split("## Every module")[1].splitlines() if line.startswith("- ")]
-    wanted = {
-        f"- `{name.removesuffix('.__init__').replace('.', '/')}`: {first_paragraph(tree)}"
-        for name, tree in modules().items()
-        if name != "__main__"
-    }
-    assert sorted(listed) == sorted(wanted)
-
-
-def first_paragraph(tree: ast.Module) -> str:
-    return " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())

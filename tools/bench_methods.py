@@ -19,7 +19,7 @@ import peers
 import peers_files
 
 import onnxcop
-from onnxcop.pipeline.options import Modes
+from onnxcop.pipeline.options import Modes, PruneOptions
 from onnxcop.runtime.session import EngineOptions
 
 Row = dict[str, str]
@@ -52,15 +52,10 @@ class Own:
 
     def settled(self) -> tuple[Modes, bool]:
         """What it comes down to: two methods with the same answer are the same run."""
-        modes = Modes.of(
-            self.criterion,
-            self.allocate,
-            self.recover,
-            has_data=self.data,
-            has_stats=False,
-            bounded=False,
+        options = PruneOptions(
+            criterion=self.criterion, allocate=self.allocate, recover=self.recover, data=True if self.data else None
         )
-        return modes, self.data
+        return Modes.of(options), self.data
 
 
 DELETION = {

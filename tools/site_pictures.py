@@ -35,6 +35,7 @@ from onnxcop.criteria import cop  # noqa: E402
 from onnxcop.criteria.base import produced_norms  # noqa: E402
 from onnxcop.criteria.registry import criterion_named  # noqa: E402
 from onnxcop.data.for_model import open_data  # noqa: E402
+from onnxcop.data.options import DataOptions  # noqa: E402
 from onnxcop.recovery.rounds import Recovery, RecoverySettings  # noqa: E402
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -138,7 +139,7 @@ def chosen(folder: Path) -> None:
 def prices(folder: Path) -> None:
     """What cutting each group costs in the network's own output."""
     analysis = onnxcop.analyze(MODEL, biases=True)
-    data = open_data(analysis, CALIB, None, 512, 32, 0, None)
+    data = open_data(analysis, DataOptions(data=CALIB, samples=512, batch_size=32))
     assert data is not None
     fit, probe = data.split(1 / 3, 0)
     state = Recovery(analysis, fit, probe, onnxcop.EngineOptions(), RecoverySettings())

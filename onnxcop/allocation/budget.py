@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass, fields
-from numbers import Real
 
 import numpy as np
 import onnx
 
+from onnxcop._base.quantities import share, size_in_bytes
 from onnxcop._base.types import BoolArray, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.result import Coupling
@@ -33,19 +33,44 @@ class Budget:
     size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("macs", "params", "filters"):
-            value = getattr(self, name)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
             if value is None:
                 continue
-            if not isinstance(value, Real) or not 0 < float(value) <= 1:
-                raise BudgetError(f"--{name} is a fraction to keep, above 0 and at most 1 (or 100%), not {value!s}")
-        if self.size is not None and self.size <= 0:
-            raise BudgetError(f"--size must be positive, not {self.size}")
+            object.__setattr__(self, entry.name, (_size if entry.name == "size" else share_to_keep)(entry.name, value))
+
+    @classmethod
+    def of(cls, **bounds: object) -> Budget:
+        """The budget for bounds as people write them: `0.7` or `"70%"`, `"5MB"`.
+
+        Raises:
+            BudgetError: A bound is no fraction or no size.
+        """
+        return cls(**bounds)  # type: ignore[arg-type]  # read as texts when it is made
 
     @property
     def empty(self) -> bool:
         """Whether nothing is asked for."""
         return self.macs is self.params is self.filters is self.size is None
+
+
+def share_to_keep(name: str, value: object) -> float:
+    """A bound that is a fraction, from `0.7` or `"70%"`.
+
+    Raises:
+        BudgetError: It is no fraction.
+    """
+    try:
+        return share(value)
+    except ValueError:
+        raise BudgetError(f"--{name} is a fraction to keep, above 0 and at most 1 (or 100%), not {value!s}") from None
+
+
+def _size(name: str, value: object) -> int:
+    try:
+        return size_in_bytes(value)
+    except ValueError as error:
+        raise BudgetError(f"--{name}: {error}") from None
 
 
 def round_budgets(budget: Budget, rounds: int) -> list[Budget]:

@@ -7,6 +7,7 @@ Nothing heavy is imported until an option's value is turned into what the packag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from onnxcop.criteria.base import Criterion
     from onnxcop.data.images import Preprocess
     from onnxcop.data.input_files import InputFiles
+    from onnxcop.pipeline.options import ApplyOptions, PruneOptions
     from onnxcop.runtime.session import EngineOptions
 
 _COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
@@ -42,26 +44,30 @@ def default_table(model: Path) -> Path:
     return model.with_name(f"{model.name.removesuffix('.onnx')}.sweep.csv")
 
 
-def prune_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.prune` for the options of the main form."""
-    return {
-        **{name: values[name] for name in ("latency", "divergence", "max_drop")},
-        **sweep_arguments(values),
-        "stats_out": values["stats_out"] is not None,  # gathered now, written together with the model
-    }
+def prune_options(values: Mapping[str, Any], progress: Progress) -> PruneOptions:
+    """What a command that prunes was asked for."""
+    from onnxcop.pipeline.options import PruneOptions
 
-
-def sweep_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.pipeline.sweep.sweep`; without bounds on quality."""
-    return {
-        **{name: values[name] for name in ("macs", "params", "filters", "size", "metric")},
-        **{name: values[name] for name in ("allocate", "recover", "stats", "stats_out", "seed", "latency_seconds")},
-        **data_arguments(values),
+    made = {
+        "preprocess": preprocess_from(values),
         "criterion": criterion_from(values),
         "limits": limits_from(values),
         "options": engine_from(values),
-        **analysis_arguments(values),
+        "input_shapes": dict(values["input_shape"]) or None,
+        "progress": progress,
     }
+    plain = {entry.name: values[entry.name] for entry in fields(PruneOptions) if entry.name in values}
+    return PruneOptions(**(plain | made))
+
+
+def apply_options(values: Mapping[str, Any], progress: Progress) -> ApplyOptions:
+    """What the command that replays a plan was asked for."""
+    from onnxcop.pipeline.options import ApplyOptions
+
+    return ApplyOptions(
+        options=engine_from(values), latency_seconds=values["latency_seconds"], progress=progress,
+        **data_arguments(values),
+    )  # fmt: skip
 
 
 def limits_from(values: Mapping[str, Any]) -> Limits:
@@ -146,13 +152,13 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
 
 def statistics_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of :func:`onnxcop.criteria.scores.statistics`."""
-    given = {name: values[name] for name in ("stats", "stats_out", "seed")}
+    given = {name: values[name] for name in ("stats", "stats_out")}
     return {**given, **data_arguments(values), "options": engine_from(values)}
 
 
 def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.prune` that say what to calibrate on."""
-    names = ("data", "samples", "batch_size")
+    """The fields of :class:`onnxcop.data.options.DataOptions`: what to calibrate on."""
+    names = ("data", "samples", "batch_size", "seed")
     return {"preprocess": preprocess_from(values), **{name: values[name] for name in names}}
 
 

@@ -15,13 +15,13 @@ from onnxcop._version import __version__
 from onnxcop.cli import console
 from onnxcop.cli.arguments import (
     analysis_arguments,
+    apply_options,
     criterion_to_show,
-    data_arguments,
     default_output,
     engine_from,
     inputs_from,
     progress_from,
-    prune_arguments,
+    prune_options,
     statistics_arguments,
 )
 from onnxcop.cli.framework import MAIN, MainForm, ModelFile, Program, SectionCommand
@@ -73,12 +73,13 @@ def app() -> None:
 @talking
 def prune_command(model: Path, output: Path | None, plan_out: Path | None, **values: Any) -> None:
     """Prune a model."""
-    from onnxcop.pipeline.prune import prune
+    from onnxcop.pipeline.prune import prune_with
 
     target = output or default_output(model)
     inputs_from(values, model).check(target, plan_out, values["stats_out"], *values["reports"])
+    stats = values["stats_out"] is not None  # gathered now, written together with the model
     with progress_from(values) as progress:
-        result = prune(model, progress=progress, **prune_arguments(values))
+        result = prune_with(model, prune_options(values | {"stats_out": stats}, progress))
     _write(result, target, plan_out, values)
 
 
@@ -135,21 +136,13 @@ def inspect_command(model: Path, **values: Any) -> None:
 @talking
 def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -> None:
     """Replay a plan on the model it was made for."""
-    from onnxcop.pipeline.prune import apply_plan
+    from onnxcop.pipeline.prune import apply_with
     from onnxcop.rewrite.plan import PruningPlan
 
     target = output or default_output(model)
     inputs_from(values, model, plan).check(target, *values["reports"])
     with progress_from(values) as progress:
-        result = apply_plan(
-            model,
-            PruningPlan.load(plan),
-            options=engine_from(values),
-            latency_seconds=values["latency_seconds"],
-            seed=values["seed"],
-            progress=progress,
-            **data_arguments(values),
-        )
+        result = apply_with(model, PruningPlan.load(plan), apply_options(values, progress))
     _write(result, target, None, values)
 
 

@@ -8,14 +8,7 @@ from typing import Any
 import click
 
 from onnxcop.cli import console
-from onnxcop.cli.arguments import (
-    data_arguments,
-    default_table,
-    engine_from,
-    inputs_from,
-    progress_from,
-    sweep_arguments,
-)
+from onnxcop.cli.arguments import data_arguments, default_table, engine_from, inputs_from, progress_from, prune_options
 from onnxcop.cli.framework import SectionCommand
 from onnxcop.cli.options import (
     choice_options,
@@ -54,7 +47,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
     with progress_from(values) as progress:
         found = compare(
             a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
-            latency_seconds=values["latency_seconds"], seed=values["seed"], progress=progress,
+            latency_seconds=values["latency_seconds"], progress=progress,
             **data_arguments(values),
         )  # fmt: skip
     if values["as_json"]:
@@ -76,7 +69,7 @@ def sweep_command(model: Path, **values: Any) -> None:
     is written after every point, so that what is done is kept whatever happens.
     """
     from onnxcop.cli.console_study import curve_head, curve_line
-    from onnxcop.pipeline.sweep import Record, sweep
+    from onnxcop.pipeline.sweep import Record, sweep_with
 
     table = values["output"] or default_table(model)
     inputs = inputs_from(values, model)
@@ -84,7 +77,7 @@ def sweep_command(model: Path, **values: Any) -> None:
     record = Record(model, table, values["plot"], values["save_models"], inputs=inputs)
     drawn = not values["quiet"] and not values["as_json"]
     with progress_from(values) as progress:
-        for point in sweep(model, progress=progress, **sweep_arguments(values)):
+        for point in sweep_with(model, values["macs"], prune_options(values | {"macs": None}, progress)):
             progress.pause()
             row = record.add(point)
             if drawn and len(record.rows) == 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+from onnxcop._base.quantities import share, size_in_bytes
 
 
 class Fraction(click.ParamType[float]):
@@ -21,16 +21,10 @@ class Fraction(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The fraction as a float."""
-        text = str(value).strip()
         try:
-            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            self.fail(f"{text!r} is no fraction; write 0.7 or 70%", param, ctx)
-        if not (0 < number <= 1 or (self.zero and number == 0)):
-            hint = f"; for {number:g} percent write {number:g}%" if 1 < number <= 100 else ""
-            low = "from 0" if self.zero else "above 0"
-            self.fail(f"{text} is not {low} and at most 1{hint}", param, ctx)
-        return number
+            return share(value, zero=self.zero)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class ReportFile(click.ParamType[Path]):
@@ -83,14 +77,10 @@ class Size(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The size in bytes."""
-        found = _SIZE.fullmatch(str(value).strip())
-        if found is None:
-            self.fail(f"{value!r} is no size; write 5MB, 5MiB or a number of bytes", param, ctx)
-        number, prefix, binary = found.groups()
-        size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
-        if size < 1:
-            self.fail(f"{value!r} is less than a byte; write 5MB, say", param, ctx)
-        return size
+        try:
+            return size_in_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):

@@ -6,10 +6,14 @@ The finest coupling is tried first; where that ends frozen the next is tried, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from onnxcop.coupling.result import Coupling
+
+Policy = Literal["finest", "coarsest"]
+"""Which coupling is preferred if several exist: inside of heads and groups, or whole ones."""
 
 _ROUNDS = 3
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxcop._base.keywords import by_keywords
+from onnxcop._base.progress import Callback
 from onnxcop._base.threads import single_threaded
 from onnxcop.analysis.analyze import Analysis, group_name, node_name
 from onnxcop.calibration.calibrate import gather_statistics
@@ -16,7 +17,7 @@ from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.base import Criterion, PruningContext
 from onnxcop.criteria.registry import criterion_named
 from onnxcop.data.for_model import open_data
-from onnxcop.data.open import Preprocess
+from onnxcop.data.options import DataOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.runtime.session import EngineOptions
 
@@ -124,36 +125,41 @@ def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
     return places
 
 
-def statistics(
-    analysis: Analysis, *, data: Any = None, stats: str | Path | None = None, stats_out: str | Path | None = None,
-    preprocess: Preprocess | str | None = None, samples: int | None = None, batch_size: int = 32, seed: int = 0,
-    options: EngineOptions = EngineOptions(),
-    progress: Callable[[str, float, float | None], None] | None = None,
-) -> CalibrationStats | None:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatisticsOptions(DataOptions):
+    """Where statistics come from.
+
+    Attributes:
+        stats: A file of statistics, which outranks the data.
+        stats_out: Where to write what was gathered.
+        options: How the model is run; None for what this machine has.
+        progress: Called with (stage, done, total).
+    """
+
+    stats: str | Path | None = None
+    stats_out: str | Path | None = None
+    options: EngineOptions | None = None
+    progress: Callback | None = None
+
+
+@by_keywords(StatisticsOptions)
+def statistics(analysis: Analysis, asked: StatisticsOptions) -> CalibrationStats | None:
     """Statistics of an analysed model: loaded from a file, else gathered from data, else None.
 
     Args:
         analysis: The model.
-        data: Calibration data (see :func:`onnxcop.data.open.open_source`).
-        stats: A file of statistics, which outranks the data.
-        stats_out: Where to write what was gathered.
-        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
-        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
-        batch_size: Samples that run at once.
-        seed: Of the choice of samples.
-        options: How the model is run.
-        progress: Called with (stage, done, total).
+        asked: The fields of :class:`StatisticsOptions`, as keyword arguments.
 
     Raises:
         CalibrationError: The data or the file cannot be used.
         PlanMismatchError: The statistics belong to another model.
     """
-    if stats is not None:
-        return CalibrationStats.of_model(stats, analysis.sha256)
-    source = open_data(analysis, data, preprocess, samples, batch_size, seed, analysis.input_shapes)
+    if asked.stats is not None:
+        return CalibrationStats.of_model(asked.stats, analysis.sha256)
+    source = open_data(analysis, asked, analysis.input_shapes)
     if source is None:
         return None
-    found = gather_statistics(analysis, source, options, progress)
-    if stats_out is not None:
-        found.save(Path(stats_out))
+    found = gather_statistics(analysis, source, asked.options or EngineOptions(), asked.progress)
+    if asked.stats_out is not None:
+        found.save(Path(asked.stats_out))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +11,7 @@ import onnx
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.data.batching import fit_batch_size
 from onnxcop.data.open import CalibrationData, Preprocess, open_source
+from onnxcop.data.options import DataOptions
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.runtime.inputs import model_inputs
 
@@ -38,18 +38,26 @@ def input_specs(analysis: Analysis) -> list[InputSpec]:
 
 
 def open_data(
-    analysis: Analysis, data: Any, preprocess: Preprocess | str | None, samples: int | None, batch_size: int, seed: int,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-) -> CalibrationData | None:  # fmt: skip
-    """Open the user's data; None where there is none."""
-    if data is None:
+    analysis: Analysis, options: DataOptions, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> CalibrationData | None:
+    """Open the user's data; None if there is none.
+
+    Args:
+        analysis: The model.
+        options: The data, and how to read them.
+        input_shapes: Sizes for dynamic axes, by input name.
+
+    Raises:
+        CalibrationError: The data cannot be read or do not fit the inputs.
+    """
+    if options.data is None:
         return None
-    samples = default_samples(analysis) if samples is None else samples
-    if isinstance(preprocess, str):
-        preprocess = Preprocess.named(preprocess)
+    preprocess = options.preprocess
     source = open_source(
-        data, input_specs(analysis), preprocess=preprocess, samples=samples, batch_size=batch_size,
-        seed=seed, input_shapes=input_shapes,
+        options.data, input_specs(analysis),
+        preprocess=Preprocess.named(preprocess) if isinstance(preprocess, str) else preprocess,
+        samples=default_samples(analysis) if options.samples is None else options.samples,
+        batch_size=options.batch_size, seed=options.seed, input_shapes=input_shapes,
     )  # fmt: skip
     source = fit_batch_size(analysis.original, source)
     doubt = emptiness(source)

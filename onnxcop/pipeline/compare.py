@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcop._base.keywords import by_keywords
+from onnxcop._base.progress import Callback
 from onnxcop.analysis.analyze import Analysis, analyze, census
 from onnxcop.analysis.summary import Totals, totals
 from onnxcop.data.for_model import input_specs, open_data
-from onnxcop.data.open import Preprocess
+from onnxcop.data.options import DataOptions
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.errors import EngineError, ModelError
 from onnxcop.graph import io as models
@@ -82,59 +84,57 @@ class Comparison:
         return asdict(self)
 
 
-def compare(
-    a: onnx.ModelProto | str | Path,
-    b: onnx.ModelProto | str | Path,
-    *,
-    data: Any = None,
-    preprocess: Preprocess | str | None = None,
-    samples: int | None = None,
-    batch_size: int = 32,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    options: EngineOptions = EngineOptions(),
-    latency_seconds: float = DEFAULT_SECONDS,
-    seed: int = 0,
-    progress: Any = None,
-) -> Comparison:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions(DataOptions):
+    """How two models are compared.
+
+    Attributes:
+        input_shapes: Concrete shapes for dynamic inputs.
+        options: How models are run; None for what this machine has.
+        latency_seconds: How long to measure latency; 0 to skip it.
+        progress: Called with (stage, done, total).
+    """
+
+    input_shapes: Mapping[str, Sequence[int]] | None = None
+    options: EngineOptions | None = None
+    latency_seconds: float = DEFAULT_SECONDS
+    progress: Callback | None = None
+
+
+@by_keywords(CompareOptions)
+def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, asked: CompareOptions) -> Comparison:
     """Compare two models.
 
     Args:
         a: The model that the other is compared with: a path, or a model in memory.
         b: The other model.
-        data: What to compare outputs on (see :func:`onnxcop.data.open.open_source`); made-up inputs without it.
-        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
-        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
-        batch_size: Samples that run at once.
-        input_shapes: Concrete shapes for dynamic inputs.
-        options: How models are run.
-        latency_seconds: How long to measure latency; 0 for not at all.
-        seed: Of what is drawn.
-        progress: Called with (stage, done, total).
+        asked: The fields of :class:`CompareOptions`, as keyword arguments; outputs are compared on the data.
 
     Raises:
         OnnxcopError: A model or the data cannot be read.
     """
-    first = analyze(a, input_shapes=input_shapes, options=options)
+    engine = asked.options or EngineOptions()
+    first = analyze(a, input_shapes=asked.input_shapes, options=engine)
     other = models.load(b)
     pairs = paired(*([value.name for value in model_inputs(model)] for model in (first.original, other)))
     shapes = {theirs: first.input_shapes[ours] for ours, theirs in pairs.items()}
     try:
-        second = analyze(other, input_shapes=shapes, options=options)
+        second = analyze(other, input_shapes=shapes, options=engine)
     except ModelError:  # they do not fit it
-        second = analyze(other, options=options)
+        second = analyze(other, options=engine)
     notes = _differences(first, second, pairs)
     found, where = None, ""
     if not notes:
         outputs = paired(*([value.name for value in side.original.graph.output] for side in (first, second)))
         notes = [*_casts(first, second, pairs), *_unpaired(first, second, outputs)]
-        source = open_data(first, data, preprocess, samples, batch_size, seed, input_shapes)
+        source = open_data(first, asked, asked.input_shapes)
         where = "made-up inputs, which tell little: give --data" if source is None else source.description
-        source = source or synthetic_data(first, _MADE_UP, batch_size, seed)
-        found = agreement(first.original, second.original, source, pairs, outputs, options, progress)
+        source = source or synthetic_data(first, _MADE_UP, asked.batch_size, asked.seed)
+        found = agreement(first.original, second.original, source, pairs, outputs, engine, asked.progress)
     latency = None
-    if latency_seconds > 0:
+    if asked.latency_seconds > 0:
         try:
-            latency = _timed(first, second, options, latency_seconds)
+            latency = _timed(first, second, engine, asked.latency_seconds)
         except (EngineError, ModelError) as error:
             notes.append(f"latency could not be measured: {error}")
     names = [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -19,7 +18,7 @@ from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.base import PruningContext, produced_norms
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
-from onnxcop.pipeline.options import Modes
+from onnxcop.pipeline.options import Modes, PruneOptions
 from onnxcop.reconstruction.divergence import Waypoint
 from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.quality_bound import Bound, cut_within
@@ -34,30 +33,43 @@ _LONG = 1e9  # multiply-accumulates, and
 _LARGE = 2e7  # parameters, of networks that take minutes to measure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Everything that a decision depends on."""
+    """Everything that a decision depends on.
 
+    Attributes:
+        asked: The user's options, as they were given.
+        analysis: The model.
+        modes: How units are chosen and made up for.
+        budget: What to keep at most.
+        limits: What may not be cut.
+        latency: Fraction of the time of a run to keep at most.
+        source: The calibration data, opened.
+        stats: Statistics of an earlier run.
+        progress: Called with (stage, done, total).
+        clock: Where the seconds of each stage are added up.
+        choices: What was chosen by measurement on the way, in words.
+    """
+
+    asked: PruneOptions
     analysis: Analysis
+    modes: Modes
     budget: Budget
     limits: Limits
-    modes: Modes
+    latency: float | None
     source: CalibrationData | None
     stats: CalibrationStats | None
-    gather_stats: bool
-    divergence: float | None
-    metric: Any
-    max_drop: float | None
-    settings: RecoverySettings
-    options: EngineOptions
     progress: Progress | None
     clock: Clock
-    policy: str = "finest"
     choices: tuple[str, ...] = ()
-    latency: float | None = None
+
+    @property
+    def options(self) -> EngineOptions:
+        """How models are run."""
+        return self.asked.engine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What goes, and the model (in the original's shapes) whose weights have made up for it.
 
@@ -120,7 +132,7 @@ def lack_of_data(request: Request) -> tuple[str, ...]:
 
 def metric_of(request: Request) -> Metric | None:
     """The user's score, where there is one."""
-    return None if request.metric is None else Metric.of(request.metric, request.analysis.original)
+    return None if request.asked.metric is None else Metric.of(request.asked.metric, request.analysis.original)
 
 
 @single_threaded
@@ -128,23 +140,26 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
     """Remove the least important units by a criterion; `prepared` is shared between requests."""
     analysis, modes = request.analysis, request.modes
     stats, warnings = request.stats, lack_of_data(request)
-    wants_stats = modes.criterion.needs_stats or request.gather_stats
+    wants_stats = modes.criterion.needs_stats or request.asked.gathers_stats
     if stats is None and request.source is not None and wants_stats:
         stats = _statistics(request)
     with request.clock.stage("selection"):
-        context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats, request.settings.seed)
+        context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats, request.asked.seed)
         removed = choose(context, modes.criterion.rank(context), request.budget, request.limits).removed
     if modes.recover == "none":
-        return Decision(removed, analysis.model, stats, warnings, _described(request.source), {}, metric)
+        return Decision(
+            removed=removed, model=analysis.model, stats=stats, warnings=warnings,
+            calibration=_described(request.source), metric=metric,
+        )  # fmt: skip
     with request.clock.stage("recovery"):
         chosen = prepared or prepared_recovery(request)
         found = _recovered(chosen, removed, _described(request.source, chosen.untouched))
     if request.source is None:  # what was measured on made-up inputs says little
         seen = "" if stats is not None else found.calibration
-        return Decision(removed, found.model, stats, warnings, seen, {}, metric)
-    return Decision(
-        removed, found.model, stats, warnings, found.calibration, found.measured, metric, found.way, found.seen
-    )
+        return Decision(
+            removed=removed, model=found.model, stats=stats, warnings=warnings, calibration=seen, metric=metric
+        )
+    return replace(found, stats=stats, warnings=warnings, metric=metric)
 
 
 def prepared_recovery(request: Request) -> PreparedRecovery:
@@ -153,7 +168,7 @@ def prepared_recovery(request: Request) -> PreparedRecovery:
 
 
 def _recovery(request: Request) -> Recovery:
-    settings = request.settings
+    settings = request.asked.recovery()
     if request.modes.recover != "full":  # where weights are thrown away in the end, refined ones are no use
         settings = settings.without_refinement()
     if request.source is None:
@@ -177,7 +192,7 @@ def recover_units(
 def _recovered(prepared: PreparedRecovery, removed: IntArray, described: str) -> Decision:
     recovery = prepared.cut(removed)
     return Decision(
-        removed, recovery.working.model, None, (), described, recovery.measured_quality(),
+        removed=removed, model=recovery.working.model, calibration=described, measured=recovery.measured_quality(),
         way=tuple(recovery.way), seen=recovery.seen, rotated=recovery.rotated,
     )  # fmt: skip
 
@@ -185,8 +200,8 @@ def _recovered(prepared: PreparedRecovery, removed: IntArray, described: str) ->
 def _by_measurement(request: Request, metric: Metric | None) -> Decision:
     recovery, stats, fallback = measured_recovery(request)
     with request.clock.stage("selection and recovery"):
-        if request.divergence is not None or request.max_drop is not None:
-            bound = Bound(request.divergence, metric, request.max_drop)
+        if request.asked.divergence is not None or request.asked.max_drop is not None:
+            bound = Bound(request.asked.divergence, metric, request.asked.max_drop)
             cut_within(bound, recovery, request.limits, fallback)
         else:
             recovery = _best_schedule(request, recovery, fallback, _schedules(request, recovery.settings))
@@ -196,7 +211,7 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
 def measured_recovery(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
     """An untouched network, statistics for the user if asked for, and an order of units that data do not tell of."""
     analysis = request.analysis
-    stats = _statistics(request) if request.gather_stats else None
+    stats = _statistics(request) if request.asked.gathers_stats else None
     with request.clock.stage("selection and recovery"):
         recovery = _recovery(request)
         if request.modes.recover != "none":
@@ -209,19 +224,15 @@ def measured_decision(
     request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
 ) -> Decision:
     """What a recovering network stands for now."""
-    removed, warnings = recovery.working.removed(), lack_of_data(request)
-    described = _described(request.source, recovery)
-    if request.modes.recover == "none":
-        return Decision(removed, request.analysis.model, stats, warnings, described, {}, metric, (), recovery.seen)
-    if request.source is None:  # what was measured on made-up inputs says little
-        return Decision(
-            removed, recovery.working.model, stats, warnings, described, {}, metric, rotated=recovery.rotated
-        )
-    quality, way = recovery.measured_quality(), tuple(recovery.way)
-    return Decision(
-        removed, recovery.working.model, stats, (), described, quality, metric, way, recovery.seen,
-        rotated=recovery.rotated,
+    found = Decision(
+        removed=recovery.working.removed(), model=recovery.working.model, stats=stats, warnings=lack_of_data(request),
+        calibration=_described(request.source, recovery), metric=metric, rotated=recovery.rotated,
     )  # fmt: skip
+    if request.modes.recover == "none":
+        return replace(found, model=request.analysis.model, seen=recovery.seen, rotated=())
+    if request.source is None:  # what was measured on synthetic inputs says little
+        return found
+    return replace(found, measured=recovery.measured_quality(), way=tuple(recovery.way), seen=recovery.seen)
 
 
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:

@@ -36,16 +36,6 @@ _ATTEMPTS = 8
 _LONGER = 3  # times the time is taken for a measurement that has to decide
 
 
-def check_bound(bound: float) -> None:
-    """Refuse what is no fraction.
-
-    Raises:
-        BudgetError: It is not above 0 and at most 1.
-    """
-    if not 0 < bound <= 1:
-        raise BudgetError(f"--latency is a fraction to keep, above 0 and at most 1 (or 100%), not {bound:g}")
-
-
 @dataclass(frozen=True, slots=True)
 class TimeCurve:
     """Latency against multiply-accumulates, both as fractions of the original's.
@@ -87,8 +77,8 @@ def prune_within(request: Request, bound: float, seconds: float = 0.0) -> PruneR
     """
     with request.clock.stage("latency curves"):
         request, curve = _with_curve(request, bound)
-    search = _Search(request, bound, curve, seconds or DEFAULT_SECONDS)
-    return _checked(request, search.run(), bound)
+    request = replace(request, asked=replace(request.asked, latency_seconds=seconds or DEFAULT_SECONDS))
+    return _checked(request, _Search(request, bound, curve).run(), bound)
 
 
 def _with_curve(request: Request, bound: float) -> tuple[Request, TimeCurve]:
@@ -160,7 +150,6 @@ class _Search:
     request: Request
     bound: float
     curve: TimeCurve
-    seconds: float
 
     def run(self) -> PruneResult:
         """The largest model found that holds."""
@@ -198,14 +187,15 @@ class _Search:
         asked, request = self.request.budget, self.request
         macs = fraction if asked.macs is None else min(fraction, asked.macs)
         decision = course.decide(replace(asked, macs=macs), request.clock)
-        result = conclude(request, decision, self.seconds)
+        result = conclude(request, decision)
         times = result.report.latency
         if times is None:
             raise EngineError("--latency needs a model that runs on random inputs, to be timed; give --macs instead")
         if times.ratio - 2 * times.error <= self.bound < times.ratio:  # too near to tell
             analysis = request.analysis
             again = timed(
-                analysis.original, result.model, analysis.input_shapes, request.options, _LONGER * self.seconds
+                analysis.original, result.model, analysis.input_shapes, request.options,
+                _LONGER * request.asked.latency_seconds,
             )  # fmt: skip
             times = again or times
             result = replace(result, report=replace(result.report, latency=times))
@@ -214,18 +204,18 @@ class _Search:
 
 def _checked(request: Request, result: PruneResult, bound: float) -> PruneResult:
     """The result, if the bounds on its quality hold as well."""
-    quality = result.report.quality
-    if request.divergence is not None and quality.get("divergence", 0.0) > request.divergence:
+    asked, quality = request.asked, result.report.quality
+    if asked.divergence is not None and quality.get("divergence", 0.0) > asked.divergence:
         raise BudgetError(
-            f"--latency {bound:g} and --divergence {request.divergence:g} cannot both hold: when a run is fast enough "
+            f"--latency {bound:g} and --divergence {asked.divergence:g} cannot both hold: when a run is fast enough "
             f"the outputs differ by {quality['divergence']:.4g}; loosen one of them"
         )
     before = {name.removesuffix(" before"): value for name, value in quality.items() if name.endswith(" before")}
     for name, value in before.items():
         drop = value - quality[f"{name} after"]
-        if request.max_drop is not None and drop > request.max_drop:
+        if asked.max_drop is not None and drop > asked.max_drop:
             raise BudgetError(
-                f"--latency {bound:g} and --max-drop {request.max_drop:g} cannot both hold: when a run is fast enough "
+                f"--latency {bound:g} and --max-drop {asked.max_drop:g} cannot both hold: when a run is fast enough "
                 f"{name} has fallen by {drop:.4g}; loosen one of them"
             )
     return result

@@ -1,14 +1,130 @@
-"""How units are chosen and made up for: what the user asked for, with every "auto" decided."""
+"""What the user asks for, and how units are chosen and made up for once every "auto" is decided."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from onnxcop._base.progress import Callback
+from onnxcop.allocation.budget import Budget, Limits, share_to_keep
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.coupling.choices import Policy
+from onnxcop.coupling.ops import RuleTable
 from onnxcop.criteria.base import Criterion
 from onnxcop.criteria.registry import criterion_named
+from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
+from onnxcop.recovery.rounds import RecoverySettings
+from onnxcop.runtime.session import EngineOptions
 
-ALLOCATE, RECOVER = ("auto", "cop", "measured"), ("auto", "none", "merge", "full")
+Allocate = Literal["auto", "cop", "measured"]
+Recover = Literal["auto", "none", "merge", "full"]
+ALLOCATE: tuple[str, ...] = get_args(Allocate)
+RECOVER: tuple[str, ...] = get_args(Recover)
+
+DEFAULT_MACS = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyOptions(DataOptions):
+    """How a decision is carried out.
+
+    Attributes:
+        rules: What every operator does to labels; None for :data:`onnxcop.DEFAULT_RULES`.
+        options: How models are run; None for what this machine has.
+        latency_seconds: How long to measure the latency of both models in the end; 0 to skip it.
+        progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
+    """
+
+    rules: RuleTable | None = None
+    options: EngineOptions | None = None
+    latency_seconds: float = 0.0
+    progress: Callback | bool | None = None
+
+    @property
+    def engine(self) -> EngineOptions:
+        """How models are run."""
+        return self.options or EngineOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOptions(ApplyOptions):
+    """All that can be asked of a run; every field is a keyword argument of :func:`onnxcop.prune`.
+
+    Attributes:
+        macs: Fraction of multiply-accumulates to keep at most, `0.7` or `"70%"`; 0.7 if no budget is given.
+        params: Fraction of parameters to keep at most.
+        filters: Fraction of prunable filters to keep at most.
+        size: Size of the file at most, in bytes or as `"5MB"`.
+        latency: Fraction of the time of a run to keep at most, measured on this machine with the provider of
+            `options`; widths are then chosen by measurement too, unless `limits` say otherwise.
+        divergence: Instead of a budget: the largest output divergence allowed on held-out samples.
+        metric: A score of your own, `script.py:function` or a callable that takes a ModelProto and returns a number,
+            higher is better; measured before and after, and with `max_drop` the bound.
+        max_drop: Instead of a budget: the largest loss of the metric allowed.
+        stats: Statistics of an earlier run, to rank (and merge) by without data.
+        stats_out: Where to write the statistics of the original in the end; True only gathers them, for the `stats`
+            of the result.
+        criterion: Name of a criterion or one of your own; "auto" measures, and is "cop" where nothing is run.
+        allocate: How layers share the cut; "auto" is "measured" unless a criterion was named, or there are neither
+            data nor recovery.
+        recover: How to compensate for removed filters; without data, recovery works on synthetic inputs.
+        settings: How much effort recovery makes; None for the usual.
+        limits: What may not be cut; with `multiple_of=onnxcop.AUTO` widths are chosen by measurement.
+        input_shapes: Concrete shapes for dynamic inputs.
+        policy: "finest" coupling or "coarsest" (whole heads and groups).
+    """
+
+    macs: float | str | None = None
+    params: float | str | None = None
+    filters: float | str | None = None
+    size: int | str | None = None
+    latency: float | str | None = None
+    divergence: float | None = None
+    metric: Any = None
+    max_drop: float | None = None
+    stats: CalibrationStats | str | Path | None = None
+    stats_out: str | Path | bool | None = None
+    criterion: str | Criterion = "auto"
+    allocate: Allocate = "auto"
+    recover: Recover = "auto"
+    settings: RecoverySettings | None = None
+    limits: Limits | None = None
+    input_shapes: Mapping[str, Sequence[int]] | None = None
+    policy: Policy = "finest"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a bound on quality takes the place of a budget."""
+        return self.divergence is not None or self.max_drop is not None
+
+    @property
+    def gathers_stats(self) -> bool:
+        """Whether statistics of the original are wanted."""
+        return self.stats_out is not None and self.stats_out is not False
+
+    def budget(self) -> Budget:
+        """What to keep at most.
+
+        Raises:
+            BudgetError: A bound is no fraction or no size.
+        """
+        found = Budget.of(macs=self.macs, params=self.params, filters=self.filters, size=self.size)
+        return Budget(macs=DEFAULT_MACS) if found.empty and self.latency is None and not self.bounded else found
+
+    def latency_bound(self) -> float | None:
+        """The fraction of the time of a run to keep at most, if there is such a bound.
+
+        Raises:
+            BudgetError: It is no fraction.
+        """
+        return None if self.latency is None else share_to_keep("latency", self.latency)
+
+    def recovery(self) -> RecoverySettings:
+        """How much effort recovery makes."""
+        return replace(self.settings or RecoverySettings(), seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,30 +136,31 @@ class Modes:
     recover: str
 
     @classmethod
-    def of(
-        cls, criterion: str | Criterion, allocate: str, recover: str, *, has_data: bool, has_stats: bool, bounded: bool
-    ) -> Modes:
+    def of(cls, options: PruneOptions) -> Modes:
         """Decide what is left open.
 
         Raises:
             BudgetError: A mode that does not exist, or modes that exclude each other.
             CalibrationError: A mode that needs data, without any.
         """
+        allocate: str = options.allocate
+        recover: str = options.recover
         for name, value, known in (("allocate", allocate, ALLOCATE), ("recover", recover, RECOVER)):
             if value not in known:
                 raise BudgetError(f"--{name} {value!r} does not exist; choose one of {', '.join(known)}")
+        criterion, has_data, has_stats = options.criterion, options.data is not None, options.stats is not None
         named = criterion != "auto"
         only_stats = has_stats and not has_data
-        if allocate == "auto":  # without data on made-up inputs, unless nothing is to be run at all
+        if allocate == "auto":  # without data on synthetic inputs, unless nothing is to be run at all
             measurable = has_data or (recover != "none" and not only_stats)
             allocate = "measured" if measurable and not named else "cop"
         if recover == "auto":
             recover = "merge" if only_stats else "full"
-        if bounded and not has_data:
+        if options.bounded and not has_data:
             raise CalibrationError("--divergence and --max-drop need calibration data; give --data")
-        if bounded and allocate != "measured":
+        if options.bounded and allocate != "measured":
             raise BudgetError("--divergence and --max-drop go with --allocate measured")
-        if bounded and recover == "none":
+        if options.bounded and recover == "none":
             raise BudgetError("--divergence and --max-drop bound what recovery leaves; give --recover merge or full")
         found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
         if found.needs_stats and not (has_data or has_stats):

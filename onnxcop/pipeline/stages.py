@@ -13,6 +13,7 @@ from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.data.for_model import open_data
 from onnxcop.data.open import Preprocess
+from onnxcop.data.options import DataOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.pipeline.decide import recover_units
 from onnxcop.recovery.rounds import RecoverySettings
@@ -53,7 +54,8 @@ def recover(
     Raises:
         CalibrationError: There are no data, or they do not fit.
     """
-    source = open_data(analysis, data, preprocess, samples, batch_size, seed, analysis.input_shapes)
+    asked = DataOptions(data=data, preprocess=preprocess, samples=samples, batch_size=batch_size, seed=seed)
+    source = open_data(analysis, asked, analysis.input_shapes)
     if source is None:
         raise CalibrationError("recovery needs calibration data; pass data=")
     chosen = replace(settings or RecoverySettings(), seed=seed)

@@ -13,13 +13,14 @@ from typing import Any
 import onnx
 
 from onnxcop._base.files import Writing
-from onnxcop._base.progress import Callback, shown
+from onnxcop._base.progress import shown
 from onnxcop._base.timing import Clock
 from onnxcop.allocation.budget import Budget
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, ModelError
 from onnxcop.pipeline.finish import conclude
 from onnxcop.pipeline.incremental import IncrementalPruner
+from onnxcop.pipeline.options import PruneOptions
 from onnxcop.pipeline.prune import prepare, write_stats
 from onnxcop.report.curve import Point, Row, original_row
 from onnxcop.report.plot import check_plot, curve
@@ -30,9 +31,6 @@ log = logging.getLogger("onnxcop")
 def sweep(
     model: onnx.ModelProto | str | Path,
     macs: Sequence[float],
-    *,
-    latency_seconds: float = 0.0,
-    progress: Callback | bool | None = None,
     **settings: Any,
 ) -> Iterator[Point]:
     """Prune a model to one budget after another, from the loosest to the tightest.
@@ -44,9 +42,7 @@ def sweep(
     Args:
         model: A path or a model in memory (never changed).
         macs: Fractions of the multiply-accumulates to keep.
-        latency_seconds: How long to measure the latency of each point; 0 for not at all.
-        progress: True for bars, or a function called with (stage, done, total).
-        **settings: Of :func:`onnxcop.prune`; its other budgets hold at every point.
+        **settings: The fields of :class:`onnxcop.PruneOptions`; its other budgets hold at every point.
 
     Yields:
         The points, as they are done. Where a budget cannot be met a warning is logged, and the curve ends.
@@ -55,14 +51,19 @@ def sweep(
         BudgetError: No budget was given, or not even the loosest can be met.
         OnnxcopError: As :func:`onnxcop.prune`.
     """
+    return sweep_with(model, macs, PruneOptions(**settings))
+
+
+def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], options: PruneOptions) -> Iterator[Point]:
+    """Prune to several budgets, as :func:`sweep`, with all options in one object."""
     budgets = sorted(set(macs), reverse=True)
     if not budgets:
         raise BudgetError("a sweep needs budgets; give --macs 0.9,0.8,0.7")
     for name in ("latency", "divergence", "max_drop"):
-        if settings.get(name) is not None:
+        if getattr(options, name) is not None:
             raise BudgetError(f"a sweep goes by multiply-accumulates; --{name.replace('_', '-')} is for a single run")
-    with shown(progress) as tell:
-        request = prepare(model, macs=budgets[0], progress=tell, **settings)
+    with shown(options.progress) as progress:
+        request = prepare(model, replace(options, macs=budgets[0]), progress)
         course, clock = IncrementalPruner(request), request.clock
         for place, fraction in enumerate(budgets):
             budget = Budget(fraction, request.budget.params, request.budget.filters, request.budget.size)
@@ -73,9 +74,9 @@ def sweep(
                     raise
                 log.warning("the curve ends here: %s", error)
                 return
-            result = conclude(replace(request, budget=budget, clock=clock), decision, latency_seconds)
+            result = conclude(replace(request, budget=budget, clock=clock), decision)
             if place == 0:
-                write_stats(result, settings.get("stats_out"))
+                write_stats(result, options.stats_out)
             yield Point(fraction, result)
             clock = Clock()
 

@@ -104,8 +104,10 @@ def gather(report: Report, plan: PruningPlan, evidence: Evidence, command: str =
     analysis, removed = evidence.analysis, evidence.removed
     matrices, left_out = correlations(analysis, removed, evidence.stats)
     return ReportData(
-        report, analysis.sha256, dict(analysis.input_shapes), command, plan.budget, plan.criterion, plan.settings,
-        versions(), layer_changes(analysis, removed), frozen_layers(analysis), evidence.way, matrices, left_out,
+        report=report, sha256=analysis.sha256, input_shapes=dict(analysis.input_shapes), command=command,
+        budget=plan.budget, criterion=plan.criterion, settings=plan.settings, versions=versions(),
+        layers=layer_changes(analysis, removed), frozen=frozen_layers(analysis), way=evidence.way,
+        correlations=matrices, left_out=left_out,
     )  # fmt: skip
 
 

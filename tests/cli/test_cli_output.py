@@ -147,7 +147,7 @@ def test_any_encoding_will_do(tmp_path: Path) -> None:
 def test_log_lines_go_to_standard_error(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = pipeline.prune
+    original = pipeline.prune_with
 
     def prune(*arguments: Any, **settings: Any) -> pipeline.PruneResult:
         console.log.info("a line")
@@ -155,7 +155,7 @@ def test_log_lines_go_to_standard_error(
         console.log.warning("a warning")
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(pipeline, "prune", prune)
+    monkeypatch.setattr(pipeline, "prune_with", prune)
     for flags, expected in (
         ([], ["a line", "warning: a warning"]),
         (["-q"], ["warning: a warning"]),

@@ -14,6 +14,7 @@ from small_models import chain, finished, weights
 import onnxcop
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.data.for_model import input_specs, open_data
+from onnxcop.data.options import DataOptions
 from onnxcop.data.synthetic import Family, noise, synthetic_data, waves, white
 from onnxcop.errors import CalibrationError
 from onnxcop.runtime.session import EngineOptions
@@ -59,7 +60,7 @@ def test_initializers_are_not_asked_for() -> None:
 
 
 def test_no_data_is_none() -> None:
-    assert open_data(analysed(chain()), None, None, 4, 2, 0, None) is None
+    assert open_data(analysed(chain()), DataOptions(data=None, samples=4, batch_size=2)) is None
 
 
 def test_data_is_opened_for_the_model(tmp_path: Path) -> None:
@@ -67,12 +68,12 @@ def test_data_is_opened_for_the_model(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((10, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x)
     for source in (x, {"x": x}, tmp_path / "data.npz"):
-        data = open_data(analysis, source, None, 6, 4, 0, None)
+        data = open_data(analysis, DataOptions(data=source, samples=6, batch_size=4))
         assert data is not None
         assert [len(batch["x"]) for batch in data.batches()] == [4, 2]
         assert all((sample == x).all(axis=(1, 2, 3)).any() for b in data.batches() for sample in b["x"])
     with pytest.raises(CalibrationError, match="samples is 0"):
-        open_data(analysis, x, None, 0, 4, 0, None)
+        open_data(analysis, DataOptions(data=x, samples=0, batch_size=4))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_data_is_opened_for_the_model(tmp_path: Path) -> None:
 )
 def test_data_that_tell_nothing_are_noticed(change: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     x = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
-    open_data(analysed(chain()), {"x": change(x)}, None, 40, 8, 0, None)
+    open_data(analysed(chain()), DataOptions(data={"x": change(x)}, samples=40, batch_size=8))
     told = [line for line in caplog.messages if "the calibration data tell nothing" in line]
     assert len(told) == bool(words)
     assert all(words in line for line in told)

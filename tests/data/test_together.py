@@ -13,6 +13,7 @@ from small_models import chain, finished, weights
 
 import onnxcop
 from onnxcop.data.for_model import open_data
+from onnxcop.data.options import DataOptions
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 ONE_SAMPLE = "runs with one sample only"
@@ -54,7 +55,7 @@ def test_without_data(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_batches_where_they_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     x = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
-    source = open_data(onnxcop.analyze(chain(), options=CPU), x, None, 8, 4, 0, None)
+    source = open_data(onnxcop.analyze(chain(), options=CPU), DataOptions(data=x, samples=8, batch_size=4))
     assert source is not None
     assert [len(batch["x"]) for batch in source.batches()] == [4, 4]
     assert not caplog.messages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -114,10 +116,41 @@ def test_errors_have_one_base() -> None:
         onnxcop.prune(chain(), criterion="best", options=CPU)
 
 
-@pytest.mark.parametrize("value", [1.5, 0, -1.0, "70%", float("nan"), np.float32(2)])
+@pytest.mark.parametrize("value", [1.5, 0, -1.0, "170%", "most", float("nan"), np.float32(2), True])
 def test_a_budget_that_is_no_fraction_is_named(value: Any) -> None:
     with pytest.raises(onnxcop.errors.BudgetError, match=f"--macs is a fraction to keep.*, not {value}"):
         onnxcop.prune(chain(), macs=value, options=CPU)
+
+
+def test_budgets_are_understood_as_on_the_command_line() -> None:
+    plans = [onnxcop.prune(chain(), options=CPU, recover="none", macs=macs).plan for macs in (0.7, "70%", "0.7")]
+    assert plans[0] == plans[1] == plans[2]
+    assert onnxcop.Budget.of(macs="70%", size="5MB") == onnxcop.Budget(macs=0.7, size=5_000_000)
+    assert onnxcop.Budget.of(size="2KiB").size == 2048
+    assert onnxcop.prune(chain(), options=CPU, recover="none", size="5kB").report.after.bytes <= 5000
+    with pytest.raises(onnxcop.errors.BudgetError, match="--size: '5 apples' is not a size; write 5MB"):
+        onnxcop.prune(chain(), size="5 apples")
+    with pytest.raises(onnxcop.errors.BudgetError, match="--size: '0' is less than a byte"):
+        onnxcop.prune(chain(), size=0)
+
+
+def test_the_options_are_the_keyword_arguments_of_prune() -> None:
+    names = {entry.name for entry in dataclasses.fields(onnxcop.PruneOptions)}
+    signature = inspect.signature(onnxcop.prune)
+    assert list(signature.parameters)[:2] == ["model", "macs"]
+    assert {*signature.parameters} == {"model", *names}
+    assert len(str(signature)) < 1500  # no table of rules, no settings written out
+    documentation = str(onnxcop.prune.__doc__)
+    assert all(f"\n    {name}: " in documentation for name in names)
+    with pytest.raises(TypeError, match=r"prune\(\) got an unexpected keyword argument 'mac'; did you mean 'macs'\?"):
+        onnxcop.prune("net.onnx", mac=0.7)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"prune\(\) missing a required argument: 'model'"):
+        onnxcop.prune(macs=0.7)  # type: ignore[call-arg]
+
+
+def test_all_that_the_package_exports_is_listed() -> None:
+    assert {*onnxcop.__all__} <= {*dir(onnxcop)}
+    assert all(getattr(onnxcop, name) is not None for name in onnxcop.__all__)
 
 
 def test_a_preprocessing_may_be_given_by_its_name(tmp_path: Path) -> None:

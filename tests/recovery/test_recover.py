@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import onnxcop
 from onnxcop.allocation.budget import Budget, default_rounds, round_budgets
 from onnxcop.data.for_model import open_data
+from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.reconstruction import obs as surgeon
 from onnxcop.reconstruction import ridge as compensation
@@ -122,7 +123,7 @@ def test_divergence_stays_within_its_bound(
     assert result.report.after.macs < result.report.before.macs
     assert 0 < quality(result)["divergence"] <= bound
     analysis = onnxcop.analyze(digits.model, options=CPU)
-    data = open_data(analysis, digits.data, None, 120, 32, 0, None)
+    data = open_data(analysis, DataOptions(data=digits.data, samples=120, batch_size=32))
     assert data is not None
     _, probe = data.split(1 / 3, 0)
     assert probe.count == 40
@@ -284,7 +285,7 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
     arrays = {"input": rng.normal(size=(24, 1, 8, 8)).astype(np.float32)}
 
     def held(data: Any, **settings: int) -> tuple[int, int]:
-        source = open_data(analysis, data, None, 24, 8, 0, analysis.input_shapes)
+        source = open_data(analysis, DataOptions(data=data, samples=24, batch_size=8), analysis.input_shapes)
         assert source is not None
         recovery = prepared.recovery_on(analysis, source, RecoverySettings(probe_samples=4, **settings), CPU, None)
         return recovery.fit.count, recovery.probe.count

@@ -1,0 +1,28 @@
+"""What to calibrate on, as one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcop.data.images import Preprocess
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """What to calibrate on.
+
+    Attributes:
+        data: Calibration data: a path, arrays, feed dicts, a loader or a `SCRIPT.py:FUNCTION` (see
+            :func:`onnxcop.data.open.open_source`); without it synthetic inputs are used.
+        preprocess: How images become inputs, or the name of such a preprocessing, e.g. `imagenet`; None to guess it.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
+        batch_size: Samples that run at once.
+        seed: Random seed.
+    """
+
+    data: Any = None
+    preprocess: Preprocess | str | None = None
+    samples: int | None = None
+    batch_size: int = 32
+    seed: int = 0
