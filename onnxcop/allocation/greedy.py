@@ -200,6 +200,9 @@ def _step(
     return None if best is None or np.isinf(best[0]) else (best[1], best[2])
 
 
+_COUNTED = {"macs": "multiply-accumulates", "params": "parameters", "filters": "filters"}
+
+
 def infeasible(state: PruningState, budget: Budget) -> BudgetError:
     """The error for a budget that cannot be met, with the nearest value that can."""
     now = state.fractions()
@@ -211,6 +214,12 @@ def infeasible(state: PruningState, budget: Budget) -> BudgetError:
         bound = getattr(budget, name)
         if bound is not None and now[name] > bound:
             nearest = float(np.ceil(now[name] * 1e4) / 1e4)
+            if nearest >= 1:
+                return BudgetError(
+                    f"the budget {flag} {bound:g} cannot be reached: the filters that may go hold next to none of "
+                    f"the {_COUNTED[name]}; {way_out}",
+                    nearest,
+                )
             return BudgetError(
                 f"the budget {flag} {bound:g} cannot be reached: with all prunable filters cut "
                 f"{now[name]:.2%} remain; ask for {flag} {nearest:g} or more, or {way_out}",
