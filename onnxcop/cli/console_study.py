@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from onnxcop._base.formatting import counted, new_table, percent, sized, terminal
+from onnxcop.report.figures import figure_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,8 +121,6 @@ def _written(value: float | None, form: str) -> str:
 
 
 def _agreement(found: Agreement, data: str) -> Iterator[str]:
-    if found.top1 is not None:
-        yield f"top-1 agreement: {found.top1:.2%}"
-    if found.divergence is not None:
-        yield f"divergence: {found.divergence:.4g}"
+    if found.figures is not None:
+        yield from figure_lines(found.figures)
     yield f"on {found.samples} samples: {data}"

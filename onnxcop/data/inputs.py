@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnxcop._base.types import Array
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec, format_shape
 
@@ -28,6 +29,10 @@ class BatchLayout:
     def spec(self, name: str) -> InputSpec:
         """The input called `name`, which must exist."""
         return next(spec for spec in self.specs if spec.name == name)
+
+    def samples_in(self, feed: Mapping[str, Array]) -> int:
+        """The number of samples in a batch, arrays by input name."""
+        return next((feed[name].shape[axis] for name, axis in self.axes.items() if axis is not None), 1)
 
     def sample_dims(self, spec: InputSpec) -> tuple[int | str | None, ...]:
         """The shape of one sample of `spec`, without its batch axis."""

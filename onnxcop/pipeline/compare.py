@@ -92,12 +92,14 @@ class CompareOptions(DataOptions):
         input_shapes: Concrete shapes for dynamic inputs.
         options: How models are run; None for what this machine has.
         latency_seconds: How long to measure latency; 0 to skip it.
+        task: What the models are for, one of :data:`onnxcop.outputs.kinds.TASKS`; None to judge by evidence.
         progress: Called with (stage, done, total).
     """
 
     input_shapes: Mapping[str, Sequence[int]] | None = None
     options: EngineOptions | None = None
     latency_seconds: float = DEFAULT_SECONDS
+    task: str | None = None
     progress: Callback | None = None
 
 
@@ -130,7 +132,9 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
         source = open_data(first, asked, asked.input_shapes)
         where = "made-up inputs, which tell little: give --data" if source is None else source.description
         source = source or synthetic_data(first, _MADE_UP, asked.batch_size, asked.seed)
-        found = agreement(first.original, second.original, source, pairs, outputs, engine, asked.progress)
+        found = agreement(
+            first.original, second.original, source, pairs, outputs, engine, progress=asked.progress, task=asked.task
+        )
     latency = None
     if asked.latency_seconds > 0:
         try:

@@ -1,23 +1,26 @@
 """How far a network's outputs are from the original's, on the same samples.
 
-For a classifier (one output of two axes, scores over classes) the Kullback–Leibler divergence of its
-predictions and the top-1 agreement; otherwise, and for probabilities of labels that do not exclude each
-other, the relative error of every output, averaged. An output whose parts are of very different size along an
-axis (a detector's boxes and scores) is averaged over these parts, none of which counts more than wholly wrong.
+Every output is measured as what it is (see :mod:`onnxcop.outputs`): class scores by the Kullback–Leibler
+divergence of predictions, anything else by the relative error. The figure of a network is the mean over outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxcop._base.types import Array, FloatArray
+from onnxcop.outputs.classes import log_probabilities
+from onnxcop.outputs.evidence import by_sample
+from onnxcop.outputs.intervals import Estimate, of_distance, of_mean, of_share
+from onnxcop.outputs.judgement import Judgement, Judgements, Outputs, counted, judge
+from onnxcop.outputs.kind import Measure, MeasureSettings
 
-_UNEVEN = 1e4  # ratio of energies, from which parts of an output are quantities of different kinds
-
-Outputs = Sequence[Mapping[str, Array]]
+__all__ = ["Divergence", "Figures", "OutputFigures", "Outputs", "Reference", "Waypoint", "log_probabilities"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +28,10 @@ class Divergence:
     """Distance of a network's outputs from the reference.
 
     Attributes:
-        value: KL divergence in nats for classifiers, else relative error ‖y - y₀‖ / ‖y₀‖; lower is nearer.
-        kind: "kl" or "error".
-        agreement: Fraction of samples with the same top-1 class, for classifiers.
+        value: KL divergence in nats for class scores, relative error ‖y - y₀‖ / ‖y₀‖ for other outputs, the mean
+            of several; lower is nearer.
+        kind: "kl", "error", or "mixed" where outputs are of both sorts.
+        agreement: Share on which both networks agree, for kinds of outputs that tell: the mean over these.
     """
 
     value: float
@@ -43,7 +47,7 @@ class Waypoint:
         name: What had just been done.
         macs: Fraction of the multiply-accumulates that were left.
         divergence: Distance from the original then.
-        agreement: Fraction of samples with the same top-1 class, for classifiers.
+        agreement: Share on which both agree, for outputs that tell.
     """
 
     name: str
@@ -52,118 +56,177 @@ class Waypoint:
     agreement: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OutputFigures:
+    """What was measured of one output, or of outputs that belong together.
+
+    Attributes:
+        outputs: Their names.
+        kind: Name of the kind (see :data:`onnxcop.outputs.kinds.KINDS`).
+        described: What it is, how it is judged, and why, in words.
+        divergence: Distance from the original's.
+        distance: What that is, in words.
+        agreement: How much agrees; None where nothing tells.
+        agreement_name: What that is, in words.
+        warning: What a figure beyond the kind's threshold means; empty where there is nothing to warn of.
+    """
+
+    outputs: tuple[str, ...]
+    kind: str
+    described: str
+    divergence: Estimate
+    distance: str
+    agreement: Estimate | None
+    agreement_name: str
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured of a network, with 95 % intervals.
+
+    Attributes:
+        divergence: The mean over outputs.
+        outputs: One by one.
+    """
+
+    divergence: Estimate
+    outputs: tuple[OutputFigures, ...]
+
+
 class Reference:
     """The original's outputs on a set of samples.
 
     Args:
         outputs: Batches of outputs by name.
-        roots: Whether outputs from 0 to 1 are compared by their square roots (Hellinger's distance of
-            probabilities): where all are next to 0, as for inputs that are made up, few would outweigh the rest.
-        temperature: What logits are divided by before their softmax. Above 1 all classes of a sample tell how
-            far it is off, not the likeliest alone, so that a difference shows on fewer samples.
+        roots: Whether outputs from 0 to 1 are compared by their square roots (see
+            :class:`onnxcop.outputs.kind.MeasureSettings`).
+        temperature: What logits are divided by before their softmax (see there too).
+        judgements: What the outputs are; judged by their values where it is not given.
+        counts: Samples of every batch; None to read them off the outputs.
     """
 
-    def __init__(self, outputs: Outputs, *, roots: bool = False, temperature: float = 1.0) -> None:
-        self.temperature = temperature
+    def __init__(
+        self, outputs: Outputs, *, roots: bool = False, temperature: float = 1.0,
+        judgements: Judgements | None = None, counts: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         self.outputs = [dict(batch) for batch in outputs]
-        self.names = [
-            name for name, value in self.outputs[0].items()
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size
-        ]  # fmt: skip
-        first = self.outputs[0]
-        single = len(self.names) == 1 and first[self.names[0]].ndim == 2 and first[self.names[0]].shape[1] > 1
-        self.classifier = single and not all(independent(batch[self.names[0]]) for batch in self.outputs)
-        told = self.names if roots and not self.classifier else []
-        self._rooted = {name for name in told if all(within_one(batch[name]) for batch in self.outputs)}
-        self._energies = {} if self.classifier else {name: self._slices(name) for name in self.names}
-        self._logs = [self._log_shares(batch) for batch in self.outputs] if self.classifier else []
+        self.counts = counted(self.outputs) if counts is None else list(counts)
+        self.judgements = judge(self.outputs, self.counts) if judgements is None else judgements
+        self._settings = MeasureSettings(temperature, roots, self.judgements.metadata)
+        self._measures = [self._measure(judgement) for judgement in self.judgements.entries]
+        self._agreements = True
+        self.names = [name for judgement in self.judgements.entries for name in judgement.outputs]
+
+    @property
+    def kind(self) -> str:
+        """The `kind` of divergences from this."""
+        by_shares = {judgement.kind.distance.startswith("Kullback") for judgement in self.judgements.entries}
+        return "mixed" if len(by_shares) > 1 else "kl" if True in by_shares else "error"
+
+    @property
+    def agreement_name(self) -> str:
+        """What the agreement of divergences from this is, in words."""
+        names = {judgement.kind.agreement for judgement in self.judgements.entries} - {""}
+        return names.pop() if len(names) == 1 else "agreement"
 
     def softened(self, temperature: float) -> Reference:
-        """The same at another temperature; itself where there are no classes."""
-        return Reference(self.outputs, temperature=temperature) if self.classifier else self
+        """What choices are made by: the same at another temperature, and without agreements, which take time."""
+        found = copy(self)
+        if self.kind != "error":
+            found = Reference(
+                self.outputs, roots=self._settings.roots, temperature=temperature, judgements=self.judgements,
+                counts=self.counts,
+            )  # fmt: skip
+        found._agreements = False
+        return found
 
     def __len__(self) -> int:
-        return sum(len(batch[self.names[0]]) for batch in self.outputs) if self.names else 0
+        return sum(self.counts) if self.names else 0
 
     def compare(self, outputs: Outputs) -> Divergence:
         """Distance of other outputs on the same samples."""
-        if self.classifier:
-            return self._compare_classes(outputs)
-        errors = []
-        for name in self.names:
-            axis, energy = self._energies[name]
-            gap = np.zeros(len(energy))
-            for mine, theirs in zip(self.outputs, outputs, strict=True):
-                a, b = self._read(name, mine), self._read(name, theirs)
-                if a.shape != b.shape:
-                    return Divergence(float("inf"), "error")
-                gap += _summed(np.subtract(a, b, out=np.zeros_like(a), where=np.isfinite(a)) ** 2, axis)
-            if not np.isfinite(gap).all():
-                return Divergence(float("inf"), "error")
-            shares = np.where(energy > 0, gap / np.where(energy > 0, energy, 1.0), gap)
-            errors.append(np.sqrt(shares[0] if axis is None else np.minimum(shares, 1.0).mean()))
-        return Divergence(float(np.mean(errors)) if errors else 0.0, "error")
+        values, weights, agreements = [], [], []
+        for judgement, measure in zip(self.judgements.entries, self._measures, strict=True):
+            terms = self._gathered(judgement, outputs, measure.terms)
+            if terms is None or not np.isfinite(terms).all():
+                return Divergence(float("inf"), self.kind, None)
+            values.append(float(measure.value(terms.sum(axis=0))))
+            weights.append(len(judgement.outputs))
+            hits = self._gathered(judgement, outputs, measure.hits) if self._agreements else None
+            if hits is not None and hits[:, 1].sum() > 0:
+                agreements.append(float(hits[:, 0].sum() / hits[:, 1].sum()))
+        value = float(np.average(values, weights=weights)) if values else 0.0
+        return Divergence(value, self.kind, float(np.mean(agreements)) if agreements else None)
 
-    def _read(self, name: str, batch: Mapping[str, Array]) -> FloatArray:
-        values = batch[name].astype(np.float64)
-        return np.sqrt(np.maximum(values, 0.0)) if name in self._rooted else values
+    def figures(self, outputs: Outputs) -> Figures:
+        """The same with intervals, one output by one."""
+        found, values, left_out = [], [], []
+        for judgement, measure in zip(self.judgements.entries, self._measures, strict=True):
+            terms = self._gathered(judgement, outputs, measure.terms)
+            if terms is None or not np.isfinite(terms).all():
+                value, without = math.inf, np.empty(0)
+            else:
+                totals = terms.sum(axis=0)
+                value = float(measure.value(totals))
+                without = measure.value(totals - terms) if len(terms) > 1 else np.empty(0)
+            hits = None if math.isinf(value) else self._gathered(judgement, outputs, measure.hits)
+            found.append(self._figures_of(judgement, of_distance(value, without, len(self)), hits))
+            values += [value] * len(judgement.outputs)
+            left_out += [without] * len(judgement.outputs)
+        return Figures(self._mean(values, left_out), tuple(found))
 
-    def _log_shares(self, batch: Mapping[str, Array]) -> FloatArray:
-        found = log_probabilities(batch[self.names[0]])
-        return found if self.temperature == 1 else log_probabilities(found / self.temperature)
+    def _mean(self, values: Sequence[float], left_out: Sequence[FloatArray]) -> Estimate:
+        """The mean over outputs; its interval where all tell samples apart."""
+        if not values:
+            return Estimate(0.0, None, None, len(self))
+        alike = len({len(without) for without in left_out}) == 1
+        without = np.mean(left_out, axis=0) if alike else np.empty(0)
+        return of_distance(float(np.mean(values)), without, len(self))
 
-    def _slices(self, name: str) -> tuple[int | None, FloatArray]:
-        """The axis along which an output holds quantities of very different size, and the energy of each.
+    def _figures_of(self, judgement: Judgement, divergence: Estimate, hits: FloatArray | None) -> OutputFigures:
+        kind, agreement = judgement.kind, None
+        if hits is not None and hits[:, 1].sum() > 0:
+            agreement = (of_share if kind.counted else of_mean)(hits, len(self))
+        return OutputFigures(
+            judgement.outputs, kind.name, str(judgement), divergence, kind.distance, agreement, kind.agreement,
+            _warning(judgement, divergence, agreement),
+        )  # fmt: skip
 
-        A detector's boxes, in pixels, would hide its scores if all were summed up.
-        """
-        values = [np.nan_to_num(self._read(name, batch), posinf=0.0, neginf=0.0) ** 2 for batch in self.outputs]
-        shape = values[0].shape
-        if len(shape) > 2:
-            axis = 1 + int(np.argmin(shape[1:]))  # the others are positions
-            if all(value.shape[axis] == shape[axis] for value in values):
-                energy = _sum_of(values, axis)
-                present = energy[energy > 0]
-                if len(present) and present.max() > _UNEVEN * present.min():
-                    return axis, energy
-        return None, _sum_of(values, None)
+    def _measure(self, judgement: Judgement) -> Measure:
+        batches = list(zip(*(self._by_sample(judgement, batch, place) for place, batch in enumerate(self.outputs)),
+                           strict=True))  # fmt: skip
+        return judgement.kind.measure(batches, self._settings)
 
-    def _compare_classes(self, outputs: Outputs) -> Divergence:
-        name, total, same, count = self.names[0], 0.0, 0, 0
-        for mine, logs, theirs in zip(self.outputs, self._logs, outputs, strict=True):
-            other = self._log_shares(theirs)
-            possible = ~np.isneginf(logs)  # a class that is ruled out adds nothing
-            gap = np.subtract(logs, other, out=np.zeros_like(logs), where=possible)
-            total += float((np.exp(logs) * gap).sum())
-            same += int((mine[name].argmax(axis=1) == theirs[name].argmax(axis=1)).sum())
-            count += len(logs)
-        value = max(total / max(count, 1), 0.0)  # rounding can leave a little less than nothing
-        return Divergence(value if np.isfinite(value) else float("inf"), "kl", same / max(count, 1))
+    def _by_sample(self, judgement: Judgement, batch: dict[str, Array], place: int) -> list[Array]:
+        return [
+            by_sample(batch[name], axis, self.counts[place])
+            for name, axis in zip(judgement.outputs, judgement.axes, strict=True)
+        ]
 
-
-def _sum_of(values: Sequence[FloatArray], axis: int | None) -> FloatArray:
-    """Sums over all axes but one (None for that one too) and over batches, float64 [size of the axis, or 1]."""
-    return np.asarray(np.sum([_summed(value, axis) for value in values], axis=0))
-
-
-def _summed(values: FloatArray, axis: int | None) -> FloatArray:
-    return np.asarray(values.sum(axis=tuple(a for a in range(values.ndim) if a != axis))).reshape(-1)
-
-
-def independent(scores: Array) -> bool:
-    """Whether scores are probabilities of labels that do not exclude each other: from 0 to 1, of any sum."""
-    return within_one(scores) and not np.allclose(scores.astype(np.float64).sum(axis=1), 1.0, atol=1e-3)
+    def _gathered(
+        self, judgement: Judgement, outputs: Outputs,
+        measured: Callable[[int, Sequence[Array]], FloatArray | None],
+    ) -> FloatArray | None:  # fmt: skip
+        """What a measure says of every sample, float64 [samples, …]; None where shapes differ or it says nothing."""
+        found = []
+        for place, (mine, theirs) in enumerate(zip(self.outputs, outputs, strict=True)):
+            if any(mine[name].shape != theirs[name].shape for name in judgement.outputs):
+                return None
+            one = measured(place, self._by_sample(judgement, dict(theirs), place))
+            if one is None:
+                return None
+            found.append(one)
+        return np.concatenate(found)
 
 
-def within_one(scores: Array) -> bool:
-    """Whether all scores lie from 0 to 1."""
-    return bool(scores.size) and float(scores.min()) >= 0 and float(scores.max()) <= 1
-
-
-def log_probabilities(scores: Array) -> FloatArray:
-    """Log-probabilities of class scores [samples, classes], whether they are logits or probabilities."""
-    values = scores.astype(np.float64)
-    if values.min() >= 0 and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
-        return np.log(np.maximum(values, 1e-12))
-    values = values - values.max(axis=1, keepdims=True)
-    return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
+def _warning(judgement: Judgement, divergence: Estimate, agreement: Estimate | None) -> str:
+    """What a figure beyond the threshold of its kind means."""
+    kind = judgement.kind
+    share = divergence.value if agreement is None else 1.0 - agreement.value
+    beyond = share > (kind.threshold if not kind.agreement else 1.0 - kind.threshold)
+    if not beyond or (kind.agreement and agreement is None):
+        return ""
+    if math.isinf(share):
+        return f"output {judgement.outputs[0]} holds what is no number"
+    return f"output {' and '.join(judgement.outputs)}: {kind.meaning.format(share=share)}"

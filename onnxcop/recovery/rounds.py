@@ -27,6 +27,7 @@ from onnxcop.calibration.patches import PatchStatistics, unfolded
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.base import PruningContext
 from onnxcop.data.open import CalibrationData
+from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
 from onnxcop.reconstruction.grouped import merge_groups
 from onnxcop.reconstruction.linear_streams import linear_streams
@@ -82,6 +83,7 @@ class Recovery:
 
     Attributes:
         synthetic: Whether the data are inputs that nobody has seen.
+        task: What the user says that the model is for (see :data:`onnxcop.outputs.kinds.TASKS`).
         original: The network as it was, up to the channels that its linear streams are written in.
         working: The network as it is.
         fit: Data to fit on.
@@ -100,6 +102,7 @@ class Recovery:
     settings: RecoverySettings
     progress: Progress | None = None
     synthetic: bool = False
+    task: str | None = None
     original: MaskedNetwork = field(init=False)
     working: MaskedNetwork = field(init=False)
     reference: Reference = field(init=False)
@@ -114,7 +117,9 @@ class Recovery:
         self.working = MaskedNetwork.of(self.analysis)
         self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
         outputs = PartialExecutor(self.original.partition, self.probe_feeds, self.options).finish()
-        self.reference = Reference(outputs, roots=self.synthetic)
+        counts = [self.probe.layout.samples_in(feed) for feed in self.probe_feeds]
+        judgements = judge(outputs, counts, self.analysis.original, self.task)
+        self.reference = Reference(outputs, roots=self.synthetic, judgements=judgements, counts=counts)
         self.judge = self.reference.softened(_TEMPERATURE)
 
     def restarted(self) -> Recovery:
@@ -244,7 +249,7 @@ class Recovery:
         found = self.divergence()
         quality = {"divergence": found.value}
         if found.agreement is not None:
-            quality["top-1 agreement"] = found.agreement
+            quality[self.reference.agreement_name] = found.agreement
         return quality
 
     def note(self, what: str, found: Divergence, level: int = logging.INFO) -> None:

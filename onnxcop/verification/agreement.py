@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxcop._base.types import Array
+from onnxcop._base.types import Feed
 from onnxcop.data.open import CalibrationData
-from onnxcop.reconstruction.divergence import Reference
+from onnxcop.outputs.judgement import judge
+from onnxcop.reconstruction.divergence import Figures, Reference
 from onnxcop.runtime.session import EngineOptions, Session, run_batched
 
 Progress = Callable[[str, float, float | None], None]
+
+_KEPT = 1 << 28  # bytes of outputs of each model; what is more is summed up alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,13 @@ class Agreement:
 
     Attributes:
         outputs: One by one.
-        divergence: Kullback–Leibler divergence in nats, of classifiers (one output of two axes).
-        top1: Fraction of samples with the same top class, of classifiers.
+        figures: What they are, and how far those of `b` are from those of `a`, with intervals; None where their
+            shapes differ.
         samples: How many.
     """
 
     outputs: tuple[OutputGap, ...]
-    divergence: float | None
-    top1: float | None
+    figures: Figures | None
     samples: int
 
 
@@ -105,7 +107,9 @@ def agreement(
     inputs: Mapping[str, str],
     outputs: Mapping[str, str],
     options: EngineOptions = EngineOptions(),
+    *,
     progress: Progress | None = None,
+    task: str | None = None,
 ) -> Agreement:
     """Run two models on the same samples, each at the precision of its inputs.
 
@@ -117,45 +121,55 @@ def agreement(
         outputs: The same for outputs; only these are compared.
         options: How both are run.
         progress: Called with (stage, done, total).
+        task: What the user says that the models are for (see :data:`onnxcop.outputs.kinds.TASKS`).
 
     Raises:
         EngineError: One of the models does not run.
     """
     sums = {name: _Sums() for name in outputs}
-    divergence, same, seen = 0.0, 0.0, 0
-    classifier = bool(outputs)
+    kept, seen = _Kept(), 0
     with Session(a, options) as one, Session(b, options) as two:
         types = {spec.name: spec.dtype for spec in two.inputs}
         for feed, expected in run_batched(one, source.batches(), source.layout.axes, list(outputs)):
             given = {inputs[name]: value.astype(types[inputs[name]], copy=False) for name, value in feed.items()}
             found = two.run(given, list(outputs.values()))
-            count = _samples(feed, source)
+            count = source.layout.samples_in(feed)
             seen += count
             for name, other in outputs.items():
                 sums[name].add(expected[name], found[other])
-            classifier = classifier and _alike(expected, found, outputs)
-            if classifier and (reference := Reference([expected])).classifier:
-                gap = reference.compare([{name: found[other] for name, other in outputs.items()}])
-                divergence, same = divergence + gap.value * count, same + (gap.agreement or 0.0) * count
-            else:
-                classifier = False
+            kept.add(expected, {name: found[other] for name, other in outputs.items()}, count)
             if progress is not None:
                 progress("comparing outputs", seen, source.count)
-    scale = max(seen, 1)
-    return Agreement(
-        tuple(total.result(name) for name, total in sums.items()),
-        _number(divergence / scale) if classifier else None,
-        same / scale if classifier else None,
-        seen,
-    )
+    return Agreement(tuple(total.result(name) for name, total in sums.items()), kept.figures(a, task), seen)
 
 
-def _samples(feed: Mapping[str, Array], source: CalibrationData) -> int:
-    return next((feed[name].shape[axis] for name, axis in source.layout.axes.items() if axis is not None), 1)
+@dataclass
+class _Kept:
+    """Outputs of both models that are judged together, as many as memory should hold."""
 
+    one: list[Feed] = field(default_factory=list)
+    other: list[Feed] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    size: int = 0
+    alike: bool = True
 
-def _alike(expected: Mapping[str, Any], found: Mapping[str, Any], outputs: Mapping[str, str]) -> bool:
-    return all(getattr(expected[a], "shape", 0) == getattr(found[b], "shape", 1) for a, b in outputs.items())
+    def add(self, one: Feed, other: Feed, count: int) -> None:
+        self.alike = self.alike and all(
+            getattr(value, "shape", 0) == getattr(other[name], "shape", 1) for name, value in one.items()
+        )
+        self.size += sum(getattr(value, "nbytes", 0) for value in one.values())
+        if self.alike and (self.size <= _KEPT or not self.one):
+            self.one.append(one)
+            self.other.append(other)
+            self.counts.append(count)
+
+    def figures(self, model: onnx.ModelProto, task: str | None) -> Figures | None:
+        if not self.alike or not self.one or not self.one[0]:
+            return None
+        judgements = judge(self.one, self.counts, model, task)
+        if not judgements.entries:
+            return None
+        return Reference(self.one, judgements=judgements, counts=self.counts).figures(self.other)
 
 
 def paired(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,8 @@ from small_models import chain, finished, outputs, written
 import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.pipeline.compare import compare
-from onnxcop.verification.agreement import paired
+from onnxcop.reconstruction.divergence import OutputFigures
+from onnxcop.verification.agreement import Agreement, paired
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 QUICK: dict[str, Any] = {"options": CPU, "latency_seconds": 0.0}
@@ -23,6 +24,12 @@ QUICK: dict[str, Any] = {"options": CPU, "latency_seconds": 0.0}
 
 def samples(count: int = 20) -> np.ndarray[Any, Any]:
     return np.random.default_rng(1).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def figures_of(found: Agreement | None) -> tuple[OutputFigures, ...]:
+    assert found is not None
+    assert found.figures is not None
+    return found.figures.outputs
 
 
 def smaller() -> onnx.ModelProto:
@@ -41,11 +48,15 @@ def renamed(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto:
 
 
 def test_a_model_agrees_with_itself() -> None:
-    found = compare(chain(), chain(), data=samples(), **QUICK)
+    found = compare(chain(), chain(), data=samples(), task="classify", **QUICK)
     assert found.agreement is not None
     (gap,) = found.agreement.outputs
     assert (gap.name, gap.error, gap.worst) == ("y", 0.0, 0.0)
-    assert (found.agreement.divergence, found.agreement.top1, found.agreement.samples) == (0.0, 1.0, 20)
+    (figures,) = figures_of(found.agreement)
+    assert (figures.kind, figures.divergence.value, found.agreement.samples) == ("classes", 0.0, 20)
+    assert figures.agreement is not None
+    assert figures.agreement.value == figures.agreement.high == 1.0
+    assert 0.8 < figures.agreement.low < 0.9  # 20 samples prove no more
     assert found.notes == ()
     assert found.a.cost == found.b.cost
 
@@ -79,16 +90,18 @@ def test_a_model_and_its_half_precision_are_compared(tmp_path: Path, capsys: pyt
 
 def test_errors_are_those_of_the_outputs() -> None:
     a, b, x = chain(), smaller(), samples()
-    found = compare(a, b, data=x, batch_size=7, **QUICK).agreement
+    found = compare(a, b, data=x, batch_size=7, task="classify", **QUICK).agreement
     assert found is not None
     one, two = outputs(a, x).astype(np.float64), outputs(b, x).astype(np.float64)
     (gap,) = found.outputs
     assert gap.error == pytest.approx(np.linalg.norm(two - one) / np.linalg.norm(one), rel=1e-4)
     assert gap.worst == pytest.approx(np.abs(two - one).max() / np.abs(one).max(), rel=1e-4)
-    assert found.top1 == pytest.approx((one.argmax(axis=1) == two.argmax(axis=1)).mean())
+    (figures,) = figures_of(found)
+    assert figures.agreement is not None
+    assert figures.agreement.value == pytest.approx((one.argmax(axis=1) == two.argmax(axis=1)).mean())
     logs = [value - np.log(np.exp(value).sum(axis=1, keepdims=True)) for value in (one, two)]
     kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean()
-    assert found.divergence == pytest.approx(kl, rel=1e-4)
+    assert figures.divergence.value == pytest.approx(kl, rel=1e-4)
 
 
 def test_costs_are_listed_by_operator() -> None:
@@ -141,10 +154,12 @@ def test_whole_numbers_are_compared_for_equality_and_lone_outputs_named() -> Non
     shift = -scores.mean(axis=0)  # so that every class is the top one now and then
     share = ((scores + shift).argmax(axis=1) == 2).mean()
     assert 0 < share < 1
-    found = compare(with_class(shift), with_class(99 * np.eye(5)[2]), data=x, **QUICK).agreement
+    found = compare(with_class(shift), with_class(99 * np.eye(5)[2]), data=x, task="classify", **QUICK).agreement
     assert found is not None
     assert {gap.name: gap.equal for gap in found.outputs} == {"y": None, "class": pytest.approx(share)}
-    assert found.top1 == pytest.approx(share)
+    (figures,) = figures_of(found)
+    assert figures.agreement is not None
+    assert figures.agreement.value == pytest.approx(share)
     assert compare(with_class(shift), chain(), data=x, **QUICK).notes == ("output 'class' is in A alone",)
 
 
@@ -154,7 +169,7 @@ def test_other_shapes_of_outputs_are_said() -> None:
     (gap,) = found.outputs
     assert gap.error is None
     assert gap.note == "[20, 5] beside [20, 4]"
-    assert found.top1 is None
+    assert found.figures is None
 
 
 def test_a_model_without_data_is_compared_on_made_up_inputs() -> None:
@@ -172,7 +187,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.run([*command, "--latency-seconds", "0.02"]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    for text in ("MACs", "latency", "Conv", "relative error", "top-1 agreement", "divergence", "20 of 20 samples"):
+    for text in ("MACs", "latency", "Conv", "relative error", "output y: numbers", "divergence", "20 of 20 samples"):
         assert text in shown.out
     assert cli.run([*command, "--latency-seconds", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

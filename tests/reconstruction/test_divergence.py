@@ -7,11 +7,12 @@ import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
+from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.divergence import Reference, log_probabilities
 
 RNG = np.random.default_rng(0)
-LOGITS = RNG.standard_normal((12, 5)).astype(np.float32) * 3
-OTHER = LOGITS + RNG.standard_normal(LOGITS.shape).astype(np.float32)
+LOGITS = RNG.standard_normal((12, 5)).astype(np.float32) * 5
+OTHER = LOGITS + 3 * RNG.standard_normal(LOGITS.shape).astype(np.float32)
 
 
 def test_classifiers_are_compared_by_their_predictions() -> None:
@@ -44,10 +45,10 @@ def test_batches_do_not_matter() -> None:
 
 @pytest.mark.parametrize("shape", [(12, 5), (12, 3, 4), (12, 1)])
 def test_the_same_is_at_no_distance(shape: tuple[int, ...]) -> None:
-    y = RNG.standard_normal(shape)
+    y = 8 * RNG.standard_normal(shape)
     found = Reference([{"y": y}]).compare([{"y": y.copy()}])
     assert found.value == 0
-    assert found.agreement == (1 if shape == (12, 5) else None)
+    assert found.agreement == (None if shape == (12, 1) else 1)
 
 
 def test_no_distance_is_negative() -> None:
@@ -160,10 +161,10 @@ def test_labels_that_do_not_exclude_each_other_are_no_classes() -> None:
     """Of sigmoid scores near zero, zeros are wrong altogether, however little the softmax of both differs."""
     scores = np.random.default_rng(0).uniform(0, 0.01, (8, 20)).astype(np.float32)
     reference = Reference([{"y": scores}])
-    assert not reference.classifier
+    assert reference.kind == "error"
     assert reference.compare([{"y": np.zeros_like(scores)}]).value == pytest.approx(1.0)
-    assert Reference([{"y": scores / scores.sum(axis=1, keepdims=True)}]).classifier
-    assert Reference([{"y": scores - 0.5}]).classifier
+    assert Reference([{"y": scores / scores.sum(axis=1, keepdims=True)}]).kind == "kl"
+    assert Reference([{"y": scores - 0.5}]).kind == "error"  # nothing speaks for classes
 
 
 def test_square_roots_tell_what_a_few_large_probabilities_hide() -> None:
@@ -185,13 +186,14 @@ def test_square_roots_leave_other_outputs_alone() -> None:
     plain, roots = (Reference([{"y": one}], roots=flag).compare([{"y": two}]) for flag in (False, True))
     assert plain == roots
     labels = Reference([{"y": LOGITS}], roots=True)
-    assert labels.classifier
+    assert labels.kind == "kl"
     assert labels.compare([{"y": OTHER}]) == Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
 
 
 def test_at_a_temperature_all_classes_tell() -> None:
     soft = Reference([{"y": LOGITS}], temperature=4.0)
-    by_hand = Reference([{"y": LOGITS / 4}]).compare([{"y": OTHER / 4}])
+    told = judge([{"y": LOGITS}])
+    by_hand = Reference([{"y": LOGITS / 4}], judgements=told).compare([{"y": OTHER / 4}])
     of_logits = soft.compare([{"y": OTHER}])
     of_probabilities = Reference([{"y": softmax(LOGITS, axis=1)}], temperature=4.0).compare(
         [{"y": softmax(OTHER, axis=1)}]

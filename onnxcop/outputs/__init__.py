@@ -1,0 +1,4 @@
+"""What a model's outputs are (class scores, vectors, boxes …), and how far those of two networks are apart.
+
+Every kind of output is one entry of :data:`onnxcop.outputs.kinds.KINDS`.
+"""

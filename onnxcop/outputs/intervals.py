@@ -1,0 +1,110 @@
+"""How uncertain a figure is that was measured on some samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcop._base.types import FloatArray
+
+_LEVEL = 0.975  # quantile on either side of a 95 % interval
+_NORMAL = 1.959963984540054  # the normal distribution's
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: What was measured.
+        low: Lower end; None where there are too few samples (or numbers that are not finite) to tell.
+        high: Upper end, as `low`.
+        samples: How many samples it was measured on.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    samples: int
+
+    def percent(self) -> str:
+        """A share in words: "94 % (95 % interval 71 to 99, n = 17)"."""
+        low, high = (None if end is None else f"{100 * end:.3g}" for end in (self.low, self.high))
+        return f"{100 * self.value:.3g} % ({_within(low, high)}n = {self.samples})"
+
+    def number(self) -> str:
+        """A number in words: "0.139 (95 % interval 0.121 to 0.16, n = 64)"."""
+        low, high = (None if end is None else f"{end:.3g}" for end in (self.low, self.high))
+        return f"{self.value:.4g} ({_within(low, high)}n = {self.samples})"
+
+
+def _within(low: str | None, high: str | None) -> str:
+    return "" if low is None or high is None else f"95 % interval {low} to {high}, "
+
+
+def standard_error(without_one: FloatArray) -> float:
+    """Of a figure, from its values without each one of the samples: the jackknife (Tukey 1958).
+
+    Args:
+        without_one: float64 [samples].
+    """
+    count = len(without_one)
+    return float(np.sqrt((count - 1) / count * ((without_one - without_one.mean()) ** 2).sum()))
+
+
+def of_distance(value: float, without_one: FloatArray, samples: int) -> Estimate:
+    """The interval of a distance, which is never negative: symmetric on the logarithmic scale.
+
+    Args:
+        value: Measured on all samples.
+        without_one: float64 [samples], measured without each of them; or without each batch, where what a
+            sample contributes cannot be told apart.
+        samples: How many there are.
+    """
+    if value == 0 and not without_one.any():
+        return Estimate(value, 0.0 if len(without_one) > 1 else None, 0.0 if len(without_one) > 1 else None, samples)
+    if len(without_one) < 2 or not (math.isfinite(value) and np.isfinite(without_one).all()):
+        return Estimate(value, None, None, samples)
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(len(without_one) - 1, _LEVEL))
+    if value > 0 and (without_one > 0).all():
+        error = reach * standard_error(np.log(without_one))
+        return Estimate(value, value * math.exp(-error), value * math.exp(min(error, 700.0)), samples)
+    error = reach * standard_error(without_one)
+    return Estimate(value, max(value - error, 0.0), value + error, samples)
+
+
+def of_share(hits: FloatArray, samples: int) -> Estimate:
+    """The interval of a share: Wilson's (1927), with as many cases as the spread between samples is worth.
+
+    Args:
+        hits: float64 [samples, 2], what agrees and of how much; not all of the latter are 0.
+        samples: How many there are.
+    """
+    agreeing, whole = hits.sum(axis=0)
+    share = float(agreeing / whole)
+    counted = hits[hits[:, 1] > 0]
+    if len(counted) < 2:
+        return Estimate(share, None, None, samples)
+    cases = float(len(counted))
+    if 0 < share < 1:
+        rest = np.array([agreeing, whole]) - counted
+        error = standard_error(rest[:, 0] / rest[:, 1])
+        cases = min(share * (1 - share) / error**2, float(whole)) if error > 0 else float(whole)
+    spread = _NORMAL**2 / cases
+    centre = (share + spread / 2) / (1 + spread)
+    reach = math.sqrt(spread) / (1 + spread) * math.sqrt(share * (1 - share) + spread / 4)
+    return Estimate(share, max(centre - reach, 0.0), min(centre + reach, 1.0), samples)
+
+
+def of_mean(hits: FloatArray, samples: int) -> Estimate:
+    """The interval of a mean of numbers that are 1 at best, as cosines: that of their distance from 1."""
+    values = 1.0 - hits[:, 0] / hits[:, 1]
+    count = len(values)
+    rest = (values.sum() - values) / max(count - 1, 1)
+    found = of_distance(max(float(values.mean()), 0.0), np.maximum(rest, 0.0), samples)
+    low, high = (None if end is None else 1.0 - end for end in (found.high, found.low))
+    return Estimate(1.0 - found.value, None if low is None else max(low, -1.0), high, samples)

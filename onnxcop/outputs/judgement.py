@@ -1,0 +1,124 @@
+"""Which kind every output of a model is, decided on evidence or told by the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array
+from onnxcop.errors import CalibrationError
+from onnxcop.outputs.detections import DETECTIONS
+from onnxcop.outputs.evidence import activations, by_sample, metadata, sample_axis
+from onnxcop.outputs.kind import OutputEvidence, OutputKind
+from onnxcop.outputs.kinds import KINDS, TASKS
+
+Outputs = Sequence[Mapping[str, Array]]  # of a network, batch by batch
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What outputs are, and why.
+
+    Attributes:
+        outputs: Names of the outputs that are of the kind together.
+        kind: What they are.
+        why: On what evidence.
+        axes: For each of them the axis along which samples lie, None where there is none.
+    """
+
+    outputs: tuple[str, ...]
+    kind: OutputKind
+    why: str
+    axes: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        """In words, for a summary."""
+        names = " and ".join(self.outputs)
+        return f"output {names}: {self.kind.title}, judged by {self.kind.judged_by} ({self.why})"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """What all outputs of a model are.
+
+    Attributes:
+        entries: One for every output, or for outputs that belong together.
+        metadata: Of the model.
+    """
+
+    entries: tuple[Judgement, ...]
+    metadata: Mapping[str, str]
+
+
+def counted(outputs: Outputs) -> list[int]:
+    """The number of samples in each batch, by the first axis of the first output that has one."""
+    return [next((len(a) for a in batch.values() if isinstance(a, np.ndarray) and a.ndim), 1) for batch in outputs]
+
+
+def judge(
+    outputs: Outputs, counts: Sequence[int] | None = None, model: onnx.ModelProto | None = None, task: str | None = None
+) -> Judgements:
+    """Decide what every output is.
+
+    Args:
+        outputs: Of the original on calibration data, batch by batch.
+        counts: Samples of every batch; None to read them off the outputs.
+        model: The original, for what its graph and its metadata tell.
+        task: What the user says that the model is for, one of :data:`onnxcop.outputs.kinds.TASKS`.
+
+    Raises:
+        CalibrationError: No output has the form that the task asks for.
+    """
+    counts = counted(outputs) if counts is None else counts
+    ends = {} if model is None else activations(model)
+    notes = {} if model is None else metadata(model)
+    names = [
+        name for name, value in outputs[0].items()
+        if all(isinstance(batch[name], np.ndarray) for batch in outputs) and value.dtype.kind == "f" and value.size
+    ]  # fmt: skip
+    axes = {name: sample_axis([batch[name].shape for batch in outputs], counts) for name in names}
+    left = [
+        OutputEvidence(
+            name,
+            [by_sample(batch[name], axes[name], count) for batch, count in zip(outputs, counts, strict=True)],
+            ends.get(name, ""),
+            notes,
+        )
+        for name in names
+    ]
+    found: list[Judgement] = []
+
+    def add(kind: OutputKind, which: tuple[str, ...], why: str) -> None:
+        found.append(Judgement(which, kind, why, tuple(axes[name] for name in which)))
+        left[:] = [output for output in left if output.name not in which]
+
+    if task is not None:
+        for kind, which in _told(left, task):
+            add(kind, which, f"--task {task}")
+    for kind in KINDS:
+        for finding in kind.recognize(list(left)):
+            add(kind, finding.outputs, finding.why)
+    order = {name: place for place, name in enumerate(names)}
+    found.sort(key=lambda judgement: order[judgement.outputs[0]])
+    return Judgements(tuple(found), notes)
+
+
+def _told(outputs: Sequence[OutputEvidence], task: str) -> list[tuple[OutputKind, tuple[str, ...]]]:
+    """The outputs that may be what the user says, each by itself; boxes and scores that belong together as one."""
+    if task not in TASKS:
+        raise CalibrationError(f"--task {task!r} does not exist; choose one of {', '.join(TASKS)}")
+    if task in DETECTIONS.tasks and (pairs := [f.outputs for f in DETECTIONS.recognize(outputs) if len(f.outputs) > 1]):
+        return [(DETECTIONS, pair) for pair in pairs]
+    found: list[tuple[OutputKind, tuple[str, ...]]] = [
+        (kind, (output.name,))
+        for output in outputs
+        for kind in KINDS
+        if len(output.shape) in kind.tasks.get(task, ()) and (kind is not DETECTIONS or min(output.shape[1:]) > 4)
+    ]
+    if not found and outputs:
+        shapes = ", ".join(f"{output.name} {list(output.shape)}" for output in outputs)
+        raise CalibrationError(f"--task {task}: no output has the form of that ({shapes}); leave --task out")
+    return found

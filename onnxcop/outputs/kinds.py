@@ -1,0 +1,13 @@
+"""The kinds of outputs there are, in the order in which they are asked whether an output is one of theirs."""
+
+from __future__ import annotations
+
+from onnxcop.outputs.classes import CLASSES, POSITIONS
+from onnxcop.outputs.detections import DETECTIONS
+from onnxcop.outputs.kind import OutputKind
+from onnxcop.outputs.labels import LABELS
+from onnxcop.outputs.sequences import SEQUENCES
+from onnxcop.outputs.values import VALUES, VECTORS
+
+KINDS: tuple[OutputKind, ...] = (DETECTIONS, CLASSES, SEQUENCES, POSITIONS, LABELS, VECTORS, VALUES)
+TASKS: tuple[str, ...] = tuple(sorted({task for kind in KINDS for task in kind.tasks}))
