@@ -12,6 +12,7 @@ from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units
 from onnxcop.analysis.cost import Savings
 from onnxcop.criteria.base import PruningContext, Ranking, produced_filter_counts
+from onnxcop.criteria.preference import Preference
 from onnxcop.errors import BudgetError
 
 
@@ -36,14 +37,16 @@ class PruningState:
     Args:
         context: The traced model.
         limits: What may not be cut.
+        preference: What is rather saved, where measured curves are spent.
     """
 
-    def __init__(self, context: PruningContext, limits: Limits) -> None:
+    def __init__(self, context: PruningContext, limits: Limits, preference: Preference | None = None) -> None:
         if limits.multiple_of == AUTO:
             raise BudgetError("--multiple-of auto is decided by measurement first: see onnxcop.widths.suitable_widths")
         structure = self.structure = context.structure
         self.cost_model = context.cost
         self.limits = limits
+        self.preference = preference
         self.kept = structure.axis_sizes.copy()
         self.original = context.cost.original()
         self.cost = self.original.copy()
@@ -200,9 +203,6 @@ def _step(
     return None if best is None or np.isinf(best[0]) else (best[1], best[2])
 
 
-_COUNTED = {"macs": "multiply-accumulates", "params": "parameters", "filters": "filters"}
-
-
 def infeasible(state: PruningState, budget: Budget) -> BudgetError:
     """The error for a budget that cannot be met, with the nearest value that can."""
     now = state.fractions()
@@ -214,12 +214,6 @@ def infeasible(state: PruningState, budget: Budget) -> BudgetError:
         bound = getattr(budget, name)
         if bound is not None and now[name] > bound:
             nearest = float(np.ceil(now[name] * 1e4) / 1e4)
-            if nearest >= 1:
-                return BudgetError(
-                    f"the budget {flag} {bound:g} cannot be reached: the filters that may go hold next to none of "
-                    f"the {_COUNTED[name]}; {way_out}",
-                    nearest,
-                )
             return BudgetError(
                 f"the budget {flag} {bound:g} cannot be reached: with all prunable filters cut "
                 f"{now[name]:.2%} remain; ask for {flag} {nearest:g} or more, or {way_out}",

@@ -2,7 +2,8 @@
 
 At every step the group is cut that buys the most of what the budget still lacks per unit of added
 divergence, looking ahead over its whole curve, so that a flat stretch behind a bump is found; what was
-saved too much is given back, the dearest first.
+saved too much is given back, the dearest first. With a preference a saving is worth a mix of what the
+budget lacks and what the user would rather save.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ def _lacking(state: PruningState, budget: Budget) -> FloatArray:
     return weight
 
 
+def _worth(state: PruningState, weight: FloatArray) -> FloatArray:
+    """What a unit of each cost is worth, the preference included, float64 [3]."""
+    return weight if state.preference is None else state.preference.mixed(weight, state.original)
+
+
 def _best_jump(
     state: PruningState, curve: Curve, taken: int, weight: FloatArray, limits: Limits, reach: float
 ) -> tuple[float, int] | None:
@@ -84,8 +90,9 @@ def _best_jump(
             found.append(count)
     counts = np.array(found, dtype=np.int64)
     counts = counts[state.may_remove(curve.group, counts - taken)]
-    saved = state.saving(curve.group, counts - taken) @ weight
-    counts, saved = counts[saved > 0], saved[saved > 0]
+    saving = state.saving(curve.group, counts - taken)
+    useful = saving @ weight > 0  # whatever is preferred, the budget has to come nearer
+    counts, saved = counts[useful], saving[useful] @ _worth(state, weight)
     if not len(counts):
         return None
     ratios = (curve.price(counts.astype(np.float64)) - curve.price(taken) + 1e-9 * (counts - taken)) / saved
@@ -115,6 +122,9 @@ def _give_back(
             if count < step or not _fits_without(state, curve, count, budget, step):
                 continue
             price = float(curve.price(count) - curve.price(count - step))
+            if state.preference is not None:  # what saves much of what is preferred stays away longest
+                saving = -state.saving(curve.group, np.array([-step]))[0]
+                price /= max(float(saving @ _worth(state, _bounded(state, budget))), 1e-30)
             if best is None or price > best[0]:
                 best = (price, curve)
         if best is None:
@@ -123,6 +133,13 @@ def _give_back(
         for unit in reversed(curve.order[taken[curve.group] - step : taken[curve.group]]):
             state.restore(unit)
         taken[curve.group] -= step
+
+
+def _bounded(state: PruningState, budget: Budget) -> FloatArray:
+    """Weights of the costs that a budget bounds, float64 [3]; MACs where it bounds filters alone."""
+    given = np.array([budget.macs is not None, budget.params is not None, budget.size is not None], dtype=np.float64)
+    given = given if given.any() else np.array([1.0, 0.0, 0.0])
+    return np.asarray(given / state.original.clip(min=1e-30))
 
 
 def _fits_without(state: PruningState, curve: Curve, count: int, budget: Budget, step: int) -> bool:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from onnxcop._base.progress import Progress
     from onnxcop.allocation.budget import Limits
     from onnxcop.criteria.base import Criterion
+    from onnxcop.data.images import Preprocess
     from onnxcop.data.input_files import InputFiles
-    from onnxcop.images.preprocess import Preprocess
     from onnxcop.pipeline.options import ApplyOptions, PruneOptions
     from onnxcop.runtime.session import EngineOptions
 
@@ -104,22 +104,29 @@ def progress_from(values: Mapping[str, Any]) -> Progress:
 def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
     """The criterion with its parameters; numbers given one by one outrank `--prefer`.
 
-    Parameters without a name are those of COP; without either the choice is left open.
+    Parameters without a name are those of COP; without either the choice is left open, and `--prefer` with it.
     """
     from onnxcop.criteria.cop import Cop
     from onnxcop.criteria.registry import CRITERIA, criterion_named
 
     parameters = {name: values[name] for name in _COP_PARAMETERS if values[name] is not None}
-    if values["prefer"] is not None:
-        beta, gamma = values["prefer"]
-        parameters = {"beta": beta, "gamma": gamma, **parameters}
     if values["criterion"] is None and not parameters:
         return "auto"
     name = values["criterion"] or "cop"
-    if parameters and not isinstance(CRITERIA[name], Cop):
-        flags = [key for key in ("prefer", *_COP_PARAMETERS) if values[key] is not None]
+    if isinstance(CRITERIA[name], Cop):
+        return criterion_named(name, **(_preferred(values) | parameters))
+    flags = [
+        *parameters,
+        *(["prefer"] if values["prefer"] is not None and values.get("allocate") != "measured" else []),
+    ]
+    if flags:
         raise click.UsageError(f"{_flags(flags)} apply to the cop criteria, not to {name}")
-    return criterion_named(name, **parameters)
+    return criterion_named(name)
+
+
+def _preferred(values: Mapping[str, Any]) -> dict[str, float]:
+    """COP's numbers for what is preferred."""
+    return {} if values["prefer"] is None else dict(zip(("beta", "gamma"), values["prefer"], strict=True))
 
 
 def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
@@ -141,7 +148,7 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
     if values["stats"] is not None and values["data"] is not None:
         raise click.UsageError("--stats and --data exclude each other")
     found = criterion_from(values)
-    criterion = criterion_named("cop") if isinstance(found, str) else found
+    criterion = criterion_named("cop", **_preferred(values)) if isinstance(found, str) else found
     if not criterion.needs_stats and values["stats_out"] is None and {"data", "stats"} & {*given}:
         raise click.UsageError(
             f"criterion {criterion.name} looks at the weights alone; with {_flags({'data', 'stats'} & {*given})} "
@@ -163,14 +170,15 @@ def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocess_from(values: Mapping[str, Any]) -> Preprocess | None:
-    """What is done to images: a named preprocessing with some of it changed; None leaves it to the model."""
-    names = ("mean", "std", "scale", "layout", "channels", "resize", "interpolation")
-    changes = {name: values[name] for name in names if values[name] is not None}
+    """What is done to pictures: a named preprocessing with some of it changed; None to guess."""
+    changes = {
+        name: values[name] for name in ("mean", "std", "scale", "layout", "channels") if values[name] is not None
+    }
     if values["preprocess"] is None and not changes:
         return None
     from dataclasses import replace
 
-    from onnxcop.images.preprocess import Preprocess
+    from onnxcop.data.images import Preprocess
 
     named = values["preprocess"]
     return replace(Preprocess.named(named) if named else Preprocess(), **changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
@@ -19,13 +19,10 @@ from onnxcop.cli.types import (
     Multiple,
     Numbers,
     Positive,
-    Preference,
-    PresetName,
+    PreferenceWeights,
     ReportFile,
     Size,
 )
-from onnxcop.images.preprocess import Interpolation, Resize
-from onnxcop.images.presets import PRESETS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,8 +117,8 @@ criterion_options: Decorator[Any, Any] = _options(
         "[default: measurement]",
     ),
     _option(
-        "--prefer", type=Preference(),
-        help="faster, smaller, balanced, or beta,gamma: remove MACs or parameters first.",
+        "--prefer", type=PreferenceWeights(),
+        help="faster, smaller, balanced, or beta,gamma: save MACs or parameters first.",
     ),
     _option("--alpha", type=float, metavar="NUMBER", help="Weight of correlation (cop)."),
     _option("--beta", type=float, metavar="NUMBER", help="Weight of MACs (cop)."),
@@ -224,21 +221,14 @@ data_options: Decorator[Any, Any] = _options(
         help="Samples in a run.",
     ),
     _option(
-        "--preprocess", type=PresetName(),
-        help=f"{', '.join(PRESETS)}. [default: what the model declares, else a guess]",
+        "--preprocess", metavar="NAME",
+        help="imagenet, inception, clip, caffe, cifar, mnist, unit or none. [default: guessed]",
     ),
-    _option(
-        "--resize", type=click.Choice(get_args(Resize)),
-        help="How images get the input's size.",
-    ),
-    _option(
-        "--interpolation", type=click.Choice(get_args(Interpolation)), help="Of resized images."
-    ),
-    _option("--mean", type=Numbers(), help="Subtracted from images after scaling."),
-    _option("--std", type=Numbers(), help="Images are divided by it."),
+    _option("--mean", type=Numbers(), help="Subtracted from pictures after scaling."),
+    _option("--std", type=Numbers(), help="Pictures are divided by it."),
     _option("--scale", type=float, metavar="NUMBER", help="Factor of pixel values 0 to 255."),
     _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes."),
-    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the channels."),
+    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of colours."),
 )  # fmt: skip
 stats_options: Decorator[Any, Any] = _options(
     "Calibration data",

@@ -131,23 +131,21 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is no list of numbers; write 0.485,0.456,0.406", param, ctx)
 
 
-class Preference(click.ParamType[tuple[float, float]]):
+class PreferenceWeights(click.ParamType[tuple[float, float]]):
     """`faster`, `smaller`, `balanced`, or the weights `beta,gamma` themselves."""
 
     name = "preference"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
         """The weights (beta, gamma)."""
-        from onnxcop.criteria.registry import PREFERENCES
+        from onnxcop.criteria.preference import Preference
+        from onnxcop.errors import BudgetError
 
-        if value in PREFERENCES:
-            return PREFERENCES[value]
         try:
-            beta, gamma = (float(part) for part in str(value).split(","))
-        except ValueError:
-            names = ", ".join(PREFERENCES)
-            self.fail(f"{value!r} is none of {names}, nor two numbers beta,gamma", param, ctx)
-        return beta, gamma
+            found = Preference.of(value)
+        except BudgetError as error:
+            self.fail(str(error), param, ctx)
+        return found.beta, found.gamma
 
 
 class CriterionName(click.ParamType[str]):
@@ -161,18 +159,4 @@ class CriterionName(click.ParamType[str]):
 
         if value not in CRITERIA:
             self.fail(f"no criterion is called {value!r}; choose {', '.join(CRITERIA)}", param, ctx)
-        return str(value)
-
-
-class PresetName(click.ParamType[str]):
-    """The name of a preprocessing of images."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name, if there is such a preprocessing."""
-        from onnxcop.images.presets import PRESETS
-
-        if value not in PRESETS:
-            self.fail(f"no preprocessing is called {value!r}; choose {', '.join(PRESETS)}", param, ctx)
         return str(value)

@@ -18,8 +18,6 @@ CRITERIA: dict[str, Criterion] = {
     )
 }  # fmt: skip
 
-PREFERENCES = {"balanced": (1.0, 1.0), "faster": (3.0, 0.0), "smaller": (0.0, 3.0)}
-
 
 def criterion_named(name: str, **parameters: object) -> Criterion:
     """Look a criterion up, with some of its parameters changed.

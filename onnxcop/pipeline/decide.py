@@ -202,7 +202,7 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
     with request.clock.stage("selection and recovery"):
         if request.asked.divergence is not None or request.asked.max_drop is not None:
             bound = Bound(request.asked.divergence, metric, request.asked.max_drop)
-            cut_within(bound, recovery, request.limits, fallback)
+            cut_within(bound, recovery, request.limits, fallback, request.modes.preference)
         else:
             recovery = _best_schedule(request, recovery, fallback, _schedules(request, recovery.settings))
         return measured_decision(request, recovery, stats, metric)
@@ -252,7 +252,7 @@ def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, sche
 
     def reached(rounds: int) -> Recovery:
         recovery = fresh.restarted()
-        state = recovery.start(request.limits)
+        state = recovery.start(request.limits, request.modes.preference)
         budgets = round_budgets(request.budget, rounds)
         for number, budget in enumerate(budgets, start=1):
             if not state.meets(budget):

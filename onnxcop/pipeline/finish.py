@@ -39,6 +39,7 @@ def conclude(request: Request, decision: Decision) -> PruneResult:
         criterion={"name": modes.criterion.name, **modes.criterion.parameters()},
         settings={
             "seed": asked.seed, "limits": asdict(request.limits), "allocate": modes.allocate,
+            **({} if modes.preference is None else {"prefer": asdict(modes.preference)}),
             "recover": modes.recover, "samples": source.count if source is not None else 0,
             "channels": "principal" if _cut_in_principal_channels(analysis, decision) else "stored",
         },
@@ -73,8 +74,6 @@ def finish(
         reshare(pruned, analysis.copies)
     with clock.stage("verification"):
         checked = verify(decision.model, pruned, analysis.structure, removed, options.engine)
-    if checked.unproven:
-        log.warning("the result is not proven: %s", "; ".join((checked.unproven, *checked.notes)))
     latency = None
     if options.latency_seconds > 0:
         with clock.stage("latency"):

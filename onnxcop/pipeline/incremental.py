@@ -76,7 +76,7 @@ class IncrementalPruner:
     def _onward(self, request: Request) -> Decision:
         if self._way is None:
             recovery, stats, fallback = measured_recovery(request)
-            self._way = _Path(recovery, stats, fallback, recovery.start(request.limits))
+            self._way = _Path(recovery, stats, fallback, recovery.start(request.limits, request.modes.preference))
         way = self._way
         with request.clock.stage("selection and recovery"):
             for budget in steps(way.state, request.budget, way.recovery.settings.rounds):

@@ -13,6 +13,8 @@ from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.choices import Policy
 from onnxcop.coupling.ops import RuleTable
 from onnxcop.criteria.base import Criterion
+from onnxcop.criteria.cop import Cop
+from onnxcop.criteria.preference import Preference
 from onnxcop.criteria.registry import criterion_named
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
@@ -70,6 +72,8 @@ class PruneOptions(ApplyOptions):
         criterion: Name of a criterion or one of your own; "auto" measures, and is "cop" where nothing is run.
         allocate: How layers share the cut; "auto" is "measured" unless a criterion was named, or there are neither
             data nor recovery.
+        prefer: What to save rather than the rest: "faster" (multiply-accumulates), "smaller" (parameters), "balanced",
+            or COP's weights (beta, gamma). Measured allocation and the COP criteria follow it.
         recover: How to compensate for removed filters; without data, recovery works on synthetic inputs.
         settings: How much effort recovery makes; None for the usual.
         limits: What may not be cut; with `multiple_of=onnxcop.AUTO` widths are chosen by measurement.
@@ -89,6 +93,7 @@ class PruneOptions(ApplyOptions):
     stats_out: str | Path | bool | None = None
     criterion: str | Criterion = "auto"
     allocate: Allocate = "auto"
+    prefer: str | tuple[float, float] | None = None
     recover: Recover = "auto"
     settings: RecoverySettings | None = None
     limits: Limits | None = None
@@ -134,6 +139,7 @@ class Modes:
     criterion: Criterion
     allocate: str
     recover: str
+    preference: Preference | None = None
 
     @classmethod
     def of(cls, options: PruneOptions) -> Modes:
@@ -162,7 +168,13 @@ class Modes:
             raise BudgetError("--divergence and --max-drop go with --allocate measured")
         if options.bounded and recover == "none":
             raise BudgetError("--divergence and --max-drop bound what recovery leaves; give --recover merge or full")
+        preference = None if options.prefer is None else Preference.of(options.prefer)
         found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
+        if preference is not None and allocate == "cop":
+            if not isinstance(found, Cop):
+                raise BudgetError(f"--prefer applies to measured allocation and the cop criteria, not to {found.name}")
+            if isinstance(criterion, str):  # a criterion of the user's own has numbers of its own
+                found = replace(found, beta=preference.beta, gamma=preference.gamma)
         if found.needs_stats and not (has_data or has_stats):
             raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")
-        return cls(found, allocate, recover)
+        return cls(found, allocate, recover, preference)

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxcop._base.types import FloatArray
 from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.criteria.preference import Preference
 from onnxcop.errors import BudgetError
 from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.rounds import Recovery
@@ -46,7 +47,9 @@ class Bound:
         return self.metric.base - self.metric(recovery.working.model) <= self.max_drop
 
 
-def cut_within(bound: Bound, recovery: Recovery, limits: Limits, fallback: FloatArray) -> None:
+def cut_within(
+    bound: Bound, recovery: Recovery, limits: Limits, fallback: FloatArray, preference: Preference | None = None
+) -> None:
     """Cut round by round, with smaller steps after every one that went too far.
 
     Args:
@@ -54,8 +57,9 @@ def cut_within(bound: Bound, recovery: Recovery, limits: Limits, fallback: Float
         recovery: The network; it ends as the last that kept to the bound.
         limits: What may not be cut.
         fallback: float64 [units], order of units that no statistics tell of.
+        preference: What is rather saved.
     """
-    state = recovery.start(limits)
+    state = recovery.start(limits, preference)
     kept, step = 1.0, _STEP
     while step < _LAST:
         before, units_before = recovery.working.copy(), state.copy()

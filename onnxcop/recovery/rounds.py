@@ -26,6 +26,7 @@ from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.patches import PatchStatistics, unfolded
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.base import PruningContext
+from onnxcop.criteria.preference import Preference
 from onnxcop.data.open import CalibrationData
 from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
@@ -201,10 +202,10 @@ class Recovery:
         )  # fmt: skip
         return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]
 
-    def start(self, limits: Limits) -> PruningState:
+    def start(self, limits: Limits, preference: Preference | None = None) -> PruningState:
         """An empty selection."""
         context = PruningContext.of(self.analysis.model, self.analysis.structure, self.analysis.cost)
-        return PruningState(context, limits)
+        return PruningState(context, limits, preference)
 
     @single_threaded
     def round(self, state: PruningState, budget: Budget, limits: Limits, fallback: FloatArray, name: str) -> None:

@@ -40,16 +40,14 @@ def declared(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def settle_shapes(
-    model: onnx.ModelProto, given: Mapping[str, Sequence[int]] | None = None,
-    options: EngineOptions = EngineOptions(), images: tuple[int, int] | None = None,
-) -> dict[str, Shape]:  # fmt: skip
+    model: onnx.ModelProto, given: Mapping[str, Sequence[int]] | None = None, options: EngineOptions = EngineOptions()
+) -> dict[str, Shape]:
     """Choose a concrete shape for every graph input.
 
     Args:
         model: The model.
         given: Shapes the user asked for, by input name.
         options: How to run the model where sizes have to be tried.
-        images: Height and width of images that the model declares, which are tried first.
 
     Raises:
         ModelError: A given shape does not fit, or an input is not a tensor.
@@ -59,7 +57,7 @@ def settle_shapes(
     for name in given:
         if name not in names:
             raise ModelError(f"the model has no input {name!r}; its inputs are {', '.join(sorted(names))}")
-    candidates = list(_candidates(model, given, images))
+    candidates = list(_candidates(model, given))
     if len(candidates) == 1:
         return candidates[0]
     session: Session | None = None
@@ -101,9 +99,7 @@ def _telling(results: Feed) -> bool:
     return not arrays or any(a.size and np.isfinite(a).all() and a.min() < a.max() for a in arrays)
 
 
-def _candidates(
-    model: onnx.ModelProto, given: Mapping[str, Sequence[int]], images: tuple[int, int] | None
-) -> Iterator[dict[str, Shape]]:
+def _candidates(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Shape]]:
     fixed: dict[str, Shape] = {}
     open_values: list[tuple[str, tuple[int | None, ...]]] = []
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -125,8 +121,7 @@ def _candidates(
     if not open_values:
         yield fixed
         return
-    usual = list(zip(_PICTURES, _LENGTHS, strict=True))
-    for picture, length in usual if images is None else [(images, _LENGTHS[0]), *usual]:
+    for picture, length in zip(_PICTURES, _LENGTHS, strict=True):
         yield fixed | {name: _fill(sizes, picture, length) for name, sizes in open_values}
 
 

@@ -22,10 +22,10 @@ from onnxcop.cli import framework as cli_form
 from onnxcop.cli import main as cli
 from onnxcop.cli.arguments import default_output, preprocess_from
 from onnxcop.cli.framework import MAIN
-from onnxcop.cli.types import Fraction, InputShape, Numbers, Preference, Size
-from onnxcop.criteria.registry import CRITERIA, PREFERENCES
-from onnxcop.images.preprocess import Preprocess
-from onnxcop.images.presets import PRESETS
+from onnxcop.cli.types import Fraction, InputShape, Numbers, PreferenceWeights, Size
+from onnxcop.criteria.preference import NAMED
+from onnxcop.criteria.registry import CRITERIA
+from onnxcop.data.images import PREPROCESSES, Preprocess
 from onnxcop.pipeline.options import ALLOCATE, RECOVER
 
 # Forms
@@ -106,8 +106,8 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
             assert all(name in text for name in option.opts)
     for command in ("inspect", "apply", "compare", "sweep", "verify", "merge-stats"):
         assert f"\n  {command} " in text
-    flat = " ".join(re.sub(r"-\n +", "-", text).split())
-    for name in (*CRITERIA, *PREFERENCES, *PRESETS, *ALLOCATE, *RECOVER):
+    flat = " ".join(text.split())
+    for name in (*CRITERIA, *NAMED, *PREPROCESSES, *ALLOCATE, *RECOVER):
         assert name in flat
     assert cli.run([str(model), "--help"]) == 0
     assert capsys.readouterr().out == text
@@ -155,8 +155,8 @@ def test_help_imports_nothing_heavy() -> None:
         (InputShape(), "in:0:7", ("in:0", (7,))),
         (Numbers(), "0.485,0.456,0.406", (0.485, 0.456, 0.406)),
         (Numbers(), "127.5", (127.5,)),
-        (Preference(), "faster", PREFERENCES["faster"]),
-        (Preference(), "2,0.5", (2.0, 0.5)),
+        (PreferenceWeights(), "faster", NAMED["faster"]),
+        (PreferenceWeights(), "2,0.5", (2.0, 0.5)),
     ],
 )
 def test_values_are_read(type_: click.ParamType[Any], text: str, value: Any) -> None:
@@ -181,8 +181,8 @@ def test_values_are_read(type_: click.ParamType[Any], text: str, value: Any) -> 
         (InputShape(), "x:1,-3"),
         (InputShape(), "x:N,3"),
         (Numbers(), "a,b"),
-        (Preference(), "cheaper"),
-        (Preference(), "1,2,3"),
+        (PreferenceWeights(), "cheaper"),
+        (PreferenceWeights(), "1,2,3"),
     ],
 )
 def test_bad_values_are_refused(type_: click.ParamType[Any], text: str) -> None:
@@ -275,7 +275,7 @@ def recorded(arguments: list[str], model: Path) -> dict[str, Any]:
     ("arguments", "expected"),
     [
         ([], {"name": "cop", "beta": 1.0, "gamma": 1.0}),
-        (["--prefer", "faster"], {"beta": PREFERENCES["faster"][0], "gamma": 0.0}),
+        (["--prefer", "faster"], {"beta": NAMED["faster"][0], "gamma": 0.0}),
         (["--prefer", "smaller", "--beta", "0.25"], {"beta": 0.25, "gamma": 3.0}),
         (["--alpha", "2", "--top-k", "5", "--normalization", "l2"],
          {"alpha": 2.0, "top_k": 5, "normalization": "l2"}),
@@ -305,7 +305,7 @@ def test_budgets_limits_shapes_and_seed_are_used(model: Path) -> None:
 
 
 def test_preprocessing_from_options() -> None:
-    names = ("preprocess", "mean", "std", "scale", "layout", "channels", "resize", "interpolation")
+    names = ("preprocess", "mean", "std", "scale", "layout", "channels")
     nothing: dict[str, Any] = dict.fromkeys(names)
     assert preprocess_from(nothing) is None
     assert preprocess_from({**nothing, "preprocess": "imagenet"}) == Preprocess.named("imagenet")
