@@ -111,14 +111,14 @@ def measure(
             for g in structure.groups
             if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
         }
-    groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_consumer(working, g))
+    groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_end(working, g))
     inverses = inverses or InverseCache()
     known_orders = requests.keys() <= curves.keys()  # importance decides only how channels are ordered
     importance = {} if known_orders else propagate_importance(working, samples.fit)
     executor = PartialExecutor(working.partition, samples.feeds, options)
     base = samples.reference.compare(executor.finish()).value
     for done, group in enumerate(groups, start=1):
-        executor.advance(_first_consumer(working, group))
+        executor.advance(_first_end(working, group))
         units = group.units[allowed[group.units]]
         most = most_units(allowed, group.units, group.width, limits)
         count = min(requests[group.index], most)
@@ -132,9 +132,9 @@ def measure(
     return curves
 
 
-def _first_consumer(working: MaskedNetwork, group: DependencyGroup) -> int:
-    """Position in the top-level graph of the first node that sums over a group."""
-    return min(working.scopes.place(node) for node in group.consumers)
+def _first_end(working: MaskedNetwork, group: DependencyGroup) -> int:
+    """Position in the top-level graph of the first node that computes something else when units of a group go."""
+    return min(working.masks.places(group.units))
 
 
 def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntArray, width: int, limits: Limits) -> int:
@@ -215,46 +215,26 @@ def _variant(
 ) -> float:  # fmt: skip
     """Divergence added when a group loses units and its consumers make up for them."""
     saved = {name: onnx.TensorProto.FromString(working.partition.stored[name].SerializeToString())
-             for name in touched_names(working, solvers, gone)}  # fmt: skip
+             for name in changed_names(working, solvers)}  # fmt: skip
     try:
         for solver, flat in zip(solvers, weights, strict=True):
             old = working.weights(solver.layer)
             new = as_weights(flat, old)
             lost = as_features(old, len(flat)) - flat
             working.set_weights(solver.layer, new, mean_output(lost, solver.moments.mean, old.shape[1]))
-        silence(working, gone, {s.layer.node for s in solvers})
-        return samples.reference.compare(executor.finish()).value - base
+        with working.without(np.asarray(gone, dtype=np.int64)):
+            return samples.reference.compare(executor.finish()).value - base
     finally:
         for name, tensor in saved.items():
             working.partition.stored[name].CopyFrom(tensor)
 
 
-def touched_names(working: MaskedNetwork, solvers: Sequence[LayerObs], gone: Sequence[int]) -> set[str]:
+def changed_names(working: MaskedNetwork, solvers: Sequence[LayerObs]) -> set[str]:
     """Stored tensors that a variant changes."""
     names = set()
-    for layer in [s.layer for s in solvers] + silenced_layers(working, gone, {s.layer.node for s in solvers}):
-        name = working.nodes[layer.node].input[layer.kernel.input]
-        if name in working.partition.stored:
-            names.add(name)
+    for layer in [s.layer for s in solvers]:
+        names.add(working.nodes[layer.node].input[layer.kernel.input])
         bias = working.bias_name(layer.node, layer.kernel.kind, layer.kernel.bias)
         if bias is not None:
             names.add(bias)
     return names
-
-
-def silenced_layers(working: MaskedNetwork, gone: Sequence[int], done: set[int]) -> list[Layer]:
-    """Layers that consume the units but cannot make up for them."""
-    lost = set(gone)
-    return [
-        layer for layer in working.layers
-        if layer.node not in done and not lost.isdisjoint(layer.units.tolist())
-        and working.weight_name(layer.node, layer.kernel.input) is not None and layer.groups == 1
-    ]  # fmt: skip
-
-
-def silence(working: MaskedNetwork, gone: Sequence[int], done: set[int]) -> None:
-    """Set the outgoing weights of units to zero where nothing makes up for them."""
-    for layer in silenced_layers(working, gone, done):
-        weights = working.weights(layer)
-        weights[np.isin(layer.units, np.asarray(gone))] = 0.0
-        working.set_weights(layer, weights)

@@ -11,8 +11,7 @@ import onnx
 from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.statistics import tap_key
 from onnxcop.graph.shapes import ShapeMap
-
-_RECURRENT = {"RNN", "GRU", "LSTM"}
+from onnxcop.graph.subgraphs import made
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,9 @@ def taps_of(
         widest: Tensors of more channels are left out.
     """
     taps: dict[str, Tap] = {}
+    outer = made(model.graph)
     for layer in layers:
-        if layer.node >= len(model.graph.node):
+        if layer.tensor not in outer:
             continue  # inside a body of control flow, from where nothing can be given out
         info = shapes[layer.tensor]
         key = tap_key(layer)
@@ -99,7 +99,7 @@ def taps_of(
             shape=info.shape,
             samples=samples,
             kind=info.elem_type,
-            recurrent=model.graph.node[layer.node].op_type in _RECURRENT,
+            recurrent=layer.kernel.kind == "recurrent",
         )
     return tuple(taps.values())
 

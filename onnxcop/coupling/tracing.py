@@ -246,7 +246,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def _marks(findings: Findings) -> tuple[int, ...]:
     return (
         len(findings.contractions), len(findings.macs), len(findings.edits),
-        len(findings.choices), len(findings.sections),
+        len(findings.choices), len(findings.sections), len(findings.statistics),
     )  # fmt: skip
 
 
@@ -254,6 +254,7 @@ def _rewind(findings: Findings, marks: tuple[int, ...]) -> None:
     """Forget what a rule said before it declined."""
     lists: tuple[list[Any], ...] = (
         findings.contractions, findings.macs, findings.edits, findings.choices, findings.sections,
+        findings.statistics,
     )  # fmt: skip
     for entries, length in zip(lists, marks, strict=True):
         del entries[length:]

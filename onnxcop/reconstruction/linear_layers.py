@@ -46,7 +46,7 @@ class LinearNode:
     scale: float = 1.0
 
     def read(self, working: MaskedNetwork) -> tuple[FloatArray, FloatArray | None]:
-        """Weights [groups, features, outputs of a group] and bias [groups, outputs of a group]."""
+        """Weights [groups, features, outputs of a group], 0 of what is gone, and bias [groups, outputs of a group]."""
         values = working.read(self.weight).astype(np.float64)
         if self.kind == "conv":
             per_group = values.reshape(self.groups, values.shape[0] // self.groups, -1)
@@ -58,7 +58,7 @@ class LinearNode:
             bias = np.broadcast_to(
                 working.read(self.bias).astype(np.float64).reshape(-1), (self.groups * weights.shape[2],)
             ).reshape(self.groups, -1)
-        return np.ascontiguousarray(weights), bias
+        return np.ascontiguousarray(weights * self.alive_features(working)[:, None]), bias
 
     def write(self, working: MaskedNetwork, weights: FloatArray, bias: FloatArray | None) -> None:
         """Inverse of :meth:`read`."""
@@ -97,7 +97,7 @@ def _alive_axis(working: MaskedNetwork, name: str, axis: int) -> np.ndarray[Any,
     if atoms is None:
         return np.ones(size, dtype=np.bool_)
     units = structure.units_on(atoms)
-    return np.where(units >= 0, working.alive[units], True)
+    return np.append(working.alive, True)[units]  # the last stands for what may not be removed
 
 
 def linear_node(working: MaskedNetwork, index: int) -> LinearNode | None:

@@ -1,40 +1,46 @@
-"""A network under recovery: the original's shapes, with weights that change and channels that are dead.
+"""A network under recovery: the original's shapes, with weights that change and units that are gone.
 
-Recovery never touches the graph. Removed channels keep their place with zero outgoing weights, so
-that one structure serves all rounds; the rewriter cuts the result to size in the end.
+Recovery never touches the graph. Removed units keep their place, so that one structure serves all rounds; wherever
+the network runs, masks stand for them (see :mod:`onnxcop.reconstruction.masks`), so that it computes what the
+written file will. The rewriter cuts the result to size in the end.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxcop._base.types import Array, FloatArray
+from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of, weight_array
 from onnxcop.graph.passes.add_biases import following_bias
 from onnxcop.graph.subgraphs import Scopes
+from onnxcop.reconstruction.masks import UnitMasks
 from onnxcop.runtime.segments import GraphPartition
 
 
 @dataclass
 class MaskedNetwork:
-    """A copy of an analysed model whose weights may change.
+    """A copy of an analysed model whose weights may change, and whose units may go.
 
     Attributes:
         analysis: The original.
-        model: The copy.
+        model: The copy, without masks: what the rewriter cuts.
         alive: bool [units], which units are still there.
+        partition: Runs the network piece by piece, with masks for the units that are gone.
     """
 
     analysis: Analysis
     model: onnx.ModelProto
     alive: np.ndarray[tuple[int], np.dtype[np.bool_]]
     partition: GraphPartition = field(init=False)
+    masks: UnitMasks = field(init=False)
     layers: list[Layer] = field(init=False)
     scopes: Scopes = field(init=False)
     nodes: tuple[onnx.NodeProto, ...] = field(init=False)
@@ -48,9 +54,12 @@ class MaskedNetwork:
 
     def __post_init__(self) -> None:
         coupling = self.analysis.structure.coupling
-        self.partition = GraphPartition(self.model, coupling.shapes, coupling.derived)
-        self.layers = layers_of(self.model, self.analysis.structure)
         self.scopes = scopes = Scopes.of(self.model)
+        self.partition = GraphPartition(
+            self.model, coupling.shapes, coupling.derived, lambda numbers: self.masks.of(numbers, self.alive)
+        )
+        self.masks = UnitMasks(self.analysis.structure, scopes, self.partition.stored)
+        self.layers = layers_of(self.model, self.analysis.structure)
         self.nodes = scopes.nodes
         self._uses = Counter(name for node in self.nodes for name in node.input)
         self._uses.update(value.name for scope in scopes.all[1:] for value in scope.graph.output)
@@ -60,6 +69,24 @@ class MaskedNetwork:
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         return MaskedNetwork(self.analysis, model, self.alive.copy())
+
+    def masked(self, base: onnx.ModelProto | None = None) -> onnx.ModelProto:
+        """The network as it stands as a model in the original's shapes, with masks for the units that are gone.
+
+        Args:
+            base: A copy of :attr:`model` with more nodes after its own.
+        """
+        return self.partition.whole(base)
+
+    @contextmanager
+    def without(self, units: IntArray) -> Iterator[None]:
+        """Leave units out for a while."""
+        before = self.alive.copy()
+        self.alive[units] = False
+        try:
+            yield
+        finally:
+            self.alive[:] = before
 
     def read(self, name: str) -> Array:
         """A stored tensor."""

@@ -44,7 +44,7 @@ class Bound:
             return False
         if self.max_drop is None or self.metric is None:
             return True
-        return self.metric.base - self.metric(recovery.working.model) <= self.max_drop
+        return self.metric.base - self.metric(recovery.written()) <= self.max_drop
 
 
 def cut_within(

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import onnx
 
 from onnxcop._base.threads import single_threaded
 from onnxcop._base.types import Feed, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.search import CurveSearch
-from onnxcop.allocation.sensitivity import Samples, alive_channels, choose_ridges, measure, silence
+from onnxcop.allocation.sensitivity import Samples, alive_channels, choose_ridges, measure
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.patches import PatchStatistics, unfolded
@@ -37,6 +38,8 @@ from onnxcop.reconstruction.obs import InverseCache
 from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.refine import Refiner, RefineSet
 from onnxcop.reconstruction.ridge import compensated, deleted
+from onnxcop.recovery.belief import Belief
+from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
@@ -154,7 +157,8 @@ class Recovery:
             if self.progress is not None:
                 self.progress(f"statistics ({what})", done, total)
 
-        model, patches = unfolded(self.working.model, self.working.layers, self.working.partition.shapes)
+        unmasked, patches = unfolded(self.working.model, self.working.layers, self.working.partition.shapes)
+        model = self.working.masked(unmasked)
         watched = [layer for layer in self.working.layers if layer.node < self.working.partition.count]
         layers = [patches.get(layer.node, layer) for layer in watched]
         return PatchStatistics(
@@ -163,6 +167,14 @@ class Recovery:
             ),
             patches,
         )
+
+    def written(self) -> onnx.ModelProto:
+        """The network as it stands, cut to size."""
+        return apply(self.working.model, self.analysis.structure, self.working.removed())
+
+    def belief(self) -> Belief:
+        """What is believed of the network as it stands, for holding it against the written file."""
+        return Belief(self.working.copy(), self.probe_feeds, self.reference, self.options)
 
     def divergence(self) -> Divergence:
         """Distance of the network as it stands from the original, on the probe."""
@@ -173,14 +185,13 @@ class Recovery:
         working = self.working
         before = {layer.node: alive_channels(working, layer) for layer in working.layers}
         working.alive[units] = False
-        done = set()
         for layer in working.layers:
             now = alive_channels(working, layer)
             gone = np.flatnonzero(before[layer.node] & ~now)
             if not len(gone):
                 continue
-            if layer.groups > 1 and merge_groups(working, layer, samples.fit, ridges.get(layer.node, 1e-2), now, gone):
-                done.add(layer.node)
+            if layer.groups > 1:
+                merge_groups(working, layer, samples.fit, ridges.get(layer.node, 1e-2), now, gone)
             if not working.is_open(layer):
                 continue
             moments = samples.fit.moments(layer)
@@ -190,8 +201,6 @@ class Recovery:
             else:
                 new, lost = deleted(weights, keep)
             working.set_weights(layer, new, lost)
-            done.add(layer.node)
-        silence(working, units.tolist(), done)
 
     def refine(self) -> tuple[int, int]:
         """One pass of layer-by-layer least squares."""

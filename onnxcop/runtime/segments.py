@@ -6,14 +6,31 @@ of the network then runs from there, as often as there are variants of it to try
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from onnxcop._base.types import Array, Feed
 from onnxcop.graph.shapes import ShapeMap
-from onnxcop.graph.subgraphs import captured, graphs_of
+from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.runtime.session import EngineOptions, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Nodes that stand for one: they make the same tensors of the same inputs, and of tensors of their own."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    tensors: tuple[onnx.TensorProto, ...]
+
+
+Replaced = Callable[[Sequence[int]], Mapping[int, Replacement]]
+
+
+def _as_they_are(_: Sequence[int]) -> Mapping[int, Replacement]:
+    return {}
 
 
 class GraphPartition:
@@ -24,10 +41,16 @@ class GraphPartition:
             them in place changes later pieces.
         shapes: Element types and ranks of its tensors.
         constants: Names of tensors that are computed from weights alone; every piece computes its own.
+        replaced: Tells what stands for nodes when a piece is made, by their positions; tensors of the same name
+            are the same. Nodes that it leaves out stand for themselves.
     """
 
-    def __init__(self, model: onnx.ModelProto, shapes: ShapeMap, constants: Iterable[str]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, shapes: ShapeMap, constants: Iterable[str],
+        replaced: Replaced = _as_they_are,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.replaced = replaced
         self.shapes = shapes
         graph = model.graph
         self.count = len(graph.node)
@@ -52,8 +75,17 @@ class GraphPartition:
         ]
         return [n for n in self.inputs if self._last_use.get(n, -1) >= cut] + names
 
-    def piece(self, start: int, stop: int, outputs: Sequence[str]) -> onnx.ModelProto | None:
-        """The nodes `start` to `stop` that `outputs` need, as a model; None if it has no node."""
+    def piece(
+        self, start: int, stop: int, outputs: Sequence[str], sizes: Mapping[str, Sequence[int | None]] | None = None
+    ) -> onnx.ModelProto | None:
+        """The nodes `start` to `stop` that `outputs` need, as a model; None if it has no node.
+
+        Args:
+            start: The first node.
+            stop: The node after the last.
+            outputs: What the model gives.
+            sizes: Of what it reads, by name, as far as they are known.
+        """
         wanted, chosen = set(outputs), []
         for index in reversed(range(start, stop)):
             node = self.model.graph.node[index]
@@ -67,16 +99,43 @@ class GraphPartition:
         piece.opset_import.extend(self.model.opset_import)
         graph = piece.graph
         graph.name = "piece"
-        graph.node.extend(self.model.graph.node[index] for index in chosen)
-        made = {name for index in chosen for name in self.model.graph.node[index].output}
-        needed = {name for index in chosen for name in self.reads[index]}
+        replacements = self.replaced(chosen)
+        for index in chosen:
+            graph.node.extend(replacements[index].nodes if index in replacements else [self.model.graph.node[index]])
+        graph.initializer.extend(_tensors(replacements))
+        made = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
+        needed = {name for node in graph.node for name in (*node.input, *captured(node)) if name}
         graph.initializer.extend(self.stored[name] for name in sorted(needed) if name in self.stored)
         for name in sorted(needed - made - self.stored.keys()):
-            graph.input.append(self._value_info(name))
+            graph.input.append(self._value_info(name, None if sizes is None else sizes.get(name)))
         for name in outputs:
             if name in made:
                 graph.output.append(self._value_info(name))
         return piece
+
+    def whole(self, base: onnx.ModelProto | None = None) -> onnx.ModelProto:
+        """The whole model with what stands for its nodes.
+
+        Args:
+            base: A copy of the model with more nodes after its own; the model itself where there is none.
+        """
+        result = onnx.ModelProto()
+        result.CopyFrom(base or self.model)
+        replacements = self.replaced(range(self.count))
+        if not replacements:
+            return result
+        nodes: list[onnx.NodeProto] = []
+        for index, node in enumerate(result.graph.node):
+            own = (onnx.NodeProto.FromString(node.SerializeToString()),)
+            nodes += replacements[index].nodes if index in replacements else own
+        del result.graph.node[:]
+        result.graph.node.extend(nodes)
+        for tensor in _tensors(replacements):
+            result.graph.initializer.append(tensor)
+            if initializers_are_inputs(result):
+                value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                result.graph.input.append(value)
+        return result
 
     def _constant_makers(self, wanted: set[str], start: int) -> set[int]:
         """Nodes before `start` that compute constants a piece needs."""
@@ -89,10 +148,16 @@ class GraphPartition:
                 pending += [n for n in self.reads[index] if n not in self.stored]
         return found
 
-    def _value_info(self, name: str) -> onnx.ValueInfoProto:
+    def _value_info(self, name: str, sizes: Sequence[int | None] | None = None) -> onnx.ValueInfoProto:
         info = self.shapes[name]
-        shape = None if info.shape is None else [None] * len(info.shape)
-        return onnx.helper.make_tensor_value_info(name, info.elem_type, shape)
+        if sizes is None and info.shape is not None:
+            sizes = [None] * len(info.shape)
+        return onnx.helper.make_tensor_value_info(name, info.elem_type, sizes)
+
+
+def _tensors(replacements: Mapping[int, Replacement]) -> list[onnx.TensorProto]:
+    """Tensors of nodes that stand for others, each once."""
+    return list({tensor.name: tensor for found in replacements.values() for tensor in found.tensors}.values())
 
 
 def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -112,7 +177,7 @@ def run_piece(
     options: EngineOptions,
 ) -> list[Feed]:  # fmt: skip
     """Run the nodes `start` to `stop` on every batch's live tensors and return the named tensors."""
-    piece = partition.piece(start, stop, outputs)
+    piece = partition.piece(start, stop, outputs, _sizes(states))
     if piece is None:
         return [{name: state[name] for name in outputs} for state in states]
     names = {value.name for value in piece.graph.input}
@@ -123,6 +188,20 @@ def run_piece(
             found = session.run({name: state[name] for name in names}, made)
             results.append({name: found.get(name, state.get(name)) for name in outputs})
     return results  # type: ignore[return-value]
+
+
+def _sizes(states: Sequence[Mapping[str, Array]]) -> dict[str, list[int | None]]:
+    """Sizes of tensors that are the same in all batches, by name.
+
+    Stated, they save ONNX Runtime from inferring shapes from sizes that it does not know, which it does not always
+    do right.
+    """
+    found: dict[str, list[int | None]] = {}
+    for name, values in states[0].items() if states else ():
+        shapes = [state[name].shape for state in states if isinstance(values, np.ndarray)]
+        if shapes and all(len(shape) == len(shapes[0]) for shape in shapes):
+            found[name] = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+    return found
 
 
 class PartialExecutor:

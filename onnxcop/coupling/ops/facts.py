@@ -49,6 +49,14 @@ class Contraction:
 
 
 @dataclass(frozen=True, slots=True)
+class Statistic:
+    """A node that computes a statistic over an axis: its results change when indices of the axis go."""
+
+    node: int
+    atoms: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class Mac:
     """Multiply-accumulates of a node: `scale` times the number of kept indices of every axis."""
 
@@ -157,6 +165,7 @@ class Findings:
     """What the rules of a whole graph say beyond ties and freezes."""
 
     contractions: list[Contraction] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
     macs: list[Mac] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)

@@ -30,6 +30,7 @@ from onnxcop.coupling.ops.facts import (
     RatioEdit,
     SizeEdit,
     SplitEdit,
+    Statistic,
 )
 from onnxcop.graph.shapes import Shape, TensorInfo
 
@@ -170,6 +171,7 @@ class Op:
         if atoms is not None:
             self.handled.append(atoms)
             self.pool.mark_inexact(atoms, Reason(why, self.where))
+            self.findings.statistics.append(Statistic(self.index, atoms))
 
     def contract(
         self, *operands: tuple[int, int], kernel: Kernel | None = None, produced: IntArray | None = None
