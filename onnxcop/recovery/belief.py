@@ -62,8 +62,8 @@ class Belief:
         if apart and disagreement(believed, found) > _ROUNDING:
             raise InternalError(
                 f"the written model has a divergence of {divergence.value:.3g}, the search believed "
-                f"{expected.value:.3g}, because of {self._culprits()}; nothing was written; keep these layers with --keep, and please "
-                "report the model"
+                f"{expected.value:.3g}, because of {self._culprits()}; nothing was written; keep these layers "
+                "with --keep, and please report the model"
             )
         return divergence
 
