@@ -1,0 +1,24 @@
+"""Gradients of any ONNX model, written as ONNX nodes and run by ONNX Runtime.
+
+    from onnxcop.gradient import differentiate, trainable
+
+    found = differentiate(model, "loss")        # d loss / d weight for every trainable weight
+    found.model                                 # forward and backward graph, standard operators only
+    found.names["conv1.weight"]                 # the output that holds its gradient
+    found.stops                                 # nodes that the gradient does not pass, and why
+
+The rules are one table, `DEFAULT_GRADIENTS`; pass `DEFAULT_GRADIENTS | {("my.domain", "MyOp"): rule}` for operators
+of your own. Operators without a rule that the ONNX specification defines by others are written out first.
+A floor above `runtime`; it knows nothing of pruning.
+"""
+
+from __future__ import annotations
+
+from onnxcop.gradient.backward import Gradients, Stop, differentiate, trainable
+from onnxcop.gradient.builder import Builder, Decline, Tensor
+from onnxcop.gradient.rules import DEFAULT_GRADIENTS, GradientRule, GradientRules
+
+__all__ = [
+    "DEFAULT_GRADIENTS", "Builder", "Decline", "GradientRule", "GradientRules", "Gradients", "Stop", "Tensor",
+    "differentiate", "trainable",
+]  # fmt: skip
