@@ -16,7 +16,8 @@ from typing import Any
 import onnx
 
 from onnxcop.errors import ModelError
-from onnxcop.gradient.builder import FLOATS, Builder, Decline, Node, Tensor, attributes_of, total
+from onnxcop.gradient.builder import FLOATS, Builder, Decline, Tensor, total
+from onnxcop.gradient.node import Node, attributes_of
 from onnxcop.gradient.prepare import Known, inline_functions, raised, store_constants
 from onnxcop.gradient.rules import DEFAULT_GRADIENTS, STEPS, GradientRule, GradientRules
 from onnxcop.gradient.rules.broadcast import unbroadcast

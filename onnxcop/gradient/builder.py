@@ -6,15 +6,13 @@ Equal nodes are emitted once, so that rules may repeat an expression instead of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-
-from onnxcop._base.types import Array
 
 Size = int | str | None  # a fixed size, a named one (equal names are equal sizes), or an unknown one
 Number = int | float
@@ -262,52 +260,5 @@ def total(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else tensors[0].op("Sum", *tensors[1:])
 
 
-# A rule for one input: from the gradient of the output, the output and the inputs, to the gradient of that input.
-Vjp = Callable[..., Tensor]
-
-
 class Decline(Exception):
     """A rule does not cover this form of its operator; the message says which."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """What rules that need more than values may ask of their node.
-
-    Attributes:
-        builder: Where nodes are emitted.
-        proto: The node in the forward graph.
-        grads: Gradients of all its outputs, None where there is none.
-        outputs: All its outputs, None where they have no name.
-        values: Values of tensors that depend on constants alone, by name.
-    """
-
-    builder: Builder
-    proto: onnx.NodeProto
-    grads: Sequence[Tensor | None]
-    outputs: Sequence[Tensor | None]
-    values: Callable[[str], Array | None]
-
-    def extra(self, index: int, elem_type: int) -> Tensor:
-        """An optional output, which the node computes from now on."""
-        while len(self.proto.output) <= index:
-            self.proto.output.append("")
-        if not self.proto.output[index]:
-            self.proto.output[index] = self.builder.name(f"{self.proto.op_type}_output{index}")
-        return self.builder.known(self.proto.output[index], elem_type)
-
-    def value(self, tensor: Tensor | None) -> list[int] | None:
-        """The elements of a vector of integers, None if they show only when the graph runs."""
-        array = None if tensor is None else self.values(tensor.name)
-        return None if array is None else [int(value) for value in array.reshape(-1)]
-
-
-def onnx_value(attribute: onnx.AttributeProto) -> Any:
-    """The value of an attribute, text as str."""
-    value = onnx.helper.get_attribute_value(attribute)
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def attributes_of(node: onnx.NodeProto) -> Mapping[str, Any]:
-    """Values of a node's attributes by name."""
-    return {attribute.name: onnx_value(attribute) for attribute in node.attribute}

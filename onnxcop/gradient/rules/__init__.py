@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnxcop.gradient.builder import Tensor, Vjp
+from onnxcop.gradient.builder import Tensor
+from onnxcop.gradient.node import Vjp
 from onnxcop.gradient.rules.contraction import CONTRACTIONS, einsum
 from onnxcop.gradient.rules.convolution import CONVOLUTIONS
 from onnxcop.gradient.rules.elementwise import BROADCAST, STEPS, UNARY, VARIADIC

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxcop.gradient.builder import Decline, Tensor, Vjp
+from onnxcop.gradient.builder import Decline, Tensor
+from onnxcop.gradient.node import Vjp
 from onnxcop.gradient.rules.broadcast import unbroadcast
 
 

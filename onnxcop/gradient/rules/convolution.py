@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor, Vjp, concat
+from onnxcop.gradient.builder import INT64, Decline, Tensor, concat
+from onnxcop.gradient.node import Vjp
 
 _FEW_CHANNELS = 8  # below this, one product per tap is too thin
 

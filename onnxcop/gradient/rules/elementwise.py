@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from onnxcop.gradient.builder import Decline, Node, Tensor, total
+from onnxcop.gradient.builder import Decline, Tensor, total
+from onnxcop.gradient.node import Node
 
 _ROOT_2_PI = math.sqrt(2 * math.pi)
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Node, Tensor, Vjp, concat, zeros
+from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, zeros
+from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.broadcast import unbroadcast
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Node, Tensor, Vjp, concat, zeros
+from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, zeros
+from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.convolution import Window, fitted
 from onnxcop.gradient.rules.reduction import extreme
 

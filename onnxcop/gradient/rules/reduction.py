@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxcop.gradient.builder import INT64, Decline, Node, Tensor, Vjp
+from onnxcop.gradient.builder import INT64, Decline, Tensor
+from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.broadcast import unbroadcast
 
 
