@@ -114,7 +114,11 @@ def calibrate(
         positions = affordable_positions(taps, SHARE * _macs(model, shapes) / samples)
     watched = instrument(model, taps, positions)
     with Session(watched.model, options) as session:
-        return _gather(session, watched, first, data, sha=sha, progress=progress)
+        try:
+            return _gather(session, watched, first, data, sha=sha, progress=progress)
+        except _NotFinite as error:
+            found = data.first_infinite()
+            raise CalibrationError(f"{error}; {found}" if found else str(error)) from None
 
 
 def _gather(
@@ -239,8 +243,12 @@ def _shifts(watched: Instrumented, result: Mapping[str, FloatArray]) -> Feed:
     return shifts
 
 
-def _not_finite(tap: Tap) -> CalibrationError:
-    return CalibrationError(
+class _NotFinite(CalibrationError):
+    """Some sample makes a tensor that is not finite."""
+
+
+def _not_finite(tap: Tap) -> _NotFinite:
+    return _NotFinite(
         f"tensor '{tap.tensor}' holds NaN, infinite or overflowing values on the calibration data; "
         "check the preprocessing and the model's weights"
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,9 +121,9 @@ class CalibrationStats:
         if self.model != sha:
             raise PlanMismatchError(f"{source}: gathered on another model ({self.model[:12]}…, this is {sha[:12]}…)")
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write to a .npz file."""
-        write_atomically(path, self.to_bytes())
+        write_atomically(Path(path), self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The contents of a .npz file."""
@@ -135,7 +139,7 @@ class CalibrationStats:
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> CalibrationStats:
+    def load(cls, path: str | Path) -> CalibrationStats:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -144,14 +148,36 @@ class CalibrationStats:
         try:
             with np.load(path, allow_pickle=False) as file:
                 head = json.loads(bytes(file["header"]).decode())
+                if not isinstance(head, dict):
+                    raise ValueError("its header is no JSON object")
                 if head.get("version") != VERSION:
                     raise CalibrationError(f"{path}: statistics of version {head.get('version')}, need {VERSION}")
-                taps = {
-                    key: Moments(float(file[f"{n}.count"]), file[f"{n}.mean"], file[f"{n}.scatter"])
-                    for n, key in enumerate(head["taps"])
-                }
+                taps = {str(key): _moments(file, n) for n, key in enumerate(head["taps"])}
+            return cls(str(head["model"]), int(head["samples"]), taps)
         except FileNotFoundError:
             raise CalibrationError(f"{path} does not exist; gather statistics with --stats-out") from None
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise CalibrationError(f"{path} holds no calibration statistics: {error}") from None
-        return cls(head["model"], int(head["samples"]), taps)
+        except _DAMAGE as error:
+            cause = " ".join(str(error).split())
+            raise CalibrationError(f"{path} holds no calibration statistics: {cause}") from None
+
+
+# What reading a file that is none of ours, or damaged, may raise.
+_DAMAGE = (
+    OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
+    NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+def _moments(file: Mapping[str, np.ndarray[Any, np.dtype[Any]]], number: int) -> Moments:
+    """The moments of one tap in a file.
+
+    Raises:
+        ValueError: They are not of the right type or shape, or not finite.
+    """
+    count, mean, scatter = (file[f"{number}.{name}"] for name in ("count", "mean", "scatter"))
+    for array, rank in ((count, 0), (mean, 1), (scatter, 2)):
+        if array.dtype != np.float64 or array.ndim != rank or not np.isfinite(array).all():
+            raise ValueError(f"tap {number} is no array of {rank} axes of finite numbers")
+    if scatter.shape != (len(mean), len(mean)) or count < 0:
+        raise ValueError(f"the moments of tap {number} do not fit together")
+    return Moments(float(count), mean, scatter)

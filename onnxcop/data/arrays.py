@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import shutil
 import tempfile
@@ -19,6 +20,9 @@ from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
 
 LARGEST_IN_MEMORY = 256 * 2**20  # bytes of arrays; beyond that they stay on disk
+
+
+_MOST_UNPACKED = 200  # times its packed size that a large array may have; real data pack to a tenth at best
 
 
 class ArrayFile(Protocol):
@@ -58,7 +62,9 @@ class NpyParcel:
 
     def outline(self) -> Mapping[str, Array]:
         with _named(self.origin), self._path.open("rb") as file:
-            return {self._path.stem: _header(file).outline}
+            header = _header(file)
+            _check_length(header, file.tell(), self._path.stat().st_size)
+            return {self._path.stem: header.outline}
 
     def load(self, keys: Iterable[str]) -> Mapping[str, Array]:
         with _named(self.origin):
@@ -79,7 +85,9 @@ class NpzParcel:
             for member in archive.infolist():
                 if member.filename.endswith(".npy"):
                     with archive.open(member) as file:
-                        arrays[member.filename.removesuffix(".npy")] = _header(file).outline
+                        header = _header(file)
+                        _check_length(header, file.tell(), member.file_size)
+                    arrays[member.filename.removesuffix(".npy")] = header.outline
             return arrays
 
     def load(self, keys: Iterable[str]) -> Mapping[str, Array]:
@@ -94,6 +102,7 @@ class NpzParcel:
                 file.seek(0)
                 return np.lib.format.read_array(file, allow_pickle=False)
         if member.compress_type != zipfile.ZIP_STORED:
+            self._check_unpacked(member)
             with archive.open(member) as file, tempfile.TemporaryFile(prefix="onnxcop-") as copy:
                 shutil.copyfileobj(file, copy, 2**20)
                 return _mapped(copy, header, start)
@@ -101,6 +110,15 @@ class NpzParcel:
             raw.seek(member.header_offset + 26)
             name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
             return _mapped(raw, header, member.header_offset + 30 + name + extra + start)
+
+    def _check_unpacked(self, member: zipfile.ZipInfo) -> None:
+        """Refuse what unpacks to hundreds of times its size, or to more than the temporary folder has room for."""
+        large, room = member.file_size, shutil.disk_usage(tempfile.gettempdir()).free
+        if large > _MOST_UNPACKED * max(member.compress_size, 1) or large > room:
+            raise CalibrationError(
+                f"{self.origin}: '{member.filename}' unpacks from {member.compress_size / 1e6:.3g} MB to "
+                f"{large / 1e9:.3g} GB; save the samples that count, with numpy.savez"
+            )
 
 
 class TestSetParcel:
@@ -155,6 +173,13 @@ def _header(file: Any) -> _Header:
     if header.dtype.hasobject:
         raise ValueError("it holds Python objects")
     return header
+
+
+def _check_length(header: _Header, start: int, size: int) -> None:
+    """Refuse a header that claims more values than follow it."""
+    claimed = start + math.prod(header.shape) * header.dtype.itemsize
+    if min(header.shape, default=0) < 0 or claimed > size:
+        raise ValueError(f"its header claims {claimed} bytes, but it holds {size}: it is damaged or cut short")
 
 
 def release_pages(arrays: Iterable[Array]) -> None:

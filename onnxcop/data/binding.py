@@ -232,7 +232,7 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
     """`array` in the dtype of an input, contiguous and in memory.
 
     Raises:
-        CalibrationError: Integers do not fit into the input's type, or a float is not a number.
+        CalibrationError: Values do not fit into the input's type, or are no finite numbers.
     """
     if array.dtype.kind in "iu" and spec.dtype.kind in "iu" and array.size:
         limits = np.iinfo(spec.dtype)
@@ -241,9 +241,23 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
             raise CalibrationError(
                 f"{origin}: values {low}..{high} do not fit the model's input {spec}; give {limits.min}..{limits.max}"
             )
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise CalibrationError(f"{origin}: a sample of the model's input {spec} holds NaN; repair or remove it")
-    return np.array(array, dtype=spec.dtype, order="C", copy=True)
+    if array.dtype.kind == "f":
+        _check_finite(array, spec, origin)
+    with np.errstate(over="ignore"):
+        result = np.array(array, dtype=spec.dtype, order="C", copy=True)
+    if array.dtype.kind == "f" and spec.dtype.kind == "f" and np.isinf(result).sum() > np.isinf(array).sum():
+        raise CalibrationError(
+            f"{origin}: a sample of the model's input {spec} holds {np.abs(array[np.isfinite(array)]).max():.3g}, more "
+            f"than {spec.dtype.name} can hold; scale it"
+        )
+    return result
+
+
+def _check_finite(array: Array, spec: InputSpec, origin: str) -> None:
+    """Refuse NaN and infinity; minus infinity stands in masks that are added to scores."""
+    for what, found in (("NaN", np.isnan(array)), ("infinity", np.isposinf(array))):
+        if found.any():
+            raise CalibrationError(f"{origin}: a sample of the model's input {spec} holds {what}; repair or remove it")
 
 
 def _describe(array: Array) -> str:

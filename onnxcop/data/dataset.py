@@ -82,6 +82,14 @@ class CalibrationData:
             parts.append(text)
         return "; ".join(parts)
 
+    def first_infinite(self) -> str:
+        """The first sample that holds minus infinity, which alone is let in, in words; empty where none does."""
+        for place, sample in enumerate(self._samples(1)):
+            for name, array in sample.items():
+                if array.dtype.kind == "f" and np.isinf(array).any():
+                    return f"input '{name}' of sample {int(self._order[place]) + 1} holds minus infinity"
+        return ""
+
     def one_by_one(self) -> CalibrationData:
         """The same samples, for a model that takes one in a run."""
         return CalibrationData(self._store, self._order, replace(self.layout, size=1), 1, self.description)

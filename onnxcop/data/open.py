@@ -34,6 +34,7 @@ __all__ = [
 log = logging.getLogger("onnxcop")
 
 _SCANNED = 64  # a stream is read up to this many times the samples wanted: it may never end
+_MANY = 10_000_000  # samples
 _DEFAULT_LENGTH = 512  # of random inputs along a dynamic axis that nothing is known of
 
 
@@ -86,7 +87,7 @@ def open_source(
             if total
             else f"{origin}: it holds no samples; give at least {unit}"
         )
-    order = np.random.default_rng(seed).permutation(len(store))[: max(samples, unit)]
+    order = _chosen(len(store), max(samples, unit), seed)
     if isinstance(store, ParcelStore) and len(store) > len(store.parcels) > 1:
         order.sort()  # so that files of many samples are opened once each
     description = f"{len(order)} of {total} samples from {origin}"
@@ -94,6 +95,14 @@ def open_source(
         log.info(binder.note)
         description += f" ({binder.note})"
     return CalibrationData(store, order, layout, batch_size, description)
+
+
+def _chosen(count: int, wanted: int, seed: int) -> Array:
+    """Different samples of many, in random order."""
+    rng = np.random.default_rng(seed)
+    if count > _MANY and wanted < count:  # a permutation of all would take more memory than the samples
+        return rng.choice(count, wanted, replace=False)
+    return rng.permutation(count)[:wanted]
 
 
 def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, int, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from onnxcop._base.scripts import cause_of, importing_from
 from onnxcop.data.arrays import NpyParcel, NpzParcel, TestSetParcel
 from onnxcop.data.binding import Binder
 from onnxcop.data.images import IMAGE_SUFFIXES
@@ -109,24 +109,20 @@ def script_data(text: str) -> Iterator[Any]:
         raise CalibrationError(f"{path}: no such script; give script.py or script.py:function")
     module = ModuleType(path.stem)
     module.__file__ = str(path)
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-        function = getattr(module, name, None)
-        if not callable(function):
-            raise CalibrationError(
-                f"{path}: it has no function '{name}'; define one that returns or yields dicts "
-                f"of arrays by input name, or give {path.name}:function"
-            )
-        result = function()
-        if result is None:
-            raise CalibrationError(f"{path}: {name}() returned nothing; return an iterable")
-        yield result
-    except CalibrationError:
-        raise
-    except Exception as error:
-        cause = " ".join(str(error).split())
-        raise CalibrationError(f"{path}: {name}() failed with {type(error).__name__}: {cause}") from error
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(path.parent.resolve()))
+    with importing_from(path.parent):
+        try:
+            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+            function = getattr(module, name, None)
+            if not callable(function):
+                raise CalibrationError(
+                    f"{path}: it has no function '{name}'; define one that returns or yields dicts "
+                    f"of arrays by input name, or give {path.name}:function"
+                )
+            result = function()
+            if result is None:
+                raise CalibrationError(f"{path}: {name}() returned nothing; return an iterable")
+            yield result
+        except CalibrationError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise CalibrationError(f"{path}: {name}() failed: {cause_of(error)}") from error

@@ -6,6 +6,7 @@ The ONNX checker asks for more (that it knows every operator, for one), and refu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -43,6 +44,37 @@ def check(model: onnx.ModelProto, where: str) -> None:
             raise ModelError(f"{where}: nothing makes the graph output {value.name!r}; export it again")
     for tensor in tensors(model.graph):
         _check_values(tensor, where)
+
+
+def check_text(message: Any, where: str, what: str = "the model") -> None:
+    """Refuse names and other texts that are no UTF-8, which protobuf lets pass and hands out as bytes.
+
+    Args:
+        message: A part of a model.
+        where: What the model is called in messages.
+        what: What the part is called.
+
+    Raises:
+        ModelError: One of its texts is no UTF-8.
+    """
+    for entry, value in message.ListFields():
+        if entry.message_type is not None:
+            kind = entry.name.replace("_", " ")
+            for part in [value] if hasattr(value, "ListFields") else value:
+                check_text(part, where, what if entry.name == "graph" else kind)
+        elif entry.type == entry.TYPE_STRING:
+            for text in [value] if isinstance(value, str | bytes) else value:
+                if isinstance(text, bytes):
+                    raise ModelError(
+                        f"{where}: the {entry.name.replace('_', ' ')} {text[:60]!r} of {_called(message, what)} is no "
+                        "UTF-8 text; export the model again"
+                    )
+
+
+def _called(message: Any, what: str) -> str:
+    """A part of a model by its name, where it has one that can be read."""
+    name = getattr(message, "name", "")
+    return f"{what} {name!r}" if isinstance(name, str) and name else what
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -90,7 +122,9 @@ def _check_names(graph: onnx.GraphProto, outer: list[set[str]], where: str) -> N
     scopes = [known, *outer]
     later: set[str] | None = None
     for node in graph.node:
-        label = f"node {(node.name or node.op_type)!r}"
+        label = f"node {(node.name or node.op_type or ', '.join(node.output))!r}"
+        if not node.op_type:
+            raise ModelError(f"{where}: {label} has no operator type; export the model again")
         for name in node.input:
             if name and not any(name in scope for scope in scopes):
                 later = later or {output for other in graph.node for output in other.output}

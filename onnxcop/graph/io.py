@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from onnxcop._base.files import Writing
 from onnxcop.errors import ModelError
-from onnxcop.graph.check import byte_size, check, tensors
+from onnxcop.graph.check import byte_size, check, check_text, tensors
 from onnxcop.graph.external_data import detached, file_size
 
 log = logging.getLogger("onnxcop")
@@ -40,6 +41,7 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         model = _read(Path(source))
     if not model.graph.node:
         raise ModelError(f"{where} has no nodes: it is empty or not an ONNX model")
+    check_text(model, where)
     if model.functions:
         model = _inline(model, where)
     check(model, where)
@@ -71,25 +73,25 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
     """Read external tensors into the model, refusing any path outside the model's folder."""
-    folder = path.parent.resolve()
     for tensor in tensors(model.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        target = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        if not location or Path(location).is_absolute() or ".." in Path(location).parts:
             raise ModelError(
                 f"{path}: external data of tensor {tensor.name!r} points to {location!r}, outside the model's "
                 "folder; move the data beside the model and save it again"
             )
+        target = path.parent / location  # it may be a link: those in the user's folder are the user's own
         if not target.is_file():
             raise ModelError(
                 f"{path}: external data {location!r} of tensor {tensor.name!r} is missing; put it beside the model"
             )
         try:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-        except Exception as error:  # onnx raises several kinds, all of them about this file
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            tensor.raw_data = _external_bytes(target, entries)
+        except (OSError, ValueError, OverflowError) as error:
+            cause = (isinstance(error, OSError) and error.strerror) or error
             raise ModelError(f"{path}: external data {location!r} cannot be read: {cause}") from None
         expected = byte_size(tensor)
         if expected is not None and len(tensor.raw_data) != expected:
@@ -99,6 +101,23 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
             )
         tensor.ClearField("data_location")
         tensor.ClearField("external_data")
+
+
+def _external_bytes(path: Path, entries: Mapping[str, str]) -> bytes:
+    """What a tensor refers to in a file: all of it from an offset on, or as many bytes as it says.
+
+    Raises:
+        ValueError: The offset or the length is no number from 0 on, or the file has not so many bytes.
+    """
+    offset, length = (int(entries.get(name) or default) for name, default in (("offset", 0), ("length", -1)))
+    size = path.stat().st_size
+    if offset < 0 or ("length" in entries and length < 0):
+        raise ValueError(f"offset {offset} and length {length} are no place in a file")
+    if offset + max(length, 0) > size:
+        raise ValueError(f"the tensor ends at byte {offset + length}, the file at {size}; the file is truncated")
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
 
 
 def _inline(model: onnx.ModelProto, where: str) -> onnx.ModelProto:

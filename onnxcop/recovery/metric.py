@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from onnxcop._base.scripts import cause_of, importing_from
 from onnxcop.errors import CalibrationError
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A function from a model to a number, higher is better, with its value for the original."""
+    """A function from a model to a number, higher is better, with its value for the original.
+
+    Attributes:
+        name: What it is called.
+        function: The function.
+        base: What it gives for the original.
+        folder: That of its script, which may import its neighbours.
+    """
 
     name: str
     function: Callable[[onnx.ModelProto], Any]
     base: float
+    folder: Path | None = None
 
     @classmethod
     def of(cls, source: Any, original: onnx.ModelProto) -> Metric:
@@ -28,21 +38,22 @@ class Metric:
         Raises:
             CalibrationError: No such script or function, or it fails.
         """
-        function = source if callable(source) else _load(str(source))
+        function, folder = (source, None) if callable(source) else _load(str(source))
         name = str(getattr(function, "__name__", "metric"))
-        unscored = cls(name, function, 0.0)
-        return cls(name, function, unscored(original))
+        unscored = cls(name, function, 0.0, folder)
+        return cls(name, function, unscored(original), folder)
 
     def __call__(self, model: onnx.ModelProto) -> float:
         """Score a model."""
-        try:
-            return float(self.function(model))
-        except Exception as error:  # the user's code may fail in any way
-            cause = " ".join(str(error).split())[:200]
-            raise CalibrationError(f"the metric {self.name!r} failed: {type(error).__name__}: {cause}") from error
+        with nullcontext() if self.folder is None else importing_from(self.folder):
+            try:
+                return float(self.function(model))
+            except (Exception, SystemExit) as error:  # the user's code may fail in any way
+                raise CalibrationError(f"the metric {self.name!r} failed: {cause_of(error)}") from error
 
 
-def _load(source: str) -> Callable[[onnx.ModelProto], Any]:
+def _load(source: str) -> tuple[Callable[[onnx.ModelProto], Any], Path]:
+    """The function that `script.py:function` names, and the script's folder."""
     script, _, name = source.rpartition(":")
     if not script or not name:
         raise CalibrationError(f"--metric {source!r} is not of the form script.py:function")
@@ -53,11 +64,12 @@ def _load(source: str) -> Callable[[onnx.ModelProto], Any]:
     if spec is None or spec.loader is None:
         raise CalibrationError(f"--metric: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise CalibrationError(f"--metric: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    with importing_from(path.parent):
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise CalibrationError(f"--metric: {path} cannot be loaded: {cause_of(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise CalibrationError(f"--metric: {path} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
+    return function, path.parent

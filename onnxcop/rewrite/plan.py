@@ -17,6 +17,7 @@ from onnxcop.coupling.groups import Structure
 from onnxcop.errors import PlanMismatchError
 
 FORMAT, VERSION = "onnxcop-plan", 1
+POLICIES = ("finest", "coarsest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +63,22 @@ class PruningPlan:
         }  # fmt: skip
         return json.dumps(document, indent=1) + "\n"
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan, never half of it."""
-        write_atomically(path, self.to_json().encode())
+        write_atomically(Path(path), self.to_json().encode())
 
     @classmethod
-    def load(cls, path: Path) -> PruningPlan:
+    def load(cls, path: str | Path) -> PruningPlan:
         """Read a plan.
 
         Raises:
             PlanMismatchError: The file is missing, not a plan, or of a newer version.
         """
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanMismatchError(f"{path} is not a plan: it holds no valid JSON ({error})") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise PlanMismatchError(f"{path} is not a pruning plan; make one with --plan-out")
@@ -88,15 +89,39 @@ class PruningPlan:
             )
         try:
             cuts = tuple(
-                Cut(str(c["tensor"]), int(c["axis"]), tuple(int(i) for i in c["indices"])) for c in document["removed"]
+                Cut(_text(c["tensor"]), _whole(c["axis"]), tuple(map(_whole, c["indices"])))
+                for c in document["removed"]
             )
-            shapes = {name: tuple(map(int, s)) for name, s in document.get("input_shapes", {}).items()}
+            shapes = {name: tuple(map(_whole, sizes)) for name, sizes in _table(document, "input_shapes").items()}
+            policy = _text(document.get("policy", "finest"))
+            if policy not in POLICIES:
+                raise ValueError(f"the policy is {policy!r}, not one of {', '.join(POLICIES)}")
             return cls(
-                document["model_sha256"], cuts, shapes, document.get("policy", "finest"),
-                document.get("budget", {}), document.get("criterion", {}), document.get("settings", {}),
+                _text(document["model_sha256"]), cuts, shapes, policy, _table(document, "budget"),
+                _table(document, "criterion"), _table(document, "settings"),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatchError(f"{path} is a damaged plan: {type(error).__name__} {error}") from None
+
+
+def _whole(value: Any) -> int:
+    """A number from 0 on; JSON has one kind of number, and Python takes a truth value for one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no whole number from 0 on")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
+def _table(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = document.get(name, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is {found!r}, not a table of names and values")
+    return found
 
 
 def cuts_of(analysis: Analysis, removed: IntArray) -> tuple[Cut, ...]:

@@ -48,6 +48,16 @@ class EngineOptions:
                 raise EngineError(f"{library}: there is no such library of operators; check --custom-ops")
         if self.threads is not None and self.threads < 1:
             raise EngineError(f"threads is {self.threads}; give 1 or more, or leave it out")
+        if self.threads is not None and self.threads > _most_threads():
+            raise EngineError(
+                f"threads is {self.threads}, but this machine has {os.cpu_count()} processors; give {_most_threads()} "
+                "or less, or leave it out"
+            )
+
+
+def _most_threads() -> int:
+    """Beyond this many threads do nothing but wait for each other, and thousands hang the machine."""
+    return max(64, 4 * (os.cpu_count() or 1))
 
 
 class Runner(Protocol):

@@ -418,7 +418,11 @@ def test_what_is_not_finite_is_an_error(positions: int | None, value: float, pla
     size = 9 if positions is None else 48
     x = _x(8, 3, size, size)
     x[place] = value
-    found = "sample .* 'x' .* holds NaN" if np.isnan(value) else "tensor '[bd]' holds NaN"
+    found = {
+        "nan": f"sample {place + 1}: .* 'x' .* holds NaN",
+        "inf": f"sample {place + 1}: .* 'x' .* holds infinity",
+        "-inf": f"tensor '[bd]' holds NaN.*; input 'x' of sample {place + 1} holds minus infinity",
+    }[str(value)]
     with pytest.raises(CalibrationError, match=found):
         _gathered(_convs(size=size), x, positions)
 

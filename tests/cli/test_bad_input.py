@@ -237,11 +237,10 @@ def test_external_data_truncated(spread: Path, capsys: pytest.CaptureFixture[str
     assert "truncated" in line
 
 
-@pytest.mark.parametrize("location", ["../net.data", "{}/net.data", "a/../../net.data", "link.data"])
+@pytest.mark.parametrize("location", ["../net.data", "{}/net.data", "a/../../net.data"])
 def test_external_data_outside_the_folder(spread: Path, location: str, capsys: pytest.CaptureFixture[str]) -> None:
     outside = spread.parent.parent / "net.data"
     (spread.parent / "net.data").rename(outside)
-    (spread.parent / "link.data").symlink_to(outside)
     model = onnx.load(spread, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
