@@ -111,7 +111,7 @@ def test_pages_of_mapped_files_are_handed_back(tmp_path: Path, monkeypatch: pyte
         released.append(1)
         release_pages(arrays)
 
-    monkeypatch.setattr(sources, "hand_back", counted)
+    monkeypatch.setattr(sources, "release_pages", counted)
     assert sorted(_seen(open_source(SOURCES["npy"](tmp_path), [VECTOR]))) == list(range(40))
     assert len(released) == 40
 
