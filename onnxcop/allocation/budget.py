@@ -3,84 +3,84 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass, fields
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxcop._base.quantities import share, size_in_bytes
 from onnxcop._base.types import BoolArray, IntArray
+from onnxcop.allocation.resources import RESOURCES, resource
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.result import Coupling
 from onnxcop.errors import BudgetError
 from onnxcop.graph.subgraphs import Scopes
 
 
-@dataclass(frozen=True, slots=True)
 class Budget:
-    """Upper bounds; all that are given hold.
+    """Upper bounds on resources; all that are given hold.
 
-    Attributes:
-        macs: Fraction of the multiply-accumulates to keep at most.
-        params: Fraction of the parameters.
-        filters: Fraction of the prunable filters (COP's measure).
-        size: Bytes of the file.
+    Args:
+        bounds: By name of a resource (see :data:`onnxcop.allocation.resources.RESOURCES`) what to keep at most:
+            `macs`, `params` and `filters` as a fraction, `0.7` or `"70%"`; `size` in bytes, or as `"5MB"`.
+
+    Raises:
+        BudgetError: A bound is no fraction or no size, or of a resource that does not exist.
     """
 
-    macs: float | None = None
-    params: float | None = None
-    filters: float | None = None
-    size: int | None = None
+    __slots__ = ("bounds",)
+    bounds: Mapping[str, float]
+    """The bounds that are given, by name."""
 
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if value is None:
-                continue
-            object.__setattr__(self, entry.name, (_size if entry.name == "size" else share_to_keep)(entry.name, value))
+    def __init__(self, **bounds: float | str | None) -> None:
+        read = {name: resource(name).read(value) for name, value in bounds.items() if value is not None}
+        object.__setattr__(self, "bounds", MappingProxyType(read))
 
-    @classmethod
-    def of(cls, **bounds: object) -> Budget:
-        """The budget for bounds as people write them: `0.7` or `"70%"`, `"5MB"`.
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
-        Raises:
-            BudgetError: A bound is no fraction or no size.
-        """
-        return cls(**bounds)  # type: ignore[arg-type]  # read as texts when it is made
+    def __getattr__(self, name: str) -> float | None:
+        if name not in {entry.name for entry in RESOURCES}:
+            raise AttributeError(f"a budget has no bound {name!r}")
+        return self.bounds.get(name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Budget) and dict(self.bounds) == dict(other.bounds)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.bounds.items()))
+
+    def __repr__(self) -> str:
+        return f"Budget({', '.join(f'{name}={bound!r}' for name, bound in self.bounds.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _budget, (dict(self.bounds),)
 
     @property
     def empty(self) -> bool:
         """Whether nothing is asked for."""
-        return self.macs is self.params is self.filters is self.size is None
+        return not self.bounds
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The bounds that are fractions, by name."""
+        return {name: bound for name, bound in self.bounds.items() if not resource(name).absolute}
+
+    def but(self, **bounds: float | str | None) -> Budget:
+        """The same with other bounds; None for none."""
+        return Budget(**(dict(self.bounds) | bounds))
 
 
-def share_to_keep(name: str, value: object) -> float:
-    """A bound that is a fraction, from `0.7` or `"70%"`.
-
-    Raises:
-        BudgetError: It is no fraction.
-    """
-    try:
-        return share(value)
-    except ValueError:
-        raise BudgetError(f"--{name} is a fraction to keep, above 0 and at most 1 (or 100%), not {value!s}") from None
-
-
-def _size(name: str, value: object) -> int:
-    try:
-        return size_in_bytes(value)
-    except ValueError as error:
-        raise BudgetError(f"--{name}: {error}") from None
+def _budget(bounds: dict[str, float]) -> Budget:
+    return Budget(**bounds)
 
 
 def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
     """Intermediate budgets: the same share of what is left goes in every round."""
-
-    def at(bound: float | None, step: int) -> float | None:
-        return None if bound is None else float(bound ** (step / rounds))
-
     steps = [
-        Budget(at(budget.macs, step), at(budget.params, step), at(budget.filters, step), None)
+        Budget(**{name: float(bound ** (step / rounds)) for name, bound in budget.shares.items()})
         for step in range(1, rounds)
     ]
     return [step for step in steps if not step.empty] + [budget]
@@ -88,8 +88,7 @@ def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
 
 def default_rounds(budget: Budget) -> int:
     """One round for every fifth or so that goes."""
-    bounds = [b for b in (budget.macs, budget.params, budget.filters) if b is not None]
-    tightest = min(bounds, default=0.7)
+    tightest = min(budget.shares.values(), default=0.7)
     return int(np.clip(np.ceil(np.log(tightest) / np.log(0.83) - 1e-9), 1, 6))
 
 

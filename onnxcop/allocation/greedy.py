@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units
+from onnxcop.allocation.resources import resource
 from onnxcop.analysis.cost import Savings
 from onnxcop.criteria.base import PruningContext, Ranking, produced_filter_counts
 from onnxcop.criteria.preference import Preference
@@ -118,25 +119,17 @@ class PruningState:
         """Become a copy of another state of the same model."""
         self.__dict__.update(other.copy().__dict__)
 
-    def fractions(self) -> dict[str, float]:
-        """What is kept: fractions of MACs, parameters and filters, and the size in bytes."""
-        safe = np.maximum(self.original, 1e-30)
-        return {
-            "macs": float(self.cost[0] / safe[0]),
-            "params": float(self.cost[1] / safe[1]),
-            "filters": self.filters_kept / self.filters_total if self.filters_total else 1.0,
-            "size": float(self.cost[2] + self.cost_model.file_overhead),
-        }
+    def level(self, name: str) -> float:
+        """What is kept of a resource, as its bound is given: a fraction, or an amount."""
+        return resource(name).level(self)
 
     def meets(self, budget: Budget) -> bool:
         """Whether every given bound holds."""
-        now = self.fractions()
-        bounds = {"macs": budget.macs, "params": budget.params, "filters": budget.filters, "size": budget.size}
-        return all(bound is None or now[name] <= bound * (1 + 1e-12) for name, bound in bounds.items())
+        return all(self.level(name) <= bound * (1 + 1e-12) for name, bound in budget.bounds.items())
 
     def selection(self) -> Selection:
         """The units removed so far."""
-        return Selection(np.array(self.removed, dtype=np.int64), self.cost, self.fractions()["filters"])
+        return Selection(np.array(self.removed, dtype=np.int64), self.cost, self.level("filters"))
 
 
 def choose(
@@ -205,23 +198,10 @@ def _step(
 
 def infeasible(state: PruningState, budget: Budget) -> BudgetError:
     """The error for a budget that cannot be met, with the nearest value that can."""
-    now = state.fractions()
     given = ", ".join(state.limits.given())
     if given and not state.removed:
         return BudgetError(f"nothing is left to prune with {given}; loosen that, or see `onnxcop inspect`", 1.0)
     way_out = f"loosen {given}" if given else "see in `onnxcop inspect` what is frozen"
-    for name, flag in (("macs", "--macs"), ("params", "--params"), ("filters", "--filters")):
-        bound = getattr(budget, name)
-        if bound is not None and now[name] > bound:
-            nearest = float(np.ceil(now[name] * 1e4) / 1e4)
-            return BudgetError(
-                f"the budget {flag} {bound:g} cannot be reached: with all prunable filters cut "
-                f"{now[name]:.2%} remain; ask for {flag} {nearest:g} or more, or {way_out}",
-                nearest,
-            )
-    nearest = float(np.ceil(now["size"]))
-    return BudgetError(
-        f"the budget --size {budget.size} cannot be reached: the smallest file is {nearest:.0f} bytes; ask for so "
-        f"many or more (5MB, say; a number alone is bytes), or {way_out}",
-        nearest,
-    )
+    missed = (name for name, bound in budget.bounds.items() if state.level(name) > bound)
+    name = next(missed, next(iter(budget.bounds)))
+    return resource(name).out_of_reach(state, budget.bounds[name], way_out)

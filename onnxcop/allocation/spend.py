@@ -15,7 +15,11 @@ import numpy as np
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits
 from onnxcop.allocation.greedy import PruningState, infeasible
+from onnxcop.allocation.resources import Resource, resource
 from onnxcop.allocation.sensitivity import Curve
+
+Weights = list[tuple[Resource, float]]
+"""What a unit saved of each resource is worth."""
 
 _PARTS = 48  # a group is bought in about this many parts
 
@@ -42,9 +46,9 @@ def spend(
     taken = {curve.group: 0 for curve in curves}
     while not state.meets(budget):
         best: tuple[float, Curve, int] | None = None
-        weight = _lacking(state, budget)
+        lacking = _lacking(state, budget)
         for curve in curves:
-            found = _best_jump(state, curve, taken[curve.group], weight, limits, reach)
+            found = _best_jump(state, curve, taken[curve.group], lacking, limits, reach)
             if found is not None and (best is None or found[0] < best[0]):
                 best = (found[0], curve, found[1])
         if best is None:
@@ -57,27 +61,37 @@ def spend(
     return np.array(state.removed[first:], dtype=np.int64)
 
 
-def _lacking(state: PruningState, budget: Budget) -> FloatArray:
-    """How much each cost counts now: the inverse of what is still over the bound, float64 [3]."""
-    now = state.fractions()
-    weight = np.zeros(3)
-    bounds = (budget.macs, budget.params, None if budget.size is None else budget.size / max(state.original[2], 1))
-    present = (now["macs"], now["params"], now["size"] / max(state.original[2], 1))
-    for index, (bound, value) in enumerate(zip(bounds, present, strict=True)):
-        if bound is not None and value > bound:
-            weight[index] = 1.0 / max(state.original[index] * (value - bound), 1e-30)
-    if budget.filters is not None and now["filters"] > budget.filters and not weight.any():
-        weight[0] = 1.0 / max(state.original[0], 1.0)
-    return weight
+def _lacking(state: PruningState, budget: Budget) -> Weights:
+    """What a saving of each resource is worth now, for those that are still over their bounds."""
+    known = [(resource(name), bound) for name, bound in budget.bounds.items()]
+    weights = [(entry, entry.weight(state, bound)) for entry, bound in known]
+    return [(entry, weight) for entry, weight in weights if weight]
 
 
-def _worth(state: PruningState, weight: FloatArray) -> FloatArray:
-    """What a unit of each cost is worth, the preference included, float64 [3]."""
-    return weight if state.preference is None else state.preference.mixed(weight, state.original)
+def _worth(state: PruningState, lacking: Weights) -> Weights:
+    """What a saving of each resource is worth, the preference included."""
+    if state.preference is None:
+        return lacking
+    weights = {"macs": 0.0, "params": 0.0} | {entry.name: weight for entry, weight in lacking}
+    totals = {name: resource(name).meter.total(state) for name in weights}
+    return [(resource(name), weight) for name, weight in state.preference.mixed(weights, totals).items()]
+
+
+def _saved(state: PruningState, weights: Weights, group: int, counts: IntArray) -> FloatArray:
+    """What it is worth to remove so many more units of a group, float64 [counts]."""
+    saved = np.zeros(len(counts))
+    for entry, weight in weights:
+        saved += weight * entry.meter.saving(state, group, counts)
+    return saved
 
 
 def _best_jump(
-    state: PruningState, curve: Curve, taken: int, weight: FloatArray, limits: Limits, reach: float
+    state: PruningState,
+    curve: Curve,
+    taken: int,
+    lacking: Weights,
+    limits: Limits,
+    reach: float,
 ) -> tuple[float, int] | None:
     """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
     part = max(1, len(curve.order) // _PARTS)
@@ -90,9 +104,9 @@ def _best_jump(
             found.append(count)
     counts = np.array(found, dtype=np.int64)
     counts = counts[state.may_remove(curve.group, counts - taken)]
-    saving = state.saving(curve.group, counts - taken)
-    useful = saving @ weight > 0  # whatever is preferred, the budget has to come nearer
-    counts, saved = counts[useful], saving[useful] @ _worth(state, weight)
+    more = counts - taken
+    nearer = _saved(state, lacking, curve.group, more)  # whatever is preferred, the budget has to come nearer
+    counts, saved = counts[nearer > 0], _saved(state, _worth(state, lacking), curve.group, more[nearer > 0])
     if not len(counts):
         return None
     ratios = (curve.price(counts.astype(np.float64)) - curve.price(taken) + 1e-9 * (counts - taken)) / saved
@@ -123,8 +137,8 @@ def _give_back(
                 continue
             price = float(curve.price(count) - curve.price(count - step))
             if state.preference is not None:  # what saves much of what is preferred stays away longest
-                saving = -state.saving(curve.group, np.array([-step]))[0]
-                price /= max(float(saving @ _worth(state, _bounded(state, budget))), 1e-30)
+                back = -_saved(state, _worth(state, _bounded(state, budget)), curve.group, np.array([-step]))[0]
+                price /= max(float(back), 1e-30)
             if best is None or price > best[0]:
                 best = (price, curve)
         if best is None:
@@ -135,11 +149,10 @@ def _give_back(
         taken[curve.group] -= step
 
 
-def _bounded(state: PruningState, budget: Budget) -> FloatArray:
-    """Weights of the costs that a budget bounds, float64 [3]; MACs where it bounds filters alone."""
-    given = np.array([budget.macs is not None, budget.params is not None, budget.size is not None], dtype=np.float64)
-    given = given if given.any() else np.array([1.0, 0.0, 0.0])
-    return np.asarray(given / state.original.clip(min=1e-30))
+def _bounded(state: PruningState, budget: Budget) -> Weights:
+    """Equal weights of the resources that a budget bounds, by share of the original's."""
+    bounded = [resource(name) for name in budget.bounds]
+    return [(entry, 1.0 / max(entry.meter.total(state), 1e-30)) for entry in bounded]
 
 
 def _fits_without(state: PruningState, curve: Curve, count: int, budget: Budget, step: int) -> bool:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxcop.allocation.resources import RESOURCES
+
 if TYPE_CHECKING:
     from onnxcop._base.progress import Progress
     from onnxcop.allocation.budget import Limits
@@ -55,6 +57,10 @@ def prune_options(values: Mapping[str, Any], progress: Progress) -> PruneOptions
         "options": engine_from(values),
         "input_shapes": dict(values["input_shape"]) or None,
         "progress": progress,
+    }
+    known = {entry.name for entry in fields(PruneOptions)}
+    made["budgets"] = {
+        entry.name: values[entry.name] for entry in RESOURCES if entry.name not in known and values[entry.name]
     }
     plain = {entry.name: values[entry.name] for entry in fields(PruneOptions) if entry.name in values}
     return PruneOptions(**(plain | made))

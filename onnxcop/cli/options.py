@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from onnxcop.allocation.resources import RESOURCES, Resource
 from onnxcop.cli import console
 from onnxcop.cli.framework import SectionOption
 from onnxcop.cli.types import (
@@ -40,6 +41,11 @@ def _options(section: str, *entries: tuple[tuple[str, ...], dict[str, Any]]) -> 
 
 def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, settings
+
+
+def _bound(resource: Resource, default: str = "") -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The option of a budget."""
+    return _option(resource.flag, type=Size() if resource.absolute else Fraction(), help=resource.help + default)
 
 
 _FILE = click.Path(path_type=Path)
@@ -75,10 +81,7 @@ plan_options: Decorator[Any, Any] = _options(
 )
 budget_options: Decorator[Any, Any] = _options(
     BUDGET,
-    _option("--macs", type=Fraction(), help="Multiply-accumulates, 0.7 or 70%. [default: 0.7]"),
-    _option("--params", type=Fraction(), help="Parameters."),
-    _option("--filters", type=Fraction(), help="Prunable filters."),
-    _option("--size", type=Size(), help="The file, 5MB say."),
+    *(_bound(resource, " [default: 0.7]" if resource.name == "macs" else "") for resource in RESOURCES),
     _option("--latency", type=Fraction(), help="The time of a run on this machine, measured."),
     _option(
         "--divergence", type=Positive(),
@@ -95,9 +98,7 @@ sweep_options: Decorator[Any, Any] = _options(
         "--macs", type=Fractions(), default="0.9,0.8,0.7,0.6,0.5", show_default=True,
         help="Multiply-accumulates to keep, one model each.",
     ),
-    _option("--params", type=Fraction(), help="Parameters to keep at most, of each."),
-    _option("--filters", type=Fraction(), help="Prunable filters, of each."),
-    _option("--size", type=Size(), help="The file of each, 5MB say."),
+    *(_bound(resource) for resource in RESOURCES if resource.name != "macs"),
     _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
 )  # fmt: skip
 curve_options: Decorator[Any, Any] = _options(

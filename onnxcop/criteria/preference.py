@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from onnxcop._base.types import FloatArray
 from onnxcop.errors import BudgetError
 
 NAMED = {"balanced": (1.0, 1.0), "faster": (3.0, 0.0), "smaller": (0.0, 3.0)}
@@ -50,18 +48,19 @@ class Preference:
         """How much of the value of a step the preference decides; the budget decides the rest."""
         return (self.beta + self.gamma) / (1.0 + self.beta + self.gamma)
 
-    def mixed(self, budget: FloatArray, original: FloatArray) -> FloatArray:
-        """What a unit of each cost is worth, float64 [3]: the budget's weights mixed with the preferred ones.
+    def mixed(self, weights: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
+        """What a unit of each resource is worth: the budget's weights mixed with the preferred ones.
 
         Args:
-            budget: float64 [3], what the budget makes of MACs, parameters and bytes; only ratios matter.
-            original: float64 [3], the original's costs.
+            weights: By resource, `macs` and `params` among them, what the budget makes of them; only ratios matter.
+            totals: How much of each the original uses.
         """
-        total = self.beta + self.gamma
-        shares = budget * original
-        if total == 0 or not shares.any():
-            return budget
-        shares = (1.0 - self.share) * shares / shares.sum()
-        shares[0] += self.share * self.beta / total
-        shares[1] += self.share * self.gamma / total
-        return np.asarray(shares / original.clip(min=1e-30))
+        preferred = self.beta + self.gamma
+        shares = {name: weight * totals[name] for name, weight in weights.items()}
+        total = sum(shares.values())
+        if preferred == 0 or total == 0:
+            return dict(weights)
+        shares = {name: (1.0 - self.share) * part / total for name, part in shares.items()}
+        shares["macs"] += self.share * self.beta / preferred
+        shares["params"] += self.share * self.gamma / preferred
+        return {name: part / max(totals[name], 1e-30) for name, part in shares.items()}

@@ -33,8 +33,6 @@ from onnxcop.recovery.setup import PreparedRecovery
 
 log = logging.getLogger("onnxcop")
 
-_BOUNDS = ("macs", "params", "filters")
-
 
 class IncrementalPruner:
     """A network on its way through ever tighter budgets.
@@ -80,8 +78,8 @@ class IncrementalPruner:
         way = self._way
         with request.clock.stage("selection and recovery"):
             for budget in steps(way.state, request.budget, way.recovery.settings.rounds):
-                name = ", ".join(f"{bound:.0%} of the {kind}" for kind, bound in _bounds(budget).items())
-                way.recovery.round(way.state, budget, request.limits, way.fallback, f"down to {name or budget.size}")
+                name = ", ".join(f"{bound:.0%} of the {kind}" for kind, bound in budget.shares.items())
+                way.recovery.round(way.state, budget, request.limits, way.fallback, f"down to {name or budget}")
             return measured_decision(request, way.recovery, way.stats, self.metric)
 
 
@@ -105,20 +103,11 @@ def steps(state: PruningState, budget: Budget, rounds: int | None = None) -> lis
     """
     if state.meets(budget):
         return []
-    now = state.fractions()
-    shares = {name: min(bound / now[name], 1.0) for name, bound in _bounds(budget).items()}
-    count = rounds or default_rounds(_budget(shares))
+    now = {name: state.level(name) for name in budget.shares}
+    shares = {name: min(bound / now[name], 1.0) for name, bound in budget.shares.items()}
+    count = rounds or default_rounds(Budget(**shares))
     between = [
-        _budget({name: now[name] * float(np.power(share, step / count)) for name, share in shares.items()})
+        Budget(**{name: now[name] * float(np.power(share, step / count)) for name, share in shares.items()})
         for step in range(1, count if shares else 1)
     ]
     return [*between, budget]
-
-
-def _budget(bounds: dict[str, float]) -> Budget:
-    return Budget(bounds.get("macs"), bounds.get("params"), bounds.get("filters"))
-
-
-def _bounds(budget: Budget) -> dict[str, float]:
-    given = {name: getattr(budget, name) for name in _BOUNDS}
-    return {name: float(bound) for name, bound in given.items() if bound is not None}

@@ -186,7 +186,7 @@ class _Search:
     def _cut(self, course: IncrementalPruner, fraction: float) -> tuple[PruneResult, Latency]:
         asked, request = self.request.budget, self.request
         macs = fraction if asked.macs is None else min(fraction, asked.macs)
-        decision = course.decide(replace(asked, macs=macs), request.clock)
+        decision = course.decide(asked.but(macs=macs), request.clock)
         result = conclude(request, decision)
         times = result.report.latency
         if times is None:

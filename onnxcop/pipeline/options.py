@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onnxcop._base.progress import Callback
-from onnxcop.allocation.budget import Budget, Limits, share_to_keep
+from onnxcop._base.quantities import share
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.resources import RESOURCES
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.choices import Policy
 from onnxcop.coupling.ops import RuleTable
@@ -60,6 +62,7 @@ class PruneOptions(ApplyOptions):
         params: Fraction of parameters to keep at most.
         filters: Fraction of prunable filters to keep at most.
         size: Size of the file at most, in bytes or as `"5MB"`.
+        budgets: Bounds on other resources, by name (see :data:`onnxcop.allocation.resources.RESOURCES`).
         latency: Fraction of the time of a run to keep at most, measured on this machine with the provider of
             `options`; widths are then chosen by measurement too, unless `limits` say otherwise.
         divergence: Instead of a budget: the largest output divergence allowed on held-out samples.
@@ -85,6 +88,7 @@ class PruneOptions(ApplyOptions):
     params: float | str | None = None
     filters: float | str | None = None
     size: int | str | None = None
+    budgets: Mapping[str, float | str] | None = None
     latency: float | str | None = None
     divergence: float | None = None
     metric: Any = None
@@ -116,7 +120,8 @@ class PruneOptions(ApplyOptions):
         Raises:
             BudgetError: A bound is no fraction or no size.
         """
-        found = Budget.of(macs=self.macs, params=self.params, filters=self.filters, size=self.size)
+        given = {entry.name: getattr(self, entry.name, None) for entry in RESOURCES}
+        found = Budget(**given | dict(self.budgets or {}))
         return Budget(macs=DEFAULT_MACS) if found.empty and self.latency is None and not self.bounded else found
 
     def latency_bound(self) -> float | None:
@@ -125,7 +130,12 @@ class PruneOptions(ApplyOptions):
         Raises:
             BudgetError: It is no fraction.
         """
-        return None if self.latency is None else share_to_keep("latency", self.latency)
+        try:
+            return None if self.latency is None else share(self.latency)
+        except ValueError:
+            raise BudgetError(
+                f"--latency is a fraction to keep, above 0 and at most 1 (or 100%), not {self.latency}"
+            ) from None
 
     def recovery(self) -> RecoverySettings:
         """How much effort recovery makes."""

@@ -15,7 +15,6 @@ import onnx
 from onnxcop._base.files import Writing
 from onnxcop._base.progress import shown
 from onnxcop._base.timing import Clock
-from onnxcop.allocation.budget import Budget
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, ModelError
 from onnxcop.pipeline.finish import conclude
@@ -66,7 +65,7 @@ def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], optio
         request = prepare(model, replace(options, macs=budgets[0]), progress)
         course, clock = IncrementalPruner(request), request.clock
         for place, fraction in enumerate(budgets):
-            budget = Budget(fraction, request.budget.params, request.budget.filters, request.budget.size)
+            budget = request.budget.but(macs=fraction)
             try:
                 decision = course.decide(budget, clock)
             except BudgetError as error:

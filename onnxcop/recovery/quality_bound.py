@@ -70,7 +70,7 @@ def cut_within(
             recovery.working = before
             return
         if bound.holds(recovery):
-            kept = float(state.fractions()["macs"])
+            kept = state.level("macs")
             continue
         recovery.working = before
         state.assign(units_before)

@@ -80,9 +80,10 @@ def test_nothing_is_bought_that_is_not_needed(context: PruningContext, prefer: s
 
 
 def test_shares_of_a_mix() -> None:
-    original = np.array([100.0, 10.0, 40.0])
-    mixed = Preference(3.0, 1.0).mixed(np.array([0.0, 5.0, 0.0]), original) * original
-    np.testing.assert_allclose(mixed, [0.6, 0.2 + 0.2, 0.0])  # four fifths by preference, the rest by the budget
+    totals = {"macs": 100.0, "params": 10.0, "size": 40.0}
+    mixed = Preference(3.0, 1.0).mixed({"macs": 0.0, "params": 5.0, "size": 0.0}, totals)
+    shares = [mixed[name] * total for name, total in totals.items()]
+    np.testing.assert_allclose(shares, [0.6, 0.2 + 0.2, 0.0])  # four fifths by preference, the rest by the budget
 
 
 @pytest.mark.parametrize("value", ["cheaper", "1", "1,2,3", "-1,0", "nan,0", (1.0,), 3])

@@ -125,8 +125,8 @@ def test_a_budget_that_is_no_fraction_is_named(value: Any) -> None:
 def test_budgets_are_understood_as_on_the_command_line() -> None:
     plans = [onnxcop.prune(chain(), options=CPU, recover="none", macs=macs).plan for macs in (0.7, "70%", "0.7")]
     assert plans[0] == plans[1] == plans[2]
-    assert onnxcop.Budget.of(macs="70%", size="5MB") == onnxcop.Budget(macs=0.7, size=5_000_000)
-    assert onnxcop.Budget.of(size="2KiB").size == 2048
+    assert onnxcop.Budget(macs="70%", size="5MB") == onnxcop.Budget(macs=0.7, size=5_000_000)
+    assert onnxcop.Budget(size="2KiB").size == 2048
     assert onnxcop.prune(chain(), options=CPU, recover="none", size="5kB").report.after.bytes <= 5000
     with pytest.raises(onnxcop.errors.BudgetError, match="--size: '5 apples' is not a size; write 5MB"):
         onnxcop.prune(chain(), size="5 apples")

@@ -96,7 +96,7 @@ def test_steps_lead_from_where_it_stands_to_the_budget() -> None:
     assert (first.size, second) == (None, Budget(macs=0.5, size=3000))
     state.remove(0)
     assert steps(state, Budget(macs=0.99)) == []
-    now = state.fractions()["macs"]
+    now = state.level("macs")
     assert steps(state, Budget(macs=0.5), rounds=2)[0].macs == pytest.approx((now * 0.5) ** 0.5)
     assert steps(state, Budget(size=3000)) == [Budget(size=3000)]
 

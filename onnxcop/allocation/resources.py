@@ -1,0 +1,166 @@
+"""What a budget can bound: one entry of `RESOURCES` each, from which options, keywords, checks and messages are made.
+
+A resource says how much of it a selection uses and how much is saved when more units of a group go. The
+amount may come from anywhere: a sum over the cost model, a count, or a table that is looked up at the
+widths that are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from onnxcop._base.quantities import share, size_in_bytes
+from onnxcop.errors import BudgetError
+
+if TYPE_CHECKING:  # the command line reads this table before it loads anything heavy
+    from onnxcop._base.types import FloatArray, IntArray
+    from onnxcop.allocation.greedy import PruningState
+
+
+class Meter(Protocol):
+    """How much of a resource the units of a model use."""
+
+    def used(self, state: PruningState) -> float:
+        """The amount that a selection leaves."""
+        ...
+
+    def total(self, state: PruningState) -> float:
+        """The amount of the original."""
+        ...
+
+    def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
+        """How much is saved when so many more units of a group go, float64 [counts]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind of budget.
+
+    Attributes:
+        name: The keyword, and the option without its dashes.
+        title: What is counted, in messages and in the help.
+        meter: How it is measured.
+        absolute: Bounded by an amount in bytes, instead of by a share of the original's.
+    """
+
+    name: str
+    title: str
+    meter: Meter
+    absolute: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option."""
+        return f"--{self.name}"
+
+    @property
+    def help(self) -> str:
+        """The help text of the option."""
+        return f"{self.title[0].upper()}{self.title[1:]}, e.g. {'5MB' if self.absolute else '0.7 or 70%'}."
+
+    def read(self, value: object) -> float:
+        """A bound from a number or a text, `70%` or `5MB`.
+
+        Raises:
+            BudgetError: It is no share, or no size.
+        """
+        try:
+            return size_in_bytes(value) if self.absolute else share(value)
+        except ValueError as error:
+            reason = f": {error}" if self.absolute else _NO_SHARE.format(value)
+            raise BudgetError(f"{self.flag}{reason}") from None
+
+    def level(self, state: PruningState) -> float:
+        """What is used now, as the bound is given: a share, or an amount."""
+        used = self.meter.used(state)
+        return used if self.absolute else used / max(self.meter.total(state), 1e-30)
+
+    def weight(self, state: PruningState, bound: float) -> float:
+        """What saving a unit of this resource is worth: the inverse of what is still over the bound, 0 below it."""
+        over = self.level(state) - bound
+        if over <= 0:
+            return 0.0
+        return 1.0 / max(over if self.absolute else over * self.meter.total(state), 1e-30)
+
+    def out_of_reach(self, state: PruningState, bound: float, way_out: str) -> BudgetError:
+        """The error for a bound that cannot be met, with the nearest that can."""
+        from math import ceil
+
+        level = self.level(state)
+        if self.absolute:
+            nearest = float(ceil(level))
+            return BudgetError(
+                f"the budget {self.flag} {bound:.0f} cannot be reached: the smallest file is {nearest:.0f} bytes; "
+                f"ask for so many or more (e.g. 5MB; a number alone is bytes), or {way_out}",
+                nearest,
+            )
+        nearest = ceil(level * 1e4) / 1e4
+        if nearest >= 1:
+            return BudgetError(
+                f"the budget {self.flag} {bound:g} cannot be reached: the filters that may go hold next to none of "
+                f"the {self.title}; {way_out}",
+                nearest,
+            )
+        return BudgetError(
+            f"the budget {self.flag} {bound:g} cannot be reached: with all prunable filters cut {level:.2%} remain; "
+            f"ask for {self.flag} {nearest:g} or more, or {way_out}",
+            nearest,
+        )
+
+
+_NO_SHARE = " is a fraction to keep, above 0 and at most 1 (or 100%), not {}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """A column of the cost model; see :data:`onnxcop.analysis.cost.KINDS`."""
+
+    column: int
+    overhead: bool = False
+
+    def used(self, state: PruningState) -> float:
+        return float(state.cost[self.column]) + (state.cost_model.file_overhead if self.overhead else 0)
+
+    def total(self, state: PruningState) -> float:
+        return float(state.original[self.column])
+
+    def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
+        return state.saving(group, counts)[:, self.column]
+
+
+@dataclass(frozen=True, slots=True)
+class _Filters:
+    """The prunable filters, those that depthwise layers copy not counted (COP's measure)."""
+
+    def used(self, state: PruningState) -> float:
+        return state.filters_kept if state.filters_total else 1.0
+
+    def total(self, state: PruningState) -> float:
+        return state.filters_total or 1.0
+
+    def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
+        each = float(state.filter_weight[state.structure.groups[group].units[0]])
+        return counts.astype(float) * each
+
+
+RESOURCES: tuple[Resource, ...] = (
+    Resource("macs", "multiply-accumulates", _Cost(0)),
+    Resource("params", "parameters", _Cost(1)),
+    Resource("filters", "prunable filters", _Filters()),
+    Resource("size", "bytes of the file", _Cost(2, overhead=True), absolute=True),
+)
+
+
+def resource(name: str) -> Resource:
+    """The resource of a name.
+
+    Raises:
+        BudgetError: There is none.
+    """
+    for entry in RESOURCES:
+        if entry.name == name:
+            return entry
+    known = ", ".join(entry.name for entry in RESOURCES)
+    raise BudgetError(f"no budget is called {name!r}; choose one of {known}")

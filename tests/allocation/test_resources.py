@@ -1,0 +1,94 @@
+"""The table of resources: a budget, an option and a message for every entry, and one that is looked up in a table."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import numpy as np
+import pytest
+from small_models import chain
+
+import onnxcop
+from onnxcop import Budget, Limits
+from onnxcop._base.types import FloatArray, IntArray
+from onnxcop.allocation import resources
+from onnxcop.allocation.greedy import PruningState, choose
+from onnxcop.allocation.resources import RESOURCES, Resource
+from onnxcop.cli import main as cli
+from onnxcop.errors import BudgetError
+
+CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
+
+
+def context_of(model: Any) -> onnxcop.PruningContext:
+    analysis = onnxcop.analyze(model, options=CPU)
+    return onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+
+
+def test_every_resource_is_a_bound_an_option_and_a_keyword(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for entry in RESOURCES:
+        assert f"{entry.flag} " in shown
+        assert entry.help in shown
+        budget = Budget(**{entry.name: "10kB" if entry.absolute else "50%"})
+        assert getattr(budget, entry.name) == (10_000 if entry.absolute else 0.5)
+        assert pickle.loads(pickle.dumps(budget)) == budget
+        assert hash(pickle.loads(pickle.dumps(budget))) == hash(budget)
+    assert Budget().empty
+    assert Budget(macs=None) == Budget()
+    with pytest.raises(BudgetError, match="no budget is called 'mac'"):
+        Budget(mac=0.7)
+    with pytest.raises(AttributeError, match="no bound 'mac'"):
+        _ = Budget().mac
+    with pytest.raises(FrozenInstanceError):
+        Budget().macs = 0.5
+
+
+@pytest.mark.parametrize("entry", RESOURCES, ids=lambda entry: entry.name)
+def test_savings_are_what_a_selection_uses_less(entry: Resource) -> None:
+    context = context_of(chain())
+    state = PruningState(context, Limits())
+    for group in context.structure.groups:
+        counts = np.arange(1, 4)
+        saved = entry.meter.saving(state, group.index, counts)
+        trial, before = state.copy(), entry.meter.used(state)
+        for count, unit in enumerate(group.units[:3].tolist()):
+            trial.remove(unit)
+            np.testing.assert_allclose(before - entry.meter.used(trial), saved[count], rtol=1e-9)
+
+
+class Table:
+    """Times of one layer by its kept width, as a machine measured them: whole blocks of four cost the same."""
+
+    def used(self, state: PruningState) -> float:
+        return float(sum(self._time(int(kept)) for kept in state.group_kept))
+
+    def total(self, state: PruningState) -> float:
+        return float(sum(self._time(group.width) for group in state.structure.groups))
+
+    def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
+        kept = int(state.group_kept[group])
+        return np.array([self._time(kept) - self._time(kept - int(count)) for count in counts])
+
+    def _time(self, width: int) -> float:
+        return 0.1 * -(-width // 4)
+
+
+def test_a_resource_may_be_a_table_that_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "RESOURCES", (*RESOURCES, Resource("blocks", "time in blocks of four", Table())))
+    context = context_of(chain())
+    ranking = onnxcop.criterion_named("l2").rank(context)
+    found = choose(context, ranking, Budget(blocks=0.6))
+    state = PruningState(context, Limits())
+    for unit in found.removed.tolist():
+        state.remove(unit)
+    assert state.level("blocks") <= 0.6
+    state.restore(int(found.removed[-1]))
+    assert state.level("blocks") > 0.6
+    with pytest.raises(BudgetError, match=r"--blocks 0\.01 cannot be reached: .* ask for --blocks"):
+        choose(context, onnxcop.criterion_named("l2").rank(context), Budget(blocks=0.01))
+    result = onnxcop.prune(chain(), budgets={"blocks": "60%"}, data=None, allocate="cop", recover="none", options=CPU)
+    assert result.plan.budget == {"blocks": 0.6}
