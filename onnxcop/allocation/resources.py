@@ -93,7 +93,7 @@ class Resource:
             nearest = float(ceil(level))
             return BudgetError(
                 f"the budget {self.flag} {bound:.0f} cannot be reached: the smallest file is {nearest:.0f} bytes; "
-                f"ask for so many or more (e.g. 5MB; a number alone is bytes), or {way_out}",
+                f"ask for so many or more (5MB, say; a number alone is bytes), or {way_out}",
                 nearest,
             )
         nearest = ceil(level * 1e4) / 1e4
