@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxcop.errors import EngineError
+from onnxcop.runtime.installation import installation_of, package_for, warn_of_clash
 
 log = logging.getLogger("onnxcop")
 
@@ -26,6 +27,7 @@ _PROVIDERS = {
     "dml": "DmlExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
 }
 _OPTIONS: dict[str, dict[str, str]] = {
     # TF32 keeps 10 bits of a product: too few for statistics and for comparisons. An exhaustive
@@ -78,7 +80,7 @@ def resolve_provider(name: str) -> list[str]:
     if provider not in known.values():
         raise EngineError(
             f"provider '{name}' is not in this build of ONNX Runtime, which has: "
-            f"{', '.join(known.values())}; choose one of those, or install the build that has it"
+            f"{', '.join(known.values())}; choose one of those, or install the build that has it{_how(provider)}"
         )
     problem = _probe(provider)
     if problem is not None:
@@ -203,7 +205,17 @@ def _onnxruntime() -> Any:
         raise EngineError(
             f"ONNX Runtime cannot be imported ({_one_line(error)}); install the package onnxruntime or onnxruntime-gpu"
         ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        mend = installation_of(onnxruntime).mend("onnxruntime-gpu")
+        raise EngineError(f"ONNX Runtime is there in part only, as when one of its packages was removed: {mend}")
+    warn_of_clash(onnxruntime)
     return onnxruntime
+
+
+def _how(provider: str) -> str:
+    """The command that installs the build of ONNX Runtime with a provider, where one is known."""
+    package = package_for(provider)
+    return f": {installation_of(_onnxruntime()).mend(package)}" if package else ""
 
 
 def _available() -> list[str]:
