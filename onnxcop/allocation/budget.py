@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import BoolArray, IntArray
+from onnxcop.allocation.ladder import Ladder
 from onnxcop.allocation.resources import RESOURCES, resource
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.result import Coupling
 from onnxcop.errors import BudgetError
 from onnxcop.graph.subgraphs import Scopes
+from onnxcop.runtime.staircase import Staircase
 
 
 class Budget:
@@ -93,7 +95,7 @@ def default_rounds(budget: Budget) -> int:
 
 
 AUTO = 0
-"""As `multiple_of`: :func:`onnxcop.prune` finds it by measurement."""
+"""As `multiple_of`: every group takes widths that suit the machine (see :mod:`onnxcop.allocation.ladder`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +105,20 @@ class Limits:
     Attributes:
         min_filters: Every axis keeps at least this many indices (or all it has).
         max_cut: Largest fraction cut from one group.
-        multiple_of: Kept widths of groups are multiples of this; :data:`AUTO` leaves it to measurement.
+        multiple_of: Kept widths of groups are multiples of this; with :data:`AUTO` they suit the machine.
         keep: Patterns of node or tensor names that are never pruned.
         only: If given, patterns of the only nodes or tensors that are.
         exact_only: Leave out inexact groups.
+        staircase: What suits the machine; counts with :data:`AUTO`.
     """
 
     min_filters: int = 1
     max_cut: float = 1.0
-    multiple_of: int = 1
+    multiple_of: int = AUTO
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     exact_only: bool = False
+    staircase: Staircase = field(default_factory=Staircase)
 
     def __post_init__(self) -> None:
         if self.min_filters < 1 or (self.multiple_of < 1 and self.multiple_of != AUTO):
@@ -125,8 +129,16 @@ class Limits:
     def given(self) -> list[str]:
         """The options that limit anything, as they are called on the command line."""
         return [
-            f"--{entry.name.replace('_', '-')}" for entry in fields(self) if getattr(self, entry.name) != entry.default
+            f"--{entry.name.replace('_', '-')}"
+            for entry in fields(self)
+            if entry.name != "staircase" and getattr(self, entry.name) != entry.default
         ]
+
+    def ladder(self, structure: Structure) -> Ladder:
+        """The widths that groups may take."""
+        if self.multiple_of == AUTO:
+            return Ladder.automatic(structure, self.staircase)
+        return Ladder.multiples(structure, self.multiple_of)
 
 
 def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) -> BoolArray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
-from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units
+from onnxcop.allocation.budget import Budget, Limits, allowed_units
 from onnxcop.allocation.resources import resource
 from onnxcop.analysis.cost import Savings
 from onnxcop.criteria.base import PruningContext, Ranking, produced_filter_counts
@@ -42,11 +42,10 @@ class PruningState:
     """
 
     def __init__(self, context: PruningContext, limits: Limits, preference: Preference | None = None) -> None:
-        if limits.multiple_of == AUTO:
-            raise BudgetError("--multiple-of auto is decided by measurement first: see onnxcop.widths.suitable_widths")
         structure = self.structure = context.structure
         self.cost_model = context.cost
         self.limits = limits
+        self.ladder = limits.ladder(structure)
         self.preference = preference
         self.kept = structure.axis_sizes.copy()
         self.original = context.cost.original()
@@ -85,6 +84,12 @@ class PruningState:
         if found is None:
             found = self._savings[group] = self.cost_model.savings(*self._rows[group])
         return found.of(self.kept, counts)
+
+    def take_finer_widths(self) -> bool:
+        """Allow widths that suit the machine less, where no others are left; whether there are such."""
+        finer = self.ladder.finer
+        self.ladder = finer or self.ladder
+        return finer is not None
 
     def remove(self, unit: int) -> None:
         """Take a unit out."""
@@ -152,48 +157,77 @@ def choose(
         BudgetError: All that may go is gone and the budget still does not hold; says what can be reached.
     """
     state = PruningState(context, limits)
-    blocked = np.zeros(len(context.structure.groups), dtype=np.bool_)
     group_of = context.structure.group_of
+    blocked = np.zeros(len(context.structure.groups), dtype=np.bool_)
+    paid = np.zeros(len(group_of))
     while not state.meets(budget):
         candidates = state.available & ~blocked[group_of]
-        if not candidates.any():
-            raise infeasible(state, budget)
         scores = np.where(candidates, ranking.importance(state.kept), np.inf)
-        step = _step(state, scores, candidates, limits)
+        step = _step(state, scores, candidates) if candidates.any() else None
         if step is None:
-            raise infeasible(state, budget)
+            if not state.take_finer_widths():
+                raise infeasible(state, budget)
+            blocked[:] = False
+            continue
         group, units = step
         if not units or not state.may_remove(group, np.array([len(units)]))[0]:
             blocked[group] = True
             continue
         for unit in units:
+            paid[unit] = scores[unit]
             state.remove(unit)
             ranking.remove(unit)
         if progress is not None:
             progress(len(state.removed))
+    _give_back(state, paid, budget)
     return state.selection()
 
 
-def _step(
-    state: PruningState, scores: FloatArray, candidates: BoolArray, limits: Limits
-) -> tuple[int, list[int]] | None:
-    """The next units to remove, all of one group: one, or as many as the next multiple is away."""
+def _step(state: PruningState, scores: FloatArray, candidates: BoolArray) -> tuple[int, list[int]] | None:
+    """The next units to remove, all of one group: as many as the next width is away."""
     group_of = state.structure.group_of
-    if limits.multiple_of == 1:
+    if state.limits.multiple_of == 1:
         unit = int(np.argmin(scores))
         return int(group_of[unit]), [unit]
     best: tuple[float, int, list[int]] | None = None
     for group in np.unique(group_of[candidates]).tolist():
-        count = int(state.group_kept[group]) % limits.multiple_of or limits.multiple_of
+        kept = int(state.group_kept[group])
+        even = state.ladder.at_most(group, kept - 1)
         units = state.structure.groups[group].units
         units = units[candidates[units]]
-        if len(units) < count or state.group_kept[group] == count:
+        if len(units) < kept - even or not even:
             units = units[:0]
-        order = units[np.argsort(scores[units], kind="stable")][:count]
+        order = units[np.argsort(scores[units], kind="stable")][: kept - even]
         mean = float(scores[order].mean()) if len(order) else np.inf
         if best is None or mean < best[0]:
             best = (mean, group, order.tolist())
     return None if best is None or np.isinf(best[0]) else (best[1], best[2])
+
+
+def _give_back(state: PruningState, paid: FloatArray, budget: Budget) -> None:
+    """Restore what the last steps removed beyond the budget, the most important first."""
+    if state.limits.multiple_of == 1:
+        return
+    open_groups = set(np.unique(state.structure.group_of[state.removed]).tolist())
+    while open_groups:
+        steps = {group: _last_step(state, group, paid) for group in open_groups}
+        group = max(open_groups, key=lambda one: float(paid[steps[one]].mean()) if steps[one] else -np.inf)
+        for unit in steps[group]:
+            state.restore(unit)
+        if not steps[group] or not state.meets(budget):
+            open_groups.discard(group)
+            for unit in reversed(steps[group]):
+                state.remove(unit)
+
+
+def _last_step(state: PruningState, group: int, paid: FloatArray) -> list[int]:
+    """The units, dearest first, by which a group would get to its next width; empty where it is whole."""
+    kept = int(state.group_kept[group])
+    count = state.ladder.above(group, kept) - kept
+    removed = np.array(state.removed, dtype=np.int64)
+    gone = removed[state.structure.group_of[removed] == group].tolist()
+    gone.sort(key=lambda unit: -float(paid[unit]))
+    return gone[:count] if 0 < count <= len(gone) else []
 
 
 def infeasible(state: PruningState, budget: Budget) -> BudgetError:

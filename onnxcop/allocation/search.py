@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.sensitivity import GROWTH, Curve
 from onnxcop.allocation.spend import spend
@@ -38,7 +38,6 @@ class CurveSearch:
             arguments, the first point of every group.
         state: The selection so far; :meth:`run` adds to it.
         budget: What must hold.
-        limits: What may not be cut.
         group_of: int64 [units], each unit's group.
         passes: Most passes of measuring on the way to the budget.
         sharper: Most passes of measuring between known points after that.
@@ -47,7 +46,6 @@ class CurveSearch:
     measure: Measure
     state: PruningState
     budget: Budget
-    limits: Limits
     group_of: IntArray
     passes: int
     sharper: int
@@ -83,14 +81,14 @@ class CurveSearch:
 
     def _spent(self, curves: Curves, reach: float) -> tuple[PruningState, IntArray]:
         trial = self.state.copy()
-        return trial, spend(trial, list(curves.values()), self.budget, self.limits, reach)
+        return trial, spend(trial, list(curves.values()), self.budget, reach)
 
     def _bought(self, curves: Curves) -> IntArray:
         """What would be bought if every curve could be followed one step beyond its last point."""
         trial = self.state.copy()
         first = len(trial.removed)
         with suppress(BudgetError):
-            spend(trial, list(curves.values()), self.budget, self.limits, GROWTH)
+            spend(trial, list(curves.values()), self.budget, GROWTH)
         return np.array(trial.removed[first:], dtype=np.int64)
 
     def _unmeasured(self, curves: Curves, units: IntArray) -> dict[int, int]:
@@ -115,9 +113,17 @@ class CurveSearch:
                 continue
             low, high = points[after - 1 : after + 1].tolist()
             rise = float(curve.price(high) - curve.price(low))
-            if high - low > max(self.limits.multiple_of, _NARROW * len(curve.order)) and rise > _STEEP * total:
-                requests[group] = (low + high) // 2
+            middle = self._middle(group, low, high)
+            if high - low > _NARROW * len(curve.order) and rise > _STEEP * total and low < middle < high:
+                requests[group] = middle
         return requests
+
+    def _middle(self, group: int, low: int, high: int) -> int:
+        """A count about half way between two others that leaves a width of the ladder; one of them where none does."""
+        kept, middle = int(self.state.group_kept[group]), (low + high) // 2
+        narrower = kept - self.state.ladder.at_most(group, kept - middle)
+        wider = kept - self.state.ladder.above(group, kept - middle)
+        return narrower if narrower < high else wider
 
     def _counts(self, units: IntArray) -> dict[int, int]:
         """Units by group."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxcop._base.types import FloatArray, IntArray
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState, infeasible
 from onnxcop.allocation.resources import Resource, resource
 from onnxcop.allocation.sensitivity import Curve
@@ -24,16 +24,13 @@ Weights = list[tuple[Resource, float]]
 _PARTS = 48  # a group is bought in about this many parts
 
 
-def spend(
-    state: PruningState, curves: Sequence[Curve], budget: Budget, limits: Limits, reach: float = np.inf
-) -> IntArray:
+def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: float = np.inf) -> IntArray:
     """Remove units from `state` until the budget holds.
 
     Args:
         state: The selection so far; it grows.
         curves: What every group costs.
         budget: What must hold.
-        limits: What may not be cut.
         reach: How far beyond its last measured point a curve may be bought, as a factor.
 
     Returns:
@@ -48,16 +45,18 @@ def spend(
         best: tuple[float, Curve, int] | None = None
         lacking = _lacking(state, budget)
         for curve in curves:
-            found = _best_jump(state, curve, taken[curve.group], lacking, limits, reach)
+            found = _best_jump(state, curve, taken[curve.group], lacking, reach)
             if found is not None and (best is None or found[0] < best[0]):
                 best = (found[0], curve, found[1])
         if best is None:
+            if np.isinf(reach) and state.take_finer_widths():
+                continue
             raise infeasible(state, budget)
         _, curve, count = best
         for unit in curve.order[taken[curve.group] : count]:
             state.remove(unit)
         taken[curve.group] = count
-    _give_back(state, curves, taken, budget, limits)
+    _give_back(state, curves, taken, budget)
     return np.array(state.removed[first:], dtype=np.int64)
 
 
@@ -86,19 +85,14 @@ def _saved(state: PruningState, weights: Weights, group: int, counts: IntArray) 
 
 
 def _best_jump(
-    state: PruningState,
-    curve: Curve,
-    taken: int,
-    lacking: Weights,
-    limits: Limits,
-    reach: float,
+    state: PruningState, curve: Curve, taken: int, lacking: Weights, reach: float
 ) -> tuple[float, int] | None:
     """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
     part = max(1, len(curve.order) // _PARTS)
     most = min(float(len(curve.order)), max(reach * float(curve.counts[-1]), 1.0))
     found, ahead = [], 1
     while taken + ahead * part <= most:
-        count = _rounded(state, curve, taken, taken + ahead * part, limits)
+        count = _rounded(state, curve, taken, taken + ahead * part)
         ahead *= 2
         if count is not None:
             found.append(count)
@@ -114,36 +108,32 @@ def _best_jump(
     return float(ratios[best]), int(counts[best])
 
 
-def _rounded(state: PruningState, curve: Curve, taken: int, count: int, limits: Limits) -> int | None:
-    """The next count whose kept width is a multiple, as the limits ask."""
-    if limits.multiple_of == 1:
-        return count
+def _rounded(state: PruningState, curve: Curve, taken: int, count: int) -> int | None:
+    """The next count whose kept width is one of the ladder's."""
     kept = int(state.group_kept[curve.group]) - (count - taken)
-    count += kept % limits.multiple_of
-    kept -= kept % limits.multiple_of
-    return count if kept > 0 and count <= len(curve.order) else None
+    even = state.ladder.at_most(curve.group, kept)
+    count += kept - even
+    return count if even > 0 and count <= len(curve.order) else None
 
 
-def _give_back(
-    state: PruningState, curves: Sequence[Curve], taken: dict[int, int], budget: Budget, limits: Limits
-) -> None:
+def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, int], budget: Budget) -> None:
     """Restore what was bought beyond the budget, the dearest first."""
-    step = limits.multiple_of
     while True:
-        best: tuple[float, Curve] | None = None
+        best: tuple[float, Curve, int] | None = None
         for curve in curves:
-            count = taken[curve.group]
-            if count < step or not _fits_without(state, curve, count, budget, step):
+            count, kept = taken[curve.group], int(state.group_kept[curve.group])
+            step = state.ladder.above(curve.group, kept) - kept
+            if not 0 < step <= count or not _fits_without(state, curve, count, budget, step):
                 continue
-            price = float(curve.price(count) - curve.price(count - step))
+            price = float(curve.price(count) - curve.price(count - step)) / step
             if state.preference is not None:  # what saves much of what is preferred stays away longest
                 back = -_saved(state, _worth(state, _bounded(state, budget)), curve.group, np.array([-step]))[0]
-                price /= max(float(back), 1e-30)
+                price *= step / max(float(back), 1e-30)
             if best is None or price > best[0]:
-                best = (price, curve)
+                best = (price, curve, step)
         if best is None:
             return
-        curve = best[1]
+        _, curve, step = best
         for unit in reversed(curve.order[taken[curve.group] - step : taken[curve.group]]):
             state.restore(unit)
         taken[curve.group] -= step

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxcop._base.types import FloatArray
 from onnxcop.allocation.budget import AUTO, Budget
-from onnxcop.allocation.width_multiple import CANDIDATES, ROUGHLY, rough_choice, without
+from onnxcop.allocation.rough import ROUGHLY, rough_choice, without
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.pipeline.decide import Request
 from onnxcop.pipeline.finish import conclude
@@ -26,6 +26,7 @@ from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure, timed
 
 log = logging.getLogger("onnxcop")
 
+CANDIDATES = (1, 2, 4, 8, 16, 32)  # granularities of widths
 _TRIED = (0.8, 0.6, 0.45, 0.3, 0.15)  # fractions of the MACs at which rough cuts are timed
 _SECONDS = 3.0  # for timing those of one granularity of widths
 _FINER = 0.9  # a finer granularity is taken where it keeps so much of what the best one keeps
@@ -103,7 +104,7 @@ def _with_curve(request: Request, bound: float) -> tuple[Request, TimeCurve]:
     listed = ", ".join(f"{m}: {keep:.0%}" for m, keep in keeps.items())
     told = f"widths: multiples of {chosen}, by measurement (MACs that fit into {bound:.0%} of the time: {listed})"
     limits = replace(limits, multiple_of=chosen)
-    return replace(request, limits=limits, choices=(*request.choices, told)), curves[chosen]
+    return replace(request, limits=limits, choices=(told,)), curves[chosen]
 
 
 def time_curve(request: Request) -> TimeCurve:

@@ -64,7 +64,7 @@ class PruneOptions(ApplyOptions):
         size: Size of the file at most, in bytes or as `"5MB"`.
         budgets: Bounds on other resources, by name (see :data:`onnxcop.allocation.resources.RESOURCES`).
         latency: Fraction of the time of a run to keep at most, measured on this machine with the provider of
-            `options`; widths are then chosen by measurement too, unless `limits` say otherwise.
+            `options`.
         divergence: Instead of a budget: the largest output divergence allowed on held-out samples.
         metric: A score of your own, `script.py:function` or a callable that takes a ModelProto and returns a number,
             higher is better; measured before and after, and with `max_drop` the bound.
@@ -79,7 +79,7 @@ class PruneOptions(ApplyOptions):
             or COP's weights (beta, gamma). Measured allocation and the COP criteria follow it.
         recover: How to compensate for removed filters; without data, recovery works on synthetic inputs.
         settings: How much effort recovery makes; None for the usual.
-        limits: What may not be cut; with `multiple_of=onnxcop.AUTO` widths are chosen by measurement.
+        limits: What may not be cut; widths suit this machine, unless they say otherwise.
         input_shapes: Concrete shapes for dynamic inputs.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
     """

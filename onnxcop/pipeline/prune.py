@@ -12,8 +12,7 @@ import onnx
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import Callback, shown
 from onnxcop._base.timing import Clock
-from onnxcop.allocation.budget import AUTO, Limits
-from onnxcop.allocation.width_multiple import suitable_widths
+from onnxcop.allocation.budget import Limits
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.summary import frozen_reasons
 from onnxcop.calibration.statistics import CalibrationStats
@@ -21,10 +20,11 @@ from onnxcop.coupling.ops import DEFAULT_RULES
 from onnxcop.data.for_model import open_data
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
-from onnxcop.pipeline.decide import Decision, Request, decide, recover_units
-from onnxcop.pipeline.finish import conclude, fed, finish
+from onnxcop.pipeline.decide import Decision, Request, recover_units
+from onnxcop.pipeline.finish import fed, finish
 from onnxcop.pipeline.latency_target import prune_within
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
+from onnxcop.pipeline.widths import prune_faster, suited
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
@@ -61,7 +61,7 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
         if request.latency is not None:
             result = prune_within(request, request.latency, options.latency_seconds)
         else:
-            result = conclude(request, decide(request))
+            result = prune_faster(request)
     write_stats(result, options.stats_out)
     return result
 
@@ -85,7 +85,6 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     """
     modes, budget, latency = Modes.of(options), options.budget(), options.latency_bound()
     limits = options.limits or Limits()
-    choices: tuple[str, ...] = ()
     if options.gathers_stats and options.data is None:
         raise CalibrationError("--stats-out writes what was gathered from data; give --data")
     clock = Clock()
@@ -100,12 +99,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         feeds = random_feeds(analysis.original, analysis.input_shapes, options.seed)
         require_running(analysis.original, feeds, options.engine)
     source = open_data(analysis, options, options.input_shapes)
-    if latency is not None and limits.multiple_of == 1:
-        limits = replace(limits, multiple_of=AUTO)  # decided together with the depth of the cut
-    elif limits.multiple_of == AUTO and latency is None:
-        with clock.stage("widths"):
-            widths = suitable_widths(analysis, budget, limits, options.engine)
-        limits, choices = replace(limits, multiple_of=widths.multiple), (str(widths),)
+    limits, choices = suited(limits, options.engine, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, latency=latency, source=source,

@@ -280,6 +280,6 @@ class Recovery:
         )  # fmt: skip
         return CurveSearch(
             lambda requests, known: measured(requests=requests, known=known),
-            state, budget, limits, self.analysis.structure.group_of,
+            state, budget, self.analysis.structure.group_of,
             self.settings.curve_passes, self.settings.sharper_passes,
         )  # fmt: skip

@@ -51,8 +51,8 @@ def curves_of(context: PruningContext, seed: int = 0, most: Sequence[int] | None
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_budgets_are_met_to_one_unit(context: PruningContext, budget: Budget, seed: int) -> None:
-    state, curves = PruningState(context, Limits()), curves_of(context, seed)
-    units = spend(state, curves, budget, Limits())
+    state, curves = PruningState(context, Limits(multiple_of=1)), curves_of(context, seed)
+    units = spend(state, curves, budget)
     assert state.meets(budget)
     assert len(units) == len(set(units.tolist())) == len(state.removed) > 0
     state.restore(int(units[-1]))  # what was removed last was needed
@@ -62,7 +62,7 @@ def test_budgets_are_met_to_one_unit(context: PruningContext, budget: Budget, se
 @pytest.mark.parametrize("seed", range(3))
 def test_units_leave_in_the_order_of_their_curve(context: PruningContext, seed: int) -> None:
     curves = curves_of(context, seed)
-    units = set(spend(PruningState(context, Limits()), curves, Budget(macs=0.6), Limits()).tolist())
+    units = set(spend(PruningState(context, Limits(multiple_of=1)), curves, Budget(macs=0.6)).tolist())
     for curve in curves:
         count = len(units & set(curve.order))
         assert units & set(curve.order) == set(curve.order[:count])
@@ -84,12 +84,14 @@ def test_what_many_units_save_is_what_they_save_one_by_one(context: PruningConte
             assert allowed[count] == (width <= 0.8 * group.width)
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(min_filters=3), Limits(max_cut=0.75)], ids=["1", "3", "cut"])
+@pytest.mark.parametrize(
+    "limits", [Limits(multiple_of=1), Limits(min_filters=3), Limits(max_cut=0.75)], ids=["1", "3", "cut"]
+)
 def test_no_axis_is_emptied(context: PruningContext, limits: Limits) -> None:
     state = PruningState(context, limits)
     everything = [g.width for g in context.structure.groups]  # even where a curve would sell it all
     with pytest.raises(BudgetError, match="cannot be reached") as error:
-        spend(state, curves_of(context, most=everything), Budget(macs=1e-6), limits)
+        spend(state, curves_of(context, most=everything), Budget(macs=1e-6))
     assert (state.kept[context.structure.limited_axes] >= limits.min_filters).all()
     for group in context.structure.groups:
         assert state.group_kept[group.index] >= max(1, np.floor(group.width * (1 - limits.max_cut)))
@@ -105,10 +107,10 @@ def test_limits_that_leave_nothing_are_named(context: PruningContext, limits: Li
 
 def test_the_nearest_budget_that_is_named_can_be_met(context: PruningContext) -> None:
     with pytest.raises(BudgetError, match="ask for --macs") as error:
-        spend(PruningState(context, Limits()), curves_of(context), Budget(macs=1e-4), Limits())
+        spend(PruningState(context, Limits(multiple_of=1)), curves_of(context), Budget(macs=1e-4))
     nearest = error.value.args[0].split("ask for --macs ")[1].split()[0]
-    state = PruningState(context, Limits())
-    spend(state, curves_of(context), Budget(macs=float(nearest)), Limits())
+    state = PruningState(context, Limits(multiple_of=1))
+    spend(state, curves_of(context), Budget(macs=float(nearest)))
     assert state.meets(Budget(macs=float(nearest)))
 
 
@@ -116,7 +118,7 @@ def test_the_nearest_budget_that_is_named_can_be_met(context: PruningContext) ->
 def test_widths_are_multiples(context: PruningContext, multiple: int) -> None:
     limits = Limits(multiple_of=multiple)
     state = PruningState(context, limits)
-    units = spend(state, curves_of(context), Budget(macs=0.6), limits)
+    units = spend(state, curves_of(context), Budget(macs=0.6))
     assert state.meets(Budget(macs=0.6))
     touched = np.unique(context.structure.group_of[units])
     assert (state.group_kept[touched] % multiple == 0).all()
@@ -127,7 +129,7 @@ def test_what_costs_nothing_goes_first(context: PruningContext) -> None:
     curves = curves_of(context)
     free = max(curves, key=lambda c: context.structure.groups[c.group].width)
     curves[curves.index(free)] = Curve(free.group, free.order, free.counts, np.zeros(len(free.counts)))
-    units = spend(PruningState(context, Limits()), curves, Budget(filters=0.97), Limits())
+    units = spend(PruningState(context, Limits(multiple_of=1)), curves, Budget(filters=0.97))
     assert set(units.tolist()) <= set(free.order)
 
 
@@ -144,7 +146,7 @@ def test_a_flat_stretch_behind_a_bump_is_found() -> None:
     context = subject_of(onnxcop.analyze(chain(), options=CPU))
     wide = max(context.structure.groups, key=lambda g: g.width)
     bump = [1.0] + [1.001] * 14
-    units = spend(PruningState(context, Limits()), chain_curves(context, bump, 0.6), Budget(macs=0.5), Limits())
+    units = spend(PruningState(context, Limits(multiple_of=1)), chain_curves(context, bump, 0.6), Budget(macs=0.5))
     share = float(np.isin(units, wide.units).mean())
     assert share == 1.0  # the first unit is dear, but those behind it are almost free
 
@@ -152,13 +154,13 @@ def test_a_flat_stretch_behind_a_bump_is_found() -> None:
 def test_earlier_selections_count() -> None:
     context = subject_of(onnxcop.analyze(chain(), options=CPU))
     wide = max(context.structure.groups, key=lambda g: g.width)
-    state = PruningState(context, Limits())
+    state = PruningState(context, Limits(multiple_of=1))
     for unit in wide.units[-1:].tolist():
         state.remove(unit)
     before = list(state.removed)
-    units = spend(state, chain_curves(context, [0.1] * 14, 1.0), Budget(macs=0.6), Limits())
+    units = spend(state, chain_curves(context, [0.1] * 14, 1.0), Budget(macs=0.6))
     assert state.removed == before + units.tolist()
-    assert spend(state, chain_curves(context, [0.1] * 14, 1.0), Budget(macs=0.6), Limits()).tolist() == []
+    assert spend(state, chain_curves(context, [0.1] * 14, 1.0), Budget(macs=0.6)).tolist() == []
 
 
 def test_prices_between_and_beyond_points() -> None:
@@ -191,7 +193,7 @@ def selector(
             curves[index] = curve.with_point(count, truth(index, count / groups[index].width))
         return curves
 
-    return CurveSearch(measure, state, budget, Limits(), context.structure.group_of, 6, sharper)
+    return CurveSearch(measure, state, budget, context.structure.group_of, 6, sharper)
 
 
 def true_price(context: PruningContext, units: np.ndarray, truth: Truth) -> float:
@@ -207,7 +209,7 @@ def test_what_lies_between_points_is_looked_for(context: PruningContext, edge: f
 
     prices = []
     for sharper in (0, 4):
-        state, asked = PruningState(context, Limits()), list[int]()
+        state, asked = PruningState(context, Limits(multiple_of=1)), list[int]()
         units = selector(context, state, Budget(macs=0.7), truth, sharper, asked).run()
         assert state.meets(Budget(macs=0.7))
         assert sorted(state.removed) == sorted(units.tolist())
@@ -221,14 +223,19 @@ def test_between_points_of_flat_curves_nothing_is_measured(context: PruningConte
     for sharper in (0, 4):
         asked = list[int]()
         selector(
-            context, PruningState(context, Limits()), Budget(macs=0.7), lambda group, share: 0.0, sharper, asked
+            context,
+            PruningState(context, Limits(multiple_of=1)),
+            Budget(macs=0.7),
+            lambda group, share: 0.0,
+            sharper,
+            asked,
         ).run()
         passes.append(asked)
     assert passes[0] == passes[1]
 
 
 def test_a_budget_out_of_reach_leaves_the_selection_as_it_was(context: PruningContext) -> None:
-    state = PruningState(context, Limits())
+    state = PruningState(context, Limits(multiple_of=1))
     with pytest.raises(BudgetError):
         selector(context, state, Budget(macs=1e-4), lambda group, share: share, 4, []).run()
     assert not state.removed

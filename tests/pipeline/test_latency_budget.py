@@ -13,7 +13,6 @@ import pytest
 from small_models import chain, shapes, written
 
 import onnxcop
-from onnxcop.allocation import width_multiple as widths
 from onnxcop.allocation.budget import Limits
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, EngineError
@@ -56,8 +55,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a machine in place of this one."""
 
     def put(machine: Machine) -> Machine:
-        for module in (widths, latency_budget):
-            monkeypatch.setattr(module, "measure", machine.measure)
+        monkeypatch.setattr(latency_budget, "measure", machine.measure)
         for module in (conclusion, latency_budget):
             monkeypatch.setattr(module, "timed", machine.timed)
         return machine

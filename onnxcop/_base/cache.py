@@ -1,0 +1,59 @@
+"""Small files that outlive a run: what was measured on this machine, in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from onnxcop._base.files import write_atomically
+
+log = logging.getLogger("onnxcop")
+
+FOLDER = "ONNXCOP_CACHE"
+
+
+def cache_folder() -> Path:
+    """The folder: that of the environment variable ONNXCOP_CACHE, or the user's own."""
+    given = os.environ.get(FOLDER)
+    if given:
+        return Path(given)
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("onnxcop", appauthor=False))
+
+
+def remembered(kind: str, key: Any) -> Any:
+    """What was kept for a key, None where nothing was or it cannot be read.
+
+    Args:
+        kind: What it is, the start of the file's name.
+        key: All that it depends on, as plain data.
+    """
+    try:
+        document = json.loads(_file(kind, key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document.get("value") if isinstance(document, dict) and document.get("key") == _plain(key) else None
+
+
+def remember(kind: str, key: Any, value: Any) -> None:
+    """Keep plain data for a key; a folder that cannot be written is no error."""
+    path = _file(kind, key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"key": _plain(key), "value": value}).encode())
+    except Exception as error:
+        log.debug("nothing is kept in %s: %s", path.parent, error)
+
+
+def _file(kind: str, key: Any) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / f"{kind}-{digest}.json"
+
+
+def _plain(key: Any) -> Any:
+    return json.loads(json.dumps(key, sort_keys=True))

@@ -1,0 +1,135 @@
+"""Which widths groups may take: the stairs on which a machine computes, as far apart as each group can afford.
+
+Kernels compute channels in blocks. Widths between two multiples of the block cost the time of the upper
+one, and some widths fall off the fast kernels altogether (see :mod:`onnxcop.runtime.staircase`). A wide
+group loses nothing by whole blocks; a narrow one would be left with two or three widths to choose from,
+so it takes finer ones, down to the finest that the fast kernels compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcop._base.types import BoolArray, IntArray
+from onnxcop.coupling.groups import DependencyGroup, Structure
+from onnxcop.runtime.staircase import Staircase
+
+_STEPS = 4  # a group keeps about so many widths to choose from, or more
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Where the units of a group stand among the channels of the layers that compute them.
+
+    Attributes:
+        times: Channels that a unit stands for.
+        others: Channels beside them that stay in any case.
+    """
+
+    times: int
+    others: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The widths that every group may be cut to.
+
+    Attributes:
+        rungs: By group int64, numbers of kept units, ascending; the last one is the group's own width.
+        finer_steps: Of every group, the distances of finer ladders, the next one first.
+    """
+
+    rungs: tuple[IntArray, ...]
+    _finer: tuple[Ladder, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def multiples(cls, structure: Structure, multiple: int) -> Ladder:
+        """Widths that are multiples of a number, and no others."""
+        return cls(tuple(_rungs(group, Channels(1, 0), multiple) for group in structure.groups))
+
+    @classmethod
+    def automatic(cls, structure: Structure, staircase: Staircase) -> Ladder:
+        """Widths that suit a machine; where a budget cannot be met with them, :meth:`finer` has more."""
+        places = channels_of(structure)
+        grains = [
+            staircase.grain(place.times * group.width + place.others, _STEPS)
+            for group, place in zip(structure.groups, places, strict=True)
+        ]
+        ladder: tuple[Ladder, ...] = ()
+        for halvings in reversed(range(max(grains, default=1).bit_length())):
+            rungs = tuple(
+                _rungs(group, place, max(1, grain >> halvings))
+                for group, place, grain in zip(structure.groups, places, grains, strict=True)
+            )
+            ladder = (cls(rungs, ladder),)
+        return ladder[0] if ladder else cls(())
+
+    @property
+    def finer(self) -> Ladder | None:
+        """The same with half the distances; None where every width is allowed already, or nothing else is."""
+        return self._finer[0] if self._finer else None
+
+    def at_most(self, group: int, kept: int) -> int:
+        """The widest width up to a number of kept units; 0 where there is none."""
+        rungs = self.rungs[group]
+        place = int(np.searchsorted(rungs, kept, side="right"))
+        return int(rungs[place - 1]) if place else 0
+
+    def above(self, group: int, kept: int) -> int:
+        """The next width above a number of kept units; the group's own at the top."""
+        rungs = self.rungs[group]
+        return int(rungs[min(int(np.searchsorted(rungs, kept, side="right")), len(rungs) - 1)])
+
+    def between(self, group: int, low: int, high: int) -> bool:
+        """Whether there is a width between two others."""
+        return self.above(group, low) < high
+
+
+def _rungs(group: DependencyGroup, place: Channels, grain: int) -> IntArray:
+    kept = np.arange(1, group.width + 1, dtype=np.int64)
+    even: BoolArray = (place.times * kept + place.others) % grain == 0
+    even[-1] = True
+    return np.asarray(kept[even])
+
+
+def channels_of(structure: Structure) -> tuple[Channels, ...]:
+    """Where the units of every group stand among the channels of their layers."""
+    of_units = np.array([group.width for group in structure.groups], dtype=np.int64)
+    rows = [_row(structure, group) for group in structure.groups]
+    prunable = np.zeros(len(structure.axes), dtype=np.int64)
+    for (axes, times), width in zip(rows, of_units.tolist(), strict=True):
+        prunable[axes] += times * width
+    layers = _layer_axes(structure)
+    found = []
+    for group, (axes, times) in zip(structure.groups, rows, strict=True):
+        places = [
+            (int(prunable[axis] - count * group.width), count, int(structure.axis_sizes[axis] - prunable[axis]))
+            for axis, count in zip(axes.tolist(), times.tolist(), strict=True)
+            if axis in layers[group.index]
+        ]
+        _, count, others = min(places, default=(0, 1, 0))
+        found.append(Channels(count, others))
+    return tuple(found)
+
+
+def _row(structure: Structure, group: DependencyGroup) -> tuple[IntArray, IntArray]:
+    incidence = structure.incidence
+    row = slice(incidence.indptr[group.units[0]], incidence.indptr[group.units[0] + 1])
+    return incidence.indices[row].astype(np.int64), incidence.data[row].astype(np.int64)
+
+
+def _layer_axes(structure: Structure) -> list[set[int]]:
+    """The axes of channels that layers make or sum over, by group."""
+    axes: list[set[int]] = [set() for _ in structure.groups]
+    for contraction in structure.coupling.findings.contractions:
+        if contraction.kernel is None:
+            continue
+        atoms = [operand.atoms for operand in contraction.operands[:1]]
+        atoms += [] if contraction.produced is None else [contraction.produced]
+        for one in atoms:
+            units = structure.units_on(one)
+            for group in np.unique(structure.group_of[units[units >= 0]]).tolist():
+                axes[group].add(structure.axis_id(one))
+    return axes

@@ -1,0 +1,34 @@
+"""Rough cuts: models of about the size that is asked for, made in no time, to be timed.
+
+How long a model takes does not depend on the values of its weights, so a rough choice of filters will do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import IntArray
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.greedy import choose
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.criteria.base import PruningContext
+from onnxcop.criteria.registry import criterion_named
+from onnxcop.rewrite.apply import apply
+
+ROUGHLY = 0.01  # standard error of a latency that is good enough to choose by
+
+
+def rough_choice(analysis: Analysis, budget: Budget, limits: Limits) -> IntArray:
+    """The units, int64, that the norms of the weights would remove for a budget: good enough for timing.
+
+    Raises:
+        BudgetError: The budget cannot be met.
+    """
+    context = PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    return choose(context, criterion_named("l2").rank(context), budget, limits).removed
+
+
+def without(analysis: Analysis, removed: IntArray) -> onnx.ModelProto:
+    """The analysed model without some of its units."""
+    return apply(analysis.model, analysis.structure, np.sort(removed))

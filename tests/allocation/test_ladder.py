@@ -1,0 +1,141 @@
+"""Widths that suit a machine: which ones groups may take, that cuts keep to them, and that they are spent well."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_models import chain, finished, shapes, weights
+
+import onnxcop
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.ladder import Channels, Ladder, channels_of
+from onnxcop.errors import BudgetError
+from onnxcop.runtime.staircase import Staircase
+
+CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
+WIDE = (40, 96)
+AVX512 = Staircase(4, 16)
+
+
+def ladder_of(model: onnx.ModelProto, staircase: Staircase = AVX512) -> Ladder:
+    return Ladder.automatic(onnxcop.analyze(model, options=CPU).structure, staircase)
+
+
+def l2_cut(model: onnx.ModelProto, macs: float, limits: Limits) -> dict[str, tuple[int, ...]]:
+    result = onnxcop.prune(model, macs=macs, criterion="l2", recover="none", limits=limits, options=CPU)
+    assert result.report.after.macs <= macs * result.report.before.macs
+    return shapes(result.model)
+
+
+def test_wide_groups_take_whole_blocks_and_narrow_ones_finer_widths() -> None:
+    narrow, wide = ladder_of(chain(widths=WIDE)).rungs
+    assert narrow.tolist() == [8, 16, 24, 32, 40]
+    assert wide.tolist() == [16, 32, 48, 64, 80, 96]
+
+
+def test_the_own_width_is_always_allowed_and_none_is_empty() -> None:
+    rungs = ladder_of(chain(widths=(5, 63))).rungs
+    assert [one.tolist()[-1] for one in rungs] == [5, 63]
+    assert all((one > 0).all() for one in rungs)
+    assert (rungs[1][:-1] % 8 == 0).all()
+
+
+def test_finer_ladders_end_with_every_width() -> None:
+    ladder: Ladder | None = ladder_of(chain(widths=WIDE))
+    counts = []
+    while ladder is not None:
+        counts.append([len(one) for one in ladder.rungs])
+        last, ladder = ladder, ladder.finer
+    assert counts == sorted(counts)
+    assert [one.tolist() for one in last.rungs] == [list(range(1, width + 1)) for width in WIDE]
+
+
+def test_a_ladder_tells_neighbours() -> None:
+    ladder = ladder_of(chain(widths=WIDE))
+    assert [ladder.at_most(0, kept) for kept in (3, 8, 39, 40)] == [0, 8, 32, 40]
+    assert [ladder.above(0, kept) for kept in (0, 8, 39, 40)] == [8, 16, 40, 40]
+    assert ladder.between(0, 8, 24)
+    assert not ladder.between(0, 16, 24)
+
+
+def frozen_channels() -> onnx.ModelProto:
+    """A convolution of 64 channels of which the first three are given out as they are."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c"], "conv1", pads=[1] * 4),
+        helper.make_node("Slice", ["c", "from", "to", "axis"], ["seen"], "cut"),
+        helper.make_node("Conv", ["c", "w2", "b2"], ["y"], "conv2", pads=[1] * 4),
+    ]
+    numbers = {"from": [0], "to": [3], "axis": [1]}
+    stored = [helper.make_tensor(name, TensorProto.INT64, [1], value) for name, value in numbers.items()]
+    stored += [weights(name, shape) for name, shape in {
+        "w1": (64, 3, 3, 3), "b1": (64,), "w2": (5, 64, 3, 3), "b2": (5,),
+    }.items()]  # fmt: skip
+    outputs = [(name, TensorProto.FLOAT, ["N", size, 8, 8]) for name, size in (("seen", 3), ("y", 5))]
+    graph = helper.make_graph(
+        nodes, "frozen", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info(*one) for one in outputs], stored,
+    )  # fmt: skip
+    return finished(graph)
+
+
+def test_channels_that_must_stay_count_for_the_width_of_their_layer() -> None:
+    structure = onnxcop.analyze(frozen_channels(), options=CPU).structure
+    assert channels_of(structure) == (Channels(1, 3),)
+    assert Ladder.automatic(structure, Staircase(4, 16)).rungs[0].tolist() == [13, 29, 45, 61]
+    assert l2_cut(frozen_channels(), 0.8, Limits())["w1"][0] == 48
+
+
+@pytest.mark.parametrize("macs", [0.9, 0.7, 0.5, 0.3])
+def test_cuts_by_a_criterion_keep_to_the_ladder(macs: float) -> None:
+    found = l2_cut(chain(widths=WIDE), macs, Limits())
+    assert found["w1"][0] in (8, 16, 24, 32, 40)
+    assert found["w2"][0] in range(16, 97, 16) or found["w2"][0] in range(8, 97, 8)
+
+
+def test_what_a_step_saved_too_much_is_given_back() -> None:
+    """Whole blocks overshoot; what can be restored within the budget is."""
+    analysis = onnxcop.analyze(chain(widths=WIDE), options=CPU)
+    context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    for macs in np.linspace(0.25, 0.95, 15):
+        ranking = onnxcop.criterion_named("l2").rank(context)
+        found = onnxcop.choose(context, ranking, Budget(macs=float(macs)), Limits()).removed
+        state = PruningState(context, Limits())
+        for unit in found.tolist():
+            state.remove(unit)
+        for group in analysis.structure.groups:
+            kept = int(state.group_kept[group.index])
+            more = state.ladder.above(group.index, kept) - kept
+            gone = [unit for unit in group.units.tolist() if unit in set(found.tolist())][:more]
+            if not more:
+                continue
+            for unit in gone:
+                state.restore(unit)
+            assert not state.meets(Budget(macs=float(macs)))
+            for unit in gone:
+                state.remove(unit)
+
+
+def test_where_whole_steps_cannot_meet_a_budget_finer_ones_do() -> None:
+    model = chain(widths=(8, 16))
+    assert min(l2_cut(model, 0.1, Limits())[name][0] for name in ("w1", "w2")) < 4
+    with pytest.raises(BudgetError, match="--multiple-of"):
+        l2_cut(model, 0.1, Limits(multiple_of=4))
+
+
+def test_any_width_can_be_asked_for() -> None:
+    kept = [l2_cut(chain(widths=WIDE), macs, Limits(multiple_of=1))["w2"][0] for macs in (0.9, 0.8, 0.7, 0.6)]
+    assert any(width % 8 for width in kept)
+
+
+def test_measured_curves_are_spent_in_steps_of_the_ladder() -> None:
+    x = np.random.default_rng(0).standard_normal((48, 3, 8, 8)).astype(np.float32)
+    limits = Limits()
+    result = onnxcop.prune(chain(widths=WIDE), macs=0.6, data=x, limits=limits, options=CPU)
+    found = shapes(result.model)
+    assert result.report.after.macs <= 0.6 * result.report.before.macs
+    assert found["w1"][0] % 8 == 0
+    assert found["w2"][0] % 8 == 0
+    assert "multiples of" in str(result)
