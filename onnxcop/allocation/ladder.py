@@ -16,7 +16,7 @@ from onnxcop._base.types import BoolArray, IntArray
 from onnxcop.coupling.groups import DependencyGroup, Structure
 from onnxcop.runtime.staircase import Staircase
 
-_STEPS = 4  # a group keeps about so many widths to choose from, or more
+_STEPS = 6  # a group keeps about so many widths to choose from, or more
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,6 @@ class Ladder:
         """The next width above a number of kept units; the group's own at the top."""
         rungs = self.rungs[group]
         return int(rungs[min(int(np.searchsorted(rungs, kept, side="right")), len(rungs) - 1)])
-
-    def between(self, group: int, low: int, high: int) -> bool:
-        """Whether there is a width between two others."""
-        return self.above(group, low) < high
 
 
 def _rungs(group: DependencyGroup, place: Channels, grain: int) -> IntArray:

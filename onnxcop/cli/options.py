@@ -155,8 +155,8 @@ limit_options: Decorator[Any, Any] = _options(
     ),
     _option("--max-cut", type=Fraction(zero=True), help="Largest share cut from a group."),
     _option(
-        "--multiple-of", type=Multiple(), metavar="N|auto",
-        help="Of the kept widths; auto finds by measurement which pay on this machine.",
+        "--multiple-of", type=Multiple(), metavar="N|auto", default="auto", show_default=True,
+        help="Of the kept widths; auto takes those that suit the machine, 1 any.",
     ),
     _option("--exact-only", is_flag=True, help="Leave groups alone that cross a statistic."),
 )  # fmt: skip

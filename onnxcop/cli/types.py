@@ -55,7 +55,7 @@ class Fractions(click.ParamType[tuple[float, ...]]):
 
 
 class Multiple(click.ParamType[int]):
-    """A number from 1 on, or `auto`, which stands for measurement."""
+    """A number from 1 on, or `auto`, which stands for widths that suit the machine."""
 
     name = "n|auto"
 

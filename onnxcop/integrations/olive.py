@@ -77,7 +77,7 @@ class OnnxCop(Pass):
             "recover": option("How the rest makes up for it: auto, none, merge or full.", str, "auto"),
             "keep": option("Patterns of nodes or tensors that are never pruned.", list[str], []),
             "only": option("Patterns of the only ones that are.", list[str], []),
-            "multiple_of": option("What kept widths are multiples of.", int, 1),
+            "multiple_of": option("What kept widths are multiples of; 0 for what suits the machine.", int, 0),
             "max_cut": option("Largest share cut from a group.", float, 1.0),
             "input_shapes": option("Sizes of dynamic inputs, by name.", dict[str, list[int]]),
             "provider": option("auto, cpu, cuda, or another of ONNX Runtime.", str, "auto"),

@@ -109,7 +109,7 @@ def slowness(latency: Latency | None) -> tuple[str, ...]:
         return ()
     return (
         f"the pruned model is slower than the original on this machine ({latency.ratio:.1%} of its time): "
-        "the widths that are left suit the hardware less; --multiple-of auto finds which do",
+        "deploy the original there, or set a budget of time with --latency",
     )
 
 
