@@ -118,7 +118,9 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     table = new_table("", "before", "after", "kept")
     table.columns[0].no_wrap = True
     for row in story.rows(report):
-        table.add_row(row.name, row.before, row.after, Text(row.kept, "green" if row.better else ""))
+        table.add_row(
+            row.name, row.before, row.after, Text(row.kept, "green" if row.better else "red" if row.worse else "")
+        )
     console.print(table)
     if report.verification is not None:
         _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in report.verification.notes))

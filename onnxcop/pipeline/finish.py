@@ -18,7 +18,7 @@ from onnxcop.pipeline.options import ApplyOptions
 from onnxcop.report.document import Evidence
 from onnxcop.report.hints import hints
 from onnxcop.report.result import PruneResult
-from onnxcop.report.summary import Report, group_reports, slowness
+from onnxcop.report.summary import Report, group_reports, slowness, undecided
 from onnxcop.rewrite.apply import apply as rewrite
 from onnxcop.rewrite.plan import PruningPlan, cuts_of
 from onnxcop.runtime.latency import timed
@@ -90,7 +90,7 @@ def finish(
         verification=checked, criterion=str(plan.criterion.get("name", "")),
         warnings=(*decision.warnings, *slowness(latency)), calibration=calibrated_on(decision),
         quality=decision.quality(pruned), seconds=dict(clock.seconds), latency=latency, inputs=decision.inputs,
-        choices=decision.choices,
+        choices=(*decision.choices, *undecided(latency)),
     )  # fmt: skip
     evidence = Evidence(analysis, removed, decision.seen or decision.stats, decision.way)
     samples = int(plan.settings.get("samples") or 0)

@@ -113,6 +113,13 @@ def slowness(latency: Latency | None) -> tuple[str, ...]:
     )
 
 
+def undecided(latency: Latency | None) -> tuple[str, ...]:
+    """A line where the measurement leaves open whether the result is faster."""
+    if latency is None or not latency.undecided:
+        return ()
+    return (f"latency: undecided, as {latency.share} of the original's time may be more or less than all of it",)
+
+
 def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:
     """Widths of all groups before and after."""
     structure = analysis.structure

@@ -31,6 +31,7 @@ class Row:
     after: str
     kept: str = ""
     better: bool = False
+    worse: bool = False
 
 
 def rows(report: Report) -> Iterator[Row]:
@@ -45,7 +46,14 @@ def rows(report: Report) -> Iterator[Row]:
         yield Row(name, form(old), form(new), percent(new, old), new < old)
     if report.latency is not None:
         times = report.latency
-        yield Row("latency", str(times.before), str(times.after), times.share, times.ratio < 1)
+        yield Row(
+            "latency",
+            str(times.before),
+            str(times.after),
+            times.share,
+            times.ratio < 1 and not times.undecided,
+            times.slower,
+        )
     quality = report.quality
     for name, value in quality.items():
         if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in quality:

@@ -90,10 +90,8 @@ class Latency:
 
     @property
     def share(self) -> str:
-        """The ratio with its interval, beside the times: "72% of time (71–73%)"."""
-        low, high = (f"{bound:.0%}" for bound in self.interval)
-        width = "" if low == high else f" ({low[:-1]}–{high})"
-        return f"{self.ratio:.0%} of time{width}{', undecided' if self.undecided else ''}"
+        """The ratio with its interval, beside the times: "72 ±1%"."""
+        return f"{100 * self.ratio:.0f} ±{_SURE * 100 * self.error:.0f}%"
 
     @property
     def slower(self) -> bool:

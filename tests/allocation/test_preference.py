@@ -42,8 +42,8 @@ def curves_of(context: PruningContext, seed: int) -> list[Curve]:
 
 
 def kept(context: PruningContext, budget: Budget, prefer: str | None, seed: int = 0) -> dict[str, float]:
-    state = PruningState(context, Limits(), None if prefer is None else Preference.of(prefer))
-    spend(state, curves_of(context, seed), budget, Limits())
+    state = PruningState(context, Limits(multiple_of=1), None if prefer is None else Preference.of(prefer))
+    spend(state, curves_of(context, seed), budget)
     assert state.meets(budget)
     return {name: state.level(name) for name in ("macs", "params", "filters", "size")}
 
@@ -73,8 +73,8 @@ def test_no_weight_is_no_preference(context: PruningContext) -> None:
 @pytest.mark.parametrize("prefer", NAMED)
 def test_nothing_is_bought_that_is_not_needed(context: PruningContext, prefer: str) -> None:
     budget = Budget(params=0.6)
-    state = PruningState(context, Limits(), Preference.of(prefer))
-    units = spend(state, curves_of(context, 0), budget, Limits())
+    state = PruningState(context, Limits(multiple_of=1), Preference.of(prefer))
+    units = spend(state, curves_of(context, 0), budget)
     state.restore(int(units[-1]))
     assert not state.meets(budget)
 

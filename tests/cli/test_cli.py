@@ -300,7 +300,7 @@ def test_budgets_limits_shapes_and_seed_are_used(model: Path) -> None:
     assert document["settings"]["seed"] == 3
     assert document["settings"]["limits"] == {
         "min_filters": 2, "max_cut": 0.6, "multiple_of": 2, "keep": ["head"], "only": ["w*"],
-        "exact_only": True,
+        "exact_only": True, "staircase": {"fine": 4, "block": 8},
     }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ from onnxcop.criteria.cop_regularization import Regularizer
 Vector = np.ndarray[Any, Any]
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 
+ANY = Limits(multiple_of=1)  # the paper knows of no blocks
+
 
 def subject_of(model: onnx.ModelProto) -> onnxcop.PruningContext:
     analysis = onnxcop.analyze(model, options=CPU)
@@ -298,7 +300,7 @@ def test_the_same_filters_go_in_the_same_order(beta: float, gamma: float, correc
     model = vgg16(divide=8)
     context = subject_of(model)
     criterion = Cop(beta=beta, gamma=gamma, narrow_correction=corrected)
-    removed = choose(context, criterion.rank(context), Budget(filters=0.8)).removed.tolist()
+    removed = choose(context, criterion.rank(context), Budget(filters=0.8), ANY).removed.tolist()
     assert len(removed) > 100
     chain, _ = vgg_chain()
     order = greedy(vgg_network(model, corrected=corrected), chain, len(removed), beta, gamma)
@@ -313,7 +315,7 @@ def test_beta_spares_flops_and_gamma_parameters() -> None:
     context = subject_of(vgg16(divide=4))
     for filters in (0.7, 0.35):
         faster, smaller = (
-            choose(context, Cop(beta=beta, gamma=gamma).rank(context), Budget(filters=filters))
+            choose(context, Cop(beta=beta, gamma=gamma).rank(context), Budget(filters=filters), ANY)
             for beta, gamma in ((3.0, 0.0), (0.0, 3.0))
         )
         assert len(faster.removed) == len(smaller.removed) > 0
@@ -329,7 +331,7 @@ def test_a_dead_channel_goes_first() -> None:
     kernel = kernels(model)["conv3_2"]
     kernel[:, 5] = 0.0
     context = subject_of(changed(model, conv3_2__w=kernel))
-    (first, *_) = choose(context, Cop().rank(context), Budget(filters=0.99)).removed.tolist()
+    (first, *_) = choose(context, Cop().rank(context), Budget(filters=0.99), ANY).removed.tolist()
     assert first == units_made_by(context, "conv3_1")[5]
 
 
@@ -341,7 +343,7 @@ def test_nearly_dead_channels_go_first(size: float) -> None:
     rng = np.random.default_rng(1)
     kernel[:, planted] = size * 0.05 * rng.standard_normal(kernel[:, planted].shape)
     context = subject_of(changed(model, conv4_2__w=kernel))
-    removed = choose(context, Cop().rank(context), Budget(filters=0.99)).removed.tolist()
+    removed = choose(context, Cop().rank(context), Budget(filters=0.99), ANY).removed.tolist()
     assert set(removed[:3]) == set(units_made_by(context, "conv4_1")[planted].tolist())
 
 
@@ -364,7 +366,7 @@ def test_one_of_two_twins_stays(corrected: bool) -> None:
     kernel = kernels(model)["conv4_3"]
     kernel[:, 7] = kernel[:, 90]
     context = subject_of(changed(model, conv4_3__w=kernel))
-    criterion, only = Cop(narrow_correction=corrected), Limits(only=("conv4_2",))
+    criterion, only = Cop(narrow_correction=corrected), Limits(only=("conv4_2",), multiple_of=1)
     units = units_made_by(context, "conv4_2")
     scores = criterion.rank(context).importance(context.structure.axis_sizes)
     twins = set(units[np.argsort(scores[units])[:2]].tolist())
@@ -383,7 +385,7 @@ def test_a_layer_before_ten_classes_is_not_favoured() -> None:
         for seed in range(3):
             context = subject_of(dense_chain((256, 256, 256, 256, 10), seed))
             criterion = Cop(beta=0.0, gamma=0.0, narrow_correction=corrected)
-            removed = choose(context, criterion.rank(context), Budget(filters=0.7)).removed
+            removed = choose(context, criterion.rank(context), Budget(filters=0.7), ANY).removed
             gone += np.bincount(context.structure.group_of[removed], minlength=3)
         assert context.structure.groups[2].units.tolist() == units_made_by(context, "fc2").tolist()
         shares[corrected] = gone[2] / gone.sum()

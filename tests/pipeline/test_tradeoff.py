@@ -60,7 +60,7 @@ def test_by_a_criterion_each_point_is_what_a_run_makes(recover: str, statistics_
 
 
 def test_by_measurement_each_point_goes_on_from_the_one_before(statistics_taken: list[int]) -> None:
-    points = list(sweep(chain(), [0.9, 0.8, 0.7], data=samples(), options=CPU))
+    points = list(sweep(chain(), [0.9, 0.8, 0.7], data=samples(), options=CPU, limits=Limits(multiple_of=1)))
     assert len(statistics_taken) == 3
     cuts = [{(cut.tensor, index) for cut in point.result.plan.cuts for index in cut.indices} for point in points]
     assert cuts[0] < cuts[1] < cuts[2]
@@ -112,7 +112,8 @@ def test_the_command_writes_a_table_and_models(tmp_path: Path, capsys: pytest.Ca
     path, folder = written(chain(), tmp_path / "net.onnx"), tmp_path / "models"
     command = ["sweep", str(path), "--macs", "0.7,90%", "--save-models", str(folder), *QUIET]
     assert cli.run(command) == 0
-    shown = capsys.readouterr().out.splitlines()
+    first, *shown = capsys.readouterr().out.splitlines()
+    assert first.startswith("widths: multiples of")
     assert shown[0].split() == ["budget", "MACs", "params", "file"]
     assert [line.split()[0] for line in shown[1:4]] == ["1", "0.9", "0.7"]
     assert shown[4] == f"wrote {tmp_path / 'net.sweep.csv'}, {folder}"

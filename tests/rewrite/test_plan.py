@@ -81,7 +81,7 @@ def largest_steps(analysis: Analysis) -> dict[str, float]:
     ],
 )  # fmt: skip
 def test_lands_within_one_step_below_the_budget(digits: Analysis, name: str, bound: float) -> None:
-    found = kept(cut(DIGITS, **{name: bound}))
+    found = kept(cut(DIGITS, Limits(multiple_of=1), **{name: bound}))
     assert found[name] <= bound
     assert found[name] > bound - largest_steps(digits)[name]
 
@@ -101,9 +101,9 @@ def test_counts_of_the_report_are_those_of_the_file(result: PruneResult, digits:
 
 def test_all_of_several_budgets_hold() -> None:
     bounds = {"macs": 0.8, "params": 0.7, "filters": 0.9, "size": 250_000}
-    found = kept(cut(DIGITS, **bounds))
+    found = kept(cut(DIGITS, Limits(multiple_of=1), **bounds))
     assert all(found[name] <= bound for name, bound in bounds.items())
-    alone = [kept(cut(DIGITS, **{name: bound})) for name, bound in bounds.items()]
+    alone = [kept(cut(DIGITS, Limits(multiple_of=1), **{name: bound})) for name, bound in bounds.items()]
     assert found in alone  # the units go in the same order, until the last of the budgets holds
     assert any(one[name] > bound for one in alone for name, bound in bounds.items())
 
@@ -164,7 +164,7 @@ def groups_of(result: PruneResult) -> dict[str, GroupReport]:
 
 
 def test_min_filters() -> None:
-    found = cut(DIGITS, Limits(min_filters=9), macs=0.4)
+    found = cut(DIGITS, Limits(min_filters=9, multiple_of=1), macs=0.4)
     widths = [group.kept for group in found.report.groups]
     assert min(widths) == 9
     assert min(group.kept for group in cut(DIGITS, macs=0.4).report.groups) < 9
