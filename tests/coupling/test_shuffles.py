@@ -95,7 +95,7 @@ def _view(b: Builder, x: str, numbers: str) -> str:
     return view
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("rotated", [False, True])
 def test_a_view_by_the_numbers_of_its_elements_keeps_channels_apart(rotated: bool) -> None:
     b = Builder(17, seed=0, dynamic=False)
     x = b.add("GlobalAveragePool", [b.leaky(b.conv(b.input("x", (2, 3, 4, 4)), 6, 3))])
