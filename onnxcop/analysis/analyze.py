@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import onnx
 
-from onnxcop._base.types import IntArray
+from onnxcop._base.types import Feed, IntArray
 from onnxcop.analysis import cost
 from onnxcop.analysis.cost import CostModel
 from onnxcop.coupling import groups, tracing
 from onnxcop.coupling.atoms import Reason
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops import DEFAULT_RULES, RuleTable
+from onnxcop.errors import EngineError
 from onnxcop.graph import io as models
 from onnxcop.graph.passes.add_biases import add_biases
+from onnxcop.graph.passes.fold_weights import fold_weights
 from onnxcop.graph.passes.inline_branches import inline_settled
 from onnxcop.graph.passes.lift_constants import lift_constants
 from onnxcop.graph.passes.unshare_vectors import unshare
 from onnxcop.graph.shapes import Shape
-from onnxcop.graph.subgraphs import Scopes, make_names_unique
+from onnxcop.graph.subgraphs import FIRST_UNLISTED, Scopes, make_names_unique
 from onnxcop.runtime.inputs import settle_shapes, shapes_of
 from onnxcop.runtime.providers import check_operators
-from onnxcop.runtime.session import EngineOptions, resolve_provider
+from onnxcop.runtime.session import EngineOptions, Session, resolve_provider
+
+log = logging.getLogger("onnxcop")
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ def analyze(
     working = onnx.ModelProto()
     working.CopyFrom(original)
     make_names_unique(working)
+    _allow_unlisted(working)
+    _fold(working, options)
     if biases:
         lift_constants(working)
     copies = unshare(working)
@@ -132,6 +139,26 @@ def analyze(
         original, working, copies, models.sha256(original), settled, structure,
         cost.build(working, structure), source, added,
     )  # fmt: skip
+
+
+def _allow_unlisted(model: onnx.ModelProto) -> None:
+    """Give a file of an old IR version that breaks its rule, all initializers among the inputs, one without it."""
+    listed = {value.name for value in model.graph.input}
+    if model.ir_version < FIRST_UNLISTED and any(tensor.name not in listed for tensor in model.graph.initializer):
+        model.ir_version = FIRST_UNLISTED
+
+
+def _fold(model: onnx.ModelProto, options: EngineOptions) -> None:
+    """Store weights that the graph computes from constants; see :mod:`onnxcop.graph.passes.fold_weights`."""
+
+    def run(part: onnx.ModelProto, names: Sequence[str]) -> Feed:
+        with Session(part, replace(options, provider="cpu"), optimize=False) as session:
+            return session.run({}, names)
+
+    try:
+        fold_weights(model, run)
+    except EngineError as error:
+        log.debug("weights that are computed from constants stay so: %s", error)
 
 
 def census(analysis: Analysis) -> list[FilterCensus]:

@@ -50,6 +50,8 @@ def trace(
 
 
 _NO_RULE = "no rule for operator"
+_LAYOUT_DOMAIN = "com.microsoft.nchwc"  # ONNX Runtime's own, of files that it optimized to its last level
+REWRITTEN = "ONNX Runtime has optimized this file for one machine; prune the file from before, optimize after pruning"
 
 
 @dataclass(slots=True)
@@ -125,7 +127,8 @@ class _Walk:
         if rule is None:
             known_only = all(info is None or info.value is not None for info in infos)
             if not (known_only and all(info.value is not None for info in op.out_infos)):
-                self._decline(op, f"{_NO_RULE} {f'{domain}.' if domain else ''}{node.op_type}")
+                named = f"{_NO_RULE} {f'{domain}.' if domain else ''}{node.op_type}"
+                self._decline(op, REWRITTEN if domain == _LAYOUT_DOMAIN else named)
             return
         marks = _marks(self.findings)
         try:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import onnx
 
+FIRST_UNLISTED = 4  # the IR version from which initializers need not be listed among the inputs
+
 
 def initializers_are_inputs(model: onnx.ModelProto) -> bool:
     """Whether every initializer has to be listed among the inputs, as in files before IR version 4."""
-    return bool(model.ir_version < 4)
+    return bool(model.ir_version < FIRST_UNLISTED)
 
 
 @dataclass(frozen=True, slots=True)

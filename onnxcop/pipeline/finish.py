@@ -74,6 +74,8 @@ def finish(
         reshare(pruned, analysis.copies)
     with clock.stage("verification"):
         checked = verify(decision.model, pruned, analysis.structure, removed, options.engine)
+    if checked.unproven:
+        log.warning("the result is not proven: %s", "; ".join((checked.unproven, *checked.notes)))
     latency = None
     if options.latency_seconds > 0:
         with clock.stage("latency"):

@@ -17,6 +17,7 @@ from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.summary import frozen_reasons
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.ops import DEFAULT_RULES
+from onnxcop.coupling.tracing import REWRITTEN
 from onnxcop.data.for_model import open_data
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
@@ -155,6 +156,8 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
 def nothing_reason(analysis: Analysis) -> str:
     """Why a model cannot be pruned at all, in a few words."""
     filters, _, frozen = frozen_reasons(analysis)
+    if any(reason.text == REWRITTEN for _, reason in analysis.structure.coupling.declined):
+        return REWRITTEN
     if not filters:
         return "it has no layer with trained filters (Conv, Gemm, MatMul …)"
     top = next(iter(frozen), "every filter is frozen")

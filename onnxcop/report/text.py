@@ -146,7 +146,7 @@ def verified(report: Report) -> str:
     if found is None:
         return "nothing was verified"
     if found.max_difference is None:
-        text = "valid and runs; outputs were not compared with the masked original"
+        text = "valid and runs" + (f", but not proven: {found.unproven}" if found.unproven else "")
     else:
         gap = "exactly" if found.max_difference == 0 else f"to {found.max_difference:.1e}"
         text = f"valid, runs, equals the masked original {gap}"

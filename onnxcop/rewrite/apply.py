@@ -9,6 +9,8 @@ dynamic axes.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx
 from onnx import numpy_helper
@@ -45,17 +47,27 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
     result.CopyFrom(model)
     taken = scopes.names()
     copies = Scopes.of(result).all
-    for index in reversed(range(len(copies))):  # bodies before the graph that holds them
-        scope = scopes.all[index]
-        own = range(scope.first, scope.first + len(scope.graph.node))
-        solver = GraphEditor(model, scope, structure, keep, weights, taken)
-        solver.perform(
-            [mend for mend in mended if mend.node in own or mend.node == -1 - index],
-            {number: found for number, found in edits.items() if number in own},
-            [order for order in orders if order.node in own],
-        )
-        Merger(solver, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
+    with _quiet_surgeon():
+        for index in reversed(range(len(copies))):  # bodies before the graph that holds them
+            scope = scopes.all[index]
+            own = range(scope.first, scope.first + len(scope.graph.node))
+            solver = GraphEditor(model, scope, structure, keep, weights, taken)
+            solver.perform(
+                [mend for mend in mended if mend.node in own or mend.node == -1 - index],
+                {number: found for number, found in edits.items() if number in own},
+                [order for order in orders if order.node in own],
+            )
+            Merger(solver, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
     return result
+
+
+@contextmanager
+def _quiet_surgeon() -> Iterator[None]:
+    """Keep what GraphSurgeon logs off standard output, where the results of a run go; its errors are raised."""
+    from onnx_graphsurgeon.logger.logger import G_LOGGER
+
+    with G_LOGGER.suppress():
+        yield
 
 
 def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -> dict[str, Array]:

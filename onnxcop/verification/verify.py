@@ -57,6 +57,15 @@ class Verification:
     notes: tuple[str, ...] = ()
     other_shapes: Mapping[str, Shape] = field(default_factory=dict)
 
+    @property
+    def unproven(self) -> str:
+        """Why the result is not known to equal the masked original; empty where it is, or nothing was removed."""
+        if self.max_difference is not None or not self.exact_units + self.inexact_units:
+            return ""
+        if not self.exact_units:
+            return "all removed units are inexact, so there is nothing that it should equal"
+        return "its outputs were not compared with the masked original"
+
 
 def verify(
     model: onnx.ModelProto,

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxcop.graph.subgraphs import initializers_are_inputs
+
 _BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
 
 
@@ -27,6 +29,7 @@ def add_biases(model: onnx.ModelProto) -> frozenset[str]:
     followers = {name: node for node in graph.node for name in node.input}
     outputs = {value.name for value in graph.output}
     added: list[str] = []
+    listed = initializers_are_inputs(model)
     inserts: list[tuple[int, onnx.NodeProto]] = []
 
     def zeros(base: str, size: int, elem_type: int) -> str:
@@ -36,6 +39,8 @@ def add_biases(model: onnx.ModelProto) -> frozenset[str]:
         taken.add(name)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
         graph.initializer.append(numpy_helper.from_array(np.zeros(size, dtype), name))
+        if listed:
+            graph.input.append(onnx.helper.make_tensor_value_info(name, elem_type, [size]))
         added.append(name)
         return name
 
@@ -111,8 +116,10 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
             del node.input[-1]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept_nodes]
     tensors = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name not in idle]
-    del graph.node[:], graph.initializer[:]
+    inputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.input if v.name not in idle]
+    del graph.node[:], graph.initializer[:], graph.input[:]
     graph.node.extend(nodes)
+    graph.input.extend(inputs)
     graph.initializer.extend(tensors)
 
 

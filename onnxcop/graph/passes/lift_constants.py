@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.graph.constants import Weights
+from onnxcop.graph.passes.fold_weights import drop_unread
 from onnxcop.graph.subgraphs import captured, initializers_are_inputs
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -79,9 +80,10 @@ def _own_chain(name: str, makers: dict[str, onnx.NodeProto], uses: Counter[str],
 def _drop(graph: onnx.GraphProto, made: Iterable[str]) -> None:
     """Remove the nodes that make these tensors, and those that then nothing reads."""
     gone = set(made)
+    sources: set[str] = set()
     while gone:
         kept = [node for node in graph.node if not set(node.output) <= gone]
-        sources = {name for node in graph.node if set(node.output) <= gone for name in node.input}
+        sources |= {name for node in graph.node if set(node.output) <= gone for name in node.input}
         saved = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
         del graph.node[:]
         graph.node.extend(saved)
@@ -91,3 +93,5 @@ def _drop(graph: onnx.GraphProto, made: Iterable[str]) -> None:
             name for node in graph.node for name in node.output
             if name in sources and set(node.output).isdisjoint(read)
         }  # fmt: skip
+    read = {name for node in graph.node for name in (*node.input, *captured(node))}
+    drop_unread(graph, sources - read - {value.name for value in graph.output})

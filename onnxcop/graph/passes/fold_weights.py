@@ -1,0 +1,159 @@
+"""Weights that the graph computes from constants in ways that mix channels, computed once and stored.
+
+Weight-standardized networks normalize each filter on its way to its layer: a BatchNormalization in training
+mode, or means and roots, on weights alone. Such a weight is a constant; stored, it can be cut like any other.
+Done to the working copy before it is traced. Chains that only move or convert values stay, and so do quantized
+weights, which would grow.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import onnx
+from onnx import numpy_helper
+
+from onnxcop._base.types import Array
+from onnxcop.graph.check import byte_size
+from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
+
+Run = Callable[[onnx.ModelProto, Sequence[str]], Mapping[str, Array]]
+
+_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"))
+_PLAIN = frozenset((  # they leave every value as it is, up to its place and type
+    "Cast", "Concat", "Constant", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+))  # fmt: skip
+_KEPT = frozenset(("Bernoulli", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial", "QuantizeLinear",
+                   "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))  # fmt: skip
+_DROPPED = 1024  # bytes; smaller constants may be left with other readers
+
+
+def fold_weights(model: onnx.ModelProto, run: Run) -> int:
+    """Compute weights of layers that depend on constants alone, and store them, in place.
+
+    Args:
+        model: The model, all of whose tensors have names of their own.
+        run: Computes the named tensors of a model without inputs; what it raises is the caller's.
+
+    Returns:
+        How many were stored.
+    """
+    if initializers_are_inputs(model):
+        return 0
+    graph = model.graph
+    stored = constant_tensors(model)
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    constant = _constant_nodes(graph)
+    chains: dict[str, set[int]] = {}
+    given = {value.name for value in graph.output}
+    for node in graph.node:
+        for name in node.input[1:] if node.op_type in _LAYERS else ():
+            index = makers.get(name, -1)
+            if index in constant and name not in given:
+                chain = _chain(graph, makers, index)
+                operators = {graph.node[i].op_type for i in chain}
+                if not operators <= _PLAIN and operators.isdisjoint(_KEPT):
+                    chains[name] = chain
+    chains = _without_shared(graph, chains, stored)
+    if not chains:
+        return 0
+    values = run(_computing(model, chains), list(chains))
+    _replace(graph, {name: numpy_helper.from_array(values[name], name) for name in chains}, chains)
+    return len(chains)
+
+
+def _constant_nodes(graph: onnx.GraphProto) -> set[int]:
+    """Positions of the nodes that compute from constants alone."""
+    known = {tensor.name for tensor in graph.initializer}
+    found = set()
+    for index, node in enumerate(graph.node):
+        if all(name in known for name in node.input if name) and next(graphs_of(node), None) is None:
+            known.update(node.output)
+            found.add(index)
+    return found
+
+
+def _chain(graph: onnx.GraphProto, makers: Mapping[str, int], last: int) -> set[int]:
+    """A node and all that it computes from."""
+    found: set[int] = set()
+    pending = [last]
+    while pending:
+        index = pending.pop()
+        if index not in found:
+            found.add(index)
+            pending += [makers[name] for name in graph.node[index].input if name in makers]
+    return found
+
+
+def _without_shared(
+    graph: onnx.GraphProto, chains: Mapping[str, set[int]], stored: Mapping[str, onnx.TensorProto]
+) -> dict[str, set[int]]:
+    """The chains without those that start from large tensors which something else reads too: files must not grow."""
+    chains = dict(chains)
+    while True:
+        folded = set().union(*chains.values()) if chains else set()
+        others = {
+            name
+            for index, node in enumerate(graph.node)
+            if index not in folded
+            for name in (*node.input, *captured(node))
+            if name not in chains
+        } | {value.name for value in graph.output}
+        shared = {
+            name
+            for name, chain in chains.items()
+            if any(_is_large(stored.get(read)) and read in others for i in chain for read in _touched(graph.node[i]))
+        }
+        if not shared:
+            return chains
+        chains = {name: chain for name, chain in chains.items() if name not in shared}
+
+
+def _touched(node: onnx.NodeProto) -> list[str]:
+    return [*node.input, *(node.output if node.op_type == "Constant" else ())]
+
+
+def _is_large(tensor: onnx.TensorProto | None) -> bool:
+    return tensor is not None and (byte_size(tensor) or 0) > _DROPPED
+
+
+def _computing(model: onnx.ModelProto, chains: Mapping[str, set[int]]) -> onnx.ModelProto:
+    """A model without inputs that computes the ends of chains."""
+    graph = model.graph
+    wanted = sorted(set().union(*chains.values()))
+    part = onnx.ModelProto(ir_version=model.ir_version)
+    part.opset_import.extend(model.opset_import)
+    part.graph.name = "weights"
+    part.graph.node.extend(graph.node[index] for index in wanted)
+    reads = {name for index in wanted for name in graph.node[index].input}
+    part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in reads)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in chains)
+    return part
+
+
+def _replace(graph: onnx.GraphProto, found: Mapping[str, onnx.TensorProto], chains: Mapping[str, set[int]]) -> None:
+    """Store tensors in place of the nodes that make them, and drop what then nothing reads."""
+    uses = Counter(name for node in graph.node for name in (*node.input, *captured(node)))
+    uses.update(value.name for value in graph.output)
+    before, gone = set(uses), set()
+    for index in sorted(set().union(*chains.values()), reverse=True):  # readers before what they read
+        node = graph.node[index]
+        if all(name in found or not uses[name] for name in node.output if name):
+            gone.add(index)
+            uses.subtract(node.input)
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for i, n in enumerate(graph.node) if i not in gone]
+    made = {name for node in nodes for name in node.output}
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unread(graph, {name for name in before if not uses[name]})
+    graph.initializer.extend(tensor for name, tensor in found.items() if name not in made)
+
+
+def drop_unread(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Remove stored tensors that nothing reads any more."""
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name in names:
+            del graph.initializer[place]
