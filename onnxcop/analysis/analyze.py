@@ -27,6 +27,7 @@ from onnxcop.graph.passes.lift_constants import lift_constants
 from onnxcop.graph.passes.unshare_vectors import unshare
 from onnxcop.graph.shapes import Shape
 from onnxcop.graph.subgraphs import FIRST_UNLISTED, Scopes, make_names_unique
+from onnxcop.images.declared import Declared, read_declared
 from onnxcop.runtime.inputs import settle_shapes, shapes_of
 from onnxcop.runtime.providers import check_operators
 from onnxcop.runtime.session import EngineOptions, Session, resolve_provider
@@ -48,6 +49,7 @@ class Analysis:
         cost: The cost model.
         source: Where the model came from, for messages.
         added_biases: Zero vectors added for recovery.
+        images: What the model or its folder says about its images.
     """
 
     original: onnx.ModelProto
@@ -59,6 +61,7 @@ class Analysis:
     cost: CostModel
     source: str
     added_biases: frozenset[str] = frozenset()
+    images: Declared | None = None
 
     @cached_property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
@@ -130,14 +133,15 @@ def analyze(
         lift_constants(working)
     copies = unshare(working)
     added = add_biases(working) if biases else frozenset()
-    settled = settle_shapes(working, input_shapes, options)
+    images = read_declared(original, None if isinstance(model, onnx.ModelProto) else Path(model))
+    settled = settle_shapes(working, input_shapes, options, None if images is None else images.preprocess.size)
     shapes = shapes_of(working, settled, options)
     if inline_settled(working, shapes):
         shapes = shapes_of(working, settled, options)
     structure = groups.build(working, tracing.trace(working, shapes, rules, policy))
     return Analysis(
         original, working, copies, models.sha256(original), settled, structure,
-        cost.build(working, structure), source, added,
+        cost.build(working, structure), source, added, images,
     )  # fmt: skip
 
 

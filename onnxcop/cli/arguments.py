@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from onnxcop._base.progress import Progress
     from onnxcop.allocation.budget import Limits
     from onnxcop.criteria.base import Criterion
-    from onnxcop.data.images import Preprocess
     from onnxcop.data.input_files import InputFiles
+    from onnxcop.images.preprocess import Preprocess
     from onnxcop.pipeline.options import ApplyOptions, PruneOptions
     from onnxcop.runtime.session import EngineOptions
 
@@ -176,15 +176,14 @@ def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocess_from(values: Mapping[str, Any]) -> Preprocess | None:
-    """What is done to pictures: a named preprocessing with some of it changed; None to guess."""
-    changes = {
-        name: values[name] for name in ("mean", "std", "scale", "layout", "channels") if values[name] is not None
-    }
+    """What is done to images: a named preprocessing with some of it changed; None leaves it to the model."""
+    names = ("mean", "std", "scale", "layout", "channels", "resize", "interpolation")
+    changes = {name: values[name] for name in names if values[name] is not None}
     if values["preprocess"] is None and not changes:
         return None
     from dataclasses import replace
 
-    from onnxcop.data.images import Preprocess
+    from onnxcop.images.preprocess import Preprocess
 
     named = values["preprocess"]
     return replace(Preprocess.named(named) if named else Preprocess(), **changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import click
 
@@ -21,9 +21,12 @@ from onnxcop.cli.types import (
     Numbers,
     Positive,
     PreferenceWeights,
+    PresetName,
     ReportFile,
     Size,
 )
+from onnxcop.images.preprocess import Interpolation, Resize
+from onnxcop.images.presets import PRESETS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -222,14 +225,21 @@ data_options: Decorator[Any, Any] = _options(
         help="Samples in a run.",
     ),
     _option(
-        "--preprocess", metavar="NAME",
-        help="imagenet, inception, clip, caffe, cifar, mnist, unit or none. [default: guessed]",
+        "--preprocess", type=PresetName(),
+        help=f"{', '.join(PRESETS)}. [default: what the model declares, else a guess]",
     ),
-    _option("--mean", type=Numbers(), help="Subtracted from pictures after scaling."),
-    _option("--std", type=Numbers(), help="Pictures are divided by it."),
+    _option(
+        "--resize", type=click.Choice(get_args(Resize)),
+        help="How images get the input's size.",
+    ),
+    _option(
+        "--interpolation", type=click.Choice(get_args(Interpolation)), help="Of resized images."
+    ),
+    _option("--mean", type=Numbers(), help="Subtracted from images after scaling."),
+    _option("--std", type=Numbers(), help="Images are divided by it."),
     _option("--scale", type=float, metavar="NUMBER", help="Factor of pixel values 0 to 255."),
     _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes."),
-    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of colours."),
+    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the channels."),
 )  # fmt: skip
 stats_options: Decorator[Any, Any] = _options(
     "Calibration data",

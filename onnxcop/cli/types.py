@@ -160,3 +160,17 @@ class CriterionName(click.ParamType[str]):
         if value not in CRITERIA:
             self.fail(f"no criterion is called {value!r}; choose {', '.join(CRITERIA)}", param, ctx)
         return str(value)
+
+
+class PresetName(click.ParamType[str]):
+    """The name of a preprocessing of images."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, if there is such a preprocessing."""
+        from onnxcop.images.presets import PRESETS
+
+        if value not in PRESETS:
+            self.fail(f"no preprocessing is called {value!r}; choose {', '.join(PRESETS)}", param, ctx)
+        return str(value)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxcop._base.types import Array, Feed
-from onnxcop.data.images import Preprocess, guess_preprocess, image_layout
 from onnxcop.data.inputs import BatchLayout, fits
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec, format_shape
+from onnxcop.images.declared import Declared
+from onnxcop.images.preprocess import Preprocess
+from onnxcop.images.reader import ImageReader, image_layout, image_reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +52,31 @@ class Binder:
 
     Args:
         layout: The model's inputs and their batch axes.
-        preprocess: For arrays of pictures (uint8); None guesses it from the input's shape.
+        preprocess: What the user wants done to images, in files or in arrays of bytes.
+        declared: What the model says about its images.
+        settled: Concrete shapes of the inputs, for the size of images if an input leaves it open.
     """
 
-    def __init__(self, layout: BatchLayout, preprocess: Preprocess | None = None) -> None:
+    def __init__(
+        self,
+        layout: BatchLayout,
+        preprocess: Preprocess | None = None,
+        declared: Declared | None = None,
+        settled: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self.layout = layout
-        self.note = ""  # what was guessed, as soon as it mattered
+        self.readers: dict[str, ImageReader] = {}  # of the inputs that images feed, as soon as one does
         self._preprocess = preprocess
-        self._fitted: dict[str, Preprocess] = {}
+        self._declared = declared
+        self._settled = settled or {}
 
-    def preprocess_for(self, spec: InputSpec) -> Preprocess:
-        """The preprocessing of pictures for an input, guessed where none was given."""
-        if spec.name not in self._fitted:
-            if self._preprocess is None:
-                self._fitted[spec.name], self.note = guess_preprocess(spec)
-            else:
-                self._fitted[spec.name] = self._preprocess.fitted(spec)
-        return self._fitted[spec.name]
+    def reader(self, spec: InputSpec) -> ImageReader:
+        """How images are read for an input."""
+        if spec.name not in self.readers:
+            settled = self._settled.get(spec.name)
+            shape = None if settled is None else tuple(settled)
+            self.readers[spec.name] = image_reader(spec, self._preprocess, self._declared, shape)
+        return self.readers[spec.name]
 
     def bind(self, arrays: Mapping[str, Array], origin: str) -> Binding:
         """Chooses an array for every input.
@@ -147,7 +157,7 @@ class Binder:
 
     def _find_view(self, spec: InputSpec, array: Array) -> View | None:
         if array.dtype == np.uint8 and self._is_picture(spec):
-            view = _picture_view(array.shape, self.preprocess_for(spec))
+            view = _picture_view(array.shape, self.reader(spec))
             if view is not None:
                 return view
         axis = self.layout.axes[spec.name]
@@ -197,10 +207,10 @@ def _whole_view(shape: tuple[int, ...], spec: InputSpec) -> View | None:
     return None
 
 
-def _picture_view(shape: tuple[int, ...], preprocess: Preprocess) -> View | None:
+def _picture_view(shape: tuple[int, ...], reader: ImageReader) -> View | None:
     """Pictures in an array of bytes: N H W C, N C H W, N H W, H W C, C H W or H W."""
     last = len(shape) > 2 and shape[-1] in (1, 3, 4)
-    gray_stack = len(shape) == 3 and preprocess.channels == "gray"  # [3, H, W] is three pictures
+    gray_stack = len(shape) == 3 and reader.channels == "gray"  # [3, H, W] is three pictures
     first = len(shape) > 2 and shape[-3] in ((1,) if gray_stack else (1, 3)) and not last
     many = len(shape) == 4 or (len(shape) == 3 and not last and not first)
     if len(shape) not in (2, 3, 4) or (len(shape) == 4 and not last and not first):
@@ -212,7 +222,7 @@ def _picture_view(shape: tuple[int, ...], preprocess: Preprocess) -> View | None
             pixels = pixels.transpose(1, 2, 0)
         elif not last:
             pixels = pixels[:, :, None]
-        return preprocess.from_pixels(np.asarray(pixels))[None]
+        return reader.from_pixels(np.asarray(pixels))[None]
 
     return View(shape[0] if many else 1, take)
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from onnxcop._base.types import Array, Feed
 from onnxcop.data.inputs import BatchLayout
-from onnxcop.data.stores import ImageStore, Store
+from onnxcop.data.stores import ImageStore, ParcelStore, Store
 from onnxcop.errors import CalibrationError
+from onnxcop.images.reader import ImageReader
 
 _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode pictures
 
@@ -45,6 +46,12 @@ class CalibrationData:
     def count(self) -> int:
         """The number of samples."""
         return len(self._order)
+
+    @property
+    def image_reader(self) -> ImageReader | None:
+        """How images are read, if the samples are images and feed one input; None otherwise."""
+        readers = list(self._store.readers) if isinstance(self._store, ImageStore | ParcelStore) else []
+        return readers[0] if len(readers) == 1 == len(self.layout.specs) else None
 
     def batches(self, batch_size: int | None = None) -> Iterator[Feed]:
         """The samples in batches, arrays by input name.

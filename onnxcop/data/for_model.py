@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,9 +11,11 @@ import onnx
 
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.data.batching import fit_batch_size
+from onnxcop.data.guess_check import check_guess
 from onnxcop.data.open import CalibrationData, Preprocess, open_source
 from onnxcop.data.options import DataOptions
 from onnxcop.graph.input_spec import InputSpec
+from onnxcop.images.declared import Declared
 from onnxcop.runtime.inputs import model_inputs
 
 log = logging.getLogger("onnxcop")
@@ -50,19 +53,30 @@ def open_data(
     Raises:
         CalibrationError: The data cannot be read or do not fit the inputs.
     """
+    asked = options.preprocess
+    if isinstance(asked, str):
+        asked = Preprocess.named(asked)  # a name that does not exist is refused without data too
     if options.data is None:
         return None
-    preprocess = options.preprocess
-    source = open_source(
-        options.data, input_specs(analysis),
-        preprocess=Preprocess.named(preprocess) if isinstance(preprocess, str) else preprocess,
-        samples=default_samples(analysis) if options.samples is None else options.samples,
-        batch_size=options.batch_size, seed=options.seed, input_shapes=input_shapes,
-    )  # fmt: skip
-    source = fit_batch_size(analysis.original, source)
+
+    def opened(preprocess: Preprocess | None, samples: int, declared: Declared | None, log: bool) -> CalibrationData:
+        return open_source(
+            options.data, input_specs(analysis), preprocess=preprocess, samples=samples,
+            batch_size=options.batch_size, seed=options.seed, input_shapes=input_shapes,
+            settled_shapes=analysis.input_shapes, declared=declared, log_reading=log,
+        )  # fmt: skip
+
+    def reopened(preprocess: Preprocess, samples: int) -> CalibrationData:
+        return opened(preprocess, samples, None, log=False)
+
+    samples = default_samples(analysis) if options.samples is None else options.samples
+    source = fit_batch_size(analysis.original, opened(asked, samples, analysis.images, log=True))
     doubt = emptiness(source)
     if doubt:
         log.warning("the calibration data tell nothing: %s; give samples as the model will see them", doubt)
+    doubt = check_guess(analysis, source, reopened) if isinstance(options.data, str | os.PathLike | np.ndarray) else ""
+    if doubt:
+        log.warning("%s", doubt)
     return source
 
 

@@ -14,19 +14,20 @@ from onnxcop._base.types import Array, Feed
 from onnxcop.data.arrays import HeldParcel
 from onnxcop.data.binding import Binder
 from onnxcop.data.dataset import CalibrationData
-from onnxcop.data.images import DEFAULT_SIZE, Preprocess, guess_preprocess, image_layout
 from onnxcop.data.inputs import BatchLayout, batch_layout, with_shapes
 from onnxcop.data.paths import script_data, store_from_path
 from onnxcop.data.stores import ParcelStore, SpilledStore, Store
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
+from onnxcop.images.declared import Declared
+from onnxcop.images.preprocess import Preprocess
+from onnxcop.images.reader import DEFAULT_SIZE, image_layout
 
 __all__ = [
     "CalibrationData",
     "InputSpec",
     "Preprocess",
     "Source",
-    "guess_preprocess",
     "open_source",
     "random_source",
 ]
@@ -53,6 +54,9 @@ def open_source(
     batch_size: int = 16,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    settled_shapes: Mapping[str, Sequence[int]] | None = None,
+    declared: Declared | None = None,
+    log_reading: bool = True,
 ) -> CalibrationData:
     """Opens calibration data and chooses samples from the whole of it, at random.
 
@@ -61,11 +65,14 @@ def open_source(
             data; a script, `script.py:load_data`; an array or a dict of arrays; an iterable of feed
             dicts or a callable that returns one; a `CalibrationDataReader` of ONNX Runtime.
         inputs: The model's inputs.
-        preprocess: What is done to pictures, None to guess it from the input's shape.
+        preprocess: What is done to images; what it leaves open is as declared, else guessed from the input's shape.
         samples: How many samples to choose.
         batch_size: How many go into a batch where the model leaves it open.
         seed: Of the choice.
-        input_shapes: Sizes for dynamic axes, by input name.
+        input_shapes: Sizes for dynamic axes, by input name: samples must have them.
+        settled_shapes: Sizes that images are read at, by input name, where `input_shapes` says nothing.
+        declared: What the model says about its images.
+        log_reading: Whether the log says how images are read.
 
     Raises:
         CalibrationError: The data cannot be read or do not fit the inputs.
@@ -78,7 +85,7 @@ def open_source(
     layout = batch_layout(with_shapes(inputs, input_shapes))
     if not layout.specs:
         raise CalibrationError("the model has no inputs, so it cannot be calibrated")
-    binder = Binder(layout, preprocess)
+    binder = Binder(layout, preprocess, declared, settled_shapes)
     store, total, origin = _open(data, binder, samples, seed)
     unit = layout.size or 1
     if total < unit:
@@ -91,9 +98,11 @@ def open_source(
     if isinstance(store, ParcelStore) and len(store) > len(store.parcels) > 1:
         order.sort()  # so that files of many samples are opened once each
     description = f"{len(order)} of {total} samples from {origin}"
-    if binder.note:
-        log.info(binder.note)
-        description += f" ({binder.note})"
+    for name, reader in binder.readers.items():
+        sentence = reader.sentence(layout.spec(name))
+        if log_reading:
+            log.info(sentence)
+        description += f" ({sentence})"
     return CalibrationData(store, order, layout, batch_size, description)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onnxcop.data.images import Preprocess
+from onnxcop.images.preprocess import Preprocess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,8 @@ class DataOptions:
     Attributes:
         data: Calibration data: a path, arrays, feed dicts, a loader or a `SCRIPT.py:FUNCTION` (see
             :func:`onnxcop.data.open.open_source`); without it synthetic inputs are used.
-        preprocess: How images become inputs, or the name of such a preprocessing, e.g. `imagenet`; None to guess it.
+        preprocess: How images become inputs, or the name of such a preprocessing, e.g. `imagenet`; what it
+            leaves open is as the model declares, else guessed.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
         batch_size: Samples that run at once.
         seed: Random seed.

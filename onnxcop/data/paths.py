@@ -12,9 +12,9 @@ from typing import Any
 from onnxcop._base.scripts import cause_of, importing_from
 from onnxcop.data.arrays import NpyParcel, NpzParcel, TestSetParcel
 from onnxcop.data.binding import Binder
-from onnxcop.data.images import IMAGE_SUFFIXES
 from onnxcop.data.stores import ImageStore, ParcelStore, Store
 from onnxcop.errors import CalibrationError
+from onnxcop.images.reader import IMAGE_SUFFIXES
 
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -82,7 +82,7 @@ def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
             f"{origin}: pictures can feed a model of one input, but this one has {len(specs)} "
             f"({names}); give .npz files with an array for each"
         )
-    return ImageStore(paths, specs[0], binder.preprocess_for(specs[0]))
+    return ImageStore(paths, specs[0], binder.reader(specs[0]))
 
 
 def script_of(text: str) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,8 @@ from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed
 from onnxcop.data.arrays import ArrayFile, release_pages
 from onnxcop.data.binding import Binder, Binding, cast
-from onnxcop.data.images import Preprocess
 from onnxcop.graph.input_spec import InputSpec
+from onnxcop.images.reader import ImageReader
 
 LARGEST_STREAM = 64 * 2**20  # bytes of samples kept from a stream; beyond that they go to disk
 _OPEN_PARCELS = 2
@@ -51,6 +51,11 @@ class ParcelStore:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    @property
+    def readers(self) -> Collection[ImageReader]:
+        """How arrays of bytes that are images are read."""
+        return self._binder.readers.values()
+
     def sample(self, index: int) -> Feed:
         place = bisect_right(self._ends, index)
         binding, parcel = self._bindings[place], self.parcels[place]
@@ -79,18 +84,23 @@ class ImageStore:
     Numbers from its length on are other views of the same pictures.
     """
 
-    def __init__(self, paths: Sequence[Path], spec: InputSpec, preprocess: Preprocess) -> None:
+    def __init__(self, paths: Sequence[Path], spec: InputSpec, reader: ImageReader) -> None:
         self._paths = paths
         self._spec = spec
-        self._preprocess = preprocess
+        self._reader = reader
 
     def __len__(self) -> int:
         return len(self._paths)
 
+    @property
+    def readers(self) -> Collection[ImageReader]:
+        """How the images are read."""
+        return (self._reader,)
+
     def sample(self, index: int) -> Feed:
         view, place = divmod(index, len(self._paths))
         path = self._paths[place]
-        pixels = self._preprocess.from_file(path, view)[None]
+        pixels = self._reader.from_file(path, view)[None]
         return {self._spec.name: cast(pixels, self._spec, str(path))}
 
 

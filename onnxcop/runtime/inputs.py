@@ -40,14 +40,16 @@ def declared(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def settle_shapes(
-    model: onnx.ModelProto, given: Mapping[str, Sequence[int]] | None = None, options: EngineOptions = EngineOptions()
-) -> dict[str, Shape]:
+    model: onnx.ModelProto, given: Mapping[str, Sequence[int]] | None = None,
+    options: EngineOptions = EngineOptions(), images: tuple[int, int] | None = None,
+) -> dict[str, Shape]:  # fmt: skip
     """Choose a concrete shape for every graph input.
 
     Args:
         model: The model.
         given: Shapes the user asked for, by input name.
         options: How to run the model where sizes have to be tried.
+        images: Height and width of images that the model declares, which are tried first.
 
     Raises:
         ModelError: A given shape does not fit, or an input is not a tensor.
@@ -57,7 +59,7 @@ def settle_shapes(
     for name in given:
         if name not in names:
             raise ModelError(f"the model has no input {name!r}; its inputs are {', '.join(sorted(names))}")
-    candidates = list(_candidates(model, given))
+    candidates = list(_candidates(model, given, images))
     if len(candidates) == 1:
         return candidates[0]
     session: Session | None = None
@@ -99,7 +101,9 @@ def _telling(results: Feed) -> bool:
     return not arrays or any(a.size and np.isfinite(a).all() and a.min() < a.max() for a in arrays)
 
 
-def _candidates(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> Iterator[dict[str, Shape]]:
+def _candidates(
+    model: onnx.ModelProto, given: Mapping[str, Sequence[int]], images: tuple[int, int] | None
+) -> Iterator[dict[str, Shape]]:
     fixed: dict[str, Shape] = {}
     open_values: list[tuple[str, tuple[int | None, ...]]] = []
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -121,7 +125,8 @@ def _candidates(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> I
     if not open_values:
         yield fixed
         return
-    for picture, length in zip(_PICTURES, _LENGTHS, strict=True):
+    usual = list(zip(_PICTURES, _LENGTHS, strict=True))
+    for picture, length in usual if images is None else [(images, _LENGTHS[0]), *usual]:
         yield fixed | {name: _fill(sizes, picture, length) for name, sizes in open_values}
 
 

@@ -25,7 +25,8 @@ from onnxcop.cli.framework import MAIN
 from onnxcop.cli.types import Fraction, InputShape, Numbers, PreferenceWeights, Size
 from onnxcop.criteria.preference import NAMED
 from onnxcop.criteria.registry import CRITERIA
-from onnxcop.data.images import PREPROCESSES, Preprocess
+from onnxcop.images.preprocess import Preprocess
+from onnxcop.images.presets import PRESETS
 from onnxcop.pipeline.options import ALLOCATE, RECOVER
 
 # Forms
@@ -107,7 +108,7 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
     for command in ("inspect", "apply", "compare", "sweep", "verify", "merge-stats"):
         assert f"\n  {command} " in text
     flat = " ".join(text.split())
-    for name in (*CRITERIA, *NAMED, *PREPROCESSES, *ALLOCATE, *RECOVER):
+    for name in (*CRITERIA, *NAMED, *PRESETS, *ALLOCATE, *RECOVER):
         assert name in flat
     assert cli.run([str(model), "--help"]) == 0
     assert capsys.readouterr().out == text

@@ -18,12 +18,12 @@ from onnxcop.data.inputs import batch_layout
 from onnxcop.data.open import (
     CalibrationData,
     InputSpec,
-    Preprocess,
-    guess_preprocess,
     open_source,
     random_source,
 )
 from onnxcop.errors import CalibrationError
+from onnxcop.images.preprocess import Preprocess
+from onnxcop.images.reader import image_reader
 
 
 def _seen(data: CalibrationData, name: str = "x") -> list[float]:
@@ -212,7 +212,7 @@ def test_arrays_of_pictures_are_preprocessed(layout: str, tmp_path: Path, caplog
     (batch,) = data.batches()
     np.testing.assert_allclose(batch["image"], expected[data._order], atol=1e-5)
     nhwc = InputSpec("image", F32, (None, 8, 8, 3))
-    (batch,) = open_source(tmp_path / "d.npz", [nhwc]).batches()
+    (batch,) = open_source(tmp_path / "d.npz", [nhwc], preprocess=Preprocess.named("imagenet")).batches()
     np.testing.assert_allclose(batch["image"].transpose(0, 3, 1, 2), expected[data._order], atol=1e-5)
 
 
@@ -306,7 +306,7 @@ def test_views_of_pictures_of_the_right_size_are_not_enlarged(tmp_path: Path) ->
 def test_views_of_pictures_of_any_size(size: tuple[int, int], wanted: tuple[int, int], tmp_path: Path) -> None:
     path = tmp_path / "any.png"
     Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size, 3)).astype(np.uint8)).save(path)
-    prepared = Preprocess(scale=1.0).fitted(InputSpec("image", F32, ("N", 3, *wanted)))
+    prepared = image_reader(InputSpec("image", F32, ("N", 3, *wanted)), Preprocess(scale=1.0))
     for view in range(1, 40):
         assert prepared.from_file(path, view).shape == (3, *wanted)
 
@@ -333,27 +333,27 @@ def test_large_jpeg_is_close_to_its_full_decoding(tmp_path: Path) -> None:
     pixels = np.stack([np.tile(ramp, (640, 1)), np.tile(ramp[:, None], (1, 640))] * 2, 2)[..., :3]
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    unit = Preprocess.named("unit").fitted(InputSpec("i", F32, ("N", 3, 32, 32)))
+    unit = image_reader(InputSpec("i", F32, ("N", 3, 32, 32)), Preprocess.named("unit"))
     full, fast = unit.from_file(tmp_path / "a.png"), unit.from_file(tmp_path / "a.jpg")
     assert np.abs(full - fast).max() < 0.03
 
 
 def test_guesses_say_what_they_are() -> None:
-    preprocess, text = guess_preprocess(PICTURE)
-    assert preprocess.size == (8, 8)
-    assert (preprocess.layout, preprocess.channels) == ("nchw", "rgb")
-    assert preprocess.mean == Preprocess.named("imagenet").mean
-    assert "imagenet" in text and "8×8" in text
-    nhwc, _ = guess_preprocess(InputSpec("i", F32, (None, 224, 224, 3)))
-    assert (nhwc.layout, nhwc.size) == ("nhwc", (224, 224))
-    gray, _ = guess_preprocess(InputSpec("i", F32, ("N", 1, 28, 28)))
+    reader = image_reader(PICTURE)
+    assert reader.size == (8, 8)
+    assert (reader.layout, reader.channels) == ("nchw", "rgb")
+    assert reader.mean == Preprocess.named("imagenet").mean
+    assert "guessed" in reader.sentence(PICTURE) and "imagenet" in reader.sentence(PICTURE)
+    assert "8×8" in reader.sentence(PICTURE)
+    nhwc = image_reader(InputSpec("i", F32, (None, 224, 224, 3)))
+    assert (nhwc.layout, nhwc.size, nhwc.origin) == ("nhwc", (224, 224), "guess 'keras-tf'")
+    gray = image_reader(InputSpec("i", F32, ("N", 1, 28, 28)))
     assert (gray.channels, gray.mean, gray.scale) == ("gray", (), 1 / 255)
-    raw, _ = guess_preprocess(InputSpec("i", np.dtype(np.uint8), ("N", 3, 28, 28)))
+    raw = image_reader(InputSpec("i", np.dtype(np.uint8), ("N", 3, 28, 28)))
     assert (raw.scale, raw.mean, raw.std) == (1.0, (), ())
-    open_size, text = guess_preprocess(InputSpec("i", F32, ("N", 3, None, "w")))
-    assert open_size.size == (224, 224) and "224×224" in text
+    assert image_reader(InputSpec("i", F32, ("N", 3, None, "w"))).size == (224, 224)
     with pytest.raises(CalibrationError, match="does not look like a picture"):
-        guess_preprocess(VECTOR)
+        image_reader(VECTOR)
 
 
 @pytest.mark.parametrize(
@@ -363,8 +363,8 @@ def test_guesses_say_what_they_are() -> None:
         (lambda: Preprocess(std=(0.0,)), "std holds a zero"),
         (lambda: Preprocess(mean=(0.1, 0.2)), "mean has 2 numbers"),
         (lambda: Preprocess(crop=0.0), "crop"),
-        (lambda: Preprocess(channels="gray").fitted(PICTURE), "gray pictures"),
-        (lambda: Preprocess(size=(9, 9)).fitted(PICTURE), "9×9 do not fit"),
+        (lambda: image_reader(PICTURE, Preprocess(channels="gray")), "gray pictures"),
+        (lambda: image_reader(PICTURE, Preprocess(size=(9, 9))), "9×9 do not fit"),
     ],
 )
 def test_impossible_preprocessing_is_refused(make: Any, words: str) -> None:
