@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxcop._base.types import FloatArray
+from onnxcop._base.types import Feed, FloatArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.errors import OnnxcopError
@@ -44,8 +44,7 @@ def check_guess(
     reader = source.image_reader
     if reader is None or not reader.guessed or reader.scale == 1:
         return ""
-    values = np.concatenate([next(iter(feed.values())).ravel() for feed in source.take(_FEWEST).batches(1)])
-    brightest = _pixel_value(reader, float(values.max()))
+    brightest = max(_brightest(reader, feed) for feed in source.take(_FEWEST).batches(1))
     if brightest < _DARK:
         return (
             f"the brightest pixel of the images looked at is {brightest:.3g} of 255: they seem to hold values 0..1; "
@@ -113,7 +112,8 @@ def _probabilities(values: FloatArray) -> FloatArray:
     return np.asarray(raised / raised.sum(1, keepdims=True))
 
 
-def _pixel_value(reader: ImageReader, value: float) -> float:
-    """The largest pixel value 0..255 that may have become `value`."""
-    means, stds = reader.mean or (0.0,), reader.std or (1.0,)
-    return max((value * std + mean) / reader.scale for mean, std in zip(means, stds * len(means), strict=False))
+def _brightest(reader: ImageReader, feed: Feed) -> float:
+    """The largest pixel value 0..255 of images, from what became of it."""
+    (array,) = feed.values()
+    last = array if reader.layout == "nhwc" else np.moveaxis(array, 1, -1)
+    return float((last * np.asarray(reader.std or 1.0) + np.asarray(reader.mean or 0.0)).max()) / reader.scale

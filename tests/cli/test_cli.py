@@ -107,7 +107,7 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
             assert all(name in text for name in option.opts)
     for command in ("inspect", "apply", "compare", "sweep", "verify", "merge-stats"):
         assert f"\n  {command} " in text
-    flat = " ".join(text.split())
+    flat = " ".join(re.sub(r"-\n +", "-", text).split())
     for name in (*CRITERIA, *NAMED, *PRESETS, *ALLOCATE, *RECOVER):
         assert name in flat
     assert cli.run([str(model), "--help"]) == 0
@@ -306,7 +306,7 @@ def test_budgets_limits_shapes_and_seed_are_used(model: Path) -> None:
 
 
 def test_preprocessing_from_options() -> None:
-    names = ("preprocess", "mean", "std", "scale", "layout", "channels")
+    names = ("preprocess", "mean", "std", "scale", "layout", "channels", "resize", "interpolation")
     nothing: dict[str, Any] = dict.fromkeys(names)
     assert preprocess_from(nothing) is None
     assert preprocess_from({**nothing, "preprocess": "imagenet"}) == Preprocess.named("imagenet")
