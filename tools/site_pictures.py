@@ -32,7 +32,7 @@ from onnxcop.allocation import sensitivity as curves  # noqa: E402
 from onnxcop.allocation.greedy import PruningState  # noqa: E402
 from onnxcop.analysis.analyze import group_name  # noqa: E402
 from onnxcop.criteria import cop  # noqa: E402
-from onnxcop.criteria.base import produced_norms  # noqa: E402
+from onnxcop.criteria.filters import produced_norms  # noqa: E402
 from onnxcop.criteria.registry import criterion_named  # noqa: E402
 from onnxcop.data.for_model import open_data  # noqa: E402
 from onnxcop.data.options import DataOptions  # noqa: E402

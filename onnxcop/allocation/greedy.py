@@ -12,7 +12,8 @@ from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits, allowed_units
 from onnxcop.allocation.resources import resource
 from onnxcop.analysis.cost import Savings
-from onnxcop.criteria.base import PruningContext, Ranking, produced_filter_counts
+from onnxcop.criteria.base import PruningContext, Ranking
+from onnxcop.criteria.filters import produced_filter_counts
 from onnxcop.criteria.preference import Preference
 from onnxcop.errors import BudgetError
 

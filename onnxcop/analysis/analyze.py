@@ -17,7 +17,7 @@ from onnxcop.analysis.cost import CostModel
 from onnxcop.coupling import groups, tracing
 from onnxcop.coupling.atoms import Reason
 from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.ops import DEFAULT_RULES, RuleTable
+from onnxcop.coupling.ops import RuleTable, known_rules
 from onnxcop.errors import EngineError
 from onnxcop.graph import io as models
 from onnxcop.graph.passes.add_biases import add_biases
@@ -100,7 +100,7 @@ def analyze(
     model: onnx.ModelProto | str | Path,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    rules: RuleTable = DEFAULT_RULES,
+    rules: RuleTable | None = None,
     policy: str = "finest",
     options: EngineOptions = EngineOptions(),
     biases: bool = False,
@@ -110,7 +110,7 @@ def analyze(
     Args:
         model: A path or a model in memory (never changed).
         input_shapes: Concrete shapes for dynamic inputs, by name; chosen by trial where not given.
-        rules: What every operator does to labels.
+        rules: What every operator does to labels; None for :func:`onnxcop.coupling.ops.known_rules`.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         options: How to run the model where shapes cannot be inferred.
         biases: Make the weights ready for recovery: stored as initializers, and each layer with a bias.
@@ -138,7 +138,7 @@ def analyze(
     shapes = shapes_of(working, settled, options)
     if inline_settled(working, shapes):
         shapes = shapes_of(working, settled, options)
-    structure = groups.build(working, tracing.trace(working, shapes, rules, policy))
+    structure = groups.build(working, tracing.trace(working, shapes, rules or known_rules(), policy))
     return Analysis(
         original, working, copies, models.sha256(original), settled, structure,
         cost.build(working, structure), source, added, images,

@@ -112,22 +112,21 @@ def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
 
     Parameters without a name are those of COP; without either the choice is left open, and `--prefer` with it.
     """
-    from onnxcop.criteria.cop import Cop
-    from onnxcop.criteria.registry import CRITERIA, criterion_named
+    from onnxcop.criteria.registry import criterion_named, parameters_of
 
     parameters = {name: values[name] for name in _COP_PARAMETERS if values[name] is not None}
     if values["criterion"] is None and not parameters:
         return "auto"
     name = values["criterion"] or "cop"
-    if isinstance(CRITERIA[name], Cop):
-        return criterion_named(name, **(_preferred(values) | parameters))
-    flags = [
-        *parameters,
-        *(["prefer"] if values["prefer"] is not None and values.get("allocate") != "measured" else []),
-    ]
-    if flags:
-        raise click.UsageError(f"{_flags(flags)} apply to the cop criteria, not to {name}")
-    return criterion_named(name)
+    known = parameters_of(criterion_named(name))
+    if {"beta", "gamma"} <= {*known}:
+        parameters = _preferred(values) | parameters
+    elif values["prefer"] is not None and values.get("allocate") != "measured":
+        parameters["prefer"] = values["prefer"]
+    wrong = [parameter for parameter in parameters if parameter not in known]
+    if wrong:
+        raise click.UsageError(f"{_flags(wrong)} apply to the cop criteria, not to {name}")
+    return criterion_named(name, **parameters)
 
 
 def _preferred(values: Mapping[str, Any]) -> dict[str, float]:
@@ -141,7 +140,7 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
     Raises:
         click.UsageError: Options that say nothing without `--scores`, or data that nothing asks for.
     """
-    from onnxcop.criteria.registry import criterion_named
+    from onnxcop.criteria.registry import CRITERIA, criterion_named
 
     names = ("criterion", "prefer", *_COP_PARAMETERS, "data", "stats", "stats_out")
     given = [name for name in names if values[name] is not None]
@@ -158,7 +157,7 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
     if not criterion.needs_stats and values["stats_out"] is None and {"data", "stats"} & {*given}:
         raise click.UsageError(
             f"criterion {criterion.name} looks at the weights alone; with {_flags({'data', 'stats'} & {*given})} "
-            "choose --criterion cop-activation, cop-multiple or wanda"
+            f"choose --criterion {' or '.join(name for name, entry in CRITERIA.items() if entry.needs_stats)}"
         )
     return criterion
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+
+from onnxcop._base.plugins import registered
 
 MAIN = ""  # the name of the main form among the commands: none that a model could have
 _USAGE = "MODEL [-o OUT] [OPTIONS]"
@@ -30,11 +32,17 @@ _ELSEWHERE["--flops"] = "--macs", "give --macs 0.7, the share of the multiply-ac
 
 
 class SectionOption(click.Option):
-    """An option that is listed under a heading of its own in the help."""
+    """An option that is listed under a heading of its own in the help; the text may be made when it is shown."""
 
-    def __init__(self, *names: Any, section: str, **settings: Any) -> None:
+    def __init__(self, *names: Any, section: str, help: str | Callable[[], str], **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.section = section
+        self._text = help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The names and the help text."""
+        self.help = self._text() if callable(self._text) else self._text
+        return super().get_help_record(ctx)
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         """What is added to the help text: defaults, but no bounds of numbers."""
@@ -135,6 +143,13 @@ class Program(click.Group):
         """Write both ways to call the program."""
         formatter.write_usage(ctx.command_path, _USAGE)
         formatter.write_usage(ctx.command_path, "COMMAND [ARGUMENTS] [OPTIONS]", "       ")
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what other packages add."""
+        names = ", ".join(f"{entry.name} ({entry.value})" for entry in registered("onnxcop.operators"))
+        if names:
+            with formatter.section("Operator rules of other packages"):
+                formatter.write_text(names)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of the main form, then the subcommands."""

@@ -25,6 +25,7 @@ from onnxcop.cli.types import (
     ReportFile,
     Size,
 )
+from onnxcop.criteria.registry import summaries
 from onnxcop.images.preprocess import Interpolation, Resize
 from onnxcop.images.presets import PRESETS
 
@@ -117,8 +118,7 @@ criterion_options: Decorator[Any, Any] = _options(
     "Criterion (which filters go)",
     _option(
         "--criterion", type=CriterionName(),
-        help="cop, cop-paper, cop-activation, cop-multiple, l1, l2, fpgm, wanda or random. "
-        "[default: measurement]",
+        help=lambda: f"{', '.join(summaries())}. [default: measurement]",
     ),
     _option(
         "--prefer", type=PreferenceWeights(),

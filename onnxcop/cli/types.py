@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from onnxcop._base.quantities import share, size_in_bytes
 
@@ -149,9 +150,15 @@ class PreferenceWeights(click.ParamType[tuple[float, float]]):
 
 
 class CriterionName(click.ParamType[str]):
-    """A name in the catalogue of criteria."""
+    """The name of a criterion."""
 
     name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names that begin so, with what each criterion does."""
+        from onnxcop.criteria.registry import summaries
+
+        return [CompletionItem(name, help=text) for name, text in summaries().items() if name.startswith(incomplete)]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name, if there is such a criterion."""

@@ -18,6 +18,11 @@ from onnxcop.criteria.base import PruningContext, Ranking
 from onnxcop.criteria.cop_regularization import Regularizer
 from onnxcop.errors import CalibrationError
 
+SUMMARIES = {
+    "cop": "correlation of outgoing weights, with the price of MACs and parameters",
+    "cop-activation": "the same with the correlation of feature maps (needs data)",
+}
+
 _DEAD = -1.0  # importance of a channel whose removal changes nothing: below every other
 _EPSILON = 1e-10  # relative to a layer's largest deviation
 _NEARLY_DEAD = 1e-5  # norm of outgoing weights, relative to the layer's largest, of a channel that does nothing
@@ -293,3 +298,6 @@ class CopRanking:
             units = table.units[affected]
             change = table.evidence[affected] - before[affected]
             np.add.at(self._evidence, units[units >= 0], change[units >= 0])
+
+
+CRITERIA = (Cop(), Cop("cop-activation"))

@@ -18,6 +18,8 @@ from onnxcop.criteria.cop import Cop
 from onnxcop.criteria.cop_regularization import Regularizer, depths, depthwise_nodes, node_sizes
 from onnxcop.graph.subgraphs import Scopes, captured
 
+SUMMARIES = {"cop-paper": "COP as its authors released it"}
+
 _EPSILON = 1e-8  # added to products of deviations, whatever the scale of the weights
 
 
@@ -274,3 +276,6 @@ class PaperRanking:
         """Take the unit's evidence away from the others."""
         for table, position in self._where.get(unit, ()):
             table.remove(position)
+
+
+CRITERIA = (CopPaper(),)

@@ -9,9 +9,12 @@ import numpy as np
 
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.analysis.layers import layer_weights
-from onnxcop.criteria.base import PruningContext, Ranking, produced_norms
+from onnxcop.criteria.base import PruningContext, Ranking
+from onnxcop.criteria.filters import produced_norms
 from onnxcop.errors import CalibrationError
 from onnxcop.reconstruction.obs import LayerObs
+
+SUMMARIES = {"cop-multiple": "multiple instead of pairwise correlation (needs data)"}
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,6 @@ class MultipleRanking:
         for number, channel in self._where.get(unit, ()):
             self.solvers[number].remove(np.array([channel], dtype=np.int64))
             self._costs[number] = self.solvers[number].costs()
+
+
+CRITERIA = (Multiple(),)

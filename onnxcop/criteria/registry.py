@@ -1,33 +1,115 @@
-"""Criteria by name."""
+"""Criteria by name: those of the modules beside this one, and those that other packages register.
+
+A module of this folder brings its criteria in `CRITERIA`, and says what they do in `SUMMARIES`, a literal
+that is read without importing the module, so that `onnxcop --help` stays quick. Another package registers
+a criterion (an object, or a class that takes no arguments) as an entry point of `onnxcop.criteria`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import ast
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from importlib import import_module, util
+from typing import TYPE_CHECKING, Any, cast
 
-from onnxcop.criteria.base import Criterion, GeometricMedian, Norm, Random, Wanda
-from onnxcop.criteria.cop import Cop
-from onnxcop.criteria.cop_paper import CopPaper
-from onnxcop.criteria.multiple_correlation import Multiple
+from onnxcop._base.plugins import loaded, registered, skipped
 from onnxcop.errors import BudgetError
 
-CRITERIA: dict[str, Criterion] = {
-    entry.name: entry
-    for entry in (
-        Cop(), CopPaper(), Cop("cop-activation"), Multiple(), Norm("l1", 1), Norm("l2", 2), GeometricMedian(), Wanda(),
-        Random(),
-    )
-}  # fmt: skip
+if TYPE_CHECKING:
+    from onnxcop.criteria.base import Criterion
+
+GROUP = "onnxcop.criteria"
+
+
+class _Criteria(Mapping[str, "Criterion"]):
+    """Criteria by name; names are read without importing anything, a criterion when it is asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(summaries())
+
+    def __len__(self) -> int:
+        return len(summaries())
+
+    def __contains__(self, name: object) -> bool:
+        return name in summaries()
+
+    def __getitem__(self, name: str) -> Criterion:
+        module = _modules().get(name)
+        found = _foreign() if module is None else {entry.name: entry for entry in import_module(module[0]).CRITERIA}
+        return found[name]
+
+
+CRITERIA: Mapping[str, Criterion] = _Criteria()
+
+
+def summaries() -> dict[str, str]:
+    """What every criterion does, by name, without importing any."""
+    foreign = {entry.name: f"entry point {entry.value}" for entry in registered(GROUP)}
+    return {name: summary for name, (_, summary) in _modules().items()} | {
+        name: text for name, text in foreign.items() if name not in _modules()
+    }
 
 
 def criterion_named(name: str, **parameters: object) -> Criterion:
     """Look a criterion up, with some of its parameters changed.
 
+    Args:
+        name: Its name.
+        parameters: Parameters of the criterion, by name.
+
     Raises:
-        BudgetError: No criterion has this name.
+        BudgetError: No criterion has this name, or it has no such parameter.
     """
-    found = CRITERIA.get(name)
-    if found is None:
-        raise BudgetError(f"no criterion is called {name!r}; choose one of {', '.join(CRITERIA)}")
-    if parameters and isinstance(found, Cop):
-        return replace(found, **parameters)  # type: ignore[arg-type]
+    try:
+        found = CRITERIA[name]
+    except KeyError:
+        others = ", ".join(other for other in CRITERIA if other != name)
+        raise BudgetError(f"no criterion is called {name!r}; choose one of {others}") from None
+    known = parameters_of(found)
+    for parameter in parameters:
+        if parameter not in known:
+            raise BudgetError(
+                f"criterion {name} has no parameter {parameter!r}; it has {', '.join(known) or 'no parameters'}"
+            )
+    return replace(cast(Any, found), **parameters) if parameters else found
+
+
+def parameters_of(criterion: Criterion) -> tuple[str, ...]:
+    """The names of the parameters that may be changed: fields of a dataclass that it records in a plan."""
+    found = cast(Any, criterion)
+    recorded = criterion.parameters() if is_dataclass(found) else {}
+    return tuple(entry.name for entry in fields(found) if entry.name in recorded) if recorded else ()
+
+
+@cache
+def _modules() -> dict[str, tuple[str, str]]:
+    """Module and summary of every criterion of this folder, by name."""
+    package = util.find_spec("onnxcop.criteria")
+    found = {}
+    for entry in pkgutil.iter_modules(package.submodule_search_locations if package else None):
+        name = f"onnxcop.criteria.{entry.name}"
+        loader = util.find_spec(name)
+        source = loader.loader.get_source(name) if loader else ""  # type: ignore[union-attr]
+        literal = re.search(r"^SUMMARIES = (\{.*?\})$", source, re.MULTILINE | re.DOTALL)
+        if literal is not None:
+            found.update({key: (name, text) for key, text in ast.literal_eval(literal[1]).items()})
+    return found
+
+
+@cache
+def _foreign() -> dict[str, Criterion]:
+    """Criteria that other packages register."""
+    found: dict[str, Criterion] = {}
+    for entry, value in loaded(GROUP):
+        try:
+            criterion = value() if isinstance(value, type) else value
+            if not callable(getattr(criterion, "rank", None)):
+                raise TypeError(f"{entry.value} is no criterion: it has no method rank")
+            found[entry.name] = cast("Criterion", criterion)
+        except Exception as error:  # whatever a foreign class raises
+            skipped(entry, f"{type(error).__name__}: {error}")
     return found

@@ -15,7 +15,8 @@ from onnxcop.allocation.greedy import choose
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
-from onnxcop.criteria.base import PruningContext, produced_norms
+from onnxcop.criteria.base import PruningContext
+from onnxcop.criteria.filters import produced_norms
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.pipeline.options import Modes, PruneOptions

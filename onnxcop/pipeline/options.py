@@ -15,9 +15,8 @@ from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.choices import Policy
 from onnxcop.coupling.ops import RuleTable
 from onnxcop.criteria.base import Criterion
-from onnxcop.criteria.cop import Cop
 from onnxcop.criteria.preference import Preference
-from onnxcop.criteria.registry import criterion_named
+from onnxcop.criteria.registry import criterion_named, parameters_of
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.recovery.rounds import RecoverySettings
@@ -36,7 +35,8 @@ class ApplyOptions(DataOptions):
     """How a decision is carried out.
 
     Attributes:
-        rules: What every operator does to labels; None for :data:`onnxcop.DEFAULT_RULES`.
+        rules: What every operator does to labels; None for :data:`onnxcop.DEFAULT_RULES` and those that
+            other packages register.
         options: How models are run; None for what this machine has.
         latency_seconds: How long to measure the latency of both models in the end; 0 to skip it.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
@@ -181,10 +181,10 @@ class Modes:
         preference = None if options.prefer is None else Preference.of(options.prefer)
         found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
         if preference is not None and allocate == "cop":
-            if not isinstance(found, Cop):
+            if not {"beta", "gamma"} <= {*parameters_of(found)}:
                 raise BudgetError(f"--prefer applies to measured allocation and the cop criteria, not to {found.name}")
             if isinstance(criterion, str):  # a criterion of the user's own has numbers of its own
-                found = replace(found, beta=preference.beta, gamma=preference.gamma)
+                found = criterion_named(found.name, beta=preference.beta, gamma=preference.gamma)
         if found.needs_stats and not (has_data or has_stats):
             raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")
         return cls(found, allocate, recover, preference)

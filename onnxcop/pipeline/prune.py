@@ -16,7 +16,6 @@ from onnxcop.allocation.budget import Limits
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.summary import frozen_reasons
 from onnxcop.calibration.statistics import CalibrationStats
-from onnxcop.coupling.ops import DEFAULT_RULES
 from onnxcop.coupling.tracing import REWRITTEN
 from onnxcop.data.for_model import open_data
 from onnxcop.data.input_files import InputFiles
@@ -91,7 +90,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     clock = Clock()
     with clock.stage("analysis"):
         analysis = analyze(
-            model, input_shapes=options.input_shapes, rules=options.rules or DEFAULT_RULES, policy=options.policy,
+            model, input_shapes=options.input_shapes, rules=options.rules, policy=options.policy,
             options=options.engine, biases=modes.recover != "none",
         )  # fmt: skip
     if not len(analysis.structure.unit_class):
@@ -128,7 +127,7 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
     clock = Clock()
     with clock.stage("analysis"):
         analysis = analyze(
-            model, input_shapes=plan.input_shapes, rules=options.rules or DEFAULT_RULES, policy=plan.policy,
+            model, input_shapes=plan.input_shapes, rules=options.rules, policy=plan.policy,
             options=options.engine, biases=options.data is not None,
         )  # fmt: skip
     removed = units_of(analysis, plan)

@@ -12,7 +12,8 @@ import numpy as np
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis, group_name
 from onnxcop.analysis.summary import Totals
-from onnxcop.criteria.base import PruningContext, produced_filter_counts
+from onnxcop.criteria.base import PruningContext
+from onnxcop.criteria.filters import produced_filter_counts
 from onnxcop.runtime.latency import Latency
 from onnxcop.verification.verify import Verification
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import onnxcop
 from onnxcop.analysis.layers import layers_of
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.criteria import registry
 from onnxcop.criteria.base import Criterion
 from onnxcop.criteria.multiple_correlation import Multiple
 from onnxcop.criteria.registry import CRITERIA, criterion_named
@@ -162,9 +164,24 @@ def test_what_needs_data_says_so(criterion: Criterion) -> None:
 
 def test_unknown_criterion() -> None:
     with pytest.raises(
-        BudgetError, match=r"no criterion is called 'best'; choose one of cop, cop-paper, cop-activation"
+        BudgetError, match=r"no criterion is called 'best'; choose one of cop, cop-activation, cop-paper"
     ):
         criterion_named("best")
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_parameters_that_a_criterion_does_not_have_are_an_error(name: str) -> None:
+    with pytest.raises(BudgetError, match=f"criterion {name} has no parameter 'nonsense'; it has "):
+        criterion_named(name, nonsense=3)
+    found = criterion_named(name)
+    assert criterion_named(name, **found.parameters()) == found
+
+
+def test_summaries_name_the_criteria_of_their_modules() -> None:
+    for name in CRITERIA:
+        assert CRITERIA[name].name == name
+    modules = {import_module(module) for module, _ in registry._modules().values()}
+    assert sorted(entry.name for module in modules for entry in module.CRITERIA) == sorted(registry._modules())
 
 
 # cop-multiple against regression

@@ -1,14 +1,16 @@
 """What every operator does to labels: one table of small functions.
 
 `DEFAULT_RULES` maps (domain, operator) to its rule. Pass `DEFAULT_RULES | {("my.domain", "MyOp"): rule}`
-to teach the tracer an operator of your own; nothing is registered globally. An operator without a
-rule freezes what it touches, and the rest of the model is still pruned.
+to teach the tracer an operator of your own, or register a table as an entry point of
+`onnxcop.operators`. An operator without a rule freezes what it touches, and the rest of the model is still pruned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 
+from onnxcop._base.plugins import loaded, skipped
 from onnxcop.coupling.ops import (
     attention,
     contraction,
@@ -156,6 +158,27 @@ DEFAULT_RULES: dict[tuple[str, str], Rule] = (
     | {(MICROSOFT, name): rule for name, rule in _CONTRIB.items()}
 )
 
+
+GROUP = "onnxcop.operators"
+
+
+@cache
+def known_rules() -> RuleTable:
+    """The default rules and those that other packages register as entry points of `onnxcop.operators`.
+
+    An entry point is a mapping from (domain, operator) to a rule; one that fails to load is named in a
+    warning and skipped.
+    """
+    found = dict(DEFAULT_RULES)
+    for entry, table in loaded(GROUP):
+        if isinstance(table, Mapping) and all(map(callable, table.values())):
+            found.update(table)
+        else:
+            skipped(entry, f"{entry.value} is no mapping from (domain, operator) to a rule")
+    return found
+
+
 __all__ = [
     "DEFAULT_RULES", "Choice", "Contraction", "Decline", "Edit", "Kernel", "Label", "Op", "Rule", "RuleTable",
+    "known_rules",
 ]  # fmt: skip

@@ -1,0 +1,89 @@
+"""The weights that make units and those that read them, for criteria that measure filters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from onnxcop._base.types import BoolArray, FloatArray, IntArray
+from onnxcop.analysis.layers import layer_weights
+from onnxcop.criteria.base import PruningContext
+
+
+def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray]]:
+    """Filters of every layer that produces units: (unit per filter, float64 [filters, weights])."""
+    structure, found = context.structure, []
+    for contraction in structure.coupling.findings.contractions:
+        kernel = contraction.kernel
+        if kernel is None or contraction.produced is None:
+            continue
+        units = structure.units_on(contraction.produced)
+        if not (units >= 0).any():
+            continue
+        name = context.weights.nodes[contraction.node].input[kernel.input]
+        values = context.weights.read(name)
+        if values is None:
+            continue
+        filters = np.moveaxis(values.astype(np.float64), kernel.out_axis, 0)
+        filters = filters.reshape(values.shape[kernel.out_axis], -1)
+        if len(units) != len(filters):  # one group's outputs of a transposed convolution
+            filters = np.tile(filters, (len(units) // len(filters), 1))
+        found.append((units, filters))
+    return found
+
+
+def produced_filter_counts(context: PruningContext) -> FloatArray:
+    """How many filters every unit stands for, float64 [units]: depthwise ones do not count."""
+    structure = context.structure
+    counts = np.zeros(len(structure.unit_class))
+    for contraction in structure.coupling.findings.contractions:
+        if contraction.kernel is None or contraction.produced is None:
+            continue
+        depthwise = contraction.kernel.groups > 1 and not contraction.operands
+        if depthwise and contraction.kernel.groups == len(contraction.produced):
+            continue
+        units = structure.units_on(contraction.produced)
+        np.add.at(counts, units[units >= 0], 1.0)
+    return counts
+
+
+def per_filter(context: PruningContext, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    """Average a measure of filters over the coupled layers, each relative to its layer's mean.
+
+    Units that no layer makes (frequencies of an encoding of positions, say) are measured by the weights
+    that read them.
+    """
+    made, seen = _averaged(context, produced_filters(context), measure)
+    if seen.all():
+        return made
+    read, _ = _averaged(context, _reading_weights(context), measure)
+    return np.where(seen, made, read)
+
+
+def _averaged(
+    context: PruningContext, rows: Iterable[tuple[IntArray, FloatArray]], measure: Callable[[FloatArray], FloatArray]
+) -> tuple[FloatArray, BoolArray]:
+    """A measure of rows of weights averaged by unit, and which units have any."""
+    count = len(context.structure.unit_class)
+    total, seen = np.zeros(count), np.zeros(count)
+    for units, weights in rows:
+        scores = measure(weights)
+        scores = scores / max(float(scores.mean()), np.finfo(np.float64).tiny)
+        live = units >= 0
+        np.add.at(total, units[live], scores[live])
+        np.add.at(seen, units[live], 1)
+    return np.divide(total, seen, out=np.zeros(count), where=seen > 0), seen > 0
+
+
+def _reading_weights(context: PruningContext) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Weights of every layer that reads units: (unit per channel, float64 [channels, weights])."""
+    for layer in context.layers:
+        weights = layer_weights(context.weights, layer)
+        if weights is not None:
+            yield layer.units, np.tile(weights.reshape(len(weights), -1), (layer.groups, 1))
+
+
+def produced_norms(context: PruningContext) -> FloatArray:
+    """L2 norm of the filters that make each unit, relative to their layer's mean, float64 [units]."""
+    return per_filter(context, lambda filters: np.linalg.norm(filters, 2, axis=1))

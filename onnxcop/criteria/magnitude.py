@@ -1,0 +1,40 @@
+"""Magnitude of filters: the baselines `l1` and `l2`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcop.criteria.base import PruningContext, Ranking, StaticRanking
+from onnxcop.criteria.filters import per_filter
+
+SUMMARIES = {
+    "l1": "sum of the magnitudes of a filter's weights",
+    "l2": "Euclidean norm of a filter's weights",
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Magnitude of a filter: ‖F_i‖_p = (Σ|w|^p)^(1/p), over its layer's mean; p = 1 or 2.
+
+    Source: H. Li et al., "Pruning Filters for Efficient ConvNets", 2017. Coupled layers share the mean.
+    """
+
+    name: str
+    order: int
+    needs_stats: bool = False
+
+    def rank(self, context: PruningContext) -> Ranking:
+        """Score by norm."""
+        order = self.order
+        return StaticRanking(per_filter(context, lambda f: np.linalg.norm(f, order, axis=1)))
+
+    def parameters(self) -> dict[str, Any]:
+        """No parameters."""
+        return {}
+
+
+CRITERIA = (Norm("l1", 1), Norm("l2", 2))
