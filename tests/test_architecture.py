@@ -10,7 +10,7 @@ from pathlib import Path
 from conftest import REPO_ROOT
 
 PACKAGE = REPO_ROOT / "onnxcop"
-MOST_LINES = 300
+MOST_LINES = 450
 MOST_STATEMENT_LINES = 60
 
 
