@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from onnxcop.reconstruction.divergence import Waypoint
+from onnxcop.report.importance import Histogram
 
 _WIDTH, _HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 24, 16, 42
@@ -66,6 +67,39 @@ def curve(way: Sequence[Waypoint], chosen: tuple[float, float], macs: float | No
         title = f"<title>{escape(name)}: {x:.1%} of the MACs, divergence {y:.4g}</title>"
         parts.append(f'<circle class="point" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5">{title}</circle>')
     parts.append(_result(across(chosen[0]), up(chosen[1]), chosen))
+    return "".join(parts) + "</svg>"
+
+
+def histogram(counts: Histogram, label: str) -> str:
+    """Units by importance: bars of those that are left, with the removed ones on top.
+
+    Args:
+        counts: The bins.
+        label: What the axis shows.
+    """
+    most = max(1, *(k + r for k, r in zip(counts.kept, counts.removed, strict=True)))
+    bottom, right, bins = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, len(counts.kept)
+    across, up = _Scale(counts.low, counts.high, _LEFT, right), _Scale(0.0, float(most), bottom, _TOP)
+    edges = [across(counts.low + (counts.high - counts.low) * place / bins) for place in range(bins + 1)]
+    parts = [
+        f'<svg class="curve histogram" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Histogram of '
+        f'{escape(label)}: {sum(counts.kept)} units left, {sum(counts.removed)} removed">'
+    ]
+    for value in (0, most):
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{value}</text>')
+    for edge, anchor in ((counts.low, "start"), (counts.high, "end")):
+        parts.append(f'<text x="{across(edge):.1f}" y="{bottom + 19}" text-anchor="{anchor}">{edge:.3g}</text>')
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(label)}</text>')
+    for place, (kept, removed) in enumerate(zip(counts.kept, counts.removed, strict=True)):
+        left, width = edges[place], max(edges[place + 1] - edges[place] - 1, 0.5)
+        for name, low, high in (("after", 0, kept), ("gone", kept, kept + removed)):
+            if high > low:
+                height = up(low) - up(high)
+                parts.append(
+                    f'<rect class="{name}" x="{left:.1f}" y="{up(high):.1f}" width="{width:.1f}" '
+                    f'height="{height:.1f}"><title>{high - low}</title></rect>'
+                )
     return "".join(parts) + "</svg>"
 
 

@@ -15,6 +15,7 @@ from onnxcop.analysis.inspect import FrozenLayer, frozen_layers
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.reconstruction.divergence import Waypoint
 from onnxcop.report.correlations import Correlation, correlations
+from onnxcop.report.importance import Importance, importance
 from onnxcop.report.layers import LayerChange, layer_changes
 from onnxcop.report.summary import Report, finite
 from onnxcop.rewrite.plan import PruningPlan
@@ -56,6 +57,7 @@ class ReportData:
         frozen: Layers with filters that may not be removed, with the reasons.
         way: Divergence at the share of multiply-accumulates that was left, step by step.
         correlations: Correlation matrices of layers.
+        importance: Histograms of COP's importance, where it could be had.
         left_out: What did not fit.
     """
 
@@ -71,6 +73,7 @@ class ReportData:
     frozen: tuple[FrozenLayer, ...]
     way: tuple[Waypoint, ...]
     correlations: tuple[Correlation, ...]
+    importance: Importance | None
     left_out: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +85,7 @@ class ReportData:
             "settings": dict(self.settings), "versions": dict(self.versions), "summary": self.report.to_dict(),
             "layers": [asdict(layer) for layer in self.layers], "frozen": [asdict(layer) for layer in self.frozen],
             "curve": [asdict(point) for point in self.way],
+            "importance": None if self.importance is None else asdict(self.importance),
             "correlations": [matrix.to_dict() for matrix in self.correlations], "left_out": list(self.left_out),
         }  # fmt: skip
         plain: dict[str, Any] = finite(document)
@@ -103,11 +107,13 @@ def gather(report: Report, plan: PruningPlan, evidence: Evidence, command: str =
     """
     analysis, removed = evidence.analysis, evidence.removed
     matrices, left_out = correlations(analysis, removed, evidence.stats)
+    ranked = plan.settings.get("allocate") == "cop"
     return ReportData(
         report=report, sha256=analysis.sha256, input_shapes=dict(analysis.input_shapes), command=command,
         budget=plan.budget, criterion=plan.criterion, settings=plan.settings, versions=versions(),
         layers=layer_changes(analysis, removed), frozen=frozen_layers(analysis), way=evidence.way,
         correlations=matrices, left_out=left_out,
+        importance=importance(analysis, removed, evidence.stats, plan.criterion, ranked),
     )  # fmt: skip
 
 

@@ -19,12 +19,13 @@ from typing import Any
 
 from onnxcop._base.formatting import counted
 from onnxcop.report import text as story
-from onnxcop.report.charts import curve, meter
+from onnxcop.report.charts import curve, histogram, meter
 from onnxcop.report.document import ReportData
 
 _MOST_LAYERS = 400  # rows of a chart
 _SECTIONS = (
     ("summary", "Summary"), ("widths", "Widths"), ("costs", "Where cost went"), ("curve", "Divergence"),
+    ("importance", "Importance"),
     ("correlation", "Correlation"), ("frozen", "Frozen"), ("made", "How it was made"),
 )  # fmt: skip
 
@@ -34,7 +35,16 @@ def page(data: ReportData) -> str:
     style, script = _resource("style.css"), _resource("script.js")
     title = escape(f"{PurePath(data.report.model).name}: pruned")
     policy = f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}"
-    bodies = (_summary(data), _widths(data), _costs(data), _curve(data), _correlation(data), _frozen(data), _made(data))
+    bodies = (
+        _summary(data),
+        _widths(data),
+        _costs(data),
+        _curve(data),
+        _importance(data),
+        _correlation(data),
+        _frozen(data),
+        _made(data),
+    )
     sections = "\n".join(
         f'<section id="{key}"><h2>{name}</h2>\n{"".join(body)}</section>'
         for (key, name), body in zip(_SECTIONS, bodies, strict=True)
@@ -162,6 +172,24 @@ def _curve(data: ReportData) -> Iterator[str]:
     )
     table = _table(("step", "MACs left", "divergence", "top-1 agreement"), steps)
     yield f"<details><summary>Every step in numbers</summary>{table}</details>"
+
+
+def _importance(data: ReportData) -> Iterator[str]:
+    found = data.importance
+    if found is None:
+        yield "<p>COP's importance was not computed: the model is large, or the statistics are missing.</p>"
+        return
+    alpha, beta, gamma = found.weights
+    chosen = "chose the filters" if found.decided else "did not choose the filters; its importance is for comparison"
+    dead = f" {counted(found.dead)} with outgoing weights near zero are not counted." if found.dead else ""
+    yield (
+        f"<p>COP's importance of all filters (with what is coupled to them) before any was removed, by correlation "
+        f"alone and with the terms of arithmetic and parameters. {escape(found.criterion)} {chosen}.{dead} "
+        '<span class="small soft"><span class="key kept"></span>left<span class="key out"></span>removed</span></p>'
+    )
+    yield f'<div class="pair">{histogram(found.correlation, f"{alpha:g} (1 - s)")}'
+    label = f"{alpha:g} (1 - s) + {beta:g} (1 - log C / max) + {gamma:g} (1 - log P / max)"
+    yield f"{histogram(found.regularized, label)}</div>"
 
 
 def _correlation(data: ReportData) -> Iterator[str]:

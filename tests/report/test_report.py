@@ -200,6 +200,50 @@ def test_the_page_tells_everything(data: ReportData) -> None:
     assert f"{cut.width} → {cut.kept}" in text
 
 
+@pytest.mark.parametrize("name", ["cop", "cop-paper"])
+def test_histograms_hold_the_importance_of_every_unit(name: str) -> None:
+    """By correlation alone and with the cost terms, at the widths before anything goes."""
+    criterion = onnxcop.criterion_named(name, alpha=2.0, beta=3.0, gamma=0.5)
+    result = onnxcop.prune(chain(), macs=0.6, criterion=criterion, recover="none", options=CPU)
+    found = result.report_data().importance
+    assert found is not None and found.decided and found.weights == (2.0, 3.0, 0.5)
+    assert result.evidence is not None
+    analysis, gone = result.evidence.analysis, set(result.evidence.removed.tolist())
+    ranking = criterion.rank(onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost))
+    kept = analysis.structure.axis_sizes
+    wanted = {"correlation": 2.0 * ranking.terms(kept)["correlation"], "regularized": ranking.importance(kept)}
+    for which, values in wanted.items():
+        shown = getattr(found, which)
+        assert (shown.low, shown.high) == (values.min(), values.max())
+        assert sum(shown.removed) == len(gone) and sum(shown.kept) == len(values) - len(gone)
+        middle = (shown.low + shown.high) / 2
+        half = len(shown.kept) // 2
+        assert sum(shown.kept[:half]) + sum(shown.removed[:half]) == (values < middle).sum()
+    page = rendered(result.report_data(), Path("r.html")).decode()
+    assert page.count('<svg class="curve histogram"') == 2
+    assert f"{name} chose the filters" in Text(page).text
+
+
+def test_a_measured_run_shows_cop_for_comparison(data: ReportData) -> None:
+    assert data.importance is not None and not data.importance.decided
+    assert "cop did not choose the filters" in Text(rendered(data, Path("r.html")).decode()).text
+    document = json.loads(data.to_json())
+    assert sum(document["importance"]["correlation"]["kept"]) == sum(data.importance.correlation.kept)
+
+
+def test_dead_filters_are_told_and_not_counted() -> None:
+    model = chain()
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        if values.ndim == 4 and values.shape[1] > 3:
+            values[:, 2] *= 1e-9
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    found = onnxcop.prune(model, macs=0.7, criterion="cop", recover="none", options=CPU).report_data()
+    assert found.importance is not None and found.importance.dead == 1
+    assert found.importance.regularized.low > 0
+    assert "1 with outgoing weights near zero" in Text(rendered(found, Path("r.html")).decode()).text
+
+
 def test_without_data_the_page_says_what_is_missing() -> None:
     found = onnxcop.prune(chain(), macs=0.7, recover="none", options=CPU).report_data()
     assert {m.measure for m in found.correlations} == {"weights"}

@@ -1,0 +1,107 @@
+"""Histograms of COP's importance over all units, without and with its cost terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcop._base.types import BoolArray, FloatArray, IntArray
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.calibration.statistics import CalibrationStats
+from onnxcop.criteria.base import PruningContext
+from onnxcop.criteria.cop import Cop
+from onnxcop.criteria.registry import CRITERIA, criterion_named
+
+_BINS = 24
+_MOST_PARAMS = 5e7  # of a model that COP is worked out for only to be shown
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many units have an importance in each of equally wide bins.
+
+    Attributes:
+        low: Where the first bin begins.
+        high: Where the last bin ends.
+        kept: Units that are left, bin by bin.
+        removed: Units that are gone.
+    """
+
+    low: float
+    high: float
+    kept: tuple[int, ...]
+    removed: tuple[int, ...]
+
+    @classmethod
+    def of(cls, values: FloatArray, gone: BoolArray) -> Histogram:
+        """Count values [units]; at least one of them."""
+        low, high = float(values.min()), float(values.max())
+        high = high if high > low else low + 1.0
+        kept, removed = (np.histogram(values[chosen], _BINS, (low, high))[0].tolist() for chosen in (~gone, gone))
+        return cls(low, high, tuple(kept), tuple(removed))
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """COP's importance of every unit before anything is removed.
+
+    Attributes:
+        criterion: Name of the criterion.
+        decided: Whether it chose the units; otherwise it is shown for comparison.
+        weights: alpha, beta and gamma.
+        correlation: The importance by correlation alone, α (1 - s).
+        regularized: With the terms of arithmetic and parameters.
+        dead: Units whose outgoing weights are (nearly) zero; they are in neither histogram.
+    """
+
+    criterion: str
+    decided: bool
+    weights: tuple[float, float, float]
+    correlation: Histogram
+    regularized: Histogram
+    dead: int
+
+
+def importance(
+    analysis: Analysis, removed: IntArray, stats: CalibrationStats | None, criterion: Mapping[str, Any], ranked: bool
+) -> Importance | None:
+    """Work out the histograms; None where the criterion cannot be had, or only to be shown for a large model.
+
+    Args:
+        analysis: The model.
+        removed: int64, units.
+        stats: What was seen of the original, where anything was.
+        criterion: Name and parameters, as the plan has them.
+        ranked: Whether a criterion chose the units; if not one of the COP family, COP is shown for comparison.
+    """
+    chosen = _criterion(criterion) if ranked else None
+    found, decided = chosen or Cop(), chosen is not None
+    if found.needs_stats and stats is None:
+        return None
+    if not decided and float(analysis.cost.original()[1]) > _MOST_PARAMS:
+        return None
+    context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats)
+    ranking, kept = found.rank(context), analysis.structure.axis_sizes
+    terms, total = ranking.terms(kept), ranking.importance(kept)
+    dead = terms.get("dead", np.zeros(len(total))) > 0
+    if dead.all():
+        return None
+    gone = np.zeros(len(total), dtype=np.bool_)
+    gone[removed] = True
+    alone = found.alpha * terms["correlation"]
+    return Importance(
+        found.name, decided, (found.alpha, found.beta, found.gamma),
+        Histogram.of(alone[~dead], gone[~dead]), Histogram.of(total[~dead], gone[~dead]), int(dead.sum()),
+    )  # fmt: skip
+
+
+def _criterion(recorded: Mapping[str, Any]) -> Cop | None:
+    """A criterion of the COP family from what a plan records of it."""
+    name = str(recorded.get("name"))
+    if not isinstance(CRITERIA.get(name), Cop):
+        return None
+    found = criterion_named(name, **{key: value for key, value in recorded.items() if key != "name"})
+    return found if isinstance(found, Cop) else None
