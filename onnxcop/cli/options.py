@@ -28,6 +28,7 @@ from onnxcop.cli.types import (
 from onnxcop.criteria.registry import summaries
 from onnxcop.images.preprocess import Interpolation, Resize
 from onnxcop.images.presets import PRESETS
+from onnxcop.recovery.methods import RECOVERIES
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -144,8 +145,9 @@ method_options: Decorator[Any, Any] = _options(
         show_default=True, help="How layers share the cut.",
     ),
     _option(
-        "--recover", type=click.Choice(["auto", "none", "merge", "full"]), default="auto",
-        show_default=True, help="How the rest makes up for it.",
+        "--recover", type=click.Choice(["auto", *(method.name for method in RECOVERIES)]), default="auto",
+        show_default=True,
+        help=f"How to compensate for removed filters: {'; '.join(f'{m.name}: {m.help}' for m in RECOVERIES)}.",
     ),
 )  # fmt: skip
 limit_options: Decorator[Any, Any] = _options(

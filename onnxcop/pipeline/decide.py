@@ -147,7 +147,7 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
     with request.clock.stage("selection"):
         context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats, request.asked.seed)
         removed = choose(context, modes.criterion.rank(context), request.budget, request.limits).removed
-    if modes.recover == "none":
+    if not modes.recover.writes:
         return Decision(
             removed=removed, model=analysis.model, stats=stats, warnings=warnings,
             calibration=_described(request.source), metric=metric,
@@ -169,9 +169,7 @@ def prepared_recovery(request: Request) -> PreparedRecovery:
 
 
 def _recovery(request: Request) -> Recovery:
-    settings = request.asked.recovery()
-    if request.modes.recover != "full":  # where weights are thrown away in the end, refined ones are no use
-        settings = settings.without_refinement()
+    settings = request.asked.recovery().by(request.modes.recover)
     if request.source is None:
         return recovery_without_data(request.analysis, settings, request.options, request.progress)
     return recovery_on(request.analysis, request.source, settings, request.options, request.progress)
@@ -215,7 +213,7 @@ def measured_recovery(request: Request) -> tuple[Recovery, CalibrationStats | No
     stats = _statistics(request) if request.asked.gathers_stats else None
     with request.clock.stage("selection and recovery"):
         recovery = _recovery(request)
-        if request.modes.recover != "none":
+        if request.modes.recover.writes:
             allowed = allowed_units(analysis.model, analysis.structure, request.limits)
             recovery.change_basis({group.index for group in analysis.structure.groups if allowed[group.units].all()})
     return recovery, stats, produced_norms(PruningContext.of(analysis.model, analysis.structure, analysis.cost))
@@ -229,7 +227,7 @@ def measured_decision(
         removed=recovery.working.removed(), model=recovery.working.model, stats=stats, warnings=lack_of_data(request),
         calibration=_described(request.source, recovery), metric=metric, rotated=recovery.rotated,
     )  # fmt: skip
-    if request.modes.recover == "none":
+    if not request.modes.recover.writes:
         return replace(found, model=request.analysis.model, seen=recovery.seen, rotated=())
     if request.source is None:  # what was measured on synthetic inputs says little
         return found

@@ -40,7 +40,7 @@ def conclude(request: Request, decision: Decision) -> PruneResult:
         settings={
             "seed": asked.seed, "limits": asdict(request.limits), "allocate": modes.allocate,
             **({} if modes.preference is None else {"prefer": asdict(modes.preference)}),
-            "recover": modes.recover, "samples": source.count if source is not None else 0,
+            "recover": modes.recover.name, "samples": source.count if source is not None else 0,
             "channels": "principal" if _cut_in_principal_channels(analysis, decision) else "stored",
         },
     )  # fmt: skip

@@ -64,7 +64,7 @@ class IncrementalPruner:
     def _afresh(self, request: Request) -> Decision:
         if self._stats is not None:
             request = replace(request, stats=self._stats)
-        if self._ground is None and request.modes.recover != "none":
+        if self._ground is None and request.modes.recover.writes:
             with request.clock.stage("recovery"):
                 self._ground = prepared_recovery(request)
         decision = by_criterion(request, self.metric, self._ground)

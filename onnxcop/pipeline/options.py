@@ -19,13 +19,12 @@ from onnxcop.criteria.preference import Preference
 from onnxcop.criteria.registry import criterion_named, parameters_of
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
+from onnxcop.recovery.methods import RecoveryMethod, recovery_named
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions
 
 Allocate = Literal["auto", "cop", "measured"]
-Recover = Literal["auto", "none", "merge", "full"]
 ALLOCATE: tuple[str, ...] = get_args(Allocate)
-RECOVER: tuple[str, ...] = get_args(Recover)
 
 DEFAULT_MACS = 0.7
 
@@ -77,7 +76,8 @@ class PruneOptions(ApplyOptions):
             data nor recovery.
         prefer: What to save rather than the rest: "faster" (multiply-accumulates), "smaller" (parameters), "balanced",
             or COP's weights (beta, gamma). Measured allocation and the COP criteria follow it.
-        recover: How to compensate for removed filters; without data, recovery works on synthetic inputs.
+        recover: How to compensate for removed filters: "auto", or a name of
+            :data:`onnxcop.recovery.methods.RECOVERIES`, or a method of your own; without data, recovery works on synthetic inputs.
         settings: How much effort recovery makes; None for the usual.
         limits: What may not be cut; widths suit this machine, unless they say otherwise.
         input_shapes: Concrete shapes for dynamic inputs.
@@ -98,7 +98,7 @@ class PruneOptions(ApplyOptions):
     criterion: str | Criterion = "auto"
     allocate: Allocate = "auto"
     prefer: str | tuple[float, float] | None = None
-    recover: Recover = "auto"
+    recover: str | RecoveryMethod = "auto"
     settings: RecoverySettings | None = None
     limits: Limits | None = None
     input_shapes: Mapping[str, Sequence[int]] | None = None
@@ -148,7 +148,7 @@ class Modes:
 
     criterion: Criterion
     allocate: str
-    recover: str
+    recover: RecoveryMethod
     preference: Preference | None = None
 
     @classmethod
@@ -160,23 +160,21 @@ class Modes:
             CalibrationError: A mode that needs data, without any.
         """
         allocate: str = options.allocate
-        recover: str = options.recover
-        for name, value, known in (("allocate", allocate, ALLOCATE), ("recover", recover, RECOVER)):
-            if value not in known:
-                raise BudgetError(f"--{name} {value!r} does not exist; choose one of {', '.join(known)}")
+        if allocate not in ALLOCATE:
+            raise BudgetError(f"--allocate {allocate!r} does not exist; choose one of {', '.join(ALLOCATE)}")
+        recover = None if options.recover == "auto" else recovery_named(options.recover)
         criterion, has_data, has_stats = options.criterion, options.data is not None, options.stats is not None
         named = criterion != "auto"
         only_stats = has_stats and not has_data
         if allocate == "auto":  # without data on synthetic inputs, unless nothing is to be run at all
-            measurable = has_data or (recover != "none" and not only_stats)
+            measurable = has_data or ((recover is None or recover.writes) and not only_stats)
             allocate = "measured" if measurable and not named else "cop"
-        if recover == "auto":
-            recover = "merge" if only_stats else "full"
+        recover = recover or recovery_named("merge" if only_stats else "full")
         if options.bounded and not has_data:
             raise CalibrationError("--divergence and --max-drop need calibration data; give --data")
         if options.bounded and allocate != "measured":
             raise BudgetError("--divergence and --max-drop go with --allocate measured")
-        if options.bounded and recover == "none":
+        if options.bounded and not recover.writes:
             raise BudgetError("--divergence and --max-drop bound what recovery leaves; give --recover merge or full")
         preference = None if options.prefer is None else Preference.of(options.prefer)
         found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion

@@ -91,7 +91,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     with clock.stage("analysis"):
         analysis = analyze(
             model, input_shapes=options.input_shapes, rules=options.rules, policy=options.policy,
-            options=options.engine, biases=modes.recover != "none",
+            options=options.engine, biases=modes.recover.writes,
         )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)

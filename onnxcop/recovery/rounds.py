@@ -39,6 +39,7 @@ from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.refine import Refiner, RefineSet
 from onnxcop.reconstruction.ridge import compensated, deleted
 from onnxcop.recovery.belief import Belief
+from onnxcop.recovery.methods import FULL, RecoveryMethod
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
@@ -65,6 +66,7 @@ class RecoverySettings:
         refine_samples: Most samples that refinement fits on.
         views: Crops of each picture of a folder to fit on, where pictures are few.
         seed: Of all that is drawn.
+        method: How a round compensates for what it cuts.
     """
 
     rounds: int | None = None
@@ -75,10 +77,11 @@ class RecoverySettings:
     refine_samples: int = 768
     views: int = 2
     seed: int = 0
+    method: RecoveryMethod = FULL
 
-    def without_refinement(self) -> RecoverySettings:
-        """The same, but with merging alone."""
-        return replace(self, refine=0)
+    def by(self, method: RecoveryMethod) -> RecoverySettings:
+        """The same with another method; without refinement if the method has none."""
+        return replace(self, method=method, refine=self.refine if method.refines else 0)
 
 
 @dataclass
@@ -239,17 +242,8 @@ class Recovery:
 
     @single_threaded
     def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
-        """Cut chosen units, merge them into the others, and refine."""
-        before = self.working.copy()
-        self.cut(units, samples, ridges)
-        merged, after_merging = self.working, self.divergence()
-        self.working = before
-        self.cut(units, samples, {})
-        found = self.divergence()
-        if not found.value < after_merging.value:  # a merge that does harm is not kept
-            self.working, found = merged, after_merging
-        level = logging.DEBUG if self.settings.refine else logging.INFO
-        self.note(f"{name}: {len(units)} units cut and merged", found, level)
+        """Cut chosen units, compensate for them, and refine."""
+        self.settings.method.compensate(self, units, samples, ridges, name)
         for _ in range(self.settings.refine):
             tried, kept = self.refine()
             self.note(f"{name}: {kept} of {tried} layers refined", self.divergence())

@@ -27,7 +27,8 @@ from onnxcop.criteria.preference import NAMED
 from onnxcop.criteria.registry import CRITERIA
 from onnxcop.images.preprocess import Preprocess
 from onnxcop.images.presets import PRESETS
-from onnxcop.pipeline.options import ALLOCATE, RECOVER
+from onnxcop.pipeline.options import ALLOCATE
+from onnxcop.recovery.methods import RECOVERIES
 
 # Forms
 
@@ -108,7 +109,7 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
     for command in ("inspect", "apply", "compare", "sweep", "verify", "merge-stats"):
         assert f"\n  {command} " in text
     flat = " ".join(re.sub(r"-\n +", "-", text).split())
-    for name in (*CRITERIA, *NAMED, *PRESETS, *ALLOCATE, *RECOVER):
+    for name in (*CRITERIA, *NAMED, *PRESETS, *ALLOCATE, *(method.name for method in RECOVERIES)):
         assert name in flat
     assert cli.run([str(model), "--help"]) == 0
     assert capsys.readouterr().out == text

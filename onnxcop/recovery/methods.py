@@ -1,0 +1,81 @@
+"""How the filters that stay make up for those that go: one entry of `RECOVERIES` each.
+
+Options, help, completion and checks are made from this table. A method says how a round compensates for
+the units it cuts, whether layer-by-layer refinement follows, and whether the weights it finds are written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxcop.errors import BudgetError
+
+if TYPE_CHECKING:  # the command line reads this table before it loads anything heavy
+    from onnxcop._base.types import IntArray
+    from onnxcop.allocation.sensitivity import Samples
+    from onnxcop.recovery.rounds import Recovery
+
+Compensate = Callable[["Recovery", "IntArray", "Samples", Mapping[int, float], str], None]
+"""Cuts units, int64, from a recovering network and compensates for them: statistics, ridges by layer, a name."""
+
+
+def merge_where_it_helps(
+    recovery: Recovery, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str
+) -> None:
+    """Let consumers take over what regression predicts of the removed channels, unless plain removal is closer."""
+    before = recovery.working.copy()
+    recovery.cut(units, samples, ridges)
+    merged, after_merging = recovery.working, recovery.divergence()
+    recovery.working = before
+    recovery.cut(units, samples, {})
+    found = recovery.divergence()
+    if not found.value < after_merging.value:
+        recovery.working, found = merged, after_merging
+    level = logging.DEBUG if recovery.settings.refine else logging.INFO
+    recovery.note(f"{name}: {len(units)} units cut and merged", found, level)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryMethod:
+    """One way to compensate for removed filters.
+
+    Attributes:
+        name: As `--recover` takes it.
+        help: What it does, in a few words.
+        compensate: What a round does when it cuts.
+        refines: Whether layers are then fitted, one after the other, to what they see.
+        writes: Whether the weights found are written; else they only serve to measure.
+    """
+
+    name: str
+    help: str
+    compensate: Compensate = merge_where_it_helps
+    refines: bool = False
+    writes: bool = True
+
+
+FULL = RecoveryMethod("full", "merge, then refine layer by layer", refines=True)
+
+RECOVERIES: tuple[RecoveryMethod, ...] = (
+    RecoveryMethod("none", "keep the other weights as they are", writes=False),
+    RecoveryMethod("merge", "remaining channels take over what they predict of the removed ones"),
+    FULL,
+)
+
+
+def recovery_named(name: str | RecoveryMethod) -> RecoveryMethod:
+    """The method of a name, or a method of your own as it is.
+
+    Raises:
+        BudgetError: There is none.
+    """
+    if isinstance(name, RecoveryMethod):
+        return name
+    for method in RECOVERIES:
+        if method.name == name:
+            return method
+    known = ", ".join(["auto", *(method.name for method in RECOVERIES)])
+    raise BudgetError(f"--recover {name!r} does not exist; choose one of {known}")
