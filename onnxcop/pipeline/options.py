@@ -77,7 +77,8 @@ class PruneOptions(ApplyOptions):
         prefer: What to save rather than the rest: "faster" (multiply-accumulates), "smaller" (parameters), "balanced",
             or COP's weights (beta, gamma). Measured allocation and the COP criteria follow it.
         recover: How to compensate for removed filters: "auto", or a name of
-            :data:`onnxcop.recovery.methods.RECOVERIES`, or a method of your own; without data, recovery works on synthetic inputs.
+            :data:`onnxcop.recovery.methods.RECOVERIES`, or a method of your own;
+            without data, recovery works on synthetic inputs.
         settings: How much effort recovery makes; None for the usual.
         limits: What may not be cut; widths suit this machine, unless they say otherwise.
         input_shapes: Concrete shapes for dynamic inputs.
