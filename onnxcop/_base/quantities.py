@@ -27,6 +27,8 @@ def share(value: object, *, zero: bool = False) -> float:
 def size_in_bytes(value: object) -> int:
     """Bytes, from a number or a text with a unit: `5MB` (10^6), `5MiB` (2^20), `700k`.
 
+    See :func:`size_or_share` for shares such as `50%`.
+
     Raises:
         ValueError: It is no size of at least a byte; the message says what to write.
     """
@@ -40,3 +42,14 @@ def size_in_bytes(value: object) -> int:
     if size < 1:
         raise ValueError(f"{str(value)!r} is less than a byte; write e.g. 5MB")
     return size
+
+
+def size_or_share(value: object) -> float:
+    """Bytes above 1, or a share of the original at most 1: `5MB`, `50%`, `0.5`.
+
+    Raises:
+        ValueError: It is neither; the message says what to write.
+    """
+    if str(value).strip().endswith("%") or (isinstance(value, float) and 0 < value < 1):
+        return share(value)
+    return size_in_bytes(value)

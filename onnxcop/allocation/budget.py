@@ -26,7 +26,7 @@ class Budget:
 
     Args:
         bounds: By name of a resource (see :data:`onnxcop.allocation.resources.RESOURCES`) what to keep at most:
-            `macs`, `params` and `filters` as a fraction, `0.7` or `"70%"`; `size` in bytes, or as `"5MB"`.
+            `macs`, `params` and `filters` as a fraction, `0.7` or `"70%"`; `size` as a fraction, in bytes, or as `"5MB"`.
 
     Raises:
         BudgetError: A bound is no fraction or no size, or of a resource that does not exist.
@@ -68,7 +68,7 @@ class Budget:
     @property
     def shares(self) -> dict[str, float]:
         """The bounds that are fractions, by name."""
-        return {name: bound for name, bound in self.bounds.items() if not resource(name).absolute}
+        return {name: bound for name, bound in self.bounds.items() if resource(name).is_share(bound)}
 
     def but(self, **bounds: float | str | None) -> Budget:
         """The same with other bounds; None for none."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -125,13 +126,29 @@ class PruningState:
         """Become a copy of another state of the same model."""
         self.__dict__.update(other.copy().__dict__)
 
-    def level(self, name: str) -> float:
-        """What is kept of a resource, as its bound is given: a fraction, or an amount."""
-        return resource(name).level(self)
+    def level(self, name: str, bound: float = inf) -> float:
+        """What is kept of a resource, as a bound is given: a fraction, or an amount."""
+        return resource(name).level(self, bound)
 
     def meets(self, budget: Budget) -> bool:
         """Whether every given bound holds."""
-        return all(self.level(name) <= bound * (1 + 1e-12) for name, bound in budget.bounds.items())
+        return all(self.level(name, bound) <= bound * (1 + 1e-12) for name, bound in budget.bounds.items())
+
+    def in_shares(self, budget: Budget) -> Budget:
+        """The same budget with every bound as a fraction of what the original uses."""
+        return Budget(**{name: resource(name).as_share(self, bound) for name, bound in budget.bounds.items()})
+
+    def exhaust(self) -> None:
+        """Take out all that may go, group by group."""
+        for group in self.structure.groups:
+            units = group.units[self.available[group.units]]
+            counts = self.group_kept[group.index] - np.append(self.ladder.rungs[group.index], 0)
+            counts = counts[(counts > 0) & (counts <= len(units))]
+            if self.limits.multiple_of != 1:
+                counts = counts[counts < self.group_kept[group.index]]
+            counts = counts[self.may_remove(group.index, counts)]
+            for unit in units[: int(counts.max(initial=0))].tolist():
+                self.remove(unit)
 
     def selection(self) -> Selection:
         """The units removed so far."""
@@ -182,6 +199,19 @@ def choose(
             progress(len(state.removed))
     _give_back(state, paid, budget)
     return state.selection()
+
+
+def check_reachable(context: PruningContext, budget: Budget, limits: Limits) -> None:
+    """Refuse a budget that not even the smallest network meets, before anything is measured.
+
+    Raises:
+        BudgetError: It cannot be met; says what can be.
+    """
+    any_width = replace(limits, multiple_of=1) if limits.multiple_of == AUTO else limits
+    state = PruningState(context, any_width)
+    state.exhaust()
+    if not state.meets(budget):
+        raise infeasible(state, budget)
 
 
 def _step(state: PruningState, scores: FloatArray, candidates: BoolArray) -> tuple[int, list[int]] | None:
@@ -237,6 +267,6 @@ def infeasible(state: PruningState, budget: Budget) -> BudgetError:
     if given and not state.removed:
         return BudgetError(f"nothing is left to prune with {given}; loosen that, or see `onnxcop inspect`", 1.0)
     way_out = f"loosen {given}" if given else "see in `onnxcop inspect` what is frozen"
-    missed = (name for name, bound in budget.bounds.items() if state.level(name) > bound)
+    missed = (name for name, bound in budget.bounds.items() if state.level(name, bound) > bound)
     name = next(missed, next(iter(budget.bounds)))
     return resource(name).out_of_reach(state, budget.bounds[name], way_out)

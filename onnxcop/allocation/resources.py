@@ -8,9 +8,10 @@ widths that are kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
-from onnxcop._base.quantities import share, size_in_bytes
+from onnxcop._base.quantities import share, size_or_share
 from onnxcop.errors import BudgetError
 
 if TYPE_CHECKING:  # the command line reads this table before it loads anything heavy
@@ -42,7 +43,7 @@ class Resource:
         name: The keyword, and the option without its dashes.
         title: What is counted, in messages and in the help.
         meter: How it is measured.
-        absolute: Bounded by an amount in bytes, instead of by a share of the original's.
+        absolute: Bounded by an amount in bytes above 1, or else by a share of the original's as all others.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Resource:
     @property
     def help(self) -> str:
         """The help text of the option."""
-        return f"{self.title[0].upper()}{self.title[1:]}, e.g. {'5MB' if self.absolute else '0.7 or 70%'}."
+        return f"{self.title[0].upper()}{self.title[1:]}, e.g. {'5MB or 50%' if self.absolute else '0.7 or 70%'}."
 
     def read(self, value: object) -> float:
         """A bound from a number or a text, `70%` or `5MB`.
@@ -67,29 +68,37 @@ class Resource:
             BudgetError: It is no share, or no size.
         """
         try:
-            return size_in_bytes(value) if self.absolute else share(value)
+            return size_or_share(value) if self.absolute else share(value)
         except ValueError as error:
             reason = f": {error}" if self.absolute else _NO_SHARE.format(value)
             raise BudgetError(f"{self.flag}{reason}") from None
 
-    def level(self, state: PruningState) -> float:
+    def is_share(self, bound: float) -> bool:
+        """Whether a bound is a share of the original's."""
+        return not self.absolute or bound <= 1
+
+    def as_share(self, state: PruningState, bound: float) -> float:
+        """A bound as a share of the original's."""
+        return bound if self.is_share(bound) else min(bound / max(self.meter.total(state), 1e-30), 1.0)
+
+    def level(self, state: PruningState, bound: float = inf) -> float:
         """What is used now, as the bound is given: a share, or an amount."""
         used = self.meter.used(state)
-        return used if self.absolute else used / max(self.meter.total(state), 1e-30)
+        return used / max(self.meter.total(state), 1e-30) if self.is_share(bound) else used
 
     def weight(self, state: PruningState, bound: float) -> float:
         """What saving a unit of this resource is worth: the inverse of what is still over the bound, 0 below it."""
-        over = self.level(state) - bound
+        over = self.level(state, bound) - bound
         if over <= 0:
             return 0.0
-        return 1.0 / max(over if self.absolute else over * self.meter.total(state), 1e-30)
+        return 1.0 / max(over * self.meter.total(state) if self.is_share(bound) else over, 1e-30)
 
     def out_of_reach(self, state: PruningState, bound: float, way_out: str) -> BudgetError:
         """The error for a bound that cannot be met, with the nearest that can."""
         from math import ceil
 
-        level = self.level(state)
-        if self.absolute:
+        level = self.level(state, bound)
+        if not self.is_share(bound):
             nearest = float(ceil(level))
             return BudgetError(
                 f"the budget {self.flag} {bound:.0f} cannot be reached: the smallest file is {nearest:.0f} bytes; "
@@ -124,7 +133,7 @@ class _Cost:
         return float(state.cost[self.column]) + (state.cost_model.file_overhead if self.overhead else 0)
 
     def total(self, state: PruningState) -> float:
-        return float(state.original[self.column])
+        return float(state.original[self.column]) + (state.cost_model.file_overhead if self.overhead else 0)
 
     def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
         return state.saving(group, counts)[:, self.column]

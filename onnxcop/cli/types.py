@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from onnxcop._base.quantities import share, size_in_bytes
+from onnxcop._base.quantities import share, size_or_share
 
 
 class Fraction(click.ParamType[float]):
@@ -71,15 +71,15 @@ class Multiple(click.ParamType[int]):
         return int(value)
 
 
-class Size(click.ParamType[int]):
-    """Bytes, with a unit: `5MB` (10^6), `5MiB` (2^20), `700k`, or a plain number."""
+class Size(click.ParamType[float]):
+    """Bytes, with a unit: `5MB` (10^6), `5MiB` (2^20), `700k`, or a plain number; or a share of the original, `50%`."""
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The size in bytes."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The size in bytes, or a share up to 1."""
         try:
-            return size_in_bytes(value)
+            return size_or_share(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -11,7 +11,7 @@ from onnxcop._base.threads import single_threaded
 from onnxcop._base.timing import Clock
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits, allowed_units, default_rounds, round_budgets
-from onnxcop.allocation.greedy import choose
+from onnxcop.allocation.greedy import PruningState, choose
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
@@ -236,7 +236,7 @@ def measured_decision(
 
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
     """In how many rounds to reach the budget: more than one way is tried where the network is cheap."""
-    rounds = settings.rounds or default_rounds(request.budget)
+    rounds = settings.rounds or default_rounds(_in_shares(request))
     cheap = float(request.analysis.cost.original()[0]) < _CHEAP
     if request.source is None and not cheap:
         rounds = 1
@@ -246,13 +246,18 @@ def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
     return (few, few + 1)
 
 
+def _in_shares(request: Request) -> Budget:
+    context = PruningContext.of(request.analysis.model, request.analysis.structure, request.analysis.cost)
+    return PruningState(context, request.limits).in_shares(request.budget)
+
+
 def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, schedules: tuple[int, ...]) -> Recovery:
     """Reach the budget in each of the numbers of rounds, and keep what comes nearest on the held-out samples."""
 
     def reached(rounds: int) -> Recovery:
         recovery = fresh.restarted()
         state = recovery.start(request.limits, request.modes.preference)
-        budgets = round_budgets(request.budget, rounds)
+        budgets = [*round_budgets(state.in_shares(request.budget), rounds)[:-1], request.budget]
         for number, budget in enumerate(budgets, start=1):
             if not state.meets(budget):
                 recovery.round(state, budget, request.limits, fallback, f"round {number} of {len(budgets)}")

@@ -103,8 +103,9 @@ def steps(state: PruningState, budget: Budget, rounds: int | None = None) -> lis
     """
     if state.meets(budget):
         return []
-    now = {name: state.level(name) for name in budget.shares}
-    shares = {name: min(bound / now[name], 1.0) for name, bound in budget.shares.items()}
+    bounds = state.in_shares(budget).bounds
+    now = {name: state.level(name, bound) for name, bound in bounds.items()}
+    shares = {name: min(bound / now[name], 1.0) for name, bound in bounds.items()}
     count = rounds or default_rounds(Budget(**shares))
     between = [
         Budget(**{name: now[name] * float(np.power(share, step / count)) for name, share in shares.items()})

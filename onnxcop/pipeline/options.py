@@ -60,7 +60,7 @@ class PruneOptions(ApplyOptions):
         macs: Fraction of multiply-accumulates to keep at most, `0.7` or `"70%"`; 0.7 if no budget is given.
         params: Fraction of parameters to keep at most.
         filters: Fraction of prunable filters to keep at most.
-        size: Size of the file at most, in bytes or as `"5MB"`.
+        size: Size of the file at most, in bytes, as `"5MB"`, or as a fraction such as `0.5` or `"50%"`.
         budgets: Bounds on other resources, by name (see :data:`onnxcop.allocation.resources.RESOURCES`).
         latency: Fraction of the time of a run to keep at most, measured on this machine with the provider of
             `options`.
@@ -88,7 +88,7 @@ class PruneOptions(ApplyOptions):
     macs: float | str | None = None
     params: float | str | None = None
     filters: float | str | None = None
-    size: int | str | None = None
+    size: float | str | None = None
     budgets: Mapping[str, float | str] | None = None
     latency: float | str | None = None
     divergence: float | None = None

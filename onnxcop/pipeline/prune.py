@@ -13,10 +13,12 @@ from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import Callback, shown
 from onnxcop._base.timing import Clock
 from onnxcop.allocation.budget import Limits
+from onnxcop.allocation.greedy import check_reachable
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.summary import frozen_reasons
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.tracing import REWRITTEN
+from onnxcop.criteria.base import PruningContext
 from onnxcop.data.for_model import open_data
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
@@ -98,6 +100,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     if analysis.structure.coupling.shapes.trouble:  # it was tried to run it and failed: better said now than later
         feeds = random_feeds(analysis.original, analysis.input_shapes, options.seed)
         require_running(analysis.original, feeds, options.engine)
+    check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), budget, limits)
     source = open_data(analysis, options, options.input_shapes)
     limits, choices = suited(limits, options.engine, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
