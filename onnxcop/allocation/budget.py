@@ -26,7 +26,7 @@ class Budget:
 
     Args:
         bounds: By name of a resource (see :data:`onnxcop.allocation.resources.RESOURCES`) what to keep at most:
-            `macs`, `params` and `filters` as a fraction, `0.7` or `"70%"`; `size` as a fraction, in bytes, or as `"5MB"`.
+            `macs`, `params` and `filters` as a fraction, `0.7` or `"70%"`; `size` likewise, or in bytes, as `"5MB"`.
 
     Raises:
         BudgetError: A bound is no fraction or no size, or of a resource that does not exist.

@@ -17,7 +17,7 @@ _USAGE = "MODEL [-o OUT] [OPTIONS]"
 
 _SHARE = "budgets say what stays: --macs 0.7 (or --params, --filters) removes 30%"
 _ANSWERS = {  # option: (what to write instead, what it is called elsewhere)
-    "--macs": (_SHARE, "--ratio --prune-ratio --pruning-ratio --prune --sparsity --amount --rate --speedup"),
+    "--macs": (_SHARE, "--ratio --prune-ratio --pruning-ratio --prune --sparsity --amount --rate"),
     "--output": ("give -o FILE", "--out --output-file --out-file --output-path --save --output-model"),
     "--data": ("give --data PATH", "--dataset --calib --calibration --calib-data --calibration-data --images --input"),
     "--keep": ("give --keep PATTERN", "--exclude --ignore --freeze --skip --ignored-layers --exclude-layers --protect"),
@@ -29,6 +29,25 @@ _ANSWERS = {  # option: (what to write instead, what it is called elsewhere)
 }
 _ELSEWHERE = {name: (option, how) for option, (how, names) in _ANSWERS.items() for name in names.split()}
 _ELSEWHERE["--flops"] = "--macs", "give --macs 0.7, the share of the multiply-accumulates to keep"
+
+
+_SPEEDUPS = ("--speedup", "--speed-up", "--speedup-ratio", "--faster")
+
+
+def _speedup(option: str, args: Sequence[str]) -> str:
+    """What to write instead of a speed-up: the share of the time that is left, measured or counted."""
+    words = [part for word in args for part in word.split("=", 1)]
+    value = words[words.index(option) + 1] if option in words[:-1] else ""
+    try:
+        factor = float(value.rstrip("x×"))
+    except ValueError:
+        factor = 0.0
+    share = f"{1 / factor:.3g}" if factor > 1 else "0.8"
+    of = f" {value}" if factor > 1 else ""
+    return (
+        f"No such option '{option}'; budgets say what stays: for a speed-up{of} measured on this machine give "
+        f"--latency {share}, or --macs {share} for as much of the multiply-accumulates"
+    )
 
 
 class SectionOption(click.Option):
@@ -56,9 +75,12 @@ class SectionCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; an option of another tool is answered with the one of this tool."""
+        written = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            if error.option_name in _SPEEDUPS and any("--latency" in param.opts for param in self.get_params(ctx)):
+                raise click.UsageError(_speedup(error.option_name, written), ctx) from None
             meant, how = _ELSEWHERE.get(error.option_name, ("", ""))
             if not any(meant in param.opts for param in self.get_params(ctx)):
                 raise

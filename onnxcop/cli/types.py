@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ class ReportFile(click.ParamType[Path]):
     """A file whose suffix is a form of report."""
 
     name = "file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files."""
+        return [CompletionItem(incomplete, type="file")]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path."""
@@ -137,6 +142,12 @@ class PreferenceWeights(click.ParamType[tuple[float, float]]):
 
     name = "preference"
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names."""
+        from onnxcop.criteria.preference import PREFERENCES
+
+        return [CompletionItem(name) for name in PREFERENCES if name.startswith(incomplete)]
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
         """The weights (beta, gamma)."""
         from onnxcop.criteria.preference import Preference
@@ -149,35 +160,65 @@ class PreferenceWeights(click.ParamType[tuple[float, float]]):
         return found.beta, found.gamma
 
 
-class CriterionName(click.ParamType[str]):
-    """The name of a criterion."""
+class _Name(click.ParamType[str]):
+    """A name of a catalogue: offered by the shell, and refused with the others if there is none."""
 
     name = "name"
+    kind = ""
+
+    def summaries(self) -> Mapping[str, str]:
+        """The catalogue, with a line on each; imported late, since it may be heavy."""
+        raise NotImplementedError
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The names that begin so, with what each criterion does."""
-        from onnxcop.criteria.registry import summaries
-
-        return [CompletionItem(name, help=text) for name, text in summaries().items() if name.startswith(incomplete)]
+        """The names that begin so, with what each does."""
+        return [
+            CompletionItem(name, help=text) for name, text in self.summaries().items() if name.startswith(incomplete)
+        ]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name, if there is such a criterion."""
-        from onnxcop.criteria.registry import CRITERIA
-
-        if value not in CRITERIA:
-            self.fail(f"no criterion is called {value!r}; choose {', '.join(CRITERIA)}", param, ctx)
+        """The name, if there is such a one."""
+        known = self.summaries()
+        if value not in known:
+            self.fail(f"no {self.kind} is called {value!r}; choose {', '.join(known)}", param, ctx)
         return str(value)
 
 
-class PresetName(click.ParamType[str]):
+class CriterionName(_Name):
+    """The name of a criterion."""
+
+    kind = "criterion"
+
+    def summaries(self) -> Mapping[str, str]:
+        """All criteria."""
+        from onnxcop.criteria.registry import summaries
+
+        return summaries()
+
+
+class PresetName(_Name):
     """The name of a preprocessing of images."""
 
-    name = "name"
+    kind = "preprocessing"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name, if there is such a preprocessing."""
+    def summaries(self) -> Mapping[str, str]:
+        """All presets."""
         from onnxcop.images.presets import PRESETS
 
-        if value not in PRESETS:
-            self.fail(f"no preprocessing is called {value!r}; choose {', '.join(PRESETS)}", param, ctx)
+        return {name: preset.purpose for name, preset in PRESETS.items()}
+
+
+class ProviderName(_Name):
+    """The name of an execution provider; ONNX Runtime may know others than those that have a short name."""
+
+    kind = "provider"
+
+    def summaries(self) -> Mapping[str, str]:
+        """The short names."""
+        from onnxcop.runtime.providers import SHORT_NAMES
+
+        return SHORT_NAMES
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as it is."""
         return str(value)
