@@ -124,7 +124,7 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     console.print(table)
     if report.verification is not None:
         _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in report.verification.notes))
-    _tell(console, f"wrote {', '.join(map(str, written))} in {sum(report.seconds.values()):.1f} s")
+    _tell(console, f"wrote {', '.join(map(str, written))} in {story.times(report)}")
     if verbose:
         _tell(console, *(f"  {seconds:8.2f} s {name}" for name, seconds in report.seconds.items()))
 

@@ -22,6 +22,7 @@ from onnxcop.cli.types import (
     Positive,
     PreferenceWeights,
     PresetName,
+    ProviderName,
     ReportFile,
     Size,
 )
@@ -182,7 +183,7 @@ policy_option: Decorator[Any, Any] = _options(
 engine_options: Decorator[Any, Any] = _options(
     "Machine",
     _option(
-        "--provider", metavar="NAME", default="auto", show_default=True,
+        "--provider", type=ProviderName(), default="auto", show_default=True,
         help="auto, cpu, cuda, tensorrt, or another of ONNX Runtime.",
     ),
     _option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads of ONNX Runtime."),

@@ -144,9 +144,9 @@ class PreferenceWeights(click.ParamType[tuple[float, float]]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names."""
-        from onnxcop.criteria.preference import PREFERENCES
+        from onnxcop.criteria.preference import NAMED
 
-        return [CompletionItem(name) for name in PREFERENCES if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in NAMED if name.startswith(incomplete)]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
         """The weights (beta, gamma)."""

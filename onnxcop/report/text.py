@@ -85,6 +85,14 @@ def cut(report: Report, settings: Mapping[str, Any]) -> str:
     return f"{text}; recovery: {settings.get('recover', 'none')}"
 
 
+def times(report: Report, most: int = 4) -> str:
+    """How long a run took, and the phases that took most of it, in their order."""
+    total = sum(report.seconds.values())
+    longest = sorted(report.seconds, key=report.seconds.__getitem__, reverse=True)[:most]
+    parts = [f"{name} {report.seconds[name]:.1f}" for name in report.seconds if name in longest]
+    return f"{total:.1f} s" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+
+
 def most_cut(report: Report, most: int) -> str:
     """The groups that lost the largest shares, "conv2 64→40, …"; empty where none was cut."""
     touched = sorted((g for g in report.groups if g.kept < g.width), key=_share_kept)

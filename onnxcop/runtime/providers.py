@@ -55,6 +55,9 @@ class OutOfMemory(EngineError):
     """A run needed more memory than the device (or the host) has left."""
 
 
+SHORT_NAMES = ("auto", *_PROVIDERS)
+
+
 def resolve_provider(name: str) -> list[str]:
     """The execution providers of ONNX Runtime for a name, in order of precedence.
 

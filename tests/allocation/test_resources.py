@@ -92,3 +92,40 @@ def test_a_resource_may_be_a_table_that_is_looked_up(monkeypatch: pytest.MonkeyP
         choose(context, onnxcop.criterion_named("l2").rank(context), Budget(blocks=0.01))
     result = onnxcop.prune(chain(), budgets={"blocks": "60%"}, data=None, allocate="cop", recover="none", options=CPU)
     assert result.plan.budget == {"blocks": 0.6}
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_an_exhausted_network_has_nothing_more_to_give(multiple: int) -> None:
+    context = context_of(chain())
+    state = PruningState(context, Limits(multiple_of=multiple))
+    state.exhaust()
+    for group in context.structure.groups:
+        counts = state.group_kept[group.index] - state.ladder.rungs[group.index]
+        counts = counts[(counts > 0) & (counts < state.group_kept[group.index])]
+        assert not state.may_remove(group.index, counts).any()
+    assert all(state.level(name, 1.0) < 1 for name in ("macs", "params", "filters", "size"))
+
+
+def test_a_size_may_be_a_share() -> None:
+    model = chain()
+    whole = len(model.SerializeToString())
+    assert Budget(size="50%").bounds == {"size": 0.5} == Budget(size=0.5).bounds
+    assert Budget(size="50%").shares == {"size": 0.5} and Budget(size=1000).shares == {}
+    result = onnxcop.prune(model, size="60%", criterion="l2", recover="none", options=CPU)
+    assert 0.4 * whole < len(result.model.SerializeToString()) <= 0.6 * whole
+    assert result.plan.budget == {"size": 0.6}
+    state = PruningState(context_of(model), Limits())
+    total = state.level("size")
+    assert state.in_shares(Budget(size=int(total / 2), macs=0.7)).size == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(("bounds", "asked"), [({"size": 100}, "--size 100"), ({"size": "1%"}, "--size 0.01")])
+def test_what_cannot_be_reached_is_refused_before_data_are_read(bounds: dict[str, Any], asked: str) -> None:
+    def never() -> Any:
+        raise AssertionError("the data were read")
+
+    with pytest.raises(BudgetError, match=f"the budget {asked} cannot be reached") as caught:
+        onnxcop.prune(chain(), data=never, options=CPU, **bounds)
+    assert caught.value.nearest is not None
+    again = onnxcop.prune(chain(), size=caught.value.nearest, criterion="l2", recover="none", options=CPU)
+    assert again.report.after.bytes < again.report.before.bytes

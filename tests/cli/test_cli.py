@@ -350,3 +350,26 @@ def test_apply_recovers_with_data(pruned: tuple[Path, Path, Path], capsys: pytes
     assert "calibrated on 16 of 16 samples" in capsys.readouterr().out
     assert shapes(onnx.load(again)) == shapes(onnx.load(out))
     assert again.read_bytes() != out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--speedup", "1.25"], "for a speed-up 1.25 measured on this machine give --latency 0.8, or --macs 0.8"),
+        (["--speedup=2x"], "for a speed-up 2x measured on this machine give --latency 0.5"),
+        (["--speed-up"], "for a speed-up measured on this machine give --latency 0.8"),
+    ],
+)
+def test_a_speed_up_is_answered_with_a_share_of_the_time(
+    arguments: list[str], answer: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([str(model), *arguments]) == 2
+    assert answer in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_end_tells_the_time_of_phases_and_sizes_may_be_shares(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([str(model), "--size", "60%", *BARE]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert re.search(r"wrote \S+ in [\d.]+ s \(analysis [\d.]+, selection [\d.]+, rewriting [\d.]+.*\)", last), last

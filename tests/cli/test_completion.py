@@ -41,3 +41,18 @@ def test_files_where_files_are_wanted() -> None:
 
 def test_choices() -> None:
     assert set(completions("model.onnx", "--recover", "")) == {"auto", "none", "merge", "full"}
+
+
+@pytest.mark.parametrize(
+    ("option", "start", "names"),
+    [
+        ("--criterion", "cop-a", {"cop-activation"}),
+        ("--preprocess", "keras-t", {"keras-tf", "keras-torch"}),
+        ("--provider", "c", {"cpu", "cuda", "coreml"}),
+        ("--prefer", "", {"balanced", "faster", "smaller"}),
+        ("--resize", "", {"crop", "stretch", "letterbox", "pad"}),
+    ],
+)
+def test_names_of_catalogues(option: str, start: str, names: set[str]) -> None:
+    assert set(completions("model.onnx", option, start)) == names
+    assert completions("model.onnx", "--report", "x") == {"x": "file"}
