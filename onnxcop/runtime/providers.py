@@ -55,7 +55,7 @@ class OutOfMemory(EngineError):
     """A run needed more memory than the device (or the host) has left."""
 
 
-SHORT_NAMES = ("auto", *_PROVIDERS)
+SHORT_NAMES = {"auto": "CUDA if a device answers, else the CPU", **_PROVIDERS}
 
 
 def resolve_provider(name: str) -> list[str]:
