@@ -71,7 +71,7 @@ def apply_options(values: Mapping[str, Any], progress: Progress) -> ApplyOptions
     from onnxcop.pipeline.options import ApplyOptions
 
     return ApplyOptions(
-        options=engine_from(values), latency_seconds=values["latency_seconds"], progress=progress,
+        options=engine_from(values), task=values["task"], latency_seconds=values["latency_seconds"], progress=progress,
         **data_arguments(values),
     )  # fmt: skip
 

@@ -122,8 +122,9 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
             row.name, row.before, row.after, Text(row.kept, "green" if row.better else "red" if row.worse else "")
         )
     console.print(table)
-    if report.verification is not None:
-        _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in report.verification.notes))
+    _tell(console, *story.measured(report))
+    notes = () if report.verification is None else report.verification.notes
+    _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in notes))
     _tell(console, f"wrote {', '.join(map(str, written))} in {story.times(report)}")
     if verbose:
         _tell(console, *(f"  {seconds:8.2f} s {name}" for name, seconds in report.seconds.items()))

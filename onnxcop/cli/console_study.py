@@ -54,6 +54,7 @@ _COLUMNS = {
     "agreement": ("agreement", "{:.2%}"),
 }
 _NO_COLUMN = {"macs", "params", "bytes", "latency_low_ms", "latency_high_ms", "seconds", "file"}
+_ENDS = ("_low", "_high")
 
 
 def curve_head(row: Row) -> str:
@@ -72,7 +73,10 @@ def curve_line(row: Row, first: Row) -> str:
 
 
 def _shown(row: Row) -> list[str]:
-    return [name for name, value in row.items() if value is not None and name not in _NO_COLUMN]
+    return [
+        name for name, value in row.items()
+        if value is not None and name not in _NO_COLUMN and not name.endswith(_ENDS)
+    ]  # fmt: skip
 
 
 def _column(name: str) -> tuple[str, str]:

@@ -40,6 +40,7 @@ from onnxcop.cli.options import (
     shape_options,
     stats_options,
     talking,
+    task_option,
     verbose_option,
 )
 from onnxcop.cli.stopping import exit_code, stop_cleanly
@@ -129,6 +130,7 @@ def inspect_command(model: Path, **values: Any) -> None:
 @click.argument("plan", type=_FILE)
 @output_options
 @data_options
+@task_option
 @engine_options
 @latency_options
 @seed_option

@@ -29,6 +29,7 @@ from onnxcop.cli.types import (
 from onnxcop.criteria.registry import summaries
 from onnxcop.images.preprocess import Interpolation, Resize
 from onnxcop.images.presets import PRESETS
+from onnxcop.outputs.tasks import TASKS
 from onnxcop.recovery.methods import RECOVERIES
 
 P = ParamSpec("P")
@@ -244,6 +245,13 @@ data_options: Decorator[Any, Any] = _options(
     _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes."),
     _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the channels."),
 )  # fmt: skip
+task_option: Decorator[Any, Any] = _options(
+    "Calibration data",
+    _option(
+        "--task", type=click.Choice(TASKS),
+        help="What the model is for: how its outputs are judged. [default: by evidence]",
+    ),
+)  # fmt: skip
 stats_options: Decorator[Any, Any] = _options(
     "Calibration data",
     _option("--stats", type=_FILE, metavar="FILE", help="Statistics gathered earlier."),
@@ -259,8 +267,8 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
     for options in (
-        seed_option, latency_options, engine_options, method_options, stats_options, data_options, shape_options,
-        limit_options, criterion_options,
+        seed_option, latency_options, engine_options, method_options, stats_options, task_option, data_options,
+        shape_options, limit_options, criterion_options,
     ):  # fmt: skip
         function = options(function)
     return function

@@ -20,6 +20,7 @@ from onnxcop.cli.options import (
     seed_option,
     sweep_options,
     talking,
+    task_option,
     verbose_option,
 )
 
@@ -30,6 +31,7 @@ _FILE = click.Path(path_type=Path)
 @click.argument("a", type=_FILE)
 @click.argument("b", type=_FILE)
 @data_options
+@task_option
 @input_shape_option
 @engine_options
 @latency_options
@@ -47,7 +49,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
     with progress_from(values) as progress:
         found = compare(
             a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
-            latency_seconds=values["latency_seconds"], progress=progress,
+            latency_seconds=values["latency_seconds"], task=values["task"], progress=progress,
             **data_arguments(values),
         )  # fmt: skip
     if values["as_json"]:

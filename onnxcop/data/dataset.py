@@ -22,6 +22,14 @@ _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode pictures
 class CalibrationData:
     """Chosen samples of a source; may be iterated over more than once.
 
+    Args:
+        store: Where samples are read.
+        order: int64, the chosen ones.
+        layout: As the attribute.
+        batch_size: As the attribute.
+        description: As the attribute.
+        rest: int64, others of the store that were not chosen.
+
     Attributes:
         layout: The batch axis of every input, and the batch size where the model fixes it.
         batch_size: Samples per batch where the model leaves it open.
@@ -35,8 +43,10 @@ class CalibrationData:
         layout: BatchLayout,
         batch_size: int,
         description: str,
+        rest: Array | None = None,
     ) -> None:
         self._store = store
+        self._rest = rest
         self._order = order[: len(order) - len(order) % (layout.size or 1)]
         self.layout = layout
         self.batch_size = batch_size
@@ -46,6 +56,12 @@ class CalibrationData:
     def count(self) -> int:
         """The number of samples."""
         return len(self._order)
+
+    def spare(self) -> CalibrationData | None:
+        """Samples of the same source that were not chosen; None where there are none."""
+        if self._rest is None or len(self._rest) < (self.layout.size or 1):
+            return None
+        return self._with(self._rest, f"{len(self._rest)} others of: {self.description}")
 
     @property
     def image_reader(self) -> ImageReader | None:
@@ -99,7 +115,7 @@ class CalibrationData:
 
     def one_by_one(self) -> CalibrationData:
         """The same samples, for a model that takes one in a run."""
-        return CalibrationData(self._store, self._order, replace(self.layout, size=1), 1, self.description)
+        return CalibrationData(self._store, self._order, replace(self.layout, size=1), 1, self.description, self._rest)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
         """Two disjoint parts: the rest, and `fraction` of the samples held out.

@@ -34,6 +34,7 @@ __all__ = [
 
 log = logging.getLogger("onnxcop")
 
+RESERVE = 256  # samples beyond those that are asked for, to report on what no choice has seen
 _SCANNED = 64  # a stream is read up to this many times the samples wanted: it may never end
 _MANY = 10_000_000  # samples
 _DEFAULT_LENGTH = 512  # of random inputs along a dynamic axis that nothing is known of
@@ -86,7 +87,7 @@ def open_source(
     if not layout.specs:
         raise CalibrationError("the model has no inputs, so it cannot be calibrated")
     binder = Binder(layout, preprocess, declared, settled_shapes)
-    store, total, origin = _open(data, binder, samples, seed)
+    store, total, origin = _open(data, binder, samples + RESERVE, seed)
     unit = layout.size or 1
     if total < unit:
         raise CalibrationError(
@@ -94,7 +95,7 @@ def open_source(
             if total
             else f"{origin}: it holds no samples; give at least {unit}"
         )
-    order = _chosen(len(store), max(samples, unit), seed)
+    order, rest = np.split(_chosen(len(store), max(samples, unit) + RESERVE, seed), [max(samples, unit)])
     if isinstance(store, ParcelStore) and len(store) > len(store.parcels) > 1:
         order.sort()  # so that files of many samples are opened once each
     description = f"{len(order)} of {total} samples from {origin}"
@@ -103,7 +104,7 @@ def open_source(
         if log_reading:
             log.info(sentence)
         description += f" ({sentence})"
-    return CalibrationData(store, order, layout, batch_size, description)
+    return CalibrationData(store, order, layout, batch_size, description, rest)
 
 
 def _chosen(count: int, wanted: int, seed: int) -> Array:

@@ -97,7 +97,8 @@ def of_share(hits: FloatArray, samples: int) -> Estimate:
     spread = _NORMAL**2 / cases
     centre = (share + spread / 2) / (1 + spread)
     reach = math.sqrt(spread) / (1 + spread) * math.sqrt(share * (1 - share) + spread / 4)
-    return Estimate(share, max(centre - reach, 0.0), min(centre + reach, 1.0), samples)
+    low, high = max(centre - reach, 0.0), min(centre + reach, 1.0)
+    return Estimate(share, min(low, share), max(high, share), samples)  # rounding could put an end beyond
 
 
 def of_mean(hits: FloatArray, samples: int) -> Estimate:

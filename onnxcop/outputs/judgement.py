@@ -13,7 +13,8 @@ from onnxcop.errors import CalibrationError
 from onnxcop.outputs.detections import DETECTIONS
 from onnxcop.outputs.evidence import activations, by_sample, metadata, sample_axis
 from onnxcop.outputs.kind import OutputEvidence, OutputKind
-from onnxcop.outputs.kinds import KINDS, TASKS
+from onnxcop.outputs.kinds import KINDS
+from onnxcop.outputs.tasks import TASKS
 
 Outputs = Sequence[Mapping[str, Array]]  # of a network, batch by batch
 
@@ -67,7 +68,7 @@ def judge(
         outputs: Of the original on calibration data, batch by batch.
         counts: Samples of every batch; None to read them off the outputs.
         model: The original, for what its graph and its metadata tell.
-        task: What the user says that the model is for, one of :data:`onnxcop.outputs.kinds.TASKS`.
+        task: What the user says that the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`.
 
     Raises:
         CalibrationError: No output has the form that the task asks for.

@@ -10,4 +10,3 @@ from onnxcop.outputs.sequences import SEQUENCES
 from onnxcop.outputs.values import VALUES, VECTORS
 
 KINDS: tuple[OutputKind, ...] = (DETECTIONS, CLASSES, SEQUENCES, POSITIONS, LABELS, VECTORS, VALUES)
-TASKS: tuple[str, ...] = tuple(sorted({task for kind in KINDS for task in kind.tasks}))

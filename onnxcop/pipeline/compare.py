@@ -20,6 +20,7 @@ from onnxcop.data.options import DataOptions
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.errors import EngineError, ModelError
 from onnxcop.graph import io as models
+from onnxcop.outputs.tasks import Task
 from onnxcop.runtime.inputs import model_inputs, random_feeds
 from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure
 from onnxcop.runtime.session import EngineOptions
@@ -92,14 +93,14 @@ class CompareOptions(DataOptions):
         input_shapes: Concrete shapes for dynamic inputs.
         options: How models are run; None for what this machine has.
         latency_seconds: How long to measure latency; 0 to skip it.
-        task: What the models are for, one of :data:`onnxcop.outputs.kinds.TASKS`; None to judge by evidence.
+        task: What the models are for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to judge by evidence.
         progress: Called with (stage, done, total).
     """
 
     input_shapes: Mapping[str, Sequence[int]] | None = None
     options: EngineOptions | None = None
     latency_seconds: float = DEFAULT_SECONDS
-    task: str | None = None
+    task: Task | None = None
     progress: Callback | None = None
 
 

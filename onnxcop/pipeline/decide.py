@@ -19,7 +19,9 @@ from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.filters import produced_norms
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
+from onnxcop.outputs.judgement import Judgements
 from onnxcop.pipeline.options import Modes, PruneOptions
+from onnxcop.pipeline.unseen import UnseenSamples
 from onnxcop.reconstruction.divergence import Waypoint
 from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.quality_bound import Bound, cut_within
@@ -46,6 +48,7 @@ class Request:
         limits: What may not be cut.
         latency: Fraction of the time of a run to keep at most.
         source: The calibration data, opened.
+        unseen: Samples that no choice may see, to report on.
         stats: Statistics of an earlier run.
         progress: Called with (stage, done, total).
         clock: Where the seconds of each stage are added up.
@@ -59,6 +62,7 @@ class Request:
     limits: Limits
     latency: float | None
     source: CalibrationData | None
+    unseen: UnseenSamples | None
     stats: CalibrationStats | None
     progress: Progress | None
     clock: Clock
@@ -81,7 +85,9 @@ class Decision:
         warnings: What the user should know.
         calibration: One line on the data.
         inputs: One line on what the model was fed with.
-        measured: Quality on held-out samples, by name.
+        held_out: Quality on held-out samples, by name, which choices were made on.
+        judgements: What the outputs are.
+        unseen: Samples that no choice has seen.
         metric: The user's score.
         way: What was measured after every round.
         seen: What recovery saw flow through the original.
@@ -94,7 +100,9 @@ class Decision:
     stats: CalibrationStats | None = None
     warnings: tuple[str, ...] = ()
     calibration: str = ""
-    measured: dict[str, float] = field(default_factory=dict)
+    held_out: dict[str, float] = field(default_factory=dict)
+    judgements: Judgements | None = None
+    unseen: UnseenSamples | None = None
     metric: Metric | None = None
     way: tuple[Waypoint, ...] = ()
     seen: CalibrationStats | None = None
@@ -102,12 +110,11 @@ class Decision:
     choices: tuple[str, ...] = ()
     rotated: tuple[int, ...] = ()
 
-    def quality(self, pruned: onnx.ModelProto) -> dict[str, float]:
-        """Measured quality of the result, the user's metric included."""
-        found = dict(self.measured)
-        if self.metric is not None:
-            found |= {f"{self.metric.name} before": self.metric.base, f"{self.metric.name} after": self.metric(pruned)}
-        return found
+    def scores(self, pruned: onnx.ModelProto) -> dict[str, float]:
+        """The user's metric of both models, by name."""
+        if self.metric is None:
+            return {}
+        return {f"{self.metric.name} before": self.metric.base, f"{self.metric.name} after": self.metric(pruned)}
 
 
 def decide(request: Request) -> Decision:
@@ -171,17 +178,22 @@ def prepared_recovery(request: Request) -> PreparedRecovery:
 def _recovery(request: Request) -> Recovery:
     settings = request.asked.recovery().by(request.modes.recover)
     if request.source is None:
-        return recovery_without_data(request.analysis, settings, request.options, request.progress)
-    return recovery_on(request.analysis, request.source, settings, request.options, request.progress)
+        return recovery_without_data(
+            request.analysis, settings, request.options, request.progress, task=request.asked.task
+        )
+    return recovery_on(
+        request.analysis, request.source, settings, request.options, request.progress, task=request.asked.task
+    )
 
 
 def recover_units(
     analysis: Analysis, removed: IntArray, source: CalibrationData, settings: RecoverySettings,
     options: EngineOptions, progress: Progress | None, clock: Clock, *, principal: bool = False,
+    task: str | None = None,
 ) -> Decision:  # fmt: skip
     """Cut given units (principal channels, where linear streams have such) and make up for them with data."""
     with clock.stage("recovery"):
-        recovery = recovery_on(analysis, source, settings, options, progress)
+        recovery = recovery_on(analysis, source, settings, options, progress, task=task)
         if principal:
             recovery.change_basis(set(analysis.structure.group_of[removed].tolist()))
         prepared = PreparedRecovery.of(recovery)
@@ -191,8 +203,9 @@ def recover_units(
 def _recovered(prepared: PreparedRecovery, removed: IntArray, described: str) -> Decision:
     recovery = prepared.cut(removed)
     return Decision(
-        removed=removed, model=recovery.working.model, calibration=described, measured=recovery.measured_quality(),
-        way=tuple(recovery.way), seen=recovery.seen, rotated=recovery.rotated,
+        removed=removed, model=recovery.working.model, calibration=described, held_out=recovery.measured_quality(),
+        judgements=recovery.reference.judgements, way=tuple(recovery.way), seen=recovery.seen,
+        rotated=recovery.rotated,
     )  # fmt: skip
 
 
@@ -231,7 +244,10 @@ def measured_decision(
         return replace(found, model=request.analysis.model, seen=recovery.seen, rotated=())
     if request.source is None:  # what was measured on synthetic inputs says little
         return found
-    return replace(found, measured=recovery.measured_quality(), way=tuple(recovery.way), seen=recovery.seen)
+    return replace(
+        found, held_out=recovery.measured_quality(), judgements=recovery.reference.judgements,
+        way=tuple(recovery.way), seen=recovery.seen,
+    )  # fmt: skip
 
 
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import onnx
 
 from onnxcop._base.timing import Clock
 from onnxcop.analysis.analyze import Analysis
@@ -15,15 +16,17 @@ from onnxcop.graph.passes.add_biases import drop_idle, move_into_normalization
 from onnxcop.graph.passes.unshare_vectors import reshare
 from onnxcop.pipeline.decide import Decision, Request, calibrated_on
 from onnxcop.pipeline.options import ApplyOptions
+from onnxcop.reconstruction.divergence import Figures
 from onnxcop.report.document import Evidence
+from onnxcop.report.figures import quality_of
 from onnxcop.report.hints import hints
 from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import Report, group_reports, slowness, undecided
 from onnxcop.rewrite.apply import apply as rewrite
 from onnxcop.rewrite.plan import PruningPlan, cuts_of
-from onnxcop.runtime.latency import timed
+from onnxcop.runtime.latency import Latency, timed
 from onnxcop.verification.dequantize import rounds
-from onnxcop.verification.verify import verify
+from onnxcop.verification.verify import Verification, verify
 
 log = logging.getLogger("onnxcop")
 
@@ -44,7 +47,9 @@ def conclude(request: Request, decision: Decision) -> PruneResult:
             "channels": "principal" if _cut_in_principal_channels(analysis, decision) else "stored",
         },
     )  # fmt: skip
-    decision = replace(fed(decision, source), choices=(*request.choices, *_turned_line(decision)))
+    decision = replace(
+        fed(decision, source), unseen=request.unseen, choices=(*request.choices, *_turned_line(decision))
+    )
     return finish(analysis, decision, plan, asked, request.clock)
 
 
@@ -80,20 +85,12 @@ def finish(
     if options.latency_seconds > 0:
         with clock.stage("latency"):
             latency = timed(analysis.original, pruned, analysis.input_shapes, options.engine, options.latency_seconds)
-        for line in slowness(latency):
-            log.warning("%s", line)
-    filters, share, frozen = frozen_reasons(analysis)
-    report = Report(
-        model=analysis.source,
-        before=totals(analysis.original, float(analysis.cost.original()[0])),
-        after=totals(pruned, float(analysis.cost.of_units(removed)[0])),
-        groups=group_reports(analysis, removed), filters=filters, prunable=share, frozen=frozen,
-        declined=tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
-        verification=checked, criterion=str(plan.criterion.get("name", "")),
-        warnings=(*decision.warnings, *slowness(latency)), calibration=calibrated_on(decision),
-        quality=decision.quality(pruned), seconds=dict(clock.seconds), latency=latency, inputs=decision.inputs,
-        choices=(*decision.choices, *undecided(latency)),
-    )  # fmt: skip
+    with clock.stage("measuring"):
+        figures = None if decision.unseen is None else decision.unseen.figures(pruned, decision.judgements)
+    measured = _Measured(checked, latency, figures)
+    for line in measured.warnings:
+        log.warning("%s", line)
+    report = _report(analysis, decision, plan, pruned, clock, measured)
     evidence = Evidence(analysis, removed, decision.seen or decision.stats, decision.way)
     samples = int(plan.settings.get("samples") or 0)
     notes = tuple(hints(report, plan.budget, samples=samples, quantized=rounds(analysis.original)))
@@ -101,3 +98,37 @@ def finish(
         log.info("hint: %s", line)
     report = replace(report, warnings=(*report.warnings, *notes))
     return PruneResult(model=pruned, plan=plan, report=report, stats=decision.stats, evidence=evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was checked and measured of a pruned model."""
+
+    verification: Verification
+    latency: Latency | None
+    figures: Figures | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (*slowness(self.latency), *(() if self.figures is None else self.figures.warnings))
+
+
+def _report(
+    analysis: Analysis, decision: Decision, plan: PruningPlan, pruned: onnx.ModelProto, clock: Clock, found: _Measured
+) -> Report:
+    """The numbers of a finished run."""
+    filters, share, frozen = frozen_reasons(analysis)
+    removed = np.sort(decision.removed)
+    scores = decision.scores(pruned)
+    return Report(
+        model=analysis.source,
+        before=totals(analysis.original, float(analysis.cost.original()[0])),
+        after=totals(pruned, float(analysis.cost.of_units(removed)[0])),
+        groups=group_reports(analysis, removed), filters=filters, prunable=share, frozen=frozen,
+        declined=tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
+        verification=found.verification, criterion=str(plan.criterion.get("name", "")),
+        warnings=(*decision.warnings, *found.warnings), calibration=calibrated_on(decision),
+        figures=found.figures, measured_on="" if decision.unseen is None else decision.unseen.described,
+        quality=quality_of(found.figures) | scores, held_out=decision.held_out, seconds=dict(clock.seconds),
+        latency=found.latency, inputs=decision.inputs, choices=(*decision.choices, *undecided(found.latency)),
+    )  # fmt: skip

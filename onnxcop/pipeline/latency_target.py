@@ -205,11 +205,11 @@ class _Search:
 
 def _checked(request: Request, result: PruneResult, bound: float) -> PruneResult:
     """The result, if the bounds on its quality hold as well."""
-    asked, quality = request.asked, result.report.quality
-    if asked.divergence is not None and quality.get("divergence", 0.0) > asked.divergence:
+    asked, quality, held_out = request.asked, result.report.quality, result.report.held_out
+    if asked.divergence is not None and held_out.get("divergence", 0.0) > asked.divergence:
         raise BudgetError(
             f"--latency {bound:g} and --divergence {asked.divergence:g} cannot both hold: when a run is fast enough "
-            f"the outputs differ by {quality['divergence']:.4g}; loosen one of them"
+            f"the outputs differ by {held_out['divergence']:.4g}; loosen one of them"
         )
     before = {name.removesuffix(" before"): value for name, value in quality.items() if name.endswith(" before")}
     for name, value in before.items():

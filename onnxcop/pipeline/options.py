@@ -19,6 +19,7 @@ from onnxcop.criteria.preference import Preference
 from onnxcop.criteria.registry import criterion_named, parameters_of
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
+from onnxcop.outputs.tasks import Task
 from onnxcop.recovery.methods import RecoveryMethod, recovery_named
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions
@@ -37,12 +38,14 @@ class ApplyOptions(DataOptions):
         rules: What every operator does to labels; None for :data:`onnxcop.DEFAULT_RULES` and those that
             other packages register.
         options: How models are run; None for what this machine has.
+        task: What the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to judge outputs by evidence.
         latency_seconds: How long to measure the latency of both models in the end; 0 to skip it.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
     rules: RuleTable | None = None
     options: EngineOptions | None = None
+    task: Task | None = None
     latency_seconds: float = 0.0
     progress: Callback | bool | None = None
 

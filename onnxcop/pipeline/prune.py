@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from onnxcop.coupling.tracing import REWRITTEN
 from onnxcop.criteria.base import PruningContext
 from onnxcop.data.for_model import open_data
 from onnxcop.data.input_files import InputFiles
+from onnxcop.data.open import CalibrationData
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.pipeline.decide import Decision, Request, recover_units
 from onnxcop.pipeline.finish import fed, finish
 from onnxcop.pipeline.latency_target import prune_within
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
+from onnxcop.pipeline.unseen import UnseenSamples, set_aside
 from onnxcop.pipeline.widths import prune_faster, suited
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.result import PruneResult
@@ -101,12 +104,12 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         feeds = random_feeds(analysis.original, analysis.input_shapes, options.seed)
         require_running(analysis.original, feeds, options.engine)
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), budget, limits)
-    source = open_data(analysis, options, options.input_shapes)
+    source, unseen = data_of(analysis, options, options.input_shapes)
     limits, choices = suited(limits, options.engine, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, latency=latency, source=source,
-        stats=stats, progress=progress, clock=clock, choices=choices,
+        unseen=unseen, stats=stats, progress=progress, clock=clock, choices=choices,
     )  # fmt: skip
 
 
@@ -139,7 +142,7 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
         raise PlanMismatchError(
             "the plan removes principal channels, which only data tell; give --data, the samples it was made with"
         )
-    source = open_data(analysis, options, plan.input_shapes)
+    source, unseen = data_of(analysis, options, plan.input_shapes)
     done: dict[str, Any] = {"allocate": plan.settings.get("allocate"), "recover": "none" if source is None else "full"}
     done["samples"] = 0 if source is None else source.count
     plan = replace(plan, settings={**plan.settings, **done})
@@ -149,10 +152,23 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
         settings = RecoverySettings(seed=options.seed)
         with shown(options.progress) as progress:
             found = recover_units(
-                analysis, removed, source, settings, options.engine, progress, clock, principal=principal
-            )
-        decision = fed(found, source)
+                analysis, removed, source, settings, options.engine, progress, clock, principal=principal,
+                task=options.task,
+            )  # fmt: skip
+        decision = replace(fed(found, source), unseen=unseen)
     return finish(analysis, decision, plan, options, clock)
+
+
+def data_of(
+    analysis: Analysis, options: ApplyOptions, input_shapes: Mapping[str, Sequence[int]] | None
+) -> tuple[CalibrationData | None, UnseenSamples | None]:
+    """The samples to calibrate on, and those to report on; None where there are no data."""
+    source = open_data(analysis, options, input_shapes)
+    if source is None:
+        return None, None
+    rest, held = set_aside(source, options.seed)
+    unseen = UnseenSamples(analysis.original, held or rest, options.engine, options.task, seen=held is None)
+    return rest, unseen
 
 
 def nothing_reason(analysis: Analysis) -> str:

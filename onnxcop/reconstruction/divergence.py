@@ -93,6 +93,11 @@ class Figures:
     divergence: Estimate
     outputs: tuple[OutputFigures, ...]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What figures beyond the thresholds of their kinds mean."""
+        return tuple(output.warning for output in self.outputs if output.warning)
+
 
 class Reference:
     """The original's outputs on a set of samples.

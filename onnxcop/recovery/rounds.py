@@ -90,7 +90,7 @@ class Recovery:
 
     Attributes:
         synthetic: Whether the data are inputs that nobody has seen.
-        task: What the user says that the model is for (see :data:`onnxcop.outputs.kinds.TASKS`).
+        task: What the user says that the model is for (see :data:`onnxcop.outputs.tasks.TASKS`).
         original: The network as it was, up to the channels that its linear streams are written in.
         working: The network as it is.
         fit: Data to fit on.

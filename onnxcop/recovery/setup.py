@@ -30,7 +30,7 @@ _PASSES = 2  # of measuring curves there; what more of them tell is how the netw
 
 def recovery_on(
     analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
-    progress: Progress | None,
+    progress: Progress | None, *, task: str | None = None,
 ) -> Recovery:  # fmt: skip
     """An untouched network with its data split in two.
 
@@ -45,12 +45,13 @@ def recovery_on(
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
     views = min(settings.views, max(1, settings.refine_samples // fit.count))
-    return Recovery(analysis, fit.with_crops(views), probe, options, settings, progress)
+    return Recovery(analysis, fit.with_crops(views), probe, options, settings, progress, task=task)
 
 
 def recovery_without_data(
-    analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress | None
-) -> Recovery:
+    analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress | None,
+    *, task: str | None = None,
+) -> Recovery:  # fmt: skip
     """An untouched network that is fitted and measured on made-up inputs, of which those of a large one are few."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
@@ -60,7 +61,7 @@ def recovery_without_data(
     if macs > _LARGE:
         passes = min(settings.curve_passes, _PASSES)
         settings = replace(settings, refine=0, curve_passes=passes, sharper_passes=0)
-    return Recovery(analysis, fit, probe, options, settings, progress, synthetic=True)
+    return Recovery(analysis, fit, probe, options, settings, progress, synthetic=True, task=task)
 
 
 @dataclass

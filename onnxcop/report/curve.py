@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxcop.outputs.intervals import Estimate
+from onnxcop.reconstruction.divergence import Figures
 from onnxcop.report.result import PruneResult
 
 Row = dict[str, float | int | str | None]
@@ -29,6 +31,7 @@ class Point:
         report = self.result.report
         before, after, times = report.before, report.after, report.latency
         quality = dict(report.quality)
+        agreement = _agreement(report.figures)
         milliseconds = None if times is None else times.after
         return {
             "budget": self.macs,
@@ -43,11 +46,23 @@ class Point:
             "latency_high_ms": None if milliseconds is None else 1e3 * milliseconds.high,
             "latency_kept": None if times is None else times.ratio,
             "divergence": quality.get("divergence"),
-            "agreement": quality.get("top-1 agreement"),
+            **_interval("divergence", None if report.figures is None else report.figures.divergence),
+            "agreement": None if agreement is None else agreement.value,
+            **_interval("agreement", agreement),
             **{name.removesuffix(" after"): value for name, value in quality.items() if name.endswith(" after")},
             "seconds": sum(report.seconds.values()),
             "file": None if self.file is None else str(self.file),
         }
+
+
+def _agreement(figures: Figures | None) -> Estimate | None:
+    """The agreement of the first output that tells one."""
+    outputs = () if figures is None else figures.outputs
+    return next((output.agreement for output in outputs if output.agreement is not None), None)
+
+
+def _interval(name: str, found: Estimate | None) -> Row:
+    return {f"{name}_low": None if found is None else found.low, f"{name}_high": None if found is None else found.high}
 
 
 def original_row(point: Point) -> Row:
@@ -62,7 +77,7 @@ def original_row(point: Point) -> Row:
         "latency_high_ms": None if times is None else 1e3 * times.before.high,
         "latency_kept": None if times is None else 1.0,
         "divergence": 0.0 if "divergence" in quality else None,
-        "agreement": 1.0 if "top-1 agreement" in quality else None,
+        "agreement": None if _agreement(report.figures) is None else 1.0,
     }  # fmt: skip
     scores = {name.removesuffix(" before"): value for name, value in quality.items() if name.endswith(" before")}
     return {**known, **scores, "seconds": None, "file": report.model}

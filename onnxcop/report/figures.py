@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onnxcop.outputs.intervals import Estimate
     from onnxcop.reconstruction.divergence import Figures, OutputFigures
 
 
@@ -16,6 +17,39 @@ def figure_lines(found: Figures) -> Iterator[str]:
         yield f"  {measured(output)}"
     if len(found.outputs) > 1:
         yield f"all outputs: divergence {found.divergence.number()}"
+
+
+def quality_of(found: Figures | None) -> dict[str, float]:
+    """The figures as plain numbers, by name; those of several outputs with the output's name."""
+    if found is None:
+        return {}
+    quality = {"divergence": found.divergence.value}
+    told = [output for output in found.outputs if output.agreement is not None]
+    for output in told:
+        name = output.agreement_name if len(told) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
+        if output.agreement is not None:
+            quality[name] = output.agreement.value
+    return quality
+
+
+def figure_rows(found: Figures | None) -> Iterator[tuple[str, str]]:
+    """The figures for a table: names, and numbers with the ends of their intervals in brackets."""
+    if found is None:
+        return
+    yield "divergence", _bracketed(found.divergence, 1.0, "")
+    told = [output for output in found.outputs if output.agreement is not None]
+    for output in told:
+        name = output.agreement_name if len(told) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
+        share = output.kind != "vectors"
+        if output.agreement is not None:
+            yield name, _bracketed(output.agreement, 100.0 if share else 1.0, " %" if share else "")
+
+
+def _bracketed(found: Estimate, factor: float, unit: str) -> str:
+    text = f"{factor * found.value:.4g}{unit}"
+    if found.low is None or found.high is None:
+        return text
+    return f"{text} ({factor * found.low:.3g} to {factor * found.high:.3g})"
 
 
 def measured(output: OutputFigures) -> str:

@@ -11,7 +11,6 @@ from onnxcop.report.summary import Report
 
 _APART = 0.15  # shares of MACs and of the file that are so far apart are worth a word
 _FEW = 64  # samples; below this statistics of wide layers say little
-_AGREEMENT = 0.9  # below this share of like predictions the output has changed visibly
 
 
 def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quantized: bool = False) -> Iterator[str]:
@@ -46,9 +45,8 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
         )
     if 0 < samples < _FEW:
         yield f"{samples} samples are few: with some hundreds more of the accuracy stays"
-    agreement = report.quality.get("top-1 agreement")
-    if agreement is not None and agreement < _AGREEMENT:
+    if report.figures is not None and report.figures.warnings:
         yield (
-            f"{1 - agreement:.0%} of the held-out samples are classified differently than by the original: give more "
-            "samples, cut less, or bound the loss with --divergence or --max-drop; is the preprocessing right?"
+            "where outputs are off by so much, give more samples, cut less, or bound the loss with --divergence or "
+            "--max-drop; is the preprocessing right?"
         )

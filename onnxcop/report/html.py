@@ -162,7 +162,8 @@ def _curve(data: ReportData) -> Iterator[str]:
         return
     yield (
         "<p>How far the outputs on held-out samples were from the original's, after every step that was tried "
-        "on the way to the budget. The line joins the best at each share; a broken line is the budget.</p>"
+        "on the way to the budget. The line joins the best at each share; a broken line is the budget. The result is "
+        "marked at what was measured on samples that no choice has seen.</p>"
     )
     share = data.report.after.macs / max(data.report.before.macs, 1.0)
     yield curve(data.way, (share, value), data.budget.get("macs"), data.budget.get("divergence"))
@@ -170,7 +171,7 @@ def _curve(data: ReportData) -> Iterator[str]:
         (p.name, f"{p.macs:.1%}", f"{p.divergence:.4g}", "" if p.agreement is None else f"{p.agreement:.1%}")
         for p in data.way
     )
-    table = _table(("step", "MACs left", "divergence", "top-1 agreement"), steps)
+    table = _table(("step", "MACs left", "divergence", "agreement"), steps)
     yield f"<details><summary>Every step in numbers</summary>{table}</details>"
 
 

@@ -53,7 +53,7 @@ def _curve(data: ReportData) -> Iterator[str]:
         yield _plain(story.NO_CURVE)
         return
     yield from _table(
-        ("after", "MACs left", "divergence", "top-1 agreement"),
+        ("after", "MACs left", "divergence", "agreement"),
         (
             (
                 _plain(point.name), f"{point.macs:.1%}", f"{point.divergence:.4g}",

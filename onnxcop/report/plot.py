@@ -73,19 +73,22 @@ def curve(rows: Sequence[Row], title: str, suffix: str) -> bytes:
 
 def _quality(rows: Sequence[Row]) -> dict[str, str]:
     """What was measured of the quality, by column: divergence, agreement, the user's metric."""
-    measured = {
-        name: "top-1 agreement" if name == "agreement" else name
-        for row in rows
-        for name, value in row.items()
-        if isinstance(value, int | float)
-    }
-    return {name: label for name, label in measured.items() if name not in _FIXED and not name.startswith("latency")}
+    measured = {name: name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    return {name: label for name, label in measured.items() if not _is_cost(name)}
+
+
+def _is_cost(name: str) -> bool:
+    return name in _FIXED or name.startswith("latency") or name.endswith(("_low", "_high"))
 
 
 def _line(axis: Any, rows: Sequence[Row], name: str, label: str) -> None:
     points = [(row["macs_kept"], row[name]) for row in rows if row.get(name) is not None]
     if points:
         axis.plot(*zip(*points, strict=True), "o-", label=label)
+    band = [(row["macs_kept"], row[f"{name}_low"], row[f"{name}_high"]) for row in rows
+            if row.get(f"{name}_low") is not None and row.get(f"{name}_high") is not None]  # fmt: skip
+    if band:
+        axis.fill_between(*zip(*band, strict=True), alpha=0.2)
 
 
 def _least(rows: Sequence[Row]) -> float:

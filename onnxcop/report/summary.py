@@ -14,6 +14,7 @@ from onnxcop.analysis.analyze import Analysis, group_name
 from onnxcop.analysis.summary import Totals
 from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.filters import produced_filter_counts
+from onnxcop.reconstruction.divergence import Figures
 from onnxcop.runtime.latency import Latency
 from onnxcop.verification.verify import Verification
 
@@ -57,7 +58,10 @@ class Report:
         warnings: What the user should know.
         calibration: One line on the data that was seen.
         inputs: One line on the values that the model was fed with.
-        quality: Measured output quality (divergence, agreement), by name.
+        figures: What was measured of the written file, on samples that no choice has seen; None without data.
+        measured_on: Which samples these are, in words.
+        quality: The same as plain numbers (divergence, agreement, the user's metric), by name.
+        held_out: Divergence and agreement on the held-out samples that choices were made on.
         seconds: Time spent, by stage.
         latency: Of the original and of the result, measured side by side on this machine.
         choices: What was chosen by measurement on the way, in words.
@@ -75,7 +79,10 @@ class Report:
     criterion: str = ""
     warnings: tuple[str, ...] = ()
     calibration: str = ""
+    figures: Figures | None = None
+    measured_on: str = ""
     quality: Mapping[str, float] = field(default_factory=dict)
+    held_out: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Latency | None = None
     inputs: str = ""

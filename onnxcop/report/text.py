@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcop._base.formatting import counted, percent, plural, shortened, sized
 from onnxcop.allocation.budget import Limits
+from onnxcop.report.figures import figure_lines, figure_rows, quality_of
 from onnxcop.report.summary import GroupReport, Report
 
 if TYPE_CHECKING:
@@ -54,8 +55,11 @@ def rows(report: Report) -> Iterator[Row]:
             times.ratio < 1 and not times.undecided,
             times.slower,
         )
-    quality = report.quality
+    yield from (Row(name, "", text) for name, text in figure_rows(report.figures))
+    quality, measured = report.quality, quality_of(report.figures)
     for name, value in quality.items():
+        if name in measured:
+            continue
         if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in quality:
             bare = name.removesuffix(_BEFORE)
             yield Row(bare, _score(value), _score(quality[bare + _AFTER]))
@@ -114,6 +118,8 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"Cut {cut(report, settings)}."
     yield from (f"{choice[:1].upper()}{choice[1:]}." for choice in report.choices)
     yield f"Verified: {verified(report)}."
+    for line in measured(report):
+        yield f"{line.strip()[:1].upper()}{line.strip()[1:]}."
 
 
 def provenance(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -146,6 +152,16 @@ def frozen(report: Report, most: int) -> Iterator[str]:
     if len(listed) > most:
         rest = sum(number for _, number in listed[most:])
         yield f"  {rest:6d}  for {len(listed) - most} more reasons; see onnxcop inspect"
+
+
+def measured(report: Report) -> Iterator[str]:
+    """What the outputs are and how far they are from the original's; what follows the first line is indented."""
+    if report.figures is None:
+        why = "no output holds real numbers" if report.measured_on else "no data was given"
+        yield f"not measured: how far the outputs are from the original's ({why})"
+        return
+    yield f"measured on {report.measured_on}, running both files"
+    yield from (f"  {line}" for line in figure_lines(report.figures))
 
 
 def verified(report: Report) -> str:

@@ -121,7 +121,7 @@ def agreement(
         outputs: The same for outputs; only these are compared.
         options: How both are run.
         progress: Called with (stage, done, total).
-        task: What the user says that the models are for (see :data:`onnxcop.outputs.kinds.TASKS`).
+        task: What the user says that the models are for (see :data:`onnxcop.outputs.tasks.TASKS`).
 
     Raises:
         EngineError: One of the models does not run.

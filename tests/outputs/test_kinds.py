@@ -14,7 +14,9 @@ from scipy.special import softmax
 from onnxcop.errors import CalibrationError
 from onnxcop.outputs.evidence import activations, by_sample, sample_axis
 from onnxcop.outputs.judgement import Judgements, judge
+from onnxcop.outputs.kinds import KINDS
 from onnxcop.outputs.sequences import decoded
+from onnxcop.outputs.tasks import TASKS
 from onnxcop.reconstruction.divergence import OutputFigures, Reference
 
 Array = np.ndarray[Any, Any]
@@ -285,3 +287,7 @@ def test_where_samples_lie() -> None:
     assert sample_axis([(7, 5), (7, 5)], [8, 3]) is None
     assert by_sample(np.ones((7, 5)), None, 8).shape == (1, 7, 5)
     assert sample_axis([(1, 5), (1, 7)], [1, 1]) == 0
+
+
+def test_every_task_names_a_kind() -> None:
+    assert {task for kind in KINDS for task in kind.tasks} == set(TASKS)

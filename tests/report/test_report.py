@@ -101,7 +101,7 @@ def test_costs_of_the_layers_add_up(data: ReportData) -> None:
 def test_the_way_leads_to_the_result(data: ReportData) -> None:
     last = data.way[-1]
     assert last.macs == pytest.approx(data.report.after.macs / data.report.before.macs)
-    assert last.divergence == pytest.approx(data.report.quality["divergence"], rel=1e-6)
+    assert last.divergence == pytest.approx(data.report.held_out["divergence"], rel=1e-6)
     assert all(0 < point.macs <= 1 for point in data.way)
 
 
@@ -269,10 +269,10 @@ def test_statistics_of_an_earlier_run_are_named_and_shown(tmp_path: Path) -> Non
         chain(), data=samples(), criterion="cop-activation", recover="none", options=CPU, stats_out=tmp_path / "s.npz"
     )
     again = onnxcop.prune(chain(), stats=tmp_path / "s.npz", criterion="cop-activation", recover="none", options=CPU)
-    assert again.report.calibration == "statistics of 48 samples, gathered earlier"
+    assert again.report.calibration == "statistics of 36 samples, gathered earlier"
     assert again.report_data().correlations == first.report_data().correlations
     text = Text(rendered(again.report_data(), Path("r.html")).decode()).text
-    assert "Calibrated on statistics of 48 samples, gathered earlier." in text
+    assert "Calibrated on statistics of 36 samples, gathered earlier." in text
 
 
 def test_markdown_keeps_names_out_of_its_markup(data: ReportData) -> None:

@@ -1,0 +1,117 @@
+"""The written model against the original, on samples that no choice has seen.
+
+What chooses widths, weights and steps is biased towards the samples that it chose on: their divergence is too
+low. So some samples are set aside before anything is chosen, and both files are run on them in the end, in
+plain sessions of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx
+
+from onnxcop._base.types import Feed
+from onnxcop.data.open import CalibrationData
+from onnxcop.outputs.judgement import Judgements, judge
+from onnxcop.reconstruction.divergence import Figures, Reference
+from onnxcop.runtime.session import EngineOptions, Session
+
+_SHARE, _MOST_SHARE = 1 / 8, 1 / 4  # of the samples that are set aside; of few samples up to a quarter
+_FEWEST, _MOST = 64, 256  # samples that are set aside, where there are enough
+_USELESS = 4  # samples; fewer tell nothing, and are better calibrated on
+_KEPT = 1 << 28  # bytes of the original's outputs
+
+
+def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, CalibrationData | None]:
+    """What to calibrate on, and what to report on.
+
+    Samples beyond those asked for are set aside first; where there are too few of them, some of the others.
+
+    Args:
+        source: The calibration data.
+        seed: Of the choice.
+
+    Returns:
+        Both parts; None for the second where all samples are needed for calibration.
+    """
+    wanted = min(max(round(_SHARE * source.count), _FEWEST), _MOST)
+    share = min(wanted, int(_MOST_SHARE * source.count))
+    unit, spare = source.layout.size or 1, source.spare()
+    if spare is not None and spare.count >= max(share, _USELESS):
+        return source, spare.take(_MOST, seed)
+    if share < max(_USELESS, unit):
+        return source, None
+    rest, held = source.split(share / source.count, seed)
+    rest.description = f"{source.description}, {held.count} of them set aside"
+    return rest, held
+
+
+@dataclass
+class UnseenSamples:
+    """The original on samples that no choice has seen.
+
+    Attributes:
+        model: The original.
+        data: The samples.
+        options: How models are run.
+        task: What the user says that the model is for.
+        seen: Whether choices were made on them after all, since there are too few samples to set any aside.
+    """
+
+    model: onnx.ModelProto
+    data: CalibrationData
+    options: EngineOptions
+    task: str | None = None
+    seen: bool = False
+    _reference: Reference | None = field(default=None, init=False)
+
+    def figures(self, pruned: onnx.ModelProto, judgements: Judgements | None = None) -> Figures | None:
+        """Run the pruned model, and compare its outputs with the original's.
+
+        Args:
+            pruned: The model as it is written.
+            judgements: What the outputs are; None to decide it on these samples.
+
+        Returns:
+            What was measured; None where no output holds real numbers.
+
+        Raises:
+            EngineError: One of the models does not run on the samples.
+        """
+        if self._reference is None:
+            self._reference = self._of_original(judgements)
+        if not self._reference.names:
+            return None
+        with Session(pruned, self.options) as session:
+            found = [session.run(feed) for feed in self._feeds(len(self._reference.outputs))]
+        return self._reference.figures(found)
+
+    @property
+    def described(self) -> str:
+        """On how many samples of what sort figures were taken."""
+        count = self.data.count if self._reference is None else sum(self._reference.counts)
+        if self.seen:
+            return f"{count} samples that choices were made on too: there are too few to set any aside, and it flatters"
+        return f"{count} samples that no choice has seen"
+
+    def _of_original(self, judgements: Judgements | None) -> Reference:
+        outputs: list[Feed] = []
+        counts, size = list[int](), 0
+        with Session(self.model, self.options) as session:
+            for feed in self._feeds():
+                outputs.append(session.run(feed))
+                counts.append(self.data.layout.samples_in(feed))
+                size += sum(getattr(value, "nbytes", 0) for value in outputs[-1].values())
+                if size > _KEPT:
+                    break
+        if judgements is None:
+            judgements = judge(outputs, counts, self.model, self.task)
+        return Reference(outputs, judgements=judgements, counts=counts)
+
+    def _feeds(self, most: int | None = None) -> Iterator[Feed]:
+        for place, feed in enumerate(self.data.batches()):
+            if place == most:
+                return
+            yield dict(feed)

@@ -1,0 +1,191 @@
+"""What is printed was measured on the written file, on samples that no choice has seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_models import chain, finished, weights, written
+
+import onnxcop
+from onnxcop.cli import main as cli
+from onnxcop.data.for_model import open_data
+from onnxcop.data.options import DataOptions
+from onnxcop.pipeline.unseen import UnseenSamples, set_aside
+from onnxcop.recovery.rounds import RecoverySettings
+
+CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
+QUICK: dict[str, Any] = {
+    "options": CPU, "settings": RecoverySettings(rounds=1, refine=0, curve_passes=1, sharper_passes=0),
+}  # fmt: skip
+Array = np.ndarray[Any, Any]
+
+
+def pictures(count: int) -> Array:
+    return np.random.default_rng(7).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def encoder(width: int = 32) -> onnx.ModelProto:
+    """Random weights that give vectors of length one, `[N, width]`."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], "one"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["e"], "two"),
+        helper.make_node("LpNormalization", ["e"], ["embedding"], axis=1, p=2),
+    ]
+    graph = helper.make_graph(
+        nodes, "encoder",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", width])],
+        [weights("w1", (16, 64)), weights("w2", (64, width))],
+    )  # fmt: skip
+    return finished(graph)
+
+
+def test_an_encoder_is_told_by_its_vectors(caplog: pytest.LogCaptureFixture) -> None:
+    """Cut to a fifth, random vectors point elsewhere; as classes they would hardly differ."""
+    x = np.random.default_rng(2).standard_normal((300, 16)).astype(np.float32)
+    result = onnxcop.prune(encoder(), macs=0.2, data=x, **QUICK)
+    assert result.report.figures is not None
+    (found,) = result.report.figures.outputs
+    assert found.kind == "vectors"
+    assert found.described == ("output embedding: vectors, judged by cosine and relative error (all of length one)")
+    assert found.agreement is not None
+    assert found.agreement.value < 0.95
+    assert found.agreement.value == pytest.approx(1 - found.divergence.value**2 / 2, abs=1e-5)
+    assert found.warning in caplog.messages
+    assert found.warning in result.report.warnings
+    assert "mean cosine" in str(result)
+
+
+def test_figures_are_those_of_the_saved_file(tmp_path: Path) -> None:
+    """Worked out again with nothing but ONNX Runtime and numpy."""
+    import onnxruntime
+
+    x, options = pictures(400), DataOptions(data=pictures(400), samples=150)
+    result = onnxcop.prune(chain(), macs=0.6, data=x, samples=150, task="regress", **QUICK)
+    result.save(tmp_path / "out.onnx")
+    source = open_data(onnxcop.analyze(chain(), options=CPU), options)
+    assert source is not None
+    calibration, unseen = set_aside(source, 0)
+    assert unseen is not None
+    seen = {sample.tobytes() for batch in calibration.batches() for sample in batch["x"]}
+    held = np.concatenate([batch["x"] for batch in unseen.batches()])
+    assert len(seen) == 150
+    assert not seen & {sample.tobytes() for sample in held}
+    one, two = (
+        onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"x": held})[0]
+        for model in (chain().SerializeToString(), str(tmp_path / "out.onnx"))
+    )
+    assert result.report.figures is not None
+    found = result.report.figures.divergence
+    assert found.value == pytest.approx(np.linalg.norm(two - one) / np.linalg.norm(one), rel=1e-4)
+    assert found.samples == len(held) == 250
+    assert result.report.quality["divergence"] == found.value
+    assert found.low is not None and found.high is not None
+    assert found.low < found.value < found.high
+    assert result.report.held_out["divergence"] != found.value
+
+
+def test_the_interval_holds_the_figure_of_other_samples() -> None:
+    """Of most of many draws of samples to report on."""
+    model = onnxcop.prune(chain(), macs=0.6, criterion="l2", recover="none", options=CPU).model
+    analysis = onnxcop.analyze(chain(), options=CPU)
+
+    def figure(x: Array) -> tuple[float | None, float, float | None]:
+        source = open_data(analysis, DataOptions(data=x, samples=len(x), batch_size=500))
+        assert source is not None
+        figures = UnseenSamples(chain(), source, CPU).figures(model)
+        assert figures is not None
+        return figures.divergence.low, figures.divergence.value, figures.divergence.high
+
+    rng = np.random.default_rng(5)
+
+    def draw(count: int) -> Array:
+        return (rng.standard_normal((count, 3, 8, 8)) * rng.lognormal(0, 0.4, (count, 1, 1, 1))).astype(np.float32)
+
+    _, truth, _ = figure(draw(20_000))
+    found = [figure(draw(64)) for _ in range(60)]
+    held = [low is not None and high is not None and low <= truth <= high for low, _, high in found]
+    assert np.mean(held) > 0.85
+    assert np.mean([value < truth for _, value, _ in found]) == pytest.approx(0.5, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("count", "samples", "parts"),
+    [
+        (2000, 512, (512, 256)),  # there are others
+        (600, 512, (512, 88)),
+        (520, 512, (448, 64)),  # too few others: some of those asked for
+        (2048, 2048, (1792, 256)),
+        (300, 300, (236, 64)),
+        (100, 100, (75, 25)),
+        (17, 17, (13, 4)),
+        (15, 15, (15, None)),  # all are needed
+    ],
+)
+def test_how_many_are_set_aside(count: int, samples: int, parts: tuple[int, int | None]) -> None:
+    source = open_data(onnxcop.analyze(chain(), options=CPU), DataOptions(data=pictures(count), samples=samples))
+    assert source is not None
+    rest, held = set_aside(source, 0)
+    assert (rest.count, None if held is None else held.count) == parts
+
+
+def test_a_stream_has_others_too() -> None:
+    def stream() -> Any:
+        return ({"x": picture[None]} for picture in pictures(200))
+
+    source = open_data(onnxcop.analyze(chain(), options=CPU), DataOptions(data=stream(), samples=100))
+    assert source is not None
+    rest, held = set_aside(source, 0)
+    assert held is not None
+    assert (rest.count, held.count) == (100, 100)
+
+
+def test_where_no_sample_can_be_spared_it_is_said() -> None:
+    few = onnxcop.prune(chain(), macs=0.8, data=pictures(10), **QUICK).report
+    assert few.measured_on.startswith("10 samples that choices were made on too")
+    many = onnxcop.prune(chain(), macs=0.8, data=pictures(100), **QUICK).report
+    assert many.measured_on == "25 samples that no choice has seen"
+    without = onnxcop.prune(chain(), macs=0.8, criterion="l2", recover="none", options=CPU)
+    assert without.report.figures is None
+    assert "not measured: how far the outputs are from the original's (no data was given)" in str(without)
+
+
+def test_the_command_tells_and_takes_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = written(chain(), tmp_path / "m.onnx"), tmp_path / "x.npz"
+    np.savez(data, x=pictures(100))
+    command = [str(model), "-o", str(tmp_path / "o.onnx"), "--data", str(data), "--macs", "0.7", "--provider", "cpu",
+               "--criterion", "l2", "--recover", "none", "--latency-seconds", "0"]  # fmt: skip
+    assert cli.run([*command, "--task", "classify", "--report", str(tmp_path / "r.json")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "measured on 25 samples that no choice has seen, running both files" in shown
+    assert (
+        "output y: class scores, judged by Kullback–Leibler divergence and top-1 agreement (--task classify)" in shown
+    )
+    assert "95 % interval" in shown
+    assert "n = 25" in shown
+    summary = json.loads((tmp_path / "r.json").read_text())["summary"]
+    (output,) = summary["figures"]["outputs"]
+    assert output["kind"] == "classes"
+    assert output["agreement"]["samples"] == 25
+    assert output["agreement"]["low"] <= output["agreement"]["value"] <= output["agreement"]["high"]
+    assert cli.run([*command, "--task", "sequence"]) == 1
+    assert "--task sequence: no output has the form of that" in capsys.readouterr().err
+    assert cli.run(["compare", str(model), str(tmp_path / "o.onnx"), "--data", str(data), "--task", "classify"]) == 0
+    assert "(--task classify)" in capsys.readouterr().out
+
+
+def test_outputs_that_hold_no_real_numbers_are_not_measured() -> None:
+    model = chain()
+    model.graph.node.append(helper.make_node("ArgMax", ["y"], ["class"], axis=1, keepdims=0))
+    model.graph.output.append(helper.make_tensor_value_info("class", TensorProto.INT64, ["N"]))
+    del model.graph.output[0]
+    report = onnxcop.prune(model, macs=0.8, data=pictures(60), criterion="l2", recover="none", options=CPU).report
+    assert report.figures is None
+    assert report.measured_on  # there were data
