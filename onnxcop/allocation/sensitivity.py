@@ -18,9 +18,11 @@ from onnxcop.allocation.budget import Limits, allowed_units
 from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.coupling.groups import DependencyGroup
+from onnxcop.reconstruction.block_streams import BlockStream
 from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.network import MaskedNetwork
-from onnxcop.reconstruction.obs import InverseCache, LayerObs, removal_order
+from onnxcop.reconstruction.obs import InverseCache, LayerObs, Loss, removal_order
+from onnxcop.reconstruction.products import losses_for
 from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import as_features, as_weights, best_ridge, mean_output
 from onnxcop.runtime.segments import PartialExecutor
@@ -71,12 +73,14 @@ class Samples:
         held: Statistics of other samples, to choose the regularization by.
         feeds: Batches of samples that neither has seen, for the divergence.
         reference: The original's outputs on `feeds`.
+        heads: Groups of heads, whose products are judged head by head.
     """
 
     fit: PatchStatistics
     held: PatchStatistics
     feeds: Sequence[Mapping[str, Array]]
     reference: Reference
+    heads: Sequence[BlockStream] = ()
 
 
 def measure(
@@ -123,7 +127,8 @@ def measure(
         most = most_units(allowed, group.units, group.width, limits)
         count = min(requests[group.index], most)
         solvers = solvers_for(working, samples.fit, ridges, group, importance, inverses)
-        order, weights = _cut_to(solvers, units, fallback, count, most, curves.get(group.index))
+        losses = [] if group.index in curves else losses_for(working, samples.fit, group, samples.heads)
+        order, weights = _cut_to(solvers, losses, units, fallback, count, most, curves.get(group.index))
         value = _variant(working, samples, executor, solvers, weights, order[:count], base)
         curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
         curves[group.index] = curve.with_point(count, value)
@@ -145,8 +150,8 @@ def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntAr
 
 
 def _cut_to(
-    solvers: Sequence[LayerObs], units: IntArray, fallback: FloatArray, count: int, most: int,
-    known: Curve | None,
+    solvers: Sequence[LayerObs], losses: Sequence[Loss], units: IntArray, fallback: FloatArray, count: int,
+    most: int, known: Curve | None,
 ) -> tuple[list[int], list[FloatArray]]:  # fmt: skip
     """The order of removal (worked out once), and the consumers' weights after `count` units."""
     snapshot: list[FloatArray] = []
@@ -156,7 +161,7 @@ def _cut_to(
             snapshot.extend(s.weights for s in solvers)
 
     if known is None:
-        order = removal_order(solvers, units, fallback, len(units) - most, note, exact=count)
+        order = removal_order([*solvers, *losses], units, fallback, len(units) - most, note, exact=count)
         return order, snapshot
     for solver in solvers:
         solver.remove(np.flatnonzero(np.isin(solver.layer.units, np.asarray(known.order[:count]))))

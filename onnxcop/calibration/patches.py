@@ -1,4 +1,4 @@
-"""Statistics of whole patches: what a convolution sums over, channel by tap.
+"""Statistics of all features that a layer sums over: channel by tap of a patch, or by place of a flattened axis.
 
 With the covariance of channels alone, a lost channel can only be made up for at the same place of the
 map. A kernel sees a neighbourhood, and with the covariance of the whole patch every tap of every kept
@@ -23,6 +23,7 @@ from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import initializers_are_inputs
 
 WIDEST = 1152  # features of a patch up to which its covariance is gathered
+_ENOUGH = 2  # observations of every feature of a flattened axis, below which all entries of a channel count as one
 _LARGE = 256  # positions of a map that are more than a sample can add to its covariance
 
 _GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
@@ -41,17 +42,29 @@ class PatchStatistics:
     patches: Mapping[int, Layer]
 
     def moments(self, layer: Layer) -> Moments | None:
-        """Of [channels × taps] features, channel by channel, where patches were unfolded, else of [channels]."""
+        """Of [channels × taps] features, channel by channel, where all were watched, else of [channels]."""
+        found = self._of_features(layer)
+        if found is not None and (layer.outer * layer.inner == 1 or found.count >= _ENOUGH * len(found.mean)):
+            return found
+        return self.stats.moments(layer) if found is None else averaged(found, layer.channels)
+
+    def _of_features(self, layer: Layer) -> Moments | None:
         found = self.stats.moments(self.patches[layer.node]) if layer.node in self.patches else None
-        return found or self.stats.moments(layer)
+        if found is None or layer.outer * layer.inner == 1:
+            return found
+        places = np.arange(len(found.mean)).reshape(layer.outer, layer.channels, layer.inner)
+        order = places.transpose(1, 0, 2).reshape(-1)
+        return Moments(found.count, found.mean[order], found.scatter[np.ix_(order, order)])
 
     def by_channel(self, layers: Iterable[Layer]) -> CalibrationStats:
         """The same by channel alone, averaged over taps where patches were unfolded."""
         taps = dict(self.stats.taps)
         for layer in layers:
-            found = taps.pop(tap_key(self.patches[layer.node]), None) if layer.node in self.patches else None
+            found = self._of_features(layer)
             if found is not None:
                 taps[tap_key(layer)] = averaged(found, layer.channels)
+        for patch in self.patches.values():
+            taps.pop(tap_key(patch), None)
         return CalibrationStats(self.stats.model, self.stats.samples, taps)
 
 
@@ -65,7 +78,7 @@ def averaged(moments: Moments, channels: int) -> Moments:
 def unfolded(
     model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, widest: int = WIDEST
 ) -> tuple[onnx.ModelProto, dict[int, Layer]]:
-    """Append the patches of convolutions to a copy of a model.
+    """Append the patches of convolutions to a copy of a model, and watch flattened axes entry by entry.
 
     Args:
         model: The model; it is not changed.
@@ -74,7 +87,7 @@ def unfolded(
         widest: Convolutions whose patches have more features are left out.
 
     Returns:
-        The copy, and by node a layer whose channels are the features of its patches.
+        The copy, and by node a layer whose channels are the features of its patches or the entries of its axis.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -85,6 +98,10 @@ def unfolded(
         if layer.node >= len(model.graph.node):
             continue  # inside a body of control flow
         node = model.graph.node[layer.node]
+        if _flattened(layer, shapes, widest):
+            units = np.tile(np.repeat(layer.units, layer.inner), layer.outer)
+            found[layer.node] = replace(layer, outer=1, inner=1, units=units)
+            continue
         weight = stored.get(node.input[1]) if _unfolds(layer, node) else None
         if weight is None:
             continue
@@ -110,6 +127,13 @@ def unfolded(
                 copy.graph.input.append(helper.make_tensor_value_info(kernel, kind, hot.shape))
         found[layer.node] = replace(layer, tensor=made[key], units=np.repeat(layer.units, taps))
     return copy, found
+
+
+def _flattened(layer: Layer, shapes: ShapeMap, widest: int) -> bool:
+    """Whether a matrix product sums over an axis of several entries a channel, and over one at many positions."""
+    several = 1 < layer.outer * layer.inner <= widest // layer.channels
+    rank = len(shapes[layer.tensor].shape or ())
+    return several and layer.kernel.kind == "matmul" and layer.groups == 1 and rank > 2
 
 
 def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int] | None) -> dict[str, Any]:

@@ -136,6 +136,10 @@ class CalibrationData:
         chosen[np.random.default_rng(seed).permutation(self.count)[:held]] = True
         return self._with(self._order[~chosen]), self._with(self._order[chosen])
 
+    def ordered(self, places: Array) -> CalibrationData:
+        """The samples in another order, int64 [count]."""
+        return self._with(self._order[places], self.description)
+
     def take(self, count: int, seed: int = 0) -> CalibrationData:
         """`count` of the samples, chosen at random; all of them where there are not so many."""
         if count < 1:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -97,6 +98,11 @@ class LayerObs:
         matter = np.repeat(np.ones(outputs) if importance is None else importance, flat.shape[1] // outputs)
         leaving = np.arange(len(alive)) if channels is None else np.sort(channels)
         return cls(layer, flat, moments, inverse, matter, leaving[alive[leaving]], alive.copy())
+
+    @property
+    def units(self) -> IntArray:
+        """int64 [channels], the unit of every channel."""
+        return self.layer.units
 
     @property
     def block(self) -> int:
@@ -181,24 +187,33 @@ class _Part:
         self.channels = self.channels[~leaving]
 
 
+class Loss(Protocol):
+    """What a sum over channels loses while they leave it; `units` and `alive` are by channel."""
+
+    @property
+    def units(self) -> IntArray: ...
+    @property
+    def alive(self) -> BoolArray: ...
+    def costs(self) -> FloatArray: ...
+    def remove(self, channels: IntArray) -> None: ...
+
+
 def removal_order(
-    solvers: Sequence[LayerObs], units: IntArray, fallback: FloatArray, leave: int,
+    solvers: Sequence[Loss], units: IntArray, fallback: FloatArray, leave: int,
     on_step: Callable[[list[int]], None] | None = None, exact: int = 0,
 ) -> list[int]:  # fmt: skip
     """Order a group's units by what their removal costs, cheapest first.
 
     Args:
-        solvers: The layers that consume the group; they are emptied on the way.
+        solvers: The sums over the group; they are emptied on the way.
         units: int64, the group's units that are still there.
-        fallback: float64 [units of the model], for units that no layer with statistics consumes.
+        fallback: float64 [units of the model], for units that no sum with statistics consumes.
         leave: How many units to leave at the end.
         on_step: Called after every step with the units removed so far.
         exact: A number of units at which a step ends.
     """
     position = {int(unit): i for i, unit in enumerate(units.tolist())}
-    places = [
-        [(i, position[int(u)]) for i, u in enumerate(s.layer.units.tolist()) if int(u) in position] for s in solvers
-    ]
+    places = [[(i, position[int(u)]) for i, u in enumerate(s.units.tolist()) if int(u) in position] for s in solvers]
     order: list[int] = []
     gone = np.zeros(len(units), dtype=np.bool_)
     step = max(1, len(units) // _ROUNDS)

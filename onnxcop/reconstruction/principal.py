@@ -89,13 +89,21 @@ def principal_basis(
     if len(alive) < 2:
         return None
     square = np.ix_(alive, alive)
-    root, inverse = _roots(weight[square])
-    vectors, sizes, _ = np.linalg.svd(root @ _roots(covariance[square])[0])
-    scale = np.sqrt(np.maximum(sizes, sizes[0] * _FLOOR))  # variances between those of outputs and inputs
+    nested = nested_basis(weight[square], covariance[square])
     into, back = np.eye(width), np.eye(width)
-    into[square] = (vectors.T @ root) / scale[:, None]
-    back[square] = (inverse @ vectors) * scale
+    into[square], back[square] = nested.into, nested.back
     return Basis(into, back)
+
+
+def nested_basis(weight: FloatArray, covariance: FloatArray) -> Basis:
+    """The basis whose first channels lose least, whatever their number, of x with a covariance, weighed by a matrix.
+
+    In it both matrices are diagonal and the same, the largest entries first.
+    """
+    root, inverse = _roots(weight)
+    vectors, sizes, _ = np.linalg.svd(root @ _roots(covariance)[0])
+    scale = np.sqrt(np.maximum(sizes, sizes[0] * _FLOOR))  # variances between those of outputs and inputs
+    return Basis((vectors.T @ root) / scale[:, None], (inverse @ vectors) * scale)
 
 
 def _roots(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:

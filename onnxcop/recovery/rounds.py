@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx
@@ -30,12 +30,15 @@ from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.preference import Preference
 from onnxcop.data.open import CalibrationData
 from onnxcop.outputs.judgement import judge
+from onnxcop.reconstruction.block_bases import in_block_bases, watched
+from onnxcop.reconstruction.block_streams import BlockStream, block_streams
 from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
 from onnxcop.reconstruction.grouped import merge_groups
 from onnxcop.reconstruction.linear_streams import linear_streams
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.obs import InverseCache
 from onnxcop.reconstruction.principal import in_principal_channels
+from onnxcop.reconstruction.products import products
 from onnxcop.reconstruction.refine import Refiner, RefineSet
 from onnxcop.reconstruction.ridge import compensated, deleted
 from onnxcop.recovery.belief import Belief
@@ -129,6 +132,11 @@ class Recovery:
         self.reference = Reference(outputs, roots=self.synthetic, judgements=judgements, counts=counts)
         self.judge = self.reference.softened(_TEMPERATURE)
 
+    @cached_property
+    def heads(self) -> tuple[BlockStream, ...]:
+        """Groups whose units are spread over heads that may each be written in another basis."""
+        return tuple(block_streams(self.original))
+
     def restarted(self) -> Recovery:
         """The same from the beginning; what is measured goes on the same way."""
         again = copy(self)
@@ -139,21 +147,22 @@ class Recovery:
     def change_basis(self, groups: Collection[int]) -> None:
         """Write those of these groups that are linear streams in principal channels, before anything is cut."""
         streams = [stream for stream in linear_streams(self.original) if stream.group.index in groups]
-        if not streams:
+        heads = [stream for stream in self.heads if stream.group.index in groups]
+        if not streams and not heads:
             return
-        rotated, known = in_principal_channels(self.original, streams, self._calibrate(self.fit, "streams"))
-        if (
-            self.reference.compare(PartialExecutor(rotated.partition, self.probe_feeds, self.options).finish()).value
-            < _SAME
-        ):
+        seen = self._calibrate(self.fit, "streams")
+        rotated, known = in_principal_channels(self.original, streams, seen)
+        rotated, blocks = in_block_bases(rotated, heads, seen)
+        found = PartialExecutor(rotated.partition, self.probe_feeds, self.options).finish()
+        if self.reference.compare(found).value < _SAME:
             self.original, self.working = rotated, rotated.copy()
-            self.rotated = tuple(stream.group.index for stream in known)
+            self.rotated = (*(stream.group.index for stream in known), *(stream.group.index for stream in blocks))
 
     def statistics(self) -> Samples:
         """Statistics of the network as it stands."""
         fit = self._calibrate(self.fit, "fit")
         self.seen = self.seen or fit.by_channel(self.working.layers)
-        return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.judge)
+        return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.judge, self.heads)
 
     def _calibrate(self, data: CalibrationData, what: str) -> PatchStatistics:
         def report(done: int, total: int) -> None:
@@ -162,8 +171,9 @@ class Recovery:
 
         unmasked, patches = unfolded(self.working.model, self.working.layers, self.working.partition.shapes)
         model = self.working.masked(unmasked)
-        watched = [layer for layer in self.working.layers if layer.node < self.working.partition.count]
-        layers = [patches.get(layer.node, layer) for layer in watched]
+        outer = [layer for layer in self.working.layers if layer.node < self.working.partition.count]
+        factors = [layer for product in products(self.working) for layer in product.watched]
+        layers = [patches.get(layer.node, layer) for layer in outer] + factors + watched(self.heads, self.working)
         return PatchStatistics(
             calibrate(
                 model, layers, data, self.options, sha=self.analysis.sha256, positions=_POSITIONS, progress=report

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -12,10 +14,13 @@ from onnxcop._base.types import IntArray
 from onnxcop.allocation.sensitivity import Samples, choose_ridges
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.data.open import CalibrationData
+from onnxcop.data.padding import TrimmedData, padding_of
 from onnxcop.data.synthetic import synthetic_data
-from onnxcop.errors import CalibrationError
+from onnxcop.errors import CalibrationError, EngineError
 from onnxcop.recovery.rounds import Progress, Recovery, RecoverySettings
-from onnxcop.runtime.session import EngineOptions
+from onnxcop.runtime.session import EngineOptions, Session
+
+log = logging.getLogger("onnxcop")
 
 _PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
 _PROBE_MOST = 1 / 3
@@ -25,6 +30,8 @@ _FEWEST_HELD = 8  # others to measure on, half as many where that is affordable
 _AFFORDABLE = 2e10  # multiply-accumulates over made-up samples; more of them tell little more
 _BATCH = 16
 _LARGE = 1e8  # multiply-accumulates of a network from which on made-up inputs are not worth refining on
+_CHECKED = 4  # batches that are run with and without padding, the shortest samples first
+_NOISE = 1e-4  # of an output's largest value: sums over fewer zeros are rounded otherwise
 _PASSES = 2  # of measuring curves there; what more of them tell is how the network takes these inputs
 
 
@@ -42,10 +49,37 @@ def recovery_on(
             f"recovery needs at least 2 samples, and here are {source.description}; give some hundreds, "
             "or --recover none"
         )
+    source = without_padding(analysis, source, options)
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
     views = min(settings.views, max(1, settings.refine_samples // fit.count))
     return Recovery(analysis, fit.with_crops(views), probe, options, settings, progress, task=task)
+
+
+def without_padding(analysis: Analysis, source: CalibrationData, options: EngineOptions) -> CalibrationData:
+    """Samples without the padding that a mask among the inputs leaves out; as they are where outputs depend on it."""
+    padding = padding_of(source)
+    if padding is None:
+        return source
+    trimmed = TrimmedData.of(source, padding)
+    with Session(analysis.original, options) as session:
+        for whole in islice(CalibrationData.batches(trimmed), _CHECKED):
+            expected = session.run(whole)
+            try:
+                found = session.run(padding.trimmed(whole))
+            except EngineError:
+                return source
+            if not all(_same(expected[name], values) for name, values in found.items()):
+                return source
+    log.info("padding: left out of the statistics, as input %r tells", padding.mask)
+    return trimmed
+
+
+def _same(expected: object, found: object) -> bool:
+    if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray) or expected.shape != found.shape:
+        return False
+    scale = float(np.abs(expected).max()) if expected.size and expected.dtype.kind == "f" else 0.0
+    return bool(np.allclose(expected, found, rtol=0, atol=_NOISE * scale, equal_nan=True))
 
 
 def recovery_without_data(

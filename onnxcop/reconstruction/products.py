@@ -1,0 +1,157 @@
+"""What a sum over channels loses that no layer's weights read: products of two activations, and recurrent sums.
+
+With q and k of second moments S and T, independent of each other, leaving the channels R out of q·k costs
+the sum over R × R of S ∘ T on average. Where softmax runs over the keys, what is the same for all of them
+cancels, so that their covariance counts. Where one side is stored (a recurrent layer's own weights), T is its
+Gram matrix; where nothing is known of it (operators that hold a whole attention), the identity stands for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcop._base.types import BoolArray, FloatArray, IntArray
+from onnxcop.analysis.layers import Layer
+from onnxcop.calibration.patches import PatchStatistics
+from onnxcop.coupling.groups import DependencyGroup
+from onnxcop.coupling.ops.facts import Contraction, Kernel, Operand
+from onnxcop.reconstruction.block_streams import BlockStream, softmax_cancels, tap
+from onnxcop.reconstruction.network import MaskedNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A sum over channels without a layer's weights.
+
+    Attributes:
+        node: Number of its node.
+        watched: What stands for its factors where moments are taken, one or two.
+        weights: Name of stored weights that the first one meets, and their axis; None where there are none.
+        centred: Whether the mean of a factor does not count.
+    """
+
+    node: int
+    watched: tuple[Layer, ...]
+    weights: tuple[str, int] | None
+    centred: tuple[bool, ...]
+
+
+def products(working: MaskedNetwork) -> Iterator[Product]:
+    """All such sums over prunable channels in the top-level graph."""
+    structure = working.analysis.structure
+    for contraction in structure.coupling.findings.contractions:
+        if contraction.kernel is not None or not contraction.operands or contraction.node >= working.partition.count:
+            continue
+        node = working.nodes[contraction.node]
+        stored = [o for o in contraction.operands if node.input[o.input] in working.partition.constants]
+        fed = [o for o in contraction.operands if o not in stored]
+        if not (structure.units_on(contraction.operands[0].atoms) >= 0).any():
+            continue
+        if fed:
+            watched = tuple(_watched(working, contraction, operand) for operand in fed[:2])
+            centred = tuple(softmax_cancels(working, contraction.node, operand.input) for operand in fed[:2])
+            yield Product(contraction.node, watched, None, centred)
+        elif (state := _state(working, contraction, stored[0])) is not None:
+            yield Product(contraction.node, (state,), (node.input[stored[0].input], stored[0].axis), (False,))
+
+
+def _watched(working: MaskedNetwork, contraction: Contraction, operand: Operand) -> Layer:
+    name = working.nodes[contraction.node].input[operand.input]
+    units = working.analysis.structure.units_on(operand.atoms)
+    return Layer(contraction.node, Kernel(operand.input, 0, 0, kind="product"), name, operand.axis, 1, 1, 1, units)
+
+
+def _state(working: MaskedNetwork, contraction: Contraction, operand: Operand) -> Layer | None:
+    """The first output of a node that carries the channels that its own weights sum over."""
+    units = working.analysis.structure.units_on(operand.atoms)
+    node = working.nodes[contraction.node]
+    if node.input[operand.input] not in working.partition.stored:
+        return None
+    for name in node.output:
+        for axis, atoms in enumerate(working.analysis.structure.coupling.labels.get(name) or ()):
+            if atoms is not None and np.array_equal(working.analysis.structure.units_on(atoms), units):
+                return Layer(contraction.node, Kernel(operand.input, 0, 0, kind="product"), name, axis, 1, 1, 1, units)
+    return None
+
+
+@dataclass
+class ProductLoss:
+    """What a product loses while channels leave it.
+
+    Attributes:
+        units: int64 [channels], the unit of every channel.
+        shares: float64 [channels, channels], S ∘ T.
+        alive: bool [channels], which are still there.
+    """
+
+    units: IntArray
+    shares: FloatArray
+    alive: BoolArray
+    _lost: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._lost = 2 * self.shares[:, ~self.alive].sum(axis=1)
+        self._energy = max(float(self.shares[np.ix_(self.alive, self.alive)].sum()), 1e-30)
+
+    def costs(self) -> FloatArray:
+        """What each channel's removal costs, beside those that are gone, relative to the whole product."""
+        cost = np.maximum(np.diagonal(self.shares) + self._lost, 0.0) / self._energy
+        return np.where(self.alive, cost, np.inf)
+
+    def remove(self, channels: IntArray) -> None:
+        """Take channels out."""
+        channels = np.unique(channels[self.alive[channels]])
+        self.alive[channels] = False
+        self._lost += 2 * self.shares[:, channels].sum(axis=1)
+
+
+def losses_for(
+    working: MaskedNetwork, seen: PatchStatistics, group: DependencyGroup, heads: Sequence[BlockStream] = ()
+) -> list[ProductLoss]:
+    """What the products that sum over a group lose with its units, head by head where heads are known."""
+    own = next((stream for stream in heads if stream.group.index == group.index), None)
+    if own is not None and any(block.product for block in own.blocks):
+        found = _of_heads(working, seen, own)
+        if found is not None:
+            return [found]
+    return _of_all(working, seen, group)
+
+
+def _of_heads(working: MaskedNetwork, seen: PatchStatistics, heads: BlockStream) -> ProductLoss | None:
+    """The losses of all products of heads, summed; None where moments are missing."""
+    shares = np.zeros((heads.group.width, heads.group.width))
+    for block in heads.blocks:
+        sides = {False: np.zeros_like(shares), True: np.zeros_like(shares)}
+        for site in block.seen if block.product else ():
+            moments = seen.moments(tap(working, site))
+            if moments is None:
+                return None
+            sides[site.dual] += site.moments(moments)
+        shares += sides[False] * sides[True]
+    alive = working.alive[heads.group.units]
+    return ProductLoss(heads.group.units, shares * np.outer(alive, alive), alive)
+
+
+def _of_all(working: MaskedNetwork, seen: PatchStatistics, group: DependencyGroup) -> list[ProductLoss]:
+    found = []
+    for product in products(working):
+        units = product.watched[0].units
+        moments = [seen.moments(layer) for layer in product.watched]
+        if not np.isin(units, group.units).any() or any(one is None for one in moments):
+            continue
+        factors = [
+            one.covariance if centred else one.second
+            for one, centred in zip(moments, product.centred, strict=True) if one is not None
+        ]  # fmt: skip
+        if product.weights is not None:
+            name, axis = product.weights
+            flat = np.moveaxis(working.read(name).astype(np.float64), axis, 0).reshape(len(units), -1)
+            factors.append(flat @ flat.T)
+        shares = factors[0] * (factors[1] if len(factors) > 1 else np.eye(len(units)))
+        alive = np.append(working.alive, True)[units]
+        shares = shares * np.outer(alive, alive)
+        found.append(ProductLoss(units, shares, np.asarray(alive)))
+    return found
