@@ -1,8 +1,12 @@
-"""The worked example in CONTRIBUTING.md is a rule that works."""
+"""The worked example and the walks in CONTRIBUTING.md work as they are written."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def example() -> dict[str, Any]:
     """What the Python block of the document defines."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (block,) = re.findall(r"(?<!-->\n)```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(block, "CONTRIBUTING.md", "exec"), names)
     return names
@@ -80,3 +84,48 @@ def test_the_rule_declines_batches(example: dict[str, Any]) -> None:
     assert len(analysis.structure.unit_class) == 0
     reasons = [reason.text for _, reason in analysis.structure.coupling.declined]
     assert reasons == ["FusedMatMul with batch axes"]
+
+
+# The walks
+
+
+WALKS = {
+    "A criterion": (2, ["tests/criteria/test_spread.py", "tests/criteria/test_criteria.py", "-k", "spread"]),
+    "An operator rule": (3, ["tests/coupling/ops/test_rules.py", "-k", "Trilu or every_table_entry"]),
+    "A recovery method": (2, ["tests/recovery/test_shift.py", "tests/recovery/test_methods.py"]),
+    "A resource": (2, ["tests/allocation/test_layer_widths.py", "tests/allocation/test_resources.py"]),
+}
+
+
+@pytest.mark.parametrize("title", WALKS)
+def test_a_walk_adds_what_it_says(title: str, tmp_path: Path) -> None:
+    for name in ("onnxcop", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__", "exports", "*.npz")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for name in ("models", "pyproject.toml", "docs", "README.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    files, tests = WALKS[title]
+    assert len(edited(title, tmp_path)) == files
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def edited(title: str, root: Path) -> set[str]:
+    """Carry out the blocks of a section, and return the files that they touch."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = re.split(r"^##+ ", text.split(f"\n### {title}\n")[1], flags=re.MULTILINE)[0]
+    touched = set()
+    for name, where, anchor, block in re.findall(
+        r"<!-- (\S+?)(?: (above|below|end)(?: (\S+))?)? -->\n```(?:python|text)\n(.*?)```", section, re.DOTALL
+    ):
+        path = root / name
+        assert path.exists() == bool(where), name
+        touched.add(name)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if where else []
+        place = len(lines) if where in ("", "end") else [line.startswith(anchor) for line in lines].index(True)
+        place += where == "below"
+        spaced = {"end": "\n\n" + block, "above": block + "\n\n"}.get(where, block)
+        path.write_text("".join([*lines[:place], spaced, *lines[place:]]), encoding="utf-8")
+    return touched

@@ -80,6 +80,13 @@ class PruningState:
             (self.group_kept[group] - counts >= self.group_floor[group]) & (left >= self.floor[axes]).all(axis=1)
         )
 
+    def narrowed(self, group: int, count: int) -> IntArray:
+        """How many indices every axis keeps once so many more units of a group are gone, int64 [axes]."""
+        axes, times = self._rows[group]
+        kept = self.kept.copy()
+        kept[axes] -= count * times
+        return kept
+
     def saving(self, group: int, counts: IntArray) -> FloatArray:
         """MACs, parameters and bytes saved by removing so many more units of a group, float64 [counts, 3]."""
         found = self._savings.get(group)

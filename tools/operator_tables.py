@@ -1,6 +1,6 @@
 """The operator tables of the documentation, generated from the rules.
 
-    python -m onnxcop.coupling.operator_tables README.md docs/operators.md
+    python tools/operator_tables.py README.md docs/operators.md
 
 rewrites what stands between the markers of each file. What a table says of an operator comes from
 the docstring of its rule: the first paragraph, and the lines that begin with `Exact:`, `Inexact:`
