@@ -37,6 +37,11 @@ class ErrorMeasure:
         """The number of terms."""
         return 2 * int(self._energies[0].shape[1])
 
+    @property
+    def uneven_axis(self) -> int | None:
+        """The axis of parts that are quantities of different size; None if there is none."""
+        return self._axis
+
     def terms(self, place: int, theirs: Sequence[Array]) -> FloatArray:
         """Squared errors and energies by part, float64 [samples, 2 × parts]."""
         a, b = self._read(self._batches[place]), self._read(theirs[0])

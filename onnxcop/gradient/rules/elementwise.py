@@ -107,7 +107,7 @@ UNARY: dict[str, Callable[..., Tensor]] = {
     "Mish": mish,
     "Neg": lambda g, y, x: -g,
     "Reciprocal": lambda g, y, x: -g * y * y,
-    "Relu": lambda g, y, x: g * y.op("Sign"),
+    "Relu": lambda g, y, x: g.masked(y > 0),
     "Selu": lambda g, y, x, *, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875:
         g * (y + alpha * gamma).where(x < 0, gamma),
     "Shrink": lambda g, y, x, *, bias=0.0, lambd=0.5: g.masked(x.op("Abs") > lambd),

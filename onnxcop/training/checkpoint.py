@@ -1,0 +1,73 @@
+"""Where a run stands, in a file from which it goes on as if it had not been stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from onnxcop._base.files import write_atomically
+from onnxcop._base.types import Array
+from onnxcop.errors import CalibrationError
+from onnxcop.training.trainer import TrainingState
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a run stands.
+
+    Attributes:
+        run: What identifies the run: models, samples and settings.
+        state: Weights, moments and the number of steps.
+        best: Weights of the best so far, float32 [elements].
+        notes: Numbers of the run, as JSON holds them.
+    """
+
+    run: str
+    state: TrainingState
+    best: Array
+    notes: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write it in one piece.
+
+        Raises:
+            ModelError: The folder is missing or not writable, or the disk is full.
+        """
+        held = io.BytesIO()
+        header = json.dumps({"format": _FORMAT, "run": self.run, "step": self.state.step, "notes": self.notes})
+        np.savez(
+            held, header=np.array(header), weights=self.state.weights, first=self.state.first,
+            second=self.state.second, best=self.best,
+        )  # fmt: skip
+        write_atomically(path, held.getvalue())
+
+    @classmethod
+    def load(cls, path: Path, run: str) -> Checkpoint | None:
+        """Read one; None if there is none yet.
+
+        Raises:
+            CalibrationError: It is damaged, or belongs to another run.
+        """
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as held:
+                header = json.loads(str(held["header"]))
+                state = TrainingState(held["weights"], held["first"], held["second"], int(header["step"]))
+                found = cls(header["run"], state, held["best"], header["notes"])
+        except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+            raise CalibrationError(f"{path} is no checkpoint, or damaged; delete it or name another file") from None
+        if found.run != run:
+            raise CalibrationError(
+                f"{path} is the checkpoint of another run (model, samples or settings differ); delete it or name "
+                "another file"
+            )
+        return found

@@ -1,0 +1,273 @@
+"""Self-distillation: a pruned model learns its original's answers, on unlabelled samples.
+
+Everything learns together here, where closed-form recovery takes layer after layer. Samples are views of those that
+recovery saw; a part that neither of the two was fitted on judges in the end, and keeps what closed form gave unless
+distillation is nearer to the original there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop.data.dataset import CalibrationData
+from onnxcop.errors import CalibrationError
+from onnxcop.graph.io import sha256
+from onnxcop.outputs.judgement import judge
+from onnxcop.reconstruction.divergence import Divergence, Reference
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.training.checkpoint import Checkpoint
+from onnxcop.training.loop import Loop, LoopSettings, Progress
+from onnxcop.training.losses import TARGET, divergence_loss
+from onnxcop.training.samples import PLAIN, SampleSet, View, views_of
+from onnxcop.training.schedule import AUTO, Effort, Schedule
+from onnxcop.training.step import Layout, Optimizer, StepGraph, build_step, with_weights
+from onnxcop.training.teacher import Teacher
+from onnxcop.training.trainer import Trainer, TrainingState
+
+log = logging.getLogger("onnxcop")
+
+_TEMPERATURE = 4.0  # at which the held-out set judges
+_HELD_OUT = 1 / 4  # of the samples
+_VIEWS = 8
+_BEARABLE = 0.8  # agreement of the original with itself on another view, from which views are used
+_RATES = (1e-3, 3e-4, 1e-4, 3e-5)
+_PILOT = 0.08  # of the steps, that are spent on trying one rate
+_FEWEST_STEPS = 12  # of a trial
+_MEASURED = 3  # steps that are timed
+_EVALUATIONS = 4  # on the held-out samples, the last at the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOptions:
+    """How to distill.
+
+    Attributes:
+        effort: How long.
+        rate: The highest learning rate; None to find it by short trials that the held-out samples judge.
+        batch_size: Samples of a step.
+        seed: Random seed.
+        checkpoint: Where to write how far the run is; a run that finds it goes on from there.
+        engine: How models are run.
+    """
+
+    effort: Effort = AUTO
+    rate: float | None = None
+    batch_size: int = 64
+    seed: int = 0
+    checkpoint: Path | None = None
+    engine: EngineOptions = EngineOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """What distillation gave.
+
+    Attributes:
+        model: The better of the two: distilled, or as it was.
+        before: Distance from the original on held-out samples before.
+        after: After; that of `before` where it was not nearer.
+        kept: Whether the distilled weights are in the model.
+        rate: The highest learning rate.
+        steps: Steps that were made.
+        views: How many views of each sample were learned from.
+        seconds: Of the clock.
+        interrupted: Whether the user ended it.
+        stops: Nodes that gradients do not pass, in words.
+    """
+
+    model: onnx.ModelProto
+    before: Divergence
+    after: Divergence
+    kept: bool
+    rate: float
+    steps: int
+    views: int
+    seconds: float
+    interrupted: bool
+    stops: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """In words."""
+        size = f"{self.steps} steps at {self.rate:g}, {self.seconds:.0f} s"
+        if not self.kept:
+            return f"distillation came no nearer on held-out samples ({size}): the closed form is kept"
+        agreed = ""
+        if self.before.agreement is not None and self.after.agreement is not None:
+            agreed = f", agreement {self.before.agreement:.1%} to {self.after.agreement:.1%}"
+        return f"distillation: held-out divergence {self.before.value:.4g} to {self.after.value:.4g}{agreed} ({size})"
+
+
+def distill(
+    student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData,
+    options: DistillOptions = DistillOptions(), progress: Progress | None = None,
+) -> Distilled:  # fmt: skip
+    """Bring a model nearer to another of the same inputs and outputs.
+
+    Args:
+        student: The model that is trained; not changed.
+        teacher: The model whose answers it learns.
+        source: Samples; no labels are needed.
+        options: How long and how.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        CalibrationError: There are too few samples, or they are of different shapes.
+        ModelError: The outputs differ, or no gradient reaches a weight.
+    """
+    return _Distillation(student, teacher, source, options, progress).run()
+
+
+class _Distillation:
+    """One run."""
+
+    def __init__(
+        self, student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData, options: DistillOptions,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.student, self.teacher_model, self.options, self.progress = student, teacher, options, progress
+        self.started = time.monotonic()
+        if source.count < 8:
+            raise CalibrationError(f"distillation needs at least 8 samples, and here are {source.description}")
+        share = min(1 / 3, max(_HELD_OUT, 128 / source.count))
+        fit, held = source.split(share, options.seed)
+        self.size = source.layout.size or min(options.batch_size, fit.count)
+        self.samples, self.held = SampleSet.of(fit), SampleSet.of(held)
+        self.description = source.description
+        with Session(teacher, options.engine) as session:
+            feeds = list(self.held.batches(self.size))
+            outputs = [session.run(feed) for feed in feeds]
+            judgements = judge(outputs, [_count(feed, self.held) for feed in feeds], teacher)
+            counts = [_count(feed, self.held) for feed in feeds]
+            self.reference = Reference(outputs, judgements=judgements, counts=counts)
+            self.feeds = feeds
+            self.views = self._bearable_views(session)
+        self.loss = divergence_loss(student, judgements, outputs)
+        self.targets = [v.name.removeprefix(TARGET) for v in self.loss.graph.input if v.name.startswith(TARGET)]
+        self.answers = Teacher(teacher, self.samples, self.views, self.targets, options.engine)
+        self.judge = self.reference.softened(_TEMPERATURE)
+
+    def _bearable_views(self, session: Session) -> Sequence[View]:
+        """Views on which the original still says what it says of the plain images; else the plain ones alone."""
+        views = views_of(self.samples, _VIEWS, self.options.seed)
+        if len(views) == 1 or not all(len(j.kind.tasks) and "classify" in j.kind.tasks and
+                                      self.reference.outputs[0][j.outputs[0]].ndim == 2
+                                      for j in self.reference.judgements.entries):  # fmt: skip
+            return [PLAIN]
+
+        def agreement(view: View) -> float:
+            outputs = [session.run(feed) for feed in self.held.batches(self.size, view)]
+            return self.reference.compare(outputs).agreement or 0.0
+
+        moved = [view for view in views[1:] if not view.mirrored]
+        mirrored = [view for view in views[1:] if view.mirrored]
+        kept = [PLAIN]
+        for some in (moved, mirrored):
+            shares = [agreement(view) for view in some]
+            if shares and float(np.mean(shares)) >= _BEARABLE:
+                kept += some
+        return kept
+
+    def run(self) -> Distilled:
+        """Find the rate, train, and let the held-out samples judge."""
+        example = self._feed(0, np.arange(self.size))
+        shapes = {name: array.shape for name, array in example.items()}
+        graph = build_step(self.loss, Optimizer(), input_shapes=shapes, options=self.options.engine)
+        start = graph.layout.vector(self.loss)
+        trainer = Trainer(graph, TrainingState.fresh(start), self.options.engine)
+        before = self._divergence(graph.layout, start, self.reference)
+        score = self._divergence(graph.layout, start, self.judge).value
+        run = self._identity(graph.layout)
+        rate, loop = self._loop(trainer, graph, start, score, run)
+        history = loop.run(score)
+        kept = loop.best_score < score
+        after = self._divergence(graph.layout, loop.best, self.reference) if kept else before
+        model = with_weights(self.student, graph.layout.arrays(loop.best)) if kept else self.student
+        made = trainer.steps
+        trainer.close()
+        self.answers.close()
+        return Distilled(
+            model, before, after, kept, rate, made, len(self.views), time.monotonic() - self.started,
+            history.interrupted, tuple(f"{s.operator} {s.node}: {s.reason}" for s in graph.stops),
+        )  # fmt: skip
+
+    def _feed(self, epoch: int, indices: IntArray) -> Feed:
+        """A batch in this pass's view, with the original's answers."""
+        view = epoch % len(self.views)
+        feed = self.samples.batch(indices, self.views[view])
+        answers = self.answers.answers(indices, view, feed)
+        return feed | {TARGET + name: answers[name] for name in self.targets}
+
+    def _divergence(self, layout: Layout, weights: Array, reference: Reference) -> Divergence:
+        model = with_weights(self.student, layout.arrays(weights))
+        with Session(model, self.options.engine) as session:
+            return reference.compare([session.run(feed) for feed in self.feeds])
+
+    def _steps(self, trainer: Trainer, start: Array) -> int:
+        """How many steps the effort allows."""
+        each = max(1, self.samples.count // self.size)
+        if self.options.effort.epochs is not None:
+            return max(1, round(self.options.effort.epochs * each))
+        assert self.options.effort.seconds is not None
+        times = []
+        for number in range(_MEASURED + 1):
+            begun = time.monotonic()
+            trainer.step(self._feed(number, np.arange(self.size)), 0.0)
+            times.append(time.monotonic() - begun)
+        trainer.restore(TrainingState.fresh(start))
+        left = self.options.effort.seconds - (time.monotonic() - self.started)
+        return max(1, int(left / (1.1 * min(times[1:]))))
+
+    def _loop(self, trainer: Trainer, graph: StepGraph, start: Array, score: float, run: str) -> tuple[float, Loop]:
+        """The loop at the rate that was given, or that short trials find best; that of the checkpoint, if any."""
+
+        def made(rate: float, count: int, stage: str, evaluations: int, checkpoint: Path | None = None) -> Loop:
+            trainer.restore(TrainingState.fresh(start))
+            settings = LoopSettings(
+                Schedule(rate, count), self.samples.count, self.size, self.options.seed, evaluations, checkpoint, run,
+                stage,
+            )  # fmt: skip
+            return Loop(trainer, self._feed, lambda weights: self._divergence(graph.layout, weights, self.judge).value,
+                        settings, self.progress)  # fmt: skip
+
+        path = self.options.checkpoint
+        earlier = None if path is None else Checkpoint.load(path, run)
+        if earlier is not None:
+            rate, steps = float(earlier.notes["rate"]), int(earlier.notes["steps"])
+            return rate, made(rate, steps, "distillation", _EVALUATIONS, path)
+        steps = left = self._steps(trainer, start)
+        best, rate = float("inf"), self.options.rate or _RATES[-1]
+        count = max(_FEWEST_STEPS, round(_PILOT * steps))
+        for trial in _RATES if self.options.rate is None else ():
+            loop = made(trial, count, f"trial at {trial:g}", 1)
+            loop.run(score)
+            left -= count
+            if loop.history.scores[-1][1] >= best:
+                break  # the lower, the slower from here on
+            rate, best = trial, loop.history.scores[-1][1]
+        if self.options.effort.epochs is not None:
+            left = steps
+        return rate, made(rate, max(left, 1), "distillation", _EVALUATIONS, path)
+
+    def _identity(self, layout: Layout) -> str:
+        """What a checkpoint must be of, for the run to go on from it."""
+        parts = (sha256(self.student), sha256(self.teacher_model), self.description, self.options.effort,
+                 self.options.rate, self.size, self.options.seed, layout.names)  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _count(feed: Mapping[str, Array], samples: SampleSet) -> int:
+    """Samples in a feed."""
+    name, axis = next(((n, a) for n, a in samples.axes.items() if a is not None), ("", None))
+    return 1 if axis is None else feed[name].shape[axis]
+
+
+__all__ = ["DistillOptions", "Distilled", "Effort", "distill"]

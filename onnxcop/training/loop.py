@@ -1,0 +1,203 @@
+"""The training loop that distillation and fine-tuning share.
+
+The order of samples and views follows from the seed and the number of the step alone, and the schedule from the
+number of steps, which is settled at the start. So a run that goes on from a checkpoint makes the steps that it would
+have made.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop.errors import ModelError
+from onnxcop.runtime.providers import OutOfMemory
+from onnxcop.training.checkpoint import Checkpoint
+from onnxcop.training.schedule import Schedule
+from onnxcop.training.trainer import StepResult, Trainer
+
+log = logging.getLogger("onnxcop")
+
+_HALVINGS = 3  # of the rate, after steps whose loss is no number
+_SAVED_EVERY = 20.0  # seconds between checkpoints
+
+Batch = Callable[[int, IntArray], Feed]  # the feed of a step: the number of the pass, and the samples
+Progress = Callable[[str, float, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How to go through the samples.
+
+    Attributes:
+        schedule: The learning rate, and how many steps.
+        samples: How many there are.
+        batch_size: How many a step takes.
+        seed: Of their order.
+        evaluations: How often the result so far is judged, the end included.
+        checkpoint: Where to write how far the run is.
+        run: What identifies the run.
+        stage: Its name for the display of progress.
+    """
+
+    schedule: Schedule
+    samples: int
+    batch_size: int
+    seed: int = 0
+    evaluations: int = 4
+    checkpoint: Path | None = None
+    run: str = ""
+    stage: str = "training"
+
+
+@dataclass
+class History:
+    """What a run recorded.
+
+    Attributes:
+        losses: Mean loss of the steps since the last evaluation, with the number of the step.
+        scores: What the judge said, with the number of the step; lower is better.
+        interrupted: Whether the user ended it.
+    """
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class Loop:
+    """Steps over samples, judged now and then.
+
+    Args:
+        trainer: Makes the steps.
+        batch: Makes the feeds.
+        judge: Says how good weights are (lower is better).
+        settings: How to go through the samples.
+        progress: Called with (stage, done, total).
+    """
+
+    def __init__(
+        self, trainer: Trainer, batch: Batch, judge: Callable[[Array], float], settings: LoopSettings,
+        progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.trainer, self.batch, self.judge, self.settings, self.progress = trainer, batch, judge, settings, progress
+        self.history = History()
+        self.best, self.best_score = trainer.weights, float("inf")
+        self._factor, self._parts = 1.0, 1
+        self._halvings = 0
+        self._recent: list[float] = []
+        self._saved = time.monotonic()
+
+    def run(self, score: float) -> History:
+        """Train to the end of the schedule, or until Ctrl-C.
+
+        Args:
+            score: What the judge says of the weights at the start.
+
+        Raises:
+            ModelError: The loss stays no number although the rate was halved.
+            OutOfMemory: A single sample does not fit.
+        """
+        total, started = self.settings.schedule.steps, time.monotonic()
+        self.best, self.best_score = self.trainer.weights, score
+        self._resume()
+        begun = self.trainer.steps
+        evaluated = {round(total * (k + 1) / self.settings.evaluations) for k in range(self.settings.evaluations)}
+        try:
+            while self.trainer.steps < total:
+                self._step(self.trainer.steps)
+                done = self.trainer.steps
+                if done in evaluated:
+                    self._evaluate(done, total, (time.monotonic() - started) / (done - begun))
+                if self.progress is not None:
+                    self.progress(self.settings.stage, done, total)
+                self._save_now_and_then(done in evaluated)
+        except KeyboardInterrupt:
+            self.history.interrupted = True
+            log.warning("stopped after %d of %d steps; the best so far is kept", self.trainer.steps, total)
+            self._score(self.trainer.steps)
+        return self.history
+
+    def _step(self, number: int) -> None:
+        """One step; one whose loss is no number is undone, and the rate halved."""
+        result, indices = self._attempt(number)
+        while not result.finite:
+            self._halvings += 1
+            self._factor /= 2
+            if self._halvings > _HALVINGS:
+                first = ", ".join(map(str, np.sort(indices)[:8]))
+                raise ModelError(
+                    f"the loss is {result.loss:g} at step {number + 1} although the rate was halved {_HALVINGS} times; "
+                    f"look at samples {first} … of the batch, or give a lower --lr"
+                )
+            log.warning("the loss is no number at step %d: the step is undone and the rate halved", number + 1)
+            result, indices = self._attempt(number)
+        self._recent.append(result.loss)
+
+    def _attempt(self, number: int) -> tuple[StepResult, IntArray]:
+        each = max(1, self.settings.samples // self.settings.batch_size)
+        epoch, place = divmod(number, each)
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(self.settings.samples)
+        size = min(self.settings.batch_size, self.settings.samples)
+        indices = order[place * size : (place + 1) * size]
+        rate = self.settings.schedule.at(number) * self._factor
+        while True:
+            try:
+                parts = [self.batch(epoch, part) for part in np.array_split(indices, self._parts)]
+                return self.trainer.step_in_parts(parts, rate), indices
+            except OutOfMemory:
+                if self._parts >= len(indices):
+                    raise
+                self._parts *= 2
+                log.info("out of memory: a step takes its batch in %d parts from now on", self._parts)
+
+    def _evaluate(self, done: int, total: int, seconds: float) -> None:
+        loss = float(np.mean(self._recent)) if self._recent else float("nan")
+        self.history.losses.append((done, loss))
+        self._recent = []
+        score = self._score(done)
+        log.info(
+            "%s: step %d of %d, loss %.4g, held-out %.4g, %.0f s left",
+            self.settings.stage, done, total, loss, score, seconds * (total - done),
+        )  # fmt: skip
+
+    def _score(self, done: int) -> float:
+        weights = self.trainer.weights
+        score = self.judge(weights)
+        self.history.scores.append((done, score))
+        if score < self.best_score:
+            self.best, self.best_score = weights, score
+        return score
+
+    def _save_now_and_then(self, worth: bool) -> None:
+        path = self.settings.checkpoint
+        if path is None or not (worth or time.monotonic() - self._saved > _SAVED_EVERY):
+            return
+        self._saved = time.monotonic()
+        notes = {
+            "best": self.best_score, "factor": self._factor, "halvings": self._halvings,
+            "steps": self.settings.schedule.steps, "rate": self.settings.schedule.rate,
+            "losses": self.history.losses, "scores": self.history.scores, "recent": self._recent,
+        }  # fmt: skip
+        Checkpoint(self.settings.run, self.trainer.state, self.best, notes).save(path)
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.settings.checkpoint is None:
+            return
+        found = Checkpoint.load(self.settings.checkpoint, self.settings.run)
+        if found is None:
+            return
+        self.trainer.restore(found.state)
+        self.best, self.best_score = found.best, float(found.notes["best"])
+        self._factor, self._halvings = float(found.notes["factor"]), int(found.notes["halvings"])
+        self._recent = [float(loss) for loss in found.notes["recent"]]
+        self.history.losses = [(int(step), float(loss)) for step, loss in found.notes["losses"]]
+        self.history.scores = [(int(step), float(score)) for step, score in found.notes["scores"]]
+        log.info("going on from %s at step %d", self.settings.checkpoint, found.state.step)

@@ -1,0 +1,64 @@
+"""How long to train, and how fast at each step."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from onnxcop.errors import CalibrationError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_WARM_UP = 0.05  # of the steps
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long training may take: one of the two.
+
+    Attributes:
+        seconds: Of the clock.
+        epochs: Passes over the samples.
+    """
+
+    seconds: float | None = None
+    epochs: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Effort:
+        """Read `90s`, `5m`, `1h`, `20 epochs`, or `auto`.
+
+        Raises:
+            CalibrationError: It is none of these.
+        """
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|m|h|epochs?)\s*", text.lower())
+        if text.strip().lower() == "auto":
+            return AUTO
+        if found is None or float(found[1]) <= 0:
+            raise CalibrationError(f"{text!r} is no length of training; give a time (90s, 5m, 1h), '20 epochs' or auto")
+        if found[2].startswith("epoch"):
+            return cls(epochs=float(found[1]))
+        return cls(seconds=float(found[1]) * _UNITS[found[2]])
+
+
+AUTO = Effort(epochs=20.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Warm-up, then a cosine to zero (Loshchilov and Hutter 2017, eq. 5).
+
+    Attributes:
+        rate: The highest learning rate.
+        steps: How many steps there are.
+    """
+
+    rate: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step, from 0 on."""
+        warm = max(1, round(_WARM_UP * self.steps))
+        if step < warm:
+            return self.rate * (step + 1) / warm
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(self.steps - warm, 1)))

@@ -1,0 +1,208 @@
+"""One training step as one graph: forward, backward, clipping and AdamW.
+
+All trained tensors lie one after the other in a single vector, so that weights and both moments are three tensors
+that stay where they are computed. The graph reads them and returns them anew; a step moves nothing but the batch.
+
+AdamW (Loshchilov and Hutter 2019, algorithm 2), with the gradient scaled so that its norm is at most `clip`:
+
+    m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²,
+    w ← w - η (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + ε) + λ w)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxcop._base.types import Array
+from onnxcop.errors import ModelError
+from onnxcop.gradient import Builder, Stop, Tensor, differentiate, trainable
+from onnxcop.gradient.builder import concat
+from onnxcop.runtime.session import EngineOptions
+from onnxcop.training.losses import LOSS
+
+WEIGHTS, FIRST, SECOND = "state/weights", "state/first", "state/second"
+STATE = (WEIGHTS, FIRST, SECOND)
+NEXT = {name: f"{name}/next" for name in STATE}
+RATE, STEP, NORM = "state/rate", "state/step", "state/norm"
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """AdamW.
+
+    Attributes:
+        decay: λ, of tensors of two and more axes; vectors are biases and scales, which do not decay.
+        clip: Largest norm of the gradient.
+        beta1: Of the first moment.
+        beta2: Of the second.
+        epsilon: Added to the root of the second.
+    """
+
+    decay: float = 0.0
+    clip: float = 5.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where trained tensors lie in the vector.
+
+    Attributes:
+        names: Of the tensors.
+        shapes: Of each.
+        types: Element type of each, in the model.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    types: tuple[int, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each."""
+        return [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+
+    def vector(self, model: onnx.ModelProto) -> Array:
+        """The weights of a model, float32 [elements]."""
+        stored = stored_tensors(model)
+        return np.concatenate([numpy_helper.to_array(stored[name]).astype(np.float32).ravel() for name in self.names])
+
+    def arrays(self, vector: Array) -> dict[str, Array]:
+        """Weights by name."""
+        parts = np.split(vector, np.cumsum(self.sizes)[:-1])
+        return {name: part.reshape(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Stored tensors of the top-level graph and those of its Constant nodes, by name; changing them changes it."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            found.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+    return found
+
+
+def with_weights(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy of a model with other weights, each in its own element type."""
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    stored = stored_tensors(found)
+    for name, array in arrays.items():
+        tensor = stored[name]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), tensor.name))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class StepGraph:
+    """A training step.
+
+    Attributes:
+        model: Inputs are the model's, the targets', the three vectors, the rate and the number of the step; outputs
+            are the three vectors anew, the loss and the gradient's norm.
+        layout: What lies in the vectors.
+        stops: Nodes at which gradients ended.
+        missing: Weights that no gradient reaches.
+    """
+
+    model: onnx.ModelProto
+    layout: Layout
+    stops: tuple[Stop, ...]
+    missing: tuple[str, ...]
+
+
+def build_step(
+    model: onnx.ModelProto, optimizer: Optimizer, tensors: Sequence[str] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None, options: EngineOptions = EngineOptions(),
+) -> StepGraph:  # fmt: skip
+    """Make the training step of a model that computes `loss`.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer's settings.
+        tensors: What is trained, None for all that can be.
+        input_shapes: An example of the inputs' shapes.
+        options: How the model is run where shapes have to be found.
+
+    Raises:
+        ModelError: No gradient reaches any of the weights.
+    """
+    found = differentiate(model, LOSS, tensors or trainable(model), input_shapes=input_shapes, options=options)
+    if not found.names:
+        reason = f": {found.stops[0].operator} {found.stops[0].node}: {found.stops[0].reason}" if found.stops else ""
+        raise ModelError(f"nothing can be trained, no gradient reaches a weight{reason}")
+    graph = found.model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    names = tuple(found.names)
+    layout = Layout(names, tuple(tuple(stored[n].dims) for n in names), tuple(stored[n].data_type for n in names))
+    build = Builder(graph, "step")
+    _read_from_vector(graph, build, layout)
+    gradients = [build.known(found.names[name], kind) for name, kind in zip(names, layout.types, strict=True)]
+    _update(build, optimizer, layout, gradients)
+    kept = {LOSS, NORM, *NEXT.values()}
+    outputs = [value for value in graph.output if value.name in kept]
+    del graph.output[:]
+    graph.output.extend(outputs)
+    return StepGraph(found.model, layout, found.stops, found.missing)
+
+
+def _read_from_vector(graph: onnx.GraphProto, build: Builder, layout: Layout) -> None:
+    """Take trained tensors out of the stored ones, and read them from the vector instead."""
+    trained = set(layout.names)
+    kept = [tensor for tensor in graph.initializer if tensor.name not in trained]
+    listed = [value for value in graph.input if value.name not in trained]
+    del graph.initializer[:], graph.input[:]
+    graph.initializer.extend(kept)
+    graph.input.extend(listed)
+    later = list(graph.node)
+    del graph.node[:]
+    vector = _input(graph, build, WEIGHTS, [sum(layout.sizes)])
+    lengths = build.ints(*layout.sizes)
+    parts = build.emit("Split", vector, lengths, count=len(layout.names), axis=0)
+    for part, name, shape, kind in zip(parts, layout.names, layout.shapes, layout.types, strict=True):
+        last = part.reshape(shape if shape else [])
+        if kind != onnx.TensorProto.FLOAT:
+            last = last.op("Cast", to=kind)
+        graph.node[-1].output[0] = name
+        del last
+    graph.node.extend(later)
+
+
+def _update(build: Builder, optimizer: Optimizer, layout: Layout, gradients: Sequence[Tensor]) -> None:
+    """AdamW on the whole vector."""
+    graph, count = build.graph, sum(layout.sizes)
+    weights = build.known(WEIGHTS, onnx.TensorProto.FLOAT)
+    first, second = (_input(graph, build, name, [count]) for name in (FIRST, SECOND))
+    rate, step = (_input(graph, build, name, []) for name in (RATE, STEP))
+    raw = concat([gradient.cast(weights).reshape([-1]) for gradient in gradients], 0)
+    norm = (raw * raw).sum([0]).op("Sqrt")
+    g = raw * (optimizer.clip / (norm + 1e-12)).op("Min", norm.number(1.0))
+    m = optimizer.beta1 * first + (1 - optimizer.beta1) * g
+    v = optimizer.beta2 * second + (1 - optimizer.beta2) * (g * g)
+    corrected = (v / (1 - weights.number(optimizer.beta2) ** step)).op("Sqrt") + optimizer.epsilon
+    move = m / (1 - weights.number(optimizer.beta1) ** step) / corrected
+    if optimizer.decay:
+        decayed = [np.full(size, len(shape) > 1) for size, shape in zip(layout.sizes, layout.shapes, strict=True)]
+        move = move + weights * weights.number(np.concatenate(decayed) * optimizer.decay)
+    for name, tensor in ((NEXT[WEIGHTS], weights - rate * move), (NEXT[FIRST], m), (NEXT[SECOND], v), (NORM, norm)):
+        node = next(node for node in reversed(graph.node) if tensor.name in node.output)
+        for other in graph.node:
+            for place, read in enumerate(other.input):
+                if read == tensor.name:
+                    other.input[place] = name
+        node.output[0] = name
+        shape = [] if name == NORM else [count]
+        graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+
+
+def _input(graph: onnx.GraphProto, build: Builder, name: str, shape: Sequence[int]) -> Tensor:
+    graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    return build.known(name, onnx.TensorProto.FLOAT)

@@ -1,0 +1,57 @@
+"""The original's answers: computed once for every sample and view, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.training.samples import SampleSet, View
+
+
+class Teacher:
+    """Answers of a model on views of samples.
+
+    Args:
+        model: The model.
+        samples: The samples.
+        views: The views.
+        outputs: Names of the outputs that are wanted.
+        options: How to run it.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, samples: SampleSet, views: Sequence[View], outputs: Sequence[str],
+        options: EngineOptions,
+    ) -> None:  # fmt: skip
+        self._session = Session(model, options)
+        self._samples, self._views, self._outputs = samples, views, list(outputs)
+        self._answers: dict[int, dict[str, Array]] = {}
+        self._known = np.zeros((len(views), samples.count), np.bool_)
+
+    def answers(self, indices: IntArray, view: int, feed: Mapping[str, Array]) -> Feed:
+        """Outputs on some samples.
+
+        Args:
+            indices: Of the samples.
+            view: Number of the view.
+            feed: These samples in that view.
+        """
+        if not self._known[view, indices].all():
+            found = self._session.run(feed, self._outputs)
+            if any(np.ndim(value) == 0 or len(value) != len(indices) for value in found.values()):
+                return found  # samples do not lie along the first axis: nothing to keep
+            held = self._answers.setdefault(view, {})
+            for name, value in found.items():
+                if name not in held:
+                    held[name] = np.zeros((self._samples.count, *value.shape[1:]), value.dtype)
+                held[name][indices] = value
+            self._known[view, indices] = True
+        return {name: values[indices] for name, values in self._answers[view].items()}
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session.close()
