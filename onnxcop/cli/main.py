@@ -30,6 +30,7 @@ from onnxcop.cli.options import (
     choice_options,
     criterion_options,
     data_options,
+    distill_options,
     engine_options,
     latency_options,
     metric_option,
@@ -69,6 +70,7 @@ def app() -> None:
 @plan_options
 @budget_options
 @metric_option
+@distill_options
 @choice_options
 @verbose_option
 @talking

@@ -152,6 +152,14 @@ method_options: Decorator[Any, Any] = _options(
         help=f"How to compensate for removed filters: {'; '.join(f'{m.name}: {m.help}' for m in RECOVERIES)}.",
     ),
 )  # fmt: skip
+distill_options: Decorator[Any, Any] = _options(
+    "Distillation (with --data; no labels are needed)",
+    _option(
+        "--distill", metavar="5m|'20 epochs'|auto",
+        help="Train the pruned model on the original's answers for so long.",
+    ),
+    _option("--checkpoint", type=_FILE, metavar="FILE", help="Keep its state here, and go on from it after a kill."),
+)  # fmt: skip
 limit_options: Decorator[Any, Any] = _options(
     "Limits (what may not go)",
     _option("--keep", multiple=True, metavar="PATTERN", help="Nodes or tensors never pruned."),

@@ -82,6 +82,9 @@ class PruneOptions(ApplyOptions):
         recover: How to compensate for removed filters: "auto", or a name of
             :data:`onnxcop.recovery.methods.RECOVERIES`, or a method of your own;
             without data, recovery works on synthetic inputs.
+        distill: How long to distill the pruned model from the original at the end: `"5m"`, `"20 epochs"` or `"auto"`;
+            None for not at all. Needs data, no labels.
+        checkpoint: File that keeps the state of distillation; a run that finds it goes on from there.
         settings: How much effort recovery makes; None for the usual.
         limits: What may not be cut; widths suit this machine, unless they say otherwise.
         input_shapes: Concrete shapes for dynamic inputs.
@@ -103,6 +106,8 @@ class PruneOptions(ApplyOptions):
     allocate: Allocate = "auto"
     prefer: str | tuple[float, float] | None = None
     recover: str | RecoveryMethod = "auto"
+    distill: str | None = None
+    checkpoint: Path | None = None
     settings: RecoverySettings | None = None
     limits: Limits | None = None
     input_shapes: Mapping[str, Sequence[int]] | None = None

@@ -25,6 +25,7 @@ from onnxcop.data.input_files import InputFiles
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.pipeline.decide import Decision, Request, recover_units
+from onnxcop.pipeline.distillation import check_distillation, distilled
 from onnxcop.pipeline.finish import fed, finish
 from onnxcop.pipeline.latency_target import prune_within
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
@@ -67,6 +68,7 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
             result = prune_within(request, request.latency, options.latency_seconds)
         else:
             result = prune_faster(request)
+        result = distilled(request, result)
     write_stats(result, options.stats_out)
     return result
 
@@ -88,6 +90,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     Raises:
         OnnxcopError: The model, the data or the budget cannot be used, or there is nothing to prune.
     """
+    check_distillation(options)
     modes, budget, latency = Modes.of(options), options.budget(), options.latency_bound()
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:

@@ -40,7 +40,8 @@ _HELD_OUT = 1 / 4  # of the samples
 _VIEWS = 8
 _BEARABLE = 0.8  # agreement of the original with itself on another view, from which views are used
 _RATES = (1e-3, 3e-4, 1e-4, 3e-5)
-_PILOT = 0.08  # of the steps, that are spent on trying one rate
+_TRIAL = 1 / 8  # of the steps, that are spent on trying one rate
+_BETTER = 0.97  # of the divergence of the closed form, that a trial has to reach
 _FEWEST_STEPS = 12  # of a trial
 _MEASURED = 3  # steps that are timed
 _EVALUATIONS = 4  # on the held-out samples, the last at the end
@@ -82,6 +83,7 @@ class Distilled:
         seconds: Of the clock.
         interrupted: Whether the user ended it.
         stops: Nodes that gradients do not pass, in words.
+        agreement_name: What the agreement of the two divergences is, in words.
     """
 
     model: onnx.ModelProto
@@ -94,6 +96,7 @@ class Distilled:
     seconds: float
     interrupted: bool
     stops: tuple[str, ...]
+    agreement_name: str = "agreement"
 
     def __str__(self) -> str:
         """In words."""
@@ -197,6 +200,7 @@ class _Distillation:
         return Distilled(
             model, before, after, kept, rate, made, len(self.views), time.monotonic() - self.started,
             history.interrupted, tuple(f"{s.operator} {s.node}: {s.reason}" for s in graph.stops),
+            self.reference.agreement_name,
         )  # fmt: skip
 
     def _feed(self, epoch: int, indices: IntArray) -> Feed:
@@ -244,15 +248,15 @@ class _Distillation:
             rate, steps = float(earlier.notes["rate"]), int(earlier.notes["steps"])
             return rate, made(rate, steps, "distillation", _EVALUATIONS, path)
         steps = left = self._steps(trainer, start)
-        best, rate = float("inf"), self.options.rate or _RATES[-1]
-        count = max(_FEWEST_STEPS, round(_PILOT * steps))
+        rate = self.options.rate or _RATES[-1]
+        count = max(_FEWEST_STEPS, round(_TRIAL * steps))
         for trial in _RATES if self.options.rate is None else ():
             loop = made(trial, count, f"trial at {trial:g}", 1)
             loop.run(score)
             left -= count
-            if loop.history.scores[-1][1] >= best:
-                break  # the lower, the slower from here on
-            rate, best = trial, loop.history.scores[-1][1]
+            if loop.best_score < _BETTER * score:
+                rate = trial  # lower rates may do better in a trial as short as this, and do worse in the end
+                break
         if self.options.effort.epochs is not None:
             left = steps
         return rate, made(rate, max(left, 1), "distillation", _EVALUATIONS, path)

@@ -28,7 +28,7 @@ _HALVINGS = 3  # of the rate, after steps whose loss is no number
 _SAVED_EVERY = 20.0  # seconds between checkpoints
 
 Batch = Callable[[int, IntArray], Feed]  # the feed of a step: the number of the pass, and the samples
-Progress = Callable[[str, float, float | None], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,9 @@ class Loop:
                 if self.progress is not None:
                     self.progress(self.settings.stage, done, total)
                 self._save_now_and_then(done in evaluated)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if type(stop) is not KeyboardInterrupt:  # the process is to end at once
+                raise
             self.history.interrupted = True
             log.warning("stopped after %d of %d steps; the best so far is kept", self.trainer.steps, total)
             self._score(self.trainer.steps)

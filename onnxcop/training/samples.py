@@ -9,8 +9,8 @@ import numpy as np
 
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.dataset import CalibrationData
-from onnxcop.data.images import image_layout
 from onnxcop.errors import CalibrationError
+from onnxcop.images.reader import image_layout
 
 MOST_BYTES = 4 * 2**30  # of samples that are kept in memory
 _SHIFT = 1 / 8  # of an image's side, by which views are moved at most

@@ -1,0 +1,66 @@
+"""Distillation at the end of a run: the pruned model learns the original's answers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from onnxcop.errors import CalibrationError
+from onnxcop.pipeline.decide import Request
+from onnxcop.pipeline.options import PruneOptions
+from onnxcop.report.result import PruneResult
+from onnxcop.training.distill import DistillOptions, distill
+from onnxcop.training.schedule import Effort
+
+log = logging.getLogger("onnxcop")
+
+
+def check_distillation(options: PruneOptions) -> None:
+    """Refuse what cannot be distilled, before any work is done.
+
+    Raises:
+        CalibrationError: There are no data, or the effort is none.
+    """
+    if options.distill is None:
+        if options.checkpoint is not None:
+            raise CalibrationError("--checkpoint keeps the state of distillation; give --distill")
+        return
+    Effort.of(options.distill)
+    if options.data is None:
+        raise CalibrationError("--distill learns from samples of what the model will see; give --data")
+
+
+def distilled(request: Request, result: PruneResult) -> PruneResult:
+    """Distill a result as the user asked for; the better of both on held-out samples.
+
+    Args:
+        request: What was asked for.
+        result: What closed form gave.
+
+    Raises:
+        OnnxcopError: The samples or the model cannot be used for it.
+    """
+    asked, source = request.asked, request.source
+    if asked.distill is None or source is None:
+        return result
+    options = DistillOptions(
+        effort=Effort.of(asked.distill), seed=asked.seed, checkpoint=asked.checkpoint, engine=request.options
+    )
+    with request.clock.stage("distillation"):
+        found = distill(result.model, request.analysis.original, source, options, request.progress)
+    log.info("%s", found)
+    if found.stops:
+        log.info("gradients stop at %d nodes: %s", len(found.stops), "; ".join(found.stops[:3]))
+    quality = dict(result.report.quality)
+    if found.kept and "divergence" in quality:
+        quality["divergence"] = found.after.value
+        if found.after.agreement is not None and found.agreement_name in quality:
+            quality[found.agreement_name] = found.after.agreement
+    report = replace(
+        result.report,
+        choices=(*result.report.choices, str(found)),
+        seconds=dict(request.clock.seconds),
+        quality=quality,
+    )  # fmt: skip
+    plan = replace(result.plan, settings={**result.plan.settings, "distill": asked.distill})
+    return replace(result, model=found.model, report=report, plan=plan)

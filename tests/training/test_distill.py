@@ -1,0 +1,141 @@
+"""Self-distillation: it comes nearer or keeps what was, ends gracefully, and goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small_models import chain
+
+from onnxcop.data.open import CalibrationData, open_source
+from onnxcop.errors import CalibrationError
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.training.distill import Distilled, DistillOptions, distill
+from onnxcop.training.schedule import Effort, Schedule
+from onnxcop.training.step import stored_tensors
+
+ENGINE = EngineOptions("cpu", 1)
+
+
+def samples(count: int = 96) -> CalibrationData:
+    """Random images of the small model."""
+    values = np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
+    with Session(chain(), ENGINE) as session:
+        return open_source({"x": values}, session.inputs, samples=count, batch_size=16)
+
+
+def disturbed(scale: float = 0.3) -> onnx.ModelProto:
+    """The small model with noise in its weights, as a student."""
+    model, rng = chain(), np.random.default_rng(1)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        noise = scale * array.std() * rng.standard_normal(array.shape)
+        tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
+    return model
+
+
+def weights(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: numpy_helper.to_array(tensor) for name, tensor in stored_tensors(model).items()}
+
+
+def distilled(progress: Callable[[str, int, int], None] | None = None, **settings: Any) -> Distilled:
+    options = DistillOptions(
+        **{"effort": Effort(epochs=6), "rate": 3e-3, "batch_size": 16, "engine": ENGINE} | settings
+    )
+    return distill(disturbed(), chain(), samples(), options, progress)
+
+
+def test_the_student_comes_nearer_and_stays_a_model_of_the_same_form() -> None:
+    found = distilled()
+    assert found.kept and found.after.value < 0.5 * found.before.value
+    assert found.steps == 6 * (72 // 16) and found.rate == 3e-3
+    assert "held-out divergence" in str(found) and not found.stops
+    student = disturbed()
+    onnx.checker.check_model(found.model, full_check=True)
+    assert [node.op_type for node in found.model.graph.node] == [node.op_type for node in student.graph.node]
+    assert {n: a.shape for n, a in weights(found.model).items()} == {n: a.shape for n, a in weights(student).items()}
+
+
+def test_what_came_no_nearer_is_left_as_it_was() -> None:
+    found = distilled(rate=30.0)
+    assert not found.kept and found.after == found.before
+    assert found.model.SerializeToString() == disturbed().SerializeToString()
+    assert "the closed form is kept" in str(found)
+
+
+def test_a_rate_is_found_by_trials() -> None:
+    found = distilled(rate=None, effort=Effort(epochs=10))
+    assert found.kept and found.rate in (1e-3, 3e-4, 1e-4, 3e-5)
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcop.training.loop._SAVED_EVERY", 0.0)
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if done == 9:
+            raise _Killed
+
+    whole = distilled()
+    path = tmp_path / "run.npz"
+    with pytest.raises(_Killed):
+        distilled(kill, checkpoint=path)
+    began: list[int] = []
+    resumed = distilled(lambda stage, done, total: began.append(done), checkpoint=path)
+    assert began[0] == 9  # the step after the eighth, which was the last that was kept
+    assert resumed.model.SerializeToString() == whole.model.SerializeToString()
+    with pytest.raises(CalibrationError, match="checkpoint of another run"):
+        distilled(checkpoint=path, seed=1)
+    path.write_bytes(b"PK")
+    with pytest.raises(CalibrationError, match="no checkpoint, or damaged"):
+        distilled(checkpoint=path)
+
+
+def test_ctrl_c_keeps_the_best_so_far() -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    found = distilled(stop)
+    assert found.interrupted and found.steps == 15
+    assert found.kept and found.after.value < found.before.value
+
+
+def test_time_settles_the_number_of_steps() -> None:
+    found = distilled(effort=Effort(seconds=1.0))
+    assert found.steps >= 1 and found.seconds < 20
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="at least 8 samples"):
+        distill(disturbed(), chain(), samples(4), DistillOptions(engine=ENGINE))
+
+
+@pytest.mark.parametrize(
+    ("text", "effort"),
+    [("5m", Effort(seconds=300)), ("90 s", Effort(seconds=90)), ("0.5h", Effort(seconds=1800)),
+     ("20 epochs", Effort(epochs=20)), ("1 epoch", Effort(epochs=1)), ("auto", Effort(epochs=20))],
+)  # fmt: skip
+def test_efforts_are_read(text: str, effort: Effort) -> None:
+    assert Effort.of(text) == effort
+
+
+@pytest.mark.parametrize("text", ["", "5", "-3m", "0 epochs", "five minutes"])
+def test_other_efforts_are_refused(text: str) -> None:
+    with pytest.raises(CalibrationError, match="no length of training"):
+        Effort.of(text)
+
+
+def test_the_rate_warms_up_and_falls_to_nothing() -> None:
+    schedule = Schedule(1.0, 100)
+    rates = [schedule.at(step) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and rates[5] == pytest.approx(1.0)
+    assert rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] < 1e-3
