@@ -119,6 +119,7 @@ class Resource:
         )
 
 
+PROVENANCE = 420  # bytes that the result's metadata take; see `onnxcop.rewrite.provenance`
 _NO_SHARE = " is a fraction to keep, above 0 and at most 1 (or 100%), not {}"
 
 
@@ -130,7 +131,7 @@ class _Cost:
     overhead: bool = False
 
     def used(self, state: PruningState) -> float:
-        return float(state.cost[self.column]) + (state.cost_model.file_overhead if self.overhead else 0)
+        return float(state.cost[self.column]) + (state.cost_model.file_overhead + PROVENANCE if self.overhead else 0)
 
     def total(self, state: PruningState) -> float:
         return float(state.original[self.column]) + (state.cost_model.file_overhead if self.overhead else 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from onnxcop._base.formatting import counted, new_table, percent, sized, terminal
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxcop.pipeline.compare import Comparison, OperatorCost
+    from onnxcop.pipeline.gate import Verdict
     from onnxcop.report.curve import Row
     from onnxcop.verification.agreement import Agreement
 
@@ -41,6 +42,21 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
             console.print(line)
     for note in found.notes:
         console.print(note)
+
+
+def show_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """Draw the conditions of a gate, if there are any."""
+    if not verdicts:
+        return
+    table = new_table("gate", "measured", "")
+    for verdict in verdicts:
+        table.add_row(verdict.condition, measured(verdict), "holds" if verdict.holds else "fails")
+    terminal().print(table)
+
+
+def measured(verdict: Verdict) -> str:
+    """What a condition was held against."""
+    return "not measured" if verdict.value is None else f"{verdict.value:.4g}"
 
 
 _COLUMNS = {

@@ -76,6 +76,14 @@ output_options: Decorator[Any, Any] = _options(
         help="Write a report: .html, .md or .json; may be given again.",
     ),
     _option("--external-data", is_flag=True, help="Write weights to a file beside the model."),
+    _option(
+        "--no-metadata",
+        "metadata",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Leave out of the model where it comes from.",
+    ),
 )
 plan_options: Decorator[Any, Any] = _options(
     "Result",
@@ -107,6 +115,14 @@ sweep_options: Decorator[Any, Any] = _options(
     ),
     *(_bound(resource) for resource in RESOURCES if resource.name != "macs"),
     _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
+)  # fmt: skip
+gate_option: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "--gate", metavar="CONDITIONS",
+        help="Exit with 3 unless all hold: 'agreement>=.97, time<=.8'; also divergence, error, macs, params, size, "
+        "filters.",
+    ),
 )  # fmt: skip
 curve_options: Decorator[Any, Any] = _options(
     "Result",

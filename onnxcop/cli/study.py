@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnxcop.cli.options import (
     curve_options,
     data_options,
     engine_options,
+    gate_option,
     input_shape_option,
     latency_options,
     seed_option,
@@ -23,13 +25,16 @@ from onnxcop.cli.options import (
     task_option,
     verbose_option,
 )
+from onnxcop.errors import OnnxcopError
 
 _FILE = click.Path(path_type=Path)
+GATE_FAILED = 3  # exit code
 
 
 @click.command("compare", cls=SectionCommand)
 @click.argument("a", type=_FILE)
 @click.argument("b", type=_FILE)
+@gate_option
 @data_options
 @task_option
 @input_shape_option
@@ -41,21 +46,34 @@ _FILE = click.Path(path_type=Path)
 def compare_command(a: Path, b: Path, **values: Any) -> None:
     """Show two models side by side.
 
-    What each costs, how long it takes, and how far B's outputs agree with A's.
+    What each costs, how long it takes, and how far B's outputs agree with A's. Exits with 3 if a condition of
+    --gate does not hold.
     """
-    from onnxcop.cli.console_study import show_comparison
+    from onnxcop.cli.console_study import measured, show_comparison, show_verdicts
     from onnxcop.pipeline.compare import compare
+    from onnxcop.pipeline.gate import judge_gate, read_gate
 
+    try:
+        conditions = read_gate(values["gate"]) if values["gate"] else ()
+    except OnnxcopError as error:
+        raise click.UsageError(f"--gate: {error}") from None
     with progress_from(values) as progress:
         found = compare(
             a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
             latency_seconds=values["latency_seconds"], task=values["task"], progress=progress,
             **data_arguments(values),
         )  # fmt: skip
+    verdicts = judge_gate(conditions, found)
     if values["as_json"]:
-        console.show_json(found.to_dict())
+        console.show_json(found.to_dict() | ({"gate": [asdict(one) for one in verdicts]} if verdicts else {}))
     elif not values["quiet"]:
         show_comparison(found, verbose=values["verbose"])
+        show_verdicts(verdicts)
+    failed = [verdict for verdict in verdicts if not verdict.holds]
+    for verdict in failed:
+        console.say(f"gate: {verdict.condition} does not hold: {measured(verdict)}")
+    if failed:
+        click.get_current_context().exit(GATE_FAILED)
 
 
 @click.command("sweep", cls=SectionCommand)

@@ -24,6 +24,7 @@ from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import Report, group_reports, slowness, undecided
 from onnxcop.rewrite.apply import apply as rewrite
 from onnxcop.rewrite.plan import PruningPlan, cuts_of
+from onnxcop.rewrite.provenance import stamp
 from onnxcop.runtime.latency import Latency, timed
 from onnxcop.verification.dequantize import rounds
 from onnxcop.verification.verify import Verification, verify
@@ -81,6 +82,8 @@ def finish(
         checked = verify(decision.model, pruned, analysis.structure, removed, options.engine)
     if checked.unproven:
         log.warning("the result is not proven: %s", "; ".join((checked.unproven, *checked.notes)))
+    if options.metadata:
+        stamp(pruned, plan)
     latency = None
     if options.latency_seconds > 0:
         with clock.stage("latency"):

@@ -40,6 +40,8 @@ class ApplyOptions(DataOptions):
         options: How models are run; None for what this machine has.
         task: What the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to judge outputs by evidence.
         latency_seconds: How long to measure the latency of both models in the end; 0 to skip it.
+        metadata: Whether the result says in its metadata where it comes from (see
+            :func:`onnxcop.rewrite.provenance.provenance`).
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
@@ -47,6 +49,7 @@ class ApplyOptions(DataOptions):
     options: EngineOptions | None = None
     task: Task | None = None
     latency_seconds: float = 0.0
+    metadata: bool = True
     progress: Callback | bool | None = None
 
     @property

@@ -115,8 +115,7 @@ def test_a_size_may_be_a_share() -> None:
     assert 0.4 * whole < len(result.model.SerializeToString()) <= 0.6 * whole
     assert result.plan.budget == {"size": 0.6}
     state = PruningState(context_of(model), Limits())
-    total = state.level("size")
-    assert state.in_shares(Budget(size=int(total / 2), macs=0.7)).size == pytest.approx(0.5, abs=1e-3)
+    assert state.in_shares(Budget(size=whole // 2, macs=0.7)).size == pytest.approx(0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize(("bounds", "asked"), [({"size": 100}, "--size 100"), ({"size": "1%"}, "--size 0.01")])

@@ -1,0 +1,35 @@
+"""Where a pruned model comes from, written into the model itself: `metadata_props` that start with `onnxcop.`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import onnx
+
+from onnxcop._version import __version__
+from onnxcop.rewrite.plan import PruningPlan
+
+PREFIX = "onnxcop."
+
+
+def provenance(plan: PruningPlan) -> dict[str, str]:
+    """What is written, by key: the program's version, the budget, and SHA-256 of the original and of the plan.
+
+    The original's is that of the plan (see :func:`onnxcop.graph.io.sha256`); the plan's is that of its file.
+    """
+    return {
+        f"{PREFIX}version": __version__,
+        f"{PREFIX}budget": json.dumps(dict(plan.budget), separators=(",", ":")),
+        f"{PREFIX}original_sha256": plan.model,
+        f"{PREFIX}plan_sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(),
+    }
+
+
+def stamp(model: onnx.ModelProto, plan: PruningPlan) -> None:
+    """Write where a model comes from into it, in place of what an earlier run wrote; other keys stay."""
+    kept = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    for key, value in provenance(plan).items():
+        model.metadata_props.add(key=key, value=value)
