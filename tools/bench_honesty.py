@@ -1,0 +1,231 @@
+"""Holds what a run prints against what is true: divergence and agreement on many samples that it never got.
+
+    python tools/bench_honesty.py --out honesty.csv [--only CASE …]
+
+Each case is a model with its budget and calibration samples. The run prints figures with 95 % intervals, from
+the samples that it set aside itself; the same figures are then taken on the evaluation samples, which are many
+more. A row is appended as soon as it is known: CASE, what was printed, what is true, whether the interval holds
+it, and what the search itself measured on the samples that it chose by, which is what it would print without
+samples set aside. Models and samples come from tools/bench_data.py, and from what is drawn here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import bench_data
+import numpy as np
+import onnx
+import peers_files
+from bench_data import CALIB_SEED, EVAL_SEED, Array
+
+import onnxcop
+from onnxcop.data.for_model import open_data
+from onnxcop.data.options import DataOptions
+from onnxcop.outputs.intervals import Estimate
+from onnxcop.outputs.tasks import Task
+from onnxcop.pipeline.unseen import UnseenSamples
+from onnxcop.report.summary import Report
+
+ENGINE = onnxcop.EngineOptions(provider="cpu")
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+LINE = (48, 320)  # height and width of a line of text
+SOUND_RATE, SOUND = 22_050, 43_844  # Hz, and samples of a clip
+COLUMNS = ("case", "macs", "samples", "figure", "printed", "low", "high", "n", "true", "n true", "held", "searched",
+           "seconds")  # fmt: skip
+
+Inputs = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run whose figures are checked.
+
+    Attributes:
+        model: Name of the zoo's file.
+        macs: Share of multiply-accumulates to keep.
+        calibration: Inputs [samples, ...] by name.
+        evaluation: Others.
+        shapes: Concrete shapes of dynamic inputs.
+        task: What the model is for, where its outputs do not tell.
+    """
+
+    model: str
+    macs: float
+    calibration: Callable[[], Inputs]
+    evaluation: Callable[[], Inputs]
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    task: Task | None = None
+
+
+def lines(count: int, seed: int) -> Array:
+    """Lines of random words in the fonts of matplotlib, as text recognizers take them.
+
+    Args:
+        count: How many.
+        seed: Of words, fonts, sizes, colours and noise.
+
+    Returns:
+        float32 [count, 3, 48, 320], from -1 to 1.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = np.random.default_rng(seed)
+    fonts = sorted((Path(matplotlib.get_data_path()) / "fonts" / "ttf").glob("DejaVu*.ttf"))
+    fonts = [font for font in fonts if "Display" not in font.name]
+    found = np.empty((count, 3, *LINE), np.float32)
+    for place in range(count):
+        words = ["".join(rng.choice(list(LETTERS), rng.integers(2, 7))) for _ in range(rng.integers(1, 4))]
+        light, dark = rng.integers(150, 256, 3), rng.integers(0, 100, 3)
+        picture = Image.new("RGB", LINE[::-1], tuple(map(int, light)))
+        font = ImageFont.truetype(str(rng.choice(fonts)), int(rng.integers(22, 33)))
+        corner = (int(rng.integers(2, 12)), int(rng.integers(1, 10)))
+        ImageDraw.Draw(picture).text(corner, " ".join(words), font=font, fill=tuple(map(int, dark)))
+        values = np.asarray(picture, np.float32) + rng.normal(0, rng.uniform(0, 12), (*LINE, 3))
+        found[place] = values.transpose(2, 0, 1) / 127.5 - 1
+    return found.clip(-1, 1)
+
+
+def chords(count: int, seed: int) -> Array:
+    """Notes that begin and end, one to four at once, with harmonics and a little noise.
+
+    Args:
+        count: How many clips.
+        seed: Of all that is drawn.
+
+    Returns:
+        float32 [count, 43844, 1], at 22,050 Hz.
+    """
+    rng = np.random.default_rng(seed)
+    time = np.arange(SOUND) / SOUND_RATE
+    found = np.empty((count, SOUND, 1), np.float32)
+    for place in range(count):
+        clip = rng.standard_normal(SOUND) * 10 ** -rng.uniform(2, 3.5)
+        for _ in range(rng.integers(1, 9)):
+            pitch = 440 * 2 ** ((rng.integers(33, 85) - 69) / 12)
+            start, length = rng.uniform(0, 1.6), rng.uniform(0.15, 1.2)
+            shape = np.exp(-np.maximum(time - start, 0) * rng.uniform(0.5, 5)) * (time >= start)
+            shape *= np.clip((start + length - time) / 0.03, 0, 1) * np.clip((time - start) / 0.01, 0, 1)
+            partials = np.arange(1, 9)
+            loud = partials ** -rng.uniform(0.8, 2.0) * (partials * pitch < SOUND_RATE / 2)
+            clip += rng.uniform(0.05, 0.3) * shape * (loud @ np.sin(2 * np.pi * np.outer(partials * pitch, time)))
+        found[place, :, 0] = clip / max(1.0, np.abs(clip).max())
+    return found
+
+
+def sentences(name: str) -> Callable[[], Inputs]:
+    """Token numbers of a set of the zoo, int64 [sentences, 32] by input."""
+
+    def load() -> Inputs:
+        with np.load(peers_files.ZOO / "data" / name) as file:
+            return dict(file)
+
+    return load
+
+
+def trials() -> dict[str, Trial]:
+    """All of them by name."""
+    known = bench_data.cases()
+
+    def of(name: str, macs: float, limit: int) -> Trial:
+        case = known[name]
+        (entry,) = (value.name for value in onnx.load(case.path, load_external_data=False).graph.input[:1])
+        return Trial(
+            name, macs, lambda: {entry: case.calibration(limit)}, lambda: {entry: case.evaluation()[0]}, case.shapes
+        )
+
+    def drawn(name: str, macs: float, entry: str, draw: Callable[[int, int], Array], *counts: int) -> Trial:
+        calibration, evaluation = counts
+        shapes = {entry: (1, 3, *LINE)} if draw is lines else None
+        return Trial(
+            name, macs, lambda: {entry: draw(calibration, CALIB_SEED)}, lambda: {entry: draw(evaluation, EVAL_SEED)},
+            shapes,
+        )  # fmt: skip
+
+    return {
+        "resnet20-0.7": of("cifar_resnet20", 0.7, 2048),
+        "resnet20-0.5": of("cifar_resnet20", 0.5, 2048),
+        "minilm-0.8": Trial("nlp_minilm", 0.8, sentences("minilm_calib.npz"), sentences("minilm_eval.npz")),
+        "ppocr-0.8": drawn("ppocr_v4_rec", 0.8, "x", lines, 320, 1000),
+        "yolov8n-0.9": of("yolov8n_320", 0.9, 128),
+        "basic_pitch-0.7": drawn("basic_pitch", 0.7, "serving_default_input_2:0", chords, 320, 400),
+    }
+
+
+def measured(name: str, trial: Trial, samples: int | None = None) -> list[dict[str, Any]]:
+    """Prune, and hold the figures of the report against those of the evaluation samples.
+
+    Args:
+        name: Of the trial.
+        trial: What is run.
+        samples: To calibrate on at most.
+    """
+    path = peers_files.ZOO / "trained" / f"{trial.model}.onnx"
+    calibration = {key: values[:samples] for key, values in trial.calibration().items()}
+    count = len(next(iter(calibration.values())))
+    shapes = dict(trial.shapes) if trial.shapes else None
+    start = process_time()
+    result = onnxcop.prune(
+        path, macs=trial.macs, data=calibration, samples=count, input_shapes=shapes, options=ENGINE, task=trial.task
+    )
+    seconds = process_time() - start
+    report = result.report
+    analysis = onnxcop.analyze(path, input_shapes=shapes, options=ENGINE)
+    many = DataOptions(data=trial.evaluation(), samples=1 << 30)
+    others = open_data(analysis, many, shapes)
+    if report.figures is None or others is None:
+        raise SystemExit(f"{name}: nothing was measured")
+    truth = UnseenSamples(analysis.original, others, ENGINE, trial.task).figures(result.model)
+    if truth is None:
+        raise SystemExit(f"{name}: no output to measure")
+    pairs = [("divergence", report.figures.divergence, truth.divergence)]
+    for mine, other in zip(report.figures.outputs, truth.outputs, strict=True):
+        if mine.kind != other.kind:
+            raise SystemExit(f"{name}: {mine.described}, but on the evaluation samples {other.described}")
+        if mine.agreement is not None and other.agreement is not None:
+            pairs.append((f"{mine.agreement_name} ({mine.outputs[0]})", mine.agreement, other.agreement))
+    return [
+        {"case": name, "macs": trial.macs, "samples": count, "seconds": f"{seconds:.0f}", **_row(report, *pair)}
+        for pair in pairs
+    ]
+
+
+def _row(report: Report, figure: str, printed: Estimate, truth: Estimate) -> dict[str, Any]:
+    held = None if printed.low is None or printed.high is None else printed.low <= truth.value <= printed.high
+    searched = report.held_out.get(figure.split(" (", maxsplit=1)[0])
+    numbers = {"printed": printed.value, "low": printed.low, "high": printed.high, "true": truth.value,
+               "searched": searched}  # fmt: skip
+    return {
+        "figure": figure, "n": printed.samples, "n true": truth.samples, "held": held,
+        **{key: "" if value is None else f"{value:.4g}" for key, value in numbers.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run the trials that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("honesty.csv"))
+    parser.add_argument("--only", nargs="*", choices=[*trials()], default=[*trials()])
+    parser.add_argument("--samples", type=int, help="to calibrate on at most")
+    asked = parser.parse_args()
+    for name in asked.only:
+        rows = measured(name, trials()[name], asked.samples)
+        new = not asked.out.exists()
+        with asked.out.open("a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+        for row in rows:
+            print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
