@@ -45,6 +45,12 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
         )
     if 0 < samples < _FEW:
         yield f"{samples} samples are few: with some hundreds more of the accuracy stays"
+    bound = budget.get("divergence")
+    if bound is not None and report.figures is not None and (report.figures.divergence.low or 0.0) > bound:
+        yield (
+            f"the divergence is {report.figures.divergence.number()}, above the bound of {bound:g}: that holds on the "
+            "samples that the run chose by; more of them, or a lower bound, bring it down"
+        )
     if report.figures is not None and report.figures.warnings:
         yield (
             "where outputs are off by so much, give more samples, cut less, or bound the loss with --divergence or "

@@ -74,3 +74,11 @@ def test_other_answers(report: Report) -> None:
     assert figures.warnings == ("output y: 100% of the samples are classified differently than by the original",)
     (line,) = hints(replace(report, figures=figures), {"macs": 0.7})
     assert "give more samples" in line
+
+
+def test_a_bound_that_does_not_hold_elsewhere(report: Report) -> None:
+    numbers = np.random.default_rng(0).standard_normal((40, 3))
+    figures = Reference([{"y": numbers}]).figures([{"y": 1.1 * numbers}])
+    (line,) = hints(replace(report, figures=figures), {"divergence": 0.05})
+    assert line.startswith("the divergence is 0.1 (95 % interval 0.1 to 0.1, n = 40), above the bound of 0.05")
+    assert list(hints(replace(report, figures=figures), {"divergence": 0.11})) == []
