@@ -278,10 +278,16 @@ class Outcome:
     note: str = ""
 
 
-def bisect(cut: GraphPartition, base: int, outcome: Outcome, near: float = NEAR) -> onnx.ModelProto | None:
+def bisect(
+    cut: GraphPartition,
+    base: int,
+    outcome: Outcome,
+    near: float = NEAR,
+    count: Callable[[onnx.ModelProto], int] = count_macs,
+) -> onnx.ModelProto | None:
     """The largest model within the budget, else the smallest that the tool makes, else None.
 
-    A ratio at which the tool fails counts as too high. Fills `outcome` in.
+    A ratio at which the tool fails counts as too high. Fills `outcome` in; `count` counts what is bounded.
     """
 
     def rank(kept: float) -> tuple[bool, float]:
@@ -296,7 +302,7 @@ def bisect(cut: GraphPartition, base: int, outcome: Outcome, near: float = NEAR)
         started = time.perf_counter()
         try:
             pruned, note = cut(ratio)
-            kept = count_macs(pruned) / base
+            kept = count(pruned) / base
         except Exception as error:  # a tool may raise anything; the outcome tells it
             failure, high = one_line(error), ratio
             continue
