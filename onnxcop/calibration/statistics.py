@@ -176,8 +176,8 @@ def _moments(file: Mapping[str, np.ndarray[Any, np.dtype[Any]]], number: int) ->
     """
     count, mean, scatter = (file[f"{number}.{name}"] for name in ("count", "mean", "scatter"))
     for array, rank in ((count, 0), (mean, 1), (scatter, 2)):
-        if array.dtype != np.float64 or array.ndim != rank or not np.isfinite(array).all():
+        if array.dtype.kind not in "iuf" or array.ndim != rank or not np.isfinite(array).all():
             raise ValueError(f"tap {number} is no array of {rank} axes of finite numbers")
     if scatter.shape != (len(mean), len(mean)) or count < 0:
         raise ValueError(f"the moments of tap {number} do not fit together")
-    return Moments(float(count), mean, scatter)
+    return Moments(float(count), mean.astype(np.float64), scatter.astype(np.float64))
