@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import pytest
 from conftest import REPO_ROOT
 
 PACKAGE = REPO_ROOT / "onnxcop"
@@ -46,3 +49,37 @@ def statement_lines(function: ast.FunctionDef) -> int:
     """Lines of a function without its docstring."""
     documentation = ast.get_docstring(function, clean=False)
     return (function.end_lineno or 0) - function.lineno + 1 - len((documentation or "").splitlines())
+
+
+# Packages
+
+
+def floors() -> list[str]:
+    """The packages from the top down, as the contract lists them."""
+    contract = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = [layer.strip() for entry in contract["contracts"][0]["layers"] for layer in entry.split("|")]
+    return [layer.removeprefix("onnxcop.") for layer in layers if (PACKAGE / layer.removeprefix("onnxcop.")).is_dir()]
+
+
+def test_every_package_has_its_floor() -> None:
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert packages == {*floors()}
+    text = (REPO_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Floors")[1].split("\n## ")[0]
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("    ")] == floors()
+
+
+@pytest.mark.parametrize("package", floors())
+def test_packages_say_what_they_are_for_what_they_import_and_where_to_start(package: str) -> None:
+    tree = ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8"))
+    said = " ".join((ast.get_docstring(tree) or "").split())
+    below = floors()[floors().index(package) + 1 :]
+    imported = re.search(r"may import (?:`(\w+)` and the packages below it|everything|nothing|every package)", said)
+    assert imported is not None
+    assert imported[1] is None or imported[1] in below
+    started = re.search(r"[Ss]tart at ([^.:;]+)", said)
+    assert started is not None
+    starts = re.findall(r"`([\w/]+)`", started[1])
+    assert starts
+    for name in starts:
+        path = PACKAGE / package / name
+        assert path.with_suffix(".py").is_file() or path.is_dir(), name

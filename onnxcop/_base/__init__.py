@@ -1,4 +1,5 @@
-"""Ground floor: errors' helpers, types, files, timing, progress and formatting.
+"""What every floor uses: files, types, options, plug-ins, progress, timing and formatting.
 
-It may import nothing of onnxcop but `onnxcop.errors`. Start at `files`, which writes several files together or none.
+It may import nothing of onnxcop but `onnxcop.errors`.
+Start at `files`, which writes several files together or none.
 """

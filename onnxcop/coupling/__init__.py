@@ -1,4 +1,5 @@
 """Which channels of which tensors must be removed together.
 
-It may import `graph`, `runtime` and `_base`. Start at `atoms`, then `ops/context`, `tracing` and `groups`.
+It may import `runtime` and the packages below it.
+Start at `atoms`, then `ops/op`, `tracing` and `groups`.
 """

@@ -1,4 +1,5 @@
-"""Importance of channels: COP and the baselines, and the registry that names them.
+"""Importance of channels: COP and the baselines, one module each, found by their names.
 
-It may import `reconstruction` and the packages below it. Start at `base`, then `cop`.
+It may import `reconstruction` and the packages below it.
+Start at `base`, then `cop` and `registry`.
 """

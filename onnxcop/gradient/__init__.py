@@ -9,7 +9,7 @@
 
 The rules are one table, `DEFAULT_GRADIENTS`; pass `DEFAULT_GRADIENTS | {("my.domain", "MyOp"): rule}` for operators
 of your own. Operators without a rule that the ONNX specification defines by others are written out first.
-A floor above `runtime`; it knows nothing of pruning.
+It knows nothing of pruning, and may import `runtime` and the packages below it. Start at `rules`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """What runs a model: ONNX Runtime sessions, providers, latency, and running a graph in pieces.
 
-It may import `graph` and `_base`. Start at `session`, then `segments`.
+It may import `images` and the packages below it. Start at `session`, then `segments`.
 """
