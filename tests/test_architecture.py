@@ -83,3 +83,10 @@ def test_packages_say_what_they_are_for_what_they_import_and_where_to_start(pack
     for name in starts:
         path = PACKAGE / package / name
         assert path.with_suffix(".py").is_file() or path.is_dir(), name
+
+
+def test_no_text_holds_marks_of_a_merge() -> None:
+    texts = [path for folder in ("onnxcop", "docs", "tests", "tools") for path in (REPO_ROOT / folder).rglob("*.*")]
+    texts = [*REPO_ROOT.glob("*.md"), *(path for path in texts if path.suffix in (".py", ".md", ".toml"))]
+    marks = re.compile(r"^(<{7} |>{7} |={7}$)", re.MULTILINE)
+    assert not [str(path) for path in texts if marks.search(path.read_text(encoding="utf-8"))]
