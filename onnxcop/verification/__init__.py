@@ -1,5 +1,5 @@
 """The proof: the written model equals the masked original.
 
-It may import `recovery` and the packages below it; the masked model imports nothing of `rewrite`.
+It may import `recovery` and the packages below it; the masked model imports nothing that decides what is cut.
 Start at `masked_model`, then `verify`.
 """

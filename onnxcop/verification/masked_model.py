@@ -1,8 +1,9 @@
 """The masked original: the original graph with removed channels forced to zero where they are summed.
 
 Nodes inside bodies of control flow are masked where they are; the weights they then read are stored in
-the top-level graph. This is the second opinion that verification compares with. It shares nothing with the rewriter: no
-tensor changes its shape, no size is touched; at every contraction the weights of the removed channels
+the top-level graph. This is the second opinion that verification compares with. It shares no function with the
+rewriter that decides what is cut: it looks up stored tensors and removed indices by itself. No tensor changes
+its shape, and no size is touched; at every contraction the weights of the removed channels
 are set to zero, or, where two activations are multiplied, one of them is multiplied by a 0/1 mask.
 """
 
@@ -18,7 +19,6 @@ from onnx import numpy_helper
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Contraction, Operand
-from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.shapes import TensorInfo
 from onnxcop.graph.subgraphs import Scopes
 
@@ -27,17 +27,16 @@ def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> o
     """Return a copy of `model` in which the given units contribute nothing to any sum."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    stored, nodes = constant_tensors(model), Scopes.of(model).nodes
+    stored, nodes = _stored(model.graph), Scopes.of(model).nodes
     copies = Scopes.of(result)
-    gone = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
-    gone[removed] = True
+    gone = structure.unit_class[removed]
     cut: dict[tuple[int, int], Array] = {}
     inserts: list[tuple[int, onnx.NodeProto]] = []
     for contraction in structure.coupling.findings.contractions:
         operand = _side(contraction, nodes, stored)
         if operand is None:
             continue
-        dead = gone[structure.units_on(operand.atoms)]
+        dead = np.isin(structure.coupling.classes.of[operand.atoms], gone)
         if not dead.any():
             continue
         node = copies.nodes[contraction.node]
@@ -59,6 +58,18 @@ def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> o
         scope = max((s for s in copies.all if s.first <= number), key=lambda s: s.first)
         scope.graph.node.insert(number - scope.first, node)
     return result
+
+
+def _stored(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Stored tensors of a graph and of the bodies in it, by name."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.HasField("t"):
+                found[node.output[0]] = attribute.t
+            for body in (attribute.g, *attribute.graphs):
+                found |= _stored(body)
+    return found
 
 
 def _side(contraction: Contraction, nodes: Sequence[onnx.NodeProto], stored: dict[str, Any]) -> Operand | None:

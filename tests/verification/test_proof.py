@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,10 @@ from small_models import chain, finished, linear, weights, written
 
 import onnxcop
 from onnxcop.cli import main as cli
-from onnxcop.errors import EngineError
+from onnxcop.errors import EngineError, VerificationError
+from onnxcop.graph import constants
+from onnxcop.rewrite import apply as rewriter
+from onnxcop.verification import masked_model
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 
@@ -95,3 +99,49 @@ def test_half_precision_in_brain_floats_keeps_standard_output_clean(
     assert capsys.readouterr().out == ""
     assert cli.run([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["output"].endswith("small.onnx")
+
+
+# The proof is independent of the rewriter
+
+
+@pytest.mark.parametrize("forgotten", ["w1", "b1", "w2"])
+@pytest.mark.parametrize("how", ["whole", "first"])
+def test_a_tensor_that_the_rewriter_forgets_fails_the_proof(
+    forgotten: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = rewriter.constant_tensors
+    plain = rewriter.sliced_constants
+
+    def without(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+        return {name: tensor for name, tensor in original(model).items() if name != forgotten}
+
+    def first(*arguments: Any) -> dict[str, np.ndarray[Any, Any]]:  # so that the result has its shapes, and runs
+        found = plain(*arguments)
+        whole = onnx.numpy_helper.to_array(original(arguments[0])[forgotten])
+        found[forgotten] = whole[tuple(slice(size) for size in found[forgotten].shape)]
+        return found
+
+    if how == "whole":  # whoever shares this function misses the tensor too
+        for module in (rewriter, constants):
+            monkeypatch.setattr(module, "constant_tensors", without)
+    else:
+        monkeypatch.setattr(rewriter, "sliced_constants", first)
+    with pytest.raises(VerificationError):
+        onnxcop.prune(chain(), macs=0.6, criterion="l2", recover="none", options=CPU)
+    monkeypatch.undo()
+    assert onnxcop.prune(chain(), macs=0.6, criterion="l2", recover="none", options=CPU).report.verification
+
+
+def test_the_mask_finds_tensors_of_bodies_and_constant_nodes() -> None:
+    then = helper.make_graph(
+        [helper.make_node("Constant", [], ["inner"], value=weights("inner", (2,)))],
+        "then",
+        [],
+        [],
+        [weights("w", (3,))],
+    )
+    other = helper.make_graph([], "else", [], [], [weights("v", (4,))])
+    branch = helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)
+    made = helper.make_node("Constant", [], ["outer"], value=weights("named otherwise", (1,)))
+    graph = helper.make_graph([made, branch], "main", [], [], [weights("u", (5,))])
+    assert set(masked_model._stored(graph)) == {"inner", "w", "v", "outer", "u"}
