@@ -73,12 +73,25 @@ class Cop:
         return self.name == "cop-activation"
 
     def rank(self, context: PruningContext) -> Ranking:
-        """Correlate, normalize and regularize."""
-        tables = []
+        """Correlate, normalize and regularize.
+
+        Units whose readers all lie inside a body of control flow, where nothing can be watched, are compared by
+        their outgoing weights even in the activation variant.
+        """
+        tables, watched = [], np.zeros(len(context.structure.unit_class), dtype=np.bool_)
+        unseen = list[Layer]()
         for layer in context.layers:
-            table = self._table(context, layer)
+            if self.needs_stats and not self._is_watched(context, layer):
+                unseen.append(layer)
+                continue
+            table = self._table(context, layer, activations=self.needs_stats)
             if table is not None:
                 tables.append(table)
+                watched[layer.units[layer.units >= 0]] = True
+        for layer in unseen:
+            if not watched[layer.units[layer.units >= 0]].any():
+                table = self._table(context, layer, activations=False)
+                tables += [] if table is None else [table]
         regularizer = Regularizer.of(context)
         return CopRanking(self, tables, regularizer, len(context.structure.unit_class))
 
@@ -90,18 +103,24 @@ class Cop:
             "narrow_correction": self.narrow_correction,
         }  # fmt: skip
 
-    def _table(self, context: PruningContext, layer: Layer) -> ChannelCorrelations | None:
+    def _is_watched(self, context: PruningContext, layer: Layer) -> bool:
+        """Whether there are statistics of a layer's inputs.
+
+        Raises:
+            CalibrationError: There are none at all.
+        """
+        if context.stats is None:
+            raise CalibrationError("criterion cop-activation needs calibration data; give --data")
+        return context.stats.moments(layer) is not None
+
+    def _table(self, context: PruningContext, layer: Layer, *, activations: bool) -> ChannelCorrelations | None:
         weights = layer_weights(context.weights, layer)
         if weights is None:
             return None
         dead = nearly_dead(weights)
         units, chance = layer.units[: len(weights)], 0.0
-        if self.needs_stats:
-            if context.stats is None:
-                raise CalibrationError("criterion cop-activation needs calibration data; give --data")
-            moments = context.stats.moments(layer)
-            if moments is None:
-                return None
+        moments = context.stats.moments(layer) if activations and context.stats is not None else None
+        if moments is not None:
             correlation, still = activation_correlation(moments.covariance, layer.groups)
             dead = dead | still
         else:
