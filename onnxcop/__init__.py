@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from onnxcop.rewrite.apply import apply
     from onnxcop.rewrite.plan import PruningPlan
     from onnxcop.runtime.session import EngineOptions
+    from onnxcop.training.finetune import finetune
     from onnxcop.verification.verify import verify
 
 # Loaded on first use, so that `import onnxcop` and `onnxcop --help` stay quick.
@@ -59,6 +60,7 @@ _HOMES = {
     "prune": "onnxcop.pipeline.prune",
     "recover": "onnxcop.pipeline.stages",
     "sweep": "onnxcop.pipeline.sweep",
+    "finetune": "onnxcop.training.finetune",
     "PruneResult": "onnxcop.report.result",
     "Report": "onnxcop.report.summary",
     "apply": "onnxcop.rewrite.apply",
@@ -91,6 +93,7 @@ __all__ = [
     "choose",
     "compare",
     "criterion_named",
+    "finetune",
     "prune",
     "recover",
     "statistics",

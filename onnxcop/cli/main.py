@@ -46,6 +46,7 @@ from onnxcop.cli.options import (
 )
 from onnxcop.cli.stopping import exit_code, stop_cleanly
 from onnxcop.cli.study import compare_command, sweep_command
+from onnxcop.cli.train import finetune_command
 from onnxcop.errors import OnnxcopError
 
 _FILE = click.Path(path_type=Path)
@@ -198,6 +199,7 @@ def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -
 
 
 app.add_command(compare_command)
+app.add_command(finetune_command)
 app.add_command(sweep_command)
 
 

@@ -176,6 +176,32 @@ distill_options: Decorator[Any, Any] = _options(
     ),
     _option("--checkpoint", type=_FILE, metavar="FILE", help="Keep its state here, and go on from it after a kill."),
 )  # fmt: skip
+finetune_options: Decorator[Any, Any] = _options(
+    "Training",
+    _option("-o", "--output", type=_FILE, metavar="FILE", help="The trained model. [default: MODEL.finetuned.onnx]"),
+    _option(
+        "--labels", metavar="LABELS",
+        help="File .npy or .npz, name of an array of the data, or SCRIPT.py:FUNCTION. [default: folders by class]",
+    ),
+    _option("--teacher", type=_FILE, metavar="FILE", help="Learn this model's answers too; the original, say."),
+    _option(
+        "--loss", default="auto", show_default=True, metavar="NAME|FILE.onnx",
+        help="cross-entropy, mse, or a small model of outputs and labels.",
+    ),
+    _option("--epochs", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="N",
+            help="Passes over the samples."),
+    _option("--lr", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, metavar="RATE",
+            help="Highest learning rate."),
+    _option("--weight-decay", type=click.FloatRange(0), default=1e-4, show_default=True, metavar="NUMBER",
+            help="Of AdamW."),
+    _option("--held-out", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True,
+            metavar="SHARE", help="Samples that judge and are not trained on."),
+    _option("--augment", is_flag=True, help="Shift and mirror images at random."),
+    _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Score of models, higher is better. [default: accuracy]"),
+    _option("--checkpoint", type=_FILE, metavar="FILE", help="Keep the state here, and go on from it after a kill."),
+    _option("--history", type=_FILE, metavar="FILE.json", help="Write losses and scores."),
+    _option("--plot", type=_FILE, metavar="FILE", help="Draw them: .svg, .png or .pdf."),
+)  # fmt: skip
 limit_options: Decorator[Any, Any] = _options(
     "Limits (what may not go)",
     _option("--keep", multiple=True, metavar="PATTERN", help="Nodes or tensors never pruned."),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -51,6 +52,16 @@ class CalibrationData:
         self.layout = layout
         self.batch_size = batch_size
         self.description = description
+
+    @property
+    def numbers(self) -> Array:
+        """Which samples of the source these are, in their order, int64 [samples]."""
+        return np.asarray(self._order, np.int64).copy()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images of the source, in its order; empty where it holds anything else."""
+        return self._store.paths if isinstance(self._store, ImageStore) else ()
 
     @property
     def count(self) -> int:

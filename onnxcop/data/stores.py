@@ -89,6 +89,11 @@ class ImageStore:
         self._spec = spec
         self._reader = reader
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files, by number."""
+        return tuple(self._paths)
+
     def __len__(self) -> int:
         return len(self._paths)
 

@@ -59,9 +59,22 @@ class Gradients:
     stops: tuple[Stop, ...]
 
 
-def trainable(model: onnx.ModelProto) -> list[str]:
-    """Stored floating-point tensors of more than one element, without the statistics of normalizations."""
-    statistics = {name for node in model.graph.node if node.op_type == "BatchNormalization" for name in node.input[3:5]}
+def trainable(model: onnx.ModelProto, rules: GradientRules = DEFAULT_GRADIENTS) -> list[str]:
+    """Stored floating-point tensors of more than one element that are no statistics, sizes, bounds or scales.
+
+    Args:
+        model: The model.
+        rules: How gradients pass operators: what is only read where none passes is not trained.
+    """
+    settings: set[str] = set()
+    values: set[str] = set()
+    for node in model.graph.node:
+        rule = rules.get((node.domain.removeprefix("ai.onnx"), node.op_type))
+        for place, name in enumerate(node.input):
+            passes = rule is None or rule.together is not None or rule.inputs[place : place + 1] not in ((), (None,))
+            (values if passes else settings).add(name)
+        values |= captured(node)
+    settings -= values
     stored = [(tensor.name, tensor) for tensor in model.graph.initializer]
     stored += [
         (node.output[0], a.t) for node in model.graph.node if node.op_type == "Constant"
@@ -69,7 +82,7 @@ def trainable(model: onnx.ModelProto) -> list[str]:
     ]  # fmt: skip
     return [
         name for name, tensor in stored
-        if tensor.data_type in FLOATS and name not in statistics and max(tensor.dims, default=1) > 1
+        if tensor.data_type in FLOATS and name not in settings and max(tensor.dims, default=1) > 1
     ]  # fmt: skip
 
 
@@ -99,7 +112,7 @@ def differentiate(
     work.CopyFrom(model)
     work = raised(work)
     store_constants(work)
-    wanted = list(trainable(work) if tensors is None else tensors)
+    wanted = list(trainable(work, rules) if tensors is None else tensors)
     known = Known.of(work, options, input_shapes)
     while (plain := inline_functions(work, known.shapes, {*rules, *(("", name) for name in STEPS)})) is not None:
         work = plain
@@ -212,7 +225,9 @@ class _Walk:
             for place in reached:
                 function = rule.inputs[place] if place < len(rule.inputs) else None
                 if function is None:
-                    raise Decline(f"its input {place} depends on trained tensors and has no gradient")
+                    reason = f"its input {place} depends on trained tensors and has no gradient"
+                    self.stops.append(Stop(node.name or node.output[0], node.op_type, reason))
+                    continue
                 found.append((place, called(function)))
         if not rule.broadcasts:
             return found

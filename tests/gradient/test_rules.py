@@ -87,6 +87,7 @@ def test_clip_prelu_where_mod() -> None:
     agree("Clip", [rand(3, 4), None, np.float32(0.93)], without=["x2"])
     agree("PRelu", [rand(2, 3, 4), rand(3, 1, seed=1)])
     agree("Where", [np.array([[True], [False]]), rand(2, 3), rand(1, 3, seed=1)])
+    agree("Dropout", [rand(3, 4), np.float32(0.5)], without=["x1"])
     agree("Mod", [rand(3, 4, low=0.6, high=0.9), np.float32(0.5)], fmod=1, without=["x1"])
 
 
@@ -278,6 +279,8 @@ def test_slice(starts: list[int], ends: list[int], axes: list[int] | None, steps
     while rest and rest[-1] is None:
         rest.pop()
     agree("Slice", [rand(3, 5, 6), ints(*starts), ints(*ends), *rest])
+    short = [None if value is None else value.astype(np.int32) for value in (ints(*starts), ints(*ends), *rest)]
+    agree("Slice", [rand(3, 5, 6), *short])
 
 
 def test_picking_and_scattering() -> None:

@@ -74,7 +74,7 @@ def shared(g: Tensor, y: Tensor, *inputs: Tensor) -> list[Tensor]:
     return [part * won for won in winners]
 
 
-def dropout(g: Tensor, y: Tensor, x: Tensor, *, node: Node, seed: int = 0) -> Tensor:
+def dropout(g: Tensor, y: Tensor, x: Tensor, *_: Tensor, node: Node, seed: int = 0) -> Tensor:
     """Nothing is dropped when a model runs."""
     if len(node.proto.input) > 2 and node.proto.input[2]:
         raise Decline("its training mode drops values at random")

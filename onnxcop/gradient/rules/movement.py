@@ -60,9 +60,9 @@ def sliced(
     step_values = [1] * count if steps is None else node.value(steps)
     for place, axis in enumerate(found):
         one = build.ints(place), build.ints(place + 1), build.ints(0)
-        bounds = [t.op("Slice", *one) for t in (starts, ends)]
         numbers = counted(x.dim(axis))
-        stride = None if steps is None else steps.op("Slice", *one)
+        bounds = [t.op("Slice", *one).cast(numbers) for t in (starts, ends)]
+        stride = None if steps is None else steps.op("Slice", *one).cast(numbers)
         taken = numbers.op("Slice", *bounds, build.ints(0), stride)
         if step_values is not None and int(step_values[place]) == 1:
             before = taken.op("Slice", build.ints(0), build.ints(1), build.ints(0))

@@ -1,0 +1,63 @@
+"""The command that trains: `onnxcop finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxcop.cli import console
+from onnxcop.cli.arguments import engine_from, inputs_from, preprocess_from, progress_from
+from onnxcop.cli.framework import SectionCommand
+from onnxcop.cli.options import data_options, engine_options, finetune_options, seed_option, talking
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("finetune", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@finetune_options
+@data_options
+@engine_options
+@seed_option
+@talking
+def finetune_command(model: Path, output: Path | None, history: Path | None, plot: Path | None, **values: Any) -> None:
+    """Train a model on labelled samples.
+
+    Any classifier or regressor, pruned or not; no training framework is needed. What is held out of the samples
+    judges, and the best weights there are written.
+    """
+    from onnxcop.graph.io import load, save
+    from onnxcop.recovery.metric import Metric
+    from onnxcop.training.finetune import FinetuneOptions, finetune_with
+
+    target = output or model.with_name(f"{model.name.removesuffix('.onnx')}.finetuned.onnx")
+    read = [path for path in (values["teacher"],) if path is not None]
+    inputs_from(values, model, *read).check(target, history, plot, values["checkpoint"])
+    if values["data"] is None:
+        raise click.UsageError("finetune learns from labelled samples; give --data")
+    network = load(model)
+    metric = None if values["metric"] is None else Metric.of(values["metric"], network)
+    options = FinetuneOptions(
+        labels=values["labels"], teacher=values["teacher"], loss=values["loss"], epochs=values["epochs"],
+        rate=values["lr"], batch_size=values["batch_size"], decay=values["weight_decay"], held_out=values["held_out"],
+        augment=values["augment"], metric=metric, preprocess=preprocess_from(values), samples=values["samples"],
+        checkpoint=values["checkpoint"], seed=values["seed"], engine=engine_from(values),
+    )  # fmt: skip
+    with progress_from(values) as progress:
+        found = finetune_with(network, values["data"], options, progress)
+    save(found.model, target)
+    if history is not None:
+        from onnxcop._base.files import write_atomically
+
+        write_atomically(history, found.to_json().encode())
+    if plot is not None:
+        from onnxcop.report.history import write_history
+
+        write_history(plot, found.history)
+    if values["as_json"]:
+        console.show_json({"output": target, "before": found.before, "after": found.after, "last": found.last,
+                           "steps": found.steps, "seconds": found.seconds})  # fmt: skip
+    elif not values["quiet"]:
+        click.echo(f"wrote {target}: {found}")

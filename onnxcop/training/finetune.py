@@ -1,0 +1,270 @@
+"""Supervised training of any ONNX model on labelled samples, with or without a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop._base.keywords import by_keywords
+from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop.data.open import open_source
+from onnxcop.errors import CalibrationError
+from onnxcop.graph.io import load, sha256
+from onnxcop.images.preprocess import Preprocess
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.training.labels import labels_of
+from onnxcop.training.loop import Loop, LoopSettings, Progress
+from onnxcop.training.losses import TARGET
+from onnxcop.training.objectives import LABELS, Objective, objective
+from onnxcop.training.samples import PLAIN, SampleSet, View
+from onnxcop.training.schedule import Schedule
+from onnxcop.training.step import Layout, Optimizer, build_step, with_weights
+from onnxcop.training.teacher import Teacher
+from onnxcop.training.trainer import Trainer, TrainingState
+
+log = logging.getLogger("onnxcop")
+
+_ALL = 1 << 31  # more samples than there are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneOptions:
+    """How to fine-tune.
+
+    Attributes:
+        labels: See :func:`onnxcop.training.labels.labels_of`.
+        teacher: A model whose answers count as much as the labels, or its path.
+        loss: "auto", "cross-entropy", "mse", or a small ONNX model or its path (see
+            :func:`onnxcop.training.objectives.objective`).
+        epochs: Passes over the samples.
+        rate: The highest learning rate.
+        batch_size: Samples of a step.
+        decay: Weight decay of AdamW, of tensors of two and more axes.
+        held_out: Share of the samples that judges and is not trained on.
+        augment: Whether images are shifted and mirrored at random.
+        metric: A score of models, higher is better; None for the accuracy, or minus the squared error.
+        preprocess: How images become inputs; None for what the model declares, else guessed.
+        samples: How many samples of the data are used; None for all.
+        checkpoint: Where to write how far the run is; a run that finds it goes on from there.
+        seed: Random seed.
+        engine: How models are run.
+    """
+
+    labels: Any = None
+    teacher: onnx.ModelProto | str | Path | None = None
+    loss: str | Path | onnx.ModelProto = "auto"
+    epochs: float = 10
+    rate: float = 1e-3
+    batch_size: int = 64
+    decay: float = 1e-4
+    held_out: float = 0.1
+    augment: bool = False
+    metric: Callable[[onnx.ModelProto], float] | None = None
+    preprocess: Preprocess | None = None
+    samples: int | None = None
+    checkpoint: Path | None = None
+    seed: int = 0
+    engine: EngineOptions = EngineOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """What fine-tuning gave.
+
+    Attributes:
+        model: The model with the best weights on the held-out samples.
+        before: Its score there before, higher is better.
+        after: After.
+        last: That of the last weights.
+        steps: Steps that were made.
+        seconds: Of the clock.
+        history: Step, mean loss since the entry before, and held-out score.
+        interrupted: Whether the user ended it.
+    """
+
+    model: onnx.ModelProto
+    before: float
+    after: float
+    last: float
+    steps: int
+    seconds: float
+    history: tuple[dict[str, float], ...] = field(repr=False)
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"fine-tuning: held-out score {self.before:.4g} to {self.after:.4g} (last {self.last:.4g}; "
+            f"{self.steps} steps, {self.seconds:.0f} s)"
+        )
+
+    def to_json(self) -> str:
+        """The history, as JSON."""
+        return json.dumps({"before": self.before, "after": self.after, "last": self.last, "steps": self.steps,
+                           "seconds": self.seconds, "history": list(self.history)}, indent=2)  # fmt: skip
+
+
+@by_keywords(FinetuneOptions)
+def finetune(model: onnx.ModelProto | str | Path, data: Any, asked: FinetuneOptions) -> Finetuned:
+    """Train a model on labelled samples. BatchNormalization keeps its statistics.
+
+    Args:
+        model: A path or a model in memory (never changed).
+        data: Samples, as calibration data are given.
+        asked: The fields of :class:`onnxcop.training.finetune.FinetuneOptions`, as keyword arguments.
+
+    Raises:
+        OnnxcopError: The model, the samples, the labels, the teacher or the loss cannot be used.
+    """
+    return finetune_with(model, data, asked)
+
+
+def finetune_with(
+    model: onnx.ModelProto | str | Path, data: Any, options: FinetuneOptions, progress: Progress | None = None
+) -> Finetuned:
+    """Train a model, as :func:`finetune`, with all options in one object."""
+    return _Finetuning(load(model), data, options, progress).run()
+
+
+class _Finetuning:
+    """One run."""
+
+    def __init__(self, model: onnx.ModelProto, data: Any, options: FinetuneOptions, progress: Progress | None) -> None:
+        self.model, self.options, self.progress, self.started = model, options, progress, time.monotonic()
+        with Session(model, options.engine) as session:
+            source = open_source(
+                data, session.inputs, preprocess=options.preprocess, samples=options.samples or _ALL,
+                batch_size=options.batch_size, seed=options.seed,
+            )  # fmt: skip
+            if source.count < 2:
+                raise CalibrationError(f"fine-tuning needs at least 2 samples, and here are {source.description}")
+            everything = labels_of(source, data, options.labels)
+            places = {int(number): place for place, number in enumerate(source.numbers)}
+            fit, held = source.split(options.held_out, options.seed)
+            self.samples, self.held = SampleSet.of(fit), SampleSet.of(held)
+            self.labels, self.held_labels = (
+                everything[[places[int(number)] for number in part.numbers]] for part in (fit, held)
+            )
+            self.size = source.layout.size or min(options.batch_size, fit.count)
+            self.description = source.description
+            example = self.held.batch(np.arange(min(self.size, self.held.count)))
+            outputs = session.run(example)
+        self.teacher = None if options.teacher is None else load(options.teacher)
+        answers = None
+        if self.teacher is not None:
+            with Session(self.teacher, options.engine) as session:
+                self._check_teacher(session)
+                answers = session.run(example)
+        loss = options.loss
+        if isinstance(loss, Path) or (isinstance(loss, str) and loss.endswith(".onnx")):
+            loss = load(loss)
+        self.objective = objective(model, outputs, everything, loss, answers)
+        self.asks: Teacher | None = None
+        if self.teacher is not None and not options.augment and self.objective.output:
+            self.asks = Teacher(self.teacher, self.samples, [PLAIN], [self.objective.output], options.engine)
+        self.live = Session(self.teacher, options.engine) if self.teacher is not None and options.augment else None
+
+    def _check_teacher(self, session: Session) -> None:
+        mine = {value.name for value in self.model.graph.input}
+        other = [spec.name for spec in session.inputs if spec.name not in mine]
+        if other:
+            raise CalibrationError(f"the teacher reads {', '.join(other)}, which the model does not; give its original")
+
+    def run(self) -> Finetuned:
+        """Train, and keep the best weights on the held-out samples."""
+        options, model = self.options, self.objective.model
+        shapes = {name: array.shape for name, array in self._feed(0, np.arange(self.size)).items()}
+        graph = build_step(model, Optimizer(decay=options.decay), input_shapes=shapes, options=options.engine)
+        for stop in graph.stops:
+            log.info("the gradient stops at %s %s: %s", stop.operator, stop.node, stop.reason)
+        start = graph.layout.vector(model)
+        trainer = Trainer(graph, TrainingState.fresh(start), options.engine)
+        before = self._score(graph.layout, start)
+        each = max(1, self.samples.count // self.size)
+        steps = max(1, round(options.epochs * each))
+        settings = LoopSettings(
+            Schedule(options.rate, steps), self.samples.count, self.size, options.seed,
+            evaluations=max(1, min(round(options.epochs), steps)), checkpoint=options.checkpoint,
+            run=self._identity(graph.layout), stage="fine-tuning",
+        )  # fmt: skip
+        loop = Loop(trainer, self._feed, lambda weights: -self._score(graph.layout, weights), settings, self.progress)
+        history = loop.run(-before)
+        losses = dict(history.losses)
+        entries = tuple(
+            {"step": step, "loss": losses.get(step, float("nan")), "score": -score} for step, score in history.scores
+        )
+        made = trainer.steps
+        trainer.close()
+        return Finetuned(
+            with_weights(self.model, graph.layout.arrays(loop.best)), before, -loop.best_score,
+            entries[-1]["score"] if entries else before, made, time.monotonic() - self.started, entries,
+            history.interrupted,
+        )  # fmt: skip
+
+    def _feed(self, epoch: int, indices: IntArray) -> Feed:
+        feed = self.samples.batch(indices)
+        if self.options.augment and self.samples.image is not None:
+            feed = _augmented(feed, self.samples, np.random.default_rng([self.options.seed, epoch, int(indices[0])]))
+        extra: Feed = {LABELS: self.labels[indices]}
+        output = self.objective.output
+        if self.asks is not None:
+            extra[TARGET + output] = self.asks.answers(indices, 0, feed)[output]
+        elif self.live is not None and output:
+            extra[TARGET + output] = self.live.run(feed, [output])[output]
+        return feed | extra
+
+    def _score(self, layout: Layout, weights: Array) -> float:
+        """On the held-out samples, higher is better: the metric, or that of the objective, or minus its loss."""
+        model = with_weights(self.model, layout.arrays(weights))
+        if self.options.metric is not None:
+            return float(self.options.metric(model))
+        if not self.objective.output:
+            return self._minus_loss(with_weights(self.objective.model, layout.arrays(weights)))
+        with Session(model, self.options.engine) as session:
+            found = [
+                session.run(f, [self.objective.output])[self.objective.output] for f in self.held.batches(self.size)
+            ]
+        return self.objective.score(np.concatenate(found), self.held_labels)
+
+    def _minus_loss(self, model: onnx.ModelProto) -> float:
+        losses, sizes = [], []
+        with Session(model, self.options.engine) as session:
+            for start in range(0, self.held.count, self.size):
+                indices = np.arange(start, min(start + self.size, self.held.count))
+                feed = self.held.batch(indices) | {LABELS: self.held_labels[indices]}
+                losses.append(float(session.run(feed, ["loss"])["loss"]))
+                sizes.append(len(indices))
+        return -float(np.average(losses, weights=sizes))
+
+    def _identity(self, layout: Layout) -> str:
+        """What a checkpoint must be of, for the run to go on from it."""
+        options = self.options
+        teacher = None if self.teacher is None else sha256(self.teacher)
+        parts = (sha256(self.objective.model), teacher, self.description, options.epochs, options.rate, self.size,
+                 options.decay, options.held_out, options.augment, options.seed, layout.names)  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _augmented(feed: Feed, samples: SampleSet, rng: np.random.Generator) -> Feed:
+    """Every image moved by up to an eighth of its side, half of them mirrored."""
+    assert samples.image is not None
+    name, axes = samples.image
+    images = feed[name]
+    most = [max(1, images.shape[axis] // 8) for axis in axes]
+    moved = [
+        View(bool(rng.random() < 0.5), *(int(rng.integers(-m, m + 1)) for m in most)).of(images[i : i + 1], axes)
+        for i in range(len(images))
+    ]
+    return feed | {name: np.concatenate(moved)}
+
+
+__all__ = ["FinetuneOptions", "Finetuned", "Objective", "finetune", "finetune_with"]

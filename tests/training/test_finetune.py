@@ -1,0 +1,115 @@
+"""`onnxcop finetune`: it learns labels, from the command line and from Python, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cli_runs import CPU
+from small_models import chain, written
+
+import onnxcop
+from onnxcop.cli import main as cli
+from onnxcop.errors import CalibrationError, ModelError
+from onnxcop.runtime.session import EngineOptions
+
+ENGINE = EngineOptions("cpu", 1)
+
+
+def task(count: int = 160) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Images whose brightest channel is their class."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, count)
+    images = rng.standard_normal((count, 3, 8, 8)).astype(np.float32)
+    images[np.arange(count), labels] += 1.0
+    return images, labels
+
+
+def trained(**settings: Any) -> Any:
+    images, labels = task()
+    usual = {"labels": labels, "epochs": 6, "rate": 1e-2, "batch_size": 16, "engine": ENGINE}
+    return onnxcop.finetune(chain(), {"x": images}, **usual | settings)
+
+
+def test_classes_are_learned() -> None:
+    found = trained(augment=True)
+    assert found.before < 0.6 and found.after > 0.9
+    assert [entry["step"] for entry in found.history] == [9, 18, 27, 36, 45, 54]
+    onnx.checker.check_model(found.model, full_check=True)
+
+
+def test_a_teacher_helps_and_regression_is_learned() -> None:
+    first = trained()
+    assert trained(teacher=first.model).after > 0.8
+    targets = np.tile(task()[1][:, None], (1, 5)).astype(np.float32)
+    found = trained(labels=targets)
+    assert found.after > 0.5 * found.before and found.before < 0
+
+
+def test_a_loss_may_be_a_model() -> None:
+    loss = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[N,5] y, int64[N] wanted) => (float loss)'
+        " { loss = SoftmaxCrossEntropyLoss(y, wanted) }"
+    )
+    assert trained(loss=loss).after > -0.6
+    own = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[N,5] y, float[N,5] wanted) => (float loss)'
+        " { d = Sub(y, wanted) a = Abs(d) loss = ReduceMean<keepdims=0>(a) }"
+    )
+    targets = np.tile(task()[1][:, None], (1, 5)).astype(np.float32)
+    found = trained(labels=targets, loss=own)
+    assert found.before < found.after < 0
+    vector = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[N,5] y, float[N,5] wanted) => (float[N,5] loss)'
+        " { loss = Sub(y, wanted) }"
+    )
+    with pytest.raises(ModelError, match="reduce it to one floating-point number"):
+        trained(labels=targets, loss=vector)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": np.full(160, 7)}, "labels run from 7 to 7, but output 'y' has 5 classes"),
+        ({"labels": np.zeros(10, np.int64)}, "there are 10 labels for 160 samples"),
+        ({"labels": np.zeros((160, 4), np.float32)}, r"labels have the shape \[4\] for a sample"),
+        ({"loss": "hinge"}, "--loss 'hinge' does not exist"),
+        ({"teacher": chain(classes=4)}, "the teacher has no output 'y' of the shape"),
+        ({"labels": None}, "there are no labels|holds x, but no labels"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        trained(**settings)
+
+
+def test_the_command_writes_the_model_its_history_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = written(chain(), tmp_path / "net.onnx"), tmp_path / "trained.onnx"
+    images, labels = task()
+    np.savez(tmp_path / "data.npz", x=images, labels=labels)
+    files = [str(tmp_path / name) for name in ("history.json", "run.svg", "data.npz")]
+    arguments = ["finetune", str(model), "-o", str(out), "--data", files[2], "--history", files[0], "--plot", files[1]]
+    assert cli.run([*arguments, *CPU, "--epochs", "4", "--lr", "0.01", "--batch-size", "16"]) == 0
+    assert "held-out score" in capsys.readouterr().out
+    assert len(json.loads(Path(files[0]).read_text())["history"]) == 4
+    assert Path(files[1]).read_text().startswith("<?xml")
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+
+
+def test_images_are_labelled_by_their_folders(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(("blue", "red")):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            pixels = rng.integers(0, 60, (8, 8, 3), dtype=np.uint8)
+            pixels[..., 2 - 2 * place] += 150
+            image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    found = onnxcop.finetune(chain(), tmp_path, epochs=8, rate=1e-2, batch_size=8, held_out=0.25, engine=ENGINE)
+    assert found.after == 1.0
