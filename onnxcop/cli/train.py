@@ -37,6 +37,10 @@ def finetune_command(model: Path, output: Path | None, history: Path | None, plo
     inputs_from(values, model, *read).check(target, history, plot, values["checkpoint"])
     if values["data"] is None:
         raise click.UsageError("finetune learns from labelled samples; give --data")
+    if plot is not None:
+        from onnxcop.report.plot import check_plot
+
+        check_plot(plot)
     network = load(model)
     metric = None if values["metric"] is None else Metric.of(values["metric"], network)
     options = FinetuneOptions(
@@ -53,7 +57,7 @@ def finetune_command(model: Path, output: Path | None, history: Path | None, plo
 
         write_atomically(history, found.to_json().encode())
     if plot is not None:
-        from onnxcop.report.history import write_history
+        from onnxcop.report.plot import write_history
 
         write_history(plot, found.history)
     if values["as_json"]:
