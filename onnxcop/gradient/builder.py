@@ -255,6 +255,22 @@ def concat(tensors: Sequence[Tensor], axis: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else tensors[0].op("Concat", *tensors[1:], axis=axis)
 
 
+def padded(x: Tensor, before: Tensor, after: Tensor, axis: int, behind: int) -> Tensor:
+    """Zeros around a tensor, or elements removed if their number is negative.
+
+    All axes are written down: ONNX Runtime's optimizer moves transpositions wrongly past a Pad that names its axes.
+
+    Args:
+        x: The tensor.
+        before: How many before, int64 [axes that are padded].
+        after: How many behind, likewise.
+        axis: The first axis that is padded.
+        behind: How many axes follow the last one.
+    """
+    lead, rest = ([x.builder.ints(*[0] * count)] if count else [] for count in (axis, behind))
+    return x.op("Pad", concat([*lead, before, *rest, *lead, after, *rest], 0))
+
+
 def total(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of tensors of one shape."""
     return tensors[0] if len(tensors) == 1 else tensors[0].op("Sum", *tensors[1:])

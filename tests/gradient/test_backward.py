@@ -98,6 +98,19 @@ def test_half_precision_and_old_opsets() -> None:
     np.testing.assert_array_equal(slope[found.names["x"]], np.array([[1, 0, 1]], np.float16))
 
 
+def test_slices_of_what_was_transposed() -> None:
+    model = parsed(
+        "g (float[2,3,4] x) => (float loss) { s = Constant<value_ints = [0]>() e = Constant<value_ints = [1]>()"
+        " a = MatMul(x, w) b = Transpose<perm = [2, 0, 1]>(a) c = Slice(b, s, e, s) d = Mul(c, c)"
+        " loss = ReduceSum<keepdims=0>(d) }", w=np.eye(4),
+    )  # fmt: skip
+    x = np.arange(24).reshape(2, 3, 4) / 10
+    expected = np.zeros((4, 4))
+    expected[:, 0] = 2 * np.einsum("bij,bi->j", x, x[..., 0])
+    found = differentiate(model)
+    np.testing.assert_allclose(results(found.model, x=x)[found.names["w"]], expected, rtol=1e-5)
+
+
 def random(*shape: int) -> Any:
     return np.random.default_rng(list(shape)).standard_normal(shape).astype(np.float32)
 

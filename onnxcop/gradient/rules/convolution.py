@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor, concat
+from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, padded
 from onnxcop.gradient.node import Vjp
 
 _FEW_CHANNELS = 8  # below this, one product per tap is too thin
@@ -101,20 +101,18 @@ def spread(g: Tensor, weights: Tensor, x: Tensor, window: Window, group: int = 1
 
 
 def fitted(full: Tensor, x: Tensor, before: Sequence[int], axes: int) -> Tensor:
-    """Zeros added (or elements removed) along the last axes, so that the result has the sizes of `x` there.
+    """Zeros added (or elements removed) along the spatial axes, so that the result has the sizes of `x` there.
 
     Args:
         full: The tensor.
         x: The tensor whose sizes it gets.
         before: How many zeros come before, negative to remove elements.
-        axes: How many axes at the end.
+        axes: How many spatial axes there are.
     """
-    build = full.builder
-    start = build.ints(*before)
-    rank = axes + 2
-    sizes = [t.op("Shape", elem_type=INT64, start=rank - axes, end=rank) for t in (x, full)]
+    start = full.builder.ints(*before)
+    sizes = [t.op("Shape", elem_type=INT64, start=2, end=2 + axes) for t in (x, full)]
     after = sizes[0] - sizes[1] - start
-    return full.op("Pad", concat([start, after], 0), None, build.ints(*range(rank - axes, rank)))
+    return padded(full, start, after, 2, 0)
 
 
 def windowed(rule: Callable[[Tensor, Tensor, Tensor, Window, int], Tensor], transposed: bool = False) -> Vjp:
@@ -194,12 +192,12 @@ def shifted(x: Tensor, g: Tensor, window: Window) -> list[Tensor]:
         return [x]
     build, axes = x.builder, len(window.kernel)
     places = build.ints(*range(2, 2 + axes))
-    padded = x.op("Pad", build.ints(*window.pads), None, places) if any(window.pads) else x
+    wide = padded(x, build.ints(*window.begin), build.ints(*window.end), 2, 0) if any(window.pads) else x
     sizes = g.op("Shape", elem_type=INT64, start=2, end=2 + axes)
     found = []
     for tap in np.ndindex(*window.kernel):
         start = build.ints(*(t * d for t, d in zip(tap, window.dilations, strict=True)))
-        found.append(padded.op("Slice", start, start + sizes, places))
+        found.append(wide.op("Slice", start, start + sizes, places))
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, zeros
+from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, padded, zeros
 from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.broadcast import unbroadcast
 
@@ -67,7 +67,7 @@ def sliced(
         if step_values is not None and int(step_values[place]) == 1:
             before = taken.op("Slice", build.ints(0), build.ints(1), build.ints(0))
             after = x.dim(axis) - before - taken.dims()
-            g = g.op("Pad", concat([before, after], 0), None, build.ints(axis))
+            g = padded(g, before, after, axis, x.rank - axis - 1)
         else:
             g = scattered(g, taken, axis, x.rank, x.dim(axis))
     return g
@@ -170,12 +170,15 @@ def pad(
 
     Which element a padded one is a copy of is found by padding the numbers from 0 to the axis's size.
     """
-    if mode == "constant":
-        return g.op("Pad", -pads, None, axes)
     build, named = g.builder, node.value(axes)
     if axes is not None and named is None:
         raise Decline("its axes are not fixed")
     places = [int(a) % x.rank for a in (range(x.rank) if named is None else named)]
+    if mode == "constant":
+        for number, axis in enumerate(places if axes is not None else ()):
+            before, after = ((-pads).op("Gather", build.ints(number + k), axis=0) for k in (0, len(places)))
+            g = padded(g, before, after, axis, x.rank - axis - 1)
+        return g if axes is not None else g.op("Pad", -pads)
     amounts = node.value(pads)
     for number, axis in enumerate(places):
         if amounts is not None and not amounts[number] and not amounts[number + len(places)]:

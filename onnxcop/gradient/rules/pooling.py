@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, zeros
+from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, padded, zeros
 from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.convolution import Window, fitted
 from onnxcop.gradient.rules.reduction import extreme
@@ -66,10 +66,9 @@ def window_length(positions: Tensor, window: Window) -> Tensor:
 
 def fitted_to(x: Tensor, before: list[int], sizes: Tensor, axes: int) -> Tensor:
     """Zeros before and behind the last axes, to given sizes."""
-    build = x.builder
-    start = build.ints(*before)
+    start = x.builder.ints(*before)
     after = sizes - x.op("Shape", elem_type=INT64, start=2) - start
-    return x.op("Pad", concat([start, after], 0), None, build.ints(*range(2, 2 + axes)))
+    return padded(x, start, after, 2, 0)
 
 
 def global_mean(g: Tensor, y: Tensor, x: Tensor) -> Tensor:
