@@ -23,6 +23,7 @@ from onnxcop.outputs.judgement import Judgements
 from onnxcop.pipeline.options import Modes, PruneOptions
 from onnxcop.pipeline.unseen import UnseenSamples
 from onnxcop.reconstruction.divergence import Waypoint
+from onnxcop.recovery.belief import Belief
 from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.quality_bound import Bound, cut_within
 from onnxcop.recovery.rounds import Progress, Recovery, RecoverySettings
@@ -88,6 +89,7 @@ class Decision:
         held_out: Quality on held-out samples, by name, which choices were made on.
         judgements: What the outputs are.
         unseen: Samples that no choice has seen.
+        belief: What recovery believes of the network, to be held against the written file.
         metric: The user's score.
         way: What was measured after every round.
         seen: What recovery saw flow through the original.
@@ -103,6 +105,7 @@ class Decision:
     held_out: dict[str, float] = field(default_factory=dict)
     judgements: Judgements | None = None
     unseen: UnseenSamples | None = None
+    belief: Belief | None = None
     metric: Metric | None = None
     way: tuple[Waypoint, ...] = ()
     seen: CalibrationStats | None = None
@@ -165,8 +168,9 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
     if request.source is None:  # what was measured on made-up inputs says little
         seen = "" if stats is not None else found.calibration
         return Decision(
-            removed=removed, model=found.model, stats=stats, warnings=warnings, calibration=seen, metric=metric
-        )
+            removed=removed, model=found.model, stats=stats, warnings=warnings, calibration=seen, metric=metric,
+            belief=found.belief,
+        )  # fmt: skip
     return replace(found, stats=stats, warnings=warnings, metric=metric)
 
 
@@ -205,7 +209,7 @@ def _recovered(prepared: PreparedRecovery, removed: IntArray, described: str) ->
     return Decision(
         removed=removed, model=recovery.working.model, calibration=described, held_out=recovery.measured_quality(),
         judgements=recovery.reference.judgements, way=tuple(recovery.way), seen=recovery.seen,
-        rotated=recovery.rotated,
+        rotated=recovery.rotated, belief=recovery.belief(),
     )  # fmt: skip
 
 
@@ -242,6 +246,7 @@ def measured_decision(
     )  # fmt: skip
     if not request.modes.recover.writes:
         return replace(found, model=request.analysis.model, seen=recovery.seen, rotated=())
+    found = replace(found, belief=recovery.belief())
     if request.source is None:  # what was measured on synthetic inputs says little
         return found
     return replace(

@@ -89,6 +89,8 @@ def finish(
         with clock.stage("latency"):
             latency = timed(analysis.original, pruned, analysis.input_shapes, options.engine, options.latency_seconds)
     with clock.stage("measuring"):
+        if decision.belief is not None:
+            decision.belief.check(pruned)
         figures = None if decision.unseen is None else decision.unseen.figures(pruned, decision.judgements)
     measured = _Measured(checked, latency, figures)
     for line in measured.warnings:

@@ -16,7 +16,9 @@ import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.data.for_model import open_data
 from onnxcop.data.options import DataOptions
+from onnxcop.errors import InternalError
 from onnxcop.pipeline.unseen import UnseenSamples, set_aside
+from onnxcop.reconstruction.masks import UnitMasks
 from onnxcop.recovery.rounds import RecoverySettings
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
@@ -45,6 +47,23 @@ def encoder(width: int = 32) -> onnx.ModelProto:
         [weights("w1", (16, 64)), weights("w2", (64, width))],
     )  # fmt: skip
     return finished(graph)
+
+
+def attention() -> onnx.ModelProto:
+    """One head over six tokens of 32 numbers, with queries that are sure of their keys."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "wq"], ["q"], "q"),
+        helper.make_node("MatMul", ["x", "wk"], ["k"], "k"),
+        helper.make_node("MatMul", ["x", "wv"], ["v"], "v"),
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"], "scores"),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "v"], ["attended"], "attended"),
+        helper.make_node("MatMul", ["attended", "wo"], ["y"], "out"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 6, 32]) for name in "xy"]
+    stored = [weights(name, (32, 32)) for name in ("wq", "wk", "wv", "wo")]
+    return finished(helper.make_graph(nodes, "attention", values[:1], values[1:], stored))
 
 
 def test_an_encoder_is_told_by_its_vectors(caplog: pytest.LogCaptureFixture) -> None:
@@ -189,3 +208,14 @@ def test_outputs_that_hold_no_real_numbers_are_not_measured() -> None:
     report = onnxcop.prune(model, macs=0.8, data=pictures(60), criterion="l2", recover="none", options=CPU).report
     assert report.figures is None
     assert report.measured_on  # there were data
+
+
+@pytest.mark.parametrize("options", [{}, {"criterion": "l2"}])
+def test_a_working_network_that_lies_is_found_out(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks that let queries and keys pass: choices were made on a network that is not the one that is written."""
+    tokens = np.random.default_rng(1).standard_normal((80, 6, 32)).astype(np.float32)
+    asked: dict[str, Any] = {**QUICK, "data": tokens, "limits": onnxcop.Limits(only=("*q*",)), "filters": 0.4}
+    assert onnxcop.prune(attention(), **asked, **options).report.after.macs > 0
+    monkeypatch.setattr(UnitMasks, "of", lambda *_: {})
+    with pytest.raises(InternalError, match=r"the search believed .*, because of .*q.*; nothing was written"):
+        onnxcop.prune(attention(), **asked, **options)
