@@ -30,7 +30,7 @@ class Multiple:
 
     Attributes:
         name: "cop-multiple".
-        ridge: λ relative to the mean variance.
+        ridge: λ relative to the variance of every feature.
         per_cost: Divide by the MACs that a unit's removal saves.
     """
 

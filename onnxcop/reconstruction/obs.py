@@ -1,6 +1,6 @@
 """Which channels a layer can best do without, and what makes up for them.
 
-Let x be a layer's input channels with covariance Σ, W its outgoing weights and P = (Σ + λI)⁻¹. The
+Let x be a layer's input channels with covariance Σ, W its outgoing weights and P = (Σ + λD)⁻¹, D the diagonal of Σ. The
 least that removing channel i costs, when all others take over its part as well as linear regression
 can, is ‖W_i‖² / P_ii: what is left of i after its multiple correlation with the others. This is pairwise
 correlation taken to its end, and the form of Optimal Brain Surgeon (Hassibi & Stork 1993) with the
@@ -31,7 +31,7 @@ _MEMORY = 1 << 30  # bytes of inverses that are kept
 
 @dataclass
 class InverseCache:
-    """(Σ + λI)⁻¹ by layer, for as long as a network stays as it is; as many as `_MEMORY` holds."""
+    """(Σ + λD)⁻¹ by layer, for as long as a network stays as it is; as many as `_MEMORY` holds."""
 
     kept: dict[int, FloatArray] = field(default_factory=dict)
 
@@ -60,7 +60,7 @@ class LayerObs:
         before: float64 [features, outputs × taps], its weights; a feature is a channel, or a tap of one where the
             moments are of patches.
         moments: Of the features.
-        inverse: float64 [features, features], (Σ + λI)⁻¹ of those that are there at first; not changed.
+        inverse: float64 [features, features], (Σ + λD)⁻¹ of those that are there at first; not changed.
         matter: float64 [outputs × taps], how much an error in each output counts.
         channels: int64, those that may leave, ascending.
         alive: bool [channels], which are still there.
@@ -87,7 +87,7 @@ class LayerObs:
             layer: The layer.
             weights: Its weights.
             moments: Of its input channels, or of their patches.
-            ridge: λ relative to the mean variance.
+            ridge: λ relative to the variance of every feature.
             alive: bool [channels], which are there.
             importance: float64 [outputs], how much an error in each counts; all alike unless told.
             channels: int64, those that may leave; all of them unless told.

@@ -1,7 +1,7 @@
 """What makes up for channels that go, in closed form: the others take over their part as well as regression can.
 
 With input channels of covariance Σ, those that stay K and those that go R, the consumer's weights become
-W_K + (Σ_KK + λI)⁻¹ Σ_KR W_R, and what its output loses on average goes to its bias.
+W_K + (Σ_KK + λD)⁻¹ Σ_KR W_R, and what its output loses on average goes to its bias.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import numpy as np
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.calibration.statistics import Moments
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the mean variance
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the variance of every feature
+_LEAST = 1e-3  # of the mean variance, that a feature's own counts as at least
 _BLOCK = 128  # rows of a matrix
 _JUDGES = 512  # sums over a layer's inputs that are enough to choose its λ by
 
@@ -52,14 +53,17 @@ def variances(flat: FloatArray, covariance: FloatArray) -> FloatArray:
 
 
 def regularized(covariance: FloatArray, ridge: float) -> FloatArray:
-    """Σ + λ·mean variance·I."""
-    size = len(covariance)
-    scale = max(float(np.trace(covariance)) / max(size, 1), 1e-12)
-    return np.asarray(covariance + ridge * scale * np.eye(size))
+    """Σ + λ D, where D holds the features' own variances: ridge regression on features of unit variance.
+
+    Variances far below the mean count as a little more, so that features that hardly vary stay regularized.
+    """
+    own = np.diagonal(covariance)
+    floor = max(_LEAST * float(own.mean()) if len(own) else 0.0, 1e-12)
+    return np.asarray(covariance + ridge * np.diag(np.maximum(own, floor)))
 
 
 def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
-    """(Σ + λ·mean variance·I)⁻¹, by Cholesky factorization where it is definite."""
+    """(Σ + λD)⁻¹, by Cholesky factorization where it is definite."""
     from scipy.linalg.lapack import dpotrf, dpotri
 
     loaded = regularized(covariance, ridge)
@@ -82,7 +86,7 @@ def _mirrored(lower: FloatArray) -> FloatArray:
 
 
 def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -> FloatArray:
-    """(Σ + λ·mean variance·I)⁻¹ times a matrix [features, sums], without the inverse where Σ + … is definite."""
+    """(Σ + λD)⁻¹ times a matrix [features, sums], without the inverse where Σ + … is definite."""
     from scipy.linalg.lapack import dpotrf, dpotrs
 
     loaded = regularized(covariance, ridge)
@@ -99,12 +103,12 @@ def compensated(
 ) -> tuple[FloatArray, FloatArray]:
     """Merge removed channels into kept ones in closed form.
 
-    W'_K = W_K + Bᵀ W_R with B = Σ_RK (Σ_KK + λI)⁻¹, and what the mean of the output loses goes to the bias.
+    W'_K = W_K + Bᵀ W_R with B = Σ_RK (Σ_KK + λD)⁻¹, and what the mean of the output loses goes to the bias.
 
     Args:
         weights: float64 [channels, outputs, taps].
         moments: Of the input channels, or of their patches.
-        ridge: λ relative to the mean variance.
+        ridge: λ relative to the variance of every feature.
         keep: Channels that stay.
         gone: Channels that go.
 
