@@ -26,10 +26,13 @@ class Channels:
     Attributes:
         times: Channels that a unit stands for.
         others: Channels beside them that stay in any case.
+        joint: Whether other groups share an axis of channels with them somewhere, behind a Concat say, so that
+            every layer there reads the sum of several widths.
     """
 
     times: int
     others: int
+    joint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,6 @@ class Ladder:
 
     Attributes:
         rungs: By group int64, numbers of kept units, ascending; the last one is the group's own width.
-        finer_steps: Of every group, the distances of finer ladders, the next one first.
     """
 
     rungs: tuple[IntArray, ...]
@@ -47,20 +49,17 @@ class Ladder:
     @classmethod
     def multiples(cls, structure: Structure, multiple: int) -> Ladder:
         """Widths that are multiples of a number, and no others."""
-        return cls(tuple(_rungs(group, Channels(1, 0), multiple) for group in structure.groups))
+        return cls(tuple(_rungs(group, Channels(1, 0), multiple, 0) for group in structure.groups))
 
     @classmethod
     def automatic(cls, structure: Structure, staircase: Staircase) -> Ladder:
         """Widths that suit a machine; where a budget cannot be met with them, :meth:`finer` has more."""
         places = channels_of(structure)
-        grains = [
-            staircase.grain(place.times * group.width + place.others, _STEPS)
-            for group, place in zip(structure.groups, places, strict=True)
-        ]
+        grains = [_grain(group, place, staircase) for group, place in zip(structure.groups, places, strict=True)]
         ladder: tuple[Ladder, ...] = ()
         for halvings in reversed(range(max(grains, default=1).bit_length())):
             rungs = tuple(
-                _rungs(group, place, max(1, grain >> halvings))
+                _rungs(group, place, max(1, grain >> halvings), 0 if halvings else staircase.block)
                 for group, place, grain in zip(structure.groups, places, grains, strict=True)
             )
             ladder = (cls(rungs, ladder),)
@@ -83,9 +82,21 @@ class Ladder:
         return int(rungs[min(int(np.searchsorted(rungs, kept, side="right")), len(rungs) - 1)])
 
 
-def _rungs(group: DependencyGroup, place: Channels, grain: int) -> IntArray:
+def _grain(group: DependencyGroup, place: Channels, staircase: Staircase) -> int:
+    """The distance of a group's widths."""
+    channels = place.times * group.width + place.others
+    if place.joint and channels % staircase.block == 0 and channels >= 2 * staircase.block:
+        return staircase.block  # a Concat of anything else leaves the blocked layout
+    return staircase.grain(channels, _STEPS)
+
+
+def _rungs(group: DependencyGroup, place: Channels, grain: int, block: int) -> IntArray:
+    """The widths at a distance; less than a block, which leaves the blocked layout, only half of one."""
     kept = np.arange(1, group.width + 1, dtype=np.int64)
-    even: BoolArray = (place.times * kept + place.others) % grain == 0
+    channels = place.times * kept + place.others
+    even: BoolArray = channels % grain == 0
+    if 2 * channels[-1] > block:
+        even &= (channels >= block) | (2 * channels == block)
     even[-1] = True
     return np.asarray(kept[even])
 
@@ -106,7 +117,7 @@ def channels_of(structure: Structure) -> tuple[Channels, ...]:
             if axis in layers[group.index]
         ]
         _, count, others = min(places, default=(0, 1, 0))
-        found.append(Channels(count, others))
+        found.append(Channels(count, others, any(joint for joint, *_ in places)))
     return tuple(found)
 
 

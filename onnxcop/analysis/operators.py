@@ -1,0 +1,268 @@
+"""The operators of a model as small models of their own, at any widths, to be timed.
+
+Every operator that works on channels which can go is written down with the sizes of its inputs, its
+attributes and the activation that ONNX Runtime fuses into it. Weights are filled in when a session is
+made, so that such a model is a few hundred bytes, whatever it computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxcop._base.types import Array, IntArray
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.runtime.kernel_times import MARK
+
+_VIEWS = frozenset("Reshape Squeeze Unsqueeze Flatten Identity Shape Size Constant Dropout Expand Slice If Loop Scan".split())
+_FUSED = frozenset("Relu Clip Sigmoid HardSigmoid LeakyRelu Tanh".split())
+_LAYERS = frozenset(("Conv", "ConvTranspose"))
+_LARGEST_VALUE = 64  # elements of a constant that is written down as it is
+
+Dims = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An input of an operator.
+
+    Attributes:
+        name: The tensor, "" where the input is left out.
+        elem_type: Its type.
+        dims: Its sizes; minus one minus the number of an axis where that axis sets it.
+        stored: Whether the model stores it.
+        value: What it holds, of small stored tensors that are no weights.
+    """
+
+    name: str
+    elem_type: int
+    dims: Dims
+    stored: bool
+    value: Array | None = None
+
+    def shape(self, kept: IntArray) -> Dims:
+        """Its sizes when axis a keeps `kept[a]` indices."""
+        return tuple(size if size >= 0 else int(kept[-1 - size]) for size in self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator with the activation that is fused into it.
+
+    Attributes:
+        node: The operator.
+        operands: Its inputs.
+        outputs: Sizes of its outputs, as of operands.
+        fused: The activation, None without.
+        activation: Other inputs of the activation.
+        opset: Imports of the model.
+    """
+
+    node: onnx.NodeProto
+    operands: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    fused: onnx.NodeProto | None
+    activation: tuple[Operand, ...]
+    opset: tuple[tuple[str, int], ...]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Numbers of the axes that it depends on, ascending."""
+        every = (*self.operands, *self.outputs)
+        return tuple(sorted({-1 - size for operand in every for size in operand.dims if size < 0}))
+
+    @property
+    def parts(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Its operands as a factor and places in :attr:`axes`, whose product are its elements."""
+        place = {axis: number for number, axis in enumerate(self.axes)}
+        return tuple(
+            (int(np.prod([size for size in one.dims if size >= 0], dtype=np.int64)),
+             tuple(place[-1 - size] for size in one.dims if size < 0))
+            for one in (*self.operands, *self.outputs) if one.elem_type
+        )  # fmt: skip
+
+    @property
+    def signature(self) -> str:
+        """What it is, widths left out: equal for operators that differ by their widths alone."""
+        place = {axis: -1 - number for number, axis in enumerate(self.axes)}
+        every = (*self.operands, *self.activation)
+        sizes = [[size if size >= 0 else place[-1 - size] for size in one.dims] for one in every]
+        values = [None if one.value is None else one.value.tolist() for one in every]
+        parts = [self.node.op_type, self.node.domain, sizes, values, [one.elem_type for one in every]]
+        for node in (self.node, *(() if self.fused is None else (self.fused,))):
+            parts.append([one.SerializeToString(deterministic=True) for one in node.attribute])
+        return repr((parts, self.opset))
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it computes channels in blocks."""
+        return self.node.op_type in _LAYERS
+
+    def small_model(self, kept: IntArray, number: int = 0) -> onnx.GraphProto:
+        """The operator alone at given widths; its names start with a mark and a number."""
+        return _Writer(self, kept, f"{MARK}{number}").graph()
+
+    def key(self, kept: IntArray) -> str:
+        """What its time depends on, in short: equal for operators that compute the same."""
+        digest = hashlib.sha256(repr(self.opset).encode())
+        digest.update(self.small_model(kept).SerializeToString(deterministic=True))
+        sizes = ",".join("x".join(map(str, operand.shape(kept))) for operand in self.operands)
+        name = self.node.op_type + (f"+{self.fused.op_type}" if self.fused is not None else "")
+        return f"{name} {sizes} {digest.hexdigest()[:12]}"
+
+
+class _Writer:
+    def __init__(self, operator: Operator, kept: IntArray, name: str) -> None:
+        self.operator, self.kept, self.name = operator, kept, name
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.stored: list[onnx.TensorProto] = []
+        self.nodes: list[onnx.NodeProto] = []
+        self.names: dict[str, str] = {}
+
+    def graph(self) -> onnx.GraphProto:
+        operator = self.operator
+        node = onnx.NodeProto()
+        node.CopyFrom(operator.node)
+        node.name = self.name
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+        names = [self._operand(operand, place) for place, operand in enumerate(operator.operands)]
+        if node.op_type == "Split":
+            self._split(node, names)
+        del node.input[:]
+        node.input.extend(names)
+        self._groups(node)
+        fused = operator.fused
+        results = [self.name if not place else f"{self.name}_{place}" for place in range(len(node.output))]
+        if fused is not None:
+            results[0] = f"{self.name}_linear"
+            after = onnx.NodeProto()
+            after.CopyFrom(fused)
+            after.name = f"{self.name}_act"
+            others = [self._operand(one, len(names) + place) for place, one in enumerate(operator.activation)]
+            del after.input[:], after.output[:]
+            after.input.extend([results[0], *others])
+            after.output.append(self.name)
+        del node.output[:]
+        node.output.extend(results)
+        self.nodes += [node] if fused is None else [node, after]
+        ends = [self.name, *results[1:]]
+        outputs = [
+            helper.make_tensor_value_info(end, one.elem_type, one.shape(self.kept))
+            for end, one in zip(ends, operator.outputs, strict=True)
+        ]
+        return helper.make_graph(self.nodes, self.name, self.inputs, outputs, self.stored)
+
+    def _operand(self, operand: Operand, place: int) -> str:
+        if not operand.name:
+            return ""
+        if operand.name in self.names:
+            return self.names[operand.name]
+        name = self.names[operand.name] = f"{self.name}_in{place}"
+        shape = operand.shape(self.kept)
+        if not operand.stored:
+            self.inputs.append(helper.make_tensor_value_info(name, operand.elem_type, shape))
+        elif operand.value is not None:
+            self.stored.append(numpy_helper.from_array(operand.value, name))
+        else:  # made when the session is
+            self.stored.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
+            value = helper.make_tensor("value", operand.elem_type, [1], [1])
+            self.nodes.append(helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=value))
+        return name
+
+    def _split(self, node: onnx.NodeProto, names: list[str]) -> None:
+        """Sections as long as the outputs are."""
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        sizes = [one.shape(self.kept)[axis] for one in self.operator.outputs]
+        version = dict(self.operator.opset).get("", 1)
+        for place in reversed(range(len(node.attribute))):
+            if node.attribute[place].name in ("split", "num_outputs"):
+                del node.attribute[place]
+        if version < 13:
+            node.attribute.append(helper.make_attribute("split", sizes))
+            return
+        self.stored.append(numpy_helper.from_array(np.array(sizes, np.int64), f"{self.name}_sizes"))
+        names[1:] = [f"{self.name}_sizes"]
+
+    def _groups(self, node: onnx.NodeProto) -> None:
+        """As many groups of a convolution as its weights leave."""
+        for attribute in node.attribute:
+            if attribute.name == "group" and attribute.i > 1:
+                channels, weights = (operand.shape(self.kept) for operand in self.operator.operands[:2])
+                per = weights[0] if node.op_type == "ConvTranspose" else weights[1]
+                attribute.i = channels[1] if node.op_type == "ConvTranspose" else max(1, channels[1] // per)
+
+
+def operators_of(analysis: Analysis) -> list[Operator]:
+    """All operators of the top-level graph whose time a width changes."""
+    model, shapes = analysis.model, analysis.structure.coupling.shapes
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    given = {value.name for value in model.graph.output}
+    opset = tuple((entry.domain if entry.domain != "ai.onnx" else "", entry.version) for entry in model.opset_import)
+    found, done = [], set[str]()
+    for node in model.graph.node:
+        if node.op_type in _VIEWS or any(name in done for name in node.output):
+            continue
+        if any(name and shapes[name].value is not None for name in node.output):
+            continue  # a size, which is computed in no time
+        after = None
+        if node.op_type in _LAYERS and node.output[0] not in given:
+            following = readers.get(node.output[0], [])
+            if len(following) == 1 and following[0].op_type in _FUSED:
+                after = following[0]
+                done.add(after.output[0])
+        operator = _operator(analysis, node, after, opset)
+        if operator is not None and operator.axes:
+            found.append(operator)
+    return found
+
+
+def _operator(
+    analysis: Analysis, node: onnx.NodeProto, fused: onnx.NodeProto | None, opset: tuple[tuple[str, int], ...]
+) -> Operator | None:
+    operands = [_operand(analysis, name) for name in node.input]
+    outputs = [_operand(analysis, name) for name in node.output if name]
+    others = [] if fused is None else [_operand(analysis, name) for name in fused.input[1:]]
+    if any(one is None for one in (*operands, *outputs, *others)):
+        return None
+    known = [[one for one in part if one is not None] for part in (operands, outputs, others)]
+    return Operator(node, tuple(known[0]), tuple(known[1]), fused, tuple(known[2]), opset)
+
+
+def _operand(analysis: Analysis, name: str) -> Operand | None:
+    """An input or output with its sizes; None where they are not known."""
+    if not name:
+        return Operand("", 0, (), stored=True)
+    structure = analysis.structure
+    info = structure.coupling.shapes[name]
+    if info.shape is None or not info.elem_type:
+        return None
+    label = structure.coupling.labels.get(name, (None,) * len(info.shape))
+    live = [
+        None if atoms is None or not (structure.units_on(atoms) >= 0).any() else structure.axis_id(atoms)
+        for atoms in label
+    ]
+    dims = tuple(size if axis is None else -1 - axis for size, axis in zip(info.shape, live, strict=True))
+    stored = name in structure.coupling.constants or name in structure.coupling.derived or info.value is not None
+    small = info.value is not None and info.value.size <= _LARGEST_VALUE and all(size >= 0 for size in dims)
+    return Operand(name, info.elem_type, dims, stored, info.value if small else None)
+
+
+def in_one(graphs: Sequence[onnx.GraphProto], opset: Iterable[tuple[str, int]]) -> onnx.ModelProto:
+    """Several small models side by side in one."""
+    whole = onnx.GraphProto(name="operators")
+    for graph in graphs:
+        whole.node.extend(graph.node)
+        whole.input.extend(graph.input)
+        whole.output.extend(graph.output)
+        whole.initializer.extend(graph.initializer)
+    imports = [helper.make_opsetid(domain, version) for domain, version in opset]
+    return helper.make_model(whole, opset_imports=imports, ir_version=8)

@@ -1,0 +1,140 @@
+"""How long a model takes, as a function of which units remain: the sum of its operators' times at their widths.
+
+The times of operators are looked up on a grid of widths (:mod:`onnxcop.analysis.operators`) and are
+straight lines in between; of convolutions they are stairs. What the sum leaves out, operators that no
+width changes, calls, and what fusing saves, is one share of the whole, which comparisons of whole models
+put right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcop._base.types import FloatArray, IntArray
+
+_LEAST_SHARE, _MOST_SHARE = 0.2, 1.3  # of the whole time, that the sum of operators may stand for
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOperator:
+    """An operator's time by widths.
+
+    Attributes:
+        axes: Numbers of the axes that it depends on.
+        levels: Of every axis the widths that were timed, ascending.
+        seconds: float64, one dimension per axis.
+        block: Channels that are computed at once: widths count up to the next multiple.
+    """
+
+    axes: tuple[int, ...]
+    levels: tuple[IntArray, ...]
+    seconds: FloatArray
+    block: int = 1
+
+    def at(self, widths: Sequence[int]) -> float:
+        """Seconds at one width for every axis; below the narrowest level the last line goes on."""
+        values = self.seconds
+        for levels, width in zip(self.levels, widths, strict=True):
+            values = self._along(values, levels, width)
+        return max(float(values), 0.0)
+
+    def _along(self, values: FloatArray, levels: IntArray, width: int) -> FloatArray:
+        padded = -(-width // self.block) * self.block
+        place = min(padded, int(levels[-1])) if width < levels[-1] else width
+        if len(levels) == 1:
+            return np.asarray(values[0] * (place / levels[0]))
+        right = int(np.clip(np.searchsorted(levels, place), 1, len(levels) - 1))
+        low, high = levels[right - 1], levels[right]
+        share = (place - low) / (high - low)
+        return np.asarray(values[right - 1] * (1 - share) + values[right] * share)
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedOperator:
+    """An operator of many widths, such as a Concat, whose time is a straight line over the elements that it touches.
+
+    Attributes:
+        axes: Numbers of the axes that it depends on.
+        parts: Its operands: a factor, and places in `axes` of the widths that it is multiplied by.
+        base: Seconds without elements.
+        each: Seconds per element.
+    """
+
+    axes: tuple[int, ...]
+    parts: tuple[tuple[int, tuple[int, ...]], ...]
+    base: float
+    each: float
+
+    def at(self, widths: Sequence[int]) -> float:
+        """Seconds at one width for every axis."""
+        elements = sum(factor * float(np.prod([widths[place] for place in places])) for factor, places in self.parts)
+        return max(self.base + self.each * elements, 0.0)
+
+
+@dataclass
+class TimeModel:
+    """Seconds of a run at any widths.
+
+    Attributes:
+        operators: All that depend on a width.
+        sizes: int64 [axes], the original's.
+        share: How much of the original's time goes with their sum.
+    """
+
+    operators: tuple[TimedOperator | CopiedOperator, ...]
+    sizes: IntArray
+    share: float = 1.0
+    by_axis: dict[int, tuple[int, ...]] = field(init=False)
+    whole: float = field(init=False)
+    _known: dict[tuple[int, ...], float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found: dict[int, list[int]] = {}
+        for number, operator in enumerate(self.operators):
+            for axis in operator.axes:
+                found.setdefault(axis, []).append(number)
+        self.by_axis = {axis: tuple(numbers) for axis, numbers in found.items()}
+        self.whole = self.seconds(self.sizes)
+
+    def seconds(self, kept: IntArray) -> float:
+        """The sum of the operators when axis a keeps `kept[a]` indices."""
+        return sum(self._at(number, kept) for number in range(len(self.operators)))
+
+    def fraction(self, kept: IntArray) -> float:
+        """What is left of the time of a whole run."""
+        return 1.0 - self.share * (1.0 - self.seconds(kept) / max(self.whole, 1e-30))
+
+    def saving(self, kept: IntArray, axes: IntArray, times: IntArray, counts: IntArray) -> FloatArray:
+        """Share of the whole time saved, float64 [counts], when so many units leave that stand `times` on `axes`."""
+        touched = sorted({number for axis in axes.tolist() for number in self.by_axis.get(axis, ())})
+        before = sum(self._at(number, kept) for number in touched)
+        saved = np.empty(len(counts))
+        for place, count in enumerate(counts.tolist()):
+            after = kept.copy()
+            after[axes] -= count * times
+            saved[place] = before - sum(self._at(number, after) for number in touched)
+        return np.asarray(self.share * saved / max(self.whole, 1e-30))
+
+    def fit(self, cuts: Sequence[IntArray], ratios: Sequence[float]) -> None:
+        """Set the share by whole models that were timed beside the original, least squares.
+
+        Args:
+            cuts: Of every one how many indices each axis keeps, int64 [axes].
+            ratios: Their times as fractions of the original's.
+        """
+        gone = np.array([1.0 - self.seconds(kept) / max(self.whole, 1e-30) for kept in cuts])
+        saved = 1.0 - np.asarray(ratios, dtype=np.float64)
+        if (gone**2).sum() > 0:
+            self.share = float(np.clip((gone * saved).sum() / (gone**2).sum(), _LEAST_SHARE, _MOST_SHARE))
+
+    def _at(self, number: int, kept: IntArray) -> float:
+        operator = self.operators[number]
+        widths = tuple(kept[list(operator.axes)].tolist())
+        key = (number, *widths)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = operator.at(widths)
+        return found

@@ -1,0 +1,168 @@
+"""Times of single operators, from the profile of a session that runs many of them.
+
+This module needs ONNX Runtime and the standard library alone, so that its text can be copied to a device
+(see :mod:`onnxcop.pipeline.profile`). What stands in the way of comparing operators one by one, the copies
+and reorders at the borders of a small model, is left out: a profile tells kernels apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MARK = "timed_"  # the names of what is timed start with it, a number follows
+_RUNS = 12  # of a session at least
+_SECONDS = 0.15  # that a session is run for, where that is more runs
+_MOST_RUNS = 60
+_QUICK = 0.4  # share of the runs that count: the quickest, which nothing interrupted
+CPU = "CPUExecutionProvider"
+_DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
+_OUTPUT = re.compile(rf"^{MARK}(\d+)$")
+_KERNEL = re.compile(rf"^{MARK}(\d+)(?:_\w+)?_kernel_time$")
+
+
+def kernel_times(model: bytes, providers: Sequence[Any], threads: int | None) -> dict[int, float]:
+    """Seconds of every marked operator of a model that needs no inputs but zeros.
+
+    Args:
+        model: A serialized model; operators whose outputs are named by :data:`MARK` and a number are timed.
+        providers: Execution providers, as ONNX Runtime takes them.
+        threads: Threads of one operator on the CPU, None for ONNX Runtime's own choice.
+
+    Returns:
+        Seconds by number.
+    """
+    if providers and _name(providers[0]) != CPU:
+        return _by_session(model, providers)
+    import time
+
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        settings.enable_profiling = True
+        settings.profile_file_prefix = os.path.join(folder, "profile")
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+            settings.inter_op_num_threads = 1
+        session = ort.InferenceSession(model, settings, providers=list(providers))
+        feed = _feed(session)
+        session.run(None, feed)
+        runs, start = 0, time.perf_counter()
+        while runs < _RUNS or (time.perf_counter() - start < _SECONDS and runs < _MOST_RUNS):
+            session.run(None, feed)
+            runs += 1
+        with open(session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+    return from_events(events, runs + 1)
+
+
+def _by_session(model: bytes, providers: Sequence[Any]) -> dict[int, float]:
+    """The same on a device whose profile tells of launches alone: by the wall, less what an empty model takes.
+
+    The model holds one operator.
+    """
+    import time
+
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    session = ort.InferenceSession(model, settings, providers=list(providers))
+    bound, device = session.io_binding(), _DEVICES.get(_name(providers[0]), "cpu")
+    for name, values in _feed(session).items():
+        bound.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
+    for one in session.get_outputs():
+        bound.bind_output(one.name, device)
+    session.run_with_iobinding(bound)
+    seconds = []
+    for _ in range(_MOST_RUNS):
+        start = time.perf_counter()
+        session.run_with_iobinding(bound)
+        bound.synchronize_outputs()
+        seconds.append(time.perf_counter() - start)
+    (number,) = {int(found[1]) for one in session.get_outputs() if (found := _OUTPUT.match(one.name))} or {0}
+    quick = sorted(seconds)[: max(1, int(_QUICK * len(seconds)))]
+    return {number: statistics.fmean(quick)}
+
+
+def _name(provider: Any) -> str:
+    return str(provider[0] if isinstance(provider, tuple) else provider)
+
+
+def _feed(session: Any) -> dict[str, Any]:
+    import numpy as np
+
+    return {one.name: np.full(one.shape, 1, _DTYPES.get(one.type, "float32")) for one in session.get_inputs()}
+
+
+def from_events(events: Sequence[Mapping[str, Any]], runs: int) -> dict[int, float]:
+    """Seconds by number from the events of a profile, over so many runs."""
+    found: dict[int, dict[str, list[float]]] = {}
+    for event in events:
+        match = _KERNEL.match(str(event.get("name", "")))
+        if match is not None and event.get("cat") == "Node":
+            # whole microseconds are told, rounded down
+            found.setdefault(int(match[1]), {}).setdefault(event["name"], []).append(float(event["dur"]) + 0.5)
+    times = {}
+    for number, kernels in found.items():
+        whole = 0.0
+        for seconds in kernels.values():
+            quick = sorted(seconds)[: max(1, int(_QUICK * len(seconds)))]
+            whole += statistics.fmean(quick) * len(seconds) / runs
+        times[number] = whole * 1e-6
+    return times
+
+
+_DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}  # fmt: skip
+
+_KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")  # sets that kernels are for
+
+
+def processor() -> str:
+    """Name of the processor, with the instruction sets that kernels are chosen by."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line.partition(":")[::2] for line in file]
+    except OSError:
+        return name
+    found = {key.strip().lower(): value.strip() for key, value in lines if value.strip()}
+    flags = f" {found.get('flags', found.get('features', ''))} "
+    return " ".join([found.get("model name") or name, *(one for one in _KERNELS if f" {one} " in flags)])
+
+
+def devices() -> str:
+    """Vendors and numbers of the graphics processors that ONNX Runtime sees."""
+    import onnxruntime as ort
+
+    try:
+        found = {entry.device for entry in ort.get_ep_devices()}
+        return ", ".join(sorted({f"{one.vendor} {one.device_id:#x}" for one in found if "GPU" in str(one.type)}))
+    except Exception:  # older releases know of no devices
+        return "unknown device"
+
+
+def machine(provider: str, threads: int | None) -> dict[str, Any]:
+    """What times depend on besides the model, as plain data."""
+    import onnxruntime as ort
+
+    name = processor() if provider == CPU else f"{processor()}, {devices()}"
+    return {"processor": name, "runtime": ort.__version__, "provider": provider, "threads": threads}
+
+
+def say(line: str) -> None:
+    """Tell how far it is, on the standard error."""
+    print(line, file=sys.stderr, flush=True)
