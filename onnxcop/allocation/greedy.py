@@ -72,6 +72,10 @@ class PruningState:
         row = slice(incidence.indptr[unit], incidence.indptr[unit + 1])
         return incidence.indices[row].astype(np.int64), incidence.data[row].astype(np.int64)
 
+    def stands_on(self, group: int) -> tuple[IntArray, IntArray]:
+        """The axes that a unit of a group stands on, and how often on each."""
+        return self._rows[group]
+
     def may_remove(self, group: int, counts: IntArray) -> BoolArray:
         """Whether so many more units of a group can go without emptying an axis, bool [counts]."""
         axes, times = self._rows[group]

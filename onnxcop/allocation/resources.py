@@ -17,6 +17,7 @@ from onnxcop.errors import BudgetError
 if TYPE_CHECKING:  # the command line reads this table before it loads anything heavy
     from onnxcop._base.types import FloatArray, IntArray
     from onnxcop.allocation.greedy import PruningState
+    from onnxcop.analysis.time_model import TimeModel
 
 
 class Meter(Protocol):
@@ -155,11 +156,34 @@ class _Filters:
         return counts.astype(float) * each
 
 
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """The time of a run on this machine, or on the one that a table was made on."""
+
+    def used(self, state: PruningState) -> float:
+        return _times(state).fraction(state.kept)
+
+    def total(self, state: PruningState) -> float:
+        return 1.0
+
+    def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
+        axes, times = state.stands_on(group)
+        return _times(state).saving(state.kept, axes, times, counts)
+
+
+def _times(state: PruningState) -> TimeModel:
+    times = state.cost_model.times
+    if times is None:
+        raise BudgetError("a budget of --latency needs a time model: see onnxcop.pipeline.latency_target.with_times")
+    return times
+
+
 RESOURCES: tuple[Resource, ...] = (
     Resource("macs", "multiply-accumulates", _Cost(0)),
     Resource("params", "parameters", _Cost(1)),
     Resource("filters", "prunable filters", _Filters()),
     Resource("size", "bytes of the file", _Cost(2, overhead=True), absolute=True),
+    Resource("latency", "time of a run on this machine", _Time()),
 )
 
 

@@ -19,6 +19,7 @@ from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.sensitivity import GROWTH, Curve
 from onnxcop.allocation.spend import spend
+from onnxcop.allocation.within_time import within_time
 from onnxcop.errors import BudgetError
 
 _KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
@@ -62,26 +63,27 @@ class CurveSearch:
             if not further:
                 break
             curves = self.measure(further, curves)
-        trial, units = self._affordable(curves)
+        _, units = self._affordable(curves, self.budget)
         for _ in range(self.sharper):
             between = self._between(curves, units)
             if not between:
                 break
             curves = self.measure(between, curves)
-            trial, units = self._affordable(curves)
+            _, units = self._affordable(curves, self.budget)
+        trial, units = within_time(lambda budget: self._affordable(curves, budget), _removed, self.state, self.budget)
         self.state.assign(trial)
         return units
 
-    def _affordable(self, curves: Curves) -> tuple[PruningState, IntArray]:
+    def _affordable(self, curves: Curves, budget: Budget) -> tuple[PruningState, IntArray]:
         """What meets the budget by curves that are known or, where that is not enough, guessed."""
         for reach in (_KNOWN, GROWTH, GROWTH**2):
             with suppress(BudgetError):
-                return self._spent(curves, reach)
-        return self._spent(curves, np.inf)
+                return self._spent(curves, budget, reach)
+        return self._spent(curves, budget, np.inf)
 
-    def _spent(self, curves: Curves, reach: float) -> tuple[PruningState, IntArray]:
+    def _spent(self, curves: Curves, budget: Budget, reach: float) -> tuple[PruningState, IntArray]:
         trial = self.state.copy()
-        return trial, spend(trial, list(curves.values()), self.budget, reach)
+        return trial, spend(trial, list(curves.values()), budget, reach)
 
     def _bought(self, curves: Curves) -> IntArray:
         """What would be bought if every curve could be followed one step beyond its last point."""
@@ -129,3 +131,7 @@ class CurveSearch:
         """Units by group."""
         groups, counts = np.unique(self.group_of[units], return_counts=True)
         return dict(zip(groups.tolist(), counts.tolist(), strict=True))
+
+
+def _removed(found: tuple[PruningState, IntArray]) -> IntArray:
+    return np.array(found[0].removed, dtype=np.int64)

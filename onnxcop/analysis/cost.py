@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import FloatArray, IntArray
+from onnxcop.analysis.time_model import TimeModel
 from onnxcop.coupling.groups import Structure
 from onnxcop.graph.external_data import file_size
 from onnxcop.graph.subgraphs import Scopes
@@ -70,6 +71,7 @@ class CostModel:
         by_axis: For every axis the numbers of the terms it is in.
         file_overhead: Bytes of the file that are not counted tensors.
         batch: Batch size that shapes were inferred with; costs are of one sample.
+        times: How long a run takes, where that is known.
     """
 
     structure: Structure
@@ -77,6 +79,7 @@ class CostModel:
     by_axis: tuple[tuple[int, ...], ...]
     file_overhead: int
     batch: float = 1.0
+    times: TimeModel | None = None
 
     def at(self, kept: IntArray) -> FloatArray:
         """Cost, float64 [3], when axis a keeps `kept[a]` indices."""

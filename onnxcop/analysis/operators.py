@@ -19,7 +19,9 @@ from onnxcop._base.types import Array, IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.runtime.kernel_times import MARK
 
-_VIEWS = frozenset("Reshape Squeeze Unsqueeze Flatten Identity Shape Size Constant Dropout Expand Slice If Loop Scan".split())
+_VIEWS = frozenset(
+    "Reshape Squeeze Unsqueeze Flatten Identity Shape Size Constant Dropout Expand Slice If Loop Scan".split()
+)
 _FUSED = frozenset("Relu Clip Sigmoid HardSigmoid LeakyRelu Tanh".split())
 _LAYERS = frozenset(("Conv", "ConvTranspose"))
 _LARGEST_VALUE = 64  # elements of a constant that is written down as it is

@@ -8,7 +8,7 @@ put right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +26,7 @@ class TimedOperator:
         axes: Numbers of the axes that it depends on.
         levels: Of every axis the widths that were timed, ascending.
         seconds: float64, one dimension per axis.
-        block: Channels that are computed at once: widths count up to the next multiple.
+        block: Channels that are computed at once: widths above it count up to the next multiple.
     """
 
     axes: tuple[int, ...]
@@ -42,7 +42,7 @@ class TimedOperator:
         return max(float(values), 0.0)
 
     def _along(self, values: FloatArray, levels: IntArray, width: int) -> FloatArray:
-        padded = -(-width // self.block) * self.block
+        padded = -(-width // self.block) * self.block if width > self.block else width
         place = min(padded, int(levels[-1])) if width < levels[-1] else width
         if len(levels) == 1:
             return np.asarray(values[0] * (place / levels[0]))
@@ -82,14 +82,18 @@ class TimeModel:
         operators: All that depend on a width.
         sizes: int64 [axes], the original's.
         share: How much of the original's time goes with their sum.
+        judge: Times a whole model without some units beside the original, and returns what is left of the time.
     """
 
     operators: tuple[TimedOperator | CopiedOperator, ...]
     sizes: IntArray
     share: float = 1.0
+    judge: Callable[[IntArray], float] | None = None
     by_axis: dict[int, tuple[int, ...]] = field(init=False)
     whole: float = field(init=False)
     _known: dict[tuple[int, ...], float] = field(init=False, default_factory=dict)
+    _last: IntArray | None = field(init=False, default=None)
+    _each: FloatArray = field(init=False, default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         found: dict[int, list[int]] = {}
@@ -101,7 +105,13 @@ class TimeModel:
 
     def seconds(self, kept: IntArray) -> float:
         """The sum of the operators when axis a keeps `kept[a]` indices."""
-        return sum(self._at(number, kept) for number in range(len(self.operators)))
+        if self._last is None:
+            self._last, self._each = kept.copy(), np.array([self._at(n, kept) for n in range(len(self.operators))])
+        changed = np.flatnonzero(kept != self._last).tolist()
+        for number in {number for axis in changed for number in self.by_axis.get(axis, ())}:
+            self._each[number] = self._at(number, kept)
+        self._last[changed] = kept[changed]
+        return float(self._each.sum())
 
     def fraction(self, kept: IntArray) -> float:
         """What is left of the time of a whole run."""
@@ -132,7 +142,7 @@ class TimeModel:
 
     def _at(self, number: int, kept: IntArray) -> float:
         operator = self.operators[number]
-        widths = tuple(kept[list(operator.axes)].tolist())
+        widths = tuple(int(kept[axis]) for axis in operator.axes)
         key = (number, *widths)
         found = self._known.get(key)
         if found is None:

@@ -85,7 +85,7 @@ def time_model(
 def bundled(operators: Sequence[tuple[Operator, IntArray]]) -> bytes:
     """Operators at widths as one serialized model."""
     graphs = [operator.small_model(point, place) for place, (operator, point) in enumerate(operators)]
-    return in_one(graphs, operators[0][0].opset).SerializeToString()
+    return bytes(in_one(graphs, operators[0][0].opset).SerializeToString())
 
 
 def _levels(size: int, staircase: Staircase) -> IntArray:

@@ -97,7 +97,6 @@ plan_options: Decorator[Any, Any] = _options(
 budget_options: Decorator[Any, Any] = _options(
     BUDGET,
     *(_bound(resource, " [default: 0.7]" if resource.name == "macs" else "") for resource in RESOURCES),
-    _option("--latency", type=Fraction(), help="The time of a run on this machine, measured."),
     _option(
         "--divergence", type=Positive(),
         help="Instead: cut until the outputs differ by this much (with --data).",
@@ -113,7 +112,7 @@ sweep_options: Decorator[Any, Any] = _options(
         "--macs", type=Fractions(), default="0.9,0.8,0.7,0.6,0.5", show_default=True,
         help="Multiply-accumulates to keep, one model each.",
     ),
-    *(_bound(resource) for resource in RESOURCES if resource.name != "macs"),
+    *(_bound(resource) for resource in RESOURCES if resource.name not in ("macs", "latency")),
     _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
 )  # fmt: skip
 gate_option: Decorator[Any, Any] = _options(

@@ -11,7 +11,11 @@ from onnxcop._base.threads import single_threaded
 from onnxcop._base.timing import Clock
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits, allowed_units, default_rounds, round_budgets
+<<<<<<< HEAD
 from onnxcop.allocation.greedy import PruningState, choose
+=======
+from onnxcop.allocation.within_time import choose_within
+>>>>>>> f2e7f0f (--latency spends time as a resource: operators timed at their widths, selections judged as whole models before recovery)
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
@@ -47,7 +51,6 @@ class Request:
         modes: How units are chosen and made up for.
         budget: What to keep at most.
         limits: What may not be cut.
-        latency: Fraction of the time of a run to keep at most.
         source: The calibration data, opened.
         unseen: Samples that no choice may see, to report on.
         stats: Statistics of an earlier run.
@@ -61,7 +64,6 @@ class Request:
     modes: Modes
     budget: Budget
     limits: Limits
-    latency: float | None
     source: CalibrationData | None
     unseen: UnseenSamples | None
     stats: CalibrationStats | None
@@ -156,8 +158,13 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
         stats = _statistics(request)
     with request.clock.stage("selection"):
         context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats, request.asked.seed)
+<<<<<<< HEAD
         removed = choose(context, modes.criterion.rank(context), request.budget, request.limits).removed
     if not modes.recover.writes:
+=======
+        removed = choose_within(context, modes.criterion, request.budget, request.limits)
+    if modes.recover == "none":
+>>>>>>> f2e7f0f (--latency spends time as a resource: operators timed at their widths, selections judged as whole models before recovery)
         return Decision(
             removed=removed, model=analysis.model, stats=stats, warnings=warnings,
             calibration=_described(request.source), metric=metric,

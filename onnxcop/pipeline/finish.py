@@ -35,7 +35,7 @@ log = logging.getLogger("onnxcop")
 def conclude(request: Request, decision: Decision) -> PruneResult:
     """Make a decision a plan, and carry it out."""
     asked, analysis, modes, source = request.asked, request.analysis, request.modes, request.source
-    bounds = dict(request.budget.bounds) | {"divergence": asked.divergence, "latency": request.latency}
+    bounds = dict(request.budget.bounds) | {"divergence": asked.divergence}
     plan = PruningPlan(
         model=analysis.sha256, cuts=cuts_of(analysis, decision.removed),
         input_shapes=dict(analysis.input_shapes), policy=asked.policy,

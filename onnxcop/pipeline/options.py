@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onnxcop._base.progress import Callback
-from onnxcop._base.quantities import share
 from onnxcop.allocation.budget import Budget, Limits
 from onnxcop.allocation.resources import RESOURCES
 from onnxcop.calibration.statistics import CalibrationStats
@@ -134,20 +133,7 @@ class PruneOptions(ApplyOptions):
         """
         given = {entry.name: getattr(self, entry.name, None) for entry in RESOURCES}
         found = Budget(**given | dict(self.budgets or {}))
-        return Budget(macs=DEFAULT_MACS) if found.empty and self.latency is None and not self.bounded else found
-
-    def latency_bound(self) -> float | None:
-        """The fraction of the time of a run to keep at most, if there is such a bound.
-
-        Raises:
-            BudgetError: It is no fraction.
-        """
-        try:
-            return None if self.latency is None else share(self.latency)
-        except ValueError:
-            raise BudgetError(
-                f"--latency is a fraction to keep, above 0 and at most 1 (or 100%), not {self.latency}"
-            ) from None
+        return Budget(macs=DEFAULT_MACS) if found.empty and not self.bounded else found
 
     def recovery(self) -> RecoverySettings:
         """How much effort recovery makes."""

@@ -64,8 +64,8 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
         InputFiles([model], options.data, options.metric, read).check(Path(options.stats_out))
     with shown(options.progress) as progress:
         request = prepare(model, options, progress)
-        if request.latency is not None:
-            result = prune_within(request, request.latency, options.latency_seconds)
+        if request.budget.latency is not None:
+            result = prune_within(request, request.budget.latency)
         else:
             result = prune_faster(request)
         result = distilled(request, result)
@@ -91,7 +91,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         OnnxcopError: The model, the data or the budget cannot be used, or there is nothing to prune.
     """
     check_distillation(options)
-    modes, budget, latency = Modes.of(options), options.budget(), options.latency_bound()
+    modes, budget = Modes.of(options), options.budget()
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
         raise CalibrationError("--stats-out writes what was gathered from data; give --data")
@@ -111,7 +111,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     limits, choices = suited(limits, options.engine, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
     return Request(
-        asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, latency=latency, source=source,
+        asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, source=source,
         unseen=unseen, stats=stats, progress=progress, clock=clock, choices=choices,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 from onnxcop.runtime import kernel_times
 from onnxcop.runtime.session import EngineOptions, resolve_provider
 
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Where times were measured.
@@ -42,4 +43,3 @@ class Machine:
         """What differs from another machine, as "what: this, not that"."""
         mine, its = self.to_dict(), other.to_dict()
         return [f"{name}: {mine[name]}, not {its[name]}" for name in mine if mine[name] != its[name]]
-

@@ -1,0 +1,102 @@
+"""Selections that keep within a time: what a time model thinks is put right by timing whole models.
+
+The sum of operators' times leaves out what happens between them, so a selection that is thought to take
+70 % of the time may take 73 %. It is timed, with any values of the weights, before anything is recovered;
+then the budget of thought time is moved, until what was found lies as near below the bound as can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from onnxcop._base.types import IntArray
+from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.greedy import PruningState, choose
+from onnxcop.criteria.base import Criterion, PruningContext
+from onnxcop.errors import BudgetError
+
+_TRIALS = 9  # selections that are timed
+_NEAR = 0.012  # of the whole time: near enough below the bound
+_LEAST, _MOST = 1e-3, 0.995  # of the time, that is aimed at
+_FURTHER = 1.1  # times the distance that was found, for the next trial
+
+Found = TypeVar("Found")
+
+
+def within_time(
+    select: Callable[[Budget], Found], removed: Callable[[Found], IntArray], state: PruningState, budget: Budget
+) -> Found:
+    """Select within a budget, whose time holds for the whole model.
+
+    Args:
+        select: Makes a selection that keeps to a budget by the time model.
+        removed: All units that it removes, int64.
+        state: Any state of the model.
+        budget: What must hold.
+
+    Raises:
+        BudgetError: It cannot be met; of time, if not even the quickest selection meets it.
+    """
+    times, bound = state.cost_model.times, budget.latency
+    if times is None or times.judge is None or bound is None:
+        return select(budget)
+    best: tuple[float, Found] | None = None
+    low, high, aim, deepest, step = None, None, bound, 0.0, _NEAR
+    for _ in range(_TRIALS):
+        try:
+            found = select(budget.but(latency=aim))
+        except BudgetError as error:  # so little time is out of reach: what is left is tried, and no less
+            if error.nearest is None or not aim < error.nearest < 1 or (high is not None and error.nearest >= high):
+                if best is None:
+                    raise
+                break
+            deepest = aim = error.nearest
+            continue
+        ratio = times.judge(removed(found))
+        if best is None or _better(ratio, best[0], bound):
+            best = (ratio, found)
+        if bound - _NEAR <= ratio <= bound:
+            break
+        if ratio > bound:
+            if aim <= deepest:
+                break
+            high, step = aim, 2 * step
+            aim = aim - max(step, _FURTHER * (ratio - bound)) if low is None else (low + aim) / 2
+            aim = max(aim, deepest, _LEAST)
+        elif aim >= _MOST:
+            break
+        else:
+            low = aim
+            aim = min(_MOST, aim + (bound - ratio) / _FURTHER) if high is None else (high + aim) / 2
+        if high is not None and low is not None and high - low < _NEAR / 4:
+            break
+    assert best is not None
+    if best[0] > bound + _NEAR:
+        nearest = float(np.ceil(best[0] * 100) / 100)
+        raise BudgetError(
+            f"the budget --latency {bound:g} cannot be reached: the quickest cut that was found takes {best[0]:.1%} of "
+            f"the time; ask for --latency {nearest:g} or more",
+            nearest,
+        )
+    return best[1]
+
+
+def _better(ratio: float, other: float, bound: float) -> bool:
+    """Whether a time is nearer below the bound than another, or below it at all."""
+    if (ratio <= bound) != (other <= bound):
+        return ratio <= bound
+    return ratio > other if ratio <= bound else ratio < other
+
+
+def choose_within(context: PruningContext, criterion: Criterion, budget: Budget, limits: Limits) -> IntArray:
+    """As :func:`onnxcop.allocation.greedy.choose`, with a budget of time that holds for the whole model; int64."""
+    if budget.latency is None:
+        return choose(context, criterion.rank(context), budget, limits).removed
+
+    def select(tried: Budget) -> IntArray:
+        return choose(context, criterion.rank(context), tried, limits).removed
+
+    return within_time(select, lambda units: units, PruningState(context, limits), budget)

@@ -1,0 +1,71 @@
+"""Time as something to spend: a request with a time model of this machine, corrected by whole models."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+
+from onnxcop._base.cache import remember, remembered
+from onnxcop._base.types import IntArray
+from onnxcop.allocation.rough import without
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.timing import time_model
+from onnxcop.pipeline.decide import Request
+from onnxcop.runtime.inputs import random_feeds
+from onnxcop.runtime.latency import measure
+from onnxcop.runtime.machine import Machine
+from onnxcop.runtime.session import EngineOptions
+from onnxcop.runtime.time_table import TimeTable
+
+log = logging.getLogger("onnxcop")
+
+_SECONDS, _ENOUGH = 1.5, 0.004  # for timing a whole model beside the original
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Times models beside the original on this machine, and remembers what it found.
+
+    Attributes:
+        analysis: The original.
+        options: How models are run.
+        machine: Where.
+    """
+
+    analysis: Analysis
+    options: EngineOptions
+    machine: Machine
+
+    def __call__(self, removed: IntArray) -> float:
+        """What is left of the time of a run without some units, int64."""
+        analysis = self.analysis
+        cut = hashlib.sha256(analysis.cost.kept_counts(removed).tobytes()).hexdigest()[:16]
+        key = [self.machine.to_dict(), analysis.sha256, cut, sorted(analysis.input_shapes.items())]
+        known = remembered("cut", key)
+        if isinstance(known, float):
+            return known
+        feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
+        models = [analysis.original, without(analysis, removed)]
+        found = measure(models, feeds, self.options, seconds=_SECONDS, enough=_ENOUGH).latency(1).ratio
+        remember("cut", key, found)
+        log.debug("a cut to %.1f%% of the time", 100 * found)
+        return found
+
+
+def with_times(request: Request) -> Request:
+    """The request with a time model in its cost model.
+
+    Args:
+        request: What is asked for.
+
+    Raises:
+        EngineError: The model does not run on random inputs, so that nothing can be measured.
+    """
+    analysis, options = request.analysis, request.asked.engine
+    with request.clock.stage("operator times"):
+        table = TimeTable.here(options)
+        times = time_model(analysis, table, request.limits.staircase, options, request.progress)
+        times.judge = Judge(analysis, options, table.machine)
+        timed = replace(analysis, cost=replace(analysis.cost, times=times))
+    return replace(request, analysis=timed)
