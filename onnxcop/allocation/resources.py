@@ -71,16 +71,11 @@ class Resource:
         try:
             return size_or_share(value) if self.absolute else share(value)
         except ValueError as error:
-            reason = f": {error}" if self.absolute else _NO_SHARE.format(value)
-            raise BudgetError(f"{self.flag}{reason}") from None
-
-    def is_share(self, bound: float) -> bool:
-        """Whether a bound is a share of the original's."""
-        return not self.absolute or bound <= 1
-
-    def as_share(self, state: PruningState, bound: float) -> float:
-        """A bound as a share of the original's."""
-        return bound if self.is_share(bound) else min(bound / max(self.meter.total(state), 1e-30), 1.0)
+            if self.absolute:
+                raise BudgetError(f"{self.flag}: {error}") from None
+            raise BudgetError(
+                f"{self.flag} is a fraction to keep, above 0 and at most 1 (or 100%), not {value}"
+            ) from None
 
     def level(self, state: PruningState, bound: float = inf) -> float:
         """What is used now, as the bound is given: a share, or an amount."""
@@ -121,7 +116,6 @@ class Resource:
 
 
 PROVENANCE = 420  # bytes that the result's metadata take; see `onnxcop.rewrite.provenance`
-_NO_SHARE = " is a fraction to keep, above 0 and at most 1 (or 100%), not {}"
 
 
 @dataclass(frozen=True, slots=True)

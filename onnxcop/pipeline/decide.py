@@ -11,11 +11,8 @@ from onnxcop._base.threads import single_threaded
 from onnxcop._base.timing import Clock
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, Limits, allowed_units, default_rounds, round_budgets
-<<<<<<< HEAD
-from onnxcop.allocation.greedy import PruningState, choose
-=======
+from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.within_time import choose_within
->>>>>>> f2e7f0f (--latency spends time as a resource: operators timed at their widths, selections judged as whole models before recovery)
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
@@ -158,13 +155,8 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
         stats = _statistics(request)
     with request.clock.stage("selection"):
         context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats, request.asked.seed)
-<<<<<<< HEAD
-        removed = choose(context, modes.criterion.rank(context), request.budget, request.limits).removed
-    if not modes.recover.writes:
-=======
         removed = choose_within(context, modes.criterion, request.budget, request.limits)
-    if modes.recover == "none":
->>>>>>> f2e7f0f (--latency spends time as a resource: operators timed at their widths, selections judged as whole models before recovery)
+    if not modes.recover.writes:
         return Decision(
             removed=removed, model=analysis.model, stats=stats, warnings=warnings,
             calibration=_described(request.source), metric=metric,
