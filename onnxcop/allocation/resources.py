@@ -74,8 +74,16 @@ class Resource:
             if self.absolute:
                 raise BudgetError(f"{self.flag}: {error}") from None
             raise BudgetError(
-                f"{self.flag} is a fraction to keep, above 0 and at most 1 (or 100%), not {value}"
+                f"--{self.name} is a fraction to keep, above 0 and at most 1 (or 100%), not {value}"
             ) from None
+
+    def is_share(self, bound: float) -> bool:
+        """Whether a bound is a share of the original's."""
+        return not self.absolute or bound <= 1
+
+    def as_share(self, state: PruningState, bound: float) -> float:
+        """A bound as a share of the original's."""
+        return bound if self.is_share(bound) else min(bound / max(self.meter.total(state), 1e-30), 1.0)
 
     def level(self, state: PruningState, bound: float = inf) -> float:
         """What is used now, as the bound is given: a share, or an amount."""
@@ -168,7 +176,7 @@ class _Time:
 def _times(state: PruningState) -> TimeModel:
     times = state.cost_model.times
     if times is None:
-        raise BudgetError("a budget of --latency needs a time model: see onnxcop.pipeline.latency_target.with_times")
+        raise BudgetError("a budget of --latency needs a time model: see onnxcop.pipeline.timing.with_times")
     return times
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,20 @@ from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation import resources
 from onnxcop.allocation.greedy import PruningState, choose
 from onnxcop.allocation.resources import RESOURCES, Resource
+from onnxcop.analysis.timing import time_model
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError
+from onnxcop.runtime.staircase import Staircase
+from onnxcop.runtime.time_table import TimeTable
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 
 
 def context_of(model: Any) -> onnxcop.PruningContext:
     analysis = onnxcop.analyze(model, options=CPU)
-    return onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    table = TimeTable.here(CPU)
+    cost = replace(analysis.cost, times=time_model(analysis, table, Staircase(4, 16), CPU))
+    return onnxcop.PruningContext.of(analysis.model, analysis.structure, cost)
 
 
 def test_every_resource_is_a_bound_an_option_and_a_keyword(capsys: pytest.CaptureFixture[str]) -> None:
