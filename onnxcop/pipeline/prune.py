@@ -106,7 +106,8 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     if analysis.structure.coupling.shapes.trouble:  # it was tried to run it and failed: better said now than later
         feeds = random_feeds(analysis.original, analysis.input_shapes, options.seed)
         require_running(analysis.original, feeds, options.engine)
-    check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), budget, limits)
+    untimed = budget.but(latency=None)  # how little time can be reached is only known when operators are timed
+    check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
     source, unseen = data_of(analysis, options, options.input_shapes)
     limits, choices = suited(limits, options.engine, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
