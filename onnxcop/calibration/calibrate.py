@@ -35,6 +35,7 @@ from onnxcop.calibration.taps import Tap, taps_of
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.shapes import ShapeMap
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.runtime import inputs as probe
 from onnxcop.runtime.session import EngineOptions, Session, run_batched
 
@@ -199,12 +200,12 @@ def _macs(model: onnx.ModelProto, shapes: ShapeMap) -> float:
     """Multiply-accumulates of a model's convolutions and matrix products, for the shapes given."""
     total = 0.0
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if not traits(node) & Trait.LINEAR:
             continue
         data, weights, result = (shapes[name].shape for name in (*node.input[:2], node.output[0]))
         if data is None or weights is None or result is None or len(weights) < 2:
             continue
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "FusedConv"):
             total += math.prod(result) * math.prod(weights[1:])
         elif node.op_type == "ConvTranspose":
             total += math.prod(data) * math.prod(weights[1:])

@@ -18,8 +18,8 @@ import onnx
 from onnxcop._base.types import IntArray
 from onnxcop.graph.shapes import Shape, ShapeMap, infer
 from onnxcop.graph.subgraphs import captured
+from onnxcop.graph.traits import Trait, traits
 
-_MOVING = {"Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 _OUTSIDE = -1  # stands for what reads the graph's outputs
 _LONGEST = 6  # nodes
 _LARGEST = 1 << 23  # elements that are numbered to see where they go
@@ -114,7 +114,8 @@ def _only_mover(graph: onnx.GraphProto, readers: dict[str, list[int]], name: str
     if len(moving) != 1 or moving[0] == _OUTSIDE:
         return None
     node = graph.node[moving[0]]
-    usual = node.op_type in _MOVING and node.input[0] == name and len(node.output) == 1
+    moves = traits(node) & Trait.KEEPS or node.op_type == "Gather"
+    usual = moves and node.input[0] == name and len(node.output) == 1
     return moving[0] if usual and list(node.input).count(name) == 1 else None
 
 

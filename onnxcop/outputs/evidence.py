@@ -8,12 +8,10 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import Array
+from onnxcop.graph.traits import MOVES, traits
 
 _ENDS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid", "HardSigmoid": "sigmoid"}
-_MOVES = frozenset(
-    "Identity Cast Reshape Flatten Transpose Squeeze Unsqueeze Slice Gather Split Dropout Concat "
-    "QuantizeLinear DequantizeLinear".split()
-)
+_ROUNDS = frozenset(("Cast", "QuantizeLinear", "DequantizeLinear"))
 _FARTHEST = 64  # nodes on the way back from an output
 
 
@@ -32,7 +30,7 @@ def _activation(name: str, makers: Mapping[str, onnx.NodeProto], steps: int = _F
         return _ENDS[node.op_type]
     if node.op_type == "Div" and _is_written_out_softmax(node, makers):
         return "softmax"
-    if node.op_type not in _MOVES:
+    if not traits(node) & MOVES and node.op_type not in _ROUNDS:
         return ""
     sources = node.input if node.op_type == "Concat" else node.input[:1]
     found = {_activation(source, makers, steps - 1) for source in sources}

@@ -23,25 +23,10 @@ from onnxcop.calibration.statistics import Moments
 from onnxcop.coupling.groups import DependencyGroup
 from onnxcop.coupling.ops.facts import Contraction, Kernel
 from onnxcop.graph.shapes import evaluate
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.network import MaskedNetwork
 
-_MOVES = frozenset(
-    (
-        "Identity",
-        "Transpose",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Split",
-        "Slice",
-        "Gather",
-        "Expand",
-        "Tile",
-    )
-)
 _BEFORE_SOFTMAX = frozenset(("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity"))
-_SUMS = frozenset(("Add", "Sub", "Sum"))
 _EXACT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)  # others would be rounded anew
 _LARGEST = 1 << 26  # entries of a tensor whose blocks are followed
 
@@ -295,9 +280,10 @@ class _Tracer:
     def _between(self, node: onnx.NodeProto) -> None:
         """An operator between layers; it must treat all channels of a block alike."""
         here = [name for name in node.input if name in self.carriers]
-        if node.op_type in _MOVES:
+        known = traits(node)
+        if known & (Trait.KEEPS | Trait.PICKS):
             self._move(node, here)
-        elif node.op_type in _SUMS and len(here) == len(node.input):
+        elif known & Trait.SUMS and len(here) == len(node.input):
             self._sum(node)
         elif (node.op_type == "Mul" and len(here) == 1) or (node.op_type == "Div" and here == node.input[:1]):
             numbers = self.numbers.get(here[0])

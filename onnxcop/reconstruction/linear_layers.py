@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import Array, FloatArray
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.network import MaskedNetwork
 
 
@@ -27,6 +28,9 @@ class LinearNode:
         groups: Convolution groups.
         features: Inputs that one output sums over: channels of a group × taps.
         transposed: For matrices, whether the outputs come first.
+        flipped: For matrices, whether the features of the data come first.
+        node: Its number.
+        scale: Factor of the product, the bias aside.
     """
 
     kind: str
@@ -42,8 +46,9 @@ class LinearNode:
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
-    node: int = -1
+    node: int = 0
     scale: float = 1.0
+    flipped: bool = False
 
     def read(self, working: MaskedNetwork) -> tuple[FloatArray, FloatArray | None]:
         """Weights [groups, features, outputs of a group], 0 of what is gone, and bias [groups, outputs of a group]."""
@@ -58,7 +63,7 @@ class LinearNode:
             bias = np.broadcast_to(
                 working.read(self.bias).astype(np.float64).reshape(-1), (self.groups * weights.shape[2],)
             ).reshape(self.groups, -1)
-        return np.ascontiguousarray(weights * self.alive_features(working)[:, None]), bias
+        return np.ascontiguousarray(self.scale * weights * self.alive_features(working)[:, None]), bias
 
     def write(self, working: MaskedNetwork, weights: FloatArray, bias: FloatArray | None) -> None:
         """Inverse of :meth:`read`."""
@@ -67,7 +72,7 @@ class LinearNode:
             values = weights.transpose(0, 2, 1).reshape(shape)
         else:
             values = weights[0].T if self.transposed else weights[0]
-        working.write(self.weight, values)
+        working.write(self.weight, values / self.scale)
         if self.bias is not None and bias is not None:
             working.write(self.bias, bias.reshape(working.read(self.bias).shape))
 
@@ -103,21 +108,24 @@ def _alive_axis(working: MaskedNetwork, name: str, axis: int) -> np.ndarray[Any,
 def linear_node(working: MaskedNetwork, index: int) -> LinearNode | None:
     """Describe a node as a linear layer; None if it is none, or its weights are not its own."""
     node = working.model.graph.node[index]
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "Gemm", "MatMul"):
+    known = traits(node)
+    if not known & Trait.LINEAR or node.op_type == "ConvTranspose" or len(node.input) > 3:
         return None
     weight = working.weight_name(index, 1)
     if weight is None or working.partition.stored[weight].data_type not in (1, 10, 11):
         return None
     shape = tuple(working.partition.stored[weight].dims)
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "Conv":
-        return _conv(working, index, node, weight, shape, attributes)
-    if len(shape) != 2 or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
+    if attributes.get("activation") or attributes.get("transBatchA", 0) or attributes.get("transBatchB", 0):
         return None
-    if attributes.get("beta", 1.0) != 1.0 or node.input[0] in working.partition.constants:
+    if node.op_type in ("Conv", "FusedConv"):
+        return _conv(working, index, node, weight, shape, attributes)
+    scale, flipped = float(attributes.get("alpha", 1.0)), bool(attributes.get("transA", 0))
+    rank = len(working.partition.shapes[node.input[0]].shape or ())
+    if len(shape) != 2 or scale == 0.0 or (flipped and rank != 2) or node.input[0] in working.partition.constants:
         return None
     transposed = bool(attributes.get("transB", 0))
-    kind = "matmul" if node.op_type == "MatMul" else "gemm"
+    kind = "gemm" if known & Trait.BIASED else "matmul"
     bias = working.bias_name(index, kind, 2)
     if kind == "gemm" and bias is None and _has_bias(node):
         return None
@@ -131,7 +139,10 @@ def linear_node(working: MaskedNetwork, index: int) -> LinearNode | None:
         output = working.model.graph.node[stop].output[0]
         stop += 1
     features = shape[1] if transposed else shape[0]
-    return LinearNode("matmul", node.input[0], output, stop, weight, bias, 1, features, transposed, node=index)
+    return LinearNode(
+        kind="matmul", data=node.input[0], output=output, stop=stop, weight=weight, bias=bias, groups=1,
+        features=features, transposed=transposed, node=index, scale=scale, flipped=flipped,
+    )  # fmt: skip
 
 
 def _conv(
@@ -151,9 +162,10 @@ def _conv(
         return None
     zeros, ones = (0,) * (2 * len(kernel)), (1,) * len(kernel)
     return LinearNode(
-        "conv", node.input[0], node.output[0], index + 1, weight, bias, groups, int(np.prod(shape[1:])), False,
-        tuple(kernel), tuple(attributes.get("strides", ones)), tuple(attributes.get("dilations", ones)),
-        tuple(attributes.get("pads", zeros)), index,
+        kind="conv", data=node.input[0], output=node.output[0], stop=index + 1, weight=weight, bias=bias,
+        groups=groups, features=int(np.prod(shape[1:])), transposed=False, kernel=tuple(kernel),
+        strides=tuple(attributes.get("strides", ones)), dilations=tuple(attributes.get("dilations", ones)),
+        pads=tuple(attributes.get("pads", zeros)), node=index,
     )  # fmt: skip
 
 
@@ -167,6 +179,7 @@ def rows_of(
 ) -> tuple[FloatArray, FloatArray]:
     """Draw up to `count` positions per sample: inputs [rows, groups, features], outputs [rows, groups, outputs]."""
     if node.kind == "matmul":
+        data = data.T if node.flipped else data
         a = data.reshape(-1, data.shape[-1])
         b = wanted.reshape(-1, wanted.shape[-1])
         most = count * len(data)

@@ -19,15 +19,11 @@ from onnxcop._base.types import IntArray
 from onnxcop.analysis.layers import Layer
 from onnxcop.coupling.groups import DependencyGroup
 from onnxcop.coupling.ops.facts import Contraction
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.network import MaskedNetwork
 
 T = TypeVar("T")
 
-_MOVES = frozenset(
-    ("Identity", "Dropout", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "AveragePool",
-     "GlobalAveragePool", "ReduceMean", "ReduceSum")
-)  # fmt: skip
-_SUMS = frozenset(("Add", "Sub", "Sum"))
 _EXACT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)  # others would be rounded anew
 
 
@@ -178,9 +174,10 @@ class _Finder:
                 self._note(self.made, group, self.on(norm.shift)[group][1])
             return
         here = [name for name in node.input if group in self.on(name)]
+        known = traits(node)
         linear = node.domain in ("", "ai.onnx") and (
-            (node.op_type in _MOVES and len(here) == 1)
-            or (node.op_type in _SUMS and len(here) == len(node.input))
+            (known & (Trait.KEEPS | Trait.AVERAGES) and len(here) == 1)
+            or (known & Trait.SUMS and len(here) == len(node.input))
             or (node.op_type == "Mul" and len(here) == 1)
             or (node.op_type == "Div" and here == node.input[:1])
         )
@@ -189,7 +186,7 @@ class _Finder:
             return
         for name in here:
             if name in self.working.partition.constants:
-                if node.op_type in _SUMS and name in self.working.partition.stored:
+                if known & Trait.SUMS and name in self.working.partition.stored:
                     self._add_constant(group, self.on(name)[group][1])
                 else:
                     self.spoiled.add(group)

@@ -21,6 +21,7 @@ from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of, weight_array
 from onnxcop.graph.passes.add_biases import following_bias
 from onnxcop.graph.subgraphs import Scopes
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.masks import UnitMasks
 from onnxcop.runtime.segments import GraphPartition
 
@@ -117,7 +118,7 @@ class MaskedNetwork:
         proto = self.nodes[node]
         if any(a.name in ("alpha", "beta") and a.f != 1.0 for a in proto.attribute):
             return None
-        if kind == "matmul" and proto.op_type not in ("Gemm", "FusedGemm"):
+        if kind == "matmul" and not traits(proto) & Trait.BIASED:
             output = proto.output[0]
             if self._uses[output] != 1:
                 return None

@@ -14,28 +14,8 @@ from collections import defaultdict
 import onnx
 
 from onnxcop.graph.subgraphs import captured
+from onnxcop.graph.traits import MOVES, Trait, traits
 from onnxcop.verification.float_twins import computes_rounded, write_twins
-
-# They move elements or pick among them, so that they do the same to floats as to integers.
-_MOVING = frozenset(
-    [
-        "Concat",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "MaxPool",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
 
 
 def rounds(model: onnx.ModelProto) -> bool:
@@ -102,7 +82,7 @@ class _Flow:
             for node in self.readers[name]:
                 if node.op_type == "DequantizeLinear" and name not in node.input[1:]:
                     continue
-                if node.op_type not in _MOVING or (len(node.output) != 1 and node.op_type != "Split"):
+                if not traits(node) & (MOVES | Trait.SELECTS) or (len(node.output) != 1 and node.op_type != "Split"):
                     return None
                 if name in node.input[1:] and node.op_type != "Concat":
                     return None

@@ -20,6 +20,7 @@ from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError
 from onnxcop.graph.shapes import Shape
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.rewrite.sizes import kept_positions
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
@@ -27,12 +28,7 @@ from onnxcop.verification.branch_forcing import conditions, forced
 from onnxcop.verification.dequantize import rounds, unrounded
 
 # Squashing functions: a tiny probability is noise in its last bits, its logit is not.
-_SQUASHING = {"HardSigmoid", "Identity", "LogSoftmax", "Sigmoid", "Softmax", "Tanh"}
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
-_LAYERS = {
-    "Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm",
-    "GroupQueryAttention", "MatMul", "MultiHeadAttention",
-}  # fmt: skip
 _MOST_WITNESSES = 16
 
 # Largest relative difference that rounding explains, by the type of the tensor.
@@ -165,7 +161,7 @@ def comparable_outputs(model: onnx.ModelProto) -> list[str]:
     names = []
     for value in model.graph.output:
         name = value.name
-        while name in makers and makers[name].op_type in _SQUASHING and makers[name].input[0] in makers:
+        while name in makers and traits(makers[name]) & Trait.SQUASHES and makers[name].input[0] in makers:
             name = makers[name].input[0]
         names.append(name)
     return list(dict.fromkeys(names))
@@ -182,7 +178,7 @@ def witnesses(
         name = node.output[0]
         if len(names) == _MOST_WITNESSES:
             break
-        if name in present and coupling.shapes[name].elem_type in _FLOATS and node.op_type in _LAYERS:
+        if name in present and coupling.shapes[name].elem_type in _FLOATS and traits(node) & Trait.PRODUCT:
             label = coupling.labels.get(name, ())
             names[name] = tuple(None if atoms is None else keep(atoms) for atoms in label)
     return names

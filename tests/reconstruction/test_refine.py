@@ -22,6 +22,7 @@ from onnxcop.runtime.session import EngineOptions, Session
 
 CPU = EngineOptions(provider="cpu", threads=1)
 Array = np.ndarray[Any, Any]
+MICROSOFT = "com.microsoft"
 
 
 def single(op: str, shape: Sequence[int], tensors: dict[str, Sequence[int]], **attributes: Any) -> onnx.ModelProto:
@@ -36,6 +37,20 @@ def single(op: str, shape: Sequence[int], tensors: dict[str, Sequence[int]], **a
     return finished(onnx.shape_inference.infer_shapes(helper.make_model(graph)).graph)
 
 
+def fused(op: str, shape: Sequence[int], tensors: dict[str, Sequence[int]], **attributes: Any) -> onnx.ModelProto:
+    """One layer of ONNX Runtime's own on its own, with five outputs or four channels."""
+    made = ["N", 5] if len(shape) == 1 else ["N", 4, *shape[1:]]
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *tensors], ["y"], "layer", domain=MICROSOFT, **attributes)],
+        "fused",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, made)],
+        [weights(name, size) for name, size in tensors.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
 def ran(model: onnx.ModelProto, x: Array, name: str = "y") -> Array:
     with Session(model, CPU) as session:
         return np.asarray(session.run({"x": x})[name])
@@ -45,8 +60,12 @@ def drawn(shape: Sequence[int], seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def network(model: onnx.ModelProto) -> MaskedNetwork:
+    return MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
+
+
 def described(model: onnx.ModelProto, index: int = 0) -> tuple[LinearNode, MaskedNetwork]:
-    working = MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
+    working = network(model)
     node = linear_node(working, index)
     assert node is not None
     return node, working
@@ -113,6 +132,61 @@ def test_rows_times_weights_are_the_matrix_product(transposed: int, bias: Sequen
     np.testing.assert_allclose(np.einsum("rgf,gfo->rgo", a, matrix) + shift, b, rtol=1e-5, atol=1e-6)
     node.write(working, matrix * 2, shift * 2)
     np.testing.assert_allclose(ran(working.model, x), 2 * y, rtol=1e-5, atol=1e-5)
+
+
+FUSED: dict[str, tuple[str, Sequence[int], dict[str, Sequence[int]], dict[str, Any]]] = {
+    "matmul": ("FusedMatMul", (4,), {"w": (4, 5)}, {}),
+    "transposed": ("FusedMatMul", (4,), {"w": (5, 4)}, {"transB": 1, "alpha": 0.25}),
+    "conv": ("FusedConv", (3, 6, 6), {"w": (4, 3, 3, 3), "b": (4,)}, {"pads": [1] * 4}),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_and_scaled_layers_are_linear_like_the_rest(name: str) -> None:
+    operator, shape, tensors, attributes = FUSED[name]
+    model = fused(operator, shape, tensors, **attributes)
+    node, working = described(model)
+    x = drawn((6, *shape))
+    y = ran(model, x)
+    matrix, shift = node.read(working)
+    a, b = rows_of(node, x, y, 10**4, np.random.default_rng(0))
+    made = np.einsum("rgf,gfo->rgo", a, matrix) + (0 if shift is None else shift)
+    np.testing.assert_allclose(made, b, rtol=1e-4, atol=1e-5)
+    node.write(working, matrix * 2, None if shift is None else shift * 2)
+    np.testing.assert_allclose(ran(working.model, x), 2 * y, rtol=1e-4, atol=1e-4)
+
+
+def test_the_data_of_a_product_may_come_transposed() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["u", "v"], ["x"], "first", transA=1),
+        helper.make_node("Gemm", ["x", "w", "b"], ["y"], "second", transA=1),
+    ]
+    inputs = [helper.make_tensor_value_info("u", TensorProto.FLOAT, [3, 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [7, 5])]
+    stored = [weights("v", (3, 7)), weights("w", (4, 5)), weights("b", (5,))]
+    working = network(finished(helper.make_graph(nodes, "g", inputs, outputs, stored)))
+    node = linear_node(working, 1)
+    assert node is not None
+    matrix, shift = node.read(working)
+    x = drawn((4, 7))
+    y = x.T @ matrix[0] + (shift if shift is not None else 0)
+    a, b = rows_of(node, x, y, 100, np.random.default_rng(0))
+    np.testing.assert_allclose(a[:, 0] @ matrix[0] + shift, b[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["FusedGemm", "FusedConv"])
+def test_layers_with_an_activation_inside_are_not_linear(operator: str) -> None:
+    _, shape, tensors, attributes = FUSED["matmul" if operator == "FusedGemm" else "conv"]
+    assert linear_node(network(fused(operator, shape, tensors, **attributes, activation="Relu")), 0) is None
+
+
+def test_a_scaled_product_is_read_with_its_factor() -> None:
+    model = single("Gemm", (4,), {"w": (4, 5)}, alpha=0.5)
+    node, working = described(model)
+    x = drawn((6, 4))
+    matrix, shift = node.read(working)
+    assert shift is None
+    np.testing.assert_allclose(x @ matrix[0], ran(model, x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_matrix_product_with_its_addition() -> None:

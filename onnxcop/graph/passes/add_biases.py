@@ -12,8 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.graph.subgraphs import initializers_are_inputs
-
-_BIAS_INPUT = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
+from onnxcop.graph.traits import Trait, traits
 
 
 def add_biases(model: onnx.ModelProto) -> frozenset[str]:
@@ -45,23 +44,24 @@ def add_biases(model: onnx.ModelProto) -> frozenset[str]:
         return name
 
     for index, node in enumerate(graph.node):
-        if node.domain not in ("", "ai.onnx") or len(node.input) < 2 or node.input[1] not in stored:
+        known = traits(node)
+        if not known & Trait.LINEAR or len(node.input) < 2 or node.input[1] not in stored:
             continue
         weight = stored[node.input[1]]
-        if node.op_type in _BIAS_INPUT:
+        if known & Trait.BIASED:
             if len(node.input) == 2 or not node.input[2]:
                 size = _outputs(node, weight)
                 if len(node.input) == 2:
                     node.input.append(zeros(node.output[0], size, weight.data_type))
                 else:
                     node.input[2] = zeros(node.output[0], size, weight.data_type)
-        elif node.op_type == "MatMul" and len(weight.dims) == 2 and weight.data_type in (1, 10, 11):
+        elif len(weight.dims) == 2 and weight.data_type in (1, 10, 11):
             follower = followers.get(node.output[0])
             single = readers[node.output[0]] == 1 and node.output[0] not in outputs
             if single and follower is not None and following_bias(follower, node.output[0], stored) is not None:
                 continue
             inner = f"{node.output[0]}__unbiased"
-            name = zeros(node.output[0], weight.dims[1], weight.data_type)
+            name = zeros(node.output[0], _outputs(node, weight), weight.data_type)
             inserts.append(
                 (index, onnx.helper.make_node("Add", [inner, name], [node.output[0]], f"{node.output[0]}__bias_add"))
             )
@@ -75,9 +75,9 @@ def _outputs(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     attributes = {a.name: a.i for a in node.attribute}
     if node.op_type == "ConvTranspose":
         return int(weight.dims[1] * attributes.get("group", 1))
-    if node.op_type == "Gemm":
-        return int(weight.dims[0] if attributes.get("transB", 0) else weight.dims[1])
-    return int(weight.dims[0])
+    if node.op_type in ("Conv", "FusedConv"):
+        return int(weight.dims[0])
+    return int(weight.dims[0] if attributes.get("transB", 0) else weight.dims[1])
 
 
 def following_bias(follower: onnx.NodeProto, tensor: str, stored: dict[str, onnx.TensorProto]) -> str | None:

@@ -18,17 +18,18 @@ from onnxcop._base.types import Array
 from onnxcop.graph.check import byte_size
 from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
+from onnxcop.graph.traits import MOVES, Trait, traits
 
 Run = Callable[[onnx.ModelProto, Sequence[str]], Mapping[str, Array]]
 
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN"))
-_PLAIN = frozenset((  # they leave every value as it is, up to its place and type
-    "Cast", "Concat", "Constant", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
-    "Unsqueeze",
-))  # fmt: skip
 _KEPT = frozenset(("Bernoulli", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial", "QuantizeLinear",
                    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))  # fmt: skip
 _DROPPED = 1024  # bytes; smaller constants may be left with other readers
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    """Whether a node leaves every value as it is, up to its place and type."""
+    return bool(traits(node) & MOVES) or node.op_type in ("Cast", "Constant")
 
 
 def fold_weights(model: onnx.ModelProto, run: Run) -> int:
@@ -50,12 +51,12 @@ def fold_weights(model: onnx.ModelProto, run: Run) -> int:
     chains: dict[str, set[int]] = {}
     given = {value.name for value in graph.output}
     for node in graph.node:
-        for name in node.input[1:] if node.op_type in _LAYERS else ():
+        for name in node.input[1:] if traits(node) & (Trait.LINEAR | Trait.RECURRENT) else ():
             index = makers.get(name, -1)
             if index in constant and name not in given:
                 chain = _chain(graph, makers, index)
-                operators = {graph.node[i].op_type for i in chain}
-                if not operators <= _PLAIN and operators.isdisjoint(_KEPT):
+                nodes = [graph.node[i] for i in chain]
+                if not all(map(_is_plain, nodes)) and not any(node.op_type in _KEPT for node in nodes):
                     chains[name] = chain
     chains = _without_shared(graph, chains, stored)
     if not chains:

@@ -16,9 +16,9 @@ from onnx import numpy_helper
 from onnxcop.graph.constants import Weights
 from onnxcop.graph.passes.fold_weights import drop_unread
 from onnxcop.graph.subgraphs import captured, initializers_are_inputs
+from onnxcop.graph.traits import Trait, traits
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
 
 def lift_constants(model: onnx.ModelProto) -> int:
@@ -53,7 +53,7 @@ def _evaluate(model: onnx.ModelProto) -> int:
     weights = Weights.of(model)
     found: dict[str, onnx.TensorProto] = {}
     for node in graph.node:
-        if node.op_type not in _LAYERS or node.domain not in ("", "ai.onnx"):
+        if not traits(node) & Trait.LINEAR:
             continue
         for name in node.input[1:]:
             if name in makers and _own_chain(name, makers, uses, weights):

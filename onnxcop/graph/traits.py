@@ -1,0 +1,99 @@
+"""What kinds of operators there are: one table that every stage asks instead of comparing names.
+
+Rules (:mod:`onnxcop.coupling.ops`) say what happens to labels. A trait says less, and of more than coupling has
+to know: whether an operator is a linear layer, or only moves elements. An operator without an entry has no trait.
+"""
+
+from __future__ import annotations
+
+from enum import Flag, auto
+
+import onnx
+
+MICROSOFT = "com.microsoft"
+
+
+class Trait(Flag):
+    """What is true of an operator, whatever its attributes."""
+
+    NONE = 0
+    LINEAR = auto()
+    """A layer: sums the channels of its first input with weights, its second; a bias may follow."""
+    BIASED = auto()
+    """A linear layer that takes a bias as its third input."""
+    RECURRENT = auto()
+    """A recurrent layer, whose weights are its second input and those after it."""
+    PRODUCT = auto()
+    """Sums products over channels, of two activations too: matrix products, attention."""
+    KEEPS = auto()
+    """Puts all elements of its first input into another order or shape, or leaves them as they are."""
+    PICKS = auto()
+    """Picks, repeats or regroups elements of its first input by their places."""
+    SELECTS = auto()
+    """Picks elements of its first input by their values."""
+    JOINS = auto()
+    """Joins elements of several inputs."""
+    AVERAGES = auto()
+    """Sums or averages over space, with the same weights for every channel."""
+    SUMS = auto()
+    """Adds its inputs element by element, with sign."""
+    SQUASHES = auto()
+    """Makes bounded numbers of scores, or leaves them as they are."""
+
+
+MOVES = Trait.KEEPS | Trait.PICKS | Trait.JOINS
+"""No element is computed, only moved."""
+
+_LAYER, _WITH_BIAS = Trait.LINEAR | Trait.PRODUCT, Trait.LINEAR | Trait.PRODUCT | Trait.BIASED
+
+TRAITS: dict[tuple[str, str], Trait] = {
+    ("", "Conv"): _WITH_BIAS,
+    ("", "ConvTranspose"): _WITH_BIAS,
+    ("", "Gemm"): _WITH_BIAS,
+    ("", "MatMul"): _LAYER,
+    (MICROSOFT, "FusedConv"): _WITH_BIAS,
+    (MICROSOFT, "FusedGemm"): _WITH_BIAS,
+    (MICROSOFT, "FusedMatMul"): _LAYER,
+    ("", "Einsum"): Trait.PRODUCT,
+    ("", "Attention"): Trait.PRODUCT,
+    (MICROSOFT, "Attention"): Trait.PRODUCT,
+    (MICROSOFT, "MultiHeadAttention"): Trait.PRODUCT,
+    (MICROSOFT, "GroupQueryAttention"): Trait.PRODUCT,
+    ("", "LSTM"): Trait.RECURRENT,
+    ("", "GRU"): Trait.RECURRENT,
+    ("", "RNN"): Trait.RECURRENT,
+    ("", "Identity"): Trait.KEEPS | Trait.SQUASHES,
+    ("", "Dropout"): Trait.KEEPS,
+    ("", "Transpose"): Trait.KEEPS,
+    ("", "Reshape"): Trait.KEEPS,
+    ("", "Flatten"): Trait.KEEPS,
+    ("", "Squeeze"): Trait.KEEPS,
+    ("", "Unsqueeze"): Trait.KEEPS,
+    ("", "DepthToSpace"): Trait.PICKS,
+    ("", "SpaceToDepth"): Trait.PICKS,
+    ("", "Expand"): Trait.PICKS,
+    ("", "Gather"): Trait.PICKS,
+    ("", "Slice"): Trait.PICKS,
+    ("", "Split"): Trait.PICKS,
+    ("", "Tile"): Trait.PICKS,
+    ("", "MaxPool"): Trait.SELECTS,
+    ("", "Concat"): Trait.JOINS,
+    ("", "AveragePool"): Trait.AVERAGES,
+    ("", "GlobalAveragePool"): Trait.AVERAGES,
+    ("", "ReduceMean"): Trait.AVERAGES,
+    ("", "ReduceSum"): Trait.AVERAGES,
+    ("", "Add"): Trait.SUMS,
+    ("", "Sub"): Trait.SUMS,
+    ("", "Sum"): Trait.SUMS,
+    ("", "HardSigmoid"): Trait.SQUASHES,
+    ("", "LogSoftmax"): Trait.SQUASHES,
+    ("", "Sigmoid"): Trait.SQUASHES,
+    ("", "Softmax"): Trait.SQUASHES,
+    ("", "Tanh"): Trait.SQUASHES,
+}
+
+
+def traits(node: onnx.NodeProto) -> Trait:
+    """What is known of a node's operator."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return TRAITS.get((domain, node.op_type), Trait.NONE)
