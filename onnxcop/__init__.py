@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from onnxcop.criteria.registry import criterion_named
     from onnxcop.criteria.scores import statistics
     from onnxcop.errors import OnnxcopError
+    from onnxcop.integrations.pytorch import resize_module, torch_state
     from onnxcop.pipeline.compare import compare
     from onnxcop.pipeline.options import PruneOptions
     from onnxcop.pipeline.prune import apply_plan, prune
+    from onnxcop.pipeline.quantize import quantize
     from onnxcop.pipeline.stages import recover
     from onnxcop.pipeline.sweep import sweep
     from onnxcop.report.result import PruneResult
@@ -59,8 +61,11 @@ _HOMES = {
     "apply_plan": "onnxcop.pipeline.prune",
     "prune": "onnxcop.pipeline.prune",
     "recover": "onnxcop.pipeline.stages",
+    "quantize": "onnxcop.pipeline.quantize",
     "sweep": "onnxcop.pipeline.sweep",
     "finetune": "onnxcop.training.finetune",
+    "torch_state": "onnxcop.integrations.pytorch",
+    "resize_module": "onnxcop.integrations.pytorch",
     "PruneResult": "onnxcop.report.result",
     "Report": "onnxcop.report.summary",
     "apply": "onnxcop.rewrite.apply",
@@ -95,9 +100,12 @@ __all__ = [
     "criterion_named",
     "finetune",
     "prune",
+    "quantize",
     "recover",
+    "resize_module",
     "statistics",
     "sweep",
+    "torch_state",
     "verify",
 ]
 

@@ -99,6 +99,28 @@ AUTO = 0
 
 
 @dataclass(frozen=True, slots=True)
+class LayerLimit:
+    """What selection may not do in the groups of some layers.
+
+    Attributes:
+        pattern: Names of nodes or tensors.
+        max_cut: Largest fraction cut from each group.
+        min_filters: Each group keeps at least so many.
+    """
+
+    pattern: str
+    max_cut: float = 1.0
+    min_filters: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_cut <= 1 or self.min_filters < 1:
+            raise BudgetError(
+                f"--layer {self.pattern}: max_cut is a fraction from 0 to 1, and min_filters at least 1, not "
+                f"{self.max_cut:g} and {self.min_filters}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What selection may not do.
 
@@ -109,6 +131,7 @@ class Limits:
         keep: Patterns of node or tensor names that are never pruned.
         only: If given, patterns of the only nodes or tensors that are.
         exact_only: Leave out inexact groups.
+        layers: Further limits on some layers; the strictest holds.
         staircase: What suits the machine; counts with :data:`AUTO`.
     """
 
@@ -118,6 +141,7 @@ class Limits:
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     exact_only: bool = False
+    layers: tuple[LayerLimit, ...] = ()
     staircase: Staircase = field(default_factory=Staircase)
 
     def __post_init__(self) -> None:
@@ -159,6 +183,21 @@ def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) 
             wanted[_matching(model, structure, pattern)] = True
         allowed &= wanted
     return allowed
+
+
+def group_floors(model: onnx.ModelProto, structure: Structure, limits: Limits) -> IntArray:
+    """How many units every group keeps at least, int64 [groups].
+
+    Raises:
+        BudgetError: A pattern matches no node and no tensor.
+    """
+    widths = np.array([group.width for group in structure.groups], dtype=np.int64)
+    floors = widths - (limits.max_cut * widths + 1e-9).astype(np.int64)
+    for layer in limits.layers:
+        groups = np.unique(structure.group_of[_matching(model, structure, layer.pattern)])
+        cut = widths[groups] - (layer.max_cut * widths[groups] + 1e-9).astype(np.int64)
+        floors[groups] = np.maximum.reduce([floors[groups], cut, np.minimum(layer.min_filters, widths[groups])])
+    return floors
 
 
 def _matching(model: onnx.ModelProto, structure: Structure, pattern: str) -> IntArray:

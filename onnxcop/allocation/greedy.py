@@ -10,7 +10,7 @@ from math import inf
 import numpy as np
 
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
-from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units
+from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units, group_floors
 from onnxcop.allocation.resources import resource
 from onnxcop.analysis.cost import Savings
 from onnxcop.criteria.base import PruningContext, Ranking
@@ -55,9 +55,7 @@ class PruningState:
         self.available: BoolArray = allowed_units(context.model, structure, limits)
         self.removed: list[int] = []
         self.group_kept = np.array([group.width for group in structure.groups], dtype=np.int64)
-        self.group_floor = np.array(
-            [group.width - int(limits.max_cut * group.width + 1e-9) for group in structure.groups], dtype=np.int64
-        )
+        self.group_floor = group_floors(context.model, structure, limits)
         self.floor = np.zeros(len(self.kept), dtype=np.int64)
         limited = structure.limited_axes
         self.floor[limited] = np.minimum(limits.min_filters, structure.axis_sizes[limited])
@@ -221,6 +219,7 @@ def check_reachable(context: PruningContext, budget: Budget, limits: Limits) -> 
     any_width = replace(limits, multiple_of=1) if limits.multiple_of == AUTO else limits
     state = PruningState(context, any_width)
     state.exhaust()
+    state.limits = limits  # those that the message names
     if not state.meets(budget):
         raise infeasible(state, budget)
 

@@ -78,12 +78,13 @@ def apply_options(values: Mapping[str, Any], progress: Progress) -> ApplyOptions
 
 def limits_from(values: Mapping[str, Any]) -> Limits:
     """What may not be cut."""
-    from onnxcop.allocation.budget import Limits
+    from onnxcop.allocation.budget import LayerLimit, Limits
 
     given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
     return Limits(
         keep=tuple(values["keep"]),
         only=tuple(values["only"]),
+        layers=tuple(LayerLimit(**layer) for layer in values["layers"]),
         **{name: value for name, value in given.items() if value is not None},
     )
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcop._base.formatting import new_table, plural, terminal
+from onnxcop._version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,11 +89,12 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_ASCII.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
-def show_json(document: dict[str, Any]) -> None:
-    """Write one JSON object to standard output."""
-    from onnxcop.report.summary import finite
+def show_json(kind: str, document: Mapping[str, Any]) -> None:
+    """Write one JSON object to standard output: what it is, in which version, and by which release, comes first."""
+    from onnxcop._base.records import JSON_VERSION, finite
 
-    click.echo(json.dumps(finite(document), indent=1, allow_nan=False, default=str))
+    head = {"format": f"onnxcop-{kind}", "version": JSON_VERSION, "onnxcop": __version__}
+    click.echo(json.dumps(finite(head | dict(document)), indent=1, allow_nan=False, default=str))
 
 
 def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool = False) -> None:
@@ -109,7 +111,7 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
         _tell(console, f"not followed: {plural(len(report.declined), 'node')}, {report.declined[0]}")
     _tell(console, f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data was given")
     if report.inputs:
-        _tell(console, f"  {report.inputs}")
+        _tell(console, f"  {story.fed_with(report)}")
     _tell(console, f"cut {story.cut(report, result.plan.settings)}")
     most = story.most_cut(report, _MOST_GROUPS)
     if most:

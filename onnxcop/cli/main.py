@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from onnxcop.cli.arguments import (
     prune_options,
     statistics_arguments,
 )
+from onnxcop.cli.failures import tell_failure
 from onnxcop.cli.framework import MAIN, MainForm, ModelFile, Program, SectionCommand
 from onnxcop.cli.options import (
     budget_options,
@@ -36,6 +38,7 @@ from onnxcop.cli.options import (
     metric_option,
     output_options,
     plan_options,
+    quantize_option,
     score_options,
     seed_option,
     shape_options,
@@ -44,10 +47,10 @@ from onnxcop.cli.options import (
     task_option,
     verbose_option,
 )
-from onnxcop.cli.stopping import exit_code, stop_cleanly
+from onnxcop.cli.quantized import Quantized, int8_path, quantized
+from onnxcop.cli.stopping import stop_cleanly
 from onnxcop.cli.study import compare_command, sweep_command
 from onnxcop.cli.train import finetune_command
-from onnxcop.errors import OnnxcopError
 
 _FILE = click.Path(path_type=Path)
 
@@ -72,6 +75,7 @@ def app() -> None:
 @budget_options
 @metric_option
 @distill_options
+@quantize_option
 @choice_options
 @verbose_option
 @talking
@@ -80,11 +84,14 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
     from onnxcop.pipeline.prune import prune_with
 
     target = output or default_output(model)
-    inputs_from(values, model).check(target, plan_out, values["stats_out"], *values["reports"])
+    int8 = None if values["then_quantize"] is None else int8_path(target)
+    inputs_from(values, model).check(target, int8, plan_out, values["stats_out"], *values["reports"])
+    if values["then_quantize"] == "static" and values["data"] is None:
+        raise click.UsageError("--then-quantize static takes ranges from calibration data; give --data, or use dynamic")
     stats = values["stats_out"] is not None  # gathered now, written together with the model
     with progress_from(values) as progress:
         result = prune_with(model, prune_options(values | {"stats_out": stats}, progress))
-    _write(result, target, plan_out, values)
+    _write(result, target, plan_out, values, quantized(model, result.model, target, values))
 
 
 @app.command("inspect", cls=SectionCommand)
@@ -121,7 +128,7 @@ def inspect_command(model: Path, **values: Any) -> None:
             stats = statistics(analysis, progress=progress, **statistics_arguments(values))
         scores = score(analysis, criterion, stats, values["seed"])
     if values["as_json"]:
-        console.show_json(found.to_dict() | ({} if scores is None else {"scores": scores.to_dict()}))
+        console.show_json("inspection", found.to_dict() | ({} if scores is None else {"scores": scores.to_dict()}))
     elif scores is not None:
         show_scores(scores, found.model, verbose=values["verbose"])
     else:
@@ -171,7 +178,7 @@ def verify_command(original: Path, pruned: Path, plan: Path, structure_only: boo
         structure_only=structure_only,
     )
     if values["as_json"]:
-        console.show_json({"original": original, "pruned": pruned, **found.to_dict()})
+        console.show_json("verification", {"original": original, "pruned": pruned, **found.to_dict()})
     elif not values["quiet"]:
         click.echo(f"verified: {found.summary}")
         for note in found.notes:
@@ -193,9 +200,33 @@ def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -
     merged = merge([CalibrationStats.load(path) for path in inputs], inputs)
     merged.save(output)
     if values["as_json"]:
-        console.show_json({"output": output, "samples": merged.samples, "model": merged.model})
+        console.show_json("statistics", {"output": output, "samples": merged.samples, "model": merged.model})
     elif not values["quiet"]:
         click.echo(f"wrote {output} with the statistics of {merged.samples} samples")
+
+
+@app.command("recipe", cls=SectionCommand)
+@click.argument("plan", type=_FILE)
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="A .yaml or .json file. [default: standard output]")
+@talking
+def recipe_command(plan: Path, output: Path | None, **values: Any) -> None:
+    """Turn a plan into a recipe, for --recipe.
+
+    The budget, the method and the limits that the plan was made with, for another model or other data.
+    """
+    from onnxcop._base.files import write_atomically
+    from onnxcop.cli.recipe import recipe_of, written_recipe
+    from onnxcop.data.input_files import InputFiles
+    from onnxcop.rewrite.plan import PruningPlan
+
+    recipe = recipe_of(json.loads(PruningPlan.load(plan).to_json()))
+    if values["as_json"]:
+        console.show_json("recipe", {"recipe": recipe})
+    elif output is None:
+        click.echo(written_recipe(recipe, Path("recipe.yaml")), nl=False)
+    if output is not None:
+        InputFiles([plan]).check(output)
+        write_atomically(output, written_recipe(recipe, output).encode())
 
 
 app.add_command(compare_command)
@@ -203,7 +234,9 @@ app.add_command(finetune_command)
 app.add_command(sweep_command)
 
 
-def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> None:
+def _write(
+    result: Any, target: Path, plan_out: Path | None, values: dict[str, Any], int8: Quantized | None = None
+) -> None:
     """Write a finished result and show it."""
     from onnxcop._base.files import Writing
     from onnxcop.graph.io import stage
@@ -212,6 +245,8 @@ def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, A
     reports: tuple[Path, ...] = values["reports"]
     with Writing() as files:
         stage(files, result.model, target, external_data=values["external_data"] or None)
+        if int8 is not None:
+            stage(files, int8.model, int8.path, external_data=values["external_data"] or None)
         if plan_out is not None:
             files.add(plan_out, result.plan.to_json().encode())
         if values.get("stats_out") is not None:
@@ -221,46 +256,37 @@ def _write(result: Any, target: Path, plan_out: Path | None, values: dict[str, A
             for path in reports:
                 files.add(path, rendered(data, path))
     if values["as_json"]:
-        console.show_json({"output": target, "plan": plan_out, "reports": reports, **result.report.to_dict()})
+        quantized_too = {} if int8 is None else {"quantized": int8.record()}
+        console.show_json("result", _result_record(result, target, plan_out, values) | quantized_too)
     elif not values["quiet"]:
         console.show_result(result, (target, *reports), verbose=values["verbose"])
+        if int8 is not None:
+            click.echo(f"{int8.line()}\nwrote {int8.path}")
+
+
+def _result_record(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> dict[str, Any]:
+    """What `--json` writes of a finished run: the files with their hashes, versions, and the numbers."""
+    from onnxcop._base.records import file_record
+    from onnxcop.report.document import versions
+
+    paths = {"model": Path(result.report.model), "output": target}
+    if values["data"] is not None:
+        script, colon, _ = str(values["data"]).rpartition(".py:")
+        paths["data"] = Path(f"{script}.py" if colon else values["data"])
+    files = {name: file_record(path) for name, path in paths.items() if path.exists()}
+    written = {"output": target, "plan": plan_out, "reports": values["reports"]}
+    identity = {"model_sha256": result.plan.model, "budget": dict(result.plan.budget)}
+    return {**written, "files": files, "versions": versions(), **identity, **result.report.to_dict()}
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code: 0, 1 on errors, 2 on misuse, 130 on Ctrl-C, 143 on SIGTERM."""
     arguments = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in arguments
     try:
         code = app.main(arguments, prog_name="onnxcop", standalone_mode=False, obj=shlex.join(["onnxcop", *arguments]))
         return code if isinstance(code, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt) as error:
-        if isinstance(error.__cause__, EOFError):  # click takes one for the end of the user's input
-            return _bug(error.__cause__, debug)
-        console.say("stopped; no file is half written")
-        return exit_code(error)
-    except OnnxcopError as error:
-        return _failed(str(error), debug)
-    except MemoryError:
-        return _failed("this machine has not enough memory for the model", debug)
-    except Exception as error:
-        return _bug(error, debug)
-
-
-def _bug(error: BaseException, debug: bool) -> int:
-    hint = "" if debug else "; please report it with the output of --debug"
-    return _failed(f"this is a bug in onnxcop: {type(error).__name__}: {error}{hint}", debug)
-
-
-def _failed(message: str, debug: bool) -> int:
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    console.say(f"error: {' '.join(message.split())}")
-    return 1
+    except (Exception, KeyboardInterrupt) as error:
+        return tell_failure(error, debug="--debug" in arguments, as_json="--json" in arguments)
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ import click
 from onnxcop.allocation.resources import RESOURCES, Resource
 from onnxcop.cli import console
 from onnxcop.cli.framework import SectionOption
+from onnxcop.cli.recipe import take_recipe
 from onnxcop.cli.types import (
     CriterionName,
     Fraction,
     Fractions,
     InputShape,
+    LayerWish,
     Multiple,
     Numbers,
     Positive,
@@ -114,6 +116,20 @@ sweep_options: Decorator[Any, Any] = _options(
     ),
     *(_bound(resource) for resource in RESOURCES if resource.name not in ("macs", "latency")),
     _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
+)  # fmt: skip
+quantize_option: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "--then-quantize", type=click.Choice(["static", "dynamic"]),
+        help="Write an int8 model too, OUT.int8.onnx, by ONNX Runtime's quantization; static needs --data.",
+    ),
+)  # fmt: skip
+recipe_option: Decorator[Any, Any] = _options(
+    "Result",
+    _option(
+        "--recipe", type=_FILE, metavar="FILE", is_eager=True, expose_value=False, callback=take_recipe,
+        help="Options from a .yaml or .json file; those that are given here outrank it.",
+    ),
 )  # fmt: skip
 gate_option: Decorator[Any, Any] = _options(
     "Result",
@@ -213,6 +229,10 @@ limit_options: Decorator[Any, Any] = _options(
     _option(
         "--multiple-of", type=Multiple(), metavar="N|auto", default="auto", show_default=True,
         help="Of the kept widths; auto takes those that suit the machine, 1 any.",
+    ),
+    _option(
+        "--layer", "layers", type=LayerWish(), multiple=True,
+        help="Limits of some layers: 'PATTERN:max_cut=0.3,min_filters=16'; may be given again.",
     ),
     _option("--exact-only", is_flag=True, help="Leave groups alone that cross a statistic."),
 )  # fmt: skip
@@ -316,8 +336,8 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
     for options in (
-        seed_option, latency_options, engine_options, method_options, stats_options, task_option, data_options,
-        shape_options, limit_options, criterion_options,
+        recipe_option, seed_option, latency_options, engine_options, method_options, stats_options, task_option,
+        data_options, shape_options, limit_options, criterion_options,
     ):  # fmt: skip
         function = options(function)
     return function

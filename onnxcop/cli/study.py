@@ -65,7 +65,9 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
         )  # fmt: skip
     verdicts = judge_gate(conditions, found)
     if values["as_json"]:
-        console.show_json(found.to_dict() | ({"gate": [asdict(one) for one in verdicts]} if verdicts else {}))
+        console.show_json(
+            "comparison", found.to_dict() | ({"gate": [asdict(one) for one in verdicts]} if verdicts else {})
+        )
     elif not values["quiet"]:
         show_comparison(found, verbose=values["verbose"])
         show_verdicts(verdicts)
@@ -105,6 +107,6 @@ def sweep_command(model: Path, **values: Any) -> None:
             if drawn:
                 click.echo(curve_line(row, record.rows[1]))
     if values["as_json"]:
-        console.show_json({"model": model, "table": table, "plot": values["plot"], "points": record.rows})
+        console.show_json("sweep", {"model": model, "table": table, "plot": values["plot"], "points": record.rows})
     elif drawn:
         click.echo(f"wrote {table}" + "".join(f", {path}" for path in (values["plot"], values["save_models"]) if path))

@@ -61,7 +61,8 @@ def finetune_command(model: Path, output: Path | None, history: Path | None, plo
 
         write_history(plot, found.history)
     if values["as_json"]:
-        console.show_json({"output": target, "before": found.before, "after": found.after, "last": found.last,
-                           "steps": found.steps, "seconds": found.seconds})  # fmt: skip
+        names = ("before", "after", "last", "steps", "seconds")
+        record = {"output": target} | {name: getattr(found, name) for name in names}
+        console.show_json("finetuning", record)
     elif not values["quiet"]:
         click.echo(f"wrote {target}: {found}")

@@ -222,3 +222,27 @@ class ProviderName(_Name):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name as it is."""
         return str(value)
+
+
+class LayerWish(click.ParamType[dict[str, Any]]):
+    """`PATTERN:max_cut=0.3,min_filters=16`; the pattern may hold colons itself."""
+
+    name = "pattern:limits"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """The keyword arguments of :class:`onnxcop.allocation.budget.LayerLimit`."""
+        if isinstance(value, dict):
+            return value
+        pattern, _, limits = str(value).rpartition(":")
+        found: dict[str, Any] = {"pattern": pattern}
+        try:
+            for part in limits.split(","):
+                name, number = part.split("=")
+                if name.strip() not in ("max_cut", "min_filters"):
+                    raise ValueError(name)
+                found[name.strip()] = int(number) if name.strip() == "min_filters" else share(number, zero=True)
+        except ValueError:
+            self.fail(f"{value!r} is no limit of layers; write 'PATTERN:max_cut=0.3,min_filters=16'", param, ctx)
+        if not pattern:
+            self.fail(f"{value!r} names no layers; write 'PATTERN:max_cut=0.3'", param, ctx)
+        return found

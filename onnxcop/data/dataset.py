@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +18,56 @@ from onnxcop.errors import CalibrationError
 from onnxcop.images.reader import ImageReader
 
 _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode pictures
+
+
+@dataclass(frozen=True, slots=True)
+class FedValues:
+    """What an input of a model is fed with.
+
+    Attributes:
+        name: Of the input.
+        shape: Of a sample.
+        dtype: Of its elements.
+        low: The smallest; None for what has no order.
+        high: The largest.
+        mean: None for what is not floating point.
+        deviation: Standard deviation, as `mean`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    low: float | None
+    high: float | None
+    mean: float | None
+    deviation: float | None
+
+    def __str__(self) -> str:
+        text = f"{self.name} {list(self.shape)}"
+        if self.low is not None:
+            text += f" from {self.low:.3g} to {self.high:.3g}"
+        if self.mean is not None:
+            text += f", mean {self.mean:.3g}, deviation {self.deviation:.3g}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class DataRecord:
+    """What a model was calibrated on, for programs.
+
+    Attributes:
+        source: The file, folder, script or object.
+        samples: How many were chosen.
+        available: How many there were.
+        images: How images were read, in words; None if they were no images.
+        images_from: Who said so: "guess …", the model or a file beside it, or "" for the user.
+    """
+
+    source: str
+    samples: int
+    available: int
+    images: str | None = None
+    images_from: str | None = None
 
 
 class CalibrationData:
@@ -35,6 +85,7 @@ class CalibrationData:
         layout: The batch axis of every input, and the batch size where the model fixes it.
         batch_size: Samples per batch where the model leaves it open.
         description: What this is, in one line.
+        origin: The file, folder, script or object that the samples come from.
     """
 
     def __init__(
@@ -45,6 +96,7 @@ class CalibrationData:
         batch_size: int,
         description: str,
         rest: Array | None = None,
+        origin: str = "",
     ) -> None:
         self._store = store
         self._rest = rest
@@ -52,6 +104,7 @@ class CalibrationData:
         self.layout = layout
         self.batch_size = batch_size
         self.description = description
+        self.origin = origin
 
     @property
     def numbers(self) -> Array:
@@ -80,6 +133,12 @@ class CalibrationData:
         readers = list(self._store.readers) if isinstance(self._store, ImageStore | ParcelStore) else []
         return readers[0] if len(readers) == 1 == len(self.layout.specs) else None
 
+    def record(self) -> DataRecord:
+        """What this is, for programs."""
+        reader = self.image_reader
+        read, origin = (None, None) if reader is None else (str(reader), reader.origin)
+        return DataRecord(self.origin, self.count, len(self._store), read, origin)
+
     def batches(self, batch_size: int | None = None) -> Iterator[Feed]:
         """The samples in batches, arrays by input name.
 
@@ -101,20 +160,20 @@ class CalibrationData:
         if pending:
             yield self._joined(pending)
 
-    def values(self) -> str:
-        """What a model is fed with, by the first batch: shape of a sample, range, mean and deviation."""
-        parts = []
+    def values(self) -> tuple[FedValues, ...]:
+        """What a model is fed with, by the first batch."""
+        found = []
         for name, array in next(self.batches()).items():
             axis = self.layout.axes[name]
-            shape = [size for place, size in enumerate(array.shape) if place != axis]
-            text = f"{name} {shape}"
+            shape = tuple(size for place, size in enumerate(array.shape) if place != axis)
+            low = high = mean = deviation = None
             if array.size and array.dtype.kind in "fiu":
                 known = array.astype(np.float64)
-                text += f" from {known.min():.3g} to {known.max():.3g}"
+                low, high = float(known.min()), float(known.max())
                 if array.dtype.kind == "f":
-                    text += f", mean {known.mean():.3g}, deviation {known.std():.3g}"
-            parts.append(text)
-        return "; ".join(parts)
+                    mean, deviation = float(known.mean()), float(known.std())
+            found.append(FedValues(name, shape, array.dtype.name, low, high, mean, deviation))
+        return tuple(found)
 
     def first_infinite(self) -> str:
         """The first sample that holds minus infinity, which alone is let in, in words; empty where none does."""
@@ -126,7 +185,9 @@ class CalibrationData:
 
     def one_by_one(self) -> CalibrationData:
         """The same samples, for a model that takes one in a run."""
-        return CalibrationData(self._store, self._order, replace(self.layout, size=1), 1, self.description, self._rest)
+        return CalibrationData(
+            self._store, self._order, replace(self.layout, size=1), 1, self.description, self._rest, self.origin
+        )
 
     def split(self, fraction: float, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
         """Two disjoint parts: the rest, and `fraction` of the samples held out.
@@ -170,7 +231,7 @@ class CalibrationData:
 
     def _with(self, order: Array, description: str = "") -> CalibrationData:
         description = description or f"{len(order)} of: {self.description}"
-        return CalibrationData(self._store, order, self.layout, self.batch_size, description)
+        return CalibrationData(self._store, order, self.layout, self.batch_size, description, origin=self.origin)
 
     def _samples(self, window: int) -> Iterator[Feed]:
         """Every sample; pictures are decoded by some threads, at most `window` ahead."""

@@ -104,7 +104,7 @@ def open_source(
         if log_reading:
             log.info(sentence)
         description += f" ({sentence})"
-    return CalibrationData(store, order, layout, batch_size, description, rest)
+    return CalibrationData(store, order, layout, batch_size, description, rest, origin)
 
 
 def _chosen(count: int, wanted: int, seed: int) -> Array:

@@ -18,6 +18,7 @@ from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.filters import produced_norms
+from onnxcop.data.dataset import DataRecord, FedValues
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.outputs.judgement import Judgements
@@ -84,7 +85,8 @@ class Decision:
         stats: Statistics of the original, where gathered.
         warnings: What the user should know.
         calibration: One line on the data.
-        inputs: One line on what the model was fed with.
+        inputs: What the model was fed with.
+        record: What it was calibrated on.
         held_out: Quality on held-out samples, by name, which choices were made on.
         judgements: What the outputs are.
         unseen: Samples that no choice has seen.
@@ -108,7 +110,8 @@ class Decision:
     metric: Metric | None = None
     way: tuple[Waypoint, ...] = ()
     seen: CalibrationStats | None = None
-    inputs: str = ""
+    inputs: tuple[FedValues, ...] = ()
+    record: DataRecord | None = None
     choices: tuple[str, ...] = ()
     rotated: tuple[int, ...] = ()
 

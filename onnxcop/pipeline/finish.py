@@ -65,7 +65,7 @@ def _turned_line(decision: Decision) -> tuple[str, ...]:
 
 def fed(decision: Decision, source: CalibrationData | None) -> Decision:
     """The decision, with what the network was fed with."""
-    return decision if source is None else replace(decision, inputs=source.values())
+    return decision if source is None else replace(decision, inputs=source.values(), record=source.record())
 
 
 def finish(
@@ -135,5 +135,6 @@ def _report(
         warnings=(*decision.warnings, *found.warnings), calibration=calibrated_on(decision),
         figures=found.figures, measured_on="" if decision.unseen is None else decision.unseen.described,
         quality=quality_of(found.figures) | scores, held_out=decision.held_out, seconds=dict(clock.seconds),
-        latency=found.latency, inputs=decision.inputs, choices=(*decision.choices, *undecided(found.latency)),
+        latency=found.latency, inputs=decision.inputs, data=decision.record,
+        choices=(*decision.choices, *undecided(found.latency)),
     )  # fmt: skip

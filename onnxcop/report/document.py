@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnxcop._base.records import JSON_VERSION, finite
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.inspect import FrozenLayer, frozen_layers
@@ -17,10 +18,10 @@ from onnxcop.reconstruction.divergence import Waypoint
 from onnxcop.report.correlations import Correlation, correlations
 from onnxcop.report.importance import Importance, importance
 from onnxcop.report.layers import LayerChange, layer_changes
-from onnxcop.report.summary import Report, finite
+from onnxcop.report.summary import Report
 from onnxcop.rewrite.plan import PruningPlan
 
-FORMAT, VERSION = "onnxcop-report", 1
+FORMAT, VERSION = "onnxcop-report", JSON_VERSION
 
 
 @dataclass(frozen=True)

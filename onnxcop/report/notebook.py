@@ -30,7 +30,7 @@ def remarks(report: Report) -> Iterator[str]:
     yield f"cut {story.filters_cut(report)} filters from {cut} of {len(report.groups)} groups"
     yield from report.choices
     if report.calibration:
-        yield f"calibrated on {report.calibration}" + (f"; {report.inputs}" if report.inputs else "")
+        yield f"calibrated on {report.calibration}" + (f"; {story.fed_with(report)}" if report.inputs else "")
     yield from story.frozen(report, _MOST_REASONS)
     yield f"verified: {story.verified(report)}"
     yield from story.measured(report)

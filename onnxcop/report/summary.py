@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from onnxcop._base.records import finite
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis, group_name
+from onnxcop.analysis.reason_codes import coded
 from onnxcop.analysis.summary import Totals
 from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.filters import produced_filter_counts
+from onnxcop.data.dataset import DataRecord, FedValues
 from onnxcop.reconstruction.divergence import Figures
 from onnxcop.runtime.latency import Latency
 from onnxcop.verification.verify import Verification
@@ -57,7 +59,8 @@ class Report:
         criterion: Name of the criterion.
         warnings: What the user should know.
         calibration: One line on the data that was seen.
-        inputs: One line on the values that the model was fed with.
+        inputs: The values that the model was fed with.
+        data: What it was calibrated on.
         figures: What was measured of the written file, on samples that no choice has seen; None without data.
         measured_on: Which samples these are, in words.
         quality: The same as plain numbers (divergence, agreement, the user's metric), by name.
@@ -85,7 +88,8 @@ class Report:
     held_out: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     latency: Latency | None = None
-    inputs: str = ""
+    inputs: tuple[FedValues, ...] = ()
+    data: DataRecord | None = None
     choices: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,19 +100,11 @@ class Report:
             "params": self.after.params / max(self.before.params, 1),
             "bytes": self.after.bytes / max(self.before.bytes, 1),
         }
+        data = document.pop("data")
+        document["calibration"] = {"description": self.calibration} | (data or {})
+        document["frozen"] = coded(self.frozen)
         plain: dict[str, Any] = finite(document)
         return plain
-
-
-def finite(value: Any) -> Any:
-    """The same with None for numbers that are infinite or undefined, which JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return value
 
 
 def slowness(latency: Latency | None) -> tuple[str, ...]:

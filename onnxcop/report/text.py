@@ -89,6 +89,11 @@ def cut(report: Report, settings: Mapping[str, Any]) -> str:
     return f"{text}; recovery: {settings.get('recover', 'none')}"
 
 
+def fed_with(report: Report) -> str:
+    """What the network was fed with, in a line."""
+    return "; ".join(map(str, report.inputs))
+
+
 def times(report: Report, most: int = 4) -> str:
     """How long a run took, and the phases that took most of it, in their order."""
     total = sum(report.seconds.values())
@@ -114,7 +119,7 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
     if report.frozen:
         yield f"Frozen: {sum(report.frozen.values())} of {report.filters} filters."
     seen = f"Calibrated on {report.calibration}" if report.calibration else "Not calibrated: no data was given"
-    yield seen + (f"; {report.inputs}." if report.inputs else ".")
+    yield seen + (f"; {fed_with(report)}." if report.inputs else ".")
     yield f"Cut {cut(report, settings)}."
     yield from (f"{choice[:1].upper()}{choice[1:]}." for choice in report.choices)
     yield f"Verified: {verified(report)}."

@@ -106,7 +106,7 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
     for option in cli.app.commands[""].params:
         if isinstance(option, click.Option):
             assert all(name in text for name in option.opts)
-    for command in ("inspect", "apply", "compare", "sweep", "finetune", "verify", "merge-stats"):
+    for command in ("inspect", "apply", "compare", "sweep", "finetune", "verify", "merge-stats", "recipe"):
         assert f"\n  {command} " in text
     flat = " ".join(re.sub(r"-\n +", "-", text).split())
     for name in (*CRITERIA, *NAMED, *PRESETS, *ALLOCATE, *(method.name for method in RECOVERIES)):
@@ -115,7 +115,10 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
     assert capsys.readouterr().out == text
 
 
-@pytest.mark.parametrize("command", ["inspect", "apply", "compare", "sweep", "finetune", "verify", "merge-stats"])
+COMMANDS = ["inspect", "apply", "compare", "sweep", "finetune", "verify", "merge-stats", "recipe"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"Usage: onnxcop {command} ")
@@ -302,7 +305,7 @@ def test_budgets_limits_shapes_and_seed_are_used(model: Path) -> None:
     assert document["settings"]["seed"] == 3
     assert document["settings"]["limits"] == {
         "min_filters": 2, "max_cut": 0.6, "multiple_of": 2, "keep": ["head"], "only": ["w*"],
-        "exact_only": True, "staircase": {"fine": 4, "block": 8},
+        "exact_only": True, "layers": [], "staircase": {"fine": 4, "block": 8},
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from small_models import chain, shapes, written
 
 from onnxcop._base import progress
 from onnxcop._base.progress import Progress
+from onnxcop._version import __version__
 from onnxcop.cli import console
 from onnxcop.cli import main as cli
 from onnxcop.pipeline import prune as pipeline
@@ -37,8 +38,10 @@ def test_json_is_one_object(model: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_json_holds_what_json_can_hold(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_json({"path": Path("a"), "far": float("inf"), "deep": [{"not": float("nan")}]})
-    assert json.loads(capsys.readouterr().out) == {"path": "a", "far": None, "deep": [{"not": None}]}
+    console.show_json("test", {"path": Path("a"), "far": float("inf"), "deep": [{"not": float("nan")}]})
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"path": "a", "far": None, "deep": [{"not": None}]} | {key: found[key] for key in list(found)[:3]}
+    assert (found["format"], found["version"], found["onnxcop"]) == ("onnxcop-test", 1, __version__)
 
 
 def test_the_summary_tells_a_story(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def test_stages_one_by_one() -> None:
     assert checked.max_difference is not None
     assert checked.max_difference <= 1e-4
     assert checked.exact_units == len(selection.removed)
-    whole = onnxcop.prune(chain(), macs=0.6, criterion="cop", recover="none", options=CPU)
+    whole = onnxcop.prune(chain(), macs=0.6, criterion="cop", recover="none", options=CPU, metadata=False)
     assert small == whole.model
 
 
@@ -163,8 +163,8 @@ def test_a_preprocessing_may_be_given_by_its_name(tmp_path: Path) -> None:
         name: onnxcop.prune(chain(), data=tmp_path, preprocess=name, criterion="l2", recover="merge", options=CPU)
         for name in ("imagenet", "none")
     }
-    assert " to 255" in seen["none"].report.inputs
-    assert " to 2." in seen["imagenet"].report.inputs
+    assert " to 255" in str(seen["none"].report.inputs[0])
+    assert " to 2." in str(seen["imagenet"].report.inputs[0])
     with pytest.raises(onnxcop.OnnxcopError, match="no preprocessing is called 'imagnet'; choose one of"):
         onnxcop.prune(chain(), data=tmp_path, preprocess="imagnet", options=CPU)
 

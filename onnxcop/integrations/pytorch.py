@@ -1,0 +1,284 @@
+"""Back to PyTorch: what a plan leaves of the state dict that a model was exported from.
+
+Stored tensors of the ONNX model are found in the state dict by name, by value, transposed (Linear layers), or scaled
+channel by channel (a BatchNorm that the exporter folded into the convolution before it). PyTorch itself is not needed
+to slice a state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, FloatArray, IntArray
+from onnxcop.analysis.analyze import analyze
+from onnxcop.errors import PlanMismatchError
+from onnxcop.graph import io as models
+from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.subgraphs import Scopes
+from onnxcop.rewrite.plan import PruningPlan, units_of
+from onnxcop.rewrite.sizes import kept_positions
+
+_CLOSE = 1e-4  # relative difference of weights that are the same up to rounding
+_EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-8, 0.0)  # of BatchNorm, the usual ones
+
+
+@dataclass(frozen=True, slots=True)
+class TorchState:
+    """What a plan leaves of a state dict.
+
+    Attributes:
+        state: All entries of the state dict, those that lose channels sliced.
+        placed: By name of an ONNX tensor the entry that it was found as.
+        unplaced: What the plan cuts and could not be found, in words; such a state does not fit together.
+    """
+
+    state: dict[str, Any]
+    placed: Mapping[str, str]
+    unplaced: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """Where a stored tensor of the model is in the state dict.
+
+    Attributes:
+        key: The entry.
+        axes: For every axis of the ONNX tensor, the axis of the entry.
+        epsilon: Of the BatchNorm that was folded into the tensor; None without one.
+        norm: Entries of that BatchNorm.
+    """
+
+    key: str
+    axes: tuple[int, ...]
+    epsilon: float | None = None
+    norm: tuple[str, ...] = field(default=())
+
+
+def torch_state(
+    plan: PruningPlan | str | Path, state_dict: Mapping[str, Any], model: onnx.ModelProto | str | Path,
+    pruned: onnx.ModelProto | str | Path | None = None,
+) -> TorchState:  # fmt: skip
+    """Cut a PyTorch state dict as a plan cut the ONNX model that was exported from it.
+
+    Args:
+        plan: What was decided, or its file.
+        state_dict: Of the module that was exported; its values are tensors or arrays, and are not changed.
+        model: The original ONNX model, or its file.
+        pruned: The pruned model, to take its weights (recovered, fine-tuned) in place of the sliced originals.
+
+    Returns:
+        The sliced state dict, and what could not be placed. :func:`resize_module` puts it into a module.
+
+    Raises:
+        PlanMismatchError: The plan was made for another model, or its channels are not those of the state dict.
+    """
+    plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
+    if plan.settings.get("channels") == "principal" and pruned is None:
+        raise PlanMismatchError(
+            "the plan removes principal channels, which the state dict does not hold; give the pruned model too"
+        )
+    analysis = analyze(model, input_shapes=plan.input_shapes, policy=plan.policy)
+    keep = kept_positions(analysis.structure, units_of(analysis, plan))
+    labels, stored = analysis.structure.coupling.labels, constant_tensors(analysis.model)
+    arrays = {key: _array(value) for key, value in state_dict.items()}
+    result = dict(state_dict)
+    recovered = {} if pruned is None else constant_tensors(models.load(pruned))
+    biases = _biases(analysis.model)
+    placed: dict[str, str] = {}
+    folded: dict[str, _Match] = {}
+    unplaced: list[str] = []
+    for name, tensor in stored.items():
+        cuts = _cuts(labels.get(name), keep)
+        if not cuts and name not in recovered:
+            continue
+        array = onnx.numpy_helper.to_array(tensor)
+        found = _found(name, array, arrays, set(placed.values()))
+        if found is None:
+            if cuts and name not in biases.values():
+                unplaced.append(f"{name} {list(array.shape)}, which keeps {_words(cuts)}")
+            continue
+        placed[name] = found.key
+        where = {found.axes[axis]: kept for axis, kept in cuts.items()}
+        result[found.key] = _sliced(result[found.key], where)
+        for entry in (*found.norm, *([_bias_of(found)] if found.norm and _bias_of(found) in result else [])):
+            result[entry] = _sliced(result[entry], {0: where[0]} if 0 in where else {})
+        if found.norm:
+            folded[name] = found
+        if name in recovered:
+            values = onnx.numpy_helper.to_array(recovered[name])
+            result[found.key] = _like(state_dict[found.key], np.transpose(values, np.argsort(found.axes)))
+    for name, bias in biases.items():
+        given = _stored(recovered, bias)
+        if given is None or name not in placed or bias in placed:
+            continue
+        if name in folded:
+            _neutral(result, state_dict, folded[name], given)
+        else:  # recovery gave a bias to a layer without one
+            key = placed[name].removesuffix("weight") + "bias"
+            result[key] = _like(state_dict[placed[name]], given)
+    for name, bias in biases.items():
+        cuts = _cuts(labels.get(bias), keep)
+        if cuts and bias not in placed and name not in folded:
+            unplaced.append(f"{bias}, which keeps {_words(cuts)}")
+    return TorchState(result, placed, tuple(unplaced))
+
+
+def resize_module(module: Any, found: TorchState) -> None:
+    """Make a PyTorch module as narrow as a sliced state dict, in place, and load it.
+
+    Parameters and buffers get the new shapes; `in_channels`, `out_channels`, `groups`, `in_features`, `out_features`
+    and `num_features` follow. Sizes that the module's code spells out are its author's to change.
+
+    Raises:
+        PlanMismatchError: Something that the plan cuts was not found in the state dict, so nothing would fit.
+    """
+    if found.unplaced:
+        raise PlanMismatchError(f"the state dict lacks what the plan cuts: {'; '.join(found.unplaced)}")
+    modules = dict(module.named_modules())
+    for key, value in found.state.items():
+        path, _, leaf = key.rpartition(".")
+        owner = modules.get(path)
+        if owner is None:
+            continue
+        if leaf in owner._parameters:
+            old = owner._parameters[leaf]
+            kind = type(old if old is not None else owner._parameters["weight"])
+            owner._parameters[leaf] = kind(value.detach().clone(), requires_grad=old is None or old.requires_grad)
+        elif leaf in owner._buffers:
+            owner._buffers[leaf] = value.detach().clone()
+        if leaf == "weight":
+            _resize(owner, tuple(value.shape))
+
+
+def _resize(owner: Any, shape: tuple[int, ...]) -> None:
+    if hasattr(owner, "num_features"):
+        owner.num_features = shape[0]
+    elif hasattr(owner, "in_features"):
+        owner.out_features, owner.in_features = shape
+    elif hasattr(owner, "out_channels") and not getattr(owner, "transposed", False):
+        each = owner.out_channels // owner.groups
+        if owner.groups > 1 and shape[1] == owner.in_channels // owner.groups:  # whole groups went
+            owner.groups = shape[0] // each
+        owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
+    elif hasattr(owner, "out_channels"):
+        owner.in_channels, owner.out_channels = shape[0], shape[1] * owner.groups
+
+
+def _found(name: str, array: Array, arrays: Mapping[str, Array], taken: set[str]) -> _Match | None:
+    """Where a stored tensor is in the state dict."""
+    straight = tuple(range(array.ndim))
+    for key in (name, name.replace("/", ".").strip(".")):
+        if key in arrays and arrays[key].shape == array.shape:
+            return _Match(key, straight)
+    free = {key: value for key, value in arrays.items() if key not in taken and value.size == array.size}
+    for key, value in free.items():
+        if value.shape == array.shape and _same(value, array):
+            return _Match(key, straight)
+        if array.ndim == 2 and value.shape == array.shape[::-1] and _same(value.T, array):
+            return _Match(key, (1, 0))
+    for key, value in free.items():
+        if array.ndim > 2 and value.shape == array.shape:
+            norm = _folded(key, value, array, arrays)
+            if norm is not None:
+                return _Match(key, straight, *norm)
+    return None
+
+
+def _folded(key: str, value: Array, array: Array, arrays: Mapping[str, Array]) -> tuple[float, tuple[str, ...]] | None:
+    """The epsilon and the entries of the BatchNorm that makes `array` of the weights `value`."""
+    raw, scaled = (part.reshape(len(part), -1).astype(np.float64) for part in (value, array))
+    scale = (raw * scaled).sum(1) / np.maximum((raw * raw).sum(1), 1e-30)
+    if not _same(scale[:, None] * raw, scaled):
+        return None
+    for norm in _norms(key, arrays, len(array)):
+        gamma, variance = (arrays[norm[part]].astype(np.float64) for part in ("weight", "running_var"))
+        for epsilon in _EPSILONS:
+            if _same(gamma / np.sqrt(variance + epsilon), scale):
+                return epsilon, tuple(norm.values())
+    return None
+
+
+def _norms(key: str, arrays: Mapping[str, Array], channels: int) -> Iterator[dict[str, str]]:
+    """BatchNorms of so many channels, entries by their last names; those right after the weights first."""
+    keys = list(arrays)
+    place = keys.index(key)
+    for other in keys[place:] + keys[:place]:
+        path, _, leaf = other.rpartition(".")
+        if leaf == "running_var" and arrays[other].shape == (channels,) and f"{path}.weight" in arrays:
+            parts = ("weight", "bias", "running_mean", "running_var")
+            yield {part: f"{path}.{part}" for part in parts if f"{path}.{part}" in arrays}
+
+
+def _neutral(result: dict[str, Any], state_dict: Mapping[str, Any], found: _Match, bias: Array) -> None:
+    """Let a folded BatchNorm add the bias of the folded layer and do nothing else."""
+    parts = {entry.rpartition(".")[2]: entry for entry in found.norm}
+    ones = np.ones_like(bias)
+    values = {
+        "weight": np.sqrt(ones + (found.epsilon or 0.0)), "bias": bias, "running_mean": 0 * ones, "running_var": ones,
+    }  # fmt: skip
+    for part, entry in parts.items():
+        result[entry] = _like(state_dict[entry], values[part])
+    if _bias_of(found) in result:
+        result[_bias_of(found)] = _like(state_dict[_bias_of(found)], 0 * ones)
+
+
+def _bias_of(found: _Match) -> str:
+    """The entry of the bias beside the weights, which the folded BatchNorm adds to."""
+    return found.key.removesuffix("weight") + "bias"
+
+
+def _biases(model: onnx.ModelProto) -> dict[str, str]:
+    """Names of the biases of layers, by the names of their weights."""
+    return {
+        node.input[1]: node.input[2]
+        for node in Scopes.of(model).nodes
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2 and node.input[2]
+    }
+
+
+def _stored(tensors: Mapping[str, onnx.TensorProto], name: str) -> Array | None:
+    return onnx.numpy_helper.to_array(tensors[name]) if name in tensors else None
+
+
+def _cuts(label: Any, keep: Any) -> dict[int, IntArray]:
+    """Positions that are kept, by axis, of the axes that lose some."""
+    cuts = {}
+    for axis, atoms in enumerate(label or ()):
+        if atoms is not None:
+            kept = keep(atoms)
+            if len(kept) < len(atoms):
+                cuts[axis] = kept
+    return cuts
+
+
+def _words(cuts: Mapping[int, IntArray]) -> str:
+    return " and ".join(f"{len(kept)} indices of axis {axis}" for axis, kept in cuts.items())
+
+
+def _sliced(value: Any, cuts: Mapping[int, IntArray]) -> Any:
+    for axis, kept in cuts.items():
+        value = value[(slice(None),) * axis + (kept.tolist(),)]
+    return value
+
+
+def _array(value: Any) -> Array:
+    return np.asarray(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
+
+
+def _like(value: Any, array: Array) -> Any:
+    """An array as the kind of tensor that `value` is."""
+    array = np.ascontiguousarray(array)
+    return value.new_tensor(array) if hasattr(value, "new_tensor") else array.astype(value.dtype)
+
+
+def _same(one: FloatArray | Array, other: FloatArray | Array) -> bool:
+    if one.dtype.kind != "f" or other.dtype.kind != "f":
+        return bool(np.array_equal(one, other))
+    gap = np.abs(one.astype(np.float64) - other.astype(np.float64)).max(initial=0.0)
+    return bool(gap <= _CLOSE * np.abs(other).max(initial=0.0))

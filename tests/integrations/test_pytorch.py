@@ -1,0 +1,142 @@
+"""Back to PyTorch: modules cut as their exports were compute the same as the pruned files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcop
+from onnxcop.errors import PlanMismatchError
+from onnxcop.runtime.session import Session
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+nn = torch.nn
+CPU = onnxcop.EngineOptions("cpu", 1)
+
+
+def _norm(channels: int) -> Any:
+    norm = nn.BatchNorm2d(channels)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+class _Block(nn.Module):  # type: ignore[misc]
+    """A residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), _norm(channels)
+        self.conv2, self.bn2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), _norm(channels)
+
+    def forward(self, x: Any) -> Any:
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+def _residual() -> Any:
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10))
+    down = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), _norm(32), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), _Block(16), down, _Block(32), head)
+
+
+class _Inverted(nn.Module):  # type: ignore[misc]
+    """An inverted residual, with a depthwise convolution."""
+
+    def __init__(self, channels: int, wide: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, wide, 1, bias=False), _norm(wide), nn.ReLU6(),
+            nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), _norm(wide), nn.ReLU6(),
+            nn.Conv2d(wide, channels, 1, bias=False), _norm(channels),
+        )  # fmt: skip
+
+    def forward(self, x: Any) -> Any:
+        return x + self.body(x)
+
+
+def _mobile() -> Any:
+    stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), _norm(16), nn.ReLU6())
+    return nn.Sequential(
+        stem, _Inverted(16, 48), _Inverted(16, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    )
+
+
+def _preactivated() -> Any:
+    """BatchNorm before a ReLU before each convolution: the exporter cannot fold it."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), _norm(16), nn.ReLU(), nn.Conv2d(16, 24, 3, padding=1), nn.Tanh(),
+        _norm(24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
+    )  # fmt: skip
+
+
+def _exported(net: Any, path: Path) -> Any:
+    x = torch.randn(4, 3, 12, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "N"}})
+    return x
+
+
+@pytest.mark.parametrize("recover", ["none", "merge"])
+@pytest.mark.parametrize("make", [_residual, _mobile, _preactivated])
+def test_a_module_computes_what_its_pruned_export_does(make: Callable[[], Any], recover: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = make().eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    x = _exported(net, tmp_path / "net.onnx")
+    data = None if recover == "none" else np.random.default_rng(0).standard_normal((48, 3, 12, 12)).astype(np.float32)
+    result = onnxcop.prune(
+        tmp_path / "net.onnx", macs=0.6, criterion="l2", recover=recover, data=data, options=CPU,
+    )  # fmt: skip
+    pruned = None if recover == "none" else result.model
+    found = onnxcop.torch_state(result.plan, net.state_dict(), tmp_path / "net.onnx", pruned)
+    assert found.unplaced == ()
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())  # not changed
+    torch.manual_seed(1)
+    small = make().eval()
+    onnxcop.resize_module(small, found)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    with Session(result.model, CPU) as session:
+        (wanted,) = session.run({"x": x.numpy()}).values()
+    np.testing.assert_allclose(small(x).detach().numpy(), wanted, atol=1e-4 * np.abs(wanted).max())
+    loss = small.train()(x).square().mean()  # it trains on
+    loss.backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_what_is_not_in_the_state_dict_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = _mobile().eval()
+    _exported(net, tmp_path / "net.onnx")
+    result = onnxcop.prune(tmp_path / "net.onnx", macs=0.6, criterion="l2", recover="none", options=CPU)
+    torch.manual_seed(7)
+    other = _mobile().eval()  # of another training: no weight is found again
+    found = onnxcop.torch_state(result.plan, other.state_dict(), tmp_path / "net.onnx")
+    assert found.unplaced and "keeps" in found.unplaced[0]
+    with pytest.raises(PlanMismatchError, match="the state dict lacks what the plan cuts"):
+        onnxcop.resize_module(other, found)
+    with pytest.raises(PlanMismatchError, match="made for another model"):
+        onnxcop.torch_state(result.plan, other.state_dict(), result.model)
+
+
+def test_arrays_are_cut_without_pytorch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = _residual().eval()
+    _exported(net, tmp_path / "net.onnx")
+    result = onnxcop.prune(tmp_path / "net.onnx", macs=0.6, criterion="l2", recover="none", options=CPU)
+    result.save(tmp_path / "small.onnx")
+    (tmp_path / "plan.json").write_text(result.plan.to_json())
+    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    found = onnxcop.torch_state(tmp_path / "plan.json", arrays, tmp_path / "net.onnx")
+    stored = {tensor.name: tensor.dims for tensor in onnx.load(tmp_path / "small.onnx").graph.initializer}
+    assert [list(found.state[key].shape) for key in ("4.2.weight", "4.4.weight")] == [
+        list(stored["4.2.weight"]), list(stored["4.4.weight"]),
+    ]  # fmt: skip
