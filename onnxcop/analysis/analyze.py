@@ -20,11 +20,11 @@ from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops import RuleTable, known_rules
 from onnxcop.errors import EngineError
 from onnxcop.graph import io as models
-from onnxcop.graph.passes.add_biases import add_biases
+from onnxcop.graph.passes.add_biases import AddedBiases
 from onnxcop.graph.passes.fold_weights import fold_weights
 from onnxcop.graph.passes.inline_branches import inline_settled
 from onnxcop.graph.passes.lift_constants import lift_constants
-from onnxcop.graph.passes.unshare_vectors import unshare
+from onnxcop.graph.passes.unshare_vectors import UnsharedVectors
 from onnxcop.graph.shapes import Shape
 from onnxcop.graph.subgraphs import FIRST_UNLISTED, Scopes, make_names_unique
 from onnxcop.images.declared import Declared, read_declared
@@ -42,26 +42,31 @@ class Analysis:
     Attributes:
         original: The model as loaded.
         model: The same with shared vectors taken apart; what all stages work on.
-        copies: Names of the copies made for that, with their originals.
         sha256: Identity of the original.
         input_shapes: The concrete shapes that the analysis was made with.
         structure: Units, groups and axes.
         cost: The cost model.
         source: Where the model came from, for messages.
-        added_biases: Zero vectors added for recovery.
+        vectors: The pass that gave each use of a shared vector a copy.
+        biases: The pass that gave layers biases.
         images: What the model or its folder says about its images.
     """
 
     original: onnx.ModelProto
     model: onnx.ModelProto
-    copies: Mapping[str, str]
     sha256: str
     input_shapes: Mapping[str, Shape]
     structure: Structure
     cost: CostModel
     source: str
-    added_biases: frozenset[str] = frozenset()
+    vectors: UnsharedVectors
+    biases: AddedBiases
     images: Declared | None = None
+
+    def undo(self, model: onnx.ModelProto) -> None:
+        """Undo in a pruned model, in place, what was done to `model` for the time of pruning."""
+        self.biases.undo(model)
+        self.vectors.undo(model)
 
     @cached_property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
@@ -131,8 +136,8 @@ def analyze(
     _fold(working, options)
     if biases:
         lift_constants(working)
-    copies = unshare(working)
-    added = add_biases(working) if biases else frozenset()
+    vectors = UnsharedVectors.forward(working)
+    added = AddedBiases.forward(working) if biases else AddedBiases()
     images = read_declared(original, None if isinstance(model, onnx.ModelProto) else Path(model))
     settled = settle_shapes(working, input_shapes, options, None if images is None else images.preprocess.size)
     shapes = shapes_of(working, settled, options)
@@ -140,8 +145,8 @@ def analyze(
         shapes = shapes_of(working, settled, options)
     structure = groups.build(working, tracing.trace(working, shapes, rules or known_rules(), policy))
     return Analysis(
-        original, working, copies, models.sha256(original), settled, structure,
-        cost.build(working, structure), source, added, images,
+        original=original, model=working, sha256=models.sha256(original), input_shapes=settled, structure=structure,
+        cost=cost.build(working, structure), source=source, vectors=vectors, biases=added, images=images,
     )  # fmt: skip
 
 

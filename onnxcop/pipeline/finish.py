@@ -12,8 +12,6 @@ from onnxcop._base.timing import Clock
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.summary import frozen_reasons, totals
 from onnxcop.data.open import CalibrationData
-from onnxcop.graph.passes.add_biases import drop_idle, move_into_normalization
-from onnxcop.graph.passes.unshare_vectors import reshare
 from onnxcop.pipeline.decide import Decision, Request, calibrated_on
 from onnxcop.pipeline.options import ApplyOptions
 from onnxcop.reconstruction.divergence import Figures
@@ -75,9 +73,7 @@ def finish(
     removed = np.sort(decision.removed)
     with clock.stage("rewriting"):
         pruned = rewrite(decision.model, analysis.structure, removed)
-        move_into_normalization(pruned, analysis.added_biases)
-        drop_idle(pruned, analysis.added_biases)
-        reshare(pruned, analysis.copies)
+        analysis.undo(pruned)
     with clock.stage("verification"):
         checked = verify(decision.model, pruned, analysis.structure, removed, options.engine)
     if checked.unproven:

@@ -89,7 +89,7 @@ def _costs(analysis: Analysis, removed: IntArray) -> dict[int, tuple[FloatArray,
     readers = _readers(analysis, (owner for owner in before if isinstance(owner, str)))
     found: dict[int, tuple[FloatArray, FloatArray]] = {}
     for owner, value in before.items():
-        if isinstance(owner, str) and owner in analysis.copies:
+        if isinstance(owner, str) and owner in analysis.vectors.copies:
             continue  # stored once: its original counts
         node = readers[owner] if isinstance(owner, str) else owner
         old, new = found.get(node, (np.zeros(len(KINDS)), np.zeros(len(KINDS))))

@@ -148,7 +148,7 @@ def _named_axes(analysis: Analysis, structure: Structure) -> list[tuple[str, int
             produced.add((name, contraction.kernel.out_axis))
     axes = []
     for name in coupling.constants:
-        if name not in analysis.copies:
+        if name not in analysis.vectors.copies:
             for axis, atoms in enumerate(coupling.labels[name]):
                 if atoms is not None:
                     axes.append((name, axis, structure.units_on(atoms)))

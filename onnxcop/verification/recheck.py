@@ -15,7 +15,6 @@ from onnxcop.errors import VerificationError
 from onnxcop.graph import io as models
 from onnxcop.graph.check import tensors
 from onnxcop.graph.constants import constant_tensors
-from onnxcop.graph.passes.unshare_vectors import reshare
 from onnxcop.rewrite.apply import apply
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.session import EngineOptions
@@ -90,7 +89,7 @@ def recheck(
     given = models.load(pruned)
     name = "the pruned model" if isinstance(pruned, onnx.ModelProto) else str(pruned)
     expected = apply(analysis.model, analysis.structure, removed)
-    reshare(expected, analysis.copies)
+    analysis.undo(expected)
     recovered = plan.settings.get("recover") not in (None, "none")
     tensors, changed = _compare_tensors(expected, given, name)
     same_nodes = [_signature(node) for node in given.graph.node] == [_signature(node) for node in expected.graph.node]

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_models import chain, finished, linear, weights
 
-from onnxcop.graph.passes.add_biases import add_biases, drop_idle, move_into_normalization
+from onnxcop.graph.passes.add_biases import AddedBiases
 from onnxcop.runtime.session import EngineOptions, Session
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -80,11 +80,11 @@ def copied(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_layers_without_a_bias_get_a_zero_one(name: str, sizes: dict[str, int]) -> None:
     model = MODELS[name]()
     wanted = run(model)
-    added = add_biases(model)
+    added = AddedBiases.forward(model)
     onnx.checker.check_model(model, full_check=True)
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert {name: stored[name].size for name in added} == sizes
-    assert not any(stored[name].any() for name in added)
+    assert {name: stored[name].size for name in added.names} == sizes
+    assert not any(stored[name].any() for name in added.names)
     found = run(model)
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
@@ -95,22 +95,22 @@ def test_layers_without_a_bias_get_a_zero_one(name: str, sizes: dict[str, int]) 
 def test_idle_biases_leave_no_trace(name: str) -> None:
     model = MODELS[name]()
     before = copied(model)
-    drop_idle(model, add_biases(model))
+    AddedBiases.forward(model).undo(model)
     assert model == before
 
 
 @pytest.mark.parametrize("name", ["linear", "convolutions", "products"])
 def test_used_biases_stay(name: str) -> None:
     model = MODELS[name]()
-    added = add_biases(model)
-    used = sorted(added)[-1]
+    added = AddedBiases.forward(model)
+    used = sorted(added.names)[-1]
     for tensor in model.graph.initializer:
         if tensor.name == used:
             tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), 2.0, np.float32), used))
     wanted = run(model)
-    drop_idle(model, added)
+    added.undo(model)
     onnx.checker.check_model(model, full_check=True)
-    assert added & {tensor.name for tensor in model.graph.initializer} == {used}
+    assert added.names & {tensor.name for tensor in model.graph.initializer} == {used}
     for key, value in run(model).items():
         np.testing.assert_array_equal(value, wanted[key])
 
@@ -126,18 +126,17 @@ def test_a_bias_before_a_normalization_moves_into_its_mean(seen_elsewhere: bool)
     model = model_of(nodes, (3, 8, 8), {"w": (6, 3, 3, 3), **vectors})
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     stored["variance"].CopyFrom(numpy_helper.from_array(np.linspace(0.5, 2, 6, dtype=np.float32), "variance"))
-    added = add_biases(model)
-    shift = next(tensor for tensor in model.graph.initializer if tensor.name in added)
+    added = AddedBiases.forward(model)
+    shift = next(tensor for tensor in model.graph.initializer if tensor.name in added.names)
     shift.CopyFrom(numpy_helper.from_array(np.linspace(-1, 2, 6, dtype=np.float32), shift.name))
     wanted, before = run(model), {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    move_into_normalization(model, added)
-    drop_idle(model, added)
+    added.undo(model)
     left = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     if seen_elsewhere:
         assert shift.name in left and (left["mean"] == before["mean"]).all()
     else:
-        np.testing.assert_allclose(left["mean"], before["mean"] - before[next(iter(added))])
-        assert not added & left.keys() and len(model.graph.node[0].input) == 2
+        np.testing.assert_allclose(left["mean"], before["mean"] - before[next(iter(added.names))])
+        assert not added.names & left.keys() and len(model.graph.node[0].input) == 2
     for key, value in run(model).items():
         np.testing.assert_allclose(value, wanted[key], rtol=1e-5, atol=1e-6)
 
@@ -148,7 +147,7 @@ def test_zero_biases_of_the_model_itself_stay() -> None:
         if tensor.name == "b1":
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(8, np.float32), "b1"))
     before = copied(model)
-    drop_idle(model, add_biases(model))
+    AddedBiases.forward(model).undo(model)
     assert model == before
 
 
@@ -156,11 +155,11 @@ def test_names_that_are_taken() -> None:
     nodes = [node("MatMul", ["x", "w"], "a__bias"), node("Gemm", ["a__bias", "w2"], "a"), node("Relu", ["a"], "y")]
     model = model_of(nodes, (4,), {"w": (4, 5), "w2": (5, 3)})
     wanted = run(model)
-    added = add_biases(model)
+    added = AddedBiases.forward(model)
     onnx.checker.check_model(model, full_check=True)
     names = [name for entry in model.graph.node for name in entry.output] + [t.name for t in model.graph.initializer]
     assert len(names) == len(set(names))
-    assert len(added) == 2
+    assert len(added.names) == 2
     np.testing.assert_array_equal(run(model)["y"], wanted["y"])
 
 
@@ -168,5 +167,5 @@ def test_weights_that_are_no_weights() -> None:
     nodes = [node("Transpose", ["x"], "t"), node("MatMul", ["x", "t"], "y")]
     model = model_of(nodes, (4,), {})
     before = copied(model)
-    assert add_biases(model) == frozenset()
+    assert AddedBiases.forward(model) == AddedBiases()
     assert model == before

@@ -6,6 +6,7 @@ Added as zeros before tracing; those that stay zero are taken out again at the e
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -15,12 +16,28 @@ from onnxcop.graph.subgraphs import initializers_are_inputs
 from onnxcop.graph.traits import Trait, traits
 
 
-def add_biases(model: onnx.ModelProto) -> frozenset[str]:
-    """Give every convolution and matrix product with stored weights a bias, in place.
+@dataclass(frozen=True, slots=True)
+class AddedBiases:
+    """The pass that gives every linear layer with stored weights a bias.
 
-    Returns:
-        Names of the zero vectors that were added.
+    Attributes:
+        names: Names of the vectors that were added.
     """
+
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def forward(cls, model: onnx.ModelProto) -> AddedBiases:
+        """Add biases of zeros, in place."""
+        return cls(_add(model))
+
+    def undo(self, model: onnx.ModelProto) -> None:
+        """Move the biases into normalizations where one follows, and take out those that are zero, in place."""
+        move_into_normalization(model, self.names)
+        drop_idle(model, self.names)
+
+
+def _add(model: onnx.ModelProto) -> frozenset[str]:
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     taken = set(stored) | {name for node in graph.node for name in (*node.input, *node.output)}

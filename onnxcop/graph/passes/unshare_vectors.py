@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx
 
@@ -18,12 +19,27 @@ from onnxcop.graph.subgraphs import captured
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 
-def unshare(model: onnx.ModelProto) -> dict[str, str]:
-    """Give every use of a shared vector a copy of its own, in place.
+@dataclass(frozen=True, slots=True)
+class UnsharedVectors:
+    """The pass that gives every use of a shared vector a copy of its own.
 
-    Returns:
-        The name of the original by the name of each copy.
+    Attributes:
+        copies: The name of the original by the name of each copy.
     """
+
+    copies: Mapping[str, str]
+
+    @classmethod
+    def forward(cls, model: onnx.ModelProto) -> UnsharedVectors:
+        """Make the copies, in place."""
+        return cls(_unshare(model))
+
+    def undo(self, model: onnx.ModelProto) -> None:
+        """Join copies that are equal to their original (or to one another) again, in place."""
+        _reshare(model, self.copies)
+
+
+def _unshare(model: onnx.ModelProto) -> dict[str, str]:
     graph = model.graph
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
     taken |= {tensor.name for tensor in graph.initializer}
@@ -52,8 +68,7 @@ def unshare(model: onnx.ModelProto) -> dict[str, str]:
     return copies
 
 
-def reshare(model: onnx.ModelProto, copies: Mapping[str, str]) -> None:
-    """Join copies that are equal to their original (or to one another) again, in place."""
+def _reshare(model: onnx.ModelProto, copies: Mapping[str, str]) -> None:
     graph = model.graph
     by_name = {tensor.name: tensor for tensor in graph.initializer}
     homes: dict[tuple[str, bytes], str] = {}
