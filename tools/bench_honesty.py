@@ -31,9 +31,11 @@ from onnxcop.data.options import DataOptions
 from onnxcop.outputs.intervals import Estimate
 from onnxcop.outputs.tasks import Task
 from onnxcop.pipeline.unseen import UnseenSamples
+from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.summary import Report
 
 ENGINE = onnxcop.EngineOptions(provider="cpu")
+QUICK = RecoverySettings(rounds=1, curve_passes=1, sharper_passes=0, probe_samples=64, refine_samples=96)
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 LINE = (48, 320)  # height and width of a line of text
 SOUND_RATE, SOUND = 22_050, 43_844  # Hz, and samples of a clip
@@ -159,22 +161,27 @@ def trials() -> dict[str, Trial]:
     }
 
 
-def measured(name: str, trial: Trial, samples: int | None = None) -> list[dict[str, Any]]:
+def measured(
+    name: str, trial: Trial, samples: int | None = None, settings: RecoverySettings | None = None
+) -> list[dict[str, Any]]:
     """Prune, and hold the figures of the report against those of the evaluation samples.
 
     Args:
         name: Of the trial.
         trial: What is run.
         samples: To calibrate on at most.
+        settings: How much effort recovery makes.
     """
     path = peers_files.ZOO / "trained" / f"{trial.model}.onnx"
-    calibration = {key: values[:samples] for key, values in trial.calibration().items()}
-    count = len(next(iter(calibration.values())))
+    calibration = trial.calibration()
+    whole = len(next(iter(calibration.values())))
+    count = min(samples or whole, whole)
     shapes = dict(trial.shapes) if trial.shapes else None
     start = process_time()
     result = onnxcop.prune(
-        path, macs=trial.macs, data=calibration, samples=count, input_shapes=shapes, options=ENGINE, task=trial.task
-    )
+        path, macs=trial.macs, data=calibration, samples=count, input_shapes=shapes, options=ENGINE, task=trial.task,
+        settings=settings,
+    )  # fmt: skip
     seconds = process_time() - start
     report = result.report
     analysis = onnxcop.analyze(path, input_shapes=shapes, options=ENGINE)
@@ -214,9 +221,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("honesty.csv"))
     parser.add_argument("--only", nargs="*", choices=[*trials()], default=[*trials()])
     parser.add_argument("--samples", type=int, help="to calibrate on at most")
+    parser.add_argument("--quick", action="store_true", help="one round, few curves: worse models, judged the same")
     asked = parser.parse_args()
     for name in asked.only:
-        rows = measured(name, trials()[name], asked.samples)
+        rows = measured(name, trials()[name], asked.samples, QUICK if asked.quick else None)
         new = not asked.out.exists()
         with asked.out.open("a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
