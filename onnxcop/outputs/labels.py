@@ -11,7 +11,8 @@ from onnxcop.outputs.kind import Batches, Finding, MeasureSettings, OutputEviden
 from onnxcop.outputs.values import ErrorMeasure, within_one
 
 _CLEAR = 0.1  # as near to 0 or 1 a probability says no or yes
-_DECISIVE = 0.5  # of the values of a map are as near, or it is a picture
+_DECISIVE = 0.5  # of the values of a map are as near, or
+_ONE_SIDED = 0.95  # lie on one side of one half, or it is a picture
 
 
 class LabelMeasure(ErrorMeasure):
@@ -48,13 +49,15 @@ def _labels(outputs: Sequence[OutputEvidence]) -> Iterator[Finding]:
         if len(output.shape) == 2:
             yield Finding((output.name,), "a sigmoid in the graph")
         elif _decisive(output.batches):
-            yield Finding((output.name,), "a sigmoid in the graph, and values near 0 or 1")
+            yield Finding((output.name,), "a sigmoid in the graph, and values that say yes or no")
 
 
 def _decisive(batches: Batches) -> bool:
     """Whether most values say yes or no; those of a picture do not."""
+    count = sum(batch.size for batch in batches)
     clear = sum(int(((batch < _CLEAR) | (batch > 1 - _CLEAR)).sum()) for batch in batches)
-    return clear >= _DECISIVE * sum(batch.size for batch in batches)
+    high = sum(int((batch > 0.5).sum()) for batch in batches)
+    return clear >= _DECISIVE * count or max(high, count - high) >= _ONE_SIDED * count
 
 
 LABELS = OutputKind(

@@ -112,6 +112,7 @@ def test_a_sigmoid_in_the_graph_makes_labels() -> None:
     picture = rng().uniform(0, 1, (4, 3, 8, 8)).astype(np.float32)
     assert kind(picture, ending("Sigmoid")) == "values"
     assert kind(np.round(picture), ending("Sigmoid")) == "labels"
+    assert kind(0.1 + 0.3 * picture, ending("Sigmoid")) == "labels"  # all say no
     mine = np.array([[0.9, 0.1, 0.8], [0.2, 0.1, 0.1]])
     other = np.array([[0.9, 0.7, 0.2], [0.2, 0.1, 0.1]])
     found = Reference([{"y": mine}], judgements=judge([{"y": mine}], [2], ending("Sigmoid")))
