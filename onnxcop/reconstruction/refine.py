@@ -94,13 +94,12 @@ class Refiner:
 
     def _refine(self, index: int, node: LinearNode, target: PartialExecutor, pruned: PartialExecutor) -> bool:
         """Fit one layer; returns whether the fit was kept."""
-        wanted = self._targets(index, node, target, pruned)
         rng = np.random.default_rng(self.seed + index)
-        total = sum(len(s[node.data]) for s in pruned.states)
+        total = sum((shapes[node.data] or (1,))[0] for shapes in pruned.states.shapes())
         rows = min(_MOST_ROWS, _ROWS_PER_FEATURE * node.features + 2000)
         count = max(1, rows // max(total, 1))
         inputs, outputs = [], []
-        for state, want in zip(pruned.states, wanted, strict=True):
+        for state, want in zip(pruned.states, self._targets(index, node, target, pruned), strict=True):
             a, b = rows_of(node, state[node.data], want, count, rng)
             inputs.append(a)
             outputs.append(b)
@@ -123,17 +122,18 @@ class Refiner:
         stored = self.working.partition.stored
         return {name: onnx.TensorProto.FromString(stored[name].SerializeToString()) for name in names}
 
-    def _targets(self, index: int, node: LinearNode, target: PartialExecutor, pruned: PartialExecutor) -> list[Array]:
-        """The original's output, plus what has gone wrong on the shortcut it is added to."""
-        wanted = [found[node.output] for found in target.peek(node.stop, [node.output])]
+    def _targets(
+        self, index: int, node: LinearNode, target: PartialExecutor, pruned: PartialExecutor
+    ) -> Iterator[Array]:
+        """The original's output of each batch, plus what has gone wrong on the shortcut it is added to."""
+        wanted = (found[node.output] for found in target.stream(node.stop, [node.output]))
         shortcut = shortcut_of(self.working, node, index)
         if shortcut is None:
-            return wanted
-        mine, theirs = pruned.peek(index, [shortcut]), target.peek(index, [shortcut])
-        return [
-            want + (good[shortcut] - bad[shortcut]) if good[shortcut].shape == want.shape else want
-            for want, good, bad in zip(wanted, theirs, mine, strict=True)
-        ]
+            yield from wanted
+            return
+        mine, theirs = pruned.stream(index, [shortcut]), target.stream(index, [shortcut])
+        for want, good, bad in zip(wanted, theirs, mine, strict=True):
+            yield want + (good[shortcut] - bad[shortcut]) if good[shortcut].shape == want.shape else want
 
 
 def shortcut_of(working: MaskedNetwork, node: LinearNode, index: int) -> str | None:

@@ -6,16 +6,16 @@ of the network then runs from there, as often as there are variants of it to try
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 
 from onnxcop._base.types import Array, Feed
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.runtime.states import LiveTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,35 +172,37 @@ def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def run_piece(
-    partition: GraphPartition, start: int, stop: int, states: Sequence[Mapping[str, Array]], outputs: Sequence[str],
+def stream_piece(
+    partition: GraphPartition, start: int, stop: int, states: LiveTensors, outputs: Sequence[str],
     options: EngineOptions,
-) -> list[Feed]:  # fmt: skip
-    """Run the nodes `start` to `stop` on every batch's live tensors and return the named tensors."""
-    piece = partition.piece(start, stop, outputs, _sizes(states))
+) -> Iterator[Feed]:  # fmt: skip
+    """Run the nodes `start` to `stop` on each batch's live tensors, and give the named tensors batch by batch."""
+    piece = partition.piece(start, stop, outputs, _sizes(states.shapes()))
     if piece is None:
-        return [{name: state[name] for name in outputs} for state in states]
+        for state in states:
+            yield {name: state[name] for name in outputs}
+        return
     names = {value.name for value in piece.graph.input}
     made = [value.name for value in piece.graph.output]
-    results = []
     with Session(piece, options) as session:
+        del piece
         for state in states:
             found = session.run({name: state[name] for name in names}, made)
-            results.append({name: found.get(name, state.get(name)) for name in outputs})
-    return results  # type: ignore[return-value]
+            yield {name: found[name] if name in found else state[name] for name in outputs}
 
 
-def _sizes(states: Sequence[Mapping[str, Array]]) -> dict[str, list[int | None]]:
+def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, list[int | None]]:
     """Sizes of tensors that are the same in all batches, by name.
 
     Stated, they save ONNX Runtime from inferring shapes from sizes that it does not know, which it does not always
     do right.
     """
     found: dict[str, list[int | None]] = {}
-    for name, values in states[0].items() if states else ():
-        shapes = [state[name].shape for state in states if isinstance(values, np.ndarray)]
-        if shapes and all(len(shape) == len(shapes[0]) for shape in shapes):
-            found[name] = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
+    for name in shapes[0] if shapes else ():
+        known = [batch[name] for batch in shapes]
+        same = [shape for shape in known if shape is not None]
+        if len(same) == len(known) and all(len(shape) == len(same[0]) for shape in same):
+            found[name] = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*same, strict=True)]
     return found
 
 
@@ -216,24 +218,30 @@ class PartialExecutor:
     def __init__(self, partition: GraphPartition, feeds: Iterable[Mapping[str, Array]], options: EngineOptions) -> None:
         self.partition, self.options = partition, options
         self.cut = 0
-        self.states: list[Feed] = [dict(feed) for feed in feeds]
+        self.states = LiveTensors(feeds)
+
+    def stream(self, stop: int, names: Sequence[str]) -> Iterator[Feed]:
+        """Values of tensors made before node `stop`, batch by batch, without moving the cut."""
+        return stream_piece(self.partition, self.cut, stop, self.states, names, self.options)
 
     def peek(self, stop: int, names: Sequence[str]) -> list[Feed]:
-        """Values of tensors made before node `stop`, without moving the cut."""
-        return run_piece(self.partition, self.cut, stop, self.states, names, self.options)
+        """The same of all batches at once."""
+        return list(self.stream(stop, names))
 
     def advance(self, cut: int, extra: Sequence[str] = ()) -> list[Feed]:
         """Move the cut to just before node `cut`; returns the `extra` tensors made on the way."""
         if cut < self.cut:
             raise ValueError(f"cannot roll back from {self.cut} to {cut}")
-        names = list(dict.fromkeys([*self.partition.crossing(cut), *extra]))
-        results = run_piece(self.partition, self.cut, cut, self.states, names, self.options)
-        crossing = set(self.partition.crossing(cut))
-        self.states = [{n: v for n, v in result.items() if n in crossing} for result in results]
+        crossing = self.partition.crossing(cut)
+        names = list(dict.fromkeys([*crossing, *extra]))
+        found = []
+        for index, result in enumerate(self.stream(cut, names)):
+            self.states.replace(index, {name: result[name] for name in crossing})
+            found.append({name: result[name] for name in extra})
         self.cut = cut
-        return [{n: result[n] for n in extra} for result in results]
+        return found
 
     def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
         """Run from the cut to the end (of `partition`'s network, where a variant of this one is given)."""
         chosen = partition or self.partition
-        return run_piece(chosen, self.cut, chosen.count, self.states, chosen.outputs, self.options)
+        return list(stream_piece(chosen, self.cut, chosen.count, self.states, chosen.outputs, self.options))

@@ -393,6 +393,6 @@ def test_a_branch_makes_up_for_its_shortcut() -> None:
     target, pruned = (PartialExecutor(w.partition, run.samples.fit, CPU) for w in (original, working))
     target.advance(3)
     pruned.advance(3)
-    wanted = run._targets(3, node, target, pruned)
+    wanted = list(run._targets(3, node, target, pruned))
     plain = target.peek(4, ["outer"])
     np.testing.assert_allclose(wanted[0], plain[0]["outer"] - shift[:, None, None], rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from small_models import chain, finished, linear, weights
 
 import onnxcop
+from onnxcop._base import scratch
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.runtime.segments import GraphPartition, PartialExecutor
 from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.runtime.states import LiveTensors
 
 CPU = EngineOptions(provider="cpu", threads=1)
 Feeds = list[dict[str, np.ndarray[Any, Any]]]
@@ -61,8 +64,8 @@ def constants() -> onnx.ModelProto:
         node("Reshape", "back size", "z"),
         node("MatMul", "z scaled", "y"),
     ]
-    tensors = [weights("w", (8, 6)), numpy_helper.from_array(np.array([2.0], np.float32), "scale")]
-    return finished(helper.make_graph(nodes, "constants", [value("x", ["N", 6])], [value("y", ["N", 8])], tensors))
+    tensors = [weights("w", (64, 6)), numpy_helper.from_array(np.array([2.0], np.float32), "scale")]
+    return finished(helper.make_graph(nodes, "constants", [value("x", ["N", 6])], [value("y", ["N", 64])], tensors))
 
 
 def two_inputs() -> onnx.ModelProto:
@@ -251,3 +254,43 @@ def test_a_variant_goes_on_from_the_same_cut() -> None:
     executor.advance(4)
     check_equal(executor.finish(variant.partition), whole(variant.model, feeds))
     check_equal(executor.finish(), whole(model, feeds))
+
+
+# What does not fit into memory
+
+
+def test_live_tensors_beyond_a_limit_lie_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "_folders", {})
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((4, 6)).astype(np.float32)} for _ in range(3)]
+    held = LiveTensors(feeds, limit=100)
+    assert held[1]["x"] is feeds[1]["x"]  # the caller's own arrays are neither copied nor written
+    assert list(tmp_path.glob("*/*/*.bin")) == []
+    for index, feed in enumerate(feeds):
+        held.replace(index, {"a": feed["x"] + 1, "name": np.array(["text"], object)})
+    files = set(tmp_path.glob("*/*/*.bin"))
+    assert len(files) == 2  # the first of 96 bytes fits
+    for index, feed in enumerate(held):
+        np.testing.assert_array_equal(feed["a"], feeds[index]["x"] + 1)
+        assert feed["a"].dtype == np.float32
+        assert feed["name"].tolist() == ["text"]
+    assert held.shapes()[2] == {"a": (4, 6), "name": (1,)}
+    again = held[2]
+    held.replace(2, {"a": again["a"], "b": again["a"] * 2})
+    assert files < set(tmp_path.glob("*/*/*.bin"))  # what has not changed is not written again
+    np.testing.assert_array_equal(held[-1]["b"], 2 * (feeds[2]["x"] + 1))
+    for index in range(3):
+        held.replace(index, {})
+    assert list(tmp_path.glob("*/*/*.bin")) == []
+    assert held[0:2] == [{}, {}]
+
+
+@pytest.mark.parametrize("model", [branches(), two_inputs(), constants()], ids=lambda model: model.graph.name)
+def test_files_change_nothing_that_is_computed(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcop.runtime.states.LARGEST_HELD", 64)
+    partition, feeds = cutter_of(model), fed(model)
+    executor = PartialExecutor(partition, feeds, CPU)
+    for cut in range(partition.count + 1):
+        executor.advance(cut)
+        check_equal(executor.finish(), whole(model, feeds))

@@ -1,0 +1,103 @@
+"""Live tensors of many batches: in memory up to a limit, in files of a temporary folder beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from onnxcop._base.scratch import scratch_folder
+from onnxcop._base.types import Array, Feed
+
+LARGEST_HELD = 192 * 2**20  # bytes of one network's live tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An array in a file."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def read(self) -> Array:
+        return np.fromfile(self.path, self.dtype).reshape(self.shape)
+
+
+class LiveTensors(Sequence[Feed]):
+    """What crosses a cut, batch by batch; each batch is read when it is asked for.
+
+    Args:
+        feeds: The first tensors; they belong to the caller, and do not count as held.
+        limit: Bytes that are held in memory.
+    """
+
+    def __init__(self, feeds: Iterable[Mapping[str, Array]], limit: int | None = None) -> None:
+        self._items: list[dict[str, Array | _File]] = [dict(feed) for feed in feeds]
+        self._limit = LARGEST_HELD if limit is None else limit
+        self._sizes = [0] * len(self._items)
+        self._read: dict[str, Array] = {}  # of the batch that was read last, to know again what has not changed
+        self._last = -1
+        self._folder: Path | None = None
+        self._files = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Feed: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Feed]: ...
+
+    def __getitem__(self, index: int | slice) -> Feed | list[Feed]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        feed = {name: v.read() if isinstance(v, _File) else v for name, v in self._items[index].items()}
+        self._last, self._read = index, feed
+        return dict(feed)
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (self[index] for index in range(len(self)))
+
+    def shapes(self) -> list[dict[str, tuple[int, ...] | None]]:
+        """Shapes of all arrays by name, without reading them; None for what is no array."""
+        return [{name: getattr(value, "shape", None) for name, value in item.items()} for item in self._items]
+
+    def replace(self, index: int, feed: Mapping[str, Array]) -> None:
+        """Put other tensors in the place of a batch; one that it has just given out stays where it is."""
+        old = self._items[index]
+        known = self._read if self._last == index else {}
+        kept = {name for name, value in feed.items() if name in old and known.get(name) is value}
+        self._last, self._read = -1, {}
+        for name, value in old.items():
+            if isinstance(value, _File) and name not in kept:
+                value.path.unlink(missing_ok=True)
+        held = sum(self._sizes) - self._sizes[index]
+        item: dict[str, Array | _File] = {}
+        size = 0
+        for name, value in feed.items():
+            spilled = old[name] if name in kept else None
+            if isinstance(spilled, _File):
+                item[name] = spilled
+                continue
+            plain = isinstance(value, np.ndarray) and not value.dtype.hasobject
+            if plain and held + size + value.nbytes > self._limit:
+                item[name] = self._written(value)
+            else:
+                item[name] = value
+                size += value.nbytes if plain else 0
+        self._items[index], self._sizes[index] = item, size
+
+    def _written(self, array: Array) -> _File:
+        if self._folder is None:
+            self._folder, _ = scratch_folder(self)
+        self._files += 1
+        path = self._folder / f"{self._files}.bin"
+        array.tofile(path)
+        return _File(path, array.dtype, array.shape)
