@@ -2,16 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
+import weakref
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import onnx
 
+from onnxcop._base.scratch import scratch_folder
 from onnxcop.graph.check import byte_size, tensors
 
 _SMALL = 1024  # bytes; smaller tensors stay in the model
 _PAGE = 4096  # bytes; tensors start at multiples, so that the file can be mapped into memory
-_DATA = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data"}
+VALUES = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data"}
+
+
+class WeightFile:
+    """A file of weights that several models share: each tensor is in it once, and ONNX Runtime maps it into memory.
+
+    A model whose weights are in it is light: it can be copied and changed without copying weights. It runs
+    (:class:`onnxcop.runtime.session.Session` finds the file) as long as this object lives.
+    """
+
+    def __init__(self) -> None:
+        self.folder, _ = scratch_folder(self)
+        self.name = f"{self.folder.name}.weights"  # by which light models are known again
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._models = 0
+        _files[self.name] = self
+
+    @staticmethod
+    def of(model: onnx.ModelProto) -> WeightFile | None:
+        """The file that a light model's weights are in; None for other models."""
+        for tensor in model.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                return _files.get(next((e.value for e in tensor.external_data if e.key == "location"), ""))
+        return None
+
+    def light(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A copy of a model whose large tensors are in the file."""
+        return _light(model, self.put)
+
+    def put(self, data: bytes) -> tuple[str, int]:
+        """Add the bytes of a tensor, unless they are there already; returns the file's name and their offset."""
+        digest = hashlib.blake2b(data, digest_size=20).digest()
+        if digest not in self._places:
+            with (self.folder / self.name).open("ab") as file:
+                file.write(b"\0" * (-file.tell() % _PAGE))
+                self._places[digest] = file.tell(), len(data)
+                file.write(data)
+        return self.name, self._places[digest][0]
+
+    def detach(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """The same tensor with its values in the file; itself where it is small."""
+        found = onnx.TensorProto()
+        _detach(tensor, found, self.put)
+        return found
+
+    def written(self, model: onnx.ModelProto) -> Path:
+        """Write a light model beside the file; returns its path."""
+        self._models += 1
+        path = self.folder / f"{self._models}.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+
+_files: weakref.WeakValueDictionary[str, WeightFile] = weakref.WeakValueDictionary()
+_Put = Callable[[bytes], tuple[str, int]]
 
 
 def save_externally(model: onnx.ModelProto, folder: Path) -> Path:
@@ -35,17 +93,29 @@ def detached(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.Mode
         location: What the copy calls the file.
         file: Where the tensors are written.
     """
+
+    def put(data: bytes) -> tuple[str, int]:
+        file.write(b"\0" * (-file.tell() % _PAGE))
+        offset = file.tell()
+        file.write(data)
+        return location, offset
+
+    return _light(model, put)
+
+
+def _light(model: onnx.ModelProto, put: _Put) -> onnx.ModelProto:
     light = onnx.ModelProto()
-    _copy_fields(model, light, {"graph"})
-    _copy_fields(model.graph, light.graph, {"initializer"})
+    copy_fields(model, light, {"graph"})
+    copy_fields(model.graph, light.graph, {"initializer"})
     for tensor in tensors(light.graph):  # constants, and what bodies store: copied already
-        _detach(tensor, tensor, location, file)
+        _detach(tensor, tensor, put)
     for tensor in model.graph.initializer:
-        _detach(tensor, light.graph.initializer.add(), location, file)
+        _detach(tensor, light.graph.initializer.add(), put)
     return light
 
 
-def _copy_fields(source: Any, target: Any, without: set[str]) -> None:
+def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
+    """Copy the fields of a message, but for those of some names."""
     for field, value in source.ListFields():
         current = getattr(target, field.name)
         if field.name in without:
@@ -58,19 +128,18 @@ def _copy_fields(source: Any, target: Any, without: set[str]) -> None:
             setattr(target, field.name, value)
 
 
-def _detach(source: onnx.TensorProto, target: onnx.TensorProto, location: str, file: BinaryIO) -> None:
-    data = _large_data(source)
+def _detach(source: onnx.TensorProto, target: onnx.TensorProto, put: _Put) -> None:
+    data = None if source.data_location == onnx.TensorProto.EXTERNAL else _large_data(source)
     if data is None:
         if target is not source:
             target.CopyFrom(source)
         return
-    file.write(b"\0" * (-file.tell() % _PAGE))
+    location, offset = put(data)
     bare = onnx.TensorProto()
-    _copy_fields(source, bare, _DATA)
+    copy_fields(source, bare, VALUES)
     bare.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", file.tell()), ("length", len(data))):
+    for key, value in (("location", location), ("offset", offset), ("length", len(data))):
         bare.external_data.add(key=key, value=str(value))
-    file.write(data)
     target.CopyFrom(bare)
 
 

@@ -9,20 +9,22 @@ dynamic axes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 import onnx
-from onnx import numpy_helper
 
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Edit
 from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.external_data import VALUES, copy_fields
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.edit import GraphEditor
 from onnxcop.rewrite.merge import Merger
-from onnxcop.rewrite.sizes import Keep, kept_positions, mends, moved_orders, slice_label
+from onnxcop.rewrite.sizes import Keep, Sliced, kept_positions, mends, moved_orders
+
+_LARGE = 2**20  # bytes; larger tensors are cut one by one, when the copy gets them
 
 
 def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
@@ -43,8 +45,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
     edits: dict[int, list[Edit]] = defaultdict(list)
     for edit in structure.coupling.findings.edits:
         edits[edit.node].append(edit)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = _copy_without(model, weights)
     taken = scopes.names()
     copies = Scopes.of(result).all
     with _quiet_surgeon():
@@ -70,13 +71,28 @@ def _quiet_surgeon() -> Iterator[None]:
         yield
 
 
-def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -> dict[str, Array]:
+def _copy_without(model: onnx.ModelProto, names: Container[str]) -> onnx.ModelProto:
+    """A copy of a model without the values of some initializers, which get others."""
+    result = onnx.ModelProto()
+    copy_fields(model, result, {"graph"})
+    copy_fields(model.graph, result.graph, {"initializer"})
+    for tensor in model.graph.initializer:
+        copy = result.graph.initializer.add()
+        if tensor.name in names:
+            copy_fields(tensor, copy, VALUES)
+        else:
+            copy.CopyFrom(tensor)
+    return result
+
+
+def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -> dict[str, Array | Sliced]:
     """New values of every stored tensor that loses indices, by tensor name."""
     coupling = structure.coupling
-    result: dict[str, Array] = {}
+    result: dict[str, Array | Sliced] = {}
     for name, tensor in constant_tensors(model).items():
         label = coupling.labels.get(name) if name in coupling.constants else None
         if label is None or all(atoms is None or len(keep(atoms)) == len(atoms) for atoms in label):
             continue
-        result[name] = slice_label(numpy_helper.to_array(tensor), label, keep)
+        found = Sliced(tensor, label, keep)
+        result[name] = found if len(tensor.raw_data) > _LARGE else found.values()
     return result

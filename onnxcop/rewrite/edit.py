@@ -19,7 +19,7 @@ from onnxcop.errors import InternalError, ModelError
 from onnxcop.graph.shapes import has_dynamic_dims
 from onnxcop.graph.subgraphs import Scope, captured, made
 from onnxcop.rewrite.size_fixes import corrections
-from onnxcop.rewrite.sizes import Keep, SizeFix, attribute_values, remap
+from onnxcop.rewrite.sizes import Keep, SizeFix, Sliced, attribute_values, remap
 
 
 class GraphEditor:
@@ -46,7 +46,8 @@ class GraphEditor:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, scope: Scope, structure: Structure, keep: Keep, weights: Mapping[str, Array],
+        self, model: onnx.ModelProto, scope: Scope, structure: Structure, keep: Keep,
+        weights: Mapping[str, Array | Sliced],
         taken: set[str],
     ) -> None:  # fmt: skip
         import onnx_graphsurgeon as gs
@@ -95,13 +96,16 @@ class GraphEditor:
             self._reorder(edit)
         self._drop_dead(idle)
 
-    def _replace_constant(self, name: str, values: Array) -> None:
+    def _replace_constant(self, name: str, values: Array | Sliced) -> None:
         tensor = self.tensors[name]
+        large = isinstance(values, Sliced)
         if isinstance(tensor, self.gs.Constant):
-            tensor.values = values
+            tensor.values = np.empty(0, np.float32) if large else values  # the merger fills in large ones
             return
         node = tensor.inputs[0]  # a Constant node
-        node.attrs["value"] = self.gs.Constant(node.attrs["value"].name, values)
+        node.attrs["value"] = self.gs.Constant(
+            node.attrs["value"].name, values.values() if isinstance(values, Sliced) else values
+        )
         self.touched.add(self.original[id(node)])
 
     def _edit(self, index: int, edits: Sequence[Edit]) -> None:

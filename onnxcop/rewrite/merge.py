@@ -6,12 +6,14 @@ names, doc strings, metadata and bytes survive.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 from onnx import numpy_helper
 
 from onnxcop.graph.subgraphs import captured
 from onnxcop.rewrite.edit import GraphEditor
-from onnxcop.rewrite.sizes import pruned_shape
+from onnxcop.rewrite.sizes import Sliced, pruned_shape
 
 
 class Merger:
@@ -68,27 +70,25 @@ class Merger:
         new = {tensor.name: tensor for tensor in exported.initializer}
         used = {name for node in graph.node for name in _reads(node)} | {v.name for v in graph.output}
         before = {name for node in self.solver.source.node for name in _reads(node)}
-        keepers = []
         dropped = {t.name for t in graph.initializer if t.name in before and t.name not in used}
-        for index in reversed(range(len(graph.input))):
-            if graph.input[index].name in dropped:
-                del graph.input[index]
+        for entries in (graph.input, graph.initializer):
+            for index in reversed(range(len(entries))):
+                if entries[index].name in dropped:
+                    del entries[index]
         for tensor in graph.initializer:
-            if tensor.name in dropped:
-                continue
             if tensor.name in self.weights:
-                made = new.get(tensor.name)  # not there where only bodies read it
-                _refill(tensor, made or numpy_helper.from_array(self.weights[tensor.name], tensor.name))
-            keepers.append(tensor)
-        known = {tensor.name for tensor in keepers}
+                _refill(tensor, self._new_values(tensor.name, new))
+        known = {tensor.name for tensor in graph.initializer}
         fresh = [new[name] for name in new if name in added and name not in known]
-        keepers += fresh
+        graph.initializer.extend(fresh)
         if self.top and self.inputs_listed:
             graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in fresh)
-        if len(keepers) != len(graph.initializer) or any(t.name in added for t in keepers):
-            kept = [onnx.TensorProto.FromString(t.SerializeToString()) for t in keepers]
-            del graph.initializer[:]
-            graph.initializer.extend(kept)
+
+    def _new_values(self, name: str, exported: Mapping[str, onnx.TensorProto]) -> onnx.TensorProto:
+        values = self.weights[name]
+        if isinstance(values, Sliced):
+            return numpy_helper.from_array(values.values(), name)
+        return exported.get(name) or numpy_helper.from_array(values, name)  # not there where only bodies read it
 
     def _refresh_shapes(self) -> None:
         """Write the new sizes into value_info, initializers listed as inputs, and the border of a body."""

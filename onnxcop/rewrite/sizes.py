@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
@@ -58,6 +59,25 @@ def pruned_shape(structure: Structure, name: str, keep: Keep) -> Shape | None:
     if shape is None or label is None:
         return shape
     return tuple(size if atoms is None else len(keep(atoms)) for size, atoms in zip(shape, label, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Sliced:
+    """What is kept of a stored tensor; cut when it is asked for, so that large ones are not held twice."""
+
+    tensor: onnx.TensorProto
+    label: tuple[IntArray | None, ...]
+    keep: Keep
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        sizes = zip(self.tensor.dims, self.label, strict=True)
+        return tuple(size if atoms is None else len(self.keep(atoms)) for size, atoms in sizes)
+
+    def values(self) -> Array:
+        """Its values."""
+        return slice_label(numpy_helper.to_array(self.tensor), self.label, self.keep)
 
 
 def slice_label(values: Array, label: tuple[IntArray | None, ...], keep: Keep) -> Array:

@@ -14,7 +14,7 @@ import onnx
 from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed
 from onnxcop.errors import EngineError
-from onnxcop.graph.external_data import save_externally, weight_bytes
+from onnxcop.graph.external_data import WeightFile, save_externally, weight_bytes
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.runtime.providers import OutOfMemory, create_session, engine_error, resolve_provider
 
@@ -22,6 +22,7 @@ __all__ = ["EngineOptions", "OutOfMemory", "Runner", "Session", "resolve_provide
 
 log = logging.getLogger("onnxcop")
 
+_UNPACKED = {"session.disable_prepacking": "1"}  # weights stay where they are mapped, and are not copied into a layout
 LARGEST_IN_MEMORY = 1_900_000_000  # bytes; a serialized ModelProto may not reach 2 GiB
 
 
@@ -96,7 +97,12 @@ class Session:
         self._session: Any = None
         self._remove: Callable[[], object] | None = None
         source: bytes | str
-        if isinstance(model, onnx.ModelProto):
+        shared = WeightFile.of(model) if isinstance(model, onnx.ModelProto) else None
+        if isinstance(model, onnx.ModelProto) and shared is not None:
+            path = shared.written(model)
+            source, self._remove = str(path), lambda: path.unlink(missing_ok=True)
+            config = _UNPACKED | dict(config or {})
+        elif isinstance(model, onnx.ModelProto):
             if weight_bytes(model) > LARGEST_IN_MEMORY:
                 folder, self._remove = scratch_folder(self)
                 source = str(save_externally(model, folder))

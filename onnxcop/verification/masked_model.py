@@ -9,6 +9,7 @@ are set to zero, or, where two activations are multiplied, one of them is multip
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,21 +17,31 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxcop._base.types import Array, IntArray
+from onnxcop._base.types import IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Contraction, Operand
+from onnxcop.graph.external_data import WeightFile
 from onnxcop.graph.shapes import TensorInfo
 from onnxcop.graph.subgraphs import Scopes
 
 
-def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
-    """Return a copy of `model` in which the given units contribute nothing to any sum."""
+def masked(
+    model: onnx.ModelProto, structure: Structure, removed: IntArray, file: WeightFile | None = None
+) -> onnx.ModelProto:
+    """Return a copy of `model` in which the given units contribute nothing to any sum.
+
+    Args:
+        model: The model.
+        structure: Its structure.
+        removed: int64, the units.
+        file: Where weights go, to keep large ones out of memory.
+    """
     result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result.CopyFrom(model if file is None else file.light(model))
     stored, nodes = _stored(model.graph), Scopes.of(model).nodes
     copies = Scopes.of(result)
     gone = structure.unit_class[removed]
-    cut: dict[tuple[int, int], Array] = {}
+    cuts: dict[tuple[int, int], list[tuple[Contraction, int, Any]]] = defaultdict(list)
     inserts: list[tuple[int, onnx.NodeProto]] = []
     for contraction in structure.coupling.findings.contractions:
         operand = _side(contraction, nodes, stored)
@@ -39,21 +50,20 @@ def masked(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> o
         dead = np.isin(structure.coupling.classes.of[operand.atoms], gone)
         if not dead.any():
             continue
-        node = copies.nodes[contraction.node]
         name = nodes[contraction.node].input[operand.input]
         if name in stored:
-            key = (contraction.node, operand.input)
-            values = cut.get(key)
-            values = numpy_helper.to_array(stored[name]).copy() if values is None else values
-            values[(slice(None),) * operand.axis + (dead,)] = _zero(contraction, node, stored)
-            cut[key] = values
+            cuts[contraction.node, operand.input].append((contraction, operand.axis, dead))
         else:
-            info = structure.coupling.shapes[name]
+            node, info = copies.nodes[contraction.node], structure.coupling.shapes[name]
             inserts.append((contraction.node, _mask_activation(result, node, info, contraction, operand, dead)))
-    for (index, position), values in cut.items():
-        name = f"{nodes[index].input[position]}__masked_{index}_{position}"
-        result.graph.initializer.append(numpy_helper.from_array(values, name))
-        copies.nodes[index].input[position] = name
+    for (index, position), found in cuts.items():
+        node, name = copies.nodes[index], nodes[index].input[position]
+        values = numpy_helper.to_array(stored[name]).copy()
+        for contraction, axis, dead in found:
+            values[(slice(None),) * axis + (dead,)] = _zero(contraction, node, stored)
+        tensor = numpy_helper.from_array(values, f"{name}__masked_{index}_{position}")
+        result.graph.initializer.append(tensor if file is None else file.detach(tensor))
+        node.input[position] = tensor.name
     for number, node in reversed(sorted(inserts, key=lambda pair: pair[0])):
         scope = max((s for s in copies.all if s.first <= number), key=lambda s: s.first)
         scope.graph.node.insert(number - scope.first, node)

@@ -9,7 +9,7 @@ run at other sizes than the analysed ones too: a size wrongly written down shows
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -21,16 +21,18 @@ from onnxcop._base.scratch import temporary_folder
 from onnxcop._base.types import Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError, ModelError, VerificationError
-from onnxcop.graph.external_data import file_size
+from onnxcop.graph.external_data import WeightFile, file_size, weight_bytes
 from onnxcop.graph.io import LARGEST_SINGLE_FILE, save
 from onnxcop.graph.shapes import Shape
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.inputs import model_inputs, other_shapes, random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.batch_independence import mixes_samples
+from onnxcop.verification.dequantize import rounds
 from onnxcop.verification.difference import difference
 from onnxcop.verification.masked_model import masked
 
+LARGEST_COPIED = 32 * 2**20  # bytes of weights; those of larger models go to a file that all copies share
 _LONG_RUN = 2.0  # seconds of one run, beyond which no other sizes are tried
 _MIXED = "with other batches the original mixes samples, so only the analysed sizes were compared"
 _UNREGISTERED = "is not a registered function/op"  # ONNX Runtime of an operator that it does not know
@@ -89,6 +91,11 @@ def verify(
     Raises:
         VerificationError: A check failed; the message says which and where.
     """
+    large = weight_bytes(model) > LARGEST_COPIED and not rounds(model)
+    file = WeightFile() if large else None  # or else every copy and every session has the weights once more
+    whole = model
+    if file is not None:
+        model, pruned = file.light(model), file.light(pruned)
     notes = check_valid(pruned, model)
     check_border(model, pruned)
     shapes = {value.name: structure.coupling.shapes[value.name].shape or () for value in model_inputs(model)}
@@ -97,8 +104,11 @@ def verify(
     exact_part = removed[~inexact]
     worst = None
     if len(exact_part):
-        context = pruned if not inexact.any() else apply(model, structure, exact_part)
-        reference = masked(model, structure, exact_part)
+        context = pruned
+        if inexact.any():
+            context = apply(whole, structure, exact_part)
+            context = context if file is None else file.light(context)
+        reference = masked(whole, structure, exact_part, file)
         worst, note = _compare(
             reference, context, structure, exact_part,
             shapes=shapes, others=(other,) if other else (), options=options, seed=seed,
@@ -121,8 +131,11 @@ def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str
 
 
 def _complaint(model: onnx.ModelProto) -> str | None:
+    file = WeightFile.of(model)
     try:
-        if file_size(model) > LARGEST_SINGLE_FILE:
+        if file is not None:
+            onnx.checker.check_model(str(file.written(model)), full_check=True)
+        elif file_size(model) > LARGEST_SINGLE_FILE:
             with temporary_folder() as folder:
                 path = folder / "model.onnx"
                 save(model, path, external_data=True)
@@ -169,43 +182,47 @@ def check_runs(
         VerificationError: The pruned model does not run, or gives other shapes or types.
     """
     feeds = random_feeds(original, shapes, seed)
-    with ExitStack() as stack:
-        try:
-            context = stack.enter_context(Session(pruned, options))
-            new = context.run(feeds)
-        except EngineError as error:
-            require_running(original, feeds, options)
-            raise VerificationError(f"the pruned model does not run: {error}") from None
-        try:
-            reference = stack.enter_context(Session(original, options))
-            start = perf_counter()
-            old = reference.run(feeds)
-        except EngineError:
-            return {}  # the caller's inputs do not suit the original either; nothing to compare with
-        slow = perf_counter() - start > _LONG_RUN
-        _check_outputs(original, old, new)
-        return {} if slow else _check_other_shapes(original, reference, context, shapes, seed)
+    old: Feed | None = None
+    other: Mapping[str, Shape] = {}
+    others: Feed = {}
+    with suppress(EngineError), Session(original, options) as session:
+        start = perf_counter()
+        old = session.run(feeds)
+        if perf_counter() - start <= _LONG_RUN:
+            other, others = _first_other(original, session, shapes, seed)
+    try:
+        with Session(pruned, options) as session:
+            new = session.run(feeds)
+            if old is None:
+                return {}  # the caller's inputs do not suit the original; nothing to compare with
+            _check_outputs(original, old, new)
+            if other:
+                _check_other(original, session, other, others, seed)
+    except EngineError as error:
+        require_running(original, feeds, options)
+        raise VerificationError(f"the pruned model does not run: {error}") from None
+    return other
 
 
-def _check_other_shapes(
-    original: onnx.ModelProto, reference: Session, context: Session, shapes: Mapping[str, Shape], seed: int
-) -> Mapping[str, Shape]:
-    """The same with the first other shapes that the original runs with; returns those."""
+def _first_other(
+    original: onnx.ModelProto, session: Session, shapes: Mapping[str, Shape], seed: int
+) -> tuple[Mapping[str, Shape], Feed]:
+    """The first other shapes that the original runs with, and what it then gives; empty where there are none."""
     for other in other_shapes(original, shapes):
-        feeds = random_feeds(original, other, seed)
-        try:
-            old = reference.run(feeds)
-        except EngineError:
-            continue
-        try:
-            new = context.run(feeds)
-        except EngineError as error:
-            raise VerificationError(
-                f"the pruned model does not run{_where(other)}, though the original does: {error}; {_FIX_SIZES}"
-            ) from None
-        _check_outputs(original, old, new, _where(other))
-        return other
-    return {}
+        with suppress(EngineError):
+            return other, session.run(random_feeds(original, other, seed))
+    return {}, {}
+
+
+def _check_other(original: onnx.ModelProto, session: Session, other: Mapping[str, Shape], old: Feed, seed: int) -> None:
+    """The pruned model must run with other shapes as the original does."""
+    try:
+        new = session.run(random_feeds(original, other, seed))
+    except EngineError as error:
+        raise VerificationError(
+            f"the pruned model does not run{_where(other)}, though the original does: {error}; {_FIX_SIZES}"
+        ) from None
+    _check_outputs(original, old, new, _where(other))
 
 
 def _where(shapes: Mapping[str, Shape]) -> str:
