@@ -1,0 +1,102 @@
+"""Large models are verified without holding their weights once more for every copy and session."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import REPO_ROOT
+from onnx import numpy_helper
+from small_models import chain, linear, written
+
+import onnxcop
+from onnxcop.analysis.analyze import analyze
+from onnxcop.errors import VerificationError
+from onnxcop.graph.external_data import WeightFile
+from onnxcop.rewrite.apply import apply
+from onnxcop.runtime.session import Session
+from onnxcop.verification.masked_model import masked
+from onnxcop.verification.verify import verify
+
+CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
+
+
+def bench() -> Any:
+    """The benchmark of memory, which makes encoders."""
+    spec = importlib.util.spec_from_file_location("bench_memory", REPO_ROOT / "tools" / "bench_memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_memory"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures what Linux counts")
+def test_a_run_holds_a_model_at_most_four_times(tmp_path: Path) -> None:
+    tool = bench()
+    path = written(tool.encoder(4, 768, 3072, 8000), tmp_path / "net.onnx")
+    found, _, code = tool.peak(tool.Case("", path, ("--criterion", "l2", "--recover", "none")), tmp_path / "out.onnx")
+    assert code == 0
+    script = "import onnxruntime, onnx_graphsurgeon, scipy.sparse, resource, onnxcop.pipeline.prune;"
+    script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    empty = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert found - 1024 * empty <= 4 * path.stat().st_size
+
+
+@pytest.mark.parametrize("make", [chain, linear])
+def test_light_models_compute_the_same_and_share_their_weights(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcop.graph.external_data._SMALL", 1)
+    found = analyze(make(), options=CPU)
+    removed = np.array([0, 3, 20])
+    file = WeightFile()
+    light, plain = masked(found.model, found.structure, removed, file), masked(found.model, found.structure, removed)
+    assert WeightFile.of(light) is file
+    assert WeightFile.of(plain) is None
+    assert light.ByteSize() < plain.ByteSize()
+    before = (file.folder / file.name).stat().st_size
+    assert WeightFile.of(file.light(found.model)) is file
+    after = (file.folder / file.name).stat().st_size
+    assert after - before <= sum(len(t.raw_data) for t in found.model.graph.initializer) + 4096 * 9
+    assert file.light(found.model) == file.light(found.model)
+    assert (file.folder / file.name).stat().st_size == after  # what is there already is not written again
+    rng = np.random.default_rng(0)
+    with Session(light, CPU) as one, Session(plain, CPU) as two:
+        shape = [2 if isinstance(size, str) else size or 1 for size in one.inputs[0].shape]
+        feeds = {one.inputs[0].name: rng.standard_normal(shape).astype(np.float32)}
+        for name, value in two.run(feeds).items():
+            np.testing.assert_allclose(one.run(feeds)[name], value, rtol=1e-5, atol=1e-6)
+    folder = file.folder
+    assert sorted(path.suffix for path in folder.iterdir()) == [".weights"]
+    del file, one, two
+    gc.collect()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 40])
+def test_large_models_are_verified_as_small_ones_are(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcop.verification.verify.LARGEST_COPIED", limit)
+    monkeypatch.setattr("onnxcop.graph.external_data._SMALL", 1)
+    found = analyze(linear(), options=CPU)
+    removed = np.array([0, 3, 20])
+    pruned = apply(found.model, found.structure, removed)
+    good = verify(found.model, pruned, found.structure, removed, CPU)
+    assert (good.exact_units, good.inexact_units, good.notes) == (3, 0, ())
+    assert good.max_difference is not None
+    assert good.max_difference < 1e-6
+    assert good.other_shapes != {}
+    wrong = onnx.ModelProto.FromString(pruned.SerializeToString())
+    tensor = next(t for t in wrong.graph.initializer if t.name == "w3")
+    tensor.CopyFrom(numpy_helper.from_array(1.01 * numpy_helper.to_array(tensor), "w3"))
+    with pytest.raises(VerificationError, match="differs from the masked original by 0"):
+        verify(found.model, wrong, found.structure, removed, CPU)
+    wrong.graph.node[0].op_type = "Mul"
+    with pytest.raises(VerificationError, match="fails the ONNX checker"):
+        verify(found.model, wrong, found.structure, removed, CPU)
