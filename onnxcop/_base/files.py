@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from onnxcop.errors import ModelError
+
+# What numpy, zipfile and json raise on a file that is damaged, or is none of ours.
+DAMAGE = (
+    OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
+    RuntimeError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error,
+    lzma.LZMAError,
+)  # fmt: skip
 
 
 def check_target(path: Path) -> None:

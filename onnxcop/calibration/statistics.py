@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import lzma
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop._base.files import write_atomically
+from onnxcop._base.files import DAMAGE, write_atomically
 from onnxcop._base.types import FloatArray
 from onnxcop.analysis.layers import Layer
 from onnxcop.errors import CalibrationError, PlanMismatchError
@@ -156,16 +152,9 @@ class CalibrationStats:
             return cls(str(head["model"]), int(head["samples"]), taps)
         except FileNotFoundError:
             raise CalibrationError(f"{path} does not exist; gather statistics with --stats-out") from None
-        except _DAMAGE as error:
+        except DAMAGE as error:
             cause = " ".join(str(error).split())
             raise CalibrationError(f"{path} holds no calibration statistics: {cause}") from None
-
-
-# What reading a file that is none of ours, or damaged, may raise.
-_DAMAGE = (
-    OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
-    NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError,
-)  # fmt: skip
 
 
 def _moments(file: Mapping[str, np.ndarray[Any, np.dtype[Any]]], number: int) -> Moments:

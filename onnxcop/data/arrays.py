@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from onnxcop._base.files import DAMAGE
 from onnxcop._base.types import Array
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
@@ -215,7 +216,9 @@ def _named(origin: str) -> Iterator[None]:
     """Errors while reading an array file name the file."""
     try:
         yield
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except CalibrationError:
+        raise
+    except DAMAGE as error:
         text = " ".join(str(error).split())
         raise CalibrationError(
             f"{origin}: this array file cannot be read ({text}); save plain arrays with numpy"

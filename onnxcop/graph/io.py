@@ -67,6 +67,7 @@ def _read(path: Path) -> onnx.ModelProto:
     del data
     if not model.HasField("graph") or model.ir_version == 0:
         raise ModelError(f"{path} is not an ONNX model (it has no graph)")
+    check_text(model, str(path))
     _load_external(model, path)
     return model
 
