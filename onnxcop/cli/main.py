@@ -106,7 +106,7 @@ def prune_command(model: Path, output: Path | None, plan_out: Path | None, **val
 @verbose_option
 @talking
 def inspect_command(model: Path, **values: Any) -> None:
-    """Show what can be pruned, and what not.
+    """List what can be pruned and what is frozen, with reasons.
 
     Before any run: which filters go together, what removing them saves, what is frozen and why. With
     --scores, what every filter is worth.
@@ -147,7 +147,7 @@ def inspect_command(model: Path, **values: Any) -> None:
 @verbose_option
 @talking
 def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -> None:
-    """Replay a plan on the model it was made for."""
+    """Apply a pruning plan to the model that it was made for."""
     from onnxcop.pipeline.prune import apply_with
     from onnxcop.rewrite.plan import PruningPlan
 
@@ -161,12 +161,12 @@ def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -
 @app.command("verify", cls=SectionCommand)
 @click.argument("original", type=_FILE)
 @click.argument("pruned", type=_FILE)
-@click.option("--plan", type=_FILE, required=True, help="The plan that PRUNED was made with.")
-@click.option("--structure-only", is_flag=True, help="Accept weights that were trained since.")
+@click.option("--plan", type=_FILE, required=True, help="The plan that produced PRUNED.")
+@click.option("--structure-only", is_flag=True, help="Check the structure only; weights may have changed.")
 @engine_options
 @talking
 def verify_command(original: Path, pruned: Path, plan: Path, structure_only: bool, **values: Any) -> None:
-    """Check that PRUNED is what a plan makes of ORIGINAL."""
+    """Check that PRUNED is the result of applying a plan to ORIGINAL."""
     from onnxcop.rewrite.plan import PruningPlan
     from onnxcop.verification.recheck import recheck
 

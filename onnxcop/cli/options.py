@@ -58,7 +58,7 @@ def _bound(resource: Resource, default: str = "") -> tuple[tuple[str, ...], dict
 
 
 _FILE = click.Path(path_type=Path)
-BUDGET = "Budget (what to keep at most; all that are given hold)"
+BUDGET = "Budget (upper bounds; if several are given, all hold)"
 
 output_options: Decorator[Any, Any] = _options(
     "Result",
@@ -67,7 +67,7 @@ output_options: Decorator[Any, Any] = _options(
         "--output",
         type=_FILE,
         metavar="FILE",
-        help="The pruned model. [default: MODEL.pruned.onnx]",
+        help="Path of the pruned model. [default: MODEL.pruned.onnx]",
     ),
     _option(
         "--report",
@@ -75,16 +75,16 @@ output_options: Decorator[Any, Any] = _options(
         type=ReportFile(),
         multiple=True,
         metavar="FILE",
-        help="Write a report: .html, .md or .json; may be given again.",
+        help="Write a report (.html, .md or .json). May be repeated.",
     ),
-    _option("--external-data", is_flag=True, help="Write weights to a file beside the model."),
+    _option("--external-data", is_flag=True, help="Write the weights to a separate file beside the model."),
     _option(
         "--no-metadata",
         "metadata",
         is_flag=True,
         flag_value=False,
         default=True,
-        help="Leave out of the model where it comes from.",
+        help="Do not write provenance into the model's metadata.",
     ),
 )
 plan_options: Decorator[Any, Any] = _options(
@@ -93,7 +93,7 @@ plan_options: Decorator[Any, Any] = _options(
         "--plan-out",
         type=_FILE,
         metavar="FILE",
-        help="Write what was decided, for `onnxcop apply`.",
+        help="Write the pruning plan, which `onnxcop apply` can replay.",
     ),
 )
 budget_options: Decorator[Any, Any] = _options(
@@ -101,81 +101,81 @@ budget_options: Decorator[Any, Any] = _options(
     *(_bound(resource, " [default: 0.7]" if resource.name == "macs" else "") for resource in RESOURCES),
     _option(
         "--divergence", type=Positive(),
-        help="Instead: cut until the outputs differ by this much (with --data).",
+        help="Prune until the output divergence reaches this value (needs --data).",
     ),
-    _option("--max-drop", type=Positive(), help="Instead: until the --metric falls by this much."),
+    _option("--max-drop", type=Positive(), help="Prune until the --metric has fallen by this much."),
 )  # fmt: skip
 metric_option: Decorator[Any, Any] = _options(
-    BUDGET, _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better.")
+    BUDGET, _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Function that scores a model; higher is better.")
 )
 sweep_options: Decorator[Any, Any] = _options(
     "Budgets",
     _option(
         "--macs", type=Fractions(), default="0.9,0.8,0.7,0.6,0.5", show_default=True,
-        help="Multiply-accumulates to keep, one model each.",
+        help="Multiply-accumulates to keep; one model for each value.",
     ),
     *(_bound(resource) for resource in RESOURCES if resource.name not in ("macs", "latency")),
-    _option("--metric", metavar="SCRIPT.py:FUNCTION", help="A score of models, higher is better."),
+    _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Function that scores a model; higher is better."),
 )  # fmt: skip
 quantize_option: Decorator[Any, Any] = _options(
     "Result",
     _option(
         "--then-quantize", type=click.Choice(["static", "dynamic"]),
-        help="Write an int8 model too, OUT.int8.onnx, by ONNX Runtime's quantization; static needs --data.",
+        help="Also write an int8 model, OUT.int8.onnx, with ONNX Runtime's quantization; static needs --data.",
     ),
 )  # fmt: skip
 recipe_option: Decorator[Any, Any] = _options(
     "Result",
     _option(
         "--recipe", type=_FILE, metavar="FILE", is_eager=True, expose_value=False, callback=take_recipe,
-        help="Options from a .yaml or .json file; those that are given here outrank it.",
+        help="Read options from a .yaml or .json file; options on the command line take precedence.",
     ),
 )  # fmt: skip
 gate_option: Decorator[Any, Any] = _options(
     "Result",
     _option(
         "--gate", metavar="CONDITIONS",
-        help="Exit with 3 unless all hold: 'agreement>=.97, time<=.8'; also divergence, error, macs, params, size, "
-        "filters.",
+        help="Exit with code 3 unless all conditions hold, e.g. 'agreement>=.97, time<=.8'. Quantities: agreement, "
+        "divergence, error, time, macs, params, size, filters.",
     ),
 )  # fmt: skip
 curve_options: Decorator[Any, Any] = _options(
     "Result",
     _option(
         "-o", "--output", type=_FILE, metavar="FILE",
-        help="The table, written after every point. [default: MODEL.sweep.csv]",
+        help="Path of the table, updated after every point. [default: MODEL.sweep.csv]",
     ),
-    _option("--plot", type=_FILE, metavar="FILE", help="A picture, .svg, .png or .pdf (needs matplotlib)."),
-    _option("--save-models", type=_FILE, metavar="FOLDER", help="Write every model too."),
+    _option("--plot", type=_FILE, metavar="FILE", help="Plot the trade-off as .svg, .png or .pdf (needs matplotlib)."),
+    _option("--save-models", type=_FILE, metavar="FOLDER", help="Write every pruned model to this folder."),
 )  # fmt: skip
 criterion_options: Decorator[Any, Any] = _options(
-    "Criterion (which filters go)",
+    "Criterion (which filters to remove)",
     _option(
         "--criterion", type=CriterionName(),
         help=lambda: f"{', '.join(summaries())}. [default: measurement]",
     ),
     _option(
         "--prefer", type=PreferenceWeights(),
-        help="faster, smaller, balanced, or beta,gamma: save MACs or parameters first.",
+        help="What to save first: faster (MACs), smaller (parameters), balanced, or BETA,GAMMA.",
     ),
-    _option("--alpha", type=float, metavar="NUMBER", help="Weight of correlation (cop)."),
-    _option("--beta", type=float, metavar="NUMBER", help="Weight of MACs (cop)."),
-    _option("--gamma", type=float, metavar="NUMBER", help="Weight of parameters (cop)."),
-    _option("--top-k", type=click.IntRange(1), metavar="N", help="Correlations that count (cop)."),
+    _option("--alpha", type=float, metavar="NUMBER", help="Weight of the correlation term of COP."),
+    _option("--beta", type=float, metavar="NUMBER", help="Weight of the MACs term of COP."),
+    _option("--gamma", type=float, metavar="NUMBER", help="Weight of the parameter term of COP."),
+    _option("--top-k", type=click.IntRange(1), metavar="N", help="Number of largest correlations that COP averages."),
     _option(
         "--normalization", type=click.Choice(["max", "l1", "l2"]),
-        help="Of correlations within a layer (cop).",
+        help="How COP normalizes correlations within a layer.",
     ),
 )  # fmt: skip
 score_options: Decorator[Any, Any] = _options(
-    "Criterion (which filters go)",
+    "Criterion (which filters to remove)",
     _option("--scores", is_flag=True, help="Show the importance of every filter and its terms."),
 )
 method_options: Decorator[Any, Any] = _options(
     "Method",
     _option(
         "--allocate", type=click.Choice(["auto", "cop", "measured"]), default="auto",
-        show_default=True, help="How layers share the cut.",
+        show_default=True, help="How to divide the cut among layers: measured sensitivity, or a criterion (cop).",
     ),
     _option(
         "--recover", type=click.Choice(["auto", *(method.name for method in RECOVERIES)]), default="auto",
@@ -187,9 +187,9 @@ distill_options: Decorator[Any, Any] = _options(
     "Distillation (with --data; no labels are needed)",
     _option(
         "--distill", metavar="5m|'20 epochs'|auto",
-        help="Train the pruned model on the original's answers for so long.",
+        help="Distill: train the pruned model on the original's outputs for this time or number of epochs.",
     ),
-    _option("--checkpoint", type=_FILE, metavar="FILE", help="Keep its state here, and go on from it after a kill."),
+    _option("--checkpoint", type=_FILE, metavar="FILE", help="Save the training state here, and resume from it."),
 )  # fmt: skip
 finetune_options: Decorator[Any, Any] = _options(
     "Training",
@@ -198,104 +198,107 @@ finetune_options: Decorator[Any, Any] = _options(
         "--labels", metavar="LABELS",
         help="File .npy or .npz, name of an array of the data, or SCRIPT.py:FUNCTION. [default: folders by class]",
     ),
-    _option("--teacher", type=_FILE, metavar="FILE", help="Learn this model's answers too; the original, say."),
+    _option("--teacher", type=_FILE, metavar="FILE", help="Also distill from this model, e.g. the original."),
     _option(
         "--loss", default="auto", show_default=True, metavar="NAME|FILE.onnx",
-        help="cross-entropy, mse, or a small model of outputs and labels.",
+        help="cross-entropy, mse, or an ONNX model that computes the loss from outputs and labels.",
     ),
     _option("--epochs", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="N",
-            help="Passes over the samples."),
+            help="Number of passes over the samples."),
     _option("--lr", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, metavar="RATE",
-            help="Highest learning rate."),
+            help="Peak learning rate."),
     _option("--weight-decay", type=click.FloatRange(0), default=1e-4, show_default=True, metavar="NUMBER",
-            help="Of AdamW."),
+            help="Weight decay of AdamW."),
     _option("--held-out", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True,
-            metavar="SHARE", help="Samples that judge and are not trained on."),
-    _option("--augment", is_flag=True, help="Shift and mirror images at random."),
-    _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Score of models, higher is better. [default: accuracy]"),
-    _option("--checkpoint", type=_FILE, metavar="FILE", help="Keep the state here, and go on from it after a kill."),
-    _option("--history", type=_FILE, metavar="FILE.json", help="Write losses and scores."),
-    _option("--plot", type=_FILE, metavar="FILE", help="Draw them: .svg, .png or .pdf."),
+            metavar="SHARE", help="Share of samples held out to select the best weights."),
+    _option("--augment", is_flag=True, help="Shift and flip images at random."),
+    _option(
+        "--metric", metavar="SCRIPT.py:FUNCTION",
+        help="Function that scores a model; higher is better. [default: accuracy]",
+    ),
+    _option("--checkpoint", type=_FILE, metavar="FILE", help="Save the training state here, and resume from it."),
+    _option("--history", type=_FILE, metavar="FILE.json", help="Write losses and scores as JSON."),
+    _option("--plot", type=_FILE, metavar="FILE", help="Plot losses and scores as .svg, .png or .pdf."),
 )  # fmt: skip
 limit_options: Decorator[Any, Any] = _options(
-    "Limits (what may not go)",
-    _option("--keep", multiple=True, metavar="PATTERN", help="Nodes or tensors never pruned."),
-    _option("--only", multiple=True, metavar="PATTERN", help="The only ones that are."),
+    "Limits (what to keep)",
+    _option("--keep", multiple=True, metavar="PATTERN", help="Never prune matching nodes or tensors. May be repeated."),
+    _option("--only", multiple=True, metavar="PATTERN", help="Prune only matching nodes or tensors. May be repeated."),
     _option(
         "--min-filters", type=click.IntRange(1), metavar="N", default=1, show_default=True,
-        help="Every layer keeps so many.",
+        help="Smallest number of filters that every layer keeps.",
     ),
-    _option("--max-cut", type=Fraction(zero=True), help="Largest share cut from a group."),
+    _option("--max-cut", type=Fraction(zero=True), help="Largest share of a group that may be removed."),
     _option(
         "--multiple-of", type=Multiple(), metavar="N|auto", default="auto", show_default=True,
-        help="Of the kept widths; auto takes those that suit the machine, 1 any.",
+        help="Round kept widths to multiples of N. auto: widths that this machine computes well; 1: any width.",
     ),
     _option(
         "--layer", "layers", type=LayerWish(), multiple=True,
-        help="Limits of some layers: 'PATTERN:max_cut=0.3,min_filters=16'; may be given again.",
+        help="Limits of matching layers, e.g. 'PATTERN:max_cut=0.3,min_filters=16'. May be repeated.",
     ),
-    _option("--exact-only", is_flag=True, help="Leave groups alone that cross a statistic."),
+    _option("--exact-only", is_flag=True, help="Skip groups that normalization statistics depend on (e.g. LayerNorm)."),
 )  # fmt: skip
 input_shape_option: Decorator[Any, Any] = _options(
     "Model",
     _option(
         "--input-shape", type=InputShape(), multiple=True,
-        help="Size of a dynamic input, NAME:1,3,224,224.",
+        help="Shape of a dynamic input, e.g. input:1,3,224,224. May be repeated.",
     ),
 )  # fmt: skip
 policy_option: Decorator[Any, Any] = _options(
     "Model",
     _option(
         "--policy", type=click.Choice(["finest", "coarsest"]), default="finest", show_default=True,
-        help="Prune inside heads and groups, or whole ones.",
+        help="finest: prune inside attention heads and groups; coarsest: prune whole ones.",
     ),
 )  # fmt: skip
 engine_options: Decorator[Any, Any] = _options(
     "Machine",
     _option(
         "--provider", type=ProviderName(), default="auto", show_default=True,
-        help="auto, cpu, cuda, tensorrt, or another of ONNX Runtime.",
+        help="Execution provider: auto, cpu, cuda, tensorrt, or another of ONNX Runtime.",
     ),
-    _option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads of ONNX Runtime."),
+    _option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads for ONNX Runtime."),
     _option(
         "--custom-ops", multiple=True, metavar="LIBRARY",
-        help="Operators of your own, as ONNX Runtime loads them; may be given again.",
+        help="Shared library with custom operators for ONNX Runtime. May be repeated.",
     ),
 )  # fmt: skip
 latency_options: Decorator[Any, Any] = _options(
     "Machine",
     _option(
         "--latency-seconds", type=click.FloatRange(0), metavar="SECONDS", default=2.0, show_default=True,
-        help="How long to time both models; 0 for not at all.",
+        help="How long to measure the latency of both models; 0 skips it.",
     ),
 )  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",
-    _option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of all that is drawn."),
+    _option("--seed", type=int, metavar="N", default=0, show_default=True, help="Random seed."),
 )
 talk_options: Decorator[Any, Any] = _options(
     "Output",
-    _option("--json", "as_json", is_flag=True, help="One JSON object on standard output."),
-    _option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
-    _option("--debug", is_flag=True, help="Log everything; errors with their traceback."),
+    _option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
+    _option("-q", "--quiet", is_flag=True, help="Print only warnings and errors."),
+    _option("--debug", is_flag=True, help="Log everything, and show tracebacks of errors."),
 )
 verbose_option: Decorator[Any, Any] = _options(
     "Output",
-    _option("-v", "--verbose", is_flag=True, help="Say more: every group, every name, the time."),
+    _option("-v", "--verbose", is_flag=True, help="Print more: every group, every name, the time of each phase."),
 )
 data_options: Decorator[Any, Any] = _options(
     "Calibration data",
     _option(
         "--data", metavar="PATH",
-        help="Folder of pictures, .npz, .npy, test data, or SCRIPT.py:FUNCTION.",
+        help="Calibration samples: folder of images, .npz, .npy, ONNX test data, or SCRIPT.py:FUNCTION.",
     ),
     _option(
         "--samples", type=click.IntRange(1), metavar="N",
-        help="How many to use; 512 by default, up to 1,024 of a quick model.",
+        help="Number of samples to use. [default: 512, or up to 1,024 for a fast model]",
     ),
     _option(
         "--batch-size", type=click.IntRange(1), metavar="N", default=32, show_default=True,
-        help="Samples in a run.",
+        help="Number of samples in one inference.",
     ),
     _option(
         "--preprocess", type=PresetName(),
@@ -303,28 +306,28 @@ data_options: Decorator[Any, Any] = _options(
     ),
     _option(
         "--resize", type=click.Choice(get_args(Resize)),
-        help="How images get the input's size.",
+        help="How to resize images to the input's size.",
     ),
     _option(
-        "--interpolation", type=click.Choice(get_args(Interpolation)), help="Of resized images."
+        "--interpolation", type=click.Choice(get_args(Interpolation)), help="Interpolation for resizing."
     ),
-    _option("--mean", type=Numbers(), help="Subtracted from images after scaling."),
-    _option("--std", type=Numbers(), help="Images are divided by it."),
-    _option("--scale", type=float, metavar="NUMBER", help="Factor of pixel values 0 to 255."),
-    _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes."),
-    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the channels."),
+    _option("--mean", type=Numbers(), help="Mean to subtract from images after scaling."),
+    _option("--std", type=Numbers(), help="Deviation to divide images by."),
+    _option("--scale", type=float, metavar="NUMBER", help="Factor for pixel values from 0 to 255."),
+    _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the image axes."),
+    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the color channels."),
 )  # fmt: skip
 task_option: Decorator[Any, Any] = _options(
     "Calibration data",
     _option(
         "--task", type=click.Choice(TASKS),
-        help="What the model is for: how its outputs are judged. [default: by evidence]",
+        help="What the model does, which decides how its outputs are compared. [default: detected]",
     ),
 )  # fmt: skip
 stats_options: Decorator[Any, Any] = _options(
     "Calibration data",
-    _option("--stats", type=_FILE, metavar="FILE", help="Statistics gathered earlier."),
-    _option("--stats-out", type=_FILE, metavar="FILE", help="Write what was gathered."),
+    _option("--stats", type=_FILE, metavar="FILE", help="Read calibration statistics from this file."),
+    _option("--stats-out", type=_FILE, metavar="FILE", help="Write the calibration statistics."),
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ GATE_FAILED = 3  # exit code
 @verbose_option
 @talking
 def compare_command(a: Path, b: Path, **values: Any) -> None:
-    """Show two models side by side.
+    """Compare cost, latency and outputs of two models.
 
     What each costs, how long it takes, and how far B's outputs agree with A's. Exits with 3 if a condition of
     --gate does not hold.
@@ -85,7 +85,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
 @choice_options
 @talking
 def sweep_command(model: Path, **values: Any) -> None:
-    """Show what one budget after another costs.
+    """Prune to several budgets and report the trade-off.
 
     The trade-off curve of a model: size, latency and quality at every budget. Calibrates once; the table
     is written after every point, so that what is done is kept whatever happens.
