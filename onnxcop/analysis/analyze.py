@@ -24,6 +24,7 @@ from onnxcop.graph.passes.add_biases import AddedBiases
 from onnxcop.graph.passes.fold_weights import fold_weights
 from onnxcop.graph.passes.inline_branches import inline_settled
 from onnxcop.graph.passes.lift_constants import lift_constants
+from onnxcop.graph.passes.unlist_initializers import unlist_initializers
 from onnxcop.graph.passes.unshare_vectors import UnsharedVectors
 from onnxcop.graph.shapes import Shape
 from onnxcop.graph.subgraphs import FIRST_UNLISTED, Scopes, make_names_unique
@@ -50,6 +51,7 @@ class Analysis:
         vectors: The pass that gave each use of a shared vector a copy.
         biases: The pass that gave layers biases.
         images: What the model or its folder says about its images.
+        unlisted: How many stored tensors were inputs of the original as well, and are none in `model`.
     """
 
     original: onnx.ModelProto
@@ -62,6 +64,7 @@ class Analysis:
     vectors: UnsharedVectors
     biases: AddedBiases
     images: Declared | None = None
+    unlisted: int = 0
 
     def undo(self, model: onnx.ModelProto) -> None:
         """Undo in a pruned model, in place, what was done to `model` for the time of pruning."""
@@ -109,6 +112,7 @@ def analyze(
     policy: str = "finest",
     options: EngineOptions = EngineOptions(),
     biases: bool = False,
+    keep_initializer_inputs: bool = True,
 ) -> Analysis:
     """Load a model and find what can be pruned in it.
 
@@ -119,6 +123,7 @@ def analyze(
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         options: How to run the model where shapes cannot be inferred.
         biases: Make the weights ready for recovery: stored as initializers, and each layer with a bias.
+        keep_initializer_inputs: Leave stored tensors that are inputs as well on the list of inputs.
 
     Raises:
         ModelError: The model cannot be read.
@@ -131,6 +136,7 @@ def analyze(
     original = models.load(model)
     working = onnx.ModelProto()
     working.CopyFrom(original)
+    unlisted = 0 if keep_initializer_inputs else unlist_initializers(working)
     make_names_unique(working)
     _allow_unlisted(working)
     _fold(working, options)
@@ -147,6 +153,7 @@ def analyze(
     return Analysis(
         original=original, model=working, sha256=models.sha256(original), input_shapes=settled, structure=structure,
         cost=cost.build(working, structure), source=source, vectors=vectors, biases=added, images=images,
+        unlisted=unlisted,
     )  # fmt: skip
 
 

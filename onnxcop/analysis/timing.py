@@ -67,9 +67,6 @@ def time_model(
         staircase: The widths that the machine computes well.
         options: How operators are run.
         progress: Called with (stage, done, total).
-
-    Raises:
-        EngineError: The table was made on another machine, of another model.
     """
     asked = wanted(analysis, staircase)
     points = {key: (one.operator, point) for one in asked for key, point in zip(one.keys, one.points, strict=True)}

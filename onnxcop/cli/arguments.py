@@ -72,7 +72,8 @@ def apply_options(values: Mapping[str, Any], progress: Progress) -> ApplyOptions
 
     return ApplyOptions(
         options=engine_from(values), task=values["task"], latency_seconds=values["latency_seconds"], progress=progress,
-        metadata=values["metadata"], **data_arguments(values),
+        metadata=values["metadata"], keep_initializer_inputs=values["keep_initializer_inputs"],
+        **data_arguments(values),
     )  # fmt: skip
 
 

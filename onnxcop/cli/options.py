@@ -79,6 +79,11 @@ output_options: Decorator[Any, Any] = _options(
     ),
     _option("--external-data", is_flag=True, help="Write the weights to a separate file beside the model."),
     _option(
+        "--keep-initializer-inputs",
+        is_flag=True,
+        help="Leave weights that are inputs as well on the list of inputs.",
+    ),
+    _option(
         "--no-metadata",
         "metadata",
         is_flag=True,

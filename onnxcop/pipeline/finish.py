@@ -61,6 +61,15 @@ def _turned_line(decision: Decision) -> tuple[str, ...]:
     return (f"{count} linear streams written in principal channels",) if count else ()
 
 
+def _unlisted_line(analysis: Analysis) -> tuple[str, ...]:
+    if not analysis.unlisted:
+        return ()
+    return (
+        f"{analysis.unlisted} weights were inputs as well, which keeps ONNX Runtime from fusing: they are inputs no "
+        "more (--keep-initializer-inputs keeps them)",
+    )
+
+
 def fed(decision: Decision, source: CalibrationData | None) -> Decision:
     """The decision, with what the network was fed with."""
     return decision if source is None else replace(decision, inputs=source.values(), record=source.record())
@@ -132,5 +141,5 @@ def _report(
         figures=found.figures, measured_on="" if decision.unseen is None else decision.unseen.described,
         quality=quality_of(found.figures) | scores, held_out=decision.held_out, seconds=dict(clock.seconds),
         latency=found.latency, inputs=decision.inputs, data=decision.record,
-        choices=(*decision.choices, *undecided(found.latency)),
+        choices=(*decision.choices, *_unlisted_line(analysis), *undecided(found.latency)),
     )  # fmt: skip

@@ -41,6 +41,8 @@ class ApplyOptions(DataOptions):
         latency_seconds: How long to measure the latency of both models in the end; 0 to skip it.
         metadata: Whether the result says in its metadata where it comes from (see
             :func:`onnxcop.rewrite.provenance.provenance`).
+        keep_initializer_inputs: Leave stored tensors that are inputs as well on the list of inputs. By default they
+            leave it, since they keep ONNX Runtime from fusing.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
@@ -49,6 +51,7 @@ class ApplyOptions(DataOptions):
     task: Task | None = None
     latency_seconds: float = 0.0
     metadata: bool = True
+    keep_initializer_inputs: bool = False
     progress: Callback | bool | None = None
 
     @property

@@ -100,6 +100,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         analysis = analyze(
             model, input_shapes=options.input_shapes, rules=options.rules, policy=options.policy,
             options=options.engine, biases=modes.recover.writes,
+            keep_initializer_inputs=options.keep_initializer_inputs,
         )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
@@ -139,6 +140,7 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
         analysis = analyze(
             model, input_shapes=plan.input_shapes, rules=options.rules, policy=plan.policy,
             options=options.engine, biases=options.data is not None,
+            keep_initializer_inputs=options.keep_initializer_inputs,
         )  # fmt: skip
     removed = units_of(analysis, plan)
     principal = plan.settings.get("channels") == "principal"

@@ -1,7 +1,6 @@
 """Times of single operators, from the profile of a session that runs many of them.
 
-This module needs ONNX Runtime and the standard library alone, so that its text can be copied to a device
-(see :mod:`onnxcop.pipeline.profile`). What stands in the way of comparing operators one by one, the copies
+What stands in the way of comparing operators one by one, the copies
 and reorders at the borders of a small model, is left out: a profile tells kernels apart.
 """
 
@@ -12,7 +11,6 @@ import os
 import platform
 import re
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -161,8 +159,3 @@ def machine(provider: str, threads: int | None) -> dict[str, Any]:
 
     name = processor() if provider == CPU else f"{processor()}, {devices()}"
     return {"processor": name, "runtime": ort.__version__, "provider": provider, "threads": threads}
-
-
-def say(line: str) -> None:
-    """Tell how far it is, on the standard error."""
-    print(line, file=sys.stderr, flush=True)
