@@ -172,7 +172,7 @@ def statistics_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of :class:`onnxcop.data.options.DataOptions`: what to calibrate on."""
-    names = ("data", "samples", "batch_size", "seed")
+    names = ("data", "tokenizer", "samples", "batch_size", "seed")
     return {"preprocess": preprocess_from(values), **{name: values[name] for name in names}}
 
 

@@ -295,8 +295,9 @@ data_options: Decorator[Any, Any] = _options(
     "Calibration data",
     _option(
         "--data", metavar="PATH",
-        help="Calibration samples: folder of images, .npz, .npy, ONNX test data, or SCRIPT.py:FUNCTION.",
+        help="Calibration samples: folder of images, .npz, .npy, .txt, ONNX test data, or SCRIPT.py:FUNCTION.",
     ),
+    _option("--tokenizer", type=_FILE, metavar="DIR", help="The model's, for data that are a .txt file of texts."),
     _option(
         "--samples", type=click.IntRange(1), metavar="N",
         help="Number of samples to use. [default: 512, or up to 1,024 for a fast model]",

@@ -44,7 +44,8 @@ def finetune_command(model: Path, output: Path | None, history: Path | None, plo
     network = load(model)
     metric = None if values["metric"] is None else Metric.of(values["metric"], network)
     options = FinetuneOptions(
-        labels=values["labels"], teacher=values["teacher"], loss=values["loss"], epochs=values["epochs"],
+        labels=values["labels"], tokenizer=values["tokenizer"],
+        teacher=values["teacher"], loss=values["loss"], epochs=values["epochs"],
         rate=values["lr"], batch_size=values["batch_size"], decay=values["weight_decay"], held_out=values["held_out"],
         augment=values["augment"], metric=metric, preprocess=preprocess_from(values), samples=values["samples"],
         checkpoint=values["checkpoint"], seed=values["seed"], engine=engine_from(values),

@@ -14,6 +14,7 @@ from onnxcop.data.batching import fit_batch_size
 from onnxcop.data.guess_check import check_guess
 from onnxcop.data.open import CalibrationData, Preprocess, open_source
 from onnxcop.data.options import DataOptions
+from onnxcop.data.text import with_tokenizer
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.images.declared import Declared
 from onnxcop.runtime.inputs import model_inputs
@@ -58,10 +59,11 @@ def open_data(
         asked = Preprocess.named(asked)  # a name that does not exist is refused without data too
     if options.data is None:
         return None
+    data = with_tokenizer(options.data, options.tokenizer)
 
     def opened(preprocess: Preprocess | None, samples: int, declared: Declared | None, log: bool) -> CalibrationData:
         return open_source(
-            options.data, input_specs(analysis), preprocess=preprocess, samples=samples,
+            data, input_specs(analysis), preprocess=preprocess, samples=samples,
             batch_size=options.batch_size, seed=options.seed, input_shapes=input_shapes,
             settled_shapes=analysis.input_shapes, declared=declared, log_reading=log,
         )  # fmt: skip
@@ -74,7 +76,7 @@ def open_data(
     doubt = emptiness(source)
     if doubt:
         log.warning("the calibration data tell nothing: %s; give samples as the model will see them", doubt)
-    doubt = check_guess(analysis, source, reopened) if isinstance(options.data, str | os.PathLike | np.ndarray) else ""
+    doubt = check_guess(analysis, source, reopened) if isinstance(data, str | os.PathLike | np.ndarray) else ""
     if doubt:
         log.warning("%s", doubt)
     return source

@@ -17,6 +17,7 @@ from onnxcop.data.dataset import CalibrationData
 from onnxcop.data.inputs import BatchLayout, batch_layout, with_shapes
 from onnxcop.data.paths import script_data, store_from_path
 from onnxcop.data.stores import ParcelStore, SpilledStore, Store
+from onnxcop.data.text import TextData
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.images.declared import Declared
@@ -86,8 +87,12 @@ def open_source(
     layout = batch_layout(with_shapes(inputs, input_shapes))
     if not layout.specs:
         raise CalibrationError("the model has no inputs, so it cannot be calibrated")
+    texts = data if isinstance(data, TextData) else None
+    if texts is not None:
+        data = texts.arrays(layout.specs)
     binder = Binder(layout, preprocess, declared, settled_shapes)
     store, total, origin = _open(data, binder, samples + RESERVE, seed)
+    origin = origin if texts is None else str(texts.path)
     unit = layout.size or 1
     if total < unit:
         raise CalibrationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onnxcop.images.preprocess import Preprocess
@@ -15,6 +16,7 @@ class DataOptions:
     Attributes:
         data: Calibration data: a path, arrays, feed dicts, a loader or a `SCRIPT.py:FUNCTION` (see
             :func:`onnxcop.data.open.open_source`); without it synthetic inputs are used.
+        tokenizer: The model's `tokenizer.json`, or its folder, for data that are a text file, one text a line.
         preprocess: How images become inputs, or the name of such a preprocessing, e.g. `imagenet`; what it
             leaves open is as the model declares, else guessed.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
@@ -23,6 +25,7 @@ class DataOptions:
     """
 
     data: Any = None
+    tokenizer: str | Path | None = None
     preprocess: Preprocess | str | None = None
     samples: int | None = None
     batch_size: int = 32

@@ -17,6 +17,7 @@ import onnx
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.open import open_source
+from onnxcop.data.text import with_tokenizer
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.io import load, sha256
 from onnxcop.images.preprocess import Preprocess
@@ -52,6 +53,7 @@ class FinetuneOptions:
         held_out: Share of the samples that judges and is not trained on.
         augment: Whether images are shifted and mirrored at random.
         metric: A score of models, higher is better; None for the accuracy, or minus the squared error.
+        tokenizer: The model's `tokenizer.json`, or its folder, for data that are a text file, one text a line.
         preprocess: How images become inputs; None for what the model declares, else guessed.
         samples: How many samples of the data are used; None for all.
         checkpoint: Where to write how far the run is; a run that finds it goes on from there.
@@ -69,6 +71,7 @@ class FinetuneOptions:
     held_out: float = 0.1
     augment: bool = False
     metric: Callable[[onnx.ModelProto], float] | None = None
+    tokenizer: str | Path | None = None
     preprocess: Preprocess | None = None
     samples: int | None = None
     checkpoint: Path | None = None
@@ -142,7 +145,8 @@ class _Finetuning:
         self.model, self.options, self.progress, self.started = model, options, progress, time.monotonic()
         with Session(model, options.engine) as session:
             source = open_source(
-                data, session.inputs, preprocess=options.preprocess, samples=options.samples or _ALL,
+                with_tokenizer(data, options.tokenizer), session.inputs,
+                preprocess=options.preprocess, samples=options.samples or _ALL,
                 batch_size=options.batch_size, seed=options.seed,
             )  # fmt: skip
             if source.count < 2:

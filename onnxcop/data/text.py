@@ -1,0 +1,113 @@
+"""Texts as data: one a line, turned into numbers by the model's own tokenizer (extra `text`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcop._base.types import Feed
+from onnxcop.errors import CalibrationError
+from onnxcop.graph.input_spec import InputSpec
+
+LONGEST = 128  # tokens of a text, unless the model or its tokenizer says otherwise; longer ones are cut
+_FORMS = {
+    "input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids", "position_ids": "",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TextData:
+    """Texts with the tokenizer that a model was trained with.
+
+    Attributes:
+        path: A text file, one text a line; empty lines are left out.
+        tokenizer: A `tokenizer.json` as Hugging Face models have it, or the folder that holds it.
+    """
+
+    path: Path
+    tokenizer: Path
+
+    def arrays(self, inputs: Sequence[InputSpec]) -> Feed:
+        """Token numbers and what goes with them, int64 [texts, tokens], by input name.
+
+        Args:
+            inputs: Those of the model: any of input_ids, attention_mask, token_type_ids and position_ids.
+
+        Raises:
+            CalibrationError: A file cannot be read, or the model has other inputs.
+        """
+        unknown = [spec.name for spec in inputs if spec.name not in _FORMS]
+        if unknown:
+            raise CalibrationError(
+                f"{self.path}: texts feed inputs named {', '.join(_FORMS)}, but the model reads {', '.join(unknown)}; "
+                "give .npz files with an array for each"
+            )
+        tokenizer = self._loaded()
+        fixed = next((s.shape[1] for s in inputs if len(s.shape) > 1 and isinstance(s.shape[1], int)), None)
+        tokenizer.enable_truncation(fixed or self._longest())
+        padding = dict(tokenizer.padding or {})
+        kept = {key: padding[key] for key in ("direction", "pad_id", "pad_type_id", "pad_token") if key in padding}
+        tokenizer.enable_padding(length=fixed, **kept)
+        found = tokenizer.encode_batch(self._texts())
+        return {
+            spec.name: np.array(
+                [getattr(text, _FORMS[spec.name]) if _FORMS[spec.name] else range(len(text.ids)) for text in found]
+            ).astype(spec.dtype)
+            for spec in inputs
+        }
+
+    def _texts(self) -> list[str]:
+        try:
+            lines = [line.strip() for line in self.path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(f"{self.path}: texts cannot be read ({error}); give a UTF-8 file") from None
+        texts = [line for line in lines if line]
+        if not texts:
+            raise CalibrationError(f"{self.path}: it holds no texts; write one on each line")
+        return texts
+
+    def _loaded(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise CalibrationError(
+                "texts need the tokenizers library; install it with: pip install 'onnxcop[text]'"
+            ) from None
+        path = self.tokenizer / "tokenizer.json" if self.tokenizer.is_dir() else self.tokenizer
+        if not path.is_file():
+            raise CalibrationError(f"{path} does not exist; give the folder of the model that holds its tokenizer.json")
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises Exception itself
+            raise CalibrationError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
+
+    def _longest(self) -> int:
+        """The length that the tokenizer's settings name, at most the usual one."""
+        folder = self.tokenizer if self.tokenizer.is_dir() else self.tokenizer.parent
+        try:
+            told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+        except (OSError, ValueError):
+            return LONGEST
+        return min(LONGEST, told) if isinstance(told, int) and told > 0 else LONGEST
+
+
+def with_tokenizer(data: Any, tokenizer: str | Path | None) -> Any:
+    """Data that are texts, with their tokenizer; anything else as it is.
+
+    Raises:
+        CalibrationError: One of the two is missing.
+    """
+    text = isinstance(data, str | os.PathLike) and Path(data).suffix.lower() == ".txt"
+    if tokenizer is None:
+        if text:
+            raise CalibrationError(f"{data}: texts need the model's tokenizer; give --tokenizer DIR")
+        return data
+    if not text:
+        raise CalibrationError("--tokenizer reads texts; give --data FILE.txt, one text a line")
+    return TextData(Path(data), Path(tokenizer))
