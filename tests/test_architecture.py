@@ -36,6 +36,23 @@ def test_modules_and_functions_are_of_a_size_to_be_read() -> None:
     assert not functions
 
 
+def test_classes_are_made_with_at_most_four_positional_arguments() -> None:
+    classes = {node.name for tree in modules().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    long = [
+        f"{name}:{node.lineno} {called}"
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and (called := constructed(node, classes)) and len(node.args) > 4
+    ]
+    assert not long
+
+
+def constructed(call: ast.Call, classes: set[str]) -> str:
+    """The name of the class of the package that a call makes an instance of, if it does."""
+    name = call.func.id if isinstance(call.func, ast.Name) else ""
+    return name if name in classes else ""
+
+
 def test_folders_hold_at_most_16_modules() -> None:
     modules_of = Counter(path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
     assert not {str(folder): count for folder, count in modules_of.items() if count > 16}

@@ -193,7 +193,16 @@ def census(analysis: Analysis) -> list[FilterCensus]:
             shape = coupling.shapes[node.input[kernel.input]].shape or (0,)
             size = shape[kernel.out_axis]
             why = _SINGLE if size == 1 else _COMPUTED
-            found.append(FilterCensus(contraction.node, _name(node), size, 0, {why: size}, size * why.given))
+            found.append(
+                FilterCensus(
+                    node=contraction.node,
+                    name=_name(node),
+                    filters=size,
+                    prunable=0,
+                    reasons={why: size},
+                    given=size * why.given,
+                )
+            )
             continue
         found.append(FilterCensus(contraction.node, _name(node), len(atoms), *_why(structure, atoms)))
     return found

@@ -176,7 +176,13 @@ def build(model: onnx.ModelProto, structure: Structure) -> CostModel:
     for number, term in enumerate(terms):
         for axis in set(term.axes):
             by_axis[axis].append(number)
-    return CostModel(structure, tuple(terms), tuple(map(tuple, by_axis)), max(0, file_size(model) - stored), batch)
+    return CostModel(
+        structure=structure,
+        terms=tuple(terms),
+        by_axis=tuple(map(tuple, by_axis)),
+        file_overhead=max(0, file_size(model) - stored),
+        batch=batch,
+    )
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...], int, bool]]:

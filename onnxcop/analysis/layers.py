@@ -78,7 +78,16 @@ def _layer(nodes: Sequence[onnx.NodeProto], structure: Structure, contraction: C
     width = len(classes) // (outer * inner)
     first = classes.reshape(outer, width, inner)[0, :, 0]
     tensor = nodes[contraction.node].input[data.input]
-    return Layer(contraction.node, kernel, tensor, data.axis, outer, inner, groups, structure.class_unit[first])
+    return Layer(
+        node=contraction.node,
+        kernel=kernel,
+        tensor=tensor,
+        axis=data.axis,
+        outer=outer,
+        inner=inner,
+        groups=groups,
+        units=structure.class_unit[first],
+    )
 
 
 def _blocks(classes: IntArray) -> tuple[int, int]:

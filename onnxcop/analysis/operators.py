@@ -236,7 +236,14 @@ def _operator(
     if any(one is None for one in (*operands, *outputs, *others)):
         return None
     known = [[one for one in part if one is not None] for part in (operands, outputs, others)]
-    return Operator(node, tuple(known[0]), tuple(known[1]), fused, tuple(known[2]), opset)
+    return Operator(
+        node=node,
+        operands=tuple(known[0]),
+        outputs=tuple(known[1]),
+        fused=fused,
+        activation=tuple(known[2]),
+        opset=opset,
+    )
 
 
 def _operand(analysis: Analysis, name: str) -> Operand | None:
@@ -255,7 +262,7 @@ def _operand(analysis: Analysis, name: str) -> Operand | None:
     dims = tuple(size if axis is None else -1 - axis for size, axis in zip(info.shape, live, strict=True))
     stored = name in structure.coupling.constants or name in structure.coupling.derived or info.value is not None
     small = info.value is not None and info.value.size <= _LARGEST_VALUE and all(size >= 0 for size in dims)
-    return Operand(name, info.elem_type, dims, stored, info.value if small else None)
+    return Operand(name=name, elem_type=info.elem_type, dims=dims, stored=stored, value=info.value if small else None)
 
 
 def in_one(graphs: Sequence[onnx.GraphProto], opset: Iterable[tuple[str, int]]) -> onnx.ModelProto:

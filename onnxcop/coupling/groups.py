@@ -109,9 +109,16 @@ def build(model: onnx.ModelProto, coupling: Coupling) -> Structure:
     incidence = _incidence(list(axes.values()), class_unit, len(unit_class))
     groups, group_of = _groups(coupling, incidence, unit_class, class_unit)
     return Structure(
-        coupling, unit_class, class_unit, tuple(axes.values()), ids, incidence,
-        groups, group_of, np.unique(np.array(limited_ids, dtype=np.int64)),
-    )  # fmt: skip
+        coupling=coupling,
+        unit_class=unit_class,
+        class_unit=class_unit,
+        axes=tuple(axes.values()),
+        axis_ids=ids,
+        incidence=incidence,
+        groups=groups,
+        group_of=group_of,
+        limited_axes=np.unique(np.array(limited_ids, dtype=np.int64)),
+    )
 
 
 def _prunable(coupling: Coupling) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -159,9 +166,9 @@ def _groups(
     producers, consumers = _layers(coupling, class_unit, group_of, len(members))
     groups = tuple(
         DependencyGroup(
-            index, np.array(units, dtype=np.int64), not key[2],
-            tuple(sorted(producers[index])), tuple(sorted(consumers[index])),
-            classes.reasons.get(int(unit_class[units[0]]), ()),
+            index=index, units=np.array(units, dtype=np.int64), exact=not key[2],
+            producers=tuple(sorted(producers[index])), consumers=tuple(sorted(consumers[index])),
+            reasons=classes.reasons.get(int(unit_class[units[0]]), ()),
         )
         for index, (key, units) in enumerate(members.items())
     )  # fmt: skip

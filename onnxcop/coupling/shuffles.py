@@ -149,12 +149,12 @@ def _shuffle(model: onnx.ModelProto, shapes: ShapeMap, chain: tuple[int, ...]) -
             return None
         moved = found
     if "Gather" in kinds and np.array_equal(moved, numbers):
-        return Shuffle(chain, source, result, None, np.arange(0))
+        return Shuffle(nodes=chain, source=source, result=result, axis=None, order=np.arange(0))
     for axis, size in enumerate(shape):
         line = np.moveaxis(moved, axis, 0).reshape(size, -1)[:, 0]
         picked = np.unravel_index(line, shape)[axis].astype(np.int64)
         if not np.array_equal(picked, np.arange(size)) and np.array_equal(moved, np.take(numbers, picked, axis)):
-            return Shuffle(chain, source, result, axis, picked)
+            return Shuffle(nodes=chain, source=source, result=result, axis=axis, order=picked)
     return None
 
 

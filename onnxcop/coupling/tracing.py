@@ -46,7 +46,11 @@ def trace(
         InternalError: A rule broke the conservation law.
     """
     orders = shuffles.find(model, shapes)
-    return best_of(lambda preferred: _Walk(model, shapes, rules, preferred, policy, orders).run())
+    return best_of(
+        lambda preferred: _Walk(
+            model=model, shapes=shapes, rules=rules, preferred=preferred, policy=policy, orders=orders
+        ).run()
+    )
 
 
 _NO_RULE = "no rule for operator"
@@ -90,9 +94,14 @@ class _Walk:
         for name in sorted(self.findings.values_read & self.labels.keys()):
             self._freeze(name, Reason("holds sizes or indices", name))
         return Coupling(
-            self.labels, frozenset(self.constants), frozenset(self.derived), self.pool.solve(),
-            self.findings, tuple(self.declined), self.shapes,
-        )  # fmt: skip
+            labels=self.labels,
+            constants=frozenset(self.constants),
+            derived=frozenset(self.derived),
+            classes=self.pool.solve(),
+            findings=self.findings,
+            declined=tuple(self.declined),
+            shapes=self.shapes,
+        )
 
     def _enter(self, scope: Scope) -> None:
         """Visit the nodes of one graph."""
@@ -116,10 +125,19 @@ class _Walk:
         infos = [self.shapes[name] if name else None for name in node.input]
         self._note_hidden(node)
         op = Op(
-            index, node, self.opsets.get(domain, 1), _attributes(node), infos,
-            [self.shapes[name] for name in node.output], self.pool, self.findings, self._label,
-            self.preferred, self.derived, self.policy,
-        )  # fmt: skip
+            index=index,
+            node=node,
+            opset=self.opsets.get(domain, 1),
+            attributes=_attributes(node),
+            infos=infos,
+            out_infos=[self.shapes[name] for name in node.output],
+            pool=self.pool,
+            findings=self.findings,
+            label_of=self._label,
+            preferred=self.preferred,
+            constants=self.derived,
+            policy=self.policy,
+        )
         if holds_graph:
             self._control(op)
             return
@@ -177,7 +195,7 @@ class _Walk:
         axis, order = found
         self.findings.values_read.update(self.model.graph.node[index].input[1:])
         if index == shuffle.nodes[-1]:
-            edit = OrderEdit(index, shuffle.nodes, label, axis, order)
+            edit = OrderEdit(node=index, chain=shuffle.nodes, label=label, axis=axis, order=order)
             self.labels[shuffle.result] = (*label[:axis], edit.atoms[order], *label[axis + 1 :])
             self.findings.edits.append(edit)
         return True

@@ -161,11 +161,11 @@ def node_sizes(context: PruningContext) -> dict[int, Sizes]:
         label = structure.coupling.labels.get(name, (None,) * len(shape))
         free = [size for size, atoms in zip(shape, label, strict=True) if atoms is None]
         result[contraction.node] = Sizes(
-            mac.scale / context.cost.batch,
-            tuple(structure.axis_id(atoms) for atoms in mac.axes),
-            float(np.prod(free, dtype=np.float64)),
-            tuple(structure.axis_id(atoms) for atoms in label if atoms is not None),
-            0.0 if contraction.produced is not None else float(shape[contraction.kernel.out_axis]),
-            None if contraction.produced is None else structure.axis_id(contraction.produced),
+            macs=mac.scale / context.cost.batch,
+            mac_axes=tuple(structure.axis_id(atoms) for atoms in mac.axes),
+            weights=float(np.prod(free, dtype=np.float64)),
+            weight_axes=tuple(structure.axis_id(atoms) for atoms in label if atoms is not None),
+            outputs=0.0 if contraction.produced is not None else float(shape[contraction.kernel.out_axis]),
+            output_axis=None if contraction.produced is None else structure.axis_id(contraction.produced),
         )
     return result

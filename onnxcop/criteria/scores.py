@@ -104,7 +104,17 @@ def score(analysis: Analysis, criterion: str | Criterion = "cop", stats: Calibra
         layer, place = places[unit]
         parts = {name: float(values[unit]) for name, values in terms.items()}
         group = names[int(structure.group_of[unit])]
-        units.append(UnitScore(unit, group, layer, place, rank, float(importance[unit]), parts))
+        units.append(
+            UnitScore(
+                unit=unit,
+                group=group,
+                layer=layer,
+                filter=place,
+                rank=rank,
+                importance=float(importance[unit]),
+                terms=parts,
+            )
+        )
     return Scores(criterion.name, criterion.parameters(), tuple(terms), tuple(units))
 
 

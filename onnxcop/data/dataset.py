@@ -137,7 +137,9 @@ class CalibrationData:
         """What this is, for programs."""
         reader = self.image_reader
         read, origin = (None, None) if reader is None else (str(reader), reader.origin)
-        return DataRecord(self.origin, self.count, len(self._store), read, origin)
+        return DataRecord(
+            source=self.origin, samples=self.count, available=len(self._store), images=read, images_from=origin
+        )
 
     def batches(self, batch_size: int | None = None) -> Iterator[Feed]:
         """The samples in batches, arrays by input name.
@@ -172,7 +174,11 @@ class CalibrationData:
                 low, high = float(known.min()), float(known.max())
                 if array.dtype.kind == "f":
                     mean, deviation = float(known.mean()), float(known.std())
-            found.append(FedValues(name, shape, array.dtype.name, low, high, mean, deviation))
+            found.append(
+                FedValues(
+                    name=name, shape=shape, dtype=array.dtype.name, low=low, high=high, mean=mean, deviation=deviation
+                )
+            )
         return tuple(found)
 
     def first_infinite(self) -> str:
@@ -186,7 +192,13 @@ class CalibrationData:
     def one_by_one(self) -> CalibrationData:
         """The same samples, for a model that takes one in a run."""
         return CalibrationData(
-            self._store, self._order, replace(self.layout, size=1), 1, self.description, self._rest, self.origin
+            store=self._store,
+            order=self._order,
+            layout=replace(self.layout, size=1),
+            batch_size=1,
+            description=self.description,
+            rest=self._rest,
+            origin=self.origin,
         )
 
     def split(self, fraction: float, seed: int = 0) -> tuple[CalibrationData, CalibrationData]:
@@ -231,7 +243,14 @@ class CalibrationData:
 
     def _with(self, order: Array, description: str = "") -> CalibrationData:
         description = description or f"{len(order)} of: {self.description}"
-        return CalibrationData(self._store, order, self.layout, self.batch_size, description, origin=self.origin)
+        return CalibrationData(
+            store=self._store,
+            order=order,
+            layout=self.layout,
+            batch_size=self.batch_size,
+            description=description,
+            origin=self.origin,
+        )
 
     def _samples(self, window: int) -> Iterator[Feed]:
         """Every sample; pictures are decoded by some threads, at most `window` ahead."""

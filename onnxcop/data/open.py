@@ -109,7 +109,15 @@ def open_source(
         if log_reading:
             log.info(sentence)
         description += f" ({sentence})"
-    return CalibrationData(store, order, layout, batch_size, description, rest, origin)
+    return CalibrationData(
+        store=store,
+        order=order,
+        layout=layout,
+        batch_size=batch_size,
+        description=description,
+        rest=rest,
+        origin=origin,
+    )
 
 
 def _chosen(count: int, wanted: int, seed: int) -> Array:
@@ -238,7 +246,9 @@ def random_source(
     if guessed:
         listed = ", ".join(f"{name}={size}" for name, size in guessed.items())
         description += f" (assumed {listed}; give the input's shape if that is wrong)"
-    return CalibrationData(store, np.arange(len(store)), layout, batch_size, description)
+    return CalibrationData(
+        store=store, order=np.arange(len(store)), layout=layout, batch_size=batch_size, description=description
+    )
 
 
 def _random_array(spec: InputSpec, rng: np.random.Generator) -> Array:

@@ -203,7 +203,7 @@ class _Walk:
     ) -> list[tuple[int, Tensor]]:
         """Gradients of the inputs that are reached, by their places."""
         inputs, outputs = [self.tensor(name) for name in node.input], [self.tensor(name) for name in node.output]
-        access = Node(self.build, node, grads, outputs, self.known.value)
+        access = Node(builder=self.build, proto=node, grads=grads, outputs=outputs, values=self.known.value)
         given = {key: value for key, value in attributes_of(node).items()}
         unknown = given.keys() - {name for function in rule.functions for name in _keywords(function)}
         if unknown:

@@ -85,15 +85,15 @@ def _loop(node: onnx.NodeProto, graph: onnx.GraphProto) -> Body:
     _require(node, states >= 0 and len(inputs) == states + 2 and len(outputs) == len(node.output) + 1)
     _require(node, len(node.output) >= states)
     return Body(
-        "body",
-        graph,
-        tuple(Passage(o, i) for o, i in zip(node.input[2:], inputs[2:], strict=True)),
-        tuple(zip(inputs[2:], outputs[1 : states + 1], strict=True)),
-        tuple(
+        attribute="body",
+        graph=graph,
+        enters=tuple(Passage(o, i) for o, i in zip(node.input[2:], inputs[2:], strict=True)),
+        carried=tuple(zip(inputs[2:], outputs[1 : states + 1], strict=True)),
+        leaves=tuple(
             Passage(o, i, None if place < states else 0)
             for place, (o, i) in enumerate(zip(node.output, outputs[1:], strict=True))
         ),
-        (outputs[0],),
+        rigid=(outputs[0],),
     )
 
 
@@ -109,11 +109,11 @@ def _scan(node: onnx.NodeProto, attributes: dict[str, onnx.AttributeProto]) -> B
     out_axes = _axes(attributes, "scan_output_axes", stacked)
     _require(node, len(in_axes) == scanned and len(out_axes) == stacked)
     return Body(
-        "body",
-        graph,
-        tuple(map(Passage, node.input, inputs, [None] * states + in_axes)),
-        tuple(zip(inputs[:states], outputs[:states], strict=True)),
-        tuple(map(Passage, node.output, outputs, [None] * states + out_axes)),
+        attribute="body",
+        graph=graph,
+        enters=tuple(map(Passage, node.input, inputs, [None] * states + in_axes)),
+        carried=tuple(zip(inputs[:states], outputs[:states], strict=True)),
+        leaves=tuple(map(Passage, node.output, outputs, [None] * states + out_axes)),
     )
 
 

@@ -186,7 +186,9 @@ class _Walker:
                 elem_type = onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
                 value = result if foldable(result.dtype, result.size) else None
                 mark = None if varies is None else varies[place]
-                self.map.infos[name] = TensorInfo(elem_type, result.shape, value, varies is not None, mark)
+                self.map.infos[name] = TensorInfo(
+                    elem_type=elem_type, shape=result.shape, value=value, sized=varies is not None, varies=mark
+                )
 
     def _infer(self, node: onnx.NodeProto) -> None:
         found = self._inferred_types(node)

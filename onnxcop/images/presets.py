@@ -27,7 +27,21 @@ def _preset(
     channels: Channels | None = None, resize: Resize = "crop", interpolation: Interpolation = "bilinear",
     crop: float = 0.875, fill: float = 0.0,
 ) -> Preset:  # fmt: skip
-    return Preset(purpose, Preprocess(None, resize, interpolation, crop, fill, scale, mean, std, None, channels))
+    return Preset(
+        purpose,
+        Preprocess(
+            size=None,
+            resize=resize,
+            interpolation=interpolation,
+            crop=crop,
+            fill=fill,
+            scale=scale,
+            mean=mean,
+            std=std,
+            layout=None,
+            channels=channels,
+        ),
+    )
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

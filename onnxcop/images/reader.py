@@ -168,7 +168,14 @@ def image_reader(
     asked = any(value is not None for value in (wish.scale, wish.mean, wish.std))
     origin = "" if asked else f"guess '{guess[0]}'" if declared is None else declared.origin
     return ImageReader(
-        size, _resizing(whole), 1 / 255 if scale is None else scale, mean or (), std or (), layout, channels, origin
+        size=size,
+        resizing=_resizing(whole),
+        scale=1 / 255 if scale is None else scale,
+        mean=mean or (),
+        std=std or (),
+        layout=layout,
+        channels=channels,
+        origin=origin,
     )
 
 

@@ -146,7 +146,14 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
         str(side) if not isinstance(side, onnx.ModelProto) else f"model {letter}"
         for side, letter in ((a, "A"), (b, "B"))
     ]
-    return Comparison(_side(first, names[0]), _side(second, names[1]), latency, found, where, tuple(notes))
+    return Comparison(
+        a=_side(first, names[0]),
+        b=_side(second, names[1]),
+        latency=latency,
+        agreement=found,
+        data=where,
+        notes=tuple(notes),
+    )
 
 
 def _differences(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> list[str]:

@@ -108,7 +108,16 @@ def tap(working: MaskedNetwork, site: Site) -> Layer:
     atoms = working.analysis.structure.coupling.labels[site.tensor][site.axis]
     assert atoms is not None
     units = working.analysis.structure.units_on(atoms)
-    return Layer(-1, Kernel(0, 0, 0, kind="product"), site.tensor, site.axis, 1, 1, 1, units)
+    return Layer(
+        node=-1,
+        kernel=Kernel(0, 0, 0, kind="product"),
+        tensor=site.tensor,
+        axis=site.axis,
+        outer=1,
+        inner=1,
+        groups=1,
+        units=units,
+    )
 
 
 @dataclass
@@ -181,7 +190,7 @@ class _Tracer:
         numbers = np.full(len(ranks), -1, dtype=np.int64)
         for positions in own[order].T:
             numbers[positions] = len(self.sites)
-            self.sites.append(Site(name, axis, positions, False, layer))
+            self.sites.append(Site(tensor=name, axis=axis, positions=positions, dual=False, layer=layer))
         return numbers
 
     def _even(self, ranks: IntArray) -> bool:
@@ -350,7 +359,7 @@ class _Tracer:
 
     def _block(self, members: list[int], side: dict[int, bool]) -> Block:
         stored = tuple(
-            Site(site.tensor, site.axis, site.positions, side[number], site.layer)
+            Site(tensor=site.tensor, axis=site.axis, positions=site.positions, dual=side[number], layer=site.layer)
             for number in members
             for site in (self.sites[number],)
         )

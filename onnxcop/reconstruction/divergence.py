@@ -194,9 +194,15 @@ class Reference:
         if hits is not None and hits[:, 1].sum() > 0:
             agreement = (of_share if kind.counted else of_mean)(hits, len(self))
         return OutputFigures(
-            judgement.outputs, kind.name, str(judgement), divergence, kind.distance, agreement, kind.agreement,
-            _warning(judgement, divergence, agreement),
-        )  # fmt: skip
+            outputs=judgement.outputs,
+            kind=kind.name,
+            described=str(judgement),
+            divergence=divergence,
+            distance=kind.distance,
+            agreement=agreement,
+            agreement_name=kind.agreement,
+            warning=_warning(judgement, divergence, agreement),
+        )
 
     def _measure(self, judgement: Judgement) -> Measure:
         batches = list(zip(*(self._by_sample(judgement, batch, place) for place, batch in enumerate(self.outputs)),

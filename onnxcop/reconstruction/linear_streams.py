@@ -209,7 +209,15 @@ class _Finder:
         biases = [self.on(name)[group][1] for name in source.input[2:] if group in self.on(name)]
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         scale, shift, mean, variance = parameters
-        return Norm(place, biases[0] if biases else None, scale, shift, mean, variance, epsilon)
+        return Norm(
+            kernel=place,
+            bias=biases[0] if biases else None,
+            scale=scale,
+            shift=shift,
+            mean=mean,
+            variance=variance,
+            epsilon=epsilon,
+        )
 
     def _add_constant(self, group: int, place: Place) -> None:
         if self._own(place.name):
@@ -233,7 +241,13 @@ class _Finder:
                 continue
             layers = [self.layers[node] for node in group.consumers if node in self.layers]
             if len(layers) == len(group.consumers) == len(read) and all(map(self.working.is_open, layers)):
-                yield Stream(group, tuple(made), tuple(read), tuple(layers), tuple(self.norms.get(group.index, ())))
+                yield Stream(
+                    group=group,
+                    made=tuple(made),
+                    read=tuple(read),
+                    layers=tuple(layers),
+                    norms=tuple(self.norms.get(group.index, ())),
+                )
 
 
 def _blocks(units: IntArray, order: Sequence[int] | IntArray) -> tuple[int, int] | None:

@@ -128,7 +128,13 @@ class UnitMasks:
         units = self._units.get(number)
         if units is None or alive[units].all():
             return None
-        writer = _Writer(self, number, alive, changed, self.scopes.nodes[number] if node is None else node)
+        writer = _Writer(
+            masks=self,
+            number=number,
+            alive=alive,
+            changed=changed,
+            node=self.scopes.nodes[number] if node is None else node,
+        )
         if number in self._statistics:
             writer.gather()
         else:

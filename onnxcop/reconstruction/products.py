@@ -61,7 +61,16 @@ def products(working: MaskedNetwork) -> Iterator[Product]:
 def _watched(working: MaskedNetwork, contraction: Contraction, operand: Operand) -> Layer:
     name = working.nodes[contraction.node].input[operand.input]
     units = working.analysis.structure.units_on(operand.atoms)
-    return Layer(contraction.node, Kernel(operand.input, 0, 0, kind="product"), name, operand.axis, 1, 1, 1, units)
+    return Layer(
+        node=contraction.node,
+        kernel=Kernel(operand.input, 0, 0, kind="product"),
+        tensor=name,
+        axis=operand.axis,
+        outer=1,
+        inner=1,
+        groups=1,
+        units=units,
+    )
 
 
 def _state(working: MaskedNetwork, contraction: Contraction, operand: Operand) -> Layer | None:
@@ -73,7 +82,16 @@ def _state(working: MaskedNetwork, contraction: Contraction, operand: Operand) -
     for name in node.output:
         for axis, atoms in enumerate(working.analysis.structure.coupling.labels.get(name) or ()):
             if atoms is not None and np.array_equal(working.analysis.structure.units_on(atoms), units):
-                return Layer(contraction.node, Kernel(operand.input, 0, 0, kind="product"), name, axis, 1, 1, 1, units)
+                return Layer(
+                    node=contraction.node,
+                    kernel=Kernel(operand.input, 0, 0, kind="product"),
+                    tensor=name,
+                    axis=axis,
+                    outer=1,
+                    inner=1,
+                    groups=1,
+                    units=units,
+                )
     return None
 
 

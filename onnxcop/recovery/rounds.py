@@ -162,7 +162,13 @@ class Recovery:
         """Statistics of the network as it stands."""
         fit = self._calibrate(self.fit, "fit")
         self.seen = self.seen or fit.by_channel(self.working.layers)
-        return Samples(fit, self._calibrate(self.probe, "probe"), self.probe_feeds, self.judge, self.heads)
+        return Samples(
+            fit=fit,
+            held=self._calibrate(self.probe, "probe"),
+            feeds=self.probe_feeds,
+            reference=self.judge,
+            heads=self.heads,
+        )
 
     def _calibrate(self, data: CalibrationData, what: str) -> PatchStatistics:
         def report(done: int, total: int) -> None:
@@ -219,9 +225,12 @@ class Recovery:
         """One pass of layer-by-layer least squares."""
         fit = [dict(feed) for feed in self.fit.take(self.settings.refine_samples).batches()]
         refiner = Refiner(
-            self.original, self.working, RefineSet(fit, self.probe_feeds, self.judge), self.options,
-            self.settings.seed,
-        )  # fmt: skip
+            original=self.original,
+            working=self.working,
+            samples=RefineSet(fit, self.probe_feeds, self.judge),
+            options=self.options,
+            seed=self.settings.seed,
+        )
         return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]
 
     def start(self, limits: Limits, preference: Preference | None = None) -> PruningState:
@@ -283,7 +292,7 @@ class Recovery:
             inverses=InverseCache(), progress=progress,
         )  # fmt: skip
         return CurveSearch(
-            lambda requests, known: measured(requests=requests, known=known),
-            state, budget, self.analysis.structure.group_of,
-            self.settings.curve_passes, self.settings.sharper_passes,
+            measure=lambda requests, known: measured(requests=requests, known=known),
+            state=state, budget=budget, group_of=self.analysis.structure.group_of,
+            passes=self.settings.curve_passes, sharper=self.settings.sharper_passes,
         )  # fmt: skip

@@ -53,7 +53,15 @@ def recovery_on(
     share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
     fit, probe = source.split(share, settings.seed)
     views = min(settings.views, max(1, settings.refine_samples // fit.count))
-    return Recovery(analysis, fit.with_crops(views), probe, options, settings, progress, task=task)
+    return Recovery(
+        analysis=analysis,
+        fit=fit.with_crops(views),
+        probe=probe,
+        options=options,
+        settings=settings,
+        progress=progress,
+        task=task,
+    )
 
 
 def without_padding(analysis: Analysis, source: CalibrationData, options: EngineOptions) -> CalibrationData:
@@ -95,7 +103,16 @@ def recovery_without_data(
     if macs > _LARGE:
         passes = min(settings.curve_passes, _PASSES)
         settings = replace(settings, refine=0, curve_passes=passes, sharper_passes=0)
-    return Recovery(analysis, fit, probe, options, settings, progress, synthetic=True, task=task)
+    return Recovery(
+        analysis=analysis,
+        fit=fit,
+        probe=probe,
+        options=options,
+        settings=settings,
+        progress=progress,
+        synthetic=True,
+        task=task,
+    )
 
 
 @dataclass

@@ -94,10 +94,16 @@ def correlations(
         large += not matrices
         for measure, matrix in matrices:
             upper = np.round(255 * np.nan_to_num(matrix)[np.triu_indices(len(shown), 1)]).astype(np.uint8)
-            found.append(Correlation(
-                name, measure, width, tuple(shown.tolist()), tuple(places.tolist()),
-                upper.tobytes(),
-            ))  # fmt: skip
+            found.append(
+                Correlation(
+                    layer=name,
+                    measure=measure,
+                    width=width,
+                    channels=tuple(shown.tolist()),
+                    removed=tuple(places.tolist()),
+                    values=upper.tobytes(),
+                )
+            )
     notes = []
     if left:
         notes.append(f"correlation matrices of {plural(left, 'layer')}: those that lost the fewest channels")

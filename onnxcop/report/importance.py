@@ -93,9 +93,13 @@ def importance(
     gone[removed] = True
     alone = found.alpha * terms["correlation"]
     return Importance(
-        found.name, decided, (found.alpha, found.beta, found.gamma),
-        Histogram.of(alone[~dead], gone[~dead]), Histogram.of(total[~dead], gone[~dead]), int(dead.sum()),
-    )  # fmt: skip
+        criterion=found.name,
+        decided=decided,
+        weights=(found.alpha, found.beta, found.gamma),
+        correlation=Histogram.of(alone[~dead], gone[~dead]),
+        regularized=Histogram.of(total[~dead], gone[~dead]),
+        dead=int(dead.sum()),
+    )
 
 
 def _criterion(recorded: Mapping[str, Any]) -> Cop | None:

@@ -62,7 +62,8 @@ def _change(
     name: str, op: str, widths: tuple[int | None, int | None], before: FloatArray, after: FloatArray
 ) -> LayerChange:
     return LayerChange(
-        name, op, *widths, float(before[0]), float(after[0]), float(before[1]), float(after[1])
+        name, op, *widths, macs=float(before[0]), macs_after=float(after[0]), params=float(before[1]),
+        params_after=float(after[1]),
     )  # fmt: skip
 
 

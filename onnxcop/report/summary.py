@@ -135,12 +135,12 @@ def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, .
         layers = tuple(analysis.nodes[n].name or analysis.nodes[n].output[0] for n in group.producers)
         result.append(
             GroupReport(
-                group_name(analysis, group.index),
-                layers,
-                group.width,
-                group.width - gone,
-                group.exact,
-                int(filters[group.units[0]]),
+                name=group_name(analysis, group.index),
+                layers=layers,
+                width=group.width,
+                kept=group.width - gone,
+                exact=group.exact,
+                filters=int(filters[group.units[0]]),
             )
         )
     return tuple(result)

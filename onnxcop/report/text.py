@@ -44,16 +44,16 @@ def rows(report: Report) -> Iterator[Row]:
         ("parameters", before.params, after.params, counted),
         ("file size", before.bytes, after.bytes, sized),
     ):
-        yield Row(name, form(old), form(new), percent(new, old), new < old)
+        yield Row(name=name, before=form(old), after=form(new), kept=percent(new, old), better=new < old)
     if report.latency is not None:
         times = report.latency
         yield Row(
-            "latency",
-            str(times.before),
-            str(times.after),
-            times.share,
-            times.ratio < 1 and not times.undecided,
-            times.slower,
+            name="latency",
+            before=str(times.before),
+            after=str(times.after),
+            kept=times.share,
+            better=times.ratio < 1 and not times.undecided,
+            worse=times.slower,
         )
     yield from (Row(name, "", text) for name, text in figure_rows(report.figures))
     quality, measured = report.quality, quality_of(report.figures)

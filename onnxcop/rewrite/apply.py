@@ -52,7 +52,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
         for index in reversed(range(len(copies))):  # bodies before the graph that holds them
             scope = scopes.all[index]
             own = range(scope.first, scope.first + len(scope.graph.node))
-            solver = GraphEditor(model, scope, structure, keep, weights, taken)
+            solver = GraphEditor(model=model, scope=scope, structure=structure, keep=keep, weights=weights, taken=taken)
             solver.perform(
                 [mend for mend in mended if mend.node in own or mend.node == -1 - index],
                 {number: found for number, found in edits.items() if number in own},

@@ -125,8 +125,13 @@ class Measurement:
         """One of the models beside another."""
         ratio, error = _ratio(self.seconds, model, original)
         return Latency(
-            self.timing(original), self.timing(model), ratio, error, len(self.seconds), self.provider
-        )  # fmt: skip
+            before=self.timing(original),
+            after=self.timing(model),
+            ratio=ratio,
+            error=error,
+            turns=len(self.seconds),
+            provider=self.provider,
+        )
 
 
 def _ratio(seconds: FloatArray, model: int, original: int) -> tuple[float, float]:

@@ -126,7 +126,7 @@ def distill(
         CalibrationError: There are too few samples, or they are of different shapes.
         ModelError: The outputs differ, or no gradient reaches a weight.
     """
-    return _Distillation(student, teacher, source, options, progress).run()
+    return _Distillation(student=student, teacher=teacher, source=source, options=options, progress=progress).run()
 
 
 class _Distillation:
@@ -155,7 +155,9 @@ class _Distillation:
             self.views = self._bearable_views(session)
         self.loss = divergence_loss(student, judgements, outputs)
         self.targets = [v.name.removeprefix(TARGET) for v in self.loss.graph.input if v.name.startswith(TARGET)]
-        self.answers = Teacher(teacher, self.samples, self.views, self.targets, options.engine)
+        self.answers = Teacher(
+            model=teacher, samples=self.samples, views=self.views, outputs=self.targets, options=options.engine
+        )
         self.judge = self.reference.softened(_TEMPERATURE)
 
     def _bearable_views(self, session: Session) -> Sequence[View]:
@@ -198,10 +200,18 @@ class _Distillation:
         trainer.close()
         self.answers.close()
         return Distilled(
-            model, before, after, kept, rate, made, len(self.views), time.monotonic() - self.started,
-            history.interrupted, tuple(f"{s.operator} {s.node}: {s.reason}" for s in graph.stops),
-            self.reference.agreement_name,
-        )  # fmt: skip
+            model=model,
+            before=before,
+            after=after,
+            kept=kept,
+            rate=rate,
+            steps=made,
+            views=len(self.views),
+            seconds=time.monotonic() - self.started,
+            interrupted=history.interrupted,
+            stops=tuple(f"{s.operator} {s.node}: {s.reason}" for s in graph.stops),
+            agreement_name=self.reference.agreement_name,
+        )
 
     def _feed(self, epoch: int, indices: IntArray) -> Feed:
         """A batch in this pass's view, with the original's answers."""
@@ -236,11 +246,22 @@ class _Distillation:
         def made(rate: float, count: int, stage: str, evaluations: int, checkpoint: Path | None = None) -> Loop:
             trainer.restore(TrainingState.fresh(start))
             settings = LoopSettings(
-                Schedule(rate, count), self.samples.count, self.size, self.options.seed, evaluations, checkpoint, run,
-                stage,
-            )  # fmt: skip
-            return Loop(trainer, self._feed, lambda weights: self._divergence(graph.layout, weights, self.judge).value,
-                        settings, self.progress)  # fmt: skip
+                schedule=Schedule(rate, count),
+                samples=self.samples.count,
+                batch_size=self.size,
+                seed=self.options.seed,
+                evaluations=evaluations,
+                checkpoint=checkpoint,
+                run=run,
+                stage=stage,
+            )
+            return Loop(
+                trainer=trainer,
+                batch=self._feed,
+                judge=lambda weights: self._divergence(graph.layout, weights, self.judge).value,
+                settings=settings,
+                progress=self.progress,
+            )
 
         path = self.options.checkpoint
         earlier = None if path is None else Checkpoint.load(path, run)

@@ -174,7 +174,13 @@ class _Finetuning:
         self.objective = objective(model, outputs, everything, loss, answers)
         self.asks: Teacher | None = None
         if self.teacher is not None and not options.augment and self.objective.output:
-            self.asks = Teacher(self.teacher, self.samples, [PLAIN], [self.objective.output], options.engine)
+            self.asks = Teacher(
+                model=self.teacher,
+                samples=self.samples,
+                views=[PLAIN],
+                outputs=[self.objective.output],
+                options=options.engine,
+            )
         self.live = Session(self.teacher, options.engine) if self.teacher is not None and options.augment else None
 
     def _check_teacher(self, session: Session) -> None:
@@ -200,7 +206,13 @@ class _Finetuning:
             evaluations=max(1, min(round(options.epochs), steps)), checkpoint=options.checkpoint,
             run=self._identity(graph.layout), stage="fine-tuning",
         )  # fmt: skip
-        loop = Loop(trainer, self._feed, lambda weights: -self._score(graph.layout, weights), settings, self.progress)
+        loop = Loop(
+            trainer=trainer,
+            batch=self._feed,
+            judge=lambda weights: -self._score(graph.layout, weights),
+            settings=settings,
+            progress=self.progress,
+        )
         history = loop.run(-before)
         losses = dict(history.losses)
         entries = tuple(
@@ -209,10 +221,15 @@ class _Finetuning:
         made = trainer.steps
         trainer.close()
         return Finetuned(
-            with_weights(self.model, graph.layout.arrays(loop.best)), before, -loop.best_score,
-            entries[-1]["score"] if entries else before, made, time.monotonic() - self.started, entries,
-            history.interrupted,
-        )  # fmt: skip
+            model=with_weights(self.model, graph.layout.arrays(loop.best)),
+            before=before,
+            after=-loop.best_score,
+            last=entries[-1]["score"] if entries else before,
+            steps=made,
+            seconds=time.monotonic() - self.started,
+            history=entries,
+            interrupted=history.interrupted,
+        )
 
     def _feed(self, epoch: int, indices: IntArray) -> Feed:
         feed = self.samples.batch(indices)

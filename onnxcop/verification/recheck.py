@@ -95,7 +95,7 @@ def recheck(
     same_nodes = [_signature(node) for node in given.graph.node] == [_signature(node) for node in expected.graph.node]
     if not changed and same_nodes:
         found = verify(analysis.model, given, analysis.structure, removed, options)
-        return Recheck(len(removed), tensors, (), found, found.notes)
+        return Recheck(removed=len(removed), tensors=tensors, changed=(), verification=found, notes=found.notes)
     if not (structure_only or recovered):
         what = f"{changed[0]!r} holds other values" if changed else "its nodes are not the same"
         raise VerificationError(
@@ -105,7 +105,7 @@ def recheck(
     notes = check_valid(given, analysis.original)
     check_border(analysis.original, given)
     check_runs(analysis.original, given, analysis.input_shapes, options)
-    return Recheck(len(removed), tensors, tuple(changed), None, notes)
+    return Recheck(removed=len(removed), tensors=tensors, changed=tuple(changed), verification=None, notes=notes)
 
 
 def _compare_tensors(expected: onnx.ModelProto, given: onnx.ModelProto, name: str) -> tuple[int, list[str]]:

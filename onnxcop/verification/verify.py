@@ -116,7 +116,13 @@ def verify(
         notes += note
         if _MIXED in note:
             other = {}
-    return Verification(worst, len(exact_part), int(inexact.sum()), notes, other)
+    return Verification(
+        max_difference=worst,
+        exact_units=len(exact_part),
+        inexact_units=int(inexact.sum()),
+        notes=notes,
+        other_shapes=other,
+    )
 
 
 def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def packed_attention(op: Op) -> None:
         raise Decline("attention with weights of an unusual form")
     op.freeze_axes(0, (0, 1), TOKENS)
     weights = op.label(1)[1]
-    kernel = Kernel(1, 0, 1, 1, 2, "conv") if op.constant(1) else None
+    kernel = Kernel(input=1, in_axis=0, out_axis=1, groups=1, bias=2, kind="conv") if op.constant(1) else None
     op.contract((0, 2), (1, 0), kernel=kernel, produced=weights)
     cached = op.has(4) or len(op.node.output) > 1
     parts = choose_parts(op, form, weights, not cached and not op.attr("do_rotary", 0))
@@ -78,7 +78,12 @@ def quantized_attention(op: Op) -> None:
     form = Form(heads, heads, width // 3 // heads, width // 3 // heads)
     op.freeze_axes(0, (0, 1), TOKENS)
     columns = op.label(1)[1]
-    op.contract((0, 2), (1, 0), kernel=Kernel(1, 0, 1, 1, None, "attention", 7), produced=columns)
+    op.contract(
+        (0, 2),
+        (1, 0),
+        kernel=Kernel(input=1, in_axis=0, out_axis=1, groups=1, bias=None, kind="attention", zero=7),
+        produced=columns,
+    )
     parts = choose_parts(op, form, columns, False)
     folded = joined(parts.query, parts.key, parts.values)
     for position in (1, 2, 4, 7):
@@ -236,7 +241,7 @@ def _apart(op: Op, form: Form) -> Parts:
     value = op.pool.allocate(form.value) if form.value > 1 else None
     atoms = op.label(0)[1]
     whole = choose_parts(op, form, atoms, False)
-    return Parts(form, whole.heads, whole.shared, inner, value)
+    return Parts(form=form, heads=whole.heads, shared=whole.shared, inner=inner, value=value)
 
 
 def rotary_embedding(op: Op) -> None:

@@ -22,7 +22,7 @@ def conv(op: Op) -> None:
         across all and equally many filters of each.
     Frozen: space.
     """
-    _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), 2, "conv"))
+    _convolution(op, Kernel(input=1, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=2, kind="conv"))
 
 
 def conv_transpose(op: Op) -> None:
@@ -31,7 +31,7 @@ def conv_transpose(op: Op) -> None:
     Exact: input channels and filters; of groups whole ones, or one stripe across all.
     Frozen: space.
     """
-    _convolution(op, Kernel(1, 0, 1, int(op.attr("group", 1)), 2, "deconv"))
+    _convolution(op, Kernel(input=1, in_axis=0, out_axis=1, groups=int(op.attr("group", 1)), bias=2, kind="deconv"))
 
 
 def conv_integer(op: Op) -> None:
@@ -40,7 +40,11 @@ def conv_integer(op: Op) -> None:
     Exact: input channels and filters, as for Conv; zero points are cut along.
     Frozen: space.
     """
-    _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), None, "conv", zero=3), tied=(3,))
+    _convolution(
+        op,
+        Kernel(input=1, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=None, kind="conv", zero=3),
+        tied=(3,),
+    )
 
 
 def qlinear_conv(op: Op) -> None:
@@ -49,7 +53,11 @@ def qlinear_conv(op: Op) -> None:
     Exact: input channels and filters, as for Conv; scales, zero points and bias are cut along.
     Frozen: space.
     """
-    _convolution(op, Kernel(3, 1, 0, int(op.attr("group", 1)), 8, "conv", zero=5), tied=(4, 5))
+    _convolution(
+        op,
+        Kernel(input=3, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=8, kind="conv", zero=5),
+        tied=(4, 5),
+    )
 
 
 def _convolution(op: Op, kernel: Kernel, tied: tuple[int, ...] = ()) -> None:
@@ -157,7 +165,7 @@ def gemm(op: Op) -> None:
     b_in = 1 if op.attr("transB", 0) else 0
     a, b = op.label(0), op.label(1)
     rows, columns = a[1 - a_in], b[1 - b_in]
-    kernel = Kernel(1, b_in, 1 - b_in, 1, 2)
+    kernel = Kernel(input=1, in_axis=b_in, out_axis=1 - b_in, groups=1, bias=2)
     op.contract((0, a_in), (1, b_in), kernel=kernel, produced=columns)
     if op.has(2):
         bias, shape = op.label(2), op.shape(2)
@@ -242,9 +250,11 @@ def _weights_side(
 ) -> tuple[Kernel | None, IntArray | None]:
     """Which operand of a matrix product is constant, if one is."""
     if op.constant(right) and len(op.shape(right)) == 2:
-        return Kernel(right, 0, 1, 1, -1 if zero is None else None, "matmul", zero), columns
+        return Kernel(
+            input=right, in_axis=0, out_axis=1, groups=1, bias=-1 if zero is None else None, kind="matmul", zero=zero
+        ), columns
     if op.constant(left) and len(op.shape(left)) == 2:
-        return Kernel(left, 1, 0, 1, None, "matmul_left"), rows
+        return Kernel(input=left, in_axis=1, out_axis=0, groups=1, bias=None, kind="matmul_left"), rows
     return None, None
 
 
@@ -296,4 +306,6 @@ def _einsum_kernel(op: Op, terms: list[str], result: str, letter: str) -> tuple[
     in_axis = terms[1].index(letter)
     if terms[1][1 - in_axis] not in result or terms[1][1 - in_axis] in terms[0]:
         return None, None
-    return Kernel(1, in_axis, 1 - in_axis, 1, None, "einsum"), op.label(1)[1 - in_axis]
+    return Kernel(input=1, in_axis=in_axis, out_axis=1 - in_axis, groups=1, bias=None, kind="einsum"), op.label(1)[
+        1 - in_axis
+    ]

@@ -15,7 +15,7 @@ def fused_conv(op: Op) -> None:
     Exact: input channels and filters, as for Conv; those of the sum are tied.
     Frozen: space.
     """
-    _convolution(op, Kernel(1, 1, 0, int(op.attr("group", 1)), 2, "conv"))
+    _convolution(op, Kernel(input=1, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=2, kind="conv"))
     if op.has(3):
         op.freeze_axes(3, range(2, len(op.shape(3))), "is added to what is convolved over")
         made, added = op.labels_out[0], op.label(3)
@@ -39,9 +39,9 @@ def fused_matmul(op: Op) -> None:
     kernel: Kernel | None = None
     produced: IntArray | None = None
     if op.constant(1) and len(right) == 2:
-        kernel, produced = Kernel(1, b_in, b_out, 1, -1, "matmul"), columns
+        kernel, produced = Kernel(input=1, in_axis=b_in, out_axis=b_out, groups=1, bias=-1, kind="matmul"), columns
     elif op.constant(0) and len(left) == 2:
-        kernel, produced = Kernel(0, a_in, a_out, 1, None, "matmul_left"), rows
+        kernel, produced = Kernel(input=0, in_axis=a_in, out_axis=a_out, groups=1, bias=None, kind="matmul_left"), rows
     op.contract((0, a_in), (1, b_in), kernel=kernel, produced=produced)
     batch = _batch_labels(op, 0, 1) if len(left) > 2 or len(right) > 2 else ()
     label = (*batch, rows, columns)

@@ -218,7 +218,9 @@ class Op:
     def size(self, where: int | str, element: int, atoms: IntArray | None, whole: IntArray | None = None) -> None:
         """A number written in the graph equals the kept count of `atoms` (a leading part of `whole`)."""
         if atoms is not None:
-            self.findings.edits.append(SizeEdit(self.index, where, element, atoms, whole))
+            self.findings.edits.append(
+                SizeEdit(node=self.index, where=where, element=element, atoms=atoms, whole=whole)
+            )
 
     def ratio(self, name: str, atoms: IntArray | None, per: IntArray | int) -> None:
         """An attribute equals a ratio of kept counts."""

@@ -103,7 +103,11 @@ def qgemm(op: Op) -> None:
     for position in (4, 5, 6):
         if op.has(position) and op.shape(position) not in ((), (1,)):
             columns = op.tie(columns, op.label(position)[-1])
-    kernel = Kernel(3, b_in, 1 - b_in, 1, None, "matmul", 5) if op.constant(3) else None
+    kernel = (
+        Kernel(input=3, in_axis=b_in, out_axis=1 - b_in, groups=1, bias=None, kind="matmul", zero=5)
+        if op.constant(3)
+        else None
+    )
     if kernel is None:
         op.freeze(op.label(0)[a_in], "is summed in integers against what is not a matrix of weights")
     op.contract((0, a_in), (3, b_in), kernel=kernel, produced=columns)

@@ -30,7 +30,12 @@ def recurrent(op: Op) -> None:
     if op.has(LENGTHS):
         op.freeze_axes(LENGTHS, range(len(op.label(LENGTHS))), "holds lengths")
     rows = op.shape(W)[1]
-    op.contract((X, 2), (W, 2), kernel=Kernel(W, 2, 1, 1, None, "recurrent"), produced=op.label(W)[1])
+    op.contract(
+        (X, 2),
+        (W, 2),
+        kernel=Kernel(input=W, in_axis=2, out_axis=1, groups=1, bias=None, kind="recurrent"),
+        produced=op.label(W)[1],
+    )
     hidden = _hidden(op, rows // gates, gates)
     shape = op.shape(X)
     inner = op.label(W)[2]
