@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 
 from onnxcop.analysis import layers
-from onnxcop.calibration.calibrate import AUTO, calibrate
+from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling import groups, tracing
 from onnxcop.data.open import CalibrationData, open_source, random_source
@@ -112,7 +112,7 @@ def peak(path: str, samples: int, args: argparse.Namespace) -> str:
     command = [sys.executable, __file__, path, "--child", str(samples)]
     command += ["--provider", args.provider, "--batch-size", str(args.batch_size)]
     command += [] if args.threads is None else ["--threads", str(args.threads)]
-    command += [] if args.positions == AUTO else ["--positions", str(args.positions or "all")]
+    command += [] if args.positions == "auto" else ["--positions", str(args.positions or "all")]
     command += [f"--shape={name}:{','.join(map(str, s))}" for name, s in args.shape]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -152,7 +152,7 @@ def shape(text: str) -> tuple[str, list[int]]:
 
 def positions(text: str) -> int | None:
     """`auto`, `all` or a number."""
-    return {"auto": AUTO, "all": None}[text] if text in ("auto", "all") else int(text)
+    return {"auto": "auto", "all": None}[text] if text in ("auto", "all") else int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--positions", type=positions, default=AUTO, help="auto, all or a number")
+    parser.add_argument("--positions", type=positions, default="auto", help="auto, all or a number")
     parser.add_argument("--memory", default="64,1024", help="samples to take the peak memory at")
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--threads", type=int)

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -94,7 +94,8 @@ def default_rounds(budget: Budget) -> int:
     return int(np.clip(np.ceil(np.log(tightest) / np.log(0.83) - 1e-9), 1, 6))
 
 
-AUTO = 0
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
 """As `multiple_of`: every group takes widths that suit the machine (see :mod:`onnxcop.allocation.ladder`)."""
 
 
@@ -137,7 +138,7 @@ class Limits:
 
     min_filters: int = 1
     max_cut: float = 1.0
-    multiple_of: int = AUTO
+    multiple_of: int | Auto = AUTO
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     exact_only: bool = False
@@ -145,7 +146,9 @@ class Limits:
     staircase: Staircase = field(default_factory=Staircase)
 
     def __post_init__(self) -> None:
-        if self.min_filters < 1 or (self.multiple_of < 1 and self.multiple_of != AUTO):
+        if self.min_filters < 1 or (
+            self.multiple_of != AUTO and not (isinstance(self.multiple_of, int) and self.multiple_of >= 1)
+        ):
             raise BudgetError("--min-filters and --multiple-of must be at least 1")
         if not 0 <= self.max_cut <= 1:
             raise BudgetError(f"--max-cut is a fraction between 0 and 1, not {self.max_cut:g}")

@@ -6,7 +6,7 @@ channel means of a first sample: sums of squares of data far from zero would oth
 digits in single precision.
 
 **Positions.** Neighbouring positions of a feature map say much the same, so of large maps an evenly
-spread grid is taken: at most `positions` of a sample of the first one's size. :data:`AUTO` chooses
+spread grid is taken: at most `positions` of a sample of the first one's size. `"auto"` chooses
 that number so that the statistics cost about :data:`SHARE` of the model's own arithmetic, but never
 below :data:`FEWEST`. It depends only on the model and the size of the first sample, hence shards of
 the same data agree. None takes everything.
@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -42,9 +43,8 @@ from onnxcop.runtime.session import EngineOptions, Session, run_batched
 log = logging.getLogger("onnxcop")
 
 WIDEST = 4096  # channels of a tensor whose statistics are gathered
-AUTO = 0  # positions are chosen from the cost of the model
-SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with AUTO
-FEWEST = 4  # positions of a sample that AUTO takes at least
+SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with "auto"
+FEWEST = 4  # positions of a sample that "auto" takes at least
 _BLOCK = 128  # rows of a matrix
 _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
 
@@ -77,7 +77,7 @@ def calibrate(
     options: EngineOptions = EngineOptions(),
     *,
     sha: str,
-    positions: int | None = AUTO,
+    positions: int | Literal["auto"] | None = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationStats:
     """Gather the moments of what flows into layers.
@@ -88,7 +88,7 @@ def calibrate(
         data: The samples.
         options: How to run the model.
         sha: Identity of the model, see :func:`onnxcop.graph.io.sha256`.
-        positions: Most positions taken of a sample's feature map, AUTO to choose them by cost, None
+        positions: Most positions taken of a sample's feature map, "auto" to choose them by cost, None
             for all: the statistics are then those of the whole maps, summed in double precision.
         progress: Called with the number of samples done and the number of all.
 
@@ -100,7 +100,7 @@ def calibrate(
     first = next(data.batches(1), None)
     if first is None:
         raise CalibrationError(f"{data.description}: no samples to calibrate on; give at least one")
-    if positions is not None and positions < 0:
+    if isinstance(positions, int) and positions < 1:
         raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
     samples = _samples(first, data)
     shapes = probe.shapes_of(model, _input_shapes(model, first), options)
@@ -111,7 +111,7 @@ def calibrate(
         log.info("no statistics of %s: wider than %d channels", named, WIDEST)
     if not taps:
         return CalibrationStats(sha, data.count, {})
-    if positions == AUTO:
+    if positions == "auto":
         positions = affordable_positions(taps, SHARE * _macs(model, shapes) / samples)
     watched = instrument(model, taps, positions)
     with Session(watched.model, options) as session:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from onnxcop._base.quantities import share, size_or_share
+
+if TYPE_CHECKING:
+    from onnxcop.allocation.budget import Auto
 
 
 class Fraction(click.ParamType[float]):
@@ -60,13 +63,13 @@ class Fractions(click.ParamType[tuple[float, ...]]):
         return tuple(Fraction().convert(part, param, ctx) for part in str(value).split(","))
 
 
-class Multiple(click.ParamType[int]):
+class Multiple(click.ParamType["int | Auto"]):
     """A number from 1 on, or `auto`, which stands for widths that suit the machine."""
 
     name = "n|auto"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number, :data:`onnxcop.AUTO` for auto."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Auto:
+        """The number, or :data:`onnxcop.AUTO`."""
         from onnxcop.allocation.budget import AUTO
 
         if value == "auto":

@@ -77,7 +77,7 @@ class OnnxCop(Pass):
             "recover": option("How to compensate for removed filters: auto, none, merge or full.", str, "auto"),
             "keep": option("Patterns of nodes or tensors that are never pruned.", list[str], []),
             "only": option("Patterns of the only nodes or tensors that are pruned.", list[str], []),
-            "multiple_of": option("What kept widths are multiples of; 0 for what suits the machine.", int, 0),
+            "multiple_of": option("Multiple of the kept widths; 0 for widths that suit the machine.", int, 0),
             "max_cut": option("Largest share of a group that may be removed.", float, 1.0),
             "input_shapes": option("Sizes of dynamic inputs, by name.", dict[str, list[int]]),
             "provider": option("auto, cpu, cuda, or another of ONNX Runtime.", str, "auto"),
@@ -93,7 +93,10 @@ class OnnxCop(Pass):
             container = validate_config(config.data_config, DataConfig).to_data_container()
             data = container.create_calibration_dataloader(model_path=model.model_path, io_config=model.io_config)
         limits = Limits(
-            keep=tuple(config.keep), only=tuple(config.only), multiple_of=config.multiple_of, max_cut=config.max_cut
+            keep=tuple(config.keep),
+            only=tuple(config.only),
+            multiple_of=config.multiple_of or "auto",
+            max_cut=config.max_cut,
         )
         result = prune(
             model.model_path, data=data, limits=limits, options=EngineOptions(provider=config.provider),

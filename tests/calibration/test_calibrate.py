@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcop.analysis import layers
 from onnxcop.calibration import calibrate as calibration
 from onnxcop.calibration import statistics as stats
-from onnxcop.calibration.calibrate import AUTO, calibrate, merge
+from onnxcop.calibration.calibrate import calibrate, merge
 from onnxcop.calibration.instrument import instrument
 from onnxcop.calibration.statistics import CalibrationStats, Moments
 from onnxcop.calibration.taps import taps_of
@@ -264,7 +264,7 @@ def test_means_far_above_the_deviation_do_not_cancel() -> None:
     _check(model, x, ["b"])
 
 
-@pytest.mark.parametrize("positions", [None, 4, AUTO])
+@pytest.mark.parametrize("positions", [None, 4, "auto"])
 def test_batch_size_does_not_matter(positions: int | None) -> None:
     model, x = _convs(size=24), _x(13, 3, 24, 24)
     one, many = (_gathered(model, x, positions, batch_size) for batch_size in (1, 13))
@@ -435,7 +435,7 @@ def test_overflow_is_an_error() -> None:
         ["N", 4],
     )
     with pytest.raises(CalibrationError, match="tensor 'a'"):
-        _gathered(model, 1e25 * _x(8, 4), AUTO)
+        _gathered(model, 1e25 * _x(8, 4), "auto")
 
 
 def test_data_without_samples_is_an_error() -> None:

@@ -250,9 +250,7 @@ def _weights_side(
 ) -> tuple[Kernel | None, IntArray | None]:
     """Which operand of a matrix product is constant, if one is."""
     if op.constant(right) and len(op.shape(right)) == 2:
-        return Kernel(
-            input=right, in_axis=0, out_axis=1, groups=1, bias=-1 if zero is None else None, kind="matmul", zero=zero
-        ), columns
+        return Kernel(input=right, in_axis=0, out_axis=1, groups=1, kind="matmul", zero=zero), columns
     if op.constant(left) and len(op.shape(left)) == 2:
         return Kernel(input=left, in_axis=1, out_axis=0, groups=1, bias=None, kind="matmul_left"), rows
     return None, None

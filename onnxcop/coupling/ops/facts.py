@@ -16,7 +16,7 @@ class Kernel:
         in_axis: Axis of the weights that runs over the contracted channels (of one group).
         out_axis: Axis that runs over the produced channels.
         groups: Number of groups; for a transposed convolution `in_axis` runs over all groups.
-        bias: Which input holds the bias, None where the operator has none, -1 where it could be added.
+        bias: Which input holds the bias, None where the operator takes none.
         kind: "conv", "deconv" or "matmul".
     """
 

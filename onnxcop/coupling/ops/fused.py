@@ -39,7 +39,7 @@ def fused_matmul(op: Op) -> None:
     kernel: Kernel | None = None
     produced: IntArray | None = None
     if op.constant(1) and len(right) == 2:
-        kernel, produced = Kernel(input=1, in_axis=b_in, out_axis=b_out, groups=1, bias=-1, kind="matmul"), columns
+        kernel, produced = Kernel(input=1, in_axis=b_in, out_axis=b_out, groups=1, kind="matmul"), columns
     elif op.constant(0) and len(left) == 2:
         kernel, produced = Kernel(input=0, in_axis=a_in, out_axis=a_out, groups=1, bias=None, kind="matmul_left"), rows
     op.contract((0, a_in), (1, b_in), kernel=kernel, produced=produced)
