@@ -164,8 +164,8 @@ def _moments(file: Mapping[str, np.ndarray[Any, np.dtype[Any]]], number: int) ->
         ValueError: They are not of the right type or shape, or not finite.
     """
     count, mean, scatter = (file[f"{number}.{name}"] for name in ("count", "mean", "scatter"))
-    for array, rank in ((count, 0), (mean, 1), (scatter, 2)):
-        if array.dtype.kind not in "iuf" or array.ndim != rank or not np.isfinite(array).all():
+    for array, rank, kinds in ((count, 0, "iuf"), (mean, 1, "f"), (scatter, 2, "f")):
+        if array.dtype.kind not in kinds or array.ndim != rank or not np.isfinite(array).all():
             raise ValueError(f"tap {number} is no array of {rank} axes of finite numbers")
     if scatter.shape != (len(mean), len(mean)) or count < 0:
         raise ValueError(f"the moments of tap {number} do not fit together")
