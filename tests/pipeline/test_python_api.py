@@ -44,13 +44,16 @@ def test_stages_one_by_one() -> None:
     analysis = onnxcop.analyze(chain(), options=CPU)
     context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
     ranking = criterion_named("cop").rank(context)
-    selection = onnxcop.choose(context, ranking, onnxcop.Budget(macs=0.6), onnxcop.Limits())
+    selection = onnxcop.choose(context, ranking, onnxcop.Budget(macs=0.6), onnxcop.Limits(multiple_of=1))
     small = onnxcop.apply(analysis.model, analysis.structure, np.sort(selection.removed))
     checked = onnxcop.verify(analysis.model, small, analysis.structure, np.sort(selection.removed), CPU)
     assert checked.max_difference is not None
     assert checked.max_difference <= 1e-4
     assert checked.exact_units == len(selection.removed)
-    whole = onnxcop.prune(chain(), macs=0.6, criterion="cop", recover="none", options=CPU, metadata=False)
+    whole = onnxcop.prune(
+        chain(), macs=0.6, criterion="cop", recover="none", options=CPU, metadata=False,
+        limits=onnxcop.Limits(multiple_of=1),
+    )  # fmt: skip
     assert small == whole.model
 
 
