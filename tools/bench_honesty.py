@@ -38,6 +38,9 @@ ENGINE = onnxcop.EngineOptions(provider="cpu")
 QUICK = RecoverySettings(rounds=1, curve_passes=1, sharper_passes=0, probe_samples=64, refine_samples=96)
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 LINE = (48, 320)  # height and width of a line of text
+CAPTCHA = (60, 160)  # height and width
+FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
+VOICE = 576  # samples at 16 kHz
 SOUND_RATE, SOUND = 22_050, 43_844  # Hz, and samples of a clip
 COLUMNS = ("case", "macs", "samples", "figure", "printed", "low", "high", "n", "true", "n true", "held", "searched",
            "seconds")  # fmt: skip
@@ -52,7 +55,7 @@ class Trial:
     Attributes:
         model: Name of the zoo's file.
         macs: Share of multiply-accumulates to keep.
-        calibration: Inputs [samples, ...] by name.
+        calibration: Inputs [samples, ...] by name, or feeds of one sample.
         evaluation: Others.
         shapes: Concrete shapes of dynamic inputs.
         task: What the model is for, where its outputs do not tell.
@@ -60,8 +63,8 @@ class Trial:
 
     model: str
     macs: float
-    calibration: Callable[[], Inputs]
-    evaluation: Callable[[], Inputs]
+    calibration: Callable[[], Inputs | list[Inputs]]
+    evaluation: Callable[[], Inputs | list[Inputs]]
     shapes: Mapping[str, tuple[int, ...]] | None = None
     task: Task | None = None
 
@@ -122,6 +125,72 @@ def chords(count: int, seed: int) -> Array:
     return found
 
 
+def captchas(count: int, seed: int) -> Array:
+    """Four or five letters and digits, tilted, with lines and noise across them.
+
+    Args:
+        count: How many.
+        seed: Of all that is drawn.
+
+    Returns:
+        float32 [count, 3, 60, 160], from 0 to 1.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    rng = np.random.default_rng(seed)
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    found = np.empty((count, 3, *CAPTCHA), np.float32)
+    for place in range(count):
+        image = Image.new("RGB", CAPTCHA[::-1], tuple(rng.integers(200, 256, 3).tolist()))
+        at = int(rng.integers(4, 16))
+        for letter in rng.choice(list(LETTERS), rng.integers(4, 6)):
+            font = ImageFont.truetype(str(fonts / str(rng.choice(FONTS))), int(rng.integers(28, 42)))
+            tile = Image.new("RGBA", (44, 56))
+            ink = (*rng.integers(0, 130, 3).tolist(), 255)
+            ImageDraw.Draw(tile).text((6, 4), str(letter), font=font, fill=ink)
+            tile = tile.rotate(float(rng.uniform(-25, 25)), resample=Image.Resampling.BILINEAR)
+            image.paste(tile, (at, int(rng.integers(0, 8))), tile)
+            at += int(rng.integers(24, 31))
+        ends = rng.integers(0, 160, (3, 4)) % [160, 60, 160, 60]
+        for end in ends.tolist():
+            ImageDraw.Draw(image).line(end, fill=tuple(rng.integers(0, 200, 3).tolist()))
+        pixels = np.asarray(image, np.float32) / 255 + rng.normal(0, 0.03, (*CAPTCHA, 3))
+        found[place] = pixels.transpose(2, 0, 1).clip(0, 1)
+    return found
+
+
+def voices(count: int, seed: int) -> list[Inputs]:
+    """Feeds of a detector of speech: vowels of synthetic voices, hiss and hum, each 36 ms at 16 kHz.
+
+    Vowels are pulses at the pitch of a voice through three resonances (formants).
+
+    Args:
+        count: How many.
+        seed: Of all that is drawn.
+
+    Returns:
+        Feeds of one sample: `input` float32 [1, 576], `state` float32 [2, 1, 128] of zeros, `sr` int64.
+    """
+    from scipy.signal import lfilter
+
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        hiss = rng.standard_normal(4 * VOICE) * 10 ** -rng.uniform(1.5, 3.5)
+        if rng.random() < 0.6:
+            pulses = (np.arange(4 * VOICE) % int(16_000 / rng.uniform(80, 260)) == 0).astype(np.float64)
+            for low, high, width in ((300, 900, 80), (900, 2400, 120), (2400, 3200, 180)):
+                radius, angle = np.exp(-np.pi * width / 16_000), 2 * np.pi * rng.uniform(low, high) / 16_000
+                pulses = lfilter([1.0], [1.0, -2 * radius * np.cos(angle), radius**2], pulses)
+            hiss += pulses / np.abs(pulses).max() * 10 ** -rng.uniform(0.2, 1.5)
+        elif rng.random() < 0.5:
+            hiss += rng.uniform(0.01, 0.3) * np.sin(2 * np.pi * rng.uniform(50, 4000) * np.arange(4 * VOICE) / 16_000)
+        clip = hiss[-VOICE:].astype(np.float32)[None]
+        found.append({"input": clip, "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16_000, np.int64)})
+    return found
+
+
 def sentences(name: str) -> Callable[[], Inputs]:
     """Token numbers of a set of the zoo, int64 [sentences, 32] by input."""
 
@@ -145,19 +214,26 @@ def trials() -> dict[str, Trial]:
 
     def drawn(name: str, macs: float, entry: str, draw: Callable[[int, int], Array], *counts: int) -> Trial:
         calibration, evaluation = counts
-        shapes = {entry: (1, 3, *LINE)} if draw is lines else None
+        shapes = {lines: {entry: (1, 3, *LINE)}}.get(draw)
         return Trial(
             name, macs, lambda: {entry: draw(calibration, CALIB_SEED)}, lambda: {entry: draw(evaluation, EVAL_SEED)},
             shapes,
         )  # fmt: skip
 
-    return {
+    found = {}
+    for macs in (0.9, 0.8, 0.7):
+        found[f"ppocr-{macs}"] = drawn("ppocr_v4_rec", macs, "x", lines, 320, 1000)
+        found[f"captcha-{macs}"] = drawn("captcha_crnn", macs, "image", captchas, 320, 1000)
+        found[f"basic_pitch-{macs}"] = drawn("basic_pitch", macs, "serving_default_input_2:0", chords, 320, 400)
+        found[f"silero-{macs}"] = Trial(
+            "silero_vad_16k_op15", macs, lambda: voices(320, CALIB_SEED), lambda: voices(1000, EVAL_SEED),
+            {"input": (1, VOICE), "state": (2, 1, 128), "sr": ()},
+        )  # fmt: skip
+    return found | {
         "resnet20-0.7": of("cifar_resnet20", 0.7, 2048),
         "resnet20-0.5": of("cifar_resnet20", 0.5, 2048),
         "minilm-0.8": Trial("nlp_minilm", 0.8, sentences("minilm_calib.npz"), sentences("minilm_eval.npz")),
-        "ppocr-0.8": drawn("ppocr_v4_rec", 0.8, "x", lines, 320, 1000),
         "yolov8n-0.9": of("yolov8n_320", 0.9, 128),
-        "basic_pitch-0.7": drawn("basic_pitch", 0.7, "serving_default_input_2:0", chords, 320, 400),
     }
 
 
@@ -174,7 +250,7 @@ def measured(
     """
     path = peers_files.ZOO / "trained" / f"{trial.model}.onnx"
     calibration = trial.calibration()
-    whole = len(next(iter(calibration.values())))
+    whole = len(calibration) if isinstance(calibration, list) else len(next(iter(calibration.values())))
     count = min(samples or whole, whole)
     shapes = dict(trial.shapes) if trial.shapes else None
     start = process_time()
