@@ -61,9 +61,8 @@ SHORT_NAMES = {"auto": "CUDA if a device answers, else the CPU", **_PROVIDERS}
 def resolve_provider(name: str) -> list[str]:
     """The execution providers of ONNX Runtime for a name, in order of precedence.
 
-    `auto` is CUDA where a device really answers, else the CPU; one line in the log says so where
-    this build of ONNX Runtime could have used CUDA. Operators that the provider does not have run
-    on the CPU, hence it closes every list.
+    `auto` is CUDA if a device really answers, else the CPU; the debug log says why CUDA was not taken.
+    Operators that the provider does not have run on the CPU, hence it closes every list.
 
     Raises:
         EngineError: The provider was asked for by name and is not there or does not start.
@@ -75,7 +74,7 @@ def resolve_provider(name: str) -> list[str]:
         problem = _probe(CUDA)
         if problem is None:
             return [CUDA, CPU]
-        _say_once(f"no CUDA device answers, running on the CPU ({problem})")
+        log.debug("no usable CUDA device, running on the CPU: %s", problem)
         return [CPU]
     provider = _PROVIDERS.get(name.lower()) or known.get(name.lower(), name)
     if provider == CPU:
@@ -223,11 +222,6 @@ def _how(provider: str) -> str:
 
 def _available() -> list[str]:
     return list(_onnxruntime().get_available_providers())
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    log.info(message)
 
 
 def engine_error(what: str, error: BaseException) -> EngineError:
