@@ -24,6 +24,7 @@ _ANSWERS = {  # option: (what to write instead, what it is called elsewhere)
     "--only": ("give --only PATTERN", "--include --layers --include-layers"),
     "--multiple-of": ("give --multiple-of 8", "--round-to --round --align --divisor --channel-multiple --multiple"),
     "--provider": ("give --provider cuda, or cpu", "--device --gpu --cuda --cpu --ep"),
+    "--target": ("give --target cuda-fp16, say", "--hardware --target-device --arch --platform"),
     "--input-shape": ("give --input-shape NAME:1,3,224,224", "--shape --shapes --input-size --input-shapes"),
     "--criterion": ("give --criterion NAME", "--method --importance --strategy"),
 }

@@ -27,6 +27,7 @@ from onnxcop.cli.types import (
     ProviderName,
     ReportFile,
     Size,
+    TargetName,
 )
 from onnxcop.criteria.registry import summaries
 from onnxcop.images.preprocess import Interpolation, Resize
@@ -277,6 +278,13 @@ latency_options: Decorator[Any, Any] = _options(
         help="How long to measure the latency of both models; 0 skips it.",
     ),
 )  # fmt: skip
+target_options: Decorator[Any, Any] = _options(
+    "Machine",
+    _option(
+        "--target", type=TargetName(), metavar="NAME",
+        help="Choose widths for another device: x86-avx512, arm64, cuda-fp16, tensorrt-int8 …; nothing is timed here.",
+    ),
+)  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",
     _option("--seed", type=int, metavar="N", default=0, show_default=True, help="Random seed."),
@@ -345,8 +353,8 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
     for options in (
-        recipe_option, seed_option, latency_options, engine_options, method_options, stats_options, task_option,
-        data_options, shape_options, limit_options, criterion_options,
+        recipe_option, seed_option, latency_options, target_options, engine_options, method_options, stats_options,
+        task_option, data_options, shape_options, limit_options, criterion_options,
     ):  # fmt: skip
         function = options(function)
     return function

@@ -211,6 +211,18 @@ class PresetName(_Name):
         return {name: preset.purpose for name, preset in PRESETS.items()}
 
 
+class TargetName(_Name):
+    """The name of a device to prune for."""
+
+    kind = "target"
+
+    def summaries(self) -> Mapping[str, str]:
+        """All targets."""
+        from onnxcop.runtime.targets import TARGETS
+
+        return {target.name: target.source for target in TARGETS}
+
+
 class ProviderName(_Name):
     """The name of an execution provider; ONNX Runtime may know others than those that have a short name."""
 

@@ -92,6 +92,8 @@ class PruneOptions(ApplyOptions):
         checkpoint: File that keeps the state of distillation; a run that finds it goes on from there.
         settings: How much effort recovery makes; None for the usual.
         limits: What may not be cut; widths suit this machine, unless they say otherwise.
+        target: A device other than this one, by its name in :data:`onnxcop.runtime.targets.TARGETS`, whose widths are
+            taken; None for what this machine computes well.
         input_shapes: Concrete shapes for dynamic inputs.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
     """
@@ -115,6 +117,7 @@ class PruneOptions(ApplyOptions):
     checkpoint: Path | None = None
     settings: RecoverySettings | None = None
     limits: Limits | None = None
+    target: str | None = None
     input_shapes: Mapping[str, Sequence[int]] | None = None
     policy: Policy = "finest"
 

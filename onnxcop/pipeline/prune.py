@@ -30,7 +30,7 @@ from onnxcop.pipeline.finish import fed, finish
 from onnxcop.pipeline.latency_target import prune_within
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
 from onnxcop.pipeline.unseen import UnseenSamples, set_aside
-from onnxcop.pipeline.widths import prune_faster, suited
+from onnxcop.pipeline.widths import for_target, prune_faster, suited
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
@@ -91,6 +91,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         OnnxcopError: The model, the data or the budget cannot be used, or there is nothing to prune.
     """
     check_distillation(options)
+    options = for_target(options)
     modes, budget = Modes.of(options), options.budget()
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
@@ -110,7 +111,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     untimed = budget.but(latency=None)  # how little time can be reached is only known when operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
     source, unseen = data_of(analysis, options, options.input_shapes)
-    limits, choices = suited(limits, options.engine, clock)
+    limits, choices = suited(limits, options, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, source=source,
