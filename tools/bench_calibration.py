@@ -7,7 +7,7 @@ into memory first, so that neither side is charged for decoding. A round runs th
 samples, and calibrates on the same ones; both load the model anew, and calibration is charged with
 all it does: shapes, instrumented graph, first sample, moments. Which comes first alternates, and the
 ratio is that of the two times of one round, so that a machine that is busy at times hurts both. The
-peak of resident memory is that of a fresh process, on random samples drawn as they are needed.
+peak of resident memory is that of a fresh process, on random samples that are read from a stream.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from onnxcop.analysis import layers
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling import groups, tracing
-from onnxcop.data.open import CalibrationData, open_source, random_source
+from onnxcop.data.open import CalibrationData, open_source
 from onnxcop.graph import io as model
 from onnxcop.runtime import inputs as probe
 from onnxcop.runtime.session import EngineOptions, Session
@@ -52,6 +52,15 @@ def in_memory(source: CalibrationData) -> CalibrationData:
     return open_source(arrays, source.layout.specs, samples=source.count, batch_size=source.batch_size)
 
 
+def random_samples(
+    session: Session, network: onnx.ModelProto, args: argparse.Namespace, options: EngineOptions, count: int
+) -> CalibrationData:
+    """Random samples in the shapes asked for, read as a stream: they wait on disk, not in memory."""
+    shapes = probe.settle_shapes(network, shapes_for(session, args), options)
+    feeds = (probe.random_feeds(network, shapes, seed) for seed in range(count))
+    return open_source(feeds, session.inputs, samples=count, batch_size=args.batch_size)
+
+
 def shapes_for(session: Session, args: argparse.Namespace) -> dict[str, list[int]]:
     """The shapes asked for, of the inputs that this model has."""
     names = {spec.name for spec in session.inputs}
@@ -72,7 +81,7 @@ def measure(path: str, data: str, args: argparse.Namespace, options: EngineOptio
     source = (
         open_source(data, session.inputs, input_shapes=shapes_for(session, args), **sizes)
         if data
-        else random_source(session.inputs, shapes_for(session, args), **sizes)
+        else random_samples(session, original, args, options, args.samples)
     )
     source = in_memory(source)
     session.close()
@@ -130,12 +139,7 @@ def peak_kilobytes() -> int:
 def child(path: str, args: argparse.Namespace, options: EngineOptions) -> None:
     """Calibrate once and print the peak of resident memory, MiB."""
     original, watched, session = loaded(path, options)
-    source = random_source(
-        session.inputs,
-        shapes_for(session, args),
-        samples=args.child,
-        batch_size=args.batch_size,
-    )
+    source = random_samples(session, original, args, options, args.child)
     session.close()
     calibrate(original, watched, source, options, sha="", positions=args.positions)
     print(f"{peak_kilobytes() / 1024:.0f}")

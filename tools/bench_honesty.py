@@ -26,7 +26,7 @@ import peers_files
 from bench_data import CALIB_SEED, EVAL_SEED, Array
 
 import onnxcop
-from onnxcop.data.for_model import open_data
+from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.outputs.intervals import Estimate
 from onnxcop.outputs.tasks import Task

@@ -120,7 +120,8 @@ def one(path: Path, zoo: Path) -> Row:
     from onnxcop.gradient import differentiate, trainable
     from onnxcop.gradient.backward import Gradients
     from onnxcop.graph.io import load
-    from onnxcop.runtime.inputs import random_feeds, settle_shapes
+    from onnxcop.runtime.input_shapes import settle_shapes
+    from onnxcop.runtime.inputs import random_feeds
 
     start = time.monotonic()
     model = onnx.load(path)

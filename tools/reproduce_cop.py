@@ -30,8 +30,8 @@ from onnx import numpy_helper
 from torch import nn
 
 import onnxcop
-from onnxcop.allocation.budget import Limits
 from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.limits import Limits
 from onnxcop.criteria.cop_paper import CopPaper, scored_pairs
 
 MEAN, DEVIATION = 120.707, 64.15  # of all values of CIFAR-10, as the authors have them

@@ -34,7 +34,7 @@ from onnxcop.analysis.analyze import group_name  # noqa: E402
 from onnxcop.criteria import cop  # noqa: E402
 from onnxcop.criteria.filters import produced_norms  # noqa: E402
 from onnxcop.criteria.registry import criterion_named  # noqa: E402
-from onnxcop.data.for_model import open_data  # noqa: E402
+from onnxcop.data.open import open_data  # noqa: E402
 from onnxcop.data.options import DataOptions  # noqa: E402
 from onnxcop.recovery.rounds import Recovery, RecoverySettings  # noqa: E402
 

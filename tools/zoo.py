@@ -110,7 +110,7 @@ def prune_one(path: Path, options: argparse.Namespace) -> Row:
     import onnx
 
     import onnxcop
-    from onnxcop.analysis.analyze import census, inner_share
+    from onnxcop.analysis.census import census, inner_share
     from onnxcop.analysis.summary import frozen_reasons, totals
     from onnxcop.criteria.registry import criterion_named
     from onnxcop.verification.verify import verify

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 
 class Clock:
@@ -21,3 +23,24 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def single_threaded(method: Callable[P, R]) -> Callable[P, R]:
+    """Run a method with one BLAS thread.
+
+    Its many small factorizations are faster so: threads that wait for one another cost more than they
+    bring, ten times as much on a machine that has other work to do. The engine's threads are its own.
+    """
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(limits=1, user_api="blas"):
+            return method(*args, **kwargs)
+
+    return run

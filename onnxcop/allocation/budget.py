@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass, field, fields
+from dataclasses import FrozenInstanceError
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnx
 
-from onnxcop._base.types import BoolArray, IntArray
-from onnxcop.allocation.ladder import Ladder
 from onnxcop.allocation.resources import RESOURCES, resource
-from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.result import Coupling
-from onnxcop.errors import BudgetError
-from onnxcop.graph.subgraphs import Scopes
-from onnxcop.runtime.staircase import Staircase
 
 
 class Budget:
@@ -92,139 +83,3 @@ def default_rounds(budget: Budget) -> int:
     """One round for every fifth or so that goes."""
     tightest = min(budget.shares.values(), default=0.7)
     return int(np.clip(np.ceil(np.log(tightest) / np.log(0.83) - 1e-9), 1, 6))
-
-
-Auto = Literal["auto"]
-AUTO: Auto = "auto"
-"""As `multiple_of`: every group takes widths that suit the machine (see :mod:`onnxcop.allocation.ladder`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerLimit:
-    """What selection may not do in the groups of some layers.
-
-    Attributes:
-        pattern: Names of nodes or tensors.
-        max_cut: Largest fraction cut from each group.
-        min_filters: Each group keeps at least so many.
-    """
-
-    pattern: str
-    max_cut: float = 1.0
-    min_filters: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_cut <= 1 or self.min_filters < 1:
-            raise BudgetError(
-                f"--layer {self.pattern}: max_cut is a fraction from 0 to 1, and min_filters at least 1, not "
-                f"{self.max_cut:g} and {self.min_filters}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What selection may not do.
-
-    Attributes:
-        min_filters: Every axis keeps at least this many indices (or all it has).
-        max_cut: Largest fraction cut from one group.
-        multiple_of: Kept widths of groups are multiples of this; with :data:`AUTO` they suit the machine.
-        keep: Patterns of node or tensor names that are never pruned.
-        only: If given, patterns of the only nodes or tensors that are.
-        exact_only: Leave out inexact groups.
-        layers: Further limits on some layers; the strictest holds.
-        staircase: What suits the machine; counts with :data:`AUTO`.
-    """
-
-    min_filters: int = 1
-    max_cut: float = 1.0
-    multiple_of: int | Auto = AUTO
-    keep: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    exact_only: bool = False
-    layers: tuple[LayerLimit, ...] = ()
-    staircase: Staircase = field(default_factory=Staircase)
-
-    def __post_init__(self) -> None:
-        if self.min_filters < 1 or (
-            self.multiple_of != AUTO and not (isinstance(self.multiple_of, int) and self.multiple_of >= 1)
-        ):
-            raise BudgetError("--min-filters and --multiple-of must be at least 1")
-        if not 0 <= self.max_cut <= 1:
-            raise BudgetError(f"--max-cut is a fraction between 0 and 1, not {self.max_cut:g}")
-
-    def given(self) -> list[str]:
-        """The options that limit anything, as they are called on the command line."""
-        return [
-            f"--{entry.name.replace('_', '-')}"
-            for entry in fields(self)
-            if entry.name != "staircase" and getattr(self, entry.name) != entry.default
-        ]
-
-    def ladder(self, structure: Structure) -> Ladder:
-        """The widths that groups may take."""
-        if self.multiple_of == AUTO:
-            return Ladder.automatic(structure, self.staircase)
-        return Ladder.multiples(structure, self.multiple_of)
-
-
-def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) -> BoolArray:
-    """Units that the patterns and the exactness limit allow, bool [units].
-
-    Raises:
-        BudgetError: A pattern matches no node and no tensor.
-    """
-    allowed = np.ones(len(structure.unit_class), dtype=np.bool_)
-    if limits.exact_only:
-        exact = np.array([group.exact for group in structure.groups], dtype=np.bool_)
-        allowed &= exact[structure.group_of] if len(allowed) else allowed
-    for pattern in limits.keep:
-        allowed[_matching(model, structure, pattern)] = False
-    if limits.only:
-        wanted = np.zeros_like(allowed)
-        for pattern in limits.only:
-            wanted[_matching(model, structure, pattern)] = True
-        allowed &= wanted
-    return allowed
-
-
-def group_floors(model: onnx.ModelProto, structure: Structure, limits: Limits) -> IntArray:
-    """How many units every group keeps at least, int64 [groups].
-
-    Raises:
-        BudgetError: A pattern matches no node and no tensor.
-    """
-    widths = np.array([group.width for group in structure.groups], dtype=np.int64)
-    floors = widths - (limits.max_cut * widths + 1e-9).astype(np.int64)
-    for layer in limits.layers:
-        groups = np.unique(structure.group_of[_matching(model, structure, layer.pattern)])
-        cut = widths[groups] - (layer.max_cut * widths[groups] + 1e-9).astype(np.int64)
-        floors[groups] = np.maximum.reduce([floors[groups], cut, np.minimum(layer.min_filters, widths[groups])])
-    return floors
-
-
-def _matching(model: onnx.ModelProto, structure: Structure, pattern: str) -> IntArray:
-    """Units produced by the nodes, or standing on the tensors, whose names match a pattern."""
-    coupling = structure.coupling
-    names = {name for name in (*coupling.shapes.infos, *coupling.labels) if name and fnmatch.fnmatchcase(name, pattern)}
-    nodes = {
-        index
-        for index, node in enumerate(Scopes.of(model).nodes)
-        if node.name and fnmatch.fnmatchcase(node.name, pattern)
-    }
-    if not names and not nodes:
-        raise BudgetError(f"no node and no tensor is named {pattern!r}; see the names with `onnxcop inspect`")
-    found = [_units_of_nodes(coupling, structure, nodes)]
-    for name in sorted(names):
-        found += [structure.units_on(atoms) for atoms in coupling.labels.get(name, ()) if atoms is not None]
-    units = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-    return units[units >= 0]
-
-
-def _units_of_nodes(coupling: Coupling, structure: Structure, nodes: set[int]) -> IntArray:
-    produced = [
-        structure.units_on(c.produced)
-        for c in coupling.findings.contractions
-        if c.node in nodes and c.produced is not None
-    ]
-    return np.concatenate(produced) if produced else np.empty(0, np.int64)

@@ -10,7 +10,8 @@ from math import inf
 import numpy as np
 
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
-from onnxcop.allocation.budget import AUTO, Budget, Limits, allowed_units, group_floors
+from onnxcop.allocation.budget import Budget
+from onnxcop.allocation.limits import AUTO, Limits, allowed_units, group_floors
 from onnxcop.allocation.resources import resource
 from onnxcop.analysis.cost import Savings
 from onnxcop.criteria.base import PruningContext, Ranking

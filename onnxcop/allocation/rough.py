@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import IntArray
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import choose
+from onnxcop.allocation.limits import Limits
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.registry import criterion_named

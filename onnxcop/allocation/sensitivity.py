@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
 from onnxcop._base.types import Array, FloatArray, IntArray
-from onnxcop.allocation.budget import Limits, allowed_units
+from onnxcop.allocation.limits import Limits, allowed_units
 from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.coupling.groups import DependencyGroup
+from onnxcop.graph.edit import copied
 from onnxcop.reconstruction.block_streams import BlockStream
 from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.network import MaskedNetwork
@@ -219,7 +219,7 @@ def _variant(
     weights: Sequence[FloatArray], gone: Sequence[int], base: float,
 ) -> float:  # fmt: skip
     """Divergence added when a group loses units and its consumers make up for them."""
-    saved = {name: onnx.TensorProto.FromString(working.partition.stored[name].SerializeToString())
+    saved = {name: copied(working.partition.stored[name])
              for name in changed_names(working, solvers)}  # fmt: skip
     try:
         for solver, flat in zip(solvers, weights, strict=True):

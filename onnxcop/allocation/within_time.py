@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState, choose
+from onnxcop.allocation.limits import Limits
 from onnxcop.criteria.base import Criterion, PruningContext
 from onnxcop.errors import BudgetError
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.analysis.analyze import Analysis, census, group_name, inner_share, node_name, prunable_share
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import census, group_name, inner_share, node_name, prunable_share
 from onnxcop.analysis.summary import Totals, frozen_reasons, totals
 
 log = logging.getLogger("onnxcop")

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from onnxcop._base.types import Array, IntArray
 from onnxcop.analysis.analyze import Analysis
+from onnxcop.graph.edit import copied
 from onnxcop.runtime.kernel_times import MARK
 
 _VIEWS = frozenset(
@@ -128,8 +129,7 @@ class _Writer:
 
     def graph(self) -> onnx.GraphProto:
         operator = self.operator
-        node = onnx.NodeProto()
-        node.CopyFrom(operator.node)
+        node = copied(operator.node)
         node.name = self.name
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
@@ -143,8 +143,7 @@ class _Writer:
         results = [self.name if not place else f"{self.name}_{place}" for place in range(len(node.output))]
         if fused is not None:
             results[0] = f"{self.name}_linear"
-            after = onnx.NodeProto()
-            after.CopyFrom(fused)
+            after = copied(fused)
             after.name = f"{self.name}_act"
             others = [self._operand(one, len(names) + place) for place, one in enumerate(operator.activation)]
             del after.input[:], after.output[:]

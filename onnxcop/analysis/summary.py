@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxcop.analysis.analyze import Analysis, census, prunable_share
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import census, prunable_share
 from onnxcop.analysis.cost import stored_tensors
-from onnxcop.graph.external_data import file_size
+from onnxcop.graph.io import file_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.traits import Trait, traits
-from onnxcop.runtime import inputs as probe
+from onnxcop.runtime import input_shapes as probe
 from onnxcop.runtime.session import EngineOptions, Session, run_batched
 
 log = logging.getLogger("onnxcop")

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcop._base.types import Array
 from onnxcop.calibration.taps import Tap, stride
+from onnxcop.graph.edit import copied, opset_of, replace_all
 from onnxcop.graph.subgraphs import captured, initializers_are_inputs
 
 _STEPS_OPSET = 10  # Slice takes steps, and its bounds as inputs
@@ -59,10 +60,9 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
             all of them, summed in double precision: sums of many thousand products in single
             precision are good to 1e-5 at best.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     graph = copy.graph
-    opset = next((o.version for o in copy.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(copy)
     del graph.output[:]
     _remove_unread(graph, {tap.tensor for tap in taps})
     names: list[TapNames] = []
@@ -92,9 +92,7 @@ def _remove_unread(graph: onnx.GraphProto, wanted: set[str]) -> None:
             kept.append(node)
     kept.reverse()
     if len(kept) < len(graph.node):
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        replace_all(graph.node, kept)
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.statistics import CalibrationStats, Moments, tap_key
+from onnxcop.graph.edit import copied
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import initializers_are_inputs
 
@@ -89,8 +90,7 @@ def unfolded(
     Returns:
         The copy, and by node a layer whose channels are the features of its patches or the entries of its axis.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     made: dict[tuple[str, str], str] = {}
     found: dict[int, Layer] = {}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -17,7 +17,7 @@ from onnxcop.allocation.resources import RESOURCES
 
 if TYPE_CHECKING:
     from onnxcop._base.progress import Progress
-    from onnxcop.allocation.budget import Limits
+    from onnxcop.allocation.limits import Limits
     from onnxcop.criteria.base import Criterion
     from onnxcop.data.input_files import InputFiles
     from onnxcop.images.preprocess import Preprocess
@@ -79,7 +79,7 @@ def apply_options(values: Mapping[str, Any], progress: Progress) -> ApplyOptions
 
 def limits_from(values: Mapping[str, Any]) -> Limits:
     """What may not be cut."""
-    from onnxcop.allocation.budget import LayerLimit, Limits
+    from onnxcop.allocation.limits import LayerLimit, Limits
 
     given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
     return Limits(

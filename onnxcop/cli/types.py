@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from onnxcop._base.quantities import share, size_or_share
 
 if TYPE_CHECKING:
-    from onnxcop.allocation.budget import Auto
+    from onnxcop.allocation.limits import Auto
 
 
 class Fraction(click.ParamType[float]):
@@ -70,7 +70,7 @@ class Multiple(click.ParamType["int | Auto"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Auto:
         """The number, or :data:`onnxcop.AUTO`."""
-        from onnxcop.allocation.budget import AUTO
+        from onnxcop.allocation.limits import AUTO
 
         if value == "auto":
             return AUTO
@@ -245,7 +245,7 @@ class LayerWish(click.ParamType[dict[str, Any]]):
     name = "pattern:limits"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """The keyword arguments of :class:`onnxcop.allocation.budget.LayerLimit`."""
+        """The keyword arguments of :class:`onnxcop.allocation.limits.LayerLimit`."""
         if isinstance(value, dict):
             return value
         pattern, _, limits = str(value).rpartition(":")

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 
 from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops import Label, Op
-from onnxcop.graph.body_shapes import steps
 from onnxcop.graph.control_flow import Body, bodies_of
-from onnxcop.graph.shapes import ShapeMap
+from onnxcop.graph.shapes import ShapeMap, steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ import numpy as np
 
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import Callback
-from onnxcop._base.threads import single_threaded
-from onnxcop.analysis.analyze import Analysis, group_name, node_name
+from onnxcop._base.timing import single_threaded
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import group_name, node_name
 from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.base import Criterion, PruningContext
 from onnxcop.criteria.registry import criterion_named
-from onnxcop.data.for_model import open_data
+from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import CalibrationError
 from onnxcop.runtime.session import EngineOptions

@@ -9,20 +9,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 
 from onnxcop._base.types import Array, Feed
+from onnxcop.analysis.analyze import Analysis
 from onnxcop.data.arrays import HeldParcel
 from onnxcop.data.binding import Binder
 from onnxcop.data.dataset import CalibrationData
-from onnxcop.data.inputs import BatchLayout, batch_layout, with_shapes
+from onnxcop.data.guess_check import check_guess
+from onnxcop.data.inputs import batch_layout, with_shapes
+from onnxcop.data.options import DataOptions
 from onnxcop.data.paths import script_data, store_from_path
 from onnxcop.data.stores import ParcelStore, SpilledStore, Store
-from onnxcop.data.text import TextData
-from onnxcop.errors import CalibrationError
+from onnxcop.data.text import TextData, with_tokenizer
+from onnxcop.errors import CalibrationError, EngineError
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.images.declared import Declared
 from onnxcop.images.preprocess import Preprocess
-from onnxcop.images.reader import DEFAULT_SIZE, image_layout
+from onnxcop.runtime.inputs import model_inputs
+from onnxcop.runtime.session import EngineOptions, Session
 
 __all__ = [
     "CalibrationData",
@@ -30,7 +35,6 @@ __all__ = [
     "Preprocess",
     "Source",
     "open_source",
-    "random_source",
 ]
 
 log = logging.getLogger("onnxcop")
@@ -38,7 +42,9 @@ log = logging.getLogger("onnxcop")
 RESERVE = 256  # samples beyond those that are asked for, to report on what no choice has seen
 _SCANNED = 64  # a stream is read up to this many times the samples wanted: it may never end
 _MANY = 10_000_000  # samples
-_DEFAULT_LENGTH = 512  # of random inputs along a dynamic axis that nothing is known of
+_SAMPLES = 512  # of the data, unless told
+_LOOKED_AT = 16  # samples that are looked at before a run
+_AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which there may be more of them
 
 
 class Source(Protocol):
@@ -195,69 +201,113 @@ def _feed(item: Any, binder: Binder, origin: str) -> dict[str, Array]:
         raise CalibrationError(f"{origin}: it is no dict of arrays ({error})") from error
 
 
-class _RandomStore:
-    """Random samples, the same ones whenever they are asked for."""
-
-    def __init__(self, specs: Sequence[InputSpec], layout: BatchLayout, count: int, seed: int):
-        self._specs, self._layout, self._count, self._seed = specs, layout, count, seed
-
-    def __len__(self) -> int:
-        return self._count
-
-    def sample(self, index: int) -> Feed:
-        feed = {}
-        for place, spec in enumerate(self._specs):
-            shared = self._layout.axes[spec.name] is None
-            rng = np.random.default_rng([self._seed, place, 0 if shared else index])
-            feed[spec.name] = _random_array(spec, rng)
-        return feed
+def fit_batch_size(model: onnx.ModelProto, source: CalibrationData) -> CalibrationData:
+    """The samples as the model takes them: one by one where it cannot be run, or mixes them, with two."""
+    layout = source.layout
+    if layout.size is not None or all(axis is None for axis in layout.axes.values()):
+        return source
+    two, one = (next(source.batches(size), {}) for size in (2, 1))
+    if not _same_shapes(two, one) and not _takes(model, two, one):
+        log.info("the model declares a batch of any size, but runs with one sample only: samples run one by one")
+        return source.one_by_one()
+    return source
 
 
-def random_source(
-    inputs: Sequence[InputSpec],
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    samples: int = 16,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> CalibrationData:
-    """Random inputs of the right shapes: floats standard normal, integers 0..9 (bytes 0..255).
+def _takes(model: onnx.ModelProto, two: Feed, one: Feed) -> bool:
+    """Whether it runs with two samples and then gives more than with one; so too where it does not run at all."""
+    try:
+        with Session(model, EngineOptions(provider="cpu")) as session:
+            alone = session.run(one)
+            try:
+                return not _same_shapes(session.run(two), alone)
+            except EngineError:
+                return False
+    except EngineError as error:  # whoever needs it to run will say so
+        log.debug("trying two samples in a run: %s", error)
+        return True
 
-    Dynamic axes that `input_shapes` leaves open get 224 in pictures and 512 elsewhere; the
-    description says so.
+
+def _same_shapes(first: Feed, second: Feed) -> bool:
+    return all(np.shape(array) == np.shape(second[name]) for name, array in first.items())
+
+
+log = logging.getLogger("onnxcop")
+
+
+def input_specs(analysis: Analysis) -> list[InputSpec]:
+    """What the model must be fed with."""
+    return [
+        InputSpec(
+            value.name,
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+            tuple(
+                dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None
+                for dim in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in model_inputs(analysis.original)
+    ]
+
+
+def open_data(
+    analysis: Analysis, options: DataOptions, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> CalibrationData | None:
+    """Open the user's data; None if there is none.
+
+    Args:
+        analysis: The model.
+        options: The data, and how to read them.
+        input_shapes: Sizes for dynamic axes, by input name.
+
+    Raises:
+        CalibrationError: The data cannot be read or do not fit the inputs.
     """
-    layout = batch_layout(with_shapes(inputs, input_shapes))
-    guessed: dict[str, int] = {}
-    concrete = []
-    for spec in layout.specs:
-        shape = []
-        for axis, size in enumerate(spec.shape):
-            if axis == layout.axes[spec.name]:
-                shape.append(1)
-            elif isinstance(size, int):
-                shape.append(size)
-            else:
-                unclear = size is None and layout.size == 1 and layout.axes[spec.name] is None
-                guess = DEFAULT_SIZE if image_layout(spec) else 1 if unclear else _DEFAULT_LENGTH
-                name = size or f"axis {axis} of {spec.name}"
-                shape.append(guessed.setdefault(name, guess))
-        concrete.append(InputSpec(spec.name, spec.dtype, tuple(shape)))
-    store = _RandomStore(concrete, layout, max(samples, layout.size or 1), seed)
-    description = f"{len(store)} random samples"
-    if guessed:
-        listed = ", ".join(f"{name}={size}" for name, size in guessed.items())
-        description += f" (assumed {listed}; give the input's shape if that is wrong)"
-    return CalibrationData(
-        store=store, order=np.arange(len(store)), layout=layout, batch_size=batch_size, description=description
-    )
+    asked = options.preprocess
+    if isinstance(asked, str):
+        asked = Preprocess.named(asked)  # a name that does not exist is refused without data too
+    if options.data is None:
+        return None
+    data = with_tokenizer(options.data, options.tokenizer)
+
+    def opened(preprocess: Preprocess | None, samples: int, declared: Declared | None, log: bool) -> CalibrationData:
+        return open_source(
+            data, input_specs(analysis), preprocess=preprocess, samples=samples,
+            batch_size=options.batch_size, seed=options.seed, input_shapes=input_shapes,
+            settled_shapes=analysis.input_shapes, declared=declared, log_reading=log,
+        )  # fmt: skip
+
+    def reopened(preprocess: Preprocess, samples: int) -> CalibrationData:
+        return opened(preprocess, samples, None, log=False)
+
+    samples = default_samples(analysis) if options.samples is None else options.samples
+    source = fit_batch_size(analysis.original, opened(asked, samples, analysis.images, log=True))
+    doubt = emptiness(source)
+    if doubt:
+        log.warning("the calibration data tell nothing: %s; give samples as the model will see them", doubt)
+    doubt = check_guess(analysis, source, reopened) if isinstance(data, str | os.PathLike | np.ndarray) else ""
+    if doubt:
+        log.warning("%s", doubt)
+    return source
 
 
-def _random_array(spec: InputSpec, rng: np.random.Generator) -> Array:
-    shape = [size for size in spec.shape if isinstance(size, int)]
-    kind = spec.dtype.kind
-    if kind == "O":
-        return np.full(shape, "", object)
-    if kind == "b":
-        return rng.integers(0, 2, shape).astype(spec.dtype)
-    if kind in "iu":
-        return rng.integers(0, 256 if spec.dtype == np.uint8 else 10, shape).astype(spec.dtype)
-    return np.asarray(rng.standard_normal(shape, np.float32)).astype(spec.dtype)
+def emptiness(source: CalibrationData) -> str:
+    """Why statistics of the data mean nothing, judged by some samples; empty where they may."""
+    taken = source.take(_LOOKED_AT)
+    samples = [{name: array for name, array in feed.items() if array.dtype.kind in "biuf"} for feed in taken.batches(1)]
+    real = [array for feed in samples for array in feed.values() if array.dtype.kind == "f" and array.size > 1]
+    if real and all(array.min() == array.max() for array in real):
+        return f"each of {taken.count} samples looked at is one number throughout"
+    first, *others = samples
+    if (
+        first
+        and others
+        and all(np.array_equal(array, other[name]) for other in others for name, array in first.items())
+    ):
+        return f"the {taken.count} samples looked at are all the same"
+    return ""
+
+
+def default_samples(analysis: Analysis) -> int:
+    """How many samples to calibrate on: more of a network that is quickly run, where they cost little."""
+    macs = max(float(analysis.cost.original()[0]), 1.0)
+    return int(np.clip(_AFFORDABLE / macs, _SAMPLES, 2 * _SAMPLES))

@@ -14,9 +14,7 @@ import numpy as np
 
 from onnxcop._base.types import Array, FloatArray
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.data.batching import fit_batch_size
-from onnxcop.data.for_model import input_specs
-from onnxcop.data.open import CalibrationData, open_source
+from onnxcop.data.open import CalibrationData, fit_batch_size, input_specs, open_source
 from onnxcop.graph.input_spec import InputSpec
 
 Family = Callable[[np.random.Generator, Sequence[int]], FloatArray]

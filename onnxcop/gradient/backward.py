@@ -21,6 +21,7 @@ from onnxcop.gradient.node import Node, attributes_of
 from onnxcop.gradient.prepare import Known, inline_functions, raised, store_constants
 from onnxcop.gradient.rules import DEFAULT_GRADIENTS, STEPS, GradientRule, GradientRules
 from onnxcop.gradient.rules.broadcast import unbroadcast
+from onnxcop.graph.edit import copied, replace_all
 from onnxcop.graph.subgraphs import captured, graphs_of
 from onnxcop.runtime.session import EngineOptions
 
@@ -108,8 +109,7 @@ def differentiate(
     Raises:
         ModelError: The loss is not there or no floating-point scalar, or a tensor is not there.
     """
-    work = onnx.ModelProto()
-    work.CopyFrom(model)
+    work = copied(model)
     work = raised(work)
     store_constants(work)
     wanted = list(trainable(work, rules) if tensors is None else tensors)
@@ -259,16 +259,13 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
     kept = []
     for node in reversed(graph.node):
         if not read.isdisjoint(node.output):
-            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            kept.append(node)
             read.update(node.input)
             read |= captured(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
+    replace_all(graph.node, reversed(kept))
     listed = {value.name for value in graph.input}
     stored = [tensor for tensor in graph.initializer if tensor.name in read or tensor.name in listed]
-    saved = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in stored]
-    del graph.initializer[:]
-    graph.initializer.extend(saved)
+    replace_all(graph.initializer, stored)
     del graph.value_info[:]
 
 

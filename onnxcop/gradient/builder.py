@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxcop.graph.edit import fresh_name
+
 Size = int | str | None  # a fixed size, a named one (equal names are equal sizes), or an unknown one
 Number = int | float
 
@@ -39,12 +41,7 @@ class Builder:
 
     def name(self, stem: str) -> str:
         """A name that no tensor has yet."""
-        name, number = f"{self.prefix}/{stem}", 1
-        while name in self._taken:
-            number += 1
-            name = f"{self.prefix}/{stem}_{number}"
-        self._taken.add(name)
-        return name
+        return fresh_name(f"{self.prefix}/{stem}", self._taken)
 
     def known(self, name: str, elem_type: int, shape: tuple[Size, ...] | None = None) -> Tensor:
         """A tensor that the graph holds already."""

@@ -12,8 +12,9 @@ from onnx import version_converter
 from onnxcop._base.types import Array
 from onnxcop.errors import ModelError
 from onnxcop.gradient.builder import FLOATS, Size
+from onnxcop.graph.edit import copied, opset_of, replace_all
 from onnxcop.graph.shapes import ShapeMap
-from onnxcop.runtime.inputs import settle_shapes, shapes_of
+from onnxcop.runtime.input_shapes import settle_shapes, shapes_of
 from onnxcop.runtime.session import EngineOptions
 
 OPSET = 18  # the first in which all reductions take their axes as an input, and scattering can add up
@@ -26,7 +27,7 @@ def raised(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: ONNX cannot convert it.
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     if opset >= OPSET:
         return model
     try:
@@ -51,9 +52,8 @@ def store_constants(model: onnx.ModelProto) -> None:
             stored.CopyFrom(value)
             stored.name = node.output[0]
         else:
-            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
+            kept.append(node)
+    replace_all(model.graph.node, kept)
 
 
 def inline_functions(
@@ -70,8 +70,7 @@ def inline_functions(
         The model in which they are written out, None if there are none.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    found = copied(model)
     for number, node in enumerate(found.graph.node):
         if (node.domain.removeprefix("ai.onnx"), node.op_type) in ruled:
             continue
@@ -79,8 +78,7 @@ def inline_functions(
         if body is None:
             continue
         body.domain, body.name = _DOMAIN, f"{node.op_type}_{number}"
-        del body.opset_import[:]
-        body.opset_import.extend(model.opset_import)
+        replace_all(body.opset_import, model.opset_import)
         found.functions.append(body)
         node.domain, node.op_type = _DOMAIN, body.name
     if not found.functions:
@@ -90,8 +88,7 @@ def inline_functions(
 
     found = inliner.inline_local_functions(found)
     kept = [entry for entry in found.opset_import if entry.domain != _DOMAIN]
-    del found.opset_import[:]
-    found.opset_import.extend(kept)
+    replace_all(found.opset_import, kept)
     return found
 
 

@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop._base.types import Array
+from onnxcop.graph.edit import opset_of
 from onnxcop.graph.shapes import evaluate
 from onnxcop.graph.subgraphs import Scopes
 
@@ -25,7 +26,7 @@ class Weights:
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Weights:
         """Index a model."""
-        opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        opset = opset_of(model)
         nodes = Scopes.of(model).nodes
         producers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
         return cls(nodes, constant_tensors(model), producers, opset)

@@ -26,7 +26,7 @@ from olive.passes.onnx.common import get_external_data_config, model_proto_to_ol
 from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from olive.search.search_parameter import Categorical
 
-from onnxcop.allocation.budget import Limits
+from onnxcop.allocation.limits import Limits
 from onnxcop.pipeline.prune import prune
 from onnxcop.runtime.session import EngineOptions
 

@@ -13,9 +13,10 @@ import onnx
 
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import Callback
-from onnxcop.analysis.analyze import Analysis, analyze, census
+from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.census import census
 from onnxcop.analysis.summary import Totals, totals
-from onnxcop.data.for_model import input_specs, open_data
+from onnxcop.data.open import input_specs, open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.errors import EngineError, ModelError

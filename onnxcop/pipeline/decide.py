@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
-from onnxcop._base.threads import single_threaded
-from onnxcop._base.timing import Clock
+from onnxcop._base.timing import Clock, single_threaded
 from onnxcop._base.types import FloatArray, IntArray
-from onnxcop.allocation.budget import Budget, Limits, allowed_units, default_rounds, round_budgets
+from onnxcop.allocation.budget import Budget, default_rounds, round_budgets
 from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.limits import Limits, allowed_units
 from onnxcop.allocation.within_time import choose_within
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import gather_statistics

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onnxcop._base.progress import Callback
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
+from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.resources import RESOURCES
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.choices import Policy

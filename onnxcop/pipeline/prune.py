@@ -13,16 +13,17 @@ import onnx
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import Callback, shown
 from onnxcop._base.timing import Clock
-from onnxcop.allocation.budget import Limits
+from onnxcop._base.types import IntArray
 from onnxcop.allocation.greedy import check_reachable
+from onnxcop.allocation.limits import Limits
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.summary import frozen_reasons
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.tracing import REWRITTEN
 from onnxcop.criteria.base import PruningContext
-from onnxcop.data.for_model import open_data
 from onnxcop.data.input_files import InputFiles
-from onnxcop.data.open import CalibrationData
+from onnxcop.data.open import CalibrationData, Preprocess, open_data
+from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.pipeline.decide import Decision, Request, recover_units
 from onnxcop.pipeline.distillation import check_distillation, distilled
@@ -35,6 +36,7 @@ from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.inputs import random_feeds
+from onnxcop.runtime.session import EngineOptions
 from onnxcop.verification.verify import require_running
 
 log = logging.getLogger("onnxcop")
@@ -191,3 +193,46 @@ def nothing_reason(analysis: Analysis) -> str:
 
 
 __all__ = ["PruneResult", "apply_plan", "apply_with", "nothing_reason", "prepare", "prune", "prune_with"]
+
+
+def recover(
+    analysis: Analysis,
+    removed: IntArray,
+    data: Any,
+    *,
+    preprocess: Preprocess | str | None = None,
+    samples: int | None = None,
+    batch_size: int = 32,
+    settings: RecoverySettings | None = None,
+    options: EngineOptions = EngineOptions(),
+    seed: int = 0,
+    progress: Callback | bool | None = None,
+) -> onnx.ModelProto:
+    """Let the units that stay make up for those that go, in closed form.
+
+    Args:
+        analysis: The model, analysed with `biases=True` so that every layer has a bias to correct.
+        removed: int64, the units to remove.
+        data: Calibration data (see :func:`onnxcop.data.open.open_source`).
+        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
+        batch_size: Samples that run at once.
+        settings: How hard recovery tries.
+        options: How models are run.
+        seed: Of the choice of samples.
+        progress: True for bars, or a function called with (stage, done, total).
+
+    Returns:
+        The analysed model, in the shapes of the original, with other weights: what
+        :func:`onnxcop.apply` cuts to size.
+
+    Raises:
+        CalibrationError: There are no data, or they do not fit.
+    """
+    asked = DataOptions(data=data, preprocess=preprocess, samples=samples, batch_size=batch_size, seed=seed)
+    source = open_data(analysis, asked, analysis.input_shapes)
+    if source is None:
+        raise CalibrationError("recovery needs calibration data; pass data=")
+    chosen = replace(settings or RecoverySettings(), seed=seed)
+    with shown(progress) as tell:
+        return recover_units(analysis, removed, source, chosen, options, tell, Clock()).model

@@ -16,8 +16,7 @@ import onnx
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.types import Array
 from onnxcop.analysis.analyze import Analysis, analyze
-from onnxcop.data.for_model import open_data
-from onnxcop.data.open import CalibrationData
+from onnxcop.data.open import CalibrationData, open_data
 from onnxcop.errors import CalibrationError, ModelError
 from onnxcop.graph import io as models
 from onnxcop.pipeline.options import PruneOptions

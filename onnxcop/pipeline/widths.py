@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from onnxcop._base.timing import Clock
-from onnxcop.allocation.budget import AUTO, Limits
+from onnxcop.allocation.limits import AUTO, Limits
 from onnxcop.errors import BudgetError
 from onnxcop.pipeline.decide import Request, decide
 from onnxcop.pipeline.finish import conclude

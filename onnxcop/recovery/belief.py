@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import Array, Feed
-from onnxcop.analysis.analyze import group_name
+from onnxcop.analysis.census import group_name
 from onnxcop.errors import InternalError
 from onnxcop.reconstruction.divergence import Divergence, Reference
 from onnxcop.reconstruction.network import MaskedNetwork

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop._base.types import FloatArray
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
+from onnxcop.allocation.limits import Limits
 from onnxcop.criteria.preference import Preference
 from onnxcop.errors import BudgetError
 from onnxcop.recovery.metric import Metric

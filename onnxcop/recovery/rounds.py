@@ -16,10 +16,11 @@ from functools import cached_property, partial
 import numpy as np
 import onnx
 
-from onnxcop._base.threads import single_threaded
+from onnxcop._base.timing import single_threaded
 from onnxcop._base.types import Feed, FloatArray, IntArray
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.search import CurveSearch
 from onnxcop.allocation.sensitivity import Samples, alive_channels, choose_ridges, measure
 from onnxcop.analysis.analyze import Analysis

@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from onnxcop._base.threads import single_threaded
+from onnxcop._base.timing import single_threaded
 from onnxcop._base.types import IntArray
 from onnxcop.allocation.sensitivity import Samples, choose_ridges
 from onnxcop.analysis.analyze import Analysis

@@ -12,7 +12,8 @@ import numpy as np
 
 from onnxcop._base.formatting import plural
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
-from onnxcop.analysis.analyze import Analysis, node_name
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import node_name
 from onnxcop.analysis.layers import Layer, layer_weights, layers_of
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.cop import activation_correlation, weight_correlation

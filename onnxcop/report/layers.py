@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
-from onnxcop.analysis.analyze import Analysis, node_name
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import node_name
 from onnxcop.analysis.cost import KINDS
 
 

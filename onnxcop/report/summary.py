@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxcop._base.records import finite
 from onnxcop._base.types import IntArray
-from onnxcop.analysis.analyze import Analysis, group_name
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import group_name
 from onnxcop.analysis.reason_codes import coded
 from onnxcop.analysis.summary import Totals
 from onnxcop.criteria.base import PruningContext

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxcop._base.formatting import counted, percent, plural, shortened, sized
-from onnxcop.allocation.budget import Limits
+from onnxcop.allocation.limits import Limits
 from onnxcop.report.figures import figure_lines, figure_rows, quality_of
 from onnxcop.report.summary import GroupReport, Report
 

@@ -1,7 +1,7 @@
 """Applying a selection to a copy of the model, with onnx-graphsurgeon.
 
 Every graph of the model, bodies of control flow included, is cut for itself (:mod:`onnxcop.rewrite.edit`),
-and the result merged into a copy of the original (:mod:`onnxcop.rewrite.merge`), so that everything the
+and the result merged into a copy of the original (:mod:`onnxcop.rewrite.edit`), so that everything the
 pruning does not touch stays as it was, to the byte: weights, node names, doc strings, metadata, opset,
 dynamic axes.
 """
@@ -18,10 +18,9 @@ from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Edit
 from onnxcop.graph.constants import constant_tensors
-from onnxcop.graph.external_data import VALUES, copy_fields
+from onnxcop.graph.io import VALUES, copy_fields
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
-from onnxcop.rewrite.edit import GraphEditor
-from onnxcop.rewrite.merge import Merger
+from onnxcop.rewrite.edit import GraphEditor, Merger
 from onnxcop.rewrite.sizes import Keep, Sliced, kept_positions, mends, moved_orders
 
 _LARGE = 2**20  # bytes; larger tensors are cut one by one, when the copy gets them

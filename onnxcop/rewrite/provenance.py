@@ -8,6 +8,7 @@ import json
 import onnx
 
 from onnxcop._version import __version__
+from onnxcop.graph.edit import replace_all
 from onnxcop.rewrite.plan import PruningPlan
 
 PREFIX = "onnxcop."
@@ -29,7 +30,6 @@ def provenance(plan: PruningPlan) -> dict[str, str]:
 def stamp(model: onnx.ModelProto, plan: PruningPlan) -> None:
     """Write where a model comes from into it, in place of what an earlier run wrote; other keys stay."""
     kept = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
+    replace_all(model.metadata_props, kept)
     for key, value in provenance(plan).items():
         model.metadata_props.add(key=key, value=value)

@@ -3,14 +3,18 @@
 A size reaches an operator in one of three ways: written down (a constant), computed from the size of
 a runtime tensor (`Shape → Gather → Concat`), or mixed. Computed sizes often follow the pruning on
 their own. So for every number that an operator reads, this module computes the value it *must* have
-and the value it *would* have; the rewriter mends the difference and leaves the rest alone.
+and the value it *would* have; the rewriter corrects the difference and leaves the rest alone.
+
+A number that is computed at run time may be a count of channels, a dynamic size, or a product of both: a wrong one
+is scaled, which is right whatever the dynamic sizes are. Only what cannot be scaled is overwritten.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +23,7 @@ from onnx import numpy_helper
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
+from onnxcop.graph.edit import opset_of
 from onnxcop.graph.shapes import Shape, evaluate, shape_value
 from onnxcop.graph.subgraphs import Scopes
 
@@ -127,7 +132,7 @@ def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[
     replaced = {index for edit in moved_orders(structure, keep) for index in edit.chain}
     scopes = Scopes.of(model)
     sources = {t.name for scope in scopes.all for t in scope.graph.initializer}
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     changed: dict[str, Array] = {}
     for index in scopes.order():
         node = scopes.nodes[index]
@@ -223,3 +228,49 @@ def remap(indices: Array, atoms: IntArray, keep: Keep, axis: int = 0) -> Array:
         there = (np.moveaxis(found, axis, 0).reshape(indices.shape[axis], -1) >= 0).all(axis=1)
         found = np.compress(there, found, axis=axis)
     return found.astype(indices.dtype)
+
+
+_WHERE_SINCE = 9  # the opset
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A node that reads the number (or what the one before made of it) and constants.
+
+    Attributes:
+        op_type: Its operator.
+        name: What it does, for its name.
+        constants: Its other inputs, by a name for each.
+    """
+
+    op_type: str
+    name: str
+    constants: Mapping[str, Array]
+
+    def inputs(self, values: Any, constants: Sequence[Any]) -> list[Any]:
+        """The node's inputs in order; Where has the values last."""
+        return [*constants, values] if self.op_type == "Where" else [values, *constants]
+
+
+def corrections(mend: SizeFix, opset: int) -> list[Correction]:
+    """The nodes that turn what is read into what must be read, one after the other."""
+    required = mend.required
+    actual = np.asarray(np.broadcast_to(mend.actual, required.shape))
+    wrong = np.asarray(actual != required)
+    if required.dtype.kind in "if" and np.isfinite(actual[wrong]).all() and (actual[wrong] != 0).all():
+        return _scaled(required, actual, wrong)
+    if opset >= _WHERE_SINCE:
+        return [Correction("Where", "where", {"mask": wrong, "value": required})]
+    kept = np.asarray(~wrong).astype(required.dtype)
+    written = np.where(wrong, required, 0).astype(required.dtype)
+    return [Correction("Mul", "clear", {"mask": kept}), Correction("Add", "write", {"value": written})]
+
+
+def _scaled(required: Array, actual: Array, wrong: Array) -> list[Correction]:
+    upper, lower = np.where(wrong, required, 1), np.where(wrong, actual, 1)
+    if required.dtype.kind == "f":
+        return [Correction("Mul", "scale", {"factor": np.asarray(upper / lower).astype(required.dtype)})]
+    common = np.gcd(upper, lower)
+    factor, divisor = (np.asarray(part // common).astype(required.dtype) for part in (upper, lower))
+    steps = [Correction("Mul", "scale", {"factor": factor})]
+    return steps if (divisor == 1).all() else [*steps, Correction("Div", "divide", {"divisor": divisor})]

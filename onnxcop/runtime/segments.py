@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxcop._base.types import Array, Feed
+from onnxcop.graph.edit import copied, replace_all
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.runtime.session import EngineOptions, Session
@@ -119,17 +120,15 @@ class GraphPartition:
         Args:
             base: A copy of the model with more nodes after its own; the model itself where there is none.
         """
-        result = onnx.ModelProto()
-        result.CopyFrom(base or self.model)
+        result = copied(base or self.model)
         replacements = self.replaced(range(self.count))
         if not replacements:
             return result
         nodes: list[onnx.NodeProto] = []
         for index, node in enumerate(result.graph.node):
-            own = (onnx.NodeProto.FromString(node.SerializeToString()),)
+            own = (copied(node),)
             nodes += replacements[index].nodes if index in replacements else own
-        del result.graph.node[:]
-        result.graph.node.extend(nodes)
+        replace_all(result.graph.node, nodes)
         for tensor in _tensors(replacements):
             result.graph.initializer.append(tensor)
             if initializers_are_inputs(result):

@@ -14,8 +14,8 @@ import onnx
 from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed
 from onnxcop.errors import EngineError
-from onnxcop.graph.external_data import WeightFile, save_externally, weight_bytes
 from onnxcop.graph.input_spec import InputSpec
+from onnxcop.graph.io import WeightFile, save_externally, weight_bytes
 from onnxcop.runtime.providers import OutOfMemory, create_session, engine_error, resolve_provider
 
 __all__ = ["EngineOptions", "OutOfMemory", "Runner", "Session", "resolve_provider", "run_batched"]

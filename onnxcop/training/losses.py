@@ -16,6 +16,7 @@ from onnxcop._base.types import Array
 from onnxcop.errors import ModelError
 from onnxcop.gradient.builder import FLOATS, Builder, Tensor, total
 from onnxcop.gradient.prepare import raised
+from onnxcop.graph.edit import copied
 from onnxcop.outputs.classes import ClassMeasure, class_axis, shares_along
 from onnxcop.outputs.judgement import Judgement, Judgements
 from onnxcop.outputs.kind import MeasureSettings
@@ -42,8 +43,7 @@ def with_loss(
     Returns:
         The model with an input `target/NAME` for every output that has a term, and the output `loss`.
     """
-    work = onnx.ModelProto()
-    work.CopyFrom(raised(model))
+    work = copied(raised(model))
     build = Builder(work.graph, "loss")
     outputs = {value.name: value for value in work.graph.output}
     found = []

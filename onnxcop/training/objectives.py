@@ -13,6 +13,7 @@ from onnxcop._base.types import Array, Feed
 from onnxcop.errors import CalibrationError, ModelError
 from onnxcop.gradient.builder import FLOATS, INT64, Builder, Tensor, total
 from onnxcop.gradient.prepare import raised
+from onnxcop.graph.edit import copied
 from onnxcop.outputs.classes import shares_along
 from onnxcop.training.losses import LOSS, TARGET, cross_entropy, soft_cross_entropy, squared_error
 
@@ -77,8 +78,7 @@ def objective(
         raise CalibrationError(
             f"the teacher has no output {output!r} of the shape {list(values.shape[1:])}; give one that has"
         )
-    work = onnx.ModelProto()
-    work.CopyFrom(raised(model))
+    work = copied(raised(model))
     build = Builder(work.graph, "loss")
     y = build.known(output, types[output])
     kind = INT64 if name == "cross-entropy" else types[output]

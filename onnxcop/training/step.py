@@ -22,6 +22,7 @@ from onnxcop._base.types import Array
 from onnxcop.errors import ModelError
 from onnxcop.gradient import Builder, Stop, Tensor, differentiate, trainable
 from onnxcop.gradient.builder import concat
+from onnxcop.graph.edit import copied, replace_all
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.training.losses import LOSS
 
@@ -91,8 +92,7 @@ def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 def with_weights(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy of a model with other weights, each in its own element type."""
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    found = copied(model)
     stored = stored_tensors(found)
     for name, array in arrays.items():
         tensor = stored[name]
@@ -149,8 +149,7 @@ def build_step(
     _update(build, optimizer, layout, gradients)
     kept = {LOSS, NORM, *NEXT.values()}
     outputs = [value for value in graph.output if value.name in kept]
-    del graph.output[:]
-    graph.output.extend(outputs)
+    replace_all(graph.output, outputs)
     return StepGraph(found.model, layout, found.stops, found.missing)
 
 

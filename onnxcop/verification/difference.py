@@ -8,28 +8,31 @@ data decides on branches, both are compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError
-from onnxcop.graph.shapes import Shape
+from onnxcop.graph.edit import copied, fresh_name
+from onnxcop.graph.shapes import Shape, ShapeMap
+from onnxcop.graph.subgraphs import Scopes
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.rewrite.sizes import kept_positions
-from onnxcop.runtime.inputs import random_feeds
+from onnxcop.runtime.inputs import batch_axes, random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.verification.branch_forcing import conditions, forced
 from onnxcop.verification.dequantize import rounds, unrounded
 
 # Squashing functions: a tiny probability is noise in its last bits, its logit is not.
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 _MOST_WITNESSES = 16
+_CLOSE = 1e-3  # of the largest value: samples that come out alike in batches of two sizes
 
 # Largest relative difference that rounding explains, by the type of the tensor.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
@@ -208,8 +211,7 @@ def _cut(values: Any, cuts: Cuts) -> Any:
 
 def _exposing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     """A copy whose outputs include the given tensors."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     known = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     return copy
@@ -230,3 +232,69 @@ def relative_difference(expected: Any, found: Any) -> float | None:
     if not np.isfinite(gap):
         return float("inf")
     return gap / scale if scale > 0 else gap
+
+
+def mixes_samples(
+    model: onnx.ModelProto, shapes: Mapping[str, Shape], other: Mapping[str, Shape], options: EngineOptions
+) -> bool:
+    """Whether samples come out differently when copies of them fill a larger batch.
+
+    So it is where a batch of one is written down (`Reshape` to `[1, C, -1]`), yet others run: what they
+    give means nothing.
+
+    Args:
+        model: The model.
+        shapes: Shapes of its inputs.
+        other: Shapes with a larger batch.
+        options: How it is run.
+    """
+    axes = batch_axes(model)
+    few = {
+        name: tuple(shapes[name][axis] if axis in axes[name] else size for axis, size in enumerate(shape))
+        for name, shape in other.items()
+    }
+    alone = random_feeds(model, few, 0)
+    together = dict(alone)
+    for name, wanted in other.items():
+        for axis in axes[name]:
+            copies = np.arange(wanted[axis]) % few[name][axis]
+            together[name] = np.take(together[name], copies, axis=axis)
+    try:
+        with Session(model, options) as session:
+            one, many = session.run(alone), session.run(together)
+    except EngineError:
+        return False
+    return any(isinstance(found, np.ndarray) and not _begins_with(many[name], found) for name, found in one.items())
+
+
+def _begins_with(many: Any, one: Any) -> bool:
+    if many.ndim != one.ndim or any(large < small for large, small in zip(many.shape, one.shape, strict=True)):
+        return False
+    first = many[tuple(slice(size) for size in one.shape)]
+    if one.dtype.kind != "f":
+        return bool(np.array_equal(first, one))
+    return bool(np.allclose(first, one, rtol=0, atol=_CLOSE * float(np.abs(one).max(initial=0.0)), equal_nan=True))
+
+
+def conditions(model: onnx.ModelProto, shapes: ShapeMap) -> set[str]:
+    """Names of the conditions on which data decides, not sizes."""
+    named = {node.input[0] for node in Scopes.of(model).nodes if node.op_type == "If"}
+    return {name for name in named if shapes[name].value is None}
+
+
+def forced(model: onnx.ModelProto, free: Set[str], branch: bool) -> onnx.ModelProto:
+    """Return a copy in which the If nodes with these conditions take their then_branch, or their else_branch.
+
+    Args:
+        model: The model; it is not changed.
+        free: Names of conditions.
+        branch: True for the then_branch.
+    """
+    result = copied(model)
+    scopes = Scopes.of(result)
+    name = fresh_name("forced_branch", scopes.names())
+    for node in scopes.nodes:
+        if node.op_type == "If" and node.input[0] in free:
+            node.input[0] = name
+    result.graph.initializer.append(numpy_helper.from_array(np.array(branch), name))
+    return result

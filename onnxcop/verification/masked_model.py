@@ -20,7 +20,8 @@ from onnx import numpy_helper
 from onnxcop._base.types import IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Contraction, Operand
-from onnxcop.graph.external_data import WeightFile
+from onnxcop.graph.edit import copied
+from onnxcop.graph.io import WeightFile
 from onnxcop.graph.shapes import TensorInfo
 from onnxcop.graph.subgraphs import Scopes
 
@@ -36,8 +37,7 @@ def masked(
         removed: int64, the units.
         file: Where weights go, to keep large ones out of memory.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model if file is None else file.light(model))
+    result = copied(model if file is None else file.light(model))
     stored, nodes = _stored(model.graph), Scopes.of(model).nodes
     copies = Scopes.of(result)
     gone = structure.unit_class[removed]

@@ -15,6 +15,7 @@ from onnxcop.errors import VerificationError
 from onnxcop.graph import io as models
 from onnxcop.graph.check import tensors
 from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.edit import copied, replace_all
 from onnxcop.rewrite.apply import apply
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.session import EngineOptions
@@ -135,8 +136,7 @@ def _kind(tensor: onnx.TensorProto) -> str:
 
 def _signature(node: onnx.NodeProto) -> bytes:
     """What a node computes: without its name, doc string and the values of constants."""
-    bare = onnx.NodeProto()
-    bare.CopyFrom(node)
+    bare = copied(node)
     bare.ClearField("name")
     bare.ClearField("doc_string")
     if node.op_type == "Constant":
@@ -149,6 +149,5 @@ def _signature(node: onnx.NodeProto) -> bytes:
             tensor.data_type = kind
             tensor.dims.extend(dims)
     ordered = sorted(bare.attribute, key=lambda attribute: attribute.name)
-    del bare.attribute[:]
-    bare.attribute.extend(ordered)
+    replace_all(bare.attribute, ordered)
     return bytes(bare.SerializeToString(deterministic=True))

@@ -21,15 +21,13 @@ from onnxcop._base.scratch import temporary_folder
 from onnxcop._base.types import Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError, ModelError, VerificationError
-from onnxcop.graph.external_data import WeightFile, file_size, weight_bytes
-from onnxcop.graph.io import LARGEST_SINGLE_FILE, save
+from onnxcop.graph.io import LARGEST_SINGLE_FILE, WeightFile, file_size, save, weight_bytes
 from onnxcop.graph.shapes import Shape
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.inputs import model_inputs, other_shapes, random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.verification.batch_independence import mixes_samples
 from onnxcop.verification.dequantize import rounds
-from onnxcop.verification.difference import difference
+from onnxcop.verification.difference import difference, mixes_samples
 from onnxcop.verification.masked_model import masked
 
 LARGEST_COPIED = 32 * 2**20  # bytes of weights; those of larger models go to a file that all copies share

@@ -9,9 +9,10 @@ from onnx import TensorProto, helper
 from small_models import chain, finished, shapes, weights
 
 import onnxcop
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.ladder import Channels, Ladder, channels_of
+from onnxcop.allocation.limits import Limits
 from onnxcop.errors import BudgetError
 from onnxcop.runtime.staircase import Staircase
 

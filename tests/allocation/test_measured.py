@@ -11,8 +11,9 @@ import pytest
 from small_models import chain
 
 import onnxcop
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.search import CurveSearch
 from onnxcop.allocation.sensitivity import Curve
 from onnxcop.allocation.spend import spend

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import onnxcop
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.sensitivity import Curve
 from onnxcop.allocation.spend import spend
 from onnxcop.criteria.base import PruningContext

@@ -23,7 +23,7 @@ from onnxcop.coupling import groups, tracing
 from onnxcop.data.open import CalibrationData, open_source
 from onnxcop.errors import CalibrationError, PlanMismatchError
 from onnxcop.graph import io as models
-from onnxcop.runtime import inputs as probe
+from onnxcop.runtime import input_shapes as probe
 from onnxcop.runtime.session import EngineOptions, OutOfMemory, Session
 
 CPU = EngineOptions("cpu", threads=1)

@@ -14,8 +14,7 @@ from onnxcop.analysis.layers import Layer, layers_of
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.patches import PatchStatistics, unfolded
 from onnxcop.calibration.statistics import Moments
-from onnxcop.data.for_model import input_specs
-from onnxcop.data.open import open_source
+from onnxcop.data.open import input_specs, open_source
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.runtime.session import EngineOptions
 

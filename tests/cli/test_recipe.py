@@ -11,7 +11,7 @@ import pytest
 from cli_runs import BARE, CPU
 
 import onnxcop
-from onnxcop.allocation.budget import LayerLimit
+from onnxcop.allocation.limits import LayerLimit
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError
 from onnxcop.rewrite.plan import PruningPlan

@@ -14,7 +14,8 @@ from ops.oracle import CPU, draw_units, prune_and_verify
 from small_models import weights
 
 import onnxcop
-from onnxcop.analysis.analyze import Analysis, analyze, census
+from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.census import census
 from onnxcop.coupling.tracing import trace
 from onnxcop.errors import VerificationError
 from onnxcop.graph.constants import constant_tensors

@@ -21,7 +21,7 @@ from transformer_models import Net, bert
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.verification.float_twins import computes_rounded, write_twins
+from onnxcop.verification.dequantize import computes_rounded, write_twins
 
 CPU = EngineOptions("cpu", threads=1)
 MICROSOFT = "com.microsoft"

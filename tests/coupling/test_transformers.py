@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from ops.oracle import prune_and_verify
 from ops.sample import REFUSED
 
-from onnxcop.analysis.analyze import Analysis, analyze, census
+from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.census import census
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.verification.verify import verify

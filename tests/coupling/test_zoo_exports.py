@@ -11,7 +11,8 @@ import onnx
 import pytest
 from conftest import REPO_ROOT
 
-from onnxcop.analysis.analyze import Analysis, analyze, census
+from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.census import census
 
 QUICK = ("mobilenetv2_100", "resnet18", "tv_shufflenet_v2_x1_0", "ul_yolov8n", "vit_tiny_patch16_224")
 

@@ -15,8 +15,8 @@ from paper_models import changed, reference_networks, resnet32, resnet_before_ac
 from scipy import stats
 
 import onnxcop
-from onnxcop.allocation.budget import Limits
 from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.limits import Limits
 from onnxcop.analysis.layers import layer_weights
 from onnxcop.criteria.cop import Cop
 from onnxcop.criteria.cop_paper import CopPaper, paper_correlation, paper_normalizer, scored_pairs

@@ -22,8 +22,7 @@ from onnxcop.criteria import registry
 from onnxcop.criteria.base import Criterion
 from onnxcop.criteria.multiple_correlation import Multiple
 from onnxcop.criteria.registry import CRITERIA, criterion_named
-from onnxcop.data.for_model import input_specs
-from onnxcop.data.open import open_source
+from onnxcop.data.open import input_specs, open_source
 from onnxcop.errors import BudgetError, CalibrationError
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)

@@ -19,8 +19,9 @@ from paper_models import MOBILENET, VGG16, changed, dense_chain, mobilenet, resn
 from scipy import special, stats
 
 import onnxcop
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import choose
+from onnxcop.allocation.limits import Limits
 from onnxcop.criteria.cop import Cop, chance_level
 from onnxcop.criteria.cop_regularization import Regularizer
 

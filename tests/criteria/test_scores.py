@@ -12,8 +12,9 @@ from paper_models import resnet32
 from small_models import chain, nothing_to_prune, written
 
 import onnxcop
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import choose
+from onnxcop.allocation.limits import Limits
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.cli import main as cli
 from onnxcop.criteria.registry import CRITERIA

@@ -19,7 +19,6 @@ from onnxcop.data.open import (
     CalibrationData,
     InputSpec,
     open_source,
-    random_source,
 )
 from onnxcop.errors import CalibrationError
 from onnxcop.images.preprocess import Preprocess
@@ -409,32 +408,6 @@ def test_counts_are_checked() -> None:
             open_source(rows(2), [VECTOR], **wrong)
     data = open_source(rows(2), [VECTOR])
     assert open_source(data, [VECTOR]) is data
-
-
-def test_random_inputs() -> None:
-    specs = [
-        InputSpec("image", F32, ("N", 3, "H", "W")),
-        InputSpec("ids", np.dtype(np.int64), ("N", 7)),
-        InputSpec("mask", np.dtype(np.bool_), ("N", 7)),
-        InputSpec("half", np.dtype(np.float16), (5,)),
-        InputSpec("scalar", np.dtype(np.int32), ()),
-    ]
-    data = random_source(specs, {"image": (1, 3, 40, 30)}, samples=12, seed=5)
-    (batch,) = data.batches()
-    assert [batch[spec.name].shape for spec in specs] == [
-        (12, 3, 40, 30),
-        (12, 7),
-        (12, 7),
-        (5,),
-        (),
-    ]
-    assert all(batch[spec.name].dtype == spec.dtype for spec in specs)
-    assert abs(batch["image"].mean()) < 0.02 and abs(batch["image"].std() - 1) < 0.02
-    assert batch["ids"].min() >= 0 and batch["ids"].max() < 10
-    assert len(np.unique(batch["image"][:, 0, 0, 0])) == 12
-    (again,) = random_source(specs, {"image": (1, 3, 40, 30)}, samples=12, seed=5).batches()
-    assert all(np.array_equal(batch[name], again[name]) for name in batch)
-    assert "H=224, W=224" in random_source(specs).description
 
 
 @pytest.mark.zoo

@@ -13,7 +13,7 @@ from small_models import chain, finished, weights
 
 import onnxcop
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.data.for_model import input_specs, open_data
+from onnxcop.data.open import input_specs, open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.data.synthetic import Family, noise, synthetic_data, waves, white
 from onnxcop.errors import CalibrationError

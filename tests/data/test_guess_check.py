@@ -12,8 +12,8 @@ from PIL import Image
 
 from onnxcop.analysis.analyze import analyze
 from onnxcop.cli import main as cli
-from onnxcop.data.for_model import open_data
 from onnxcop.data.guess_check import mutual_information
+from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.images.preprocess import Preprocess
 from onnxcop.runtime.session import EngineOptions

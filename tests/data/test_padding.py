@@ -10,7 +10,7 @@ from transformer_models import bert
 
 import onnxcop
 from onnxcop.data.dataset import CalibrationData
-from onnxcop.data.for_model import open_data
+from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.data.padding import TrimmedData, padding_of
 from onnxcop.recovery.setup import without_padding

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from small_models import chain, finished, weights
 
 import onnxcop
-from onnxcop.data.for_model import open_data
+from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)

@@ -15,7 +15,7 @@ from small_models import chain, shapes, written
 
 import onnxcop
 from onnxcop._base import cache
-from onnxcop.allocation.budget import Limits
+from onnxcop.allocation.limits import Limits
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.pipeline import finish as conclusion

@@ -15,8 +15,9 @@ import pytest
 from small_models import chain, written
 
 import onnxcop
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
+from onnxcop.allocation.limits import Limits
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, ModelError
 from onnxcop.pipeline.incremental import IncrementalPruner, steps

@@ -14,7 +14,7 @@ from small_models import chain, finished, weights, written
 
 import onnxcop
 from onnxcop.cli import main as cli
-from onnxcop.data.for_model import open_data
+from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import InternalError
 from onnxcop.pipeline.unseen import UnseenSamples, set_aside

@@ -10,8 +10,7 @@ from small_models import chain, finished, weights
 from onnxcop.analysis.analyze import analyze
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.patches import PatchStatistics, unfolded
-from onnxcop.data.for_model import input_specs
-from onnxcop.data.open import open_source
+from onnxcop.data.open import input_specs, open_source
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.runtime.session import EngineOptions

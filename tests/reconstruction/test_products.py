@@ -10,7 +10,7 @@ from small_models import weights
 from transformer_models import bert
 
 import onnxcop
-from onnxcop.allocation.budget import Limits
+from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.sensitivity import choose_ridges, measure
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.reconstruction.products import ProductLoss, losses_for

@@ -16,8 +16,7 @@ import onnxcop
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.patches import PatchStatistics
-from onnxcop.data.for_model import input_specs
-from onnxcop.data.open import open_source
+from onnxcop.data.open import input_specs, open_source
 from onnxcop.errors import PlanMismatchError
 from onnxcop.reconstruction.linear_streams import Stream, linear_streams
 from onnxcop.reconstruction.network import MaskedNetwork

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import onnxcop
 from onnxcop.allocation.budget import Budget, default_rounds, round_budgets
-from onnxcop.data.for_model import open_data
+from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
 from onnxcop.pipeline.unseen import set_aside

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from small_models import chain, shapes, written
 
-from onnxcop.allocation.budget import Budget, Limits
+from onnxcop.allocation.budget import Budget
+from onnxcop.allocation.limits import Limits
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import BudgetError, PlanMismatchError

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcop import errors
 from onnxcop._base import scratch
 from onnxcop.errors import EngineError
-from onnxcop.graph import external_data as external
+from onnxcop.graph import io
 from onnxcop.runtime import providers
 from onnxcop.runtime import session as engine
 from onnxcop.runtime.session import EngineOptions, OutOfMemory, Session, resolve_provider, run_batched
@@ -163,11 +163,11 @@ def test_large_models_go_through_a_file(tmp_path: Path, monkeypatch: pytest.Monk
 def test_external_file_is_what_onnx_reads(tmp_path: Path) -> None:
     model = _model(np.ones((3, 1000), np.float32))
     model.metadata_props.add(key="author", value="test")
-    loaded = onnx.load(external.save_externally(model, tmp_path))
+    loaded = onnx.load(io.save_externally(model, tmp_path))
     for tensor in loaded.graph.initializer:
         tensor.ClearField("data_location")
     assert loaded.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
-    assert external.weight_bytes(model) == 4 * (3000 + 1000)
+    assert io.weight_bytes(model) == 4 * (3000 + 1000)
 
 
 def test_cpu_by_name_and_full_name() -> None:

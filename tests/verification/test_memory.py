@@ -19,7 +19,7 @@ from small_models import chain, linear, written
 import onnxcop
 from onnxcop.analysis.analyze import analyze
 from onnxcop.errors import VerificationError
-from onnxcop.graph.external_data import WeightFile
+from onnxcop.graph.io import WeightFile
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import Session
 from onnxcop.verification.masked_model import masked
@@ -53,7 +53,7 @@ def test_a_run_holds_a_model_at_most_four_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [chain, linear])
 def test_light_models_compute_the_same_and_share_their_weights(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxcop.graph.external_data._SMALL", 1)
+    monkeypatch.setattr("onnxcop.graph.io._SMALL", 1)
     found = analyze(make(), options=CPU)
     removed = np.array([0, 3, 20])
     file = WeightFile()
@@ -83,7 +83,7 @@ def test_light_models_compute_the_same_and_share_their_weights(make: Any, monkey
 @pytest.mark.parametrize("limit", [0, 1 << 40])
 def test_large_models_are_verified_as_small_ones_are(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxcop.verification.verify.LARGEST_COPIED", limit)
-    monkeypatch.setattr("onnxcop.graph.external_data._SMALL", 1)
+    monkeypatch.setattr("onnxcop.graph.io._SMALL", 1)
     found = analyze(linear(), options=CPU)
     removed = np.array([0, 3, 20])
     pruned = apply(found.model, found.structure, removed)

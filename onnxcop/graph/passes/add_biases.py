@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxcop.graph.edit import fresh_name, replace_all
 from onnxcop.graph.subgraphs import initializers_are_inputs
 from onnxcop.graph.traits import Trait, traits
 
@@ -49,10 +50,7 @@ def _add(model: onnx.ModelProto) -> frozenset[str]:
     inserts: list[tuple[int, onnx.NodeProto]] = []
 
     def zeros(base: str, size: int, elem_type: int) -> str:
-        name = f"{base}__bias"
-        while name in taken:
-            name += "_"
-        taken.add(name)
+        name = fresh_name(f"{base}__bias", taken)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
         graph.initializer.append(numpy_helper.from_array(np.zeros(size, dtype), name))
         if listed:
@@ -131,13 +129,9 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
                 node.output[position] = removed[name]
         if node.input and node.input[-1] in idle:
             del node.input[-1]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept_nodes]
-    tensors = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name not in idle]
-    inputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.input if v.name not in idle]
-    del graph.node[:], graph.initializer[:], graph.input[:]
-    graph.node.extend(nodes)
-    graph.input.extend(inputs)
-    graph.initializer.extend(tensors)
+    replace_all(graph.node, kept_nodes)
+    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in idle])
+    replace_all(graph.input, [value for value in graph.input if value.name not in idle])
 
 
 def move_into_normalization(model: onnx.ModelProto, added: frozenset[str]) -> None:

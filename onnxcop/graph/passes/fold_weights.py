@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from onnxcop._base.types import Array
 from onnxcop.graph.check import byte_size
 from onnxcop.graph.constants import constant_tensors
+from onnxcop.graph.edit import replace_all
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.graph.traits import MOVES, Trait, traits
 
@@ -145,10 +146,9 @@ def _replace(graph: onnx.GraphProto, found: Mapping[str, onnx.TensorProto], chai
         if all(name in found or not uses[name] for name in node.output if name):
             gone.add(index)
             uses.subtract(node.input)
-    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for i, n in enumerate(graph.node) if i not in gone]
+    nodes = [n for i, n in enumerate(graph.node) if i not in gone]
     made = {name for node in nodes for name in node.output}
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_all(graph.node, nodes)
     drop_unread(graph, {name for name in before if not uses[name]})
     graph.initializer.extend(tensor for name, tensor in found.items() if name not in made)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import onnx
 
-from onnxcop.graph.body_shapes import taken_branch
-from onnxcop.graph.shapes import ShapeMap, has_dynamic_dims
+from onnxcop.graph.edit import copied, replace_all
+from onnxcop.graph.shapes import ShapeMap, has_dynamic_dims, taken_branch
 from onnxcop.graph.subgraphs import initializers_are_inputs, made, rename
 
 
@@ -37,7 +37,7 @@ class _Inliner:
         """Inline in a graph and in the bodies it holds; return how many were replaced."""
         found, nodes = 0, []
         for source in graph.node:
-            node = onnx.NodeProto.FromString(source.SerializeToString())
+            node = copied(source)
             for attribute in node.attribute:
                 if attribute.type == attribute.GRAPH:
                     found += self.visit(attribute.g)
@@ -48,8 +48,7 @@ class _Inliner:
                 found += 1
                 nodes += _opened(graph, node, branch)
         if found:
-            del graph.node[:]
-            graph.node.extend(nodes)
+            replace_all(graph.node, nodes)
         return found
 
     def _settled(self, node: onnx.NodeProto) -> onnx.GraphProto | None:

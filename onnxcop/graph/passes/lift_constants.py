@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.graph.constants import Weights
+from onnxcop.graph.edit import replace_all
 from onnxcop.graph.passes.fold_weights import drop_unread
 from onnxcop.graph.subgraphs import captured, initializers_are_inputs
 from onnxcop.graph.traits import Trait, traits
@@ -84,9 +85,7 @@ def _drop(graph: onnx.GraphProto, made: Iterable[str]) -> None:
     while gone:
         kept = [node for node in graph.node if not set(node.output) <= gone]
         sources |= {name for node in graph.node if set(node.output) <= gone for name in node.input}
-        saved = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-        del graph.node[:]
-        graph.node.extend(saved)
+        replace_all(graph.node, kept)
         read = {name for node in graph.node for name in (*node.input, *captured(node))}
         read |= {value.name for value in graph.output}
         gone = {

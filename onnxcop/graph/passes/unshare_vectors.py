@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from onnxcop.graph.edit import copied, fresh_name, replace_all
 from onnxcop.graph.subgraphs import captured
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
@@ -56,10 +57,7 @@ def _unshare(model: onnx.ModelProto) -> dict[str, str]:
         if not vector or tensor.data_type not in _FLOATS or tensor.name in fixed:
             continue
         for number, (index, position) in enumerate(uses[tensor.name][1:], start=2):
-            name = f"{tensor.name}__use{number}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
+            name = fresh_name(f"{tensor.name}__use{number}", taken)
             copy = graph.initializer.add()
             copy.CopyFrom(tensor)
             copy.name = name
@@ -88,13 +86,10 @@ def _reshare(model: onnx.ModelProto, copies: Mapping[str, str]) -> None:
             if name in renamed:
                 node.input[position] = renamed[name]
     kept = [tensor for tensor in graph.initializer if tensor.name not in renamed]
-    saved = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
-    del graph.initializer[:]
-    graph.initializer.extend(saved)
+    replace_all(graph.initializer, kept)
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:
-    nameless = onnx.TensorProto()
-    nameless.CopyFrom(tensor)
+    nameless = copied(tensor)
     nameless.ClearField("name")
     return bytes(nameless.SerializeToString(deterministic=True))

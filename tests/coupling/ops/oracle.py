@@ -18,7 +18,7 @@ from onnxcop.coupling.result import Coupling
 from onnxcop.coupling.tracing import trace
 from onnxcop.graph.shapes import infer
 from onnxcop.rewrite.apply import apply
-from onnxcop.runtime.inputs import settle_shapes, shapes_of
+from onnxcop.runtime.input_shapes import settle_shapes, shapes_of
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.verify import Verification, verify
 from ops.embed import embed

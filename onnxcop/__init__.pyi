@@ -1,0 +1,36 @@
+"""What `import onnxcop` offers, by the modules that define it; loaded on first use (see `__init__.py`)."""
+
+from . import errors as errors
+from . import ops as ops
+from ._version import __version__ as __version__
+from .allocation.budget import Budget as Budget
+from .allocation.greedy import choose as choose
+from .allocation.limits import AUTO as AUTO
+from .allocation.limits import Limits as Limits
+from .analysis.analyze import Analysis as Analysis
+from .analysis.analyze import analyze as analyze
+from .coupling.ops import DEFAULT_RULES as DEFAULT_RULES
+from .coupling.ops import Op as Op
+from .criteria.base import Criterion as Criterion
+from .criteria.base import PruningContext as PruningContext
+from .criteria.base import Ranking as Ranking
+from .criteria.base import StaticRanking as StaticRanking
+from .criteria.registry import criterion_named as criterion_named
+from .criteria.scores import statistics as statistics
+from .errors import OnnxcopError as OnnxcopError
+from .integrations.pytorch import resize_module as resize_module
+from .integrations.pytorch import torch_state as torch_state
+from .pipeline.compare import compare as compare
+from .pipeline.options import PruneOptions as PruneOptions
+from .pipeline.prune import apply_plan as apply_plan
+from .pipeline.prune import prune as prune
+from .pipeline.prune import recover as recover
+from .pipeline.quantize import quantize as quantize
+from .pipeline.sweep import sweep as sweep
+from .report.result import PruneResult as PruneResult
+from .report.summary import Report as Report
+from .rewrite.apply import apply as apply
+from .rewrite.plan import PruningPlan as PruningPlan
+from .runtime.session import EngineOptions as EngineOptions
+from .training.finetune import finetune as finetune
+from .verification.verify import verify as verify

@@ -1,0 +1,40 @@
+"""Small edits of ONNX messages that many modules make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import onnx
+from google.protobuf.message import Message
+
+M = TypeVar("M", bound=Message)
+
+
+def copied(message: M) -> M:
+    """A copy of a model, a node or a tensor."""
+    copy: M = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def replace_all(field: Any, entries: Iterable[Message]) -> None:
+    """Replace the entries of a repeated field, in place; the new ones may be among the old ones."""
+    saved = [copied(entry) for entry in entries]
+    del field[:]
+    field.extend(saved)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def fresh_name(stem: str, taken: set[str]) -> str:
+    """A name that begins with `stem` and is not taken; it is added to `taken`."""
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(name)
+    return name
