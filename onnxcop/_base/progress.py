@@ -13,7 +13,7 @@ from typing import Any
 
 from onnxcop._base.formatting import terminal
 
-Callback = Callable[[str, float, float | None], None]
+Progress = Callable[[str, float, float | None], None]
 """Called with the name of a step, how much of it is done, and how much there is (None: not known)."""
 
 log = logging.getLogger("onnxcop")
@@ -24,7 +24,11 @@ _SPARSE = 60.0  # seconds between two lines on the same step
 _EVERY = 0.2  # seconds between two pictures in a notebook
 
 
-class Lines:
+def silent(stage: str, done: float, total: float | None = None) -> None:
+    """Report nothing."""
+
+
+class ProgressLines:
     """A line of the log when a step is over, and now and then meanwhile, where those take their time."""
 
     def __init__(self) -> None:
@@ -46,7 +50,7 @@ class Lines:
             log.info("%s: %s after %.0f s", stage, f"{done / total:.0%}" if total else done, now - self._started)
 
 
-class Progress:
+class ProgressBars:
     """A bar for the step under way, where that takes over a second; where there is no terminal, lines of the log.
 
     Used as a context manager, and called with the name of a step, how much of it is done, and how
@@ -60,13 +64,13 @@ class Progress:
 
     def __init__(self, *, enabled: bool = True, lines: bool = True) -> None:
         self._enabled = enabled and sys.stderr.isatty()
-        self._lines = Lines() if enabled and lines and not self._enabled else None
+        self._lines = ProgressLines() if enabled and lines and not self._enabled else None
         self._bars: Any = None
         self._stage: str | None = None
         self._started = 0.0
         self._task: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBars:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,7 +162,7 @@ def _bar(name: str, done: float, total: float | None) -> str:
 
 
 @contextmanager
-def shown(progress: Callback | bool | None) -> Iterator[Callback | None]:
+def shown(progress: Progress | bool | None) -> Iterator[Progress]:
     """The callback that a run reports to.
 
     Args:
@@ -166,12 +170,12 @@ def shown(progress: Callback | bool | None) -> Iterator[Callback | None]:
             notebook), None or False for silence.
     """
     if not progress:
-        yield None
+        yield silent
     elif callable(progress):
         yield progress
     elif in_notebook():
         with NotebookBars() as bars:
             yield bars
     else:
-        with Progress() as terminal:
+        with ProgressBars() as terminal:
             yield terminal

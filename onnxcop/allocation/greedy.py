@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.limits import AUTO, Limits, allowed_units, group_floors
@@ -170,7 +170,7 @@ def choose(
     ranking: Ranking,
     budget: Budget,
     limits: Limits = Limits(),
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = silent,
 ) -> Selection:
     """Remove units in order of importance until the budget holds.
 
@@ -179,7 +179,7 @@ def choose(
         ranking: Importance of units, updated as units go.
         budget: What must hold in the end.
         limits: What may not be cut.
-        progress: Called now and then with the number of units removed.
+        progress: Called with (stage, units removed, None).
 
     Raises:
         BudgetError: All that may go is gone and the budget still does not hold; says what can be reached.
@@ -205,8 +205,7 @@ def choose(
             paid[unit] = scores[unit]
             state.remove(unit)
             ranking.remove(unit)
-        if progress is not None:
-            progress(len(state.removed))
+        progress("selection", len(state.removed), None)
     _give_back(state, paid, budget)
     return state.selection()
 

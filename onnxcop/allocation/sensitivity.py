@@ -7,11 +7,12 @@ held-out samples. Only the consumers' weights change, so everything before them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.allocation.limits import Limits, allowed_units
 from onnxcop.analysis.layers import Layer
@@ -87,7 +88,7 @@ def measure(
     working: MaskedNetwork, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
     ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
     known: Mapping[int, Curve] | None = None, inverses: InverseCache | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent, stage: str = "curves",
 ) -> dict[int, Curve]:  # fmt: skip
     """Measure one more point of the groups' curves on the network as it stands.
 
@@ -101,7 +102,8 @@ def measure(
         requests: Number of units to remove, by group; None measures every group's first point.
         known: Curves so far.
         inverses: Of the layers' covariances, where this is called again on the same network.
-        progress: Called with groups done and their number.
+        progress: Called with (stage, done, total) in groups.
+        stage: Its name in `progress`.
 
     Returns:
         All curves, by group.
@@ -132,8 +134,7 @@ def measure(
         value = _variant(working, samples, executor, solvers, weights, order[:count], base)
         curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
         curves[group.index] = curve.with_point(count, value)
-        if progress is not None:
-            progress(done, len(groups))
+        progress(stage, done, len(groups))
     return curves
 
 

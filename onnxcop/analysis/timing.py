@@ -8,13 +8,14 @@ from itertools import product
 
 import numpy as np
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.operators import Operator, in_one, operators_of
 from onnxcop.analysis.time_model import CopiedOperator, TimedOperator, TimeModel
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.runtime.staircase import Staircase
-from onnxcop.runtime.time_table import Progress, TimeTable
+from onnxcop.runtime.time_table import TimeTable
 
 _SHARES = (1 / 3, 2 / 3, 1.0)  # of a width, that are timed
 _MOST_AXES = 2  # of an operator that is timed on a grid
@@ -57,7 +58,7 @@ def wanted(analysis: Analysis, staircase: Staircase) -> list[Wanted]:
 
 
 def time_model(
-    analysis: Analysis, table: TimeTable, staircase: Staircase, options: EngineOptions, progress: Progress | None = None
+    analysis: Analysis, table: TimeTable, staircase: Staircase, options: EngineOptions, progress: Progress = silent
 ) -> TimeModel:
     """The time model of an analysed model.
 

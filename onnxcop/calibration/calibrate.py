@@ -21,12 +21,13 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal
 
 import numpy as np
 import onnx
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Feed, FloatArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of
@@ -51,7 +52,7 @@ _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of
 
 def gather_statistics(
     analysis: Analysis, data: CalibrationData, options: EngineOptions = EngineOptions(),
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> CalibrationStats:  # fmt: skip
     """Statistics of all layers of an analysed model.
 
@@ -61,13 +62,8 @@ def gather_statistics(
         options: How the model is run.
         progress: Called with (stage, done, total).
     """
-
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress("calibration", done, total)
-
     layers = layers_of(analysis.model, analysis.structure)
-    return calibrate(analysis.model, layers, data, options, sha=analysis.sha256, progress=tell)
+    return calibrate(analysis.model, layers, data, options, sha=analysis.sha256, progress=progress)
 
 
 def calibrate(
@@ -78,7 +74,8 @@ def calibrate(
     *,
     sha: str,
     positions: int | Literal["auto"] | None = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
+    stage: str = "calibration",
 ) -> CalibrationStats:
     """Gather the moments of what flows into layers.
 
@@ -90,7 +87,8 @@ def calibrate(
         sha: Identity of the model, see :func:`onnxcop.graph.io.sha256`.
         positions: Most positions taken of a sample's feature map, "auto" to choose them by cost, None
             for all: the statistics are then those of the whole maps, summed in double precision.
-        progress: Called with the number of samples done and the number of all.
+        progress: Called with (stage, done, total) in samples.
+        stage: Its name in `progress`.
 
     Raises:
         CalibrationError: There are no samples, or a tensor holds what is not finite.
@@ -116,7 +114,7 @@ def calibrate(
     watched = instrument(model, taps, positions)
     with Session(watched.model, options) as session:
         try:
-            return _gather(session, watched, first, data, sha=sha, progress=progress)
+            return _gather(session, watched, first, data, sha=sha, progress=partial(progress, stage))
         except _NotFinite as error:
             found = data.first_infinite()
             raise CalibrationError(f"{error}; {found}" if found else str(error)) from None
@@ -129,7 +127,7 @@ def _gather(
     data: CalibrationData,
     *,
     sha: str,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> CalibrationStats:
     """Run an instrumented model over all samples."""
     shifts = _shifts(watched, session.run(first | _zero_shifts(watched)))
@@ -140,8 +138,7 @@ def _gather(
         for tap, total, names in zip(watched.taps, sums, watched.names, strict=True):
             total.add(tap, result[names.count], result[names.total], result[names.second])
         done += _samples(feed, data)
-        if progress is not None:
-            progress(done, data.count)
+        progress(done, data.count)
     moments = {
         tap.key: total.moments(shifts[names.shift])
         for tap, total, names in zip(watched.taps, sums, watched.names, strict=True)

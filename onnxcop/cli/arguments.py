@@ -16,7 +16,7 @@ import click
 from onnxcop.allocation.resources import RESOURCES
 
 if TYPE_CHECKING:
-    from onnxcop._base.progress import Progress
+    from onnxcop._base.progress import ProgressBars
     from onnxcop.allocation.limits import Limits
     from onnxcop.criteria.base import Criterion
     from onnxcop.data.input_files import InputFiles
@@ -46,7 +46,7 @@ def default_table(model: Path) -> Path:
     return model.with_name(f"{model.name.removesuffix('.onnx')}.sweep.csv")
 
 
-def prune_options(values: Mapping[str, Any], progress: Progress) -> PruneOptions:
+def prune_options(values: Mapping[str, Any], progress: ProgressBars) -> PruneOptions:
     """What a command that prunes was asked for."""
     from onnxcop.pipeline.options import PruneOptions
 
@@ -66,7 +66,7 @@ def prune_options(values: Mapping[str, Any], progress: Progress) -> PruneOptions
     return PruneOptions(**(plain | made))
 
 
-def apply_options(values: Mapping[str, Any], progress: Progress) -> ApplyOptions:
+def apply_options(values: Mapping[str, Any], progress: ProgressBars) -> ApplyOptions:
     """What the command that replays a plan was asked for."""
     from onnxcop.pipeline.options import ApplyOptions
 
@@ -102,11 +102,11 @@ def engine_from(values: Mapping[str, Any]) -> EngineOptions:
     return EngineOptions(values["provider"], values["threads"], custom_ops=tuple(values["custom_ops"]))
 
 
-def progress_from(values: Mapping[str, Any]) -> Progress:
+def progress_from(values: Mapping[str, Any]) -> ProgressBars:
     """How a run says how far it has come."""
-    from onnxcop._base.progress import Progress
+    from onnxcop._base.progress import ProgressBars
 
-    return Progress(enabled=not values["quiet"], lines=not values["as_json"])
+    return ProgressBars(enabled=not values["quiet"], lines=not values["as_json"])
 
 
 def criterion_from(values: Mapping[str, Any]) -> str | Criterion:

@@ -30,7 +30,7 @@ def finetune_command(model: Path, output: Path | None, history: Path | None, plo
     """
     from onnxcop.graph.io import load, save
     from onnxcop.recovery.metric import Metric
-    from onnxcop.training.finetune import FinetuneOptions, finetune_with
+    from onnxcop.training.finetune import finetune
 
     target = output or model.with_name(f"{model.name.removesuffix('.onnx')}.finetuned.onnx")
     read = [path for path in (values["teacher"],) if path is not None]
@@ -43,15 +43,15 @@ def finetune_command(model: Path, output: Path | None, history: Path | None, plo
         check_plot(plot)
     network = load(model)
     metric = None if values["metric"] is None else Metric.of(values["metric"], network)
-    options = FinetuneOptions(
-        labels=values["labels"], tokenizer=values["tokenizer"],
-        teacher=values["teacher"], loss=values["loss"], epochs=values["epochs"],
-        rate=values["lr"], batch_size=values["batch_size"], decay=values["weight_decay"], held_out=values["held_out"],
-        augment=values["augment"], metric=metric, preprocess=preprocess_from(values), samples=values["samples"],
-        checkpoint=values["checkpoint"], seed=values["seed"], engine=engine_from(values),
-    )  # fmt: skip
     with progress_from(values) as progress:
-        found = finetune_with(network, values["data"], options, progress)
+        found = finetune(
+            network, values["data"], progress=progress,
+            labels=values["labels"], tokenizer=values["tokenizer"],
+            teacher=values["teacher"], loss=values["loss"], epochs=values["epochs"],
+            rate=values["lr"], batch_size=values["batch_size"], decay=values["weight_decay"],
+            held_out=values["held_out"], augment=values["augment"], metric=metric, preprocess=preprocess_from(values),
+            samples=values["samples"], checkpoint=values["checkpoint"], seed=values["seed"], engine=engine_from(values),
+        )  # fmt: skip
     save(found.model, target)
     if history is not None:
         from onnxcop._base.files import write_atomically

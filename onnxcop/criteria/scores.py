@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxcop._base.keywords import by_keywords
-from onnxcop._base.progress import Callback
+from onnxcop._base.progress import Progress, shown
 from onnxcop._base.timing import single_threaded
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.census import group_name, node_name
@@ -144,13 +144,13 @@ class StatisticsOptions(DataOptions):
         stats: A file of statistics, which outranks the data.
         stats_out: Where to write what was gathered.
         options: How the model is run; None for what this machine has.
-        progress: Called with (stage, done, total).
+        progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
     stats: str | Path | None = None
     stats_out: str | Path | None = None
     options: EngineOptions | None = None
-    progress: Callback | None = None
+    progress: Progress | bool | None = None
 
 
 @by_keywords(StatisticsOptions)
@@ -170,7 +170,8 @@ def statistics(analysis: Analysis, asked: StatisticsOptions) -> CalibrationStats
     source = open_data(analysis, asked, analysis.input_shapes)
     if source is None:
         return None
-    found = gather_statistics(analysis, source, asked.options or EngineOptions(), asked.progress)
+    with shown(asked.progress) as progress:
+        found = gather_statistics(analysis, source, asked.options or EngineOptions(), progress)
     if asked.stats_out is not None:
         found.save(Path(asked.stats_out))
     return found

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.keywords import by_keywords
-from onnxcop._base.progress import Callback
+from onnxcop._base.progress import Progress, shown
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.census import census
 from onnxcop.analysis.summary import Totals, totals
@@ -95,14 +95,14 @@ class CompareOptions(DataOptions):
         options: How models are run; None for what this machine has.
         latency_seconds: How long to measure latency; 0 to skip it.
         task: What the models are for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to judge by evidence.
-        progress: Called with (stage, done, total).
+        progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
     input_shapes: Mapping[str, Sequence[int]] | None = None
     options: EngineOptions | None = None
     latency_seconds: float = DEFAULT_SECONDS
     task: Task | None = None
-    progress: Callback | None = None
+    progress: Progress | bool | None = None
 
 
 @by_keywords(CompareOptions)
@@ -134,9 +134,10 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
         source = open_data(first, asked, asked.input_shapes)
         where = "made-up inputs, which tell little: give --data" if source is None else source.description
         source = source or synthetic_data(first, _MADE_UP, asked.batch_size, asked.seed)
-        found = agreement(
-            first.original, second.original, source, pairs, outputs, engine, progress=asked.progress, task=asked.task
-        )
+        with shown(asked.progress) as progress:
+            found = agreement(
+                first.original, second.original, source, pairs, outputs, engine, progress=progress, task=asked.task
+            )
     latency = None
     if asked.latency_seconds > 0:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
+from onnxcop._base.progress import Progress
 from onnxcop._base.timing import Clock, single_threaded
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation.budget import Budget, default_rounds, round_budgets
@@ -28,7 +29,7 @@ from onnxcop.reconstruction.divergence import Waypoint
 from onnxcop.recovery.belief import Belief
 from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.quality_bound import Bound, cut_within
-from onnxcop.recovery.rounds import Progress, Recovery, RecoverySettings
+from onnxcop.recovery.rounds import Recovery, RecoverySettings
 from onnxcop.recovery.setup import PreparedRecovery, recovery_on, recovery_without_data
 from onnxcop.runtime.session import EngineOptions
 
@@ -65,7 +66,7 @@ class Request:
     source: CalibrationData | None
     unseen: UnseenSamples | None
     stats: CalibrationStats | None
-    progress: Progress | None
+    progress: Progress
     clock: Clock
     choices: tuple[str, ...] = ()
 
@@ -194,7 +195,7 @@ def _recovery(request: Request) -> Recovery:
 
 def recover_units(
     analysis: Analysis, removed: IntArray, source: CalibrationData, settings: RecoverySettings,
-    options: EngineOptions, progress: Progress | None, clock: Clock, *, principal: bool = False,
+    options: EngineOptions, progress: Progress, clock: Clock, *, principal: bool = False,
     task: str | None = None,
 ) -> Decision:  # fmt: skip
     """Cut given units (principal channels, where linear streams have such) and make up for them with data."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from onnxcop._base.progress import Callback
+from onnxcop._base.progress import Progress
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.resources import RESOURCES
@@ -53,7 +53,7 @@ class ApplyOptions(DataOptions):
     latency_seconds: float = 0.0
     metadata: bool = True
     keep_initializer_inputs: bool = False
-    progress: Callback | bool | None = None
+    progress: Progress | bool | None = None
 
     @property
     def engine(self) -> EngineOptions:

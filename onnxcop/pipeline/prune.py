@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxcop._base.keywords import by_keywords
-from onnxcop._base.progress import Callback, shown
+from onnxcop._base.progress import Progress, shown, silent
 from onnxcop._base.timing import Clock
 from onnxcop._base.types import IntArray
 from onnxcop.allocation.greedy import check_reachable
@@ -81,7 +81,7 @@ def write_stats(result: PruneResult, stats_out: str | Path | bool | None) -> Non
         result.stats.save(Path(stats_out))
 
 
-def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress: Callback | None = None) -> Request:
+def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress: Progress = silent) -> Request:
     """Analyse a model and open its data: all that comes before the choice.
 
     Args:
@@ -206,7 +206,7 @@ def recover(
     settings: RecoverySettings | None = None,
     options: EngineOptions = EngineOptions(),
     seed: int = 0,
-    progress: Callback | bool | None = None,
+    progress: Progress | bool | None = None,
 ) -> onnx.ModelProto:
     """Let the units that stay make up for those that go, in closed form.
 
@@ -234,5 +234,5 @@ def recover(
     if source is None:
         raise CalibrationError("recovery needs calibration data; pass data=")
     chosen = replace(settings or RecoverySettings(), seed=seed)
-    with shown(progress) as tell:
-        return recover_units(analysis, removed, source, chosen, options, tell, Clock()).model
+    with shown(progress) as report:
+        return recover_units(analysis, removed, source, chosen, options, report, Clock()).model

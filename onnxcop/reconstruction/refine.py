@@ -10,12 +10,13 @@ brings the network's own output nearer to the original's on samples it was not f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Array, FloatArray
 from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.linear_layers import LinearNode, linear_node, rows_of
@@ -56,7 +57,7 @@ class Refiner:
     options: EngineOptions
     seed: int = 0
 
-    def run(self, progress: Callable[[int, int], None] | None = None) -> tuple[int, int]:
+    def run(self, progress: Progress = silent) -> tuple[int, int]:
         """Refine every layer that can be; returns how many were tried and how many were kept."""
         batches = [*self.samples.fit, *self.samples.judge]
         target = PartialExecutor(self.original.partition, batches, self.options)
@@ -75,8 +76,7 @@ class Refiner:
             if self._differs(target, pruned, node):
                 tried += 1
                 kept += self._refine(index, node, target, pruned)
-            if progress is not None:
-                progress(done + 1, len(nodes))
+            progress("refinement", done + 1, len(nodes))
         return tried, kept
 
     def _linear(self, index: int) -> LinearNode | None:

@@ -8,7 +8,7 @@ round, since the network that the next cut meets is no longer the original.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -16,6 +16,7 @@ from functools import cached_property, partial
 import numpy as np
 import onnx
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.timing import single_threaded
 from onnxcop._base.types import Feed, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
@@ -53,8 +54,6 @@ log = logging.getLogger("onnxcop")
 _POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
 _TEMPERATURE = 4.0
 _SAME = 1e-4  # divergence of a network that computes the same by other sums
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ class Recovery:
     probe: CalibrationData
     options: EngineOptions
     settings: RecoverySettings
-    progress: Progress | None = None
+    progress: Progress = silent
     synthetic: bool = False
     task: str | None = None
     original: MaskedNetwork = field(init=False)
@@ -172,10 +171,6 @@ class Recovery:
         )
 
     def _calibrate(self, data: CalibrationData, what: str) -> PatchStatistics:
-        def report(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(f"statistics ({what})", done, total)
-
         unmasked, patches = unfolded(self.working.model, self.working.layers, self.working.partition.shapes)
         model = self.working.masked(unmasked)
         outer = [layer for layer in self.working.layers if layer.node < self.working.partition.count]
@@ -183,7 +178,14 @@ class Recovery:
         layers = [patches.get(layer.node, layer) for layer in outer] + factors + watched(self.heads, self.working)
         return PatchStatistics(
             calibrate(
-                model, layers, data, self.options, sha=self.analysis.sha256, positions=_POSITIONS, progress=report
+                model,
+                layers,
+                data,
+                self.options,
+                sha=self.analysis.sha256,
+                positions=_POSITIONS,
+                progress=self.progress,
+                stage=f"statistics ({what})",
             ),
             patches,
         )
@@ -232,7 +234,7 @@ class Recovery:
             options=self.options,
             seed=self.settings.seed,
         )
-        return refiner.run(None if self.progress is None else lambda d, t: self.progress("refinement", d, t))  # type: ignore[misc]
+        return refiner.run(self.progress)
 
     def start(self, limits: Limits, preference: Preference | None = None) -> PruningState:
         """An empty selection."""
@@ -251,13 +253,8 @@ class Recovery:
             name: Of the round, for progress.
         """
         samples = self.statistics()
-
-        def report(done: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(f"curves, {name}", done, total)
-
         ridges = choose_ridges(self.working, samples)
-        units = self._selector(state, samples, ridges, budget, limits, fallback, report).run()
+        units = self._selector(state, samples, ridges, budget, limits, fallback, name).run()
         self.recover_cut(units, samples, ridges, name)
 
     @single_threaded
@@ -286,11 +283,11 @@ class Recovery:
 
     def _selector(
         self, state: PruningState, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
-        fallback: FloatArray, progress: Callable[[int, int], None],
+        fallback: FloatArray, name: str,
     ) -> CurveSearch:  # fmt: skip
         measured = partial(
             measure, self.working, samples, limits, fallback, self.options, ridges,
-            inverses=InverseCache(), progress=progress,
+            inverses=InverseCache(), progress=self.progress, stage=f"curves, {name}",
         )  # fmt: skip
         return CurveSearch(
             measure=lambda requests, known: measured(requests=requests, known=known),

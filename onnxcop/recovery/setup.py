@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from onnxcop._base.progress import Progress
 from onnxcop._base.timing import single_threaded
 from onnxcop._base.types import IntArray
 from onnxcop.allocation.sensitivity import Samples, choose_ridges
@@ -17,7 +18,7 @@ from onnxcop.data.open import CalibrationData
 from onnxcop.data.padding import TrimmedData, padding_of
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.errors import CalibrationError, EngineError
-from onnxcop.recovery.rounds import Progress, Recovery, RecoverySettings
+from onnxcop.recovery.rounds import Recovery, RecoverySettings
 from onnxcop.runtime.session import EngineOptions, Session
 
 log = logging.getLogger("onnxcop")
@@ -37,7 +38,7 @@ _PASSES = 2  # of measuring curves there; what more of them tell is how the netw
 
 def recovery_on(
     analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
-    progress: Progress | None, *, task: str | None = None,
+    progress: Progress, *, task: str | None = None,
 ) -> Recovery:  # fmt: skip
     """An untouched network with its data split in two.
 
@@ -91,7 +92,7 @@ def _same(expected: object, found: object) -> bool:
 
 
 def recovery_without_data(
-    analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress | None,
+    analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress,
     *, task: str | None = None,
 ) -> Recovery:  # fmt: skip
     """An untouched network that is fitted and measured on made-up inputs, of which those of a large one are few."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onnxcop._base.cache import remember, remembered
+from onnxcop._base.progress import Progress
 from onnxcop.runtime.kernel_times import CPU, kernel_times
 from onnxcop.runtime.machine import Machine
 from onnxcop.runtime.session import EngineOptions, resolve_provider
@@ -15,7 +16,6 @@ log = logging.getLogger("onnxcop")
 
 _TOGETHER = 24  # operators that are timed in one session
 
-Progress = Callable[[str, int, int], None]
 Bundle = Callable[[Sequence[str]], bytes]
 """A model that computes the operators of these keys, the first as number 0."""
 
@@ -39,7 +39,7 @@ class TimeTable:
         known = remembered("operators", machine.to_dict())
         return cls(machine, dict(known) if isinstance(known, dict) else {})
 
-    def complete(self, keys: Sequence[str], bundle: Bundle, options: EngineOptions, progress: Progress | None) -> None:
+    def complete(self, keys: Sequence[str], bundle: Bundle, options: EngineOptions, progress: Progress) -> None:
         """Time what is not known yet on this machine, and keep it.
 
         Args:
@@ -53,8 +53,7 @@ class TimeTable:
             return
         together = _TOGETHER if resolve_provider(options.provider) == [CPU] else 1
         for start in range(0, len(missing), together):
-            if progress is not None:
-                progress("operators", start, len(missing))
+            progress("operators", start, len(missing))
             self._time(missing[start : start + together], bundle, options)
         remember("operators", self.machine.to_dict(), self.seconds)
 

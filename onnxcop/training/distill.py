@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.errors import CalibrationError
@@ -25,7 +26,7 @@ from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.divergence import Divergence, Reference
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.checkpoint import Checkpoint
-from onnxcop.training.loop import Loop, LoopSettings, Progress
+from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET, divergence_loss
 from onnxcop.training.samples import PLAIN, SampleSet, View, views_of
 from onnxcop.training.schedule import AUTO, Effort, Schedule
@@ -111,7 +112,7 @@ class Distilled:
 
 def distill(
     student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData,
-    options: DistillOptions = DistillOptions(), progress: Progress | None = None,
+    options: DistillOptions = DistillOptions(), progress: Progress = silent,
 ) -> Distilled:  # fmt: skip
     """Bring a model nearer to another of the same inputs and outputs.
 
@@ -134,7 +135,7 @@ class _Distillation:
 
     def __init__(
         self, student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData, options: DistillOptions,
-        progress: Progress | None,
+        progress: Progress,
     ) -> None:  # fmt: skip
         self.student, self.teacher_model, self.options, self.progress = student, teacher, options, progress
         self.started = time.monotonic()

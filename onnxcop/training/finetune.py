@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.keywords import by_keywords
+from onnxcop._base.progress import Progress, shown
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.open import open_source
 from onnxcop.data.text import with_tokenizer
@@ -23,7 +24,7 @@ from onnxcop.graph.io import load, sha256
 from onnxcop.images.preprocess import Preprocess
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.labels import labels_of
-from onnxcop.training.loop import Loop, LoopSettings, Progress
+from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET
 from onnxcop.training.objectives import LABELS, Objective, objective
 from onnxcop.training.samples import PLAIN, SampleSet, View
@@ -59,6 +60,7 @@ class FinetuneOptions:
         checkpoint: Where to write how far the run is; a run that finds it goes on from there.
         seed: Random seed.
         engine: How models are run.
+        progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
     labels: Any = None
@@ -77,6 +79,7 @@ class FinetuneOptions:
     checkpoint: Path | None = None
     seed: int = 0
     engine: EngineOptions = EngineOptions()
+    progress: Progress | bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +131,14 @@ def finetune(model: onnx.ModelProto | str | Path, data: Any, asked: FinetuneOpti
     Raises:
         OnnxcopError: The model, the samples, the labels, the teacher or the loss cannot be used.
     """
-    return finetune_with(model, data, asked)
-
-
-def finetune_with(
-    model: onnx.ModelProto | str | Path, data: Any, options: FinetuneOptions, progress: Progress | None = None
-) -> Finetuned:
-    """Train a model, as :func:`finetune`, with all options in one object."""
-    return _Finetuning(load(model), data, options, progress).run()
+    with shown(asked.progress) as progress:
+        return _Finetuning(load(model), data, asked, progress).run()
 
 
 class _Finetuning:
     """One run."""
 
-    def __init__(self, model: onnx.ModelProto, data: Any, options: FinetuneOptions, progress: Progress | None) -> None:
+    def __init__(self, model: onnx.ModelProto, data: Any, options: FinetuneOptions, progress: Progress) -> None:
         self.model, self.options, self.progress, self.started = model, options, progress, time.monotonic()
         with Session(model, options.engine) as session:
             source = open_source(
@@ -288,4 +285,4 @@ def _augmented(feed: Feed, samples: SampleSet, rng: np.random.Generator) -> Feed
     return feed | {name: np.concatenate(moved)}
 
 
-__all__ = ["FinetuneOptions", "Finetuned", "Objective", "finetune", "finetune_with"]
+__all__ = ["FinetuneOptions", "Finetuned", "Objective", "finetune"]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.errors import ModelError
 from onnxcop.runtime.providers import OutOfMemory
@@ -28,7 +29,6 @@ _HALVINGS = 3  # of the rate, after steps whose loss is no number
 _SAVED_EVERY = 20.0  # seconds between checkpoints
 
 Batch = Callable[[int, IntArray], Feed]  # the feed of a step: the number of the pass, and the samples
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Loop:
 
     def __init__(
         self, trainer: Trainer, batch: Batch, judge: Callable[[Array], float], settings: LoopSettings,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> None:  # fmt: skip
         self.trainer, self.batch, self.judge, self.settings, self.progress = trainer, batch, judge, settings, progress
         self.history = History()
@@ -115,8 +115,7 @@ class Loop:
                 done = self.trainer.steps
                 if done in evaluated:
                     self._evaluate(done, total, (time.monotonic() - started) / (done - begun))
-                if self.progress is not None:
-                    self.progress(self.settings.stage, done, total)
+                self.progress(self.settings.stage, done, total)
                 self._save_now_and_then(done in evaluated)
         except KeyboardInterrupt as stop:
             if type(stop) is not KeyboardInterrupt:  # the process is to end at once

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Feed
 from onnxcop.data.open import CalibrationData
 from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.divergence import Figures, Reference
 from onnxcop.runtime.session import EngineOptions, Session, run_batched
-
-Progress = Callable[[str, float, float | None], None]
 
 _KEPT = 1 << 28  # bytes of outputs of each model; what is more is summed up alone
 
@@ -108,7 +107,7 @@ def agreement(
     outputs: Mapping[str, str],
     options: EngineOptions = EngineOptions(),
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     task: str | None = None,
 ) -> Agreement:
     """Run two models on the same samples, each at the precision of its inputs.
@@ -138,8 +137,7 @@ def agreement(
             for name, other in outputs.items():
                 sums[name].add(expected[name], found[other])
             kept.add(expected, {name: found[other] for name, other in outputs.items()}, count)
-            if progress is not None:
-                progress("comparing outputs", seen, source.count)
+            progress("comparing outputs", seen, source.count)
     return Agreement(tuple(total.result(name) for name, total in sums.items()), kept.figures(a, task), seen)
 
 

@@ -477,10 +477,10 @@ def test_batches_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_progress_counts_samples() -> None:
     model, x = _convs(), _x(10, 3, 9, 9)
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, float, float | None]] = []
     source = _source(model, x)
     calibrate(model, _layers(model), source, CPU, sha="", progress=lambda *call: calls.append(call))
-    assert calls == [(4, 10), (8, 10), (10, 10)]
+    assert calls == [("calibration", done, 10) for done in (4, 8, 10)]
 
 
 def test_only_statistics_leave_the_graph_and_only_what_they_need_is_run() -> None:

@@ -18,7 +18,7 @@ from cli_runs import BARE, CPU, lines
 from small_models import chain, shapes, written
 
 from onnxcop._base import progress
-from onnxcop._base.progress import Progress
+from onnxcop._base.progress import ProgressBars
 from onnxcop._version import __version__
 from onnxcop.cli import console
 from onnxcop.cli import main as cli
@@ -174,7 +174,7 @@ def test_log_lines_go_to_standard_error(
 
 
 def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress() as told:
+    with ProgressBars() as told:
         for done in range(3):
             told("a step", done, 3)
     assert capsys.readouterr() == ("", "")
@@ -185,7 +185,7 @@ def test_long_steps_leave_a_line_off_a_terminal(
 ) -> None:
     clock = iter([0.0, 3.0, 70.0, 80.0, 140.0, 141.0, 142.0, 203.0])
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with caplog.at_level("INFO", logger="onnxcop"), Progress() as told:
+    with caplog.at_level("INFO", logger="onnxcop"), ProgressBars() as told:
         for done in range(1, 5):
             told("curves", done, 4)  # at 3, 70, 80 and 140 s
         told("short", 1, 2)
@@ -209,8 +209,8 @@ def test_a_run_without_a_terminal_says_what_took_its_time(
 
 def test_progress_appears_on_a_terminal() -> None:
     script = (
-        "import time; from onnxcop._base.progress import Progress\n"
-        "with Progress() as progress:\n"
+        "import time; from onnxcop._base.progress import ProgressBars\n"
+        "with ProgressBars() as progress:\n"
         "    progress('short', 1, 2)\n"
         "    progress('long', 1, 4)\n"
         "    time.sleep(1.1)\n"
@@ -227,8 +227,8 @@ def test_log_lines_stand_above_the_bar_and_a_finished_one_goes() -> None:
     script = (
         "import logging, time\n"
         "from onnxcop.cli.console import logging_to_stderr\n"
-        "from onnxcop._base.progress import Progress\n"
-        "with logging_to_stderr(), Progress() as progress:\n"
+        "from onnxcop._base.progress import ProgressBars\n"
+        "with logging_to_stderr(), ProgressBars() as progress:\n"
         "    progress('first', 1, 4)\n"
         "    time.sleep(1.1)\n"
         "    progress('first', 2, 4)\n"

@@ -14,7 +14,7 @@ import pytest
 from small_models import chain
 
 import onnxcop
-from onnxcop._base.progress import NotebookBars, in_notebook, shown
+from onnxcop._base.progress import NotebookBars, in_notebook, shown, silent
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 
@@ -97,17 +97,19 @@ def test_progress_reaches_a_plain_function() -> None:
     assert all(total is None or 0 <= done <= total for _, done, total in seen)
 
 
-@pytest.mark.parametrize("silent", [None, False])
-def test_silence(silent: bool | None) -> None:
-    with shown(silent) as tell:
-        assert tell is None
+@pytest.mark.parametrize("asked", [None, False])
+def test_silence(asked: bool | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with shown(asked) as report:
+        assert report is silent
+        report("calibration", 1, 2)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_true_is_bars_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert not in_notebook()
-    with shown(True) as tell:
-        assert tell is not None
-        tell("calibration", 1, 2)
+    with shown(True) as report:
+        assert report is not silent
+        report("calibration", 1, 2)
     assert capsys.readouterr() == ("", "")  # nothing is drawn where there is no terminal
 
 
@@ -122,10 +124,10 @@ shell.kernel = object()  # what a notebook's shell has, and a terminal's has not
 from onnxcop._base.progress import shown
 
 with capture_output() as captured:
-    with shown(True) as tell:
+    with shown(True) as report:
         for done in range(1, 4):
-            tell("curves <a>", done, 3)
-        tell("unknown", 5, None)
+            report("curves <a>", done, 3)
+        report("unknown", 5, None)
 pictures = [(output.data["text/html"], output.update) for output in captured.outputs]
 assert pictures[0][1] is False and all(update for _, update in pictures[1:]), pictures
 assert any('<progress value="3" max="3"></progress> 100% curves &lt;a&gt;' in html for html, _ in pictures), pictures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 from small_models import chain
 
+from onnxcop._base.progress import Progress, silent
 from onnxcop.data.open import CalibrationData, open_source
 from onnxcop.errors import CalibrationError
 from onnxcop.runtime.session import EngineOptions, Session
@@ -43,7 +43,7 @@ def weights(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
     return {name: numpy_helper.to_array(tensor) for name, tensor in stored_tensors(model).items()}
 
 
-def distilled(progress: Callable[[str, int, int], None] | None = None, **settings: Any) -> Distilled:
+def distilled(progress: Progress = silent, **settings: Any) -> Distilled:
     options = DistillOptions(
         **{"effort": Effort(epochs=6), "rate": 3e-3, "batch_size": 16, "engine": ENGINE} | settings
     )
