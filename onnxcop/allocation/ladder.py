@@ -57,9 +57,11 @@ class Ladder:
         places = channels_of(structure)
         grains = [_grain(group, place, staircase) for group, place in zip(structure.groups, places, strict=True)]
         ladder: tuple[Ladder, ...] = ()
-        for halvings in reversed(range(max(grains, default=1).bit_length())):
+        most = max(grains, default=1)
+        for halvings in reversed(range(most.bit_length())):
+            floor = min(staircase.fine, most >> halvings)  # no group leaves the fast kernels before all are fine
             rungs = tuple(
-                _rungs(group, place, max(1, grain >> halvings), 0 if halvings else staircase.block)
+                _rungs(group, place, max(min(grain, floor), grain >> halvings), 0 if halvings else staircase.block)
                 for group, place, grain in zip(structure.groups, places, grains, strict=True)
             )
             ladder = (cls(rungs, ladder),)

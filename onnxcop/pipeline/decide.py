@@ -123,10 +123,10 @@ class Decision:
         return {f"{self.metric.name} before": self.metric.base, f"{self.metric.name} after": self.metric(pruned)}
 
 
-def decide(request: Request) -> Decision:
-    """Choose units and recover from their loss."""
+def decide(request: Request, *, again: bool = False) -> Decision:
+    """Choose units and recover from their loss; `again` if the same was asked for before, and warned of."""
     metric = metric_of(request)
-    for line in lack_of_data(request):
+    for line in () if again else lack_of_data(request):
         log.warning("no calibration data: %s", line)
     if request.modes.allocate == "measured":
         macs, params, _ = request.analysis.cost.original()

@@ -98,16 +98,27 @@ def finish(
             decision.belief.check(pruned)
         figures = None if decision.unseen is None else decision.unseen.figures(pruned, decision.judgements)
     measured = _Measured(checked, latency, figures)
-    for line in measured.warnings:
-        log.warning("%s", line)
     report = _report(analysis, decision, plan, pruned, clock, measured)
     evidence = Evidence(analysis, removed, decision.seen or decision.stats, decision.way)
-    samples = int(plan.settings.get("samples") or 0)
-    notes = tuple(hints(report, plan.budget, samples=samples, quantized=rounds(analysis.original)))
-    for line in notes:
-        log.info("hint: %s", line)
-    report = replace(report, warnings=(*report.warnings, *notes))
+    report = replace(report, warnings=(*report.warnings, *_notes(report, plan, analysis)))
     return PruneResult(model=pruned, plan=plan, report=report, stats=decision.stats, evidence=evidence)
+
+
+def told(result: PruneResult) -> PruneResult:
+    """The result, with what was found out about it in the log; before, a run may make others and drop them."""
+    report = result.report
+    for line in (*slowness(report.latency), *(() if report.figures is None else report.figures.warnings)):
+        if line in report.warnings:
+            log.warning("%s", line)
+    if result.evidence is not None:
+        for line in _notes(report, result.plan, result.evidence.analysis):
+            log.info("hint: %s", line)
+    return result
+
+
+def _notes(report: Report, plan: PruningPlan, analysis: Analysis) -> tuple[str, ...]:
+    samples = int(plan.settings.get("samples") or 0)
+    return tuple(hints(report, plan.budget, samples=samples, quantized=rounds(analysis.original)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from onnxcop.pipeline.decide import Decision, Request, decide
 from onnxcop.pipeline.finish import conclude
 from onnxcop.pipeline.timing import with_times
 from onnxcop.report.result import PruneResult
+from onnxcop.report.summary import with_latency
 from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, timed
 
 log = logging.getLogger("onnxcop")
@@ -38,7 +39,7 @@ def prune_within(request: Request, bound: float) -> PruneResult:
     found: list[tuple[float, PruneResult]] = []
     for _ in range(_ATTEMPTS):
         try:
-            result, times = _cut(request, aim)
+            result, times = _cut(request, aim, again=bool(found))
         except BudgetError as error:
             if not found:
                 raise _told(error, aim, bound) from None
@@ -59,10 +60,10 @@ def prune_within(request: Request, bound: float) -> PruneResult:
     )
 
 
-def _cut(request: Request, aim: float) -> tuple[PruneResult, Latency]:
+def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneResult, Latency]:
     """A result that is thought to take so much of the time, and what it takes."""
     free = replace(request.asked, divergence=None, max_drop=None)  # they are checked on the result
-    decision: Decision = decide(replace(request, asked=free, budget=request.budget.but(latency=aim)))
+    decision: Decision = decide(replace(request, asked=free, budget=request.budget.but(latency=aim)), again=again)
     result = conclude(request, decision)
     times = result.report.latency
     if times is None:
@@ -70,11 +71,11 @@ def _cut(request: Request, aim: float) -> tuple[PruneResult, Latency]:
     bound = request.budget.latency or 1.0
     if times.interval[0] <= bound < times.ratio:  # too near to tell
         analysis, asked = request.analysis, request.asked
-        again = timed(
+        longer = timed(
             analysis.original, result.model, analysis.input_shapes, asked.engine, _LONGER * asked.latency_seconds
         )  # fmt: skip
-        times = again or times
-        result = replace(result, report=replace(result.report, latency=times))
+        times = longer or times
+        result = replace(result, report=with_latency(result.report, times))
     return result, times
 
 

@@ -138,9 +138,16 @@ class PruneOptions(ApplyOptions):
         Raises:
             BudgetError: A bound is no fraction or no size.
         """
+        return Budget(macs=DEFAULT_MACS) if self.unbounded else self._named()
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether neither a budget nor a bound on quality is asked for, so that the default is in force."""
+        return self._named().empty and not self.bounded
+
+    def _named(self) -> Budget:
         given = {entry.name: getattr(self, entry.name, None) for entry in RESOURCES}
-        found = Budget(**given | dict(self.budgets or {}))
-        return Budget(macs=DEFAULT_MACS) if found.empty and not self.bounded else found
+        return Budget(**given | dict(self.budgets or {}))
 
     def recovery(self) -> RecoverySettings:
         """How much effort recovery makes."""

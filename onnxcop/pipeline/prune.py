@@ -27,11 +27,12 @@ from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.pipeline.decide import Decision, Request, recover_units
 from onnxcop.pipeline.distillation import check_distillation, distilled
-from onnxcop.pipeline.finish import fed, finish
+from onnxcop.pipeline.finish import fed, finish, told
 from onnxcop.pipeline.latency_target import prune_within
+from onnxcop.pipeline.never_slower import prune_faster
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
 from onnxcop.pipeline.unseen import UnseenSamples, set_aside
-from onnxcop.pipeline.widths import for_target, prune_faster, suited
+from onnxcop.pipeline.widths import for_target, suited
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
@@ -70,7 +71,7 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
             result = prune_within(request, request.budget.latency)
         else:
             result = prune_faster(request)
-        result = distilled(request, result)
+        result = told(distilled(request, result))
     write_stats(result, options.stats_out)
     return result
 
@@ -165,7 +166,7 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
                 task=options.task,
             )  # fmt: skip
         decision = replace(fed(found, source), unseen=unseen)
-    return finish(analysis, decision, plan, options, clock)
+    return told(finish(analysis, decision, plan, options, clock))
 
 
 def data_of(

@@ -17,7 +17,7 @@ from onnxcop._base.progress import shown
 from onnxcop._base.timing import Clock
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, ModelError
-from onnxcop.pipeline.finish import conclude
+from onnxcop.pipeline.finish import conclude, told
 from onnxcop.pipeline.incremental import IncrementalPruner
 from onnxcop.pipeline.options import PruneOptions
 from onnxcop.pipeline.prune import prepare, write_stats
@@ -73,7 +73,7 @@ def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], optio
                     raise
                 log.warning("the curve ends here: %s", error)
                 return
-            result = conclude(replace(request, budget=budget, clock=clock), decision)
+            result = told(conclude(replace(request, budget=budget, clock=clock), decision))
             if place == 0:
                 write_stats(result, options.stats_out)
             yield Point(fraction, result)

@@ -23,7 +23,8 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
         quantized: Whether the original is.
     """
     if all(group.kept == group.width for group in report.groups):
-        yield "nothing was removed: the original is within the budget already; ask for less, --macs 0.7 say"
+        if budget:
+            yield "nothing was removed: the original is within the budget already; ask for less, --macs 0.7 say"
         return
     macs = report.after.macs / max(report.before.macs, 1)
     size = report.after.bytes / max(report.before.bytes, 1)

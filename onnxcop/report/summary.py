@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,23 @@ class Report:
         document["frozen"] = coded(self.frozen)
         plain: dict[str, Any] = finite(document)
         return plain
+
+
+def with_latency(report: Report, latency: Latency, instead: str = "") -> Report:
+    """The report with another measurement, and what is said of it.
+
+    Args:
+        report: The report.
+        latency: What was measured.
+        instead: What to warn of, where the result is slower, in place of the usual line.
+    """
+    lines = (instead,) if instead and latency.slower else slowness(latency)
+    said = {*slowness(report.latency), *undecided(report.latency)}
+    return replace(
+        report, latency=latency,
+        warnings=(*lines, *(line for line in report.warnings if line not in said)),
+        choices=(*(line for line in report.choices if line not in said), *undecided(latency)),
+    )  # fmt: skip
 
 
 def slowness(latency: Latency | None) -> tuple[str, ...]:

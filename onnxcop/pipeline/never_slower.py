@@ -1,0 +1,225 @@
+"""A result that is no slower than its original: other widths, other groups, and in the end fewer units.
+
+A cut that saves arithmetic can cost time, where a layer leaves its fast kernel or the layers around it are
+no longer fused. Where the written model is slower beyond doubt, whole blocks are tried, then the groups
+whose cut costs time stay whole while others give more, then fewer multiply-accumulates are cut, and in the
+end none. Bounds on anything but multiply-accumulates hold in any case, since they stand for no time.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcop._base.formatting import plural
+from onnxcop._base.types import IntArray
+from onnxcop.allocation.budget import Budget
+from onnxcop.allocation.limits import AUTO
+from onnxcop.allocation.rough import rough_choice, without
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import group_name
+from onnxcop.errors import BudgetError, EngineError, ModelError
+from onnxcop.pipeline.decide import Decision, Request, decide
+from onnxcop.pipeline.finish import conclude
+from onnxcop.pipeline.widths import described
+from onnxcop.report.result import PruneResult
+from onnxcop.report.summary import with_latency
+from onnxcop.rewrite.plan import units_of
+from onnxcop.runtime.inputs import random_feeds
+from onnxcop.runtime.latency import Latency, measure, timed
+from onnxcop.runtime.staircase import Staircase
+
+log = logging.getLogger("onnxcop")
+
+_LONGER = 2.0  # times the time is taken to be sure that a result is slower
+_SECONDS, _TOGETHER, _MOST = 1.5, 12, 60  # for one measurement of groups, groups in it, and groups in all
+_MEMORY = 1 << 30  # bytes of models that are measured together
+_SHARES = (0.5, 0.25)  # of what was to be cut, that is cut where the whole is slower
+_NAMED = 3  # groups that a line names
+
+
+def prune_faster(request: Request) -> PruneResult:
+    """Prune; where the result is slower than the original on this machine, find one that is not.
+
+    Where the latency of results is not measured, or widths are given by the user, nothing is compared.
+    """
+    first = conclude(request, decide(request))
+    if request.limits.multiple_of != AUTO or not _slower(first):
+        return first
+    search = _Search(request, _sure(request, first))
+    if not _slower(search.best):
+        return search.best
+    log.info("the result is slower than the original: other widths are tried")
+    asked = _share(search.best)
+    coarse = search.in_blocks(request)
+    if coarse is not None and search.tried(coarse):
+        return search.best
+    spared = search.spared(coarse or request)
+    if spared is not None and search.tried(spared):
+        return search.best
+    for macs in _looser(request.budget):
+        for way in (spared, coarse or request):
+            if way is not None and search.tried(replace(way, budget=request.budget.but(macs=macs))):
+                return _warned(search.best, _looser_line(request, asked, search.best))
+    if {*request.budget.bounds} <= {"macs"}:
+        return _warned(_whole(request), _whole_line(asked))
+    return _slow_after_all(request, search.best)
+
+
+@dataclass
+class _Search:
+    """Requests that are tried, and the quickest result so far."""
+
+    request: Request
+    best: PruneResult
+
+    def tried(self, request: Request) -> bool:
+        """Whether a request gives a result that is no slower than the original; then it is the best one."""
+        if not _promising(request):
+            return False
+        try:
+            result = _sure(request, conclude(request, decide(request, again=True)))
+        except BudgetError:
+            return False
+        if not _slower(result) or _ratio(result) < _ratio(self.best):
+            self.best = result
+        return not _slower(result)
+
+    def in_blocks(self, request: Request) -> Request | None:
+        """The same with whole blocks only; None where that changes nothing."""
+        stairs = request.limits.staircase
+        if stairs.fine == stairs.block:
+            return None
+        coarser = replace(request.limits, staircase=Staircase(stairs.block, stairs.block))
+        line = f"widths: {described(coarser.staircase)}, as finer ones were slower than the original"
+        return replace(request, limits=coarser, choices=(line,))
+
+    def spared(self, request: Request) -> Request | None:
+        """The same with those groups whole that cost time to cut; None where there are none."""
+        analysis = request.analysis
+        with request.clock.stage("widths"):
+            groups = _losing(analysis, units_of(analysis, self.best.plan), request)
+        patterns = _patterns(analysis, groups)
+        if not patterns:
+            return None
+        names = ", ".join(group_name(analysis, group) for group in groups[:_NAMED])
+        more = " …" if len(groups) > _NAMED else ""
+        stay = "stays" if len(groups) == 1 else "stay"
+        line = f"widths: {plural(len(groups), 'group')} {stay} whole, as cutting costs time there: {names}{more}"
+        limits = replace(request.limits, keep=(*request.limits.keep, *patterns))
+        return replace(request, limits=limits, choices=(*request.choices, line))
+
+
+def _slower(result: PruneResult) -> bool:
+    return result.report.latency is not None and result.report.latency.slower
+
+
+def _ratio(result: PruneResult) -> float:
+    return np.inf if result.report.latency is None else result.report.latency.ratio
+
+
+def _share(result: PruneResult) -> str:
+    return "" if result.report.latency is None else result.report.latency.share
+
+
+def _timed(request: Request, result: PruneResult, longer: float) -> Latency | None:
+    analysis, asked = request.analysis, request.asked
+    with request.clock.stage("latency"):
+        return timed(
+            analysis.original, result.model, analysis.input_shapes, asked.engine, longer * asked.latency_seconds
+        )
+
+
+def _sure(request: Request, result: PruneResult) -> PruneResult:
+    """The result, measured for longer where it seems to be slower than the original."""
+    again = _timed(request, result, _LONGER) if _slower(result) else None
+    return result if again is None else replace(result, report=with_latency(result.report, again))
+
+
+def _promising(request: Request) -> bool:
+    """Whether a rough cut of that size, which takes no time to make, is no slower than the original."""
+    if request.asked.bounded:
+        return True  # how much is cut is only known in the end
+    analysis, engine = request.analysis, request.asked.engine
+    try:
+        cut = without(analysis, rough_choice(analysis, request.budget, request.limits))
+    except BudgetError:
+        return False
+    with request.clock.stage("widths"):
+        found = timed(analysis.original, cut, analysis.input_shapes, engine, _SECONDS)
+    return found is None or not found.slower
+
+
+def _losing(analysis: Analysis, removed: IntArray, request: Request) -> list[int]:
+    """Groups whose cut makes a model slower, each measured beside the model in which it alone is whole."""
+    groups = np.unique(analysis.structure.group_of[removed])[:_MOST].tolist()
+    feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
+    cut, found = without(analysis, removed), []
+    together = max(1, min(_TOGETHER, _MEMORY // max(cut.ByteSize(), 1)))
+    for start in range(0, len(groups), together):
+        some = groups[start : start + together]
+        whole = [without(analysis, removed[analysis.structure.group_of[removed] != group]) for group in some]
+        try:
+            times = measure([cut, *whole], feeds, request.asked.engine, seconds=_SECONDS)
+        except (EngineError, ModelError) as error:
+            log.debug("groups could not be timed: %s", error)
+            break
+        found += [group for place, group in enumerate(some, start=1) if times.latency(place).interval[1] < 1.0]
+    return found
+
+
+def _patterns(analysis: Analysis, groups: list[int]) -> tuple[str, ...]:
+    """Patterns of tensor names that keep groups whole."""
+    producers = [node for group in groups for node in analysis.structure.groups[group].producers[:1]]
+    return tuple(glob.escape(analysis.nodes[node].output[0]) for node in producers)
+
+
+def _looser(budget: Budget) -> tuple[float, ...]:
+    """Bounds on multiply-accumulates that cut less, where they are bounded."""
+    bound = budget.macs
+    return () if bound is None else tuple(1.0 - share * (1.0 - bound) for share in _SHARES)
+
+
+def _whole(request: Request) -> PruneResult:
+    """The model as it was."""
+    free = replace(request.asked, divergence=None, max_drop=None)
+    nothing = Decision(removed=np.empty(0, np.int64), model=request.analysis.model)
+    return conclude(replace(request, asked=free, budget=Budget(), choices=()), nothing)
+
+
+def _warned(result: PruneResult, line: str) -> PruneResult:
+    log.warning("%s", line)
+    return replace(result, report=replace(result.report, warnings=(line, *result.report.warnings)))
+
+
+def _looser_line(request: Request, asked: str, result: PruneResult) -> str:
+    kept = result.report.after.macs / max(result.report.before.macs, 1)
+    wanted = "the default budget" if request.asked.unbounded else f"--macs {request.budget.macs:g}"
+    return (
+        f"{wanted} makes a model slower than the original on this machine ({asked} of its time): {kept:.0%} of the "
+        "multiply-accumulates are kept instead; --latency-seconds 0 keeps to the budget whatever time it takes"
+    )
+
+
+def _whole_line(asked: str) -> str:
+    return (
+        f"no cut is quicker than the original on this machine (what was asked for takes {asked} of its time): nothing "
+        "is removed; --latency-seconds 0 keeps to the budget whatever time it takes"
+    )
+
+
+def _slow_after_all(request: Request, result: PruneResult) -> PruneResult:
+    """The quickest result within bounds that hold whatever it costs."""
+    latency = result.report.latency
+    if latency is None:
+        return result
+    held = ", ".join(f"--{name} {bound:g}" for name, bound in request.budget.bounds.items() if name != "macs")
+    line = (
+        f"{held} and a model no slower than the original cannot both be had on this machine: the bound holds, and a "
+        f"run takes {latency.share} of the original's time"
+    )
+    log.warning("%s", line)
+    return replace(result, report=with_latency(result.report, latency, line))
