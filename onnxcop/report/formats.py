@@ -21,11 +21,11 @@ def rendered(data: ReportData, path: Path) -> bytes:
     """
     suffix = path.suffix.lower()
     if suffix == ".html":
-        from onnxcop.report.html import page
+        from onnxcop.report.pages import html
 
-        return page(data).encode()
+        return html(data).encode()
     if suffix == ".md":
-        from onnxcop.report.markdown import markdown
+        from onnxcop.report.pages import markdown
 
         return markdown(data).encode()
     if suffix == ".json":

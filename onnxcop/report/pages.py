@@ -1,0 +1,159 @@
+"""The report as a page of HTML that loads nothing, and as GitHub-flavoured Markdown, from templates in `page/`.
+
+All that a model brings along, names above all, is escaped. The HTML page's own policy forbids it to load or run
+anything but what is written in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from onnxcop._base.formatting import counted
+from onnxcop.report import charts, text
+from onnxcop.report.document import ReportData
+from onnxcop.report.layers import LayerChange
+
+_MOST_LAYERS = 400  # rows of a chart
+_SECTIONS = (
+    ("summary", "Summary"), ("widths", "Widths"), ("costs", "Where cost went"), ("curve", "Divergence"),
+    ("importance", "Importance"), ("correlation", "Correlation"), ("frozen", "Frozen"), ("made", "How it was made"),
+)  # fmt: skip
+
+
+def html(data: ReportData) -> str:
+    """Write a report as HTML."""
+    makers = [layer for layer in data.layers if layer.width is not None and layer.kept is not None]
+    widest = max((layer.width or 0 for layer in makers), default=0)
+    costly = [layer for layer in data.layers if layer.macs or layer.params]
+    values = {
+        "style": _resource("style.css"), "script": _resource("script.js"), "sections": _SECTIONS,
+        "file": PurePath(data.report.model).name, "most_layers": _MOST_LAYERS,
+        # A wide layer that stays as it is, an embedding's or a classifier's, would make dots of all others.
+        "makers": makers, "widest": widest,
+        "most": max((layer.width or 0 for layer in makers if layer.kept != layer.width), default=widest),
+        "costly": costly, "savings": lambda what: _largest_savings(costly, what),
+        "most_macs": max((layer.macs for layer in costly), default=0),
+        "most_params": max((layer.params for layer in costly), default=0),
+        "way_chart": _way_chart(data), "histograms": _histograms(data),
+        "matrices": _json([matrix.to_dict() for matrix in data.correlations]),
+    }  # fmt: skip
+    return _render("report.html.j2", data, values)
+
+
+def markdown(data: ReportData) -> str:
+    """Write a report as Markdown."""
+    return _render("report.md.j2", data, {}).rstrip() + "\n"
+
+
+def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
+    loader: BaseLoader = FunctionLoader(_resource)
+    environment = Environment(  # names come from whoever made the model: the page escapes them, Markdown by filters
+        loader=loader,
+        autoescape=".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        name=_name, digest=_digest, unbroken=_unbroken, counted=counted, code=_code, plain=_plain, fence=_fence,
+        cells=lambda row: (row.name, row.before, row.after, row.kept),
+    )  # fmt: skip
+    environment.globals.update(meter=lambda *shares: Markup(charts.meter(*shares)), change=_change, text=text)
+    steps = [
+        (p.name, f"{p.macs:.1%}", f"{p.divergence:.4g}", "" if p.agreement is None else f"{p.agreement:.1%}")
+        for p in data.way
+    ]
+    frozen = [(f.name, "; ".join(f.reasons), f"{f.filters - f.prunable} of {f.filters}") for f in data.frozen]
+    provenance = [
+        (title, ", ".join(f"{key} {value}" for key, value in entries)) for title, entries in text.provenance(data)
+    ]
+    return environment.get_template(name).render(
+        data=data, report=data.report, rows=[*text.rows(data.report)], steps=steps, frozen=frozen,
+        provenance=provenance, **values,
+    )  # fmt: skip
+
+
+def _largest_savings(layers: Sequence[LayerChange], what: str) -> list[tuple[float, str]]:
+    """Which layers gave most of what was removed, each with its share of it."""
+    savings = [(getattr(layer, what) - getattr(layer, f"{what}_after"), layer.name) for layer in layers]
+    total = sum(saved for saved, _ in savings)
+    return [(saved / total, name) for saved, name in sorted(savings, reverse=True)[:3] if saved] if total > 0 else []
+
+
+def _way_chart(data: ReportData) -> Markup | None:
+    value = data.report.quality.get("divergence")
+    if not data.way or value is None or not math.isfinite(value):
+        return None
+    share = data.report.after.macs / max(data.report.before.macs, 1.0)
+    return Markup(charts.curve(data.way, (share, value), data.budget.get("macs"), data.budget.get("divergence")))
+
+
+def _histograms(data: ReportData) -> list[Markup]:
+    if data.importance is None:
+        return []
+    alpha, beta, gamma = data.importance.weights
+    label = f"{alpha:g} (1 - s) + {beta:g} (1 - log C / max) + {gamma:g} (1 - log P / max)"
+    shown = ((data.importance.correlation, f"{alpha:g} (1 - s)"), (data.importance.regularized, label))
+    return [Markup(charts.histogram(*one)) for one in shown]
+
+
+def _change(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return ""
+    return counted(before) if before == after else f"{counted(before)} → {counted(after)}"
+
+
+def _name(name: str) -> Markup:
+    """A name of whoever made the model: it may be broken at its joints, and does not turn the text around it."""
+    return Markup("<bdi>{}</bdi>").format(Markup(re.sub(r"(?<=\w)/", "<wbr>/", escape(name))))
+
+
+def _unbroken(number: str) -> str:
+    return number.replace(" ", "\u00a0")
+
+
+def _json(value: Any) -> Markup:
+    """JSON that cannot end the element that it is in."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026"))
+
+
+def _digest(content: str) -> Markup:
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'")
+
+
+def _resource(name: str) -> str:
+    return (files("onnxcop.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _code(name: Any) -> str:
+    """Text as code of Markdown, whatever it holds, in a cell of a table too."""
+    flat = " ".join(str(name).split()).replace("|", "\\|")
+    fence = "`" * (1 + _longest_run(flat))
+    pad = " " if "`" in flat else ""
+    return f"{fence}{pad}{flat}{pad}{fence}"
+
+
+def _plain(line: Any) -> str:
+    """Text in which nothing is markup of Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(str(line).split()))
+
+
+def _fence(code: str) -> str:
+    """Backticks that are not in a block of code."""
+    return "`" * max(3, 1 + _longest_run(code))
+
+
+def _longest_run(code: str) -> int:
+    return max((len(run) for run in re.findall("`+", code)), default=0)
