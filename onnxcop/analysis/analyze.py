@@ -13,6 +13,7 @@ import onnx
 from onnxcop._base.types import Feed
 from onnxcop.analysis import cost
 from onnxcop.analysis.cost import CostModel
+from onnxcop.analysis.kept_classes import KeptClasses
 from onnxcop.coupling import groups, tracing
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops import RuleTable, known_rules
@@ -51,6 +52,7 @@ class Analysis:
         biases: The pass that gave layers biases.
         images: What the model or its folder says about its images.
         unlisted: How many stored tensors were inputs of the original as well, and are none in `model`.
+        kept: The classes that the original has left, where it was cut down to some of them.
     """
 
     original: onnx.ModelProto
@@ -64,6 +66,7 @@ class Analysis:
     biases: AddedBiases
     images: Declared | None = None
     unlisted: int = 0
+    kept: KeptClasses | None = None
 
     def undo(self, model: onnx.ModelProto) -> None:
         """Undo in a pruned model, in place, what was done to `model` for the time of pruning."""
@@ -85,6 +88,7 @@ def analyze(
     options: EngineOptions = EngineOptions(),
     biases: bool = False,
     keep_initializer_inputs: bool = True,
+    open_axis: int | None = None,
 ) -> Analysis:
     """Load a model and find what can be pruned in it.
 
@@ -96,6 +100,7 @@ def analyze(
         options: How to run the model where shapes cannot be inferred.
         biases: Make the weights ready for recovery: stored as initializers, and each layer with a bias.
         keep_initializer_inputs: Leave stored tensors that are inputs as well on the list of inputs.
+        open_axis: An axis of the outputs whose indices may go too (see :mod:`onnxcop.rewrite.classes`).
 
     Raises:
         ModelError: The model cannot be read.
@@ -120,7 +125,8 @@ def analyze(
     shapes = shapes_of(working, settled, options)
     if inline_settled(working, shapes):
         shapes = shapes_of(working, settled, options)
-    structure = groups.build(working, tracing.trace(working, shapes, rules or known_rules(), policy))
+    coupling = tracing.trace(working, shapes, rules or known_rules(), policy, open_axis=open_axis)
+    structure = groups.build(working, coupling)
     return Analysis(
         original=original, model=working, sha256=models.sha256(original), input_shapes=settled, structure=structure,
         cost=cost.build(working, structure), source=source, vectors=vectors, biases=added, images=images,

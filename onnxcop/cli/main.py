@@ -275,7 +275,7 @@ def _result_record(result: Any, target: Path, plan_out: Path | None, values: dic
         paths["data"] = Path(f"{script}.py" if colon else values["data"])
     files = {name: file_record(path) for name, path in paths.items() if path.exists()}
     written = {"output": target, "plan": plan_out, "reports": values["reports"]}
-    identity = {"model_sha256": result.plan.model, "budget": dict(result.plan.budget)}
+    identity = {"model_sha256": result.plan.original, "budget": dict(result.plan.budget)}
     return {**written, "files": files, "versions": versions(), **identity, **result.report.to_dict()}
 
 

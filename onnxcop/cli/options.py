@@ -252,6 +252,14 @@ input_shape_option: Decorator[Any, Any] = _options(
         help="Shape of a dynamic input, e.g. input:1,3,224,224. May be repeated.",
     ),
 )  # fmt: skip
+classes_option: Decorator[Any, Any] = _options(
+    "Model",
+    _option(
+        "--classes", metavar="0,2,5",
+        help="Cut the output down to these classes first, by number or by the names in the model's metadata; "
+        "OUTPUT:0,2,5 names the output.",
+    ),
+)  # fmt: skip
 policy_option: Decorator[Any, Any] = _options(
     "Model",
     _option(
@@ -354,7 +362,7 @@ def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
     for options in (
         recipe_option, seed_option, latency_options, target_options, engine_options, method_options, stats_options,
-        task_option, data_options, shape_options, limit_options, criterion_options,
+        task_option, data_options, classes_option, shape_options, limit_options, criterion_options,
     ):  # fmt: skip
         function = options(function)
     return function

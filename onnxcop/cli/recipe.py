@@ -93,6 +93,9 @@ def recipe_of(plan: Mapping[str, Any]) -> dict[str, Any]:
     recipe |= {"layers": layers} if layers else {}
     if plan.get("policy", "finest") != "finest":
         recipe["policy"] = plan["policy"]
+    classes = settings.get("classes")
+    if classes:
+        recipe["classes"] = f"{classes['output']}:{','.join(map(str, classes['kept']))}"
     if settings.get("seed"):
         recipe["seed"] = settings["seed"]
     return recipe

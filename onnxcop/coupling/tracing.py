@@ -32,7 +32,12 @@ from onnxcop.graph.subgraphs import Scope, Scopes, captured, graphs_of, made
 
 
 def trace(
-    model: onnx.ModelProto, shapes: ShapeMap, rules: RuleTable = DEFAULT_RULES, policy: str = "finest"
+    model: onnx.ModelProto,
+    shapes: ShapeMap,
+    rules: RuleTable = DEFAULT_RULES,
+    policy: str = "finest",
+    *,
+    open_axis: int | None = None,
 ) -> Coupling:
     """Trace the labels of a model, bodies of control flow included.
 
@@ -41,6 +46,8 @@ def trace(
         shapes: Shapes and folded values, from :func:`onnxcop.graph.shapes.infer`.
         rules: What every operator does to labels.
         policy: Which coupling is preferred where several exist: "finest" or "coarsest".
+        open_axis: An axis of the model's outputs (negative from the end) whose indices may go too, where nothing
+            else forbids it.
 
     Raises:
         InternalError: A rule broke the conservation law.
@@ -48,7 +55,13 @@ def trace(
     orders = shuffles.find(model, shapes)
     return best_of(
         lambda preferred: _Walk(
-            model=model, shapes=shapes, rules=rules, preferred=preferred, policy=policy, orders=orders
+            model=model,
+            shapes=shapes,
+            rules=rules,
+            preferred=preferred,
+            policy=policy,
+            orders=orders,
+            open_axis=open_axis,
         ).run()
     )
 
@@ -66,6 +79,7 @@ class _Walk:
     preferred: Mapping[int, int]
     policy: str
     orders: Mapping[int, Shuffle]
+    open_axis: int | None = None
     pool: AtomPool = field(default_factory=AtomPool)
     labels: dict[str, Label] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
@@ -90,7 +104,7 @@ class _Walk:
         """Walk the whole model and solve the ties."""
         self._enter(self.scopes.all[0])
         for value in self.model.graph.output:
-            self._freeze(value.name, Reason("reaches a graph output", value.name, given=True))
+            self._freeze(value.name, Reason("reaches a graph output", value.name, given=True), self.open_axis)
         for name in sorted(self.findings.values_read & self.labels.keys()):
             self._freeze(name, Reason("holds sizes or indices", name))
         return Coupling(
@@ -180,10 +194,11 @@ class _Walk:
         for position, label in found.items():
             self._store(op, op.node.output[position], label, op.out_infos[position])
 
-    def _freeze(self, name: str, reason: Reason) -> None:
-        """Freeze all axes of a tensor."""
-        for atoms in self._label(name) or ():
-            if atoms is not None:
+    def _freeze(self, name: str, reason: Reason, but: int | None = None) -> None:
+        """Freeze all axes of a tensor, or all but one."""
+        label = self._label(name) or ()
+        for axis, atoms in enumerate(label):
+            if atoms is not None and but not in (axis, axis - len(label)):
                 self.pool.freeze(atoms, reason)
 
     def _shuffled(self, index: int, shuffle: Shuffle) -> bool:

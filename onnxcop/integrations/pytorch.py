@@ -83,6 +83,11 @@ def torch_state(
         raise PlanMismatchError(
             "the plan removes principal channels, which the state dict does not hold; give the pruned model too"
         )
+    if plan.kept is not None:
+        raise PlanMismatchError(
+            "the plan cuts classes too, which a module's last layer is not found by; cut them in the module, export it "
+            "and prune that"
+        )
     analysis = analyze(model, input_shapes=plan.input_shapes, policy=plan.policy)
     keep = kept_positions(analysis.structure, units_of(analysis, plan))
     labels, stored = analysis.structure.coupling.labels, constant_tensors(analysis.model)

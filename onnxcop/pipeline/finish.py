@@ -43,6 +43,7 @@ def conclude(request: Request, decision: Decision) -> PruneResult:
             "seed": asked.seed, "limits": asdict(request.limits), "allocate": modes.allocate,
             **({} if modes.preference is None else {"prefer": asdict(modes.preference)}),
             "recover": modes.recover.name, "samples": source.count if source is not None else 0,
+            **({} if analysis.kept is None else {"classes": analysis.kept.to_dict()}),
             "channels": "principal" if _cut_in_principal_channels(analysis, decision) else "stored",
         },
     )  # fmt: skip
@@ -59,6 +60,10 @@ def _cut_in_principal_channels(analysis: Analysis, decision: Decision) -> bool:
 def _turned_line(decision: Decision) -> tuple[str, ...]:
     count = len(decision.rotated)
     return (f"{count} linear streams written in principal channels",) if count else ()
+
+
+def _kept_line(analysis: Analysis) -> tuple[str, ...]:
+    return () if analysis.kept is None else (analysis.kept.line(),)
 
 
 def _unlisted_line(analysis: Analysis) -> tuple[str, ...]:
@@ -152,5 +157,5 @@ def _report(
         figures=found.figures, measured_on="" if decision.unseen is None else decision.unseen.described,
         quality=quality_of(found.figures) | scores, held_out=decision.held_out, seconds=dict(clock.seconds),
         latency=found.latency, inputs=decision.inputs, data=decision.record,
-        choices=(*decision.choices, *_unlisted_line(analysis), *undecided(found.latency)),
+        choices=(*_kept_line(analysis), *decision.choices, *_unlisted_line(analysis), *undecided(found.latency)),
     )  # fmt: skip

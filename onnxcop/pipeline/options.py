@@ -97,6 +97,8 @@ class PruneOptions(ApplyOptions):
             taken; None for what this machine computes well.
         input_shapes: Concrete shapes for dynamic inputs.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
+        classes: Numbers or names of the classes that the result gives out, `[0, 2, 5]` or `"0,2,5"`; None for all.
+            The model is cut down to them before anything else (see :mod:`onnxcop.rewrite.classes`).
     """
 
     macs: float | str | None = None
@@ -121,6 +123,7 @@ class PruneOptions(ApplyOptions):
     target: str | None = None
     input_shapes: Mapping[str, Sequence[int]] | None = None
     policy: Policy = "finest"
+    classes: str | Sequence[int | str] | None = None
 
     @property
     def bounded(self) -> bool:

@@ -16,7 +16,8 @@ from onnxcop._base.timing import Clock
 from onnxcop._base.types import IntArray
 from onnxcop.allocation.greedy import check_reachable
 from onnxcop.allocation.limits import Limits
-from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.kept_classes import ClassWish
 from onnxcop.analysis.summary import frozen_reasons
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.tracing import REWRITTEN
@@ -38,6 +39,7 @@ from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.session import EngineOptions
+from onnxcop.verification.kept_classes import analyze_kept
 from onnxcop.verification.verify import require_running
 
 log = logging.getLogger("onnxcop")
@@ -101,8 +103,9 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         raise CalibrationError("--stats-out writes what was gathered from data; give --data")
     clock = Clock()
     with clock.stage("analysis"):
-        analysis = analyze(
-            model, input_shapes=options.input_shapes, rules=options.rules, policy=options.policy,
+        wish = None if options.classes is None else ClassWish.of(options.classes)
+        analysis = analyze_kept(
+            model, wish, input_shapes=options.input_shapes, rules=options.rules, policy=options.policy,
             options=options.engine, biases=modes.recover.writes,
             keep_initializer_inputs=options.keep_initializer_inputs,
         )  # fmt: skip
@@ -141,8 +144,8 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
     """Replay a plan, as :func:`apply_plan`, with all options in one object."""
     clock = Clock()
     with clock.stage("analysis"):
-        analysis = analyze(
-            model, input_shapes=plan.input_shapes, rules=options.rules, policy=plan.policy,
+        analysis = analyze_kept(
+            model, plan.wish, input_shapes=plan.input_shapes, rules=options.rules, policy=plan.policy,
             options=options.engine, biases=options.data is not None,
             keep_initializer_inputs=options.keep_initializer_inputs,
         )  # fmt: skip

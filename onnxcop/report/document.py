@@ -110,7 +110,7 @@ def gather(report: Report, plan: PruningPlan, evidence: Evidence, command: str =
     matrices, left_out = correlations(analysis, removed, evidence.stats)
     ranked = plan.settings.get("allocate") == "cop"
     return ReportData(
-        report=report, sha256=analysis.sha256, input_shapes=dict(analysis.input_shapes), command=command,
+        report=report, sha256=plan.original, input_shapes=dict(analysis.input_shapes), command=command,
         budget=plan.budget, criterion=plan.criterion, settings=plan.settings, versions=versions(),
         layers=layer_changes(analysis, removed), frozen=frozen_layers(analysis), way=evidence.way,
         correlations=matrices, left_out=left_out,

@@ -13,6 +13,7 @@ import numpy as np
 from onnxcop._base.files import write_atomically
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.kept_classes import ClassWish, KeptClasses
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import PlanMismatchError
 
@@ -50,6 +51,22 @@ class PruningPlan:
     budget: Mapping[str, Any] = field(default_factory=dict)
     criterion: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> KeptClasses | None:
+        """The classes that the model was cut down to before; None where it gives out all."""
+        found = self.settings.get("classes")
+        return None if found is None else KeptClasses.from_dict(found)
+
+    @property
+    def wish(self) -> ClassWish | None:
+        """What asks for those classes."""
+        return None if self.kept is None else self.kept.wish
+
+    @property
+    def original(self) -> str:
+        """SHA-256 of the file that the user gave: of the model with all its classes."""
+        return self.model if self.kept is None else self.kept.original
 
     def to_json(self) -> str:
         """The file's text."""
@@ -96,12 +113,15 @@ class PruningPlan:
             policy = _text(document.get("policy", "finest"))
             if policy not in POLICIES:
                 raise ValueError(f"the policy is {policy!r}, not one of {', '.join(POLICIES)}")
-            return cls(
+            plan = cls(
                 _text(document["model_sha256"]), cuts, shapes, policy, _table(document, "budget"),
                 _table(document, "criterion"), _table(document, "settings"),
             )  # fmt: skip
+            if plan.kept is not None and not plan.kept.kept:
+                raise ValueError("it keeps no class")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatchError(f"{path} is a damaged plan: {type(error).__name__} {error}") from None
+        return plan
 
 
 def _whole(value: Any) -> int:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxcop.analysis.analyze import analyze
 from onnxcop.errors import VerificationError
 from onnxcop.graph import io as models
 from onnxcop.graph.check import tensors
@@ -19,6 +18,7 @@ from onnxcop.graph.edit import copied, replace_all
 from onnxcop.rewrite.apply import apply
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.session import EngineOptions
+from onnxcop.verification.kept_classes import analyze_kept
 from onnxcop.verification.verify import Verification, check_border, check_runs, check_valid, verify
 
 
@@ -85,7 +85,7 @@ def recheck(
         PlanMismatchError: The plan belongs to another original.
         VerificationError: The pruned model is not what the plan makes.
     """
-    analysis = analyze(original, input_shapes=plan.input_shapes, policy=plan.policy, options=options)
+    analysis = analyze_kept(original, plan.wish, input_shapes=plan.input_shapes, policy=plan.policy, options=options)
     removed = np.sort(units_of(analysis, plan))
     given = models.load(pruned)
     name = "the pruned model" if isinstance(pruned, onnx.ModelProto) else str(pruned)

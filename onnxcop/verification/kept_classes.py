@@ -1,0 +1,155 @@
+"""A model with fewer classes, and the proof that they are the original's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, FloatArray, IntArray
+from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.classes import ClassAxis, find_classes, has_classes, open_rules
+from onnxcop.analysis.kept_classes import ClassWish, KeptClasses
+from onnxcop.coupling.ops import RuleTable, known_rules
+from onnxcop.errors import ModelError, VerificationError
+from onnxcop.graph.shapes import Shape
+from onnxcop.rewrite.classes import cut_classes
+from onnxcop.runtime.inputs import random_feeds
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.verification.difference import TOLERANCE
+from onnxcop.verification.verify import check_valid
+
+_AXES = (-1, 1)  # where classes lie: last, or, in images and in detectors, behind the samples
+_DRAWS = 2  # random inputs that both models are run on
+_FAINT = 1e-30  # of the probabilities that stay: below, their shares are rounding
+
+
+def analyze_kept(
+    model: onnx.ModelProto | str | Path,
+    wish: ClassWish | None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    rules: RuleTable | None = None,
+    options: EngineOptions = EngineOptions(),
+    **arguments: Any,
+) -> Analysis:
+    """Analyse a model as it is with some of its classes; with all of them where none are named.
+
+    Args:
+        model: A path or a model in memory (never changed).
+        wish: Which classes stay; None for all.
+        input_shapes: Concrete shapes for dynamic inputs, by name.
+        rules: What every operator does to labels.
+        options: How models are run.
+        arguments: The others of :func:`onnxcop.analysis.analyze.analyze`.
+
+    Raises:
+        ModelError: The model cannot be read, or its classes cannot be cut.
+        VerificationError: The cut model's outputs are not the original's.
+    """
+    if wish is None:
+        return analyze(model, input_shapes=input_shapes, rules=rules, options=options, **arguments)
+    weighed: list[IntArray] = []
+    opening = open_rules(rules or known_rules(), weighed)
+    for axis in _AXES:
+        weighed.clear()
+        opened = analyze(model, input_shapes=input_shapes, rules=opening, options=options, open_axis=axis)
+        if has_classes(opened, wish):
+            break
+    axes, kept = find_classes(opened, wish)
+    softmax = _weighs(opened, axes[0], weighed)
+    if softmax and len(kept.kept) == 1:
+        raise ModelError("--classes: a softmax over a single class is always 1; keep two classes or more")
+    result = cut_classes(opened, axes, kept)
+    kept = replace(kept, renormalized=_prove(opened, result, axes, kept, softmax, options))
+    found = analyze(result, input_shapes=opened.input_shapes, rules=rules, options=options, **arguments)
+    return replace(found, source=opened.source, images=opened.images, sha256=_identity(kept), kept=kept)
+
+
+def _identity(kept: KeptClasses) -> str:
+    """Of a model with fewer classes: follows from the original's and from what is kept."""
+    return hashlib.sha256(json.dumps([kept.original, kept.output, list(kept.kept)]).encode()).hexdigest()
+
+
+def _weighs(analysis: Analysis, place: ClassAxis, weighed: Sequence[IntArray]) -> bool:
+    """Whether a softmax runs over the classes."""
+    return any(np.isin(place.units, analysis.structure.units_on(atoms)).any() for atoms in weighed)
+
+
+def _prove(
+    analysis: Analysis, result: onnx.ModelProto, axes: Sequence[ClassAxis], kept: KeptClasses, softmax: bool,
+    options: EngineOptions,
+) -> bool:  # fmt: skip
+    """Check that a cut model gives out what the original does of the classes that stay.
+
+    Returns:
+        Whether an output holds shares of what stays, not the original's own numbers.
+
+    Raises:
+        VerificationError: It does not.
+    """
+    check_valid(result, analysis.original)
+    renormalized = False
+    places = {entry.output: entry for entry in axes}
+    with Session(analysis.original, options) as before, Session(result, options) as after:
+        for seed in range(_DRAWS):
+            shapes: Mapping[str, Shape] = analysis.input_shapes
+            feeds = random_feeds(analysis.original, shapes, seed)
+            old, new = before.run(feeds), after.run(feeds)
+            for name, whole in old.items():
+                if isinstance(whole, np.ndarray) and whole.dtype.kind in "fiub":
+                    renormalized |= _same(name, whole, new[name], places.get(name), kept, softmax)
+    return renormalized
+
+
+def _same(name: str, whole: Array, given: Any, place: ClassAxis | None, kept: KeptClasses, softmax: bool) -> bool:
+    """Whether an output holds shares of what stays; False where it holds the original's numbers."""
+    if place is None:
+        _require(name, _gap(whole, given))
+        return False
+    axis, past = place.axis, place.first + kept.count
+    classes = np.take(whole, place.first + np.array(kept.kept, dtype=np.int64), axis=axis)
+    others = (np.take(whole, np.arange(place.first), axis), np.take(whole, np.arange(past, whole.shape[axis]), axis))
+    parts = np.split(given, np.cumsum([others[0].shape[axis], classes.shape[axis]]), axis=axis)
+    for one, other in zip(others, (parts[0], parts[2]), strict=True):  # boxes and the like, on a scale of their own
+        if one.size or other.size:
+            _require(name, _gap(one, other))
+    gaps = [_gap(classes, parts[1])]
+    if softmax:
+        gaps += [_gap(shares, parts[1]) for shares in _shares(classes.astype(np.float64), axis)]
+    best = min(range(len(gaps)), key=lambda index: gaps[index][0])
+    _require(name, gaps[best])
+    return best > 0
+
+
+def _shares(values: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
+    """Probabilities that sum to one again, and their logarithms, if `values` are either."""
+    total = values.sum(axis=axis, keepdims=True)
+    one = np.where(np.abs(total) > _FAINT, values / np.where(np.abs(total) > _FAINT, total, 1.0), np.nan)
+    top = values.max(axis=axis, keepdims=True)
+    two = values - top - np.log(np.exp(values - top).sum(axis=axis, keepdims=True))
+    return one, two
+
+
+def _gap(wanted: Array, given: Array) -> tuple[float, float]:
+    """The largest difference, relative to the largest value, and what is allowed."""
+    one, two = wanted.astype(np.float64), given.astype(np.float64)
+    finite = np.isfinite(one)
+    if one.shape != two.shape or not finite.any():
+        return float("inf"), 0.0
+    scale = max(float(np.abs(one[finite]).max()), 1e-12)
+    return float(np.abs(one - two)[finite].max()) / scale, TOLERANCE.get(str(given.dtype), 1e-4)
+
+
+def _require(name: str, gap: tuple[float, float]) -> None:
+    if not gap[0] <= gap[1]:
+        raise VerificationError(
+            f"--classes: output {name!r} of the cut model is not what the original gives out of these classes "
+            f"(off by {gap[0]:.2g} of its largest value); its classes cannot be cut"
+        )
