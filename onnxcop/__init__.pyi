@@ -22,6 +22,8 @@ from .integrations.pytorch import resize_module as resize_module
 from .integrations.pytorch import torch_state as torch_state
 from .pipeline.compare import compare as compare
 from .pipeline.options import PruneOptions as PruneOptions
+from .pipeline.profile import profile as profile
+from .pipeline.profile import profile_script as profile_script
 from .pipeline.prune import apply_plan as apply_plan
 from .pipeline.prune import prune as prune
 from .pipeline.prune import recover as recover

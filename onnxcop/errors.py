@@ -38,7 +38,7 @@ class BudgetError(OnnxcopError):
 
 
 class PlanMismatchError(OnnxcopError):
-    """A saved plan or saved statistics belong to another model."""
+    """A saved plan, saved statistics or a table of times belong to another model."""
 
 
 class VerificationError(OnnxcopError):

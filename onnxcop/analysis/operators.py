@@ -229,7 +229,9 @@ def operators_of(analysis: Analysis) -> list[Operator]:
 def _operator(
     analysis: Analysis, node: onnx.NodeProto, fused: onnx.NodeProto | None, opset: tuple[tuple[str, int], ...]
 ) -> Operator | None:
-    operands = [_operand(analysis, name) for name in node.input]
+    # A bias is added in no time, and layers get one for the time of recovery.
+    names = node.input[:2] if node.op_type in _LAYERS else node.input
+    operands = [_operand(analysis, name) for name in names]
     outputs = [_operand(analysis, name) for name in node.output if name]
     others = [] if fused is None else [_operand(analysis, name) for name in fused.input[1:]]
     if any(one is None for one in (*operands, *outputs, *others)):

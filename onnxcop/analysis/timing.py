@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -70,14 +70,24 @@ def time_model(
         progress: Called with (stage, done, total).
     """
     asked = wanted(analysis, staircase)
-    points = {key: (one.operator, point) for one in asked for key, point in zip(one.keys, one.points, strict=True)}
+    points = points_of(asked)
 
     def bundle(keys: Sequence[str]) -> bytes:
         return bundled([points[key] for key in keys])
 
     table.complete(list(points), bundle, options, progress)
-    operators = [_timed(one, table, staircase) for one in asked]
+    return modelled(analysis, asked, table.seconds, staircase.block)
+
+
+def modelled(analysis: Analysis, asked: Sequence[Wanted], seconds: Mapping[str, float | None], block: int) -> TimeModel:
+    """The time model of an analysed model from times by key; `block` channels are computed at once."""
+    operators = [_timed(one, seconds, block) for one in asked]
     return TimeModel(tuple(one for one in operators if one is not None), analysis.structure.axis_sizes.copy())
+
+
+def points_of(asked: Sequence[Wanted]) -> dict[str, tuple[Operator, IntArray]]:
+    """Operators with the widths to time them at, by their keys in a table."""
+    return {key: (one.operator, point) for one in asked for key, point in zip(one.keys, one.points, strict=True)}
 
 
 def bundled(operators: Sequence[tuple[Operator, IntArray]]) -> bytes:
@@ -103,18 +113,18 @@ def _with(sizes: IntArray, axes: Sequence[int], widths: Sequence[int]) -> IntArr
     return kept
 
 
-def _timed(one: Wanted, table: TimeTable, staircase: Staircase) -> TimedOperator | CopiedOperator | None:
+def _timed(one: Wanted, times: Mapping[str, float | None], computed: int) -> TimedOperator | CopiedOperator | None:
     """An operator with its times; None where it could not be timed."""
-    seconds = [table.seconds.get(key) for key in one.keys]
+    seconds = [times.get(key) for key in one.keys]
     known = [value for value in seconds if value is not None]
     if len(known) < len(seconds):
         return None
-    axes, times = one.operator.axes, np.array(known)
+    axes, values = one.operator.axes, np.array(known)
     if len(axes) <= _MOST_AXES:
-        block = staircase.block if one.operator.blocked else 1
-        return TimedOperator(axes, one.levels, times.reshape([len(levels) for levels in one.levels]), block)
+        block = computed if one.operator.blocked else 1
+        return TimedOperator(axes, one.levels, values.reshape([len(levels) for levels in one.levels]), block)
     parts = one.operator.parts
     line = CopiedOperator(axes, parts, 0.0, 1.0)
     narrow, wide = (line.at(point[list(axes)].tolist()) for point in one.points)
-    each = float((times[1] - times[0]) / (wide - narrow)) if wide > narrow else 0.0
-    return CopiedOperator(axes, parts, float(times[1] - each * wide), each)
+    each = float((values[1] - values[0]) / (wide - narrow)) if wide > narrow else 0.0
+    return CopiedOperator(axes, parts, float(values[1] - each * wide), each)

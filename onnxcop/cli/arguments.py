@@ -37,7 +37,7 @@ def inputs_from(values: Mapping[str, Any], model: Path | None, *others: Path) ->
     """The files that a command reads."""
     from onnxcop.data.input_files import InputFiles
 
-    given = [values.get("stats"), *values.get("custom_ops", ()), *others]
+    given = [values.get("stats"), values.get("latency_table"), *values.get("custom_ops", ()), *others]
     return InputFiles([model], values.get("data"), values.get("metric"), given)
 
 

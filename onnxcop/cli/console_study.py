@@ -66,6 +66,7 @@ _COLUMNS = {
     "bytes_kept": ("file", "{:.1%}"),
     "latency_ms": ("ms", "{:.4g}"),
     "latency_kept": ("time kept", "{:.1%}"),
+    "latency_expected": ("time expected", "{:.1%}"),
     "divergence": ("divergence", "{:.3g}"),
     "agreement": ("agreement", "{:.2%}"),
 }

@@ -49,7 +49,7 @@ from onnxcop.cli.options import (
 )
 from onnxcop.cli.quantized import Quantized, int8_path, quantized
 from onnxcop.cli.stopping import stop_cleanly
-from onnxcop.cli.study import compare_command, sweep_command
+from onnxcop.cli.study import compare_command, profile_command, sweep_command
 from onnxcop.cli.train import finetune_command
 
 _FILE = click.Path(path_type=Path)
@@ -231,6 +231,7 @@ def recipe_command(plan: Path, output: Path | None, **values: Any) -> None:
 
 app.add_command(compare_command)
 app.add_command(finetune_command)
+app.add_command(profile_command)
 app.add_command(sweep_command)
 
 

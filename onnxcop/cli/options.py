@@ -286,12 +286,30 @@ latency_options: Decorator[Any, Any] = _options(
         help="How long to measure the latency of both models; 0 skips it.",
     ),
 )  # fmt: skip
-target_options: Decorator[Any, Any] = _options(
+_target_option = _option(
+    "--target", type=TargetName(), metavar="NAME",
+    help="Choose widths for another device: x86-avx512, arm64, cuda-fp16, tensorrt-int8 …; nothing is timed here.",
+)  # fmt: skip
+device_options: Decorator[Any, Any] = _options(
     "Machine",
+    _target_option,
     _option(
-        "--target", type=TargetName(), metavar="NAME",
-        help="Choose widths for another device: x86-avx512, arm64, cuda-fp16, tensorrt-int8 …; nothing is timed here.",
+        "--latency-table", type=_FILE, metavar="TABLE.json",
+        help="Prune for the device that `onnxcop profile` wrote this table on; --latency is of its time.",
     ),
+)  # fmt: skip
+profile_options: Decorator[Any, Any] = _options(
+    "Result",
+    _option("-o", "--output", type=_FILE, metavar="TABLE.json", help="Path of the table. [default: MODEL.times.json]"),
+    _option(
+        "--script", type=_FILE, metavar="FILE.py",
+        help="Time nothing here, but write a script that does on a device with ONNX Runtime and NumPy alone.",
+    ),
+    _option(
+        "--seconds", type=click.FloatRange(0, min_open=True), metavar="SECONDS", default=10.0, show_default=True,
+        help="How long to time one cut of the whole model at most.",
+    ),
+    _target_option,
 )  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",
@@ -361,7 +379,7 @@ def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
     for options in (
-        recipe_option, seed_option, latency_options, target_options, engine_options, method_options, stats_options,
+        recipe_option, seed_option, latency_options, device_options, engine_options, method_options, stats_options,
         task_option, data_options, classes_option, shape_options, limit_options, criterion_options,
     ):  # fmt: skip
         function = options(function)

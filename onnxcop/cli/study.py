@@ -1,4 +1,4 @@
-"""Commands that measure models: `onnxcop compare` and `onnxcop sweep`."""
+"""Commands that measure models: `onnxcop compare`, `onnxcop sweep` and `onnxcop profile`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from onnxcop.cli.options import (
     gate_option,
     input_shape_option,
     latency_options,
+    policy_option,
+    profile_options,
     seed_option,
     sweep_options,
     talking,
@@ -110,3 +112,42 @@ def sweep_command(model: Path, **values: Any) -> None:
         console.show_json("sweep", {"model": model, "table": table, "plot": values["plot"], "points": record.rows})
     elif drawn:
         click.echo(f"wrote {table}" + "".join(f", {path}" for path in (values["plot"], values["save_models"]) if path))
+
+
+@click.command("profile", cls=SectionCommand)
+@click.argument("model", type=_FILE)
+@profile_options
+@input_shape_option
+@policy_option
+@engine_options
+@talking
+def profile_command(model: Path, output: Path | None, script: Path | None, **values: Any) -> None:
+    """Time a model's layers at many widths on a device.
+
+    Run it on the device that will run the model, or write a script for a device that has no onnxcop (--script).
+    The table that comes of it is for --latency-table, on any machine.
+    """
+    from onnxcop._base.files import write_atomically
+    from onnxcop.pipeline.profile import profile, profile_script
+
+    if script is not None and output is not None:
+        raise click.UsageError("--script times nothing, so there is no table; give the script -o TABLE.json instead")
+    table = output or model.with_name(f"{model.name.removesuffix('.onnx')}.times.json")
+    inputs_from(values, model).check(script or table)
+    asked = {
+        "options": engine_from(values), "policy": values["policy"], "target": values["target"],
+        "input_shapes": dict(values["input_shape"]) or None,
+    }  # fmt: skip
+    if script is not None:
+        write_atomically(script, profile_script(model, **asked).encode())
+        if values["as_json"]:
+            console.show_json("profile", {"model": model, "script": script})
+        elif not values["quiet"]:
+            click.echo(f"wrote {script}; on the device: python {script.name} -o {table.name}")
+        return
+    with progress_from(values) as progress:
+        found = profile(model, table, seconds=values["seconds"], progress=progress, **asked)
+    if values["as_json"]:
+        console.show_json("profile", {"model": model, "table": table, **found.summary()})
+    elif not values["quiet"]:
+        click.echo(f"{found.described}\nwrote {table}")

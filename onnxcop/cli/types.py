@@ -218,7 +218,7 @@ class TargetName(_Name):
 
     def summaries(self) -> Mapping[str, str]:
         """All targets."""
-        from onnxcop.runtime.targets import TARGETS
+        from onnxcop.runtime.staircase import TARGETS
 
         return {target.name: target.source for target in TARGETS}
 

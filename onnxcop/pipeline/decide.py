@@ -31,6 +31,7 @@ from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.quality_bound import Bound, cut_within
 from onnxcop.recovery.rounds import Recovery, RecoverySettings
 from onnxcop.recovery.setup import PreparedRecovery, recovery_on, recovery_without_data
+from onnxcop.runtime.device_table import DeviceTable
 from onnxcop.runtime.session import EngineOptions
 
 log = logging.getLogger("onnxcop")
@@ -56,6 +57,7 @@ class Request:
         progress: Called with (stage, done, total).
         clock: Where the seconds of each stage are added up.
         choices: What was chosen by measurement on the way, in words.
+        table: Times of the device that the result is for, where that is another one.
     """
 
     asked: PruneOptions
@@ -69,6 +71,7 @@ class Request:
     progress: Progress
     clock: Clock
     choices: tuple[str, ...] = ()
+    table: DeviceTable | None = None
 
     @property
     def options(self) -> EngineOptions:

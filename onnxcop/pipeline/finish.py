@@ -19,7 +19,7 @@ from onnxcop.report.document import Evidence
 from onnxcop.report.figures import quality_of
 from onnxcop.report.hints import hints
 from onnxcop.report.result import PruneResult
-from onnxcop.report.summary import Report, group_reports, slowness, undecided
+from onnxcop.report.summary import Expected, Report, group_reports, slowness, undecided
 from onnxcop.rewrite.apply import apply as rewrite
 from onnxcop.rewrite.plan import PruningPlan, cuts_of
 from onnxcop.rewrite.provenance import stamp
@@ -50,7 +50,17 @@ def conclude(request: Request, decision: Decision) -> PruneResult:
     decision = replace(
         fed(decision, source), unseen=request.unseen, choices=(*request.choices, *_turned_line(decision))
     )
-    return finish(analysis, decision, plan, asked, request.clock)
+    result = finish(analysis, decision, plan, asked, request.clock)
+    return replace(result, report=replace(result.report, expected=_expected(request, decision)))
+
+
+def _expected(request: Request, decision: Decision) -> Expected | None:
+    """What the result will take on the device that it is for."""
+    table, times = request.table, request.analysis.cost.times
+    if table is None or times is None:
+        return None
+    ratio = times.fraction(request.analysis.cost.kept_counts(decision.removed))
+    return Expected(device=table.device, before=table.seconds, ratio=ratio)
 
 
 def _cut_in_principal_channels(analysis: Analysis, decision: Decision) -> bool:

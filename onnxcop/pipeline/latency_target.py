@@ -60,6 +60,20 @@ def prune_within(request: Request, bound: float) -> PruneResult:
     )
 
 
+def prune_by_table(request: Request, bound: float) -> PruneResult:
+    """Cut until a run takes no more than a fraction of the original's time on the device of a table.
+
+    Args:
+        request: What is asked for, with the table; nothing is timed on this machine.
+        bound: The fraction.
+
+    Raises:
+        BudgetError: It cannot be reached, or not together with the bounds on quality.
+    """
+    free = replace(request.asked, divergence=None, max_drop=None)  # they are checked on the result
+    return _checked(request, conclude(request, decide(replace(request, asked=free))), bound)
+
+
 def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneResult, Latency]:
     """A result that is thought to take so much of the time, and what it takes."""
     free = replace(request.asked, divergence=None, max_drop=None)  # they are checked on the result

@@ -72,7 +72,7 @@ class PruneOptions(ApplyOptions):
         size: Size of the file at most, in bytes, as `"5MB"`, or as a fraction such as `0.5` or `"50%"`.
         budgets: Bounds on other resources, by name (see :data:`onnxcop.allocation.resources.RESOURCES`).
         latency: Fraction of the time of a run to keep at most, measured on this machine with the provider of
-            `options`.
+            `options`, or on the device of `latency_table`.
         divergence: Instead of a budget: the largest output divergence allowed on held-out samples.
         metric: A score of your own, `script.py:function` or a callable that takes a ModelProto and returns a number,
             higher is better; measured before and after, and with `max_drop` the bound.
@@ -93,8 +93,10 @@ class PruneOptions(ApplyOptions):
         checkpoint: File that keeps the state of distillation; a run that finds it goes on from there.
         settings: How much effort recovery makes; None for the usual.
         limits: What may not be cut; widths suit this machine, unless they say otherwise.
-        target: A device other than this one, by its name in :data:`onnxcop.runtime.targets.TARGETS`, whose widths are
+        target: A device other than this one, by its name in :data:`onnxcop.runtime.staircase.TARGETS`, whose widths are
             taken; None for what this machine computes well.
+        latency_table: Times of another device (see :func:`onnxcop.profile`), whose widths are taken and of which
+            `latency` is a fraction; nothing is timed on this machine then.
         input_shapes: Concrete shapes for dynamic inputs.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         classes: Numbers or names of the classes that the result gives out, `[0, 2, 5]` or `"0,2,5"`; None for all.
@@ -121,6 +123,7 @@ class PruneOptions(ApplyOptions):
     settings: RecoverySettings | None = None
     limits: Limits | None = None
     target: str | None = None
+    latency_table: str | Path | None = None
     input_shapes: Mapping[str, Sequence[int]] | None = None
     policy: Policy = "finest"
     classes: str | Sequence[int | str] | None = None

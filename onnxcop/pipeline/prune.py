@@ -29,11 +29,12 @@ from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.pipeline.decide import Decision, Request, recover_units
 from onnxcop.pipeline.distillation import check_distillation, distilled
 from onnxcop.pipeline.finish import fed, finish, told
-from onnxcop.pipeline.latency_target import prune_within
+from onnxcop.pipeline.latency_target import prune_by_table, prune_within
 from onnxcop.pipeline.never_slower import prune_faster
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
+from onnxcop.pipeline.profile import times_from
 from onnxcop.pipeline.unseen import UnseenSamples, set_aside
-from onnxcop.pipeline.widths import for_target, suited
+from onnxcop.pipeline.widths import for_device, suited
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
@@ -65,11 +66,13 @@ def prune(model: onnx.ModelProto | str | Path, asked: PruneOptions) -> PruneResu
 def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneResult:
     """Prune a model, as :func:`prune`, with all options in one object."""
     if isinstance(options.stats_out, str | Path):
-        read = [options.stats, *options.engine.custom_ops]
+        read = [options.stats, options.latency_table, *options.engine.custom_ops]
         InputFiles([model], options.data, options.metric, read).check(Path(options.stats_out))
     with shown(options.progress) as progress:
         request = prepare(model, options, progress)
-        if request.budget.latency is not None:
+        if request.budget.latency is not None and request.table is not None:
+            result = prune_by_table(request, request.budget.latency)
+        elif request.budget.latency is not None:
             result = prune_within(request, request.budget.latency)
         else:
             result = prune_faster(request)
@@ -96,7 +99,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         OnnxcopError: The model, the data or the budget cannot be used, or there is nothing to prune.
     """
     check_distillation(options)
-    options = for_target(options)
+    options, table = for_device(options)
     modes, budget = Modes.of(options), options.budget()
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
@@ -114,14 +117,18 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     if analysis.structure.coupling.shapes.trouble:  # it was tried to run it and failed: better said now than later
         feeds = random_feeds(analysis.original, analysis.input_shapes, options.seed)
         require_running(analysis.original, feeds, options.engine)
+    if table is not None:
+        times = times_from(table, analysis, options.policy)
+        analysis = replace(analysis, cost=replace(analysis.cost, times=times))
     untimed = budget.but(latency=None)  # how little time can be reached is only known when operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
     source, unseen = data_of(analysis, options, options.input_shapes)
-    limits, choices = suited(limits, options, clock)
+    limits, choices = suited(limits, options, table, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, source=source,
         unseen=unseen, stats=stats, progress=progress, clock=clock, choices=choices,
+        table=table,
     )  # fmt: skip
 
 

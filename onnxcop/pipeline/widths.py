@@ -9,32 +9,50 @@ from onnxcop._base.timing import Clock
 from onnxcop.allocation.limits import AUTO, Limits
 from onnxcop.errors import BudgetError
 from onnxcop.pipeline.options import PruneOptions
-from onnxcop.runtime.staircase import Staircase, staircase_of
-from onnxcop.runtime.targets import target_named
+from onnxcop.runtime.device_table import DeviceTable
+from onnxcop.runtime.session import resolve_provider
+from onnxcop.runtime.staircase import Staircase, staircase_of, target_named
 
 log = logging.getLogger("onnxcop")
 
 
-def for_target(options: PruneOptions) -> PruneOptions:
-    """The options, without times of this machine where the result is for another.
+def for_device(options: PruneOptions) -> tuple[PruneOptions, DeviceTable | None]:
+    """The options, without times of this machine where the result is for another, and the times of that.
 
     Raises:
         BudgetError: There is no such target, or another option asks for other widths or for times of this machine.
+        PlanMismatchError: The table cannot be read, or is of another provider than the one asked for.
     """
+    if options.latency_table is not None:
+        if options.target is not None:
+            raise BudgetError("--target and --latency-table exclude each other: a table holds the widths of its device")
+        table = DeviceTable.load(options.latency_table)
+        if options.engine.provider != "auto":
+            table.check_provider(resolve_provider(options.engine.provider)[0])
+        return replace(options, latency_seconds=0.0), table
     if options.target is None:
-        return options
+        return options, None
     target_named(options.target)
     if options.limits is not None and options.limits.multiple_of != AUTO:
         raise BudgetError("--target and --multiple-of exclude each other: both say which widths to keep")
     if options.latency is not None:
-        raise BudgetError("--latency measures this machine, and --target names another; give --macs with --target")
-    return replace(options, latency_seconds=0.0)
+        raise BudgetError(
+            "--latency measures this machine, and --target names another; give --macs, or a --latency-table of it"
+        )
+    return replace(options, latency_seconds=0.0), None
 
 
-def suited(limits: Limits, options: PruneOptions, clock: Clock) -> tuple[Limits, tuple[str, ...]]:
-    """Limits with the stairs of the device, where they leave widths open, and a line that says so."""
+def suited(
+    limits: Limits, options: PruneOptions, table: DeviceTable | None, clock: Clock
+) -> tuple[Limits, tuple[str, ...]]:
+    """Limits with the stairs of the device, where they leave widths open, and lines that say so."""
+    told = () if table is None else (f"latency: expected from {table.source}, measured on {table.device}, not here",)
     if limits.multiple_of != AUTO:
-        return limits, ()
+        return limits, told
+    if table is not None:
+        stairs = table.staircase or limits.staircase
+        how = "as that device computes them" if table.staircase else "untested, as no layer could be timed there"
+        return replace(limits, staircase=stairs), (f"widths: {described(stairs)}, {how}", *told)
     if options.target is not None:
         asked = target_named(options.target).staircase
         line = f"widths: {described(asked)}, as {options.target} asks for; nothing was timed, as it is another device"

@@ -45,6 +45,7 @@ class Point:
             "latency_low_ms": None if milliseconds is None else 1e3 * milliseconds.low,
             "latency_high_ms": None if milliseconds is None else 1e3 * milliseconds.high,
             "latency_kept": None if times is None else times.ratio,
+            "latency_expected": None if report.expected is None else report.expected.ratio,
             "divergence": quality.get("divergence"),
             **_interval("divergence", None if report.figures is None else report.figures.divergence),
             "agreement": None if agreement is None else agreement.value,
@@ -76,6 +77,7 @@ def original_row(point: Point) -> Row:
         "latency_low_ms": None if times is None else 1e3 * times.before.low,
         "latency_high_ms": None if times is None else 1e3 * times.before.high,
         "latency_kept": None if times is None else 1.0,
+        "latency_expected": None if report.expected is None else 1.0,
         "divergence": 0.0 if "divergence" in quality else None,
         "agreement": None if _agreement(report.figures) is None else 1.0,
     }  # fmt: skip

@@ -44,6 +44,21 @@ class GroupReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a run of the result will take on another device, by a table of times.
+
+    Attributes:
+        device: The device.
+        before: Seconds of a run of the original there.
+        ratio: Time of the result as a share of that.
+    """
+
+    device: str
+    before: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a run did.
 
@@ -69,6 +84,7 @@ class Report:
         seconds: Time spent, by stage.
         latency: Of the original and of the result, measured side by side on this machine.
         choices: What was chosen by measurement on the way, in words.
+        expected: The latency on the device of a table of times, where one was given.
     """
 
     model: str
@@ -92,6 +108,7 @@ class Report:
     inputs: tuple[FedValues, ...] = ()
     data: DataRecord | None = None
     choices: tuple[str, ...] = ()
+    expected: Expected | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -55,6 +55,15 @@ def rows(report: Report) -> Iterator[Row]:
             better=times.ratio < 1 and not times.undecided,
             worse=times.slower,
         )
+    if report.expected is not None:
+        there = report.expected
+        yield Row(
+            name="latency (expected)",
+            before=f"{1e3 * there.before:.4g} ms",
+            after=f"{1e3 * there.before * there.ratio:.4g} ms",
+            kept=f"{100 * there.ratio:.0f}%",
+            better=there.ratio < 1,
+        )
     yield from (Row(name, "", text) for name, text in figure_rows(report.figures))
     quality, measured = report.quality, quality_of(report.figures)
     for name, value in quality.items():
@@ -142,6 +151,8 @@ def provenance(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     if times is not None:
         how = "medians of turns ± half the distance between the quartiles; kept: the median of the shares in each turn"
         yield "Latency", [("ONNX Runtime with", times.provider), ("turns", str(times.turns)), ("shown:", how)]
+    if data.report.expected is not None:
+        yield "Latency", [("expected on", data.report.expected.device)]
     yield "Versions", list(data.versions.items())
     yield "Seconds", [(name, f"{seconds:.2f}") for name, seconds in data.report.seconds.items()]
 

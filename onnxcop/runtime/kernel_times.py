@@ -2,20 +2,27 @@
 
 What stands in the way of comparing operators one by one, the copies
 and reorders at the borders of a small model, is left out: a profile tells kernels apart.
+
+It needs Python 3.8, NumPy and ONNX Runtime alone: its source is a part of the script that times a model
+on another device.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+log = logging.getLogger("onnxcop")
+
 MARK = "timed_"  # the names of what is timed start with it, a number follows
+TOGETHER = 24  # operators that are timed in one session
 _RUNS = 12  # of a session at least
 _SECONDS = 0.15  # that a session is run for, where that is more runs
 _MOST_RUNS = 60
@@ -52,7 +59,7 @@ def kernel_times(model: bytes, providers: Sequence[Any], threads: int | None) ->
             settings.intra_op_num_threads = threads
             settings.inter_op_num_threads = 1
         session = ort.InferenceSession(model, settings, providers=list(providers))
-        feed = _feed(session)
+        feed = feed_of(session)
         session.run(None, feed)
         runs, start = 0, time.perf_counter()
         while runs < _RUNS or (time.perf_counter() - start < _SECONDS and runs < _MOST_RUNS):
@@ -61,6 +68,40 @@ def kernel_times(model: bytes, providers: Sequence[Any], threads: int | None) ->
         with open(session.end_profiling(), encoding="utf-8") as file:
             events = json.load(file)
     return from_events(events, runs + 1)
+
+
+def times_of(
+    keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str, float]], together: int,
+    tell: Callable[[int, int], None],
+) -> dict[str, float | None]:  # fmt: skip
+    """Seconds of operators by their keys; None for one that does not run alone.
+
+    Args:
+        keys: What to time.
+        timed: Times some of them in one session; where one does not run, it raises an error.
+        together: How many of them.
+        tell: Called with how many are done, and of how many.
+    """
+    found: dict[str, float | None] = {}
+    for start in range(0, len(keys), together):
+        tell(start, len(keys))
+        found.update(_by_halves(keys[start : start + together], timed))
+    return found
+
+
+def _by_halves(keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str, float]]) -> dict[str, float | None]:
+    """Time some operators together; where one of them does not run, the others without it."""
+    try:
+        times = timed(keys)
+    except Exception as error:
+        if len(keys) == 1:
+            log.debug("%s cannot be timed alone: %s", keys[0], error)
+            return {keys[0]: None}
+        half = len(keys) // 2
+        found = _by_halves(keys[:half], timed)
+        found.update(_by_halves(keys[half:], timed))
+        return found
+    return {key: times.get(key) for key in keys}
 
 
 def _by_session(model: bytes, providers: Sequence[Any]) -> dict[int, float]:
@@ -76,7 +117,7 @@ def _by_session(model: bytes, providers: Sequence[Any]) -> dict[int, float]:
     settings.log_severity_level = 4
     session = ort.InferenceSession(model, settings, providers=list(providers))
     bound, device = session.io_binding(), _DEVICES.get(_name(providers[0]), "cpu")
-    for name, values in _feed(session).items():
+    for name, values in feed_of(session).items():
         bound.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
     for one in session.get_outputs():
         bound.bind_output(one.name, device)
@@ -96,7 +137,8 @@ def _name(provider: Any) -> str:
     return str(provider[0] if isinstance(provider, tuple) else provider)
 
 
-def _feed(session: Any) -> dict[str, Any]:
+def feed_of(session: Any) -> dict[str, Any]:
+    """Ones for every input of a session."""
     import numpy as np
 
     return {one.name: np.full(one.shape, 1, _DTYPES.get(one.type, "float32")) for one in session.get_inputs()}

@@ -10,10 +10,10 @@ times as long as its neighbours.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -24,19 +24,12 @@ from onnxcop.graph.shapes import Shape
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.providers import CPU, CUDA, resolve_provider
 from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.runtime.turns import ENOUGH, clock_of, ratio_of, take_turns
 
 log = logging.getLogger("onnxcop")
 
 DEFAULT_SECONDS = 2.0
-_TURN = 0.002  # seconds a model runs for at least within a turn, so that the clock's own cost is nothing
-_SLICES = 40  # of a turn, that are timed one by one
-_FEWEST, _MOST = 5, 1000  # turns
-ENOUGH = 0.003  # standard error of every ratio at which measuring stops early
-_LEAST_TIME = 0.25  # share of the time that is spent in any case
-_RESOLUTION = 1e-6  # seconds that a clock must tell apart
 _SURE = 2.0  # standard errors on either side, for an interval that holds the ratio in 19 of 20 cases
-_TO_DEVIATION = 1.349  # quartiles of a normal distribution lie this many deviations apart
-_OF_MEDIAN = 1.2533  # standard error of a median over that of a mean
 
 # The threads of one session go on spinning for a while after a run, and would slow the next one down.
 _CONFIG = {"session.force_spinning_stop": "1"}
@@ -126,7 +119,7 @@ class Measurement:
 
     def latency(self, model: int, original: int = 0) -> Latency:
         """One of the models beside another."""
-        ratio, error = _ratio(self.seconds, model, original)
+        ratio, error = ratio_of(self.seconds, model, original)
         return Latency(
             before=self.timing(original),
             after=self.timing(model),
@@ -135,11 +128,6 @@ class Measurement:
             turns=len(self.seconds),
             provider=self.provider,
         )
-
-
-def _ratio(seconds: FloatArray, model: int, original: int) -> tuple[float, float]:
-    low, median, high = np.percentile(seconds[:, model] / seconds[:, original], (25, 50, 75))
-    return float(median), float((high - low) / _TO_DEVIATION * _OF_MEDIAN / np.sqrt(len(seconds)))
 
 
 def measure(
@@ -181,15 +169,8 @@ def timed(
 
 
 def clock_for(options: EngineOptions) -> Callable[[], float]:
-    """The clock to time runs by: the thread's own time where one thread of the CPU does all the work.
-
-    That is the same whatever else the machine does; what several threads or another device take must be
-    read off the wall.
-    """
-    alone = options.threads == 1 and resolve_provider(options.provider) == [CPU]
-    if alone and time.get_clock_info("thread_time").resolution <= _RESOLUTION:
-        return time.thread_time
-    return time.perf_counter
+    """The clock to time runs by: the thread's own time where one thread of the CPU does all the work."""
+    return clock_of(options.threads == 1 and resolve_provider(options.provider) == [CPU])
 
 
 def as_deployed(options: EngineOptions) -> EngineOptions:
@@ -202,47 +183,5 @@ def _turns(
     sessions: Sequence[Session], feeds: Sequence[Feed], seconds: float, clock: Callable[[], float],
     enough: float = ENOUGH,
 ) -> FloatArray:  # fmt: skip
-    repeats = [_repeats(session, feed, clock) for session, feed in zip(sessions, feeds, strict=True)]
-    rows: list[list[float]] = []
-    rng, order = np.random.default_rng(0), np.arange(len(sessions))
-    start = clock()
-    while len(rows) < _MOST:
-        row = [0.0] * len(sessions)
-        order = order[::-1] if len(rows) % 2 else rng.permutation(len(sessions))
-        longer = 1 + rng.random()  # turns of one length could keep step with another program's
-        for place in order.tolist():
-            row[place] = _turn(sessions[place], feeds[place], int(longer * repeats[place]), clock)
-        rows.append(row)
-        spent = clock() - start
-        if spent >= seconds or (
-            len(rows) >= _FEWEST and spent >= _LEAST_TIME * seconds and _settled(np.array(rows), enough)
-        ):
-            break
-    return np.array(rows)
-
-
-def _turn(session: Session, feed: Feed, runs: int, clock: Callable[[], float]) -> float:
-    """Seconds of one of several runs in a row: the median over slices, as another program may take some of them."""
-    slices = min(runs, _SLICES)
-    ends = [runs * (place + 1) // slices for place in range(slices)]
-    found, done = [], 0
-    for end in ends:
-        began = clock()
-        for _ in range(end - done):
-            session.run(feed)
-        found.append(max(clock() - began, 1e-9) / (end - done))
-        done = end
-    return float(np.median(found))
-
-
-def _settled(seconds: FloatArray, enough: float) -> bool:
-    return all(_ratio(seconds, model, 0)[1] < enough for model in range(1, seconds.shape[1]))
-
-
-def _repeats(session: Session, feed: Feed, clock: Callable[[], float]) -> int:
-    """Warm a session up; how many runs fill a turn."""
-    session.run(feed)  # the first run allocates and tunes
-    began = clock()
-    session.run(feed)
-    once = max(clock() - began, 1e-9)
-    return max(1, int(np.ceil(_TURN / once)))
+    runs = [partial(session.run, feed) for session, feed in zip(sessions, feeds, strict=True)]
+    return take_turns(runs, seconds, clock, enough)

@@ -3,7 +3,8 @@
 Convolutions compute channels in blocks of 4, 8 or 16. A width between two multiples of the block is
 padded and costs the time of the upper one; where it is no multiple of a finer step either, ONNX Runtime
 leaves its blocked layout, reorders around the layer, and takes a slower kernel. Which they are depends
-on the processor, the provider and the release, so a few small convolutions are timed, once a machine.
+on the processor, the provider and the release, so a few small convolutions are timed, once a machine. Of
+devices that are not at hand, documentation says the widths.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onnxcop.runtime.session import EngineOptions
 log = logging.getLogger("onnxcop")
 
 _WIDE = 64
-_FINE, _BLOCKS = (1, 2, 4, 8), (1, 2, 4, 8, 16)
+STEPS = (1, 2, 4, 8, 16)  # channels that are left out of 64, to find the stairs
 _KINDS = (("pointwise", 1, False), ("spatial", 3, False), ("depthwise", 3, True))
 _LAYERS, _SIDE = 5, 14
 _FALLEN = 1.15  # times the time of the full width, for one that is narrower: a slower kernel
@@ -61,6 +62,52 @@ class Staircase:
         return grain
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of device with the program that runs models on it.
+
+    Attributes:
+        name: What it is called on the command line.
+        staircase: Fine steps for narrow groups, blocks for wide ones.
+        source: What says so.
+    """
+
+    name: str
+    staircase: Staircase
+    source: str
+
+
+_MLAS = "ONNX Runtime, MLAS platform.cpp: blocks of channels (NCHWc) of"
+_XNNPACK = "XNNPACK, gemm-config.c"
+_GUIDE = "NVIDIA, Matrix Multiplication Background, Tensor Core Requirements"
+_TENSORRT = "TensorRT, Optimizing for Tensor Cores"
+_FORMATS = "Data Format Descriptions"
+
+TARGETS: tuple[Target, ...] = (
+    Target("x86-avx2", Staircase(4, 8), f"{_MLAS} 8; a layer's input is blocked in multiples of 4"),
+    Target("x86-avx512", Staircase(4, 16), f"{_MLAS} 16 with AVX-512; a layer's input is blocked in multiples of 4"),
+    Target("arm64", Staircase(4, 16), f"{_MLAS} 16 with NEON; a layer's input is blocked in multiples of 4"),
+    Target("arm64-xnnpack", Staircase(4, 8), f"{_XNNPACK}: kernels of aarch64 make 8 channels; a vector holds 4"),
+    Target("cuda-fp32", Staircase(4, 32), f"{_GUIDE}: TF32 in multiples of 4, on A100 of 32"),
+    Target("cuda-fp16", Staircase(8, 64), f"{_GUIDE}: FP16 in multiples of 8, on A100 of 64"),
+    Target("tensorrt-fp32", Staircase(4, 32), f"{_TENSORRT}: TF32 in multiples of 4; {_FORMATS}: CHW32"),
+    Target("tensorrt-fp16", Staircase(8, 16), f"{_TENSORRT}: FP16 in multiples of 8 or 16; {_FORMATS}: HWC8"),
+    Target("tensorrt-int8", Staircase(16, 32), f"{_TENSORRT}: INT8 in multiples of 32; {_FORMATS}: CHW32"),
+)
+
+
+def target_named(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        BudgetError: There is none.
+    """
+    for entry in TARGETS:
+        if entry.name == name:
+            return entry
+    raise BudgetError(f"no target is called {name!r}; choose one of {', '.join(entry.name for entry in TARGETS)}")
+
+
 def staircase_of(options: EngineOptions) -> Staircase | None:
     """The stairs of this machine, measured the first time and remembered; None where they cannot be measured."""
     try:
@@ -82,25 +129,32 @@ def from_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Staircase:
     Args:
         ratios: By number of channels left out of 64, and by kind of layer: time as a share of that of 64.
     """
-    fine = next((step for step in _FINE if max(ratios[step].values()) <= _FALLEN), max(_FINE))
+    fine = next((step for step in STEPS[:-1] if max(ratios[step].values()) <= _FALLEN), STEPS[-2])
     usual = Staircase()
     saved = {step: 1.0 - float(np.mean(list(found.values()))) for step, found in ratios.items()}
-    block = next((step for step in _BLOCKS if step >= fine and saved[step] >= _STAIR * step / _WIDE), None)
+    block = next((step for step in STEPS if step >= fine and saved[step] >= _STAIR * step / _WIDE), None)
     return Staircase(min(fine, block or usual.block), block or max(fine, usual.block))
 
 
 def _ratios(options: EngineOptions) -> dict[int, dict[str, float]]:
     """Time of a few layers with so many channels less than 64, as a share of that of 64, by kind."""
-    found: dict[int, dict[str, float]] = {step: {} for step in _BLOCKS}
-    for kind, taps, depthwise in _KINDS:
-        widths = [_WIDE, *(_WIDE - step for step in _BLOCKS)]
-        models = [_layers(width, taps, depthwise) for width in widths]
-        feeds = [{"x": np.ones((1, width, _SIDE, _SIDE), np.float32)} for width in widths]
+    found: dict[int, dict[str, float]] = {step: {} for step in STEPS}
+    for kind, models in stair_models().items():
+        feeds = [{"x": np.ones((1, width, _SIDE, _SIDE), np.float32)} for width in _widths()]
         times = measure(models, feeds, options, seconds=_SECONDS / len(_KINDS), enough=_ENOUGH)
-        for place, step in enumerate(_BLOCKS, start=1):
+        for place, step in enumerate(STEPS, start=1):
             found[step][kind] = times.latency(place).ratio
     log.debug("time of layers with fewer channels than %d: %s", _WIDE, found)
     return found
+
+
+def stair_models() -> dict[str, list[onnx.ModelProto]]:
+    """What tells the stairs of a machine: of every kind of layer a few, at 64 channels and at so many less."""
+    return {kind: [_layers(width, taps, depthwise) for width in _widths()] for kind, taps, depthwise in _KINDS}
+
+
+def _widths() -> list[int]:
+    return [_WIDE, *(_WIDE - step for step in STEPS)]
 
 
 def _layers(width: int, taps: int, depthwise: bool) -> onnx.ModelProto:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from onnxcop._base.cache import remember, remembered
 from onnxcop._base.progress import Progress
-from onnxcop.runtime.kernel_times import CPU, kernel_times
+from onnxcop.runtime.kernel_times import CPU, TOGETHER, kernel_times, times_of
 from onnxcop.runtime.machine import Machine
 from onnxcop.runtime.session import EngineOptions, resolve_provider
-
-log = logging.getLogger("onnxcop")
-
-_TOGETHER = 24  # operators that are timed in one session
 
 Bundle = Callable[[Sequence[str]], bytes]
 """A model that computes the operators of these keys, the first as number 0."""
@@ -51,23 +47,11 @@ class TimeTable:
         missing = sorted({key for key in keys if key not in self.seconds})
         if not missing:
             return
-        together = _TOGETHER if resolve_provider(options.provider) == [CPU] else 1
-        for start in range(0, len(missing), together):
-            progress("operators", start, len(missing))
-            self._time(missing[start : start + together], bundle, options)
-        remember("operators", self.machine.to_dict(), self.seconds)
 
-    def _time(self, keys: Sequence[str], bundle: Bundle, options: EngineOptions) -> None:
-        """Time some operators together; where one of them does not run, the others without it."""
-        try:
-            found = kernel_times(bundle(keys), resolve_provider(options.provider), options.threads)
-        except Exception as error:
-            if len(keys) == 1:
-                log.debug("%s cannot be timed alone: %s", keys[0], error)
-                self.seconds[keys[0]] = None
-                return
-            half = len(keys) // 2
-            self._time(keys[:half], bundle, options)
-            self._time(keys[half:], bundle, options)
-            return
-        self.seconds |= {key: found.get(place) for place, key in enumerate(keys)}
+        def timed(part: Sequence[str]) -> dict[str, float]:
+            found = kernel_times(bundle(part), resolve_provider(options.provider), options.threads)
+            return {key: found[place] for place, key in enumerate(part) if place in found}
+
+        together = TOGETHER if resolve_provider(options.provider) == [CPU] else 1
+        self.seconds |= times_of(missing, timed, together, partial(progress, "operators"))
+        remember("operators", self.machine.to_dict(), self.seconds)

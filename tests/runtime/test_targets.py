@@ -12,7 +12,7 @@ import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError
 from onnxcop.pipeline import finish, widths
-from onnxcop.runtime.targets import TARGETS, target_named
+from onnxcop.runtime.staircase import TARGETS, target_named
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 

@@ -1,0 +1,210 @@
+"""Times of a model on another device: what to time, the script that does it there, and the table in a time model."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcop._base.files import write_atomically
+from onnxcop._base.progress import Progress, shown
+from onnxcop._version import __version__
+from onnxcop.allocation.budget import Budget
+from onnxcop.allocation.limits import Limits
+from onnxcop.allocation.rough import rough_choice, without
+from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.time_model import TimeModel
+from onnxcop.analysis.timing import modelled, points_of, wanted
+from onnxcop.coupling.choices import Policy
+from onnxcop.errors import BudgetError, EngineError, ModelError, PlanMismatchError
+from onnxcop.graph.check import tensors
+from onnxcop.graph.io import weight_bytes
+from onnxcop.runtime import kernel_times, on_device, turns
+from onnxcop.runtime.device_table import DeviceTable
+from onnxcop.runtime.inputs import model_inputs
+from onnxcop.runtime.latency import as_deployed
+from onnxcop.runtime.session import LARGEST_IN_MEMORY, EngineOptions, resolve_provider
+from onnxcop.runtime.staircase import Staircase, stair_models, target_named
+
+_GRID = Staircase(4, 16)  # widths that lie on the stairs of every processor
+_CUTS = (0.85, 0.65, 0.45)  # of the multiply-accumulates, of whole models that are timed
+_LARGE = 64  # elements; smaller tensors may be sizes and thresholds, and keep their values
+_FILLED = frozenset(
+    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+)
+_BYTES = frozenset((onnx.TensorProto.INT8, onnx.TensorProto.UINT8))
+
+
+def profile(
+    model: onnx.ModelProto | str | Path, output: str | Path | None = None, *, options: EngineOptions | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None, policy: Policy = "finest", target: str | None = None,
+    seconds: float = on_device.USUAL_SECONDS, progress: Progress | bool | None = None,
+) -> DeviceTable:  # fmt: skip
+    """Time a model's operators at many widths on this machine, to prune for it on another one.
+
+    Args:
+        model: A path or a model in memory (never changed).
+        output: Where to write the table, if anywhere.
+        options: How models are run; the table holds for their provider and threads.
+        input_shapes: Concrete shapes for dynamic inputs.
+        policy: "finest" coupling or "coarsest".
+        target: The widths to time, by the name of a device; None for those of processors.
+        seconds: How long to time one cut of the whole model beside the original, at most.
+        progress: True for bars, or a function called with (stage, done, total).
+
+    Raises:
+        OnnxcopError: The model cannot be read, has nothing to prune, or does not run.
+    """
+    engine = options or EngineOptions()
+    providers: list[Any] = list(resolve_provider(engine.provider))
+    text = packed(model, engine, input_shapes, policy, target)
+    if engine.provider_options:
+        providers[0] = (providers[0], dict(as_deployed(engine).provider_options))
+    try:
+        with shown(progress) as told:
+            document = on_device.table_of(text, providers, engine.threads, told, engine.custom_ops, seconds)
+    except Exception as error:
+        raise EngineError(f"the model could not be timed: {' '.join(str(error).split())[:300]}") from error
+    if output is not None:
+        write_atomically(Path(output), json.dumps(document, indent=1).encode())
+    return DeviceTable.of(document, "the table" if output is None else str(output))
+
+
+def profile_script(
+    model: onnx.ModelProto | str | Path, *, options: EngineOptions | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None, policy: Policy = "finest", target: str | None = None,
+) -> str:  # fmt: skip
+    """A Python script that times a model on a device with ONNX Runtime and NumPy, and writes a table.
+
+    Its arguments are those of :func:`profile`; `options` say how to run the model here, where that is needed to
+    find out shapes.
+
+    Raises:
+        OnnxcopError: The model cannot be read, or has nothing to prune.
+    """
+    text = packed(model, options or EngineOptions(), input_shapes, policy, target)
+    name = "a model" if isinstance(model, onnx.ModelProto) else Path(model).name
+    head = (
+        f'"""Times {name} on this device; written by onnxcop {__version__}.\n\n'
+        "    python FILE -o TABLE.json\n\n"
+        "It needs NumPy and ONNX Runtime. Then, on the machine that has onnxcop:\n\n"
+        '    onnxcop MODEL -o OUT --latency 0.7 --latency-table TABLE.json\n"""\n\n'
+        "from __future__ import annotations\n"
+    )
+    parts = [_body(module) for module in (kernel_times, turns, on_device)]
+    end = f'PACKED = """\n{text}\n"""\n\nif __name__ == "__main__":\n    sys.exit(run_script(PACKED))\n'
+    return "\n\n".join([head.replace(name, name.replace("\\", "/").replace('"', "'")), *parts, end])
+
+
+def packed(
+    model: onnx.ModelProto | str | Path, options: EngineOptions, input_shapes: Mapping[str, Sequence[int]] | None,
+    policy: Policy, target: str | None,
+) -> str:  # fmt: skip
+    """All that has to be timed of a model, as text; see :func:`onnxcop.runtime.on_device.packed`."""
+    grid = _GRID if target is None else target_named(target).staircase
+    analysis = analyze(
+        model, input_shapes=input_shapes, policy=policy, options=options, biases=True, keep_initializer_inputs=False
+    )
+    if not len(analysis.structure.unit_class):
+        raise BudgetError(f"{analysis.source} has nothing to prune, so there is nothing to time; see `onnxcop inspect`")
+    if weight_bytes(analysis.model) > LARGEST_IN_MEMORY:
+        raise ModelError(f"{analysis.source} is too large to be timed on another device: its weights take 2 GB or more")
+    blobs: list[bytes] = []
+
+    def place(content: bytes) -> int:
+        blobs.append(content)
+        return len(blobs) - 1
+
+    points = points_of(wanted(analysis, grid))
+    first = next(iter(points.values()))[0]
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in first.opset]
+    header = {
+        "onnxcop": __version__, "grid": {"fine": grid.fine, "block": grid.block},
+        "model": {
+            "name": Path(analysis.source).name, "sha256": analysis.sha256, "policy": policy,
+            "input_shapes": {name: list(sizes) for name, sizes in analysis.input_shapes.items()},
+        },
+        "axes": analysis.structure.axis_sizes.tolist(),
+        "inputs": [
+            (one.name, str(onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type)),
+             list(analysis.input_shapes[one.name]))
+            for one in model_inputs(analysis.model)
+        ],
+        "imports": place(onnx.ModelProto(ir_version=8, opset_import=imports).SerializeToString()),
+        "stairs": {kind: [place(one.SerializeToString()) for one in every] for kind, every in stair_models().items()},
+        "operators": {
+            key: place(onnx.ModelProto(graph=operator.small_model(point, len(blobs))).SerializeToString())
+            for key, (operator, point) in sorted(points.items())
+        },
+        "original": place(plain(analysis.model)),
+        "cuts": [
+            {"kept": kept, "model": place(model)} for kept, model in _cuts(analysis, Limits(staircase=grid))
+        ],
+    }  # fmt: skip
+    return on_device.packed(header, blobs)
+
+
+def _cuts(analysis: Analysis, limits: Limits) -> list[tuple[list[int], bytes]]:
+    """A few cuts of the whole model: how many indices each axis keeps, and the model."""
+    found: list[tuple[list[int], bytes]] = []
+    for macs in _CUTS:
+        try:
+            removed = rough_choice(analysis, Budget(macs=macs), limits)
+        except BudgetError:  # so much cannot go
+            break
+        kept = analysis.cost.kept_counts(removed).tolist()
+        if not any(kept == other for other, _ in found):
+            found.append((kept, plain(without(analysis, removed))))
+    return found
+
+
+def plain(model: onnx.ModelProto) -> bytes:
+    """A model whose weights are each a number over and over, serialized: it takes the same time, and packs small.
+
+    Activations stay of the size of the inputs: weights are averages, other tensors are near 1.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for place, tensor in enumerate(tensors(copy.graph)):
+        size, rank = int(np.prod(tensor.dims, dtype=np.int64)), len(tensor.dims)
+        if size <= _LARGE or not (tensor.data_type in _FILLED or (tensor.data_type in _BYTES and rank > 1)):
+            continue
+        value = 1.0 if tensor.data_type in _BYTES else (1.0 + 1e-3 * place) / float(np.prod(tensor.dims[1:]))
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        filled = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        filled.raw_data = np.full(size, value, dtype).tobytes()
+        tensor.CopyFrom(filled)
+    return bytes(copy.SerializeToString())
+
+
+def _body(module: ModuleType) -> str:
+    """The source of a module for the script: without imports of the package and what comes first in the script."""
+    lines = inspect.getsource(module).splitlines()
+    kept = [line for line in lines if not re.match(r"from (onnxcop|__future__)\b", line)]
+    return "\n".join(kept).strip()
+
+
+def times_from(table: DeviceTable, analysis: Analysis, policy: str) -> TimeModel:
+    """The time model of an analysed model from the table of a device.
+
+    Raises:
+        PlanMismatchError: The table is of another model, or of another version of the package.
+    """
+    table.check(analysis.source, analysis.sha256, analysis.input_shapes, policy, analysis.structure.axis_sizes.tolist())
+    asked = wanted(analysis, table.grid)
+    lacking = sum(key not in table.operators for one in asked for key in one.keys)
+    if lacking:
+        raise PlanMismatchError(
+            f"{table.source} lacks the times of {lacking} operators: it was made by onnxcop {table.onnxcop}, this is "
+            f"{__version__}; run `onnxcop profile {analysis.source}` of this version on the device"
+        )
+    times = modelled(analysis, asked, table.operators, (table.staircase or table.grid).block)
+    times.fit([np.array(cut.kept, np.int64) for cut in table.cuts], [cut.ratio for cut in table.cuts])
+    return times

@@ -1,0 +1,245 @@
+"""A table of times that was measured on another device, as `onnxcop profile` writes it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxcop.errors import PlanMismatchError
+from onnxcop.runtime.machine import Machine
+from onnxcop.runtime.on_device import FORMAT, VERSION
+from onnxcop.runtime.staircase import STEPS, Staircase, from_ratios
+
+_AGAIN = "run `onnxcop profile` again"
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCut:
+    """A cut of the whole model, timed beside the original.
+
+    Attributes:
+        kept: How many indices each axis keeps.
+        ratio: Its time as a share of the original's.
+        error: Standard error of that.
+    """
+
+    kept: tuple[int, ...]
+    ratio: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTable:
+    """Times of a model's operators on a device.
+
+    Attributes:
+        source: The file, for messages.
+        onnxcop: The version that said what to time.
+        model: Name of the model.
+        sha256: Its SHA-256.
+        input_shapes: Its input shapes.
+        policy: The coupling policy it was analysed with.
+        machine: The device.
+        grid: The widths that were timed.
+        staircase: The widths that the device computes well; None where that could not be timed.
+        axes: Sizes of the model's axes.
+        seconds: Of a run of the original.
+        operators: Seconds by key; None for an operator that does not run alone.
+        cuts: Whole models.
+    """
+
+    source: str
+    onnxcop: str
+    model: str
+    sha256: str
+    input_shapes: Mapping[str, tuple[int, ...]]
+    policy: str
+    machine: Machine
+    grid: Staircase
+    staircase: Staircase | None
+    axes: tuple[int, ...]
+    seconds: float
+    operators: Mapping[str, float | None]
+    cuts: tuple[TimedCut, ...]
+
+    @property
+    def device(self) -> str:
+        """Where it was measured, in words."""
+        threads = "" if self.machine.threads is None else f", threads: {self.machine.threads}"
+        provider = self.machine.provider.removesuffix("ExecutionProvider")
+        return f"{self.machine.processor} (ONNX Runtime {self.machine.runtime}, {provider}{threads})"
+
+    @property
+    def described(self) -> str:
+        """What it holds, in a line."""
+        stairs = "unknown widths" if self.staircase is None else f"blocks of {self.staircase.block} channels"
+        return f"{len(self.operators)} operators and {len(self.cuts)} cuts on {self.device}, {stairs}"
+
+    def summary(self) -> dict[str, Any]:
+        """What it holds, as plain data."""
+        stairs = None if self.staircase is None else asdict(self.staircase)
+        return {
+            "machine": self.machine.to_dict(), "staircase": stairs, "seconds": self.seconds,
+            "operators": len(self.operators), "cuts": len(self.cuts),
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> DeviceTable:
+        """Read a table.
+
+        Raises:
+            PlanMismatchError: The file is missing, no table, damaged, or of another version.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise PlanMismatchError(f"{path} is not a table of times: it holds no valid JSON ({error})") from None
+        return cls.of(document, str(path))
+
+    @classmethod
+    def of(cls, document: Any, source: str) -> DeviceTable:
+        """A table from plain data; see :meth:`load`."""
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise PlanMismatchError(f"{source} is not a table of times; `onnxcop profile MODEL -o {source}` makes one")
+        if document.get("version") != VERSION:
+            raise PlanMismatchError(
+                f"{source} is a table of version {document.get('version')!r}, this release reads {VERSION}; {_AGAIN}"
+            )
+        try:
+            return _read(document, source)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise PlanMismatchError(f"{source} is a damaged table of times: {what}; {_AGAIN}") from None
+
+    def check(
+        self, model: str, sha256: str, input_shapes: Mapping[str, Sequence[int]], policy: str, axes: Sequence[int]
+    ) -> None:
+        """See that the table is of a model.
+
+        Raises:
+            PlanMismatchError: It is of another one, or of the same read otherwise.
+        """
+        again = f"run `onnxcop profile {model}` with the same options on the device"
+        if sha256 != self.sha256:
+            raise PlanMismatchError(
+                f"{self.source} holds times of another model, {self.model} (SHA-256 {self.sha256[:12]}…, not "
+                f"{sha256[:12]}…); run `onnxcop profile {model}` on the device"
+            )
+        if self.input_shapes != {name: tuple(sizes) for name, sizes in input_shapes.items()}:
+            raise PlanMismatchError(
+                f"{self.source} holds times of other inputs, {_shapes(self.input_shapes)}, not "
+                f"{_shapes(input_shapes)}; give --input-shape, or {again}"
+            )
+        if policy != self.policy:
+            raise PlanMismatchError(
+                f"{self.source} holds times of --policy {self.policy}, not of {policy}; give that, or {again}"
+            )
+        if tuple(axes) != self.axes:
+            raise PlanMismatchError(
+                f"{self.source} was made by onnxcop {self.onnxcop}, which finds other widths in the model; {again}"
+            )
+
+    def check_provider(self, provider: str) -> None:
+        """See that the table is of a provider.
+
+        Raises:
+            PlanMismatchError: It is of another one.
+        """
+        if provider != self.machine.provider:
+            raise PlanMismatchError(
+                f"{self.source} holds times of the provider {self.machine.provider}, not of {provider}; leave "
+                "--provider out, or run `onnxcop profile` with it on the device"
+            )
+
+
+def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    return " ".join(f"{name}:{','.join(map(str, sizes))}" for name, sizes in shapes.items())
+
+
+def _read(document: Mapping[str, Any], source: str) -> DeviceTable:
+    model, machine = _object(document["model"]), _object(document["machine"])
+    axes = tuple(map(_whole, _list(document["axes"])))
+    threads = machine["threads"]
+    operators = {
+        key: None if value is None else _number(value) for key, value in _object(document["operators"]).items()
+    }
+    return DeviceTable(
+        source=source, onnxcop=_text(document["onnxcop"]), model=_text(model["name"]), sha256=_text(model["sha256"]),
+        input_shapes={name: tuple(map(_whole, _list(sizes))) for name, sizes in _object(model["input_shapes"]).items()},
+        policy=_text(model["policy"]),
+        machine=Machine(
+            _text(machine["processor"]), _text(machine["runtime"]), _text(machine["provider"]),
+            None if threads is None else _whole(threads),
+        ),
+        grid=_staircase(document["grid"]), staircase=_stairs(document["stairs"]), axes=axes,
+        seconds=_number(document["seconds"]), operators=operators,
+        cuts=tuple(_cut(_object(one), axes) for one in _list(document["cuts"])),
+    )  # fmt: skip
+
+
+def _cut(entry: Mapping[str, Any], axes: tuple[int, ...]) -> TimedCut:
+    kept = tuple(map(_whole, _list(entry["kept"])))
+    if len(kept) != len(axes) or any(left > size for left, size in zip(kept, axes, strict=True)):
+        raise ValueError("a cut does not fit the axes")
+    return TimedCut(kept, _number(entry["ratio"]), _number(entry["error"], zero=True))
+
+
+def _staircase(value: Any) -> Staircase:
+    entry = _object(value)
+    fine, block = _whole(entry["fine"]), _whole(entry["block"])
+    if any(step < 1 or step & (step - 1) for step in (fine, block)) or fine > block:
+        raise ValueError(f"no device has steps of {fine} and blocks of {block}")
+    return Staircase(fine, block)
+
+
+def _stairs(value: Any) -> Staircase | None:
+    """The stairs from the times of narrower layers, by kind; kinds that do not run are left out."""
+    kinds = {kind: ratios for kind, ratios in _object(value).items() if ratios is not None}
+    found = {kind: [_number(ratio) for ratio in _list(ratios)] for kind, ratios in kinds.items()}
+    if any(len(ratios) != len(STEPS) for ratios in found.values()):
+        raise ValueError(f"the stairs of a kind of layer are {len(STEPS)} times")
+    if not found:
+        return None
+    return from_ratios({step: {kind: found[kind][place] for kind in found} for place, step in enumerate(STEPS)})
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{_short(value)} is no table of names and values")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{_short(value)} is no list")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{_short(value)} is no text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{_short(value)} is no whole number from 0 on")
+    return value
+
+
+def _number(value: Any, *, zero: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{_short(value)} is no time")
+    if value == 0 and not zero:
+        raise ValueError("0 is no time")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:40]

@@ -1,0 +1,97 @@
+"""Things that are timed in turns, so that what else the machine does disturbs all of them equally.
+
+It needs Python 3.8 and NumPy alone: its source is a part of the script that times a model on another device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onnxcop._base.types import FloatArray
+
+ENOUGH = 0.003  # standard error of every ratio at which measuring stops early
+_TURN = 0.002  # seconds that a thing runs for at least within a turn, so that the clock's own cost is nothing
+_SLICES = 40  # of a turn, that are timed one by one
+_FEWEST, _MOST = 5, 1000  # turns
+_LEAST_TIME = 0.25  # share of the time that is spent in any case
+_RESOLUTION = 1e-6  # seconds that a clock must tell apart
+_TO_DEVIATION = 1.349  # quartiles of a normal distribution lie this many deviations apart
+_OF_MEDIAN = 1.2533  # standard error of a median over that of a mean
+
+
+def clock_of(alone: bool) -> Callable[[], float]:
+    """The clock to time by: the thread's own time where `alone` it does all the work.
+
+    That is the same whatever else the machine does; what several threads or another device take must be
+    read off the wall.
+    """
+    if alone and time.get_clock_info("thread_time").resolution <= _RESOLUTION:
+        return time.thread_time
+    return time.perf_counter
+
+
+def take_turns(
+    runs: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float], enough: float = ENOUGH
+) -> FloatArray:
+    """Seconds per run, float64 [turns, runs], in a random order that is turned round the next time.
+
+    Args:
+        runs: What to time; the first is what the others are compared with.
+        seconds: About how long to measure, warming up not counted; at least one turn is finished.
+        clock: Tells the time in seconds.
+        enough: Standard error of every ratio at which measuring ends early.
+    """
+    repeats = [_repeats(run, clock) for run in runs]
+    rows: list[list[float]] = []
+    rng, order = np.random.default_rng(0), np.arange(len(runs))
+    start = clock()
+    while len(rows) < _MOST:
+        row = [0.0] * len(runs)
+        order = order[::-1] if len(rows) % 2 else rng.permutation(len(runs))
+        longer = 1 + rng.random()  # turns of one length could keep step with another program's
+        for place in order.tolist():
+            row[place] = _turn(runs[place], int(longer * repeats[place]), clock)
+        rows.append(row)
+        spent = clock() - start
+        if spent >= seconds or (
+            len(rows) >= _FEWEST and spent >= _LEAST_TIME * seconds and _settled(np.array(rows), enough)
+        ):
+            break
+    return np.array(rows)
+
+
+def ratio_of(seconds: FloatArray, place: int, original: int = 0) -> tuple[float, float]:
+    """The median of the ratios within single turns, one thing over another, and its standard error."""
+    low, median, high = np.percentile(seconds[:, place] / seconds[:, original], (25, 50, 75))
+    return float(median), float((high - low) / _TO_DEVIATION * _OF_MEDIAN / np.sqrt(len(seconds)))
+
+
+def _turn(run: Callable[[], object], count: int, clock: Callable[[], float]) -> float:
+    """Seconds of one of several runs in a row: the median over slices, as another program may take some of them."""
+    slices = min(count, _SLICES)
+    found, done = [], 0
+    for place in range(slices):
+        end = count * (place + 1) // slices
+        began = clock()
+        for _ in range(end - done):
+            run()
+        found.append(max(clock() - began, 1e-9) / (end - done))
+        done = end
+    return float(np.median(found))
+
+
+def _settled(seconds: FloatArray, enough: float) -> bool:
+    return all(ratio_of(seconds, place)[1] < enough for place in range(1, seconds.shape[1]))
+
+
+def _repeats(run: Callable[[], object], clock: Callable[[], float]) -> int:
+    """Warm up; how many runs fill a turn."""
+    run()  # the first run allocates and tunes
+    began = clock()
+    run()
+    once = max(clock() - began, 1e-9)
+    return max(1, math.ceil(_TURN / once))

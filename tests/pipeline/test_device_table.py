@@ -1,0 +1,330 @@
+"""Times of another device: the script that measures them there, the table, and models pruned by it here."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import REPO_ROOT
+from onnx import numpy_helper
+from small_models import chain, shapes, written
+
+import onnxcop
+from onnxcop._base import cache
+from onnxcop.analysis.timing import time_model
+from onnxcop.cli import main as cli
+from onnxcop.errors import BudgetError, EngineError, PlanMismatchError
+from onnxcop.pipeline import finish, latency_target, timing, widths
+from onnxcop.pipeline.profile import plain, profile, profile_script, times_from
+from onnxcop.runtime import kernel_times, on_device, time_table, turns
+from onnxcop.runtime.device_table import DeviceTable
+from onnxcop.runtime.machine import Machine
+from onnxcop.runtime.staircase import Staircase
+from onnxcop.runtime.time_table import TimeTable
+
+CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
+BARE: dict[str, Any] = {"recover": "none", "criterion": "l2"}
+WIDE = (64, 96)
+WHOLE = 9.0 * (3 * WIDE[0] + WIDE[0] * WIDE[1])
+DIGITS = REPO_ROOT / "models" / "digits_resnet.onnx"
+
+
+def blocks(width: int) -> int:
+    return -(-width // 16) * 16
+
+
+def made_up_times(model: bytes, *_: Any) -> dict[int, float]:
+    """Convolutions by what they compute in blocks of 16, all else in no time."""
+    graph, found = onnx.load_from_string(model).graph, {}
+    sizes = {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
+    for node in graph.node:
+        number = int(node.output[0].removeprefix("timed_").split("_")[0])
+        found.setdefault(number, 1e-9)
+        if node.op_type == "Conv":
+            out, inner, *_rest = sizes[f"{node.input[1]}_shape"]
+            found[number] = 9.0 * blocks(out) * (inner if inner == 3 else blocks(inner))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose times are made up, while this machine must not be timed."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("this machine was timed")
+
+    monkeypatch.setattr(on_device, "kernel_times", made_up_times)
+    monkeypatch.setattr(on_device, "_stairs", lambda *_: [2.0, 2.0, 1.0, 1.0, 0.75])
+    for module, name in ((time_table, "kernel_times"), (timing, "measure"), (widths, "staircase_of")):
+        monkeypatch.setattr(module, name, fail)
+    for module in (finish, latency_target):
+        monkeypatch.setattr(module, "timed", fail)
+
+
+@pytest.fixture
+def table(device: None, tmp_path: Path) -> Path:
+    """A table of a chain of two layers, on the made-up device; it holds no whole models."""
+    written(chain(widths=WIDE), tmp_path / "net.onnx")
+    path = tmp_path / "times.json"
+    profile(tmp_path / "net.onnx", path, options=CPU, seconds=1e-3)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"cuts": [], "machine": document["machine"] | {"processor": "Abacus 3"}}))
+    return path
+
+
+def share(model: onnx.ModelProto) -> float:
+    """Of the time on the made-up device."""
+    found = shapes(model)
+    one, two = (blocks(found[name][0]) for name in ("w1", "w2"))
+    return 9.0 * (3 * one + one * two) / WHOLE
+
+
+# Pruning by a table
+
+
+@pytest.mark.parametrize("bound", [0.9, 0.6, 0.3])
+def test_the_time_of_the_device_is_spent(table: Path, bound: float) -> None:
+    result = onnxcop.prune(table.with_name("net.onnx"), latency=bound, latency_table=table, latency_seconds=1.0, **BARE)
+    assert bound - 0.26 < share(result.model) <= bound
+    expected = result.report.expected
+    assert expected is not None
+    assert expected.ratio == pytest.approx(share(result.model), abs=1e-6)
+    assert result.report.latency is None
+    assert [shapes(result.model)[name][0] % 16 for name in ("w1", "w2")] == [0, 0]
+
+
+def test_the_summary_says_whose_times_they_are(table: Path) -> None:
+    result = onnxcop.prune(table.with_name("net.onnx"), macs=0.7, latency_table=table, **BARE)
+    width, times = result.report.choices
+    assert width == "widths: multiples of 16, of 4 in narrow layers, as that device computes them"
+    assert times.startswith(f"latency: expected from {table}, measured on Abacus 3 (ONNX Runtime ")
+    assert times.endswith("CPU, threads: 1), not here")
+    (row,) = [line for line in str(result).splitlines() if "latency (expected)" in line]
+    assert f"{100 * share(result.model):.0f}%" in row
+
+
+def test_with_data_a_drop_of_quality_bounds_the_cut_as_well(table: Path) -> None:
+    samples = np.random.default_rng(1).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    model, given = table.with_name("net.onnx"), {"latency_table": table, "data": samples, "options": CPU}
+    given["limits"] = onnxcop.Limits(multiple_of=16)
+    assert share(onnxcop.prune(model, latency=0.6, divergence=10.0, **given).model) <= 0.6
+    with pytest.raises(BudgetError, match=r"--latency 0\.6 and --divergence 1e-09 cannot both hold"):
+        onnxcop.prune(model, latency=0.6, divergence=1e-9, **given)
+
+
+def test_a_time_that_the_device_cannot_reach_is_an_error(table: Path) -> None:
+    limits = onnxcop.Limits(min_filters=32)
+    with pytest.raises(BudgetError, match=r"--latency 0\.1 cannot be reached: .* ask for --latency 0\.1\d+ or more"):
+        onnxcop.prune(table.with_name("net.onnx"), latency=0.1, latency_table=table, limits=limits, **BARE)
+
+
+def test_a_sweep_takes_a_table(table: Path) -> None:
+    points = list(onnxcop.sweep(table.with_name("net.onnx"), [0.8, 0.5], latency_table=table, options=CPU, **BARE))
+    kept = [point.row()["latency_expected"] for point in points]
+    assert kept == [pytest.approx(share(point.result.model), abs=1e-6) for point in points]
+    assert kept[1] < kept[0] < 1.0
+
+
+def test_whole_models_correct_the_sum_of_operators(table: Path) -> None:
+    document = json.loads(table.read_text())
+    analysis = onnxcop.analyze(chain(widths=WIDE))
+    half = [size if size == 3 else size // 2 for size in document["axes"]]
+    bare = times_from(DeviceTable.load(table), analysis, "finest")
+    table.write_text(json.dumps(document | {"cuts": [{"kept": half, "ratio": 0.6, "error": 0.01}]}))
+    corrected = times_from(DeviceTable.load(table), analysis, "finest")
+    assert bare.fraction(np.array(half)) < 0.4
+    assert corrected.fraction(np.array(half)) == pytest.approx(0.6)
+    assert corrected.fraction(np.array(document["axes"])) == 1.0
+
+
+def test_a_table_predicts_what_live_times_predict(
+    device: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = profile(DIGITS, options=CPU, seconds=1e-3)
+    monkeypatch.setattr(time_table, "kernel_times", made_up_times)
+    analysis = onnxcop.analyze(DIGITS, keep_initializer_inputs=False)
+    live = time_model(analysis, TimeTable(Machine.of(CPU), {}), Staircase(4, 16), CPU)
+    there = times_from(found, analysis, "finest")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        kept = rng.integers(1, analysis.structure.axis_sizes + 1)
+        assert there.seconds(kept) == pytest.approx(live.seconds(kept), rel=1e-9)
+
+
+def test_the_command_line(device: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = written(chain(widths=WIDE), tmp_path / "net.onnx"), tmp_path / "small.onnx"
+    assert cli.run(["profile", str(path), "--threads", "1", "--provider", "cpu", "--seconds", "0.001"]) == 0
+    assert "cuts on " in capsys.readouterr().out
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"latency: 0.8\nmachine:\n  latency-table: {tmp_path / 'net.times.json'}\n")
+    assert cli.run([str(path), "-o", str(out), "--recipe", str(recipe), "--recover", "none", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["expected"]["ratio"] <= 0.8
+    assert document["latency"] is None
+    table = tmp_path / "net.times.json"
+    assert cli.run([str(path), "-o", str(table), "--latency-table", str(table)]) == 1
+    assert "net.times.json" in capsys.readouterr().err
+    assert cli.run(["profile", str(path), "-o", "a.json", "--script", "a.py"]) == 2
+
+
+# The script
+
+
+def test_the_script_runs_where_there_is_numpy_and_onnx_runtime_alone(tmp_path: Path) -> None:
+    script, table = tmp_path / "times.py", tmp_path / "table.json"
+    script.write_text(profile_script(DIGITS, options=CPU))
+    assert script.stat().st_size < 100_000
+    barred = (
+        "import runpy, sys\n"
+        "class Bar:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] not in {'numpy', 'onnxruntime'} | sys.stdlib_module_names:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Bar())\n"
+        f"sys.argv = ['times.py', '-o', {str(table)!r}, '--threads', '1', '--seconds', '0.02']\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", barred], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {table}" in done.stdout
+    found = DeviceTable.load(table)
+    assert found.machine == Machine.of(CPU)
+    assert len(found.cuts) == 3
+    assert found.seconds > 0
+    assert len(found.operators) > 50
+    assert None not in found.operators.values()
+    result = onnxcop.prune(DIGITS, macs=0.7, latency_table=table, **BARE)
+    assert result.report.expected is not None
+    assert found.device in result.report.choices[1]
+
+
+def test_the_script_says_in_a_line_what_fails(tmp_path: Path) -> None:
+    script = tmp_path / "times.py"
+    script.write_text(profile_script(chain()))
+    command = [sys.executable, "-I", str(script), "-o", str(tmp_path / "t.json"), "--provider", "Abacus"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ONNX Runtime here has no Abacus, but ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_the_script_is_python_of_devices() -> None:
+    ast.parse(profile_script(chain()), feature_version=(3, 8))
+    names: Counter[str] = Counter()
+    for module in (kernel_times, turns, on_device):
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        names += Counter(node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+        assigned = (target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets)
+        names += Counter(name.id for target in assigned for name in ast.walk(target) if isinstance(name, ast.Name))
+    names.pop("log", None)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_a_model_of_equal_weights_has_the_shapes_of_the_original_and_packs_small() -> None:
+    model = onnx.load(DIGITS)
+    found = onnx.load_from_string(plain(model))
+    assert shapes(found) == shapes(model)
+    assert [node.op_type for node in found.graph.node] == [node.op_type for node in model.graph.node]
+    large = [numpy_helper.to_array(tensor) for tensor in found.graph.initializer if np.prod(tensor.dims) > 64]
+    assert large
+    assert all(np.unique(values).size == 1 for values in large)
+    text = on_device.packed({}, [plain(model)])
+    assert len(text) < 0.1 * model.ByteSize()
+    assert on_device.unpacked(text) == ({}, [plain(model)])
+
+
+def test_a_model_that_does_not_run_cannot_be_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(on_device, "_cuts", fail)
+    monkeypatch.setattr(on_device, "_stairs", lambda *_: None)
+    with pytest.raises(EngineError, match="the model could not be timed: no kernel"):
+        profile(chain(), options=CPU, seconds=1e-3)
+
+
+# Bad tables
+
+
+def told(path: Path, model: Path, **given: Any) -> str:
+    with pytest.raises(PlanMismatchError) as caught:
+        onnxcop.prune(model, latency=0.7, latency_table=path, **BARE | given)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+def test_tables_of_something_else_say_what_differs_and_what_to_run(table: Path, tmp_path: Path) -> None:
+    model, other = table.with_name("net.onnx"), written(chain(widths=(32, 32)), tmp_path / "other.onnx")
+    assert f"{table} holds times of another model, net.onnx" in told(table, other)
+    assert f"run `onnxcop profile {other}` on the device" in told(table, other)
+    cuda = json.loads(table.read_text())
+    cuda["machine"]["provider"] = "CUDAExecutionProvider"
+    table.write_text(json.dumps(cuda))
+    line = told(table, model, options=CPU)
+    assert "times of the provider CUDAExecutionProvider, not of CPUExecutionProvider; leave --provider out" in line
+    onnxcop.prune(model, macs=0.7, latency_table=table, **BARE)
+    for change, expected in (
+        ({"version": 2}, "is a table of version 2, this release reads 1; run `onnxcop profile` again"),
+        ({"format": "onnxcop-plan"}, f"`onnxcop profile MODEL -o {table}` makes one"),
+        ({"operators": {}}, f"it was made by onnxcop {onnxcop.__version__}, this is {onnxcop.__version__}"),
+        ({"axes": [3, 5]}, f"made by onnxcop {onnxcop.__version__}, which finds other widths in the model"),
+        ({"model": cuda["model"] | {"policy": "coarsest"}}, "times of --policy coarsest, not of finest"),
+        ({"model": cuda["model"] | {"input_shapes": {"x": [1, 3, 9, 9]}}}, "times of other inputs, x:1,3,9,9, not x:"),
+    ):
+        table.write_text(json.dumps(cuda | change))
+        assert expected in told(table, model), change
+
+
+def test_a_table_and_a_target_exclude_each_other(table: Path) -> None:
+    with pytest.raises(BudgetError, match="--target and --latency-table exclude each other"):
+        onnxcop.prune(chain(), latency_table=table, target="arm64")
+
+
+def test_garbage_is_an_error_of_one_line(table: Path) -> None:
+    document = json.loads(table.read_text())
+    document["cuts"] = [{"kept": document["axes"], "ratio": 0.9, "error": 0.01}]
+    rng, refused = random.Random(0), 0
+    junk = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**400, "x", [], {}, [None], {"a": 1}, [[[]]]]
+    for _ in range(400):
+        broken = copy.deepcopy(document)
+        place: Any = broken
+        while True:
+            key = rng.choice(sorted(place) if isinstance(place, dict) else range(len(place)))
+            if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.3:
+                break
+            place = place[key]
+        place[key] = rng.choice(junk)
+        try:
+            found = DeviceTable.of(broken, "t.json")
+            times_from(found, onnxcop.analyze(chain(widths=WIDE)), "finest")
+        except PlanMismatchError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1
+    assert refused > 200
+    for text in ("", "{", "[]", "null", "[" * 100_000, table.read_text()[:-40]):
+        table.write_text(text)
+        with pytest.raises(PlanMismatchError, match=r"is not a table of times"):
+            DeviceTable.load(table)
+    table.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanMismatchError, match="is not a table of times"):
+        DeviceTable.load(table)
+    with pytest.raises(PlanMismatchError, match="cannot be read"):
+        DeviceTable.load(table.with_name("nowhere.json"))
