@@ -121,7 +121,7 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     table.columns[0].no_wrap = True
     for row in story.rows(report):
         table.add_row(
-            row.name, row.before, row.after, Text(row.kept, "green" if row.better else "red" if row.worse else "")
+            row.name, row.before, row.after, Text(row.said, "green" if row.better else "red" if row.worse else "")
         )
     console.print(table)
     _tell(console, *story.measured(report))

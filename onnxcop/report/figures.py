@@ -32,17 +32,20 @@ def quality_of(found: Figures | None) -> dict[str, float]:
     return quality
 
 
-def figure_rows(found: Figures | None) -> Iterator[tuple[str, str]]:
-    """The figures for a table: names, and numbers with the ends of their intervals in brackets."""
+def figure_rows(found: Figures | None) -> Iterator[tuple[str, str, bool]]:
+    """The figures for a table: names, numbers with the ends of their intervals in brackets, and which the user is
+    warned of."""
     if found is None:
         return
-    yield "divergence", _bracketed(found.divergence, 1.0, "")
+    unnamed = any(output.warning and output.agreement is None for output in found.outputs)
+    yield "divergence", _bracketed(found.divergence, 1.0, ""), unnamed
     told = [output for output in found.outputs if output.agreement is not None]
     for output in told:
         name = output.agreement_name if len(told) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
         share = output.kind != "vectors"
         if output.agreement is not None:
-            yield name, _bracketed(output.agreement, 100.0 if share else 1.0, " %" if share else "")
+            figure = _bracketed(output.agreement, 100.0 if share else 1.0, " %" if share else "")
+            yield name, figure, bool(output.warning)
 
 
 def _bracketed(found: Estimate, factor: float, unit: str) -> str:

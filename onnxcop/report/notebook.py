@@ -21,7 +21,7 @@ _MOST_REASONS = 4
 
 def table_rows(report: Report) -> list[tuple[str, str, str, str]]:
     """Every quantity before, after, and what share of it is kept."""
-    return [(row.name, row.before, row.after, row.kept) for row in story.rows(report)]
+    return [(row.name, row.before, row.after, row.said) for row in story.rows(report)]
 
 
 def remarks(report: Report) -> Iterator[str]:

@@ -25,7 +25,7 @@ _BEFORE, _AFTER = " before", " after"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the final table: a quantity before and after, what is left of it, and whether that is less."""
+    """A line of the final table: a quantity before and after, what is left of it, and whether that is good or bad."""
 
     name: str
     before: str
@@ -33,6 +33,13 @@ class Row:
     kept: str = ""
     better: bool = False
     worse: bool = False
+
+    @property
+    def said(self) -> str:
+        """What is left, with a word where it is bad: "104 ±2%, slower"."""
+        if not self.worse:
+            return self.kept
+        return f"{self.kept}, slower" if self.kept else "too low" if self.name != "divergence" else "too high"
 
 
 def rows(report: Report) -> Iterator[Row]:
@@ -64,7 +71,7 @@ def rows(report: Report) -> Iterator[Row]:
             kept=f"{100 * there.ratio:.0f}%",
             better=there.ratio < 1,
         )
-    yield from (Row(name, "", text) for name, text in figure_rows(report.figures))
+    yield from (Row(name, "", text, worse=bad) for name, text, bad in figure_rows(report.figures))
     quality, measured = report.quality, quality_of(report.figures)
     for name, value in quality.items():
         if name in measured:

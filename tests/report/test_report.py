@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,13 +24,14 @@ from onnxcop.cli import main as cli
 from onnxcop.criteria.cop import activation_correlation, weight_correlation
 from onnxcop.errors import ModelError
 from onnxcop.graph.constants import Weights
-from onnxcop.reconstruction.divergence import Waypoint
+from onnxcop.reconstruction.divergence import Reference, Waypoint
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.charts import curve, meter
 from onnxcop.report.correlations import MOST_CHANNELS, correlations
 from onnxcop.report.document import FORMAT, VERSION, ReportData
 from onnxcop.report.formats import SUFFIXES, rendered
 from onnxcop.report.layers import layer_changes
+from onnxcop.runtime.latency import Latency, Timing
 from onnxcop.runtime.session import EngineOptions
 
 CPU = EngineOptions(provider="cpu", threads=1)
@@ -198,6 +200,22 @@ def test_the_page_tells_everything(data: ReportData) -> None:
         assert word in text
     cut = next(layer for layer in data.layers if layer.kept is not None and layer.kept < (layer.width or 0))
     assert f"{cut.width} → {cut.kept}" in text
+
+
+def test_what_is_bad_is_said_and_marked(data: ReportData) -> None:
+    scores = np.eye(4)[np.arange(40) % 4] * 9
+    times = Latency(Timing(1e-3, 9e-4, 1.1e-3), Timing(2e-3, 1.9e-3, 2.1e-3), ratio=2.0, error=0.01, turns=9,
+                    provider="CPUExecutionProvider")  # fmt: skip
+    figures = Reference([{"y": scores}]).figures([{"y": np.roll(scores, [0, 1], axis=[0, 1])}])
+    bad = replace(data, report=replace(data.report, latency=times, figures=figures))
+    page = rendered(bad, Path("r.html")).decode()
+    cards = {name: worse for worse, name in re.findall(r'<div class="card( worse)?"><span>([^<]*)</span>', page)}
+    assert {name for name, worse in cards.items() if worse} == {"latency", "top-1 agreement"}
+    told = Text(page).text
+    assert "slower: 1.00\u00a0ms" in told and "too low" in told and "kept: " in told
+    assert f"{times.share}, slower" in rendered(bad, Path("r.md")).decode()
+    good = rendered(data, Path("r.html")).decode()
+    assert "slower: " not in Text(good).text
 
 
 @pytest.mark.parametrize("name", ["cop", "cop-paper"])
