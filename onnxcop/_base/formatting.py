@@ -64,6 +64,14 @@ def sized(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def timed(seconds: float, spread: float | None = None) -> str:
+    """Seconds with a unit, "12.3 ms", and with their spread, "12.3 ms ±0.4"."""
+    scale, unit = next((entry for entry in ((1.0, "s"), (1e3, "ms")) if seconds * entry[0] >= 1), (1e6, "µs"))
+    value = seconds * scale
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{digits}f} {unit}" + ("" if spread is None else f" ±{spread * scale:.{digits}f}")
+
+
 def percent(new: float, old: float) -> str:
     """One number as a percentage of another."""
     return f"{new / old:.1%}" if old else "-"

@@ -286,13 +286,12 @@ latency_options: Decorator[Any, Any] = _options(
         help="How long to measure the latency of both models; 0 skips it.",
     ),
 )  # fmt: skip
-_target_option = _option(
-    "--target", type=TargetName(), metavar="NAME",
-    help="Choose widths for another device: x86-avx512, arm64, cuda-fp16, tensorrt-int8 …; nothing is timed here.",
-)  # fmt: skip
 device_options: Decorator[Any, Any] = _options(
     "Machine",
-    _target_option,
+    _option(
+        "--target", type=TargetName(), metavar="NAME",
+        help="Choose widths for another device: x86-avx512, arm64, cuda-fp16, tensorrt-int8 …; nothing is timed here.",
+    ),
     _option(
         "--latency-table", type=_FILE, metavar="TABLE.json",
         help="Prune for the device that `onnxcop profile` wrote this table on; --latency is of its time.",
@@ -309,7 +308,10 @@ profile_options: Decorator[Any, Any] = _options(
         "--seconds", type=click.FloatRange(0, min_open=True), metavar="SECONDS", default=10.0, show_default=True,
         help="How long to time one cut of the whole model at most.",
     ),
-    _target_option,
+    _option(
+        "--target", type=TargetName(), metavar="NAME",
+        help="Time the widths that this device asks for, e.g. cuda-fp16. [default: those of processors]",
+    ),
 )  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",

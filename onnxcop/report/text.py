@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxcop._base.formatting import counted, percent, plural, shortened, sized
+from onnxcop._base.formatting import counted, percent, plural, shortened, sized, timed
 from onnxcop.allocation.limits import Limits
 from onnxcop.report.figures import figure_lines, figure_rows, quality_of
 from onnxcop.report.summary import GroupReport, Report
@@ -66,8 +66,8 @@ def rows(report: Report) -> Iterator[Row]:
         there = report.expected
         yield Row(
             name="latency (expected)",
-            before=f"{1e3 * there.before:.4g} ms",
-            after=f"{1e3 * there.before * there.ratio:.4g} ms",
+            before=timed(there.before),
+            after=timed(there.before * there.ratio),
             kept=f"{100 * there.ratio:.0f}%",
             better=there.ratio < 1,
         )

@@ -181,7 +181,16 @@ def processor() -> str:
         return name
     found = {key.strip().lower(): value.strip() for key, value in lines if value.strip()}
     flags = f" {found.get('flags', found.get('features', ''))} "
-    return " ".join([found.get("model name") or name, *(one for one in _KERNELS if f" {one} " in flags)])
+    return " ".join([found.get("model name") or _board() or name, *(one for one in _KERNELS if f" {one} " in flags)])
+
+
+def _board() -> str:
+    """Name of a board such as a Raspberry Pi or a Jetson; empty where the kernel does not tell it."""
+    try:
+        with open("/proc/device-tree/model", encoding="utf-8", errors="replace") as file:
+            return file.read().strip("\0 \n")
+    except OSError:
+        return ""
 
 
 def devices() -> str:

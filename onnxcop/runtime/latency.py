@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 import onnx
 
+from onnxcop._base import formatting
 from onnxcop._base.types import Array, Feed, FloatArray
 from onnxcop.errors import EngineError, ModelError
 from onnxcop.graph.shapes import Shape
@@ -52,10 +53,7 @@ class Timing:
     high: float
 
     def __str__(self) -> str:
-        scale, unit = next((entry for entry in ((1.0, "s"), (1e3, "ms")) if self.median * entry[0] >= 1), (1e6, "µs"))
-        value, spread = self.median * scale, (self.high - self.low) / 2 * scale
-        digits = 2 if value < 10 else 1 if value < 100 else 0
-        return f"{value:.{digits}f} {unit} ±{spread:.{digits}f}"
+        return formatting.timed(self.median, (self.high - self.low) / 2)
 
 
 @dataclass(frozen=True, slots=True)
