@@ -7,6 +7,7 @@ does not mention otherwise.
 
 from __future__ import annotations
 
+import html
 import re
 from types import FunctionType
 from typing import Any
@@ -15,6 +16,8 @@ from click.testing import CliRunner
 
 import onnxcop
 from onnxcop.cli.main import app
+
+_WIDEST = 120  # characters of a line of a signature
 
 
 def help_text(command: str) -> str:
@@ -39,6 +42,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"<!-- help: ?(.*?) ?-->", lambda found: f"```text\n{help_text(found[1])}\n```", markdown)
 
 
+def check_signatures(page: str) -> None:
+    """Signatures are wrapped where Ruff is installed, and otherwise run out of the page: that is an error."""
+    for found in re.finditer(r'<div class="[^"]*doc-signature[^"]*">(.*?)</div>', page, re.DOTALL):
+        lines = html.unescape(re.sub("<[^>]+>", "", found[1])).splitlines()
+        if max(map(len, lines), default=0) > _WIDEST:
+            raise SystemExit(f"a signature is not wrapped (is Ruff installed?): {max(lines, key=len)[:80]}")
+
+
 def on_page_content(html: str, **_: Any) -> str:
     """Take the roles of reStructuredText out of docstrings, whose names are shown as code anyway."""
+    check_signatures(html)
     return re.sub(r":(?:func|class|meth|mod|attr):(?=<code>)", "", html)
