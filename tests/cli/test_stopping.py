@@ -21,6 +21,8 @@ import onnxcop.runtime.session as session
 from onnxcop.cli import main
 from onnxcop.pipeline import finish
 
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # nohup and background jobs ignore some
+    signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 session.LARGEST_IN_MEMORY = 1  # every session goes through a file
 
 def wait(model, *_):

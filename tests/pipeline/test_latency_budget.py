@@ -1,4 +1,4 @@
-"""Budgets of time, on a made-up machine whose models take as long as a function of their widths says."""
+"""Budgets of time, on a simulated machine whose models take as long as a function of their widths says."""
 
 from __future__ import annotations
 
@@ -207,13 +207,15 @@ def test_bounds_are_fractions(bound: float) -> None:
         onnxcop.prune(chain(), latency=bound, **BARE)
 
 
-def test_a_model_that_cannot_be_timed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_timed_is_an_error(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(Machine(block=4))
+
     def fail(*_: Any, **__: Any) -> Mapping[str, Any]:
         raise EngineError("it does not run")
 
     monkeypatch.setattr(timing, "measure", fail)
     with pytest.raises(EngineError, match="does not run"):
-        onnxcop.prune(chain(), latency=0.5, **BARE)
+        onnxcop.prune(chain(widths=WIDE), latency=0.5, **BARE)
 
 
 def test_the_command_line(on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
