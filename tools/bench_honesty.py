@@ -6,15 +6,18 @@ Each case is a model with its budget and calibration samples. The run prints fig
 the samples that it set aside itself; the same figures are then taken on the evaluation samples, which are many
 more. A row is appended as soon as it is known: CASE, what was printed, what is true, whether the interval holds
 it, and what the search itself measured on the samples that it chose by, which is what it would print without
-samples set aside. Models and samples come from tools/bench_data.py, and from what is drawn here.
+samples set aside. Cases of one model share the samples that are set aside, so one unlucky choice shows in all of
+them. So `--draws 200` also draws as many samples as often from the evaluation samples, and counts the intervals
+that hold the figure of them all (`coverage`). Models and samples come from tools/bench_data.py, and from what is
+drawn here.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -26,13 +29,16 @@ import peers_files
 from bench_data import CALIB_SEED, EVAL_SEED, Array
 
 import onnxcop
-from onnxcop.data.open import open_data
+from onnxcop.data.open import CalibrationData, open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.outputs.intervals import Estimate
+from onnxcop.outputs.judgement import judge
 from onnxcop.outputs.tasks import Task
 from onnxcop.pipeline.unseen import UnseenSamples
+from onnxcop.reconstruction.divergence import Reference
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.report.summary import Report
+from onnxcop.runtime.session import Session
 
 ENGINE = onnxcop.EngineOptions(provider="cpu")
 QUICK = RecoverySettings(rounds=1, curve_passes=1, sharper_passes=0, probe_samples=64, refine_samples=96)
@@ -43,7 +49,7 @@ FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSans
 VOICE = 576  # samples at 16 kHz
 SOUND_RATE, SOUND = 22_050, 43_844  # Hz, and samples of a clip
 COLUMNS = ("case", "macs", "samples", "figure", "printed", "low", "high", "n", "true", "n true", "held", "searched",
-           "seconds")  # fmt: skip
+           "coverage", "seconds")  # fmt: skip
 
 Inputs = Mapping[str, Array]
 
@@ -237,8 +243,50 @@ def trials() -> dict[str, Trial]:
     }
 
 
+def coverage(
+    original: onnx.ModelProto, pruned: onnx.ModelProto, data: CalibrationData, task: Task | None, size: int, draws: int
+) -> list[float]:
+    """How often an interval from a few samples holds the figure of them all.
+
+    Args:
+        original: Before.
+        pruned: After.
+        data: All samples.
+        task: What the model is for.
+        size: Samples of a draw, with replacement.
+        draws: How many.
+
+    Returns:
+        Shares of the draws: for the divergence, then for the agreement of each output that has one.
+    """
+    feeds = [dict(feed) for feed in data.batches()]
+    counts = [data.layout.samples_in(feed) for feed in feeds]
+    with Session(original, ENGINE) as one, Session(pruned, ENGINE) as other:
+        before, after = ([session.run(feed) for feed in feeds] for session in (one, other))
+    judgements = judge(before, counts, original, task)
+
+    def estimates(places: Sequence[int]) -> list[Estimate]:
+        reference = Reference(
+            [before[at] for at in places], judgements=judgements, counts=[counts[at] for at in places]
+        )
+        found = reference.figures([after[at] for at in places])
+        return [found.divergence, *(output.agreement for output in found.outputs if output.agreement is not None)]
+
+    truth, rng = estimates(range(len(feeds))), np.random.default_rng(EVAL_SEED)
+    held = np.zeros(len(truth))
+    for _ in range(draws):
+        drawn = estimates(rng.integers(len(feeds), size=size).tolist())
+        held += [_holds(estimate, whole) is True for estimate, whole in zip(drawn, truth, strict=True)]
+    return [float(share) for share in held / max(draws, 1)]
+
+
+def _holds(printed: Estimate, truth: Estimate) -> bool | None:
+    """Whether the interval holds the figure; None where there is no interval."""
+    return None if printed.low is None or printed.high is None else printed.low <= truth.value <= printed.high
+
+
 def measured(
-    name: str, trial: Trial, samples: int | None = None, settings: RecoverySettings | None = None
+    name: str, trial: Trial, samples: int | None = None, settings: RecoverySettings | None = None, draws: int = 0
 ) -> list[dict[str, Any]]:
     """Prune, and hold the figures of the report against those of the evaluation samples.
 
@@ -247,6 +295,7 @@ def measured(
         trial: What is run.
         samples: To calibrate on at most.
         settings: How much effort recovery makes.
+        draws: How many draws the coverage of intervals is counted on.
     """
     path = peers_files.ZOO / "trained" / f"{trial.model}.onnx"
     calibration = trial.calibration()
@@ -274,19 +323,26 @@ def measured(
             raise SystemExit(f"{name}: {mine.described}, but on the evaluation samples {other.described}")
         if mine.agreement is not None and other.agreement is not None:
             pairs.append((f"{mine.agreement_name} ({mine.outputs[0]})", mine.agreement, other.agreement))
-    return [
+    rows = [
         {"case": name, "macs": trial.macs, "samples": count, "seconds": f"{seconds:.0f}", **_row(report, *pair)}
         for pair in pairs
     ]
+    if draws:
+        single = open_data(analysis, replace(many, batch_size=1), shapes)
+        assert single is not None
+        size = report.figures.divergence.samples
+        shares = coverage(analysis.original, result.model, single, trial.task, size, draws)
+        for row, share in zip(rows, shares, strict=True):
+            row["coverage"] = f"{share:.3f}"
+    return rows
 
 
 def _row(report: Report, figure: str, printed: Estimate, truth: Estimate) -> dict[str, Any]:
-    held = None if printed.low is None or printed.high is None else printed.low <= truth.value <= printed.high
     searched = report.held_out.get(figure.split(" (", maxsplit=1)[0])
     numbers = {"printed": printed.value, "low": printed.low, "high": printed.high, "true": truth.value,
                "searched": searched}  # fmt: skip
     return {
-        "figure": figure, "n": printed.samples, "n true": truth.samples, "held": held,
+        "figure": figure, "n": printed.samples, "n true": truth.samples, "held": _holds(printed, truth),
         **{key: "" if value is None else f"{value:.4g}" for key, value in numbers.items()},
     }  # fmt: skip
 
@@ -297,10 +353,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("honesty.csv"))
     parser.add_argument("--only", nargs="*", choices=[*trials()], default=[*trials()])
     parser.add_argument("--samples", type=int, help="to calibrate on at most")
+    parser.add_argument("--draws", type=int, default=0, help="how many draws the coverage of intervals is counted on")
     parser.add_argument("--quick", action="store_true", help="one round, few curves: worse models, judged the same")
     asked = parser.parse_args()
     for name in asked.only:
-        rows = measured(name, trials()[name], asked.samples, QUICK if asked.quick else None)
+        rows = measured(name, trials()[name], asked.samples, QUICK if asked.quick else None, asked.draws)
         new = not asked.out.exists()
         with asked.out.open("a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")

@@ -10,6 +10,7 @@ import numpy as np
 from onnxcop._base.types import FloatArray
 
 _LEVEL = 0.975  # quantile on either side of a 95 % interval
+_EVEN = 1e-6  # skewness of a mean that changes no interval
 _NORMAL = 1.959963984540054  # the normal distribution's
 
 
@@ -54,8 +55,33 @@ def standard_error(without_one: FloatArray) -> float:
     return float(np.sqrt((count - 1) / count * ((without_one - without_one.mean()) ** 2).sum()))
 
 
+def _ends(value: float, without_one: FloatArray) -> tuple[float, float]:
+    """The 95 % interval of a figure whose samples contribute unevenly.
+
+    A t interval with the jackknife's error, whose ends are moved by the cubic transformation that removes the
+    skewness (Hall 1992, On the removal of skewness by transformation). Without it, a few large errors among
+    hundreds of small ones are missing from most draws, and the interval lies too low.
+
+    Args:
+        value: On all samples.
+        without_one: float64 [samples], at least two.
+    """
+    from scipy.special import stdtrit
+
+    count = len(without_one)
+    error, reach = standard_error(without_one), float(stdtrit(count - 1, _LEVEL))
+    influence = without_one.mean() - without_one
+    spread = float(np.sqrt((influence**2).mean()))
+    skewness = 0.0 if spread == 0 else float((influence**3).mean()) / spread**3 / math.sqrt(count)
+    if abs(skewness) < _EVEN:
+        return value - reach * error, value + reach * error
+    moved = (3 / skewness * float(np.cbrt(1 + skewness * (end - skewness / 6)) - 1) for end in (reach, -reach))
+    low, high = (value - error * end for end in moved)
+    return min(low, high, value), max(low, high, value)
+
+
 def of_distance(value: float, without_one: FloatArray, samples: int) -> Estimate:
-    """The interval of a distance, which is never negative: symmetric on the logarithmic scale.
+    """The interval of a distance, which is never negative: on the logarithmic scale.
 
     Args:
         value: Measured on all samples.
@@ -67,14 +93,11 @@ def of_distance(value: float, without_one: FloatArray, samples: int) -> Estimate
         return Estimate(value, 0.0 if len(without_one) > 1 else None, 0.0 if len(without_one) > 1 else None, samples)
     if len(without_one) < 2 or not (math.isfinite(value) and np.isfinite(without_one).all()):
         return Estimate(value, None, None, samples)
-    from scipy.special import stdtrit
-
-    reach = float(stdtrit(len(without_one) - 1, _LEVEL))
     if value > 0 and (without_one > 0).all():
-        error = reach * standard_error(np.log(without_one))
-        return Estimate(value, value * math.exp(-error), value * math.exp(min(error, 700.0)), samples)
-    error = reach * standard_error(without_one)
-    return Estimate(value, max(value - error, 0.0), value + error, samples)
+        low, high = _ends(math.log(value), np.log(without_one))
+        return Estimate(value, math.exp(low), math.exp(min(high, 700.0)), samples)
+    low, high = _ends(value, without_one)
+    return Estimate(value, max(low, 0.0), high, samples)
 
 
 def of_share(hits: FloatArray, samples: int) -> Estimate:
