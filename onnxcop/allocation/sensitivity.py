@@ -8,7 +8,7 @@ held-out samples. Only the consumers' weights change, so everything before them 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from onnxcop.reconstruction.obs import InverseCache, LayerObs, Loss, removal_ord
 from onnxcop.reconstruction.products import losses_for
 from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import as_features, as_weights, best_ridge, mean_output
-from onnxcop.runtime.segments import PartialExecutor
+from onnxcop.runtime.segments import PartialExecutor, Prefixes
 from onnxcop.runtime.session import EngineOptions
 
 FIRST_LEVEL = 0.05  # fraction of a group's width at which its curve is measured first
@@ -84,10 +84,25 @@ class Samples:
     heads: Sequence[BlockStream] = ()
 
 
+@dataclass
+class NetworkCache:
+    """What measurements on one network share, as long as it stays as it is.
+
+    Attributes:
+        prefixes: What crosses its cuts on the samples that divergences are measured on.
+        inverses: Of its layers' covariances.
+        base: Its own divergence, once it is known.
+    """
+
+    prefixes: Prefixes
+    inverses: InverseCache = field(default_factory=InverseCache)
+    base: float | None = None
+
+
 def measure(
     working: MaskedNetwork, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
     ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
-    known: Mapping[int, Curve] | None = None, inverses: InverseCache | None = None,
+    known: Mapping[int, Curve] | None = None, cache: NetworkCache | None = None,
     progress: Progress = silent, stage: str = "curves",
 ) -> dict[int, Curve]:  # fmt: skip
     """Measure one more point of the groups' curves on the network as it stands.
@@ -101,7 +116,7 @@ def measure(
         ridges: Regularization by layer, from :func:`choose_ridges`.
         requests: Number of units to remove, by group; None measures every group's first point.
         known: Curves so far.
-        inverses: Of the layers' covariances, where this is called again on the same network.
+        cache: Where this is called again on the same network.
         progress: Called with (stage, done, total) in groups.
         stage: Its name in `progress`.
 
@@ -118,20 +133,20 @@ def measure(
             if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
         }
     groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_end(working, g))
-    inverses = inverses or InverseCache()
+    cache = cache or NetworkCache(Prefixes(working.partition, samples.feeds, options))
     known_orders = requests.keys() <= curves.keys()  # importance decides only how channels are ordered
     importance = {} if known_orders else propagate_importance(working, samples.fit)
-    executor = PartialExecutor(working.partition, samples.feeds, options)
-    base = samples.reference.compare(executor.finish()).value
+    if cache.base is None:
+        cache.base = samples.reference.compare(cache.prefixes.at(0).finish()).value
     for done, group in enumerate(groups, start=1):
-        executor.advance(_first_end(working, group))
+        executor = cache.prefixes.at(_first_end(working, group))
         units = group.units[allowed[group.units]]
         most = most_units(allowed, group.units, group.width, limits)
         count = min(requests[group.index], most)
-        solvers = solvers_for(working, samples.fit, ridges, group, importance, inverses)
+        solvers = solvers_for(working, samples.fit, ridges, group, importance, cache.inverses)
         losses = [] if group.index in curves else losses_for(working, samples.fit, group, samples.heads)
         order, weights = _cut_to(solvers, losses, units, fallback, count, most, curves.get(group.index))
-        value = _variant(working, samples, executor, solvers, weights, order[:count], base)
+        value = _variant(working, samples, executor, solvers, weights, order[:count], cache.base)
         curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
         curves[group.index] = curve.with_point(count, value)
         progress(stage, done, len(groups))

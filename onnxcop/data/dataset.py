@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -188,6 +189,12 @@ class CalibrationData:
                 if array.dtype.kind == "f" and np.isinf(array).any():
                     return f"input '{name}' of sample {int(self._order[place]) + 1} holds minus infinity"
         return ""
+
+    def in_batches_of(self, size: int) -> CalibrationData:
+        """The same samples, so many in a batch where the model leaves it open."""
+        again = copy(self)
+        again.batch_size = size
+        return again
 
     def one_by_one(self) -> CalibrationData:
         """The same samples, for a model that takes one in a run."""

@@ -36,6 +36,7 @@ from onnxcop.pipeline.profile import times_from
 from onnxcop.pipeline.unseen import UnseenSamples, set_aside
 from onnxcop.pipeline.widths import for_device, suited
 from onnxcop.recovery.rounds import RecoverySettings
+from onnxcop.recovery.setup import affordable_batch
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.inputs import random_feeds
@@ -186,6 +187,7 @@ def data_of(
     source = open_data(analysis, options, input_shapes)
     if source is None:
         return None, None
+    source = source.in_batches_of(affordable_batch(analysis, source, options.engine))
     rest, held = set_aside(source, options.seed)
     unseen = UnseenSamples(analysis.original, held or rest, options.engine, options.task, seen=held is None)
     return rest, unseen
@@ -244,6 +246,7 @@ def recover(
     source = open_data(analysis, asked, analysis.input_shapes)
     if source is None:
         raise CalibrationError("recovery needs calibration data; pass data=")
+    source = source.in_batches_of(affordable_batch(analysis, source, options))
     chosen = replace(settings or RecoverySettings(), seed=seed)
     with shown(progress) as report:
         return recover_units(analysis, removed, source, chosen, options, report, Clock()).model

@@ -7,7 +7,7 @@ divergence of predictions, anything else by the relative error. The figure of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -20,7 +20,19 @@ from onnxcop.outputs.intervals import Estimate, of_distance, of_mean, of_share
 from onnxcop.outputs.judgement import Judgement, Judgements, Outputs, counted, judge
 from onnxcop.outputs.kind import Measure, MeasureSettings
 
-__all__ = ["Divergence", "Figures", "OutputFigures", "Outputs", "Reference", "Waypoint", "log_probabilities"]
+__all__ = [
+    "Divergence",
+    "Figures",
+    "OutputFigures",
+    "Outputs",
+    "Reference",
+    "Standing",
+    "Waypoint",
+    "log_probabilities",
+]
+
+_LOST = 3.0  # standard errors by which a network is worse, for it to be plainly worse
+_FEWEST = 8  # samples that tell what the standard error is
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,19 @@ class Figures:
         return tuple(output.warning for output in self.outputs if output.warning)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A network's distance from the reference, sample by sample: what another one has to beat.
+
+    Attributes:
+        value: The divergence; infinite where outputs cannot be compared.
+        terms: By judgement, batch by batch, float64 [samples, terms].
+    """
+
+    value: float
+    terms: tuple[tuple[FloatArray, ...], ...] = ()
+
+
 class Reference:
     """The original's outputs on a set of samples.
 
@@ -163,6 +188,49 @@ class Reference:
                 agreements.append(float(hits[:, 0].sum() / hits[:, 1].sum()))
         value = float(np.average(values, weights=weights)) if values else 0.0
         return Divergence(value, self.kind, float(np.mean(agreements)) if agreements else None)
+
+    def race(self, outputs: Iterator[Mapping[str, Array]], best: Standing | None = None) -> Standing | None:
+        """Distance of another network's outputs, which are made while they are read; None unless it is below `best`.
+
+        Reading ends with the batch after which the other network is worse by more than the differences between
+        samples, seen so far, can explain (:data:`_LOST` standard errors). What comes nearer has run on all samples.
+        """
+        found: list[list[FloatArray]] = [[] for _ in self._measures]
+        for place, batch in enumerate(outputs):
+            for own, judgement, measure in zip(found, self.judgements.entries, self._measures, strict=True):
+                if any(self.outputs[place][name].shape != batch[name].shape for name in judgement.outputs):
+                    return None if best is not None else Standing(math.inf)
+                own.append(measure.terms(place, self._by_sample(judgement, dict(batch), place)))
+                if not np.isfinite(own[-1]).all():
+                    return None if best is not None else Standing(math.inf)
+            if best is not None and place + 1 < len(self.outputs) and self._lost(found, best):
+                return None
+        value = float(self._value([np.concatenate(own).sum(axis=0) for own in found])) if found else 0.0
+        return Standing(value, tuple(map(tuple, found))) if best is None or value < best.value else None
+
+    def _lost(self, found: Sequence[Sequence[FloatArray]], best: Standing) -> bool:
+        """Whether a network is plainly worse than another on the batches that both have seen."""
+        if not best.terms:
+            return False
+        both = [
+            (np.concatenate(own), np.concatenate(other[: len(own)]))
+            for own, other in zip(found, best.terms, strict=True)
+        ]
+        count = len(both[0][0]) if both else 0
+        if count < _FEWEST or any(len(own) != count for own, _ in both):
+            return False
+        totals = [(own.sum(axis=0), other.sum(axis=0)) for own, other in both]
+        gap = self._value([own for own, _ in totals]) - self._value([other for _, other in totals])
+        without = self._value([total - own for (own, _), (total, _) in zip(both, totals, strict=True)])
+        without = without - self._value([total - other for (_, other), (_, total) in zip(both, totals, strict=True)])
+        error = np.sqrt((count - 1) / count * np.sum((without - without.mean()) ** 2))  # the jackknife's
+        return bool(gap > _LOST * error)
+
+    def _value(self, totals: Sequence[FloatArray]) -> FloatArray:
+        """The mean over outputs, float64 [...], that sums of terms, float64 [..., terms], come to."""
+        values = [measure.value(total) for measure, total in zip(self._measures, totals, strict=True)]
+        weights = [len(judgement.outputs) for judgement in self.judgements.entries]
+        return np.asarray(np.average(values, axis=0, weights=weights))
 
     def figures(self, outputs: Outputs) -> Figures:
         """The same with intervals, one output by one."""

@@ -23,7 +23,7 @@ from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.search import CurveSearch
-from onnxcop.allocation.sensitivity import Samples, alive_channels, choose_ridges, measure
+from onnxcop.allocation.sensitivity import NetworkCache, Samples, alive_channels, choose_ridges, measure
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.patches import PatchStatistics, unfolded
@@ -38,7 +38,6 @@ from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
 from onnxcop.reconstruction.grouped import merge_groups
 from onnxcop.reconstruction.linear_streams import linear_streams
 from onnxcop.reconstruction.network import MaskedNetwork
-from onnxcop.reconstruction.obs import InverseCache
 from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.products import products
 from onnxcop.reconstruction.refine import Refiner, RefineSet
@@ -46,7 +45,7 @@ from onnxcop.reconstruction.ridge import compensated, deleted
 from onnxcop.recovery.belief import Belief
 from onnxcop.recovery.methods import FULL, RecoveryMethod
 from onnxcop.rewrite.apply import apply
-from onnxcop.runtime.segments import PartialExecutor
+from onnxcop.runtime.segments import PartialExecutor, Prefixes
 from onnxcop.runtime.session import EngineOptions
 
 log = logging.getLogger("onnxcop")
@@ -226,11 +225,10 @@ class Recovery:
 
     def refine(self) -> tuple[int, int]:
         """One pass of layer-by-layer least squares."""
-        fit = [dict(feed) for feed in self.fit.take(self.settings.refine_samples).batches()]
         refiner = Refiner(
             original=self.original,
             working=self.working,
-            samples=RefineSet(fit, self.probe_feeds, self.judge),
+            samples=RefineSet(self.fit.take(self.settings.refine_samples).batches(), self.probe_feeds, self.judge),
             options=self.options,
             seed=self.settings.seed,
         )
@@ -287,7 +285,8 @@ class Recovery:
     ) -> CurveSearch:  # fmt: skip
         measured = partial(
             measure, self.working, samples, limits, fallback, self.options, ridges,
-            inverses=InverseCache(), progress=self.progress, stage=f"curves, {name}",
+            cache=NetworkCache(Prefixes(self.working.partition, samples.feeds, self.options)),
+            progress=self.progress, stage=f"curves, {name}",
         )  # fmt: skip
         return CurveSearch(
             measure=lambda requests, known: measured(requests=requests, known=known),

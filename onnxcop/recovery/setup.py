@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,6 +20,7 @@ from onnxcop.data.padding import TrimmedData, padding_of
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.errors import CalibrationError, EngineError
 from onnxcop.recovery.rounds import Recovery, RecoverySettings
+from onnxcop.runtime.providers import CPU, resolve_provider
 from onnxcop.runtime.session import EngineOptions, Session
 
 log = logging.getLogger("onnxcop")
@@ -33,6 +35,7 @@ _BATCH = 16
 _LARGE = 1e8  # multiply-accumulates of a network from which on made-up inputs are not worth refining on
 _CHECKED = 4  # batches that are run with and without padding, the shortest samples first
 _NOISE = 1e-4  # of an output's largest value: sums over fewer zeros are rounded otherwise
+_ACTIVATION = 48 * 2**20  # bytes of the largest tensor that a batch makes
 _PASSES = 2  # of measuring curves there; what more of them tell is how the network takes these inputs
 
 
@@ -63,6 +66,23 @@ def recovery_on(
         progress=progress,
         task=task,
     )
+
+
+def affordable_batch(analysis: Analysis, source: CalibrationData, options: EngineOptions) -> int:
+    """How many samples go into a batch: as many as were asked for, fewer where feature maps are large.
+
+    On the CPU large batches save nothing, and what they need in memory is handed back and asked for again each time.
+    """
+    first = next(source.batches(1), None)
+    if first is None or resolve_provider(options.provider)[0] != CPU:
+        return source.batch_size
+    coupling = analysis.structure.coupling
+    analysed = sum(math.prod(shape) for name, shape in analysis.input_shapes.items() if name in first)
+    stored = coupling.derived | coupling.constants
+    made = [info.shape for name, info in coupling.shapes.infos.items() if name not in stored and info.shape is not None]
+    each = 4 * max(map(math.prod, made), default=1) * sum(array.size for array in first.values()) / max(analysed, 1)
+    most = max(1, int(_ACTIVATION / max(each, 1)))
+    return max(1, min(source.batch_size, 1 << (most.bit_length() - 1)))
 
 
 def without_padding(analysis: Analysis, source: CalibrationData, options: EngineOptions) -> CalibrationData:

@@ -101,6 +101,7 @@ def create_session(
     optimize: bool = True,
     config: Mapping[str, str] | None = None,
     custom_ops: Sequence[str] = (),
+    shared_arena: bool = False,
 ) -> Any:
     """An `onnxruntime.InferenceSession` whose first provider is the first of `names`.
 
@@ -112,6 +113,7 @@ def create_session(
         optimize: Whether the graph may be rewritten before it runs.
         config: Further settings of the session, by ONNX Runtime's keys.
         custom_ops: Paths of libraries of operators.
+        shared_arena: Whether memory of the CPU comes from one arena of all such sessions, and not from its own.
 
     Raises:
         EngineError: ONNX Runtime refuses the model or a library, or would replace the provider by another.
@@ -122,6 +124,8 @@ def create_session(
     if threads is not None:
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1
+    if shared_arena and _register_arena():
+        settings.add_session_config_entry("session.use_env_allocators", "1")
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
     load_operators(settings, custom_ops)
@@ -139,6 +143,19 @@ def create_session(
     if session.get_providers()[:1] != names[:1]:
         raise EngineError(f"ONNX Runtime could not start {names[0]}: no such device, or its libraries are missing")
     return session
+
+
+@functools.cache
+def _register_arena() -> bool:
+    """Make the arena that sessions may share; False where this build has none."""
+    ort = _onnxruntime()
+    try:
+        kind, use = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
+        ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, use), None)
+    except Exception as error:
+        log.debug("sessions share no arena: %s", error)
+        return False
+    return True
 
 
 def load_operators(settings: Any, libraries: Sequence[str]) -> None:

@@ -6,8 +6,10 @@ of the network then runs from there, as often as there are variants of it to try
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import onnx
 
@@ -17,6 +19,9 @@ from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.runtime.states import LiveTensors
+
+_KEPT = 1 << 30  # bytes in files
+_EACH = 8  # one cut takes at most this part of what is left of them: late cuts are narrow, and save the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,25 +176,6 @@ def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def stream_piece(
-    partition: GraphPartition, start: int, stop: int, states: LiveTensors, outputs: Sequence[str],
-    options: EngineOptions,
-) -> Iterator[Feed]:  # fmt: skip
-    """Run the nodes `start` to `stop` on each batch's live tensors, and give the named tensors batch by batch."""
-    piece = partition.piece(start, stop, outputs, _sizes(states.shapes()))
-    if piece is None:
-        for state in states:
-            yield {name: state[name] for name in outputs}
-        return
-    names = {value.name for value in piece.graph.input}
-    made = [value.name for value in piece.graph.output]
-    with Session(piece, options) as session:
-        del piece
-        for state in states:
-            found = session.run({name: state[name] for name in names}, made)
-            yield {name: found[name] if name in found else state[name] for name in outputs}
-
-
 def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, list[int | None]]:
     """Sizes of tensors that are the same in all batches, by name.
 
@@ -206,41 +192,142 @@ def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, 
 
 
 class PartialExecutor:
-    """The live tensors of one network at a cut that moves forward.
+    """The live tensors of one network at cuts that move forward.
+
+    Every batch has a cut of its own: one that nobody asks for stays where it is, and is brought forward in one go
+    when it is needed.
 
     Args:
         partition: The network.
-        feeds: Batches of inputs.
+        feeds: Batches of what crosses the first cut: of inputs, where that is 0.
         options: How to run pieces.
+        cut: The first cut.
     """
 
-    def __init__(self, partition: GraphPartition, feeds: Iterable[Mapping[str, Array]], options: EngineOptions) -> None:
+    def __init__(
+        self, partition: GraphPartition, feeds: Sequence[Mapping[str, Array]], options: EngineOptions, cut: int = 0
+    ) -> None:
         self.partition, self.options = partition, options
-        self.cut = 0
         self.states = LiveTensors(feeds)
+        self.cuts = [cut] * len(self.states)
 
-    def stream(self, stop: int, names: Sequence[str]) -> Iterator[Feed]:
-        """Values of tensors made before node `stop`, batch by batch, without moving the cut."""
-        return stream_piece(self.partition, self.cut, stop, self.states, names, self.options)
+    @property
+    def cut(self) -> int:
+        """The cut of the batch that is furthest."""
+        return max(self.cuts, default=0)
 
-    def peek(self, stop: int, names: Sequence[str]) -> list[Feed]:
-        """The same of all batches at once."""
-        return list(self.stream(stop, names))
+    def stream(self, stop: int, names: Sequence[str], places: Sequence[int] | None = None) -> Iterator[Feed]:
+        """Values of tensors made before node `stop`, batch by batch, without moving a cut.
 
-    def advance(self, cut: int, extra: Sequence[str] = ()) -> list[Feed]:
-        """Move the cut to just before node `cut`; returns the `extra` tensors made on the way."""
-        if cut < self.cut:
-            raise ValueError(f"cannot roll back from {self.cut} to {cut}")
+        Args:
+            stop: The node.
+            names: Of the tensors.
+            places: Which batches, in this order; all of them unless told.
+        """
+        return self._streamed(self.partition, stop, names, range(len(self.states)) if places is None else places)
+
+    def _streamed(
+        self, partition: GraphPartition, stop: int, names: Sequence[str], places: Sequence[int]
+    ) -> Generator[Feed]:
+        for cut, alike in groupby(places, lambda place: self.cuts[place]):
+            yield from self._run(partition, cut, stop, names, list(alike))
+
+    def _run(
+        self, partition: GraphPartition, start: int, stop: int, names: Sequence[str], places: Sequence[int]
+    ) -> Iterator[Feed]:
+        """Run nodes on the live tensors of batches that are at the first of them."""
+        piece = partition.piece(start, stop, names, _sizes([self.states.shape_of(place) for place in places]))
+        if piece is None:
+            for place in places:
+                state = self.states[place]
+                yield {name: state[name] for name in names}
+            return
+        read = [value.name for value in piece.graph.input]
+        made = [value.name for value in piece.graph.output]
+        with Session(piece, self.options, passing=True) as session:
+            del piece
+            for place in places:
+                state = self.states[place]
+                found = session.run({name: state[name] for name in read}, made)
+                yield {name: found[name] if name in found else state[name] for name in names}
+
+    def advance(self, cut: int, extra: Sequence[str] = (), places: Sequence[int] | None = None) -> list[Feed]:
+        """Move the cut to just before node `cut`; returns the `extra` tensors made on the way.
+
+        Args:
+            cut: The node.
+            extra: Names of tensors.
+            places: Which batches; all of them unless told.
+        """
+        chosen = range(len(self.states)) if places is None else places
+        for place in chosen:
+            if cut < self.cuts[place]:
+                raise ValueError(f"cannot roll back from {self.cuts[place]} to {cut}")
+        if not extra:
+            chosen = [place for place in chosen if self.cuts[place] < cut]
         crossing = self.partition.crossing(cut)
         names = list(dict.fromkeys([*crossing, *extra]))
         found = []
-        for index, result in enumerate(self.stream(cut, names)):
-            self.states.replace(index, {name: result[name] for name in crossing})
+        for place, result in zip(chosen, self.stream(cut, names, chosen), strict=True):
+            self.states.replace(place, {name: result[name] for name in crossing})
             found.append({name: result[name] for name in extra})
-        self.cut = cut
+        for place in chosen:
+            self.cuts[place] = cut
         return found
 
-    def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
-        """Run from the cut to the end (of `partition`'s network, where a variant of this one is given)."""
+    def finishing(
+        self, partition: GraphPartition | None = None, places: Sequence[int] | None = None
+    ) -> Generator[Feed]:
+        """Run from the cut to the end, one batch each time.
+
+        Args:
+            partition: A variant of the network that is the same up to the cut.
+            places: Which batches, in this order; all of them unless told.
+        """
         chosen = partition or self.partition
-        return list(stream_piece(chosen, self.cut, chosen.count, self.states, chosen.outputs, self.options))
+        every = range(len(self.states)) if places is None else places
+        return self._streamed(chosen, chosen.count, chosen.outputs, every)
+
+    def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
+        """The same of all batches at once."""
+        return list(self.finishing(partition))
+
+
+class Prefixes:
+    """The live tensors of one network at any cut, kept in files between passes over it.
+
+    A pass that tries variants at one cut after another computes all that comes before each. The next pass would
+    compute the same again: it starts from the last kept cut before the one that it wants.
+
+    Args:
+        partition: The network; what is kept holds as long as neither its weights nor its units change.
+        feeds: Batches of inputs.
+        options: How to run pieces.
+        limit: Bytes that may be kept in files.
+    """
+
+    def __init__(
+        self, partition: GraphPartition, feeds: Sequence[Mapping[str, Array]], options: EngineOptions,
+        limit: int = _KEPT,
+    ) -> None:  # fmt: skip
+        self._partition, self._options = partition, options
+        self._left = limit
+        self._kept: dict[int, Sequence[Mapping[str, Array]]] = {0: feeds}
+        self._executor = PartialExecutor(partition, feeds, options)
+
+    def at(self, cut: int) -> PartialExecutor:
+        """An executor at a cut, to run variants from; it is the caller's until the next call."""
+        cuts = sorted(self._kept)
+        nearest = cuts[bisect_right(cuts, cut) - 1]
+        if not self._executor.cut <= cut or self._executor.cut < nearest:
+            self._executor = PartialExecutor(self._partition, self._kept[nearest], self._options, nearest)
+        self._executor.advance(cut)
+        if cut not in self._kept:
+            self._keep(cut)
+        return self._executor
+
+    def _keep(self, cut: int) -> None:
+        size = self._executor.states.nbytes
+        if 0 < size <= self._left // _EACH:
+            self._kept[cut] = LiveTensors.holding(self._executor.states, limit=0)
+            self._left -= size

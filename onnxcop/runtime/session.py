@@ -75,6 +75,8 @@ class Session:
         options: How to run it.
         optimize: Whether ONNX Runtime may rewrite the graph before it runs it.
         config: Further settings of the session, by ONNX Runtime's keys.
+        passing: Whether it is one of many that come and go: these take their memory from one arena, whose pages
+            are not returned and asked for again each time.
 
     Attributes:
         inputs: What :meth:`run` must be given; initializers that are listed as inputs are left out.
@@ -92,6 +94,7 @@ class Session:
         *,
         optimize: bool = True,
         config: Mapping[str, str] | None = None,
+        passing: bool = False,
     ) -> None:
         names = resolve_provider(options.provider)
         self._session: Any = None
@@ -119,6 +122,7 @@ class Session:
                 optimize=optimize,
                 config=config,
                 custom_ops=options.custom_ops,
+                shared_arena=passing,
             )
         except BaseException:
             self.close()

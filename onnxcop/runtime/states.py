@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ class _File:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self) -> Array:
         return np.fromfile(self.path, self.dtype).reshape(self.shape)
 
@@ -35,14 +40,25 @@ class LiveTensors(Sequence[Feed]):
         limit: Bytes that are held in memory.
     """
 
-    def __init__(self, feeds: Iterable[Mapping[str, Array]], limit: int | None = None) -> None:
-        self._items: list[dict[str, Array | _File]] = [dict(feed) for feed in feeds]
+    def __init__(self, feeds: Sequence[Mapping[str, Array]], limit: int | None = None) -> None:
+        self._feeds = feeds
+        self._items: list[dict[str, Array | _File] | None] = [None] * len(feeds)  # None: as it was given
         self._limit = LARGEST_HELD if limit is None else limit
         self._sizes = [0] * len(self._items)
         self._read: dict[str, Array] = {}  # of the batch that was read last, to know again what has not changed
         self._last = -1
         self._folder: Path | None = None
         self._files = 0
+
+    @classmethod
+    def holding(cls, feeds: Iterable[Mapping[str, Array]], limit: int | None = None) -> LiveTensors:
+        """Batches that are taken over one by one, so that no more than `limit` bytes of them are ever in memory."""
+        held = cls((), limit)
+        for feed in feeds:
+            held._items.append({})
+            held._sizes.append(0)
+            held.replace(len(held) - 1, feed)
+        return held
 
     def __len__(self) -> int:
         return len(self._items)
@@ -58,20 +74,33 @@ class LiveTensors(Sequence[Feed]):
             return [self[place] for place in range(*index.indices(len(self)))]
         if index < 0:
             index += len(self)
-        feed = {name: v.read() if isinstance(v, _File) else v for name, v in self._items[index].items()}
+        item = self._items[index]
+        if item is None:
+            feed = dict(self._feeds[index])
+        else:
+            feed = {name: value.read() if isinstance(value, _File) else value for name, value in item.items()}
         self._last, self._read = index, feed
         return dict(feed)
 
     def __iter__(self) -> Iterator[Feed]:
         return (self[index] for index in range(len(self)))
 
-    def shapes(self) -> list[dict[str, tuple[int, ...] | None]]:
-        """Shapes of all arrays by name, without reading them; None for what is no array."""
-        return [{name: getattr(value, "shape", None) for name, value in item.items()} for item in self._items]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held, in memory or in files."""
+        return sum(getattr(value, "nbytes", 0) for item in self._items for value in (item or {}).values())
+
+    def shape_of(self, index: int) -> dict[str, tuple[int, ...] | None]:
+        """Shapes of a batch's arrays by name, without reading them; None for what is no array."""
+        item = self._items[index]
+        if item is None and isinstance(self._feeds, LiveTensors):
+            return self._feeds.shape_of(index)
+        found = self._feeds[index] if item is None else item
+        return {name: getattr(value, "shape", None) for name, value in found.items()}
 
     def replace(self, index: int, feed: Mapping[str, Array]) -> None:
         """Put other tensors in the place of a batch; one that it has just given out stays where it is."""
-        old = self._items[index]
+        old = self._items[index] or {}
         known = self._read if self._last == index else {}
         kept = {name for name, value in feed.items() if name in old and known.get(name) is value}
         self._last, self._read = -1, {}

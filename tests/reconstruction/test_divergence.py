@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
@@ -202,3 +204,66 @@ def test_at_a_temperature_all_classes_tell() -> None:
     assert of_probabilities.value == pytest.approx(by_hand.value, rel=1e-3)
     assert of_logits.agreement == by_hand.agreement
     assert soft.compare([{"y": LOGITS}]).value == pytest.approx(0, abs=1e-12)
+
+
+# Races
+
+
+def batches(values: np.ndarray, read: list[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Eight samples a batch; `read` is told of every batch that is taken."""
+    for start in range(0, len(values), 8):
+        if read is not None:
+            read.append(start // 8)
+        yield {"y": values[start : start + 8]}
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_race_ends_where_it_is_lost_and_goes_to_the_end_where_it_is_not(classes: bool) -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.standard_normal((48, 6)) * (6 if classes else 1)
+    noise = rng.standard_normal(truth.shape)
+    reference = Reference(list(batches(truth)))
+    assert reference.kind == ("kl" if classes else "error")
+    best = reference.race(batches(truth + 0.3 * noise))
+    assert best is not None
+    assert best.value == pytest.approx(reference.compare(list(batches(truth + 0.3 * noise))).value)
+    read: list[int] = []
+    better = reference.race(batches(truth + 0.25 * noise, read), best)
+    assert better is not None
+    assert better.value < best.value
+    assert read == list(range(6))
+    read.clear()
+    assert reference.race(batches(truth + 0.9 * noise, read), best) is None
+    assert len(read) < 6  # lost early
+    read.clear()
+    late = noise.copy()
+    late[:40] *= 0.9  # nearer on all batches but the last, on which it is far off
+    late[40:] *= 9
+    assert reference.race(batches(truth + 0.3 * late, read), best) is None
+    assert read == list(range(6))
+
+
+def test_a_race_of_nearly_equal_networks_is_not_called_early() -> None:
+    rng = np.random.default_rng(4)
+    truth = 6 * rng.standard_normal((48, 6))
+    reference = Reference(list(batches(truth)))
+    best = reference.race(batches(truth + 0.5 * rng.standard_normal(truth.shape)))
+    full = 0
+    for _ in range(20):
+        read: list[int] = []
+        reference.race(batches(truth + 0.5 * rng.standard_normal(truth.shape), read), best)
+        full += len(read) == 6
+    assert full >= 18
+
+
+def test_outputs_that_cannot_be_compared_lose() -> None:
+    reference = Reference(list(batches(LOGITS[:8])))
+    best = reference.race(batches(LOGITS[:8]))
+    assert best is not None
+    assert best.value == 0
+    assert reference.race(batches(LOGITS[:8, :3]), best) is None
+    assert reference.race(batches(np.full_like(LOGITS[:8], np.nan)), best) is None
+    alone = reference.race(batches(np.full_like(LOGITS[:8], np.nan)))
+    assert alone is not None
+    assert alone.value == np.inf
+    assert reference.race(batches(OTHER[:8]), alone) is not None

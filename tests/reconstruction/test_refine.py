@@ -16,6 +16,7 @@ from onnxcop.reconstruction import refine
 from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.linear_layers import LinearNode, linear_node, rows_of
 from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.normal_equations import Layer
 from onnxcop.reconstruction.refine import Refiner, RefineSet, shortcut_of
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions, Session
@@ -285,7 +286,7 @@ def test_a_disturbed_layer_is_restored() -> None:
     assert kept >= 1
     assert distance(original, working) < 1e-3 * before
     fresh = [{"x": drawn((16, 3, 8, 8), 400)}]
-    (wanted,), (found,) = (PartialExecutor(w.partition, fresh, CPU).peek(3, ["c2"]) for w in (original, working))
+    wanted, found = (next(PartialExecutor(w.partition, fresh, CPU).stream(3, ["c2"])) for w in (original, working))
     error = np.linalg.norm(found["c2"] - wanted["c2"])
     assert error < 0.01 * np.linalg.norm(wanted["c2"] - wanted["c2"].mean(axis=(0, 2, 3), keepdims=True))
     for name in ("w1", "b1"):
@@ -305,10 +306,9 @@ def test_a_step_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     working.write("w2", working.read("w2") * 0.9)
     disturbed = working.model.SerializeToString()
 
-    def worse(node: LinearNode, working: MaskedNetwork, *_: object) -> Iterator[tuple[Array, Array | None]]:
-        matrix, bias = node.read(working)
-        yield -3 * matrix, bias
-        yield 0 * matrix, bias
+    def worse(layer: Layer, *_: object) -> Iterator[tuple[Array, Array | None]]:
+        yield -3 * layer.weights, layer.bias
+        yield 0 * layer.weights, layer.bias
 
     monkeypatch.setattr(refine, "candidates", worse)
     assert refiner(original, working).run() == (2, 0)
@@ -390,9 +390,8 @@ def test_a_branch_makes_up_for_its_shortcut() -> None:
     working.write("b0", working.read("b0") + shift)  # a constant error runs down the shortcut
     node = linear_node(working, 3)
     assert node is not None
-    target, pruned = (PartialExecutor(w.partition, run.samples.fit, CPU) for w in (original, working))
-    target.advance(3)
-    pruned.advance(3)
-    wanted = list(run._targets(3, node, target, pruned))
-    plain = target.peek(4, ["outer"])
+    for executor in (run._target, run._pruned):
+        executor.advance(3)
+    wanted = list(run._targets(3, node, range(3, 9)))
+    plain = list(run._target.stream(4, ["outer"], range(3, 9)))
     np.testing.assert_allclose(wanted[0], plain[0]["outer"] - shift[:, None, None], rtol=1e-4, atol=1e-5)

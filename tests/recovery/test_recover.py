@@ -301,3 +301,21 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
     assert held(tmp_path, views=3) == (54, 6)
     assert held(tmp_path, views=3, refine_samples=40) == (36, 6)  # no more than refinement takes
     assert held(arrays) == (18, 6)
+
+
+@pytest.mark.parametrize(("pixels", "size"), [(2, 32), (8, 16), (16, 4), (32, 1)])
+def test_batches_are_smaller_where_feature_maps_are_large(
+    pixels: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The widest map has 8 channels of single precision, analysed with 16 rows and 16 columns."""
+    monkeypatch.setattr(prepared, "_ACTIVATION", 6 * 4 * 8 * 16 * 16)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> agraph (float[N, 3, H, W] x) => (float[N, 8, H, W] y)'
+        "{ y = Conv (x, w) }"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 3, 1, 1), np.float32), "w"))
+    analysis = onnxcop.analyze(model, input_shapes={"x": (1, 3, 16, 16)}, options=CPU)
+    samples = [{"x": np.zeros((1, 3, pixels, pixels), np.float32)} for _ in range(2)]
+    source = open_data(analysis, DataOptions(data=samples), {})
+    assert prepared.affordable_batch(analysis, source, CPU) == size
+    assert prepared.affordable_batch(analysis, source.in_batches_of(2), CPU) == min(size, 2)

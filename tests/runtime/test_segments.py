@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from small_models import chain, finished, linear, weights
 import onnxcop
 from onnxcop._base import scratch
 from onnxcop.reconstruction.network import MaskedNetwork
-from onnxcop.runtime.segments import GraphPartition, PartialExecutor
+from onnxcop.runtime.segments import GraphPartition, PartialExecutor, Prefixes
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.runtime.states import LiveTensors
 
@@ -200,13 +201,13 @@ def test_pieces_hold_only_what_they_need() -> None:
     assert {n.name for n in computed.graph.node} == {"wt", "scaled", "y"}
 
 
-def test_peeking_does_not_move() -> None:
+def test_streaming_does_not_move() -> None:
     model = branches()
     feeds = fed(model)
     executor = PartialExecutor(cutter_of(model), feeds, CPU)
     executor.advance(1)
     states = executor.states
-    seen = executor.peek(5, ["right2", "stem"])
+    seen = list(executor.stream(5, ["right2", "stem"]))
     assert (executor.cut, executor.states) == (1, states)
     model.graph.output.append(value("right2", ["N", 8]))
     for found, wanted in zip(seen, whole(model, feeds), strict=True):
@@ -275,7 +276,7 @@ def test_live_tensors_beyond_a_limit_lie_in_files(monkeypatch: pytest.MonkeyPatc
         np.testing.assert_array_equal(feed["a"], feeds[index]["x"] + 1)
         assert feed["a"].dtype == np.float32
         assert feed["name"].tolist() == ["text"]
-    assert held.shapes()[2] == {"a": (4, 6), "name": (1,)}
+    assert held.shape_of(2) == {"a": (4, 6), "name": (1,)}
     again = held[2]
     held.replace(2, {"a": again["a"], "b": again["a"] * 2})
     assert files < set(tmp_path.glob("*/*/*.bin"))  # what has not changed is not written again
@@ -294,3 +295,76 @@ def test_files_change_nothing_that_is_computed(model: onnx.ModelProto, monkeypat
     for cut in range(partition.count + 1):
         executor.advance(cut)
         check_equal(executor.finish(), whole(model, feeds))
+
+
+# Batches that move on their own, and cuts that are kept
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batches_move_when_they_are_needed(name: str) -> None:
+    model = MODELS[name]()
+    feeds, partition = fed(model, batches=4), cutter_of(model)
+    executor = PartialExecutor(partition, feeds, CPU)
+    executor.advance(2, places=[0, 3])
+    executor.advance(3, places=[3])
+    assert executor.cuts == [2, 0, 0, 3]
+    wanted = whole(model, feeds)
+    check_equal(list(executor.finishing(places=[3, 1, 0])), [wanted[3], wanted[1], wanted[0]])
+    executor.advance(4)
+    assert executor.cuts == [4] * 4
+    check_equal(executor.finish(), wanted)
+
+
+def test_feeds_are_taken_over_one_by_one() -> None:
+    feeds = [{"x": np.full((100,), float(place))} for place in range(5)]
+    held = LiveTensors.holding(iter(feeds), limit=1000)
+    for found, feed in zip(held, feeds, strict=True):
+        np.testing.assert_array_equal(found["x"], feed["x"])
+    assert held.nbytes == 5 * 800
+    assert held.shape_of(4) == {"x": (100,)}
+    later = LiveTensors(held)
+    assert later.shape_of(4) == {"x": (100,)}
+    assert later.nbytes == 0  # as they were given
+    later.replace(4, {"y": later[4]["x"] + 1})
+    np.testing.assert_array_equal(later[4]["y"], feeds[4]["x"] + 1)
+    np.testing.assert_array_equal(held[4]["x"], feeds[4]["x"])
+
+
+@pytest.mark.parametrize("limit", [0, 10_000, 1 << 30])
+@pytest.mark.parametrize("name", MODELS)
+def test_kept_cuts_change_nothing(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS[name]()
+    feeds, working = fed(model), MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
+    prefixes, wanted = Prefixes(working.partition, feeds, CPU, limit), whole(model, feeds)
+    for cut in (1, 3, 4, 2, 4, 1, working.partition.count):
+        check_equal(prefixes.at(cut).finish(), wanted)
+    if limit < 1 << 30:
+        return
+    starts: list[int] = []
+    original = GraphPartition.piece
+
+    def piece(self: GraphPartition, start: int, *rest: Any) -> onnx.ModelProto | None:
+        starts.append(start)
+        return original(self, start, *rest)
+
+    monkeypatch.setattr(GraphPartition, "piece", piece)
+    check_equal(prefixes.at(3).finish(), wanted)
+    assert set(starts) == {3}  # nothing before it ran again
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
+def test_sessions_that_come_and_go_share_their_memory() -> None:
+    import resource
+
+    nodes = [helper.make_node("Exp", ["x"], ["e"]), helper.make_node("Add", ["e", "x"], ["s"]),
+             helper.make_node("ReduceSum", ["s"], ["y"], keepdims=0)]  # fmt: skip
+    graph = helper.make_graph(nodes, "maps", [value("x", [2_000_000])], [value("y", [])])
+    model, feed = finished(graph), {"x": np.zeros(2_000_000, np.float32)}
+    faults = {}
+    for passing in (False, True, True):  # the first that pass make the arena
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            with Session(model, CPU, passing=passing) as session:
+                assert session.run(feed)["y"] == 2_000_000
+        faults[passing] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults[True] < faults[False] / 4

@@ -1,0 +1,169 @@
+"""Least squares of a layer from sums over rows, so that no row need be kept.
+
+Of rows of inputs a and of what a layer's output lacks, r, only Σa, Σr, Σaaᵀ, Σarᵀ and Σr² are added up. The
+regression, its error on other rows, and means and deviations of the output under any weights follow from these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcop._base.types import Array, BoolArray, FloatArray
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass
+class RowSums:
+    """Sums over rows, in double precision; those of one batch are taken about its mean, in that of the data.
+
+    Attributes:
+        count: Rows.
+        inputs: float64 [groups, features], Σa.
+        missing: float64 [groups, outputs], Σr.
+        gram: float64 [groups, features, features], Σaaᵀ.
+        cross: float64 [groups, features, outputs], Σarᵀ.
+        squares: float64 [groups, outputs], Σr².
+    """
+
+    count: int
+    inputs: FloatArray
+    missing: FloatArray
+    gram: FloatArray
+    cross: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def empty(cls, groups: int, features: int, outputs: int) -> RowSums:
+        """Of no rows."""
+        return cls(
+            count=0, inputs=np.zeros((groups, features)), missing=np.zeros((groups, outputs)),
+            gram=np.zeros((groups, features, features)), cross=np.zeros((groups, features, outputs)),
+            squares=np.zeros((groups, outputs)),
+        )  # fmt: skip
+
+    def add(self, inputs: FloatArray, missing: FloatArray, *, single: bool) -> None:
+        """Add rows.
+
+        Args:
+            inputs: a, float64 [rows, groups, features].
+            missing: r, float64 [rows, groups, outputs].
+            single: Whether products may be taken in single precision, that of the data.
+        """
+        rows = len(inputs)
+        if not rows:
+            return
+        mean_a, mean_r = inputs.mean(axis=0), missing.mean(axis=0)
+        kind = np.dtype(np.float32 if single else np.float64)
+        a: Array = np.ascontiguousarray((inputs - mean_a).transpose(1, 0, 2), kind)
+        r: Array = np.ascontiguousarray((missing - mean_r).transpose(1, 0, 2), kind)
+        turned = a.transpose(0, 2, 1)
+        self.count += rows
+        self.inputs += rows * mean_a
+        self.missing += rows * mean_r
+        self.gram += turned @ a
+        self.gram += rows * mean_a[:, :, None] * mean_a[:, None, :]
+        self.cross += turned @ r
+        self.cross += rows * mean_a[:, :, None] * mean_r[:, None, :]
+        self.squares += (r.astype(np.float64) ** 2).sum(axis=1) + rows * mean_r**2
+
+    def centred(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Covariances of inputs, of inputs with what is missing, and variances of what is missing."""
+        mean_a, mean_r = self.inputs / self.count, self.missing / self.count
+        gram = self.gram / self.count - mean_a[:, :, None] * mean_a[:, None, :]
+        cross = self.cross / self.count - mean_a[:, :, None] * mean_r[:, None, :]
+        return gram, cross, np.maximum(self.squares / self.count - mean_r**2, 0.0)
+
+    def error(self, change: FloatArray, shift: FloatArray, counted: BoolArray) -> float:
+        """Σ(r - a·change - shift)² over rows and the outputs that are counted.
+
+        Args:
+            change: Of the weights, float64 [groups, features, outputs].
+            shift: Of the bias, float64 [groups, outputs].
+            counted: bool [groups, outputs].
+        """
+        moved = np.einsum("gf,gfo->go", self.inputs, change)
+        found = self.squares - 2 * np.einsum("gfo,gfo->go", self.cross, change)
+        found += np.einsum("gfo,gfo->go", self.gram @ change, change)
+        found += 2 * shift * (moved - self.missing) + self.count * shift**2
+        return float(found[counted].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What regression has to know of a layer.
+
+    Attributes:
+        weights: float64 [groups, features, outputs].
+        bias: float64 [groups, outputs], None where it has none.
+        features: float64 [features], 1 for those that are there, else 0.
+        outputs: bool [groups, outputs], which are there.
+    """
+
+    weights: FloatArray
+    bias: FloatArray | None
+    features: FloatArray
+    outputs: BoolArray
+
+
+def solve(layer: Layer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, FloatArray] | None:
+    """Ridge regression of the change of weights, per group, with λ chosen on held-out rows.
+
+    Args:
+        layer: The layer.
+        fit: Rows to fit on.
+        hold: Others, to choose λ on.
+
+    Returns:
+        The change of the weights [groups, features, outputs] and of the bias [groups, outputs], or None
+        if none of them comes nearer on the held-out rows.
+    """
+    if layer.bias is None:
+        gram, cross = fit.gram / fit.count, fit.cross / fit.count
+        mean_a, mean_r = np.zeros_like(fit.inputs), np.zeros_like(fit.missing)
+    else:
+        gram, cross, _ = fit.centred()
+        mean_a, mean_r = fit.inputs / fit.count, fit.missing / fit.count
+    gram = gram * (layer.features[:, None] * layer.features)
+    cross = cross * layer.features[:, None]
+    trace = np.maximum(np.trace(gram, axis1=1, axis2=2) / max(int(layer.features.sum()), 1), 1e-12)
+    before = float(hold.squares[layer.outputs].sum())
+    eye = np.eye(gram.shape[1])
+    best: tuple[float, FloatArray, FloatArray] | None = None
+    for ridge in RIDGES:
+        change = _positive_solve(gram + (ridge * trace)[:, None, None] * eye, cross) * layer.features[None, :, None]
+        shift = mean_r - np.einsum("gf,gfo->go", mean_a, change)
+        error = hold.error(change, shift, layer.outputs)
+        if best is not None and error > best[0]:
+            break  # past the minimum: more regularization only moves on towards no change
+        best = (error, change, shift)
+    if best is None or best[0] >= before:
+        return None
+    return best[1], best[2]
+
+
+def matched_moments(layer: Layer, bias: FloatArray, fit: RowSums) -> tuple[FloatArray, FloatArray]:
+    """Scale and shift every output so that its mean and deviation are the wanted ones.
+
+    The re-estimation of normalization statistics, folded into the weights; as REPAIR (Jordan et al. 2023).
+    """
+    weights = layer.weights
+    gram, cross, missing = fit.centred()
+    own = np.maximum(np.einsum("gfo,gfo->go", gram @ weights, weights), 0.0)
+    wanted = np.sqrt(np.maximum(own + 2 * np.einsum("gfo,gfo->go", cross, weights) + missing, 0.0))
+    deviation = np.sqrt(own)
+    scale = np.where(deviation > 1e-9, wanted / np.maximum(deviation, 1e-9), 1.0)
+    scale = np.clip(scale, 0.5, 2.0)
+    product = np.einsum("gf,gfo->go", fit.inputs / fit.count, weights)
+    return weights * scale[:, None, :], product + bias + fit.missing / fit.count - scale * product
+
+
+def _positive_solve(matrices: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve systems [groups, n, n] that are symmetric and positive definite."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    if len(matrices) > 1:
+        return np.asarray(np.linalg.solve(matrices, right))
+    return np.asarray(cho_solve(cho_factor(matrices[0], lower=True, check_finite=False), right[0]))[None]

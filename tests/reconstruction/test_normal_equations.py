@@ -1,0 +1,93 @@
+"""Least squares from sums over rows is least squares on the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcop.reconstruction.normal_equations import RIDGES, Layer, RowSums, matched_moments, solve
+
+GROUPS, FEATURES, OUTPUTS = 2, 6, 4
+
+
+def drawn(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs far from zero, and what an output lacks: in part what they explain."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.standard_normal((rows, GROUPS, FEATURES)) + 5
+    mix = np.random.default_rng(9).standard_normal((GROUPS, FEATURES, OUTPUTS))
+    noise = rng.standard_normal((rows, GROUPS, OUTPUTS))
+    return inputs, (inputs.transpose(1, 0, 2) @ mix).transpose(1, 0, 2) + 0.5 * noise + 2
+
+
+def sums(inputs: np.ndarray, missing: np.ndarray, *, single: bool = False, batch: int = 7) -> RowSums:
+    found = RowSums.empty(GROUPS, FEATURES, OUTPUTS)
+    for start in range(0, len(inputs), batch):
+        found.add(inputs[start : start + batch], missing[start : start + batch], single=single)
+    return found
+
+
+def layer(*, bias: bool = True) -> Layer:
+    rng = np.random.default_rng(3)
+    alive = np.ones(FEATURES)
+    alive[2] = 0
+    weights = rng.standard_normal((GROUPS, FEATURES, OUTPUTS)) * alive[:, None]
+    shown = np.ones((GROUPS, OUTPUTS), dtype=np.bool_)
+    shown[1, 3] = False
+    return Layer(weights, rng.standard_normal((GROUPS, OUTPUTS)) if bias else None, alive, shown)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_error_is_that_of_the_rows(single: bool) -> None:
+    inputs, missing = drawn(50, 0)
+    change, shift = (
+        np.random.default_rng(1).standard_normal((GROUPS, FEATURES, OUTPUTS)),
+        np.full((GROUPS, OUTPUTS), 0.3),
+    )
+    left = missing - (inputs.transpose(1, 0, 2) @ change).transpose(1, 0, 2) - shift
+    counted = layer().outputs
+    found = sums(inputs, missing, single=single).error(change, shift, counted)
+    assert found == pytest.approx(float((left**2).sum(axis=0)[counted].sum()), rel=1e-5 if single else 1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_solution_is_that_of_ridge_regression_on_the_rows(bias: bool) -> None:
+    subject, rows, held = layer(bias=bias), drawn(80, 0), drawn(30, 5)
+    found = solve(subject, sums(*rows), sums(*held))
+    assert found is not None
+    alive = np.flatnonzero(subject.features)
+    tried = {}
+    for ridge in RIDGES:
+        change, shift = np.zeros((GROUPS, FEATURES, OUTPUTS)), np.zeros((GROUPS, OUTPUTS))
+        for group in range(GROUPS):
+            a, r = rows[0][:, group][:, alive], rows[1][:, group]
+            mean_a, mean_r = (a.mean(axis=0), r.mean(axis=0)) if bias else (np.zeros(len(alive)), np.zeros(OUTPUTS))
+            gram = (a - mean_a).T @ (a - mean_a) / len(a)
+            strength = ridge * np.trace(gram) / len(alive) * np.eye(len(alive))
+            change[group, alive] = np.linalg.solve(gram + strength, (a - mean_a).T @ (r - mean_r) / len(a))
+            shift[group] = mean_r - mean_a @ change[group, alive]
+        left = held[1] - (held[0].transpose(1, 0, 2) @ change).transpose(1, 0, 2) - shift
+        tried[float((left**2)[:, subject.outputs].sum())] = change, shift
+    change, shift = tried[min(tried)]
+    np.testing.assert_allclose(found[0], change, atol=1e-9)
+    np.testing.assert_allclose(found[1], shift, atol=1e-8)
+    assert not found[0][:, 2].any()
+
+
+def test_noise_is_not_fitted() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((12, GROUPS, FEATURES))
+    noise = rng.standard_normal((12, GROUPS, OUTPUTS))
+    held = rng.standard_normal((400, GROUPS, FEATURES)), np.zeros((400, GROUPS, OUTPUTS))
+    assert solve(layer(), sums(inputs, noise), sums(*held)) is None
+
+
+def test_moments_are_matched_as_on_the_rows() -> None:
+    subject, (inputs, missing) = layer(), drawn(60, 0)
+    assert subject.bias is not None
+    made = (inputs.transpose(1, 0, 2) @ subject.weights).transpose(1, 0, 2) + subject.bias
+    wanted = made + 0.2 * missing
+    weights, bias = matched_moments(subject, subject.bias, sums(inputs, 0.2 * missing))
+    scale = np.clip(wanted.std(axis=0) / made.std(axis=0), 0.5, 2.0)
+    assert 0.5 < scale.min() < scale.max()
+    np.testing.assert_allclose(weights, subject.weights * scale[:, None, :], rtol=1e-9)
+    np.testing.assert_allclose(bias, wanted.mean(axis=0) - scale * (made - subject.bias).mean(axis=0), rtol=1e-9)
