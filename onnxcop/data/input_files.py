@@ -14,7 +14,9 @@ from onnxcop._base.files import check_target
 from onnxcop.data.paths import DATA_SUFFIXES, script_of
 from onnxcop.errors import ModelError
 from onnxcop.graph.check import tensors
+from onnxcop.graph.io import weight_bytes
 
+_LIGHT = 1 << 27  # bytes; a larger file holds its weights itself
 _Identity = tuple[int, int]  # device and inode: the same for every name of a file
 
 
@@ -83,6 +85,18 @@ class InputFiles:
                 yield Path(source), role
         for other in filter(_is_path, self.others):
             yield Path(other), "read by this run too"
+
+
+def bytes_of_model(model: Any) -> int:
+    """About the bytes of a model's weights, without loading them; 0 where there is none (loading says so)."""
+    if isinstance(model, onnx.ModelProto):
+        return weight_bytes(model)
+    try:
+        inside = os.stat(model).st_size
+        beside = _weight_files(Path(model)) if inside < _LIGHT else ()
+        return inside + sum(path.stat().st_size for path in beside if path.is_file())
+    except (OSError, ValueError, TypeError):
+        return 0
 
 
 def _is_path(given: Any) -> bool:

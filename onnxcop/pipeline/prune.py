@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from onnxcop._base.keywords import by_keywords
+from onnxcop._base.memory import Need
 from onnxcop._base.progress import Progress, shown, silent
 from onnxcop._base.timing import Clock
 from onnxcop._base.types import IntArray
@@ -22,7 +23,7 @@ from onnxcop.analysis.summary import frozen_reasons
 from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling.tracing import REWRITTEN
 from onnxcop.criteria.base import PruningContext
-from onnxcop.data.input_files import InputFiles
+from onnxcop.data.input_files import InputFiles, bytes_of_model
 from onnxcop.data.open import CalibrationData, Preprocess, open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
@@ -105,6 +106,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
         raise CalibrationError("--stats-out writes what was gathered from data; give --data")
+    _say_what_does_not_fit(model, recovers=modes.recover.writes or modes.allocate == "measured")
     clock = Clock()
     with clock.stage("analysis"):
         wish = None if options.classes is None else ClassWish.of(options.classes)
@@ -150,6 +152,7 @@ def apply_plan(model: onnx.ModelProto | str | Path, plan: PruningPlan, asked: Ap
 
 def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: ApplyOptions) -> PruneResult:
     """Replay a plan, as :func:`apply_plan`, with all options in one object."""
+    _say_what_does_not_fit(model, recovers=options.data is not None)
     clock = Clock()
     with clock.stage("analysis"):
         analysis = analyze_kept(
@@ -191,6 +194,12 @@ def data_of(
     rest, held = set_aside(source, options.seed)
     unseen = UnseenSamples(analysis.original, held or rest, options.engine, options.task, seen=held is None)
     return rest, unseen
+
+
+def _say_what_does_not_fit(model: onnx.ModelProto | str | Path, *, recovers: bool) -> None:
+    shortage = Need(bytes_of_model(model), recovers).shortage()
+    if shortage:
+        log.warning("%s", shortage)
 
 
 def nothing_reason(analysis: Analysis) -> str:
