@@ -30,7 +30,7 @@ from onnxcop.runtime.states import LiveTensors
 
 _ROWS_PER_FEATURE = 40
 _MOST_ROWS = 40_000
-_PER_SAMPLE = 64  # positions of a map that are drawn where they suffice: neighbours say much the same
+_PER_SAMPLE = 24  # positions of a map that are drawn where they suffice: neighbours say much the same
 _LARGEST = 4096  # features; a wider layer is left as it is
 
 Fit = tuple[FloatArray, FloatArray | None]

@@ -91,3 +91,9 @@ def test_moments_are_matched_as_on_the_rows() -> None:
     assert 0.5 < scale.min() < scale.max()
     np.testing.assert_allclose(weights, subject.weights * scale[:, None, :], rtol=1e-9)
     np.testing.assert_allclose(bias, wanted.mean(axis=0) - scale * (made - subject.bias).mean(axis=0), rtol=1e-9)
+
+
+def test_regularization_grows_from_step_to_step() -> None:
+    """The search ends where more of it is worse."""
+    assert RIDGES[0] > 0
+    assert list(RIDGES) == sorted(set(RIDGES))
