@@ -13,6 +13,7 @@ import numpy as np
 from onnxcop._base.types import Array, BoolArray, FloatArray
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_STEADY = 1e-10  # variance over squared mean, up to which an output is a constant and the rest is rounding
 
 
 @dataclass
@@ -74,7 +75,7 @@ class RowSums:
         mean_a, mean_r = self.inputs / self.count, self.missing / self.count
         gram = self.gram / self.count - mean_a[:, :, None] * mean_a[:, None, :]
         cross = self.cross / self.count - mean_a[:, :, None] * mean_r[:, None, :]
-        return gram, cross, np.maximum(self.squares / self.count - mean_r**2, 0.0)
+        return gram, cross, self.squares / self.count - mean_r**2
 
     def error(self, change: FloatArray, shift: FloatArray, counted: BoolArray) -> float:
         """Σ(r - a·change - shift)² over rows and the outputs that are counted.
@@ -151,12 +152,12 @@ def matched_moments(layer: Layer, bias: FloatArray, fit: RowSums) -> tuple[Float
     """
     weights = layer.weights
     gram, cross, missing = fit.centred()
-    own = np.maximum(np.einsum("gfo,gfo->go", gram @ weights, weights), 0.0)
-    wanted = np.sqrt(np.maximum(own + 2 * np.einsum("gfo,gfo->go", cross, weights) + missing, 0.0))
-    deviation = np.sqrt(own)
-    scale = np.where(deviation > 1e-9, wanted / np.maximum(deviation, 1e-9), 1.0)
-    scale = np.clip(scale, 0.5, 2.0)
+    own = np.einsum("gfo,gfo->go", gram @ weights, weights)
     product = np.einsum("gf,gfo->go", fit.inputs / fit.count, weights)
+    varies = own > _STEADY * product**2
+    wanted = np.maximum(own + 2 * np.einsum("gfo,gfo->go", cross, weights) + missing, 0.0)
+    scale = np.sqrt(np.divide(wanted, own, out=np.ones_like(own), where=varies))
+    scale = np.clip(scale, 0.5, 2.0)
     return weights * scale[:, None, :], product + bias + fit.missing / fit.count - scale * product
 
 

@@ -97,3 +97,50 @@ def test_regularization_grows_from_step_to_step() -> None:
     """The search ends where more of it is worse."""
     assert RIDGES[0] > 0
     assert list(RIDGES) == sorted(set(RIDGES))
+
+
+def test_inputs_that_are_zero_leave_the_mean_to_the_bias() -> None:
+    inputs, missing = drawn(40, 0)
+    held = drawn(20, 5)
+    found = solve(layer(), sums(0 * inputs, missing), sums(0 * held[0], held[1]))
+    assert found is not None
+    assert not found[0].any()
+    np.testing.assert_allclose(found[1], missing.mean(axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_outputs_that_do_not_vary_keep_their_weights(single: bool) -> None:
+    """The variance that sums leave of a constant is rounding, of either sign."""
+    subject, (inputs, missing) = layer(), drawn(60, 0)
+    assert subject.bias is not None
+    steady = np.broadcast_to(inputs[:1] * 1.1, inputs.shape)
+    weights, bias = matched_moments(subject, subject.bias, sums(steady, missing, single=single))
+    np.testing.assert_array_equal(weights, subject.weights)
+    np.testing.assert_allclose(bias, subject.bias + missing.mean(axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("more", "factor"), [(-1.0, 0.5), (9.0, 2.0), (0.2, 1.2)])
+def test_outputs_are_scaled_from_half_to_double(more: float, factor: float) -> None:
+    subject, (inputs, _) = layer(), drawn(60, 0)
+    assert subject.bias is not None
+    made = (inputs.transpose(1, 0, 2) @ subject.weights).transpose(1, 0, 2)
+    weights, _ = matched_moments(subject, subject.bias, sums(inputs, more * (made - made.mean(axis=0))))
+    np.testing.assert_allclose(weights, factor * subject.weights, rtol=1e-9)
+
+
+def test_one_group_is_solved_as_one_of_several() -> None:
+    """Several groups share one λ; of two that are the same it is that of each."""
+    subject, rows, held = layer(), drawn(80, 0), drawn(30, 5)
+    assert subject.bias is not None
+    found = []
+    for groups in ([0], [0, 0]):
+        part = Layer(subject.weights[groups], subject.bias[groups], subject.features, subject.outputs[groups])
+        fit, hold = (RowSums.empty(len(groups), FEATURES, OUTPUTS) for _ in range(2))
+        for total, (inputs, missing) in ((fit, rows), (hold, held)):
+            total.add(inputs[:, groups], missing[:, groups], single=False)
+        solution = solve(part, fit, hold)
+        assert solution is not None
+        found.append(solution)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one[0], two[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(two[1], two[0], rtol=1e-9, atol=1e-12)
