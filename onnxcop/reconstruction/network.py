@@ -53,6 +53,11 @@ class MaskedNetwork:
         model.CopyFrom(analysis.model)
         return cls(analysis, model, np.ones(len(analysis.structure.unit_class), dtype=np.bool_))
 
+    @classmethod
+    def sharing(cls, analysis: Analysis) -> MaskedNetwork:
+        """The analysed model itself, which nobody may change: for what is only run and read."""
+        return cls(analysis, analysis.model, np.ones(len(analysis.structure.unit_class), dtype=np.bool_))
+
     def __post_init__(self) -> None:
         coupling = self.analysis.structure.coupling
         self.scopes = scopes = Scopes.of(self.model)

@@ -122,7 +122,7 @@ class Recovery:
     way: list[Waypoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.original = MaskedNetwork.of(self.analysis)
+        self.original = MaskedNetwork.sharing(self.analysis)
         self.working = MaskedNetwork.of(self.analysis)
         self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
         outputs = PartialExecutor(self.original.partition, self.probe_feeds, self.options).finish()
@@ -170,7 +170,7 @@ class Recovery:
         )
 
     def _calibrate(self, data: CalibrationData, what: str) -> PatchStatistics:
-        unmasked, patches = unfolded(self.working.model, self.working.layers, self.working.partition.shapes)
+        unmasked, patches = unfolded(self.working.partition.light(), self.working.layers, self.working.partition.shapes)
         model = self.working.masked(unmasked)
         outer = [layer for layer in self.working.layers if layer.node < self.working.partition.count]
         factors = [layer for product in products(self.working) for layer in product.watched]

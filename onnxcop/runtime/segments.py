@@ -15,6 +15,7 @@ import onnx
 
 from onnxcop._base.types import Array, Feed
 from onnxcop.graph.edit import copied, replace_all
+from onnxcop.graph.io import WeightFile, weight_bytes
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.runtime.session import EngineOptions, Session
@@ -22,6 +23,7 @@ from onnxcop.runtime.states import LiveTensors
 
 _KEPT = 1 << 30  # bytes in files
 _EACH = 8  # one cut takes at most this part of what is left of them: late cuts are narrow, and save the most
+LARGEST_COPIED = 256 * 2**20  # bytes of weights; pieces of a larger model map them from a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class GraphPartition:
         self.shapes = shapes
         graph = model.graph
         self.count = len(graph.node)
+        self._weights = WeightFile() if weight_bytes(model) > LARGEST_COPIED else None
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.stored |= _inner_tensors(graph)
         self.constants = set(constants) | set(self.stored)
@@ -108,10 +111,10 @@ class GraphPartition:
         replacements = self.replaced(chosen)
         for index in chosen:
             graph.node.extend(replacements[index].nodes if index in replacements else [self.model.graph.node[index]])
-        graph.initializer.extend(_tensors(replacements))
+        graph.initializer.extend(self._held(tensor) for tensor in _tensors(replacements))
         made = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
         needed = {name for node in graph.node for name in (*node.input, *captured(node)) if name}
-        graph.initializer.extend(self.stored[name] for name in sorted(needed) if name in self.stored)
+        graph.initializer.extend(self._held(self.stored[name]) for name in sorted(needed) if name in self.stored)
         for name in sorted(needed - made - self.stored.keys()):
             graph.input.append(self._value_info(name, None if sizes is None else sizes.get(name)))
         for name in outputs:
@@ -140,6 +143,14 @@ class GraphPartition:
                 value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 result.graph.input.append(value)
         return result
+
+    def _held(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """A tensor as pieces hold it: where there is much, in a file that all of them share."""
+        return tensor if self._weights is None else self._weights.detach(tensor)
+
+    def light(self) -> onnx.ModelProto:
+        """The model as it stands: where its weights are many, a copy that has them in the file of the pieces."""
+        return self.model if self._weights is None else self._weights.light(self.model)
 
     def _constant_makers(self, wanted: set[str], start: int) -> set[int]:
         """Nodes before `start` that compute constants a piece needs."""

@@ -368,3 +368,27 @@ def test_sessions_that_come_and_go_share_their_memory() -> None:
                 assert session.run(feed)["y"] == 2_000_000
         faults[passing] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert faults[True] < faults[False] / 4
+
+
+def test_pieces_of_large_models_map_their_weights(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load(models_dir / "digits_resnet.onnx")
+    feeds = [{"input": np.load(models_dir / "digits_test.npz")["input"][:4]}]
+    monkeypatch.setattr("onnxcop.runtime.segments.LARGEST_COPIED", 1000)
+    working = MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
+    partition, before = working.partition, working.model.SerializeToString()
+    for cut in (0, 5, partition.count // 2):
+        executor = PartialExecutor(partition, feeds, CPU)
+        executor.advance(cut)
+        check_equal(executor.finish(), whole(model, feeds))
+    piece = partition.piece(0, partition.count, partition.outputs)
+    light = partition.light()
+    assert piece is not None
+    for found in (piece, light):
+        assert found.ByteSize() < len(before) / 4
+        check_equal(whole(found, feeds), whole(model, feeds))
+    name = next(layer for layer in working.layers if working.is_open(layer)).kernel
+    weight = working.nodes[working.layers[0].node].input[name.input]
+    working.write(weight, 2 * working.read(weight))
+    changed = PartialExecutor(partition, feeds, CPU).finish()
+    check_equal(changed, whole(working.model, feeds))
+    assert not np.allclose(changed[0]["logits"], whole(model, feeds)[0]["logits"])
