@@ -102,6 +102,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     """
     check_distillation(options)
     options, table = for_device(options)
+    options = _that_fits(model, options)
     modes, budget = Modes.of(options), options.budget()
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
@@ -194,6 +195,21 @@ def data_of(
     rest, held = set_aside(source, options.seed)
     unseen = UnseenSamples(analysis.original, held or rest, options.engine, options.task, seen=held is None)
     return rest, unseen
+
+
+def _that_fits(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneOptions:
+    """The same without recovery where nobody asked for it, it had made-up inputs alone, and memory is too short."""
+    asked = options.recover != "auto" or options.data is not None or options.stats is not None
+    if asked or options.criterion == "auto" or options.allocate == "measured":
+        return options
+    need = Need(bytes_of_model(model), recovers=True)
+    if not need.shortage():
+        return options
+    log.warning(
+        "weights are not compensated: on made-up inputs that needs about %.1f GB of memory, more than is available; "
+        "give --recover full to try, better with --data", need.bytes / 1e9,
+    )  # fmt: skip
+    return replace(options, recover="none")
 
 
 def _say_what_does_not_fit(model: onnx.ModelProto | str | Path, *, recovers: bool) -> None:

@@ -106,3 +106,18 @@ def test_a_run_that_will_not_fit_says_so_before_it_starts(
     lines = [record.getMessage() for record in caplog.records if "of memory" in record.getMessage()]
     assert len(lines) == (free < GB)
     assert all("only 0.1 GB are available" in line for line in lines)
+
+
+def test_recovery_that_nobody_asked_for_is_left_out_where_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpu = EngineOptions(provider="cpu", threads=1)
+    monkeypatch.setattr(memory, "available_memory", lambda: GB)
+    with caplog.at_level(logging.WARNING, "onnxcop"):
+        found = onnxcop.prune(chain(), macs=0.8, criterion="l2", options=cpu)
+    assert found.plan.settings["recover"] == "none"
+    assert sum("weights are not compensated" in record.getMessage() for record in caplog.records) == 1
+    asked = onnxcop.prune(chain(), macs=0.8, criterion="l2", recover="merge", options=cpu)
+    assert asked.plan.settings["recover"] == "merge"
+    monkeypatch.setattr(memory, "available_memory", lambda: 100 * GB)
+    assert onnxcop.prune(chain(), macs=0.8, criterion="l2", options=cpu).plan.settings["recover"] == "full"
