@@ -35,6 +35,8 @@ Names in `.legacy` and `.dynamo` are one network from PyTorch's TorchScript and 
 - **seconds**: analysis, choice, rewriting and proof, on a shared machine of two cores.
 
 The table says that graphs are cut correctly, not how accurate they remain: nothing is calibrated or recovered here.
+Accuracy was measured on models with real weights: a [sentence encoder](transformers.md#measured-on-a-sentence-encoder),
+[readers of text, speech and music](report.md#what-the-figures-mean), and [image classifiers](comparison.md).
 """
 
 

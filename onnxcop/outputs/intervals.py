@@ -11,6 +11,7 @@ from onnxcop._base.types import FloatArray
 
 _LEVEL = 0.975  # quantile on either side of a 95 % interval
 _EVEN = 1e-6  # skewness of a mean that changes no interval
+_MOST_SKEWED = 0.35  # beyond, the transformation widens intervals by more than they gain in truth
 _NORMAL = 1.959963984540054  # the normal distribution's
 
 
@@ -73,6 +74,7 @@ def _ends(value: float, without_one: FloatArray) -> tuple[float, float]:
     influence = without_one.mean() - without_one
     spread = float(np.sqrt((influence**2).mean()))
     skewness = 0.0 if spread == 0 else float((influence**3).mean()) / spread**3 / math.sqrt(count)
+    skewness = min(max(skewness, -_MOST_SKEWED), _MOST_SKEWED)
     if abs(skewness) < _EVEN:
         return value - reach * error, value + reach * error
     moved = (3 / skewness * float(np.cbrt(1 + skewness * (end - skewness / 6)) - 1) for end in (reach, -reach))

@@ -24,9 +24,9 @@ def of_mean_of(values: FloatArray) -> Estimate:
 
 
 @pytest.mark.parametrize("count", [17, 64, 256])
-@pytest.mark.parametrize("skew", [1.0, 2.0])
+@pytest.mark.parametrize("skew", [1.0, 1.5])
 def test_a_mean_of_skewed_distances(count: int, skew: float) -> None:
-    """With a skew of 2, one sample in a hundred makes half of the mean."""
+    """With a skew of 1.5, a tenth of the samples makes most of the mean."""
     share = covered(lambda rng: of_mean_of(rng.lognormal(0, skew, count)), np.exp(skew**2 / 2))
     assert 0.9 < share <= 1
 
