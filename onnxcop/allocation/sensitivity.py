@@ -189,13 +189,13 @@ def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
     ridges = {}
     for layer in working.layers:
         fit, held = samples.fit.moments(layer), samples.held.moments(layer)
-        if fit is None or held is None or not working.is_open(layer):
+        if fit is None or held is None or layer.groups > 1 or not working.is_open(layer):
             continue
         alive = alive_channels(working, layer)
         trial = np.flatnonzero(alive & (layer.units >= 0))
         if len(trial) < 2 or fit.count < 2:
             continue
-        weights = working.weights(layer)
+        (weights,) = working.weights(layer)
         solver = LayerObs.of(layer, weights, fit, 1e-2, alive)
         gone = np.sort(trial[np.argsort(solver.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
         keep = np.setdiff1d(np.flatnonzero(alive), gone)
@@ -224,7 +224,7 @@ def solvers_for(
         if moments is not None:
             channels = np.flatnonzero(np.isin(layer.units, group.units))
             found.append(LayerObs.of(
-                layer, working.weights(layer), moments, ridges[layer.node], alive_channels(working, layer),
+                layer, working.weights(layer)[0], moments, ridges[layer.node], alive_channels(working, layer),
                 importance=importance.get(layer.node), channels=channels, inverses=inverses,
             ))  # fmt: skip
     return found
@@ -239,10 +239,10 @@ def _variant(
              for name in changed_names(working, solvers)}  # fmt: skip
     try:
         for solver, flat in zip(solvers, weights, strict=True):
-            old = working.weights(solver.layer)
-            new = as_weights(flat, old)
+            (old,) = working.weights(solver.layer)
             lost = as_features(old, len(flat)) - flat
-            working.set_weights(solver.layer, new, mean_output(lost, solver.moments.mean, old.shape[1]))
+            change = mean_output(lost, solver.moments.mean, old.shape[1])
+            working.set_weights(solver.layer, as_weights(flat, old)[None], change)
         with working.without(np.asarray(gone, dtype=np.int64)):
             return samples.reference.compare(executor.finish()).value - base
     finally:
@@ -254,8 +254,7 @@ def changed_names(working: MaskedNetwork, solvers: Sequence[LayerObs]) -> set[st
     """Stored tensors that a variant changes."""
     names = set()
     for layer in [s.layer for s in solvers]:
-        names.add(working.nodes[layer.node].input[layer.kernel.input])
-        bias = working.bias_name(layer.node, layer.kernel.kind, layer.kernel.bias)
-        if bias is not None:
-            names.add(bias)
+        own = working.stored_layer(layer.node, layer.kernel)
+        assert own is not None
+        names |= {own.weight, own.bias or own.weight}
     return names

@@ -24,6 +24,7 @@ from onnxcop.graph.passes.add_biases import AddedBiases
 from onnxcop.graph.passes.fold_weights import fold_weights
 from onnxcop.graph.passes.inline_branches import inline_settled
 from onnxcop.graph.passes.lift_constants import lift_constants
+from onnxcop.graph.passes.split_activations import SplitActivations
 from onnxcop.graph.passes.unlist_initializers import unlist_initializers
 from onnxcop.graph.passes.unshare_vectors import UnsharedVectors
 from onnxcop.graph.shapes import Shape
@@ -50,6 +51,7 @@ class Analysis:
         source: Where the model came from, for messages.
         vectors: The pass that gave each use of a shared vector a copy.
         biases: The pass that gave layers biases.
+        activations: The pass that took fused layers apart.
         images: What the model or its folder says about its images.
         unlisted: How many stored tensors were inputs of the original as well, and are none in `model`.
         kept: The classes that the original has left, where it was cut down to some of them.
@@ -64,6 +66,7 @@ class Analysis:
     source: str
     vectors: UnsharedVectors
     biases: AddedBiases
+    activations: SplitActivations
     images: Declared | None = None
     unlisted: int = 0
     kept: KeptClasses | None = None
@@ -72,6 +75,7 @@ class Analysis:
         """Undo in a pruned model, in place, what was done to `model` for the time of pruning."""
         self.biases.undo(model)
         self.vectors.undo(model)
+        self.activations.undo(model)
 
     @cached_property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
@@ -118,6 +122,7 @@ def analyze(
     _fold(working, options)
     if biases:
         lift_constants(working)
+    activations = SplitActivations.forward(working) if biases else SplitActivations()
     vectors = UnsharedVectors.forward(working)
     added = AddedBiases.forward(working) if biases else AddedBiases()
     images = read_declared(original, None if isinstance(model, onnx.ModelProto) else Path(model))
@@ -129,8 +134,8 @@ def analyze(
     structure = groups.build(working, coupling)
     return Analysis(
         original=original, model=working, sha256=models.sha256(original), input_shapes=settled, structure=structure,
-        cost=cost.build(working, structure), source=source, vectors=vectors, biases=added, images=images,
-        unlisted=unlisted,
+        cost=cost.build(working, structure), source=source, vectors=vectors, biases=added,
+        activations=activations, images=images, unlisted=unlisted,
     )  # fmt: skip
 
 

@@ -1,8 +1,7 @@
 """Layers as criteria and recovery see them: a consumer's weights, channel by channel.
 
-Whatever the operator (convolution of any rank, grouped or transposed, Gemm either way round, MatMul,
-a recurrent layer's input), a layer is a data tensor with a channel axis and a weight array
-[channels, outputs, taps]. Positions of a flattened map count as taps of their channel.
+Whatever the operator (see :mod:`onnxcop.graph.linear`), a layer is a data tensor with a channel axis and weights
+[groups, channels, outputs, taps]. Positions of a flattened map count as taps of their channel.
 """
 
 from __future__ import annotations
@@ -15,9 +14,13 @@ import onnx
 
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.coupling.groups import Structure
-from onnxcop.coupling.ops.facts import Contraction, Kernel
+from onnxcop.coupling.ops.facts import Contraction
 from onnxcop.graph.constants import Weights
+from onnxcop.graph.linear import Kernel
 from onnxcop.graph.subgraphs import Scopes
+
+UNREAD = Kernel(0, 0, 0, kind="other")
+"""In the place of weights, where channels are only watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +32,45 @@ class Layer:
         kernel: Where its weights lie.
         tensor: Name of the data tensor it reads.
         axis: The channel axis of that tensor.
+        units: int64 [groups × channels], the unit of every channel, -1 where it may not be removed.
         outer: How many blocks of all channels follow one another on the axis (a map flattened with
             channels last).
         inner: How many neighbouring positions belong to one channel (a map flattened with channels first).
-        groups: Convolution groups; channels of different groups do not meet in a sum.
-        units: int64 [groups × channels], the unit of every channel, -1 where it may not be removed.
     """
 
     node: int
     kernel: Kernel
     tensor: str
     axis: int
-    outer: int
-    inner: int
-    groups: int
     units: IntArray
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def groups(self) -> int:
+        """Convolution groups; channels of different groups do not meet in a sum."""
+        return self.kernel.groups
 
     @property
     def channels(self) -> int:
         """Number of channels over all groups."""
         return len(self.units)
+
+    def read(self, stored: Array) -> FloatArray:
+        """Weights float64 [groups, channels, outputs, taps], positions of a channel among the taps."""
+        weights = self.kernel.read(stored)
+        if self.outer * self.inner == 1:
+            return weights
+        outputs, taps = weights.shape[2:]
+        blocks = weights.reshape(self.outer, self.channels, self.inner, outputs, taps)
+        return blocks.transpose(1, 3, 0, 2, 4).reshape(1, self.channels, outputs, -1)
+
+    def write(self, weights: FloatArray, stored: Sequence[int]) -> FloatArray:
+        """Inverse of :meth:`read`, in the shape that the weights are stored in."""
+        if self.outer * self.inner > 1:
+            blocks = weights.reshape(self.channels, weights.shape[2], self.outer, self.inner, -1)
+            weights = blocks.transpose(2, 0, 3, 1, 4)
+        return self.kernel.write(weights.reshape(self.kernel.shape(stored)), stored)
 
 
 def layers_of(model: onnx.ModelProto, structure: Structure) -> list[Layer]:
@@ -71,10 +93,7 @@ def _layer(nodes: Sequence[onnx.NodeProto], structure: Structure, contraction: C
     classes = structure.coupling.classes.of[data.atoms]
     if not (structure.class_unit[classes] >= 0).any():
         return None
-    outer, inner = 1, 1
-    groups = kernel.groups
-    if groups == 1:
-        outer, inner = _blocks(classes)
+    outer, inner = _blocks(classes) if kernel.groups == 1 else (1, 1)
     width = len(classes) // (outer * inner)
     first = classes.reshape(outer, width, inner)[0, :, 0]
     tensor = nodes[contraction.node].input[data.input]
@@ -83,10 +102,9 @@ def _layer(nodes: Sequence[onnx.NodeProto], structure: Structure, contraction: C
         kernel=kernel,
         tensor=tensor,
         axis=data.axis,
+        units=structure.class_unit[first],
         outer=outer,
         inner=inner,
-        groups=groups,
-        units=structure.class_unit[first],
     )
 
 
@@ -105,26 +123,15 @@ def _blocks(classes: IntArray) -> tuple[int, int]:
     return 1, 1
 
 
-def weight_array(values: Array, layer: Layer) -> FloatArray:
+def layer_weights(weights: Weights, layer: Layer) -> FloatArray | None:
     """Outgoing weights of every channel, float64 [channels / groups, outputs, taps].
 
     For a grouped layer row j holds stripe j of all groups: channels that are removed together.
     """
-    kernel = layer.kernel
-    moved = np.moveaxis(values.astype(np.float64), (kernel.in_axis, kernel.out_axis), (0, 1))
-    if kernel.groups > 1 and kernel.kind == "deconv":
-        split = moved.reshape(kernel.groups, -1, moved.shape[1], int(np.prod(moved.shape[2:], dtype=int)))
-        return np.concatenate(list(split), axis=1)
-    flat = moved.reshape(moved.shape[0], moved.shape[1], -1)
-    if layer.outer * layer.inner == 1:
-        return flat
-    width = layer.channels
-    blocks = flat.reshape(layer.outer, width, layer.inner, flat.shape[1], flat.shape[2])
-    return blocks.transpose(1, 3, 0, 2, 4).reshape(width, flat.shape[1], -1)
-
-
-def layer_weights(weights: Weights, layer: Layer) -> FloatArray | None:
-    """Read a layer's weights in normal form (see :func:`weight_array`)."""
     node = weights.nodes[layer.node]
     values = weights.read(node.input[layer.kernel.input])
-    return None if values is None else weight_array(values, layer)
+    if values is None:
+        return None
+    normal = layer.read(values)
+    groups, width, outputs, taps = normal.shape
+    return normal.swapaxes(0, 1).reshape(width, groups * outputs, taps)

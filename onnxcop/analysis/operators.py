@@ -18,13 +18,12 @@ from onnx import helper, numpy_helper
 from onnxcop._base.types import Array, IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.graph.edit import copied
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.runtime.kernel_times import MARK
 
 _VIEWS = frozenset(
     "Reshape Squeeze Unsqueeze Flatten Identity Shape Size Constant Dropout Expand Slice If Loop Scan".split()
 )
-_FUSED = frozenset("Relu Clip Sigmoid HardSigmoid LeakyRelu Tanh".split())
-_LAYERS = frozenset(("Conv", "ConvTranspose"))
 _LARGEST_VALUE = 64  # elements of a constant that is written down as it is
 
 Dims = tuple[int, ...]
@@ -104,7 +103,7 @@ class Operator:
     @property
     def blocked(self) -> bool:
         """Whether it computes channels in blocks."""
-        return self.node.op_type in _LAYERS
+        return bool(traits(self.node) & Trait.SLIDES)
 
     def small_model(self, kept: IntArray, number: int = 0) -> onnx.GraphProto:
         """The operator alone at given widths; its names start with a mark and a number."""
@@ -195,8 +194,8 @@ class _Writer:
         for attribute in node.attribute:
             if attribute.name == "group" and attribute.i > 1:
                 channels, weights = (operand.shape(self.kept) for operand in self.operator.operands[:2])
-                per = weights[0] if node.op_type == "ConvTranspose" else weights[1]
-                attribute.i = channels[1] if node.op_type == "ConvTranspose" else max(1, channels[1] // per)
+                spreads = traits(node) & Trait.SPREADS
+                attribute.i = channels[1] if spreads else max(1, channels[1] // weights[1])
 
 
 def operators_of(analysis: Analysis) -> list[Operator]:
@@ -215,9 +214,9 @@ def operators_of(analysis: Analysis) -> list[Operator]:
         if any(name and shapes[name].value is not None for name in node.output):
             continue  # a size, which is computed in no time
         after = None
-        if node.op_type in _LAYERS and node.output[0] not in given:
+        if traits(node) & Trait.SLIDES and node.output[0] not in given:
             following = readers.get(node.output[0], [])
-            if len(following) == 1 and following[0].op_type in _FUSED:
+            if len(following) == 1 and traits(following[0]) & Trait.ACTIVATES:
                 after = following[0]
                 done.add(after.output[0])
         operator = _operator(analysis, node, after, opset)
@@ -230,7 +229,7 @@ def _operator(
     analysis: Analysis, node: onnx.NodeProto, fused: onnx.NodeProto | None, opset: tuple[tuple[str, int], ...]
 ) -> Operator | None:
     # A bias is added in no time, and layers get one for the time of recovery.
-    names = node.input[:2] if node.op_type in _LAYERS else node.input
+    names = node.input[:2] if traits(node) & Trait.SLIDES and len(node.input) == 3 else node.input
     operands = [_operand(analysis, name) for name in names]
     outputs = [_operand(analysis, name) for name in node.output if name]
     others = [] if fused is None else [_operand(analysis, name) for name in fused.input[1:]]

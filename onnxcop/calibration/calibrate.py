@@ -36,6 +36,7 @@ from onnxcop.calibration.statistics import CalibrationStats, Moments
 from onnxcop.calibration.taps import Tap, taps_of
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
+from onnxcop.graph.linear import kernel_of
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.runtime import input_shapes as probe
@@ -202,13 +203,11 @@ def _macs(model: onnx.ModelProto, shapes: ShapeMap) -> float:
         data, weights, result = (shapes[name].shape for name in (*node.input[:2], node.output[0]))
         if data is None or weights is None or result is None or len(weights) < 2:
             continue
-        if node.op_type in ("Conv", "FusedConv"):
-            total += math.prod(result) * math.prod(weights[1:])
-        elif node.op_type == "ConvTranspose":
-            total += math.prod(data) * math.prod(weights[1:])
+        kernel = kernel_of(node, rank=len(weights))
+        if kernel is None or kernel.kind == "matmul":
+            total += math.prod(result) * weights[-2 if kernel is None else kernel.in_axis]
         else:
-            transposed = any(a.name == "transB" and a.i for a in node.attribute)
-            total += math.prod(result) * weights[-1 if transposed else -2]
+            total += math.prod(data if kernel.kind == "deconv" else result) * math.prod(weights[1:])
     return total
 
 

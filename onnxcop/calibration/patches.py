@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.statistics import CalibrationStats, Moments, tap_key
 from onnxcop.graph.edit import copied
+from onnxcop.graph.linear import kernel_of
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import initializers_are_inputs
 
@@ -146,6 +147,7 @@ def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int]
 
 
 def _unfolds(layer: Layer, node: onnx.NodeProto) -> bool:
-    """Whether a layer is a plain convolution of a map's channels."""
-    plain = node.op_type == "Conv" and node.domain in ("", "ai.onnx") and layer.kernel.kind == "conv"
-    return plain and layer.groups == 1 and layer.outer * layer.inner == 1 and layer.axis == 1
+    """Whether a layer is a convolution of a map's channels, all of them together."""
+    kernel = kernel_of(node)
+    plain = kernel is not None and kernel == layer.kernel and kernel.kind == "conv" and kernel.groups == 1
+    return plain and layer.outer * layer.inner == 1 and layer.axis == 1

@@ -110,7 +110,7 @@ def _shuffles(model: onnx.ModelProto, shapes: ShapeMap) -> Iterator[Shuffle]:
 
 def _only_mover(graph: onnx.GraphProto, readers: dict[str, list[int]], name: str) -> int | None:
     """The node that moves a tensor's elements on, if no other reads them (but for their number)."""
-    moving = [i for i in readers[name] if i == _OUTSIDE or graph.node[i].op_type not in ("Shape", "Size")]
+    moving = [i for i in readers[name] if i == _OUTSIDE or not traits(graph.node[i]) & Trait.SIZES]
     if len(moving) != 1 or moving[0] == _OUTSIDE:
         return None
     node = graph.node[moving[0]]

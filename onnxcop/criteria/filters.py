@@ -25,11 +25,7 @@ def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray
         values = context.weights.read(name)
         if values is None:
             continue
-        filters = np.moveaxis(values.astype(np.float64), kernel.out_axis, 0)
-        filters = filters.reshape(values.shape[kernel.out_axis], -1)
-        if len(units) != len(filters):  # one group's outputs of a transposed convolution
-            filters = np.tile(filters, (len(units) // len(filters), 1))
-        found.append((units, filters))
+        found.append((units, kernel.read(values).swapaxes(1, 2).reshape(len(units), -1)))
     return found
 
 

@@ -23,9 +23,8 @@ from onnxcop.gradient.rules import DEFAULT_GRADIENTS, STEPS, GradientRule, Gradi
 from onnxcop.gradient.rules.broadcast import unbroadcast
 from onnxcop.graph.edit import copied, replace_all
 from onnxcop.graph.subgraphs import captured, graphs_of
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.runtime.session import EngineOptions
-
-_SHAPES = {"Shape", "Size"}  # they read no values
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ class _Walk:
         """Tensors whose values depend on the wanted ones."""
         active = set(wanted)
         for node in self.nodes:
-            reads = () if node.op_type in _SHAPES else (*node.input, *captured(node))
+            reads = () if traits(node) & Trait.SIZES else (*node.input, *captured(node))
             if not active.isdisjoint(reads):
                 active.update(name for name in node.output if name)
         return active

@@ -29,6 +29,7 @@ from onnxcop.graph.tensor_info import (
     foldable,
     from_type,
 )
+from onnxcop.graph.traits import Trait, traits
 
 __all__ = [
     "LARGEST_FOLDED", "Array", "Shape", "ShapeMap", "TensorInfo", "evaluate", "has_dynamic_dims", "infer",
@@ -38,7 +39,9 @@ __all__ = [
 # They move elements of their first input (Concat: of all).
 _PICKING = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
             "Transpose", "Unsqueeze"}  # fmt: skip
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+RANDOM = frozenset(
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
 
 
 @dataclass(slots=True)
@@ -148,14 +151,14 @@ class _Walker:
         if node.domain not in ("", "ai.onnx") or any(a.type == a.GRAPH for a in node.attribute):
             return False
         inputs = [self.map[name] if name else None for name in node.input]
-        if node.op_type in ("Shape", "Size"):
+        if traits(node) & Trait.SIZES:
             source = inputs[0]
             if source is None or source.shape is None:
                 return False
             result = shape_value(node, source.shape)
             self._store(node, [result], [np.ones(result.shape, np.bool_)])
             return True
-        if not inputs or node.op_type in _RANDOM:
+        if not inputs or node.op_type in RANDOM:
             return False
         if any(info is not None and info.value is None for info in inputs):
             return False
@@ -171,7 +174,7 @@ class _Walker:
         """Which elements of the results were computed from the size of a runtime tensor, if any were."""
         if not any(info is not None and info.sized for info in inputs):
             return None
-        data = inputs if node.op_type == "Concat" else inputs[:1]
+        data = inputs if traits(node) & Trait.JOINS else inputs[:1]
         if node.op_type in _PICKING and not any(info is not None and info.sized for info in inputs[len(data) :]):
             marks = [_marks(info) if place < len(data) else info.value if info else None
                      for place, info in enumerate(inputs)]  # fmt: skip

@@ -6,6 +6,7 @@ to know: whether an operator is a linear layer, or only moves elements. An opera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Flag, auto
 
 import onnx
@@ -21,6 +22,10 @@ class Trait(Flag):
     """A layer: sums the channels of its first input with weights, its second; a bias may follow."""
     BIASED = auto()
     """A linear layer that takes a bias as its third input."""
+    SLIDES = auto()
+    """A convolution, transposed or not: its weights slide over space, and channels are axis 1."""
+    SPREADS = auto()
+    """A transposed convolution: every place of the input adds to several of the output."""
     RECURRENT = auto()
     """A recurrent layer, whose weights are its second input and those after it."""
     PRODUCT = auto()
@@ -37,6 +42,16 @@ class Trait(Flag):
     """Sums or averages over space, with the same weights for every channel."""
     SUMS = auto()
     """Adds its inputs element by element, with sign."""
+    ADDS = auto()
+    """The same, without sign."""
+    MULTIPLIES = auto()
+    """Multiplies its inputs element by element."""
+    DIVIDES = auto()
+    """Divides its first input by its second, element by element."""
+    SIZES = auto()
+    """Asks for sizes of its input, not for its elements."""
+    ACTIVATES = auto()
+    """An activation that ONNX Runtime computes together with the convolution before it."""
     SQUASHES = auto()
     """Makes bounded numbers of scores, or leaves them as they are."""
 
@@ -44,14 +59,16 @@ class Trait(Flag):
 MOVES = Trait.KEEPS | Trait.PICKS | Trait.JOINS
 """No element is computed, only moved."""
 
-_LAYER, _WITH_BIAS = Trait.LINEAR | Trait.PRODUCT, Trait.LINEAR | Trait.PRODUCT | Trait.BIASED
+_LAYER = Trait.LINEAR | Trait.PRODUCT
+_WITH_BIAS = _LAYER | Trait.BIASED
+_CONV = _WITH_BIAS | Trait.SLIDES
 
 TRAITS: dict[tuple[str, str], Trait] = {
-    ("", "Conv"): _WITH_BIAS,
-    ("", "ConvTranspose"): _WITH_BIAS,
+    ("", "Conv"): _CONV,
+    ("", "ConvTranspose"): _CONV | Trait.SPREADS,
     ("", "Gemm"): _WITH_BIAS,
     ("", "MatMul"): _LAYER,
-    (MICROSOFT, "FusedConv"): _WITH_BIAS,
+    (MICROSOFT, "FusedConv"): _CONV,
     (MICROSOFT, "FusedGemm"): _WITH_BIAS,
     (MICROSOFT, "FusedMatMul"): _LAYER,
     ("", "Einsum"): Trait.PRODUCT,
@@ -82,14 +99,21 @@ TRAITS: dict[tuple[str, str], Trait] = {
     ("", "GlobalAveragePool"): Trait.AVERAGES,
     ("", "ReduceMean"): Trait.AVERAGES,
     ("", "ReduceSum"): Trait.AVERAGES,
-    ("", "Add"): Trait.SUMS,
+    ("", "Add"): Trait.SUMS | Trait.ADDS,
     ("", "Sub"): Trait.SUMS,
-    ("", "Sum"): Trait.SUMS,
-    ("", "HardSigmoid"): Trait.SQUASHES,
+    ("", "Sum"): Trait.SUMS | Trait.ADDS,
+    ("", "Div"): Trait.DIVIDES,
+    ("", "Mul"): Trait.MULTIPLIES,
+    ("", "Shape"): Trait.SIZES,
+    ("", "Size"): Trait.SIZES,
+    ("", "Clip"): Trait.ACTIVATES,
+    ("", "LeakyRelu"): Trait.ACTIVATES,
+    ("", "Relu"): Trait.ACTIVATES,
+    ("", "HardSigmoid"): Trait.ACTIVATES | Trait.SQUASHES,
     ("", "LogSoftmax"): Trait.SQUASHES,
-    ("", "Sigmoid"): Trait.SQUASHES,
+    ("", "Sigmoid"): Trait.ACTIVATES | Trait.SQUASHES,
     ("", "Softmax"): Trait.SQUASHES,
-    ("", "Tanh"): Trait.SQUASHES,
+    ("", "Tanh"): Trait.ACTIVATES | Trait.SQUASHES,
 }
 
 
@@ -97,3 +121,10 @@ def traits(node: onnx.NodeProto) -> Trait:
     """What is known of a node's operator."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     return TRAITS.get((domain, node.op_type), Trait.NONE)
+
+
+def scales(node: onnx.NodeProto, names: Sequence[str]) -> bool:
+    """Whether a node multiplies or divides one of its inputs, all that `names` hold, element by element."""
+    known = traits(node)
+    first = names[0] == node.input[0] if len(names) == 1 else None
+    return first is not None and bool(known & Trait.MULTIPLIES or (known & Trait.DIVIDES and first))

@@ -21,6 +21,7 @@ from onnxcop.errors import PlanMismatchError
 from onnxcop.graph import io as models
 from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.subgraphs import Scopes
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.rewrite.sizes import kept_positions
 
@@ -243,7 +244,7 @@ def _biases(model: onnx.ModelProto) -> dict[str, str]:
     return {
         node.input[1]: node.input[2]
         for node in Scopes.of(model).nodes
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2 and node.input[2]
+        if traits(node) & Trait.BIASED and len(node.input) > 2 and node.input[2]
     }
 
 

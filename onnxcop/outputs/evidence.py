@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import Array
-from onnxcop.graph.traits import MOVES, traits
+from onnxcop.graph.traits import MOVES, Trait, traits
 
 _ENDS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid", "HardSigmoid": "sigmoid"}
 _ROUNDS = frozenset(("Cast", "QuantizeLinear", "DequantizeLinear"))
@@ -32,7 +32,7 @@ def _activation(name: str, makers: Mapping[str, onnx.NodeProto], steps: int = _F
         return "softmax"
     if not traits(node) & MOVES and node.op_type not in _ROUNDS:
         return ""
-    sources = node.input if node.op_type == "Concat" else node.input[:1]
+    sources = node.input if traits(node) & Trait.JOINS else node.input[:1]
     found = {_activation(source, makers, steps - 1) for source in sources}
     return found.pop() if len(found) == 1 else ""
 

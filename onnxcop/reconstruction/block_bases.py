@@ -78,11 +78,8 @@ def basis_of(
 def _read_by(network: MaskedNetwork, site: Site, importance: Mapping[int, FloatArray]) -> FloatArray:
     """Σ W diag(m) Wᵀ of the weights that read a block."""
     layer = next(one for one in network.layers if one.node == site.layer)
-    values = np.moveaxis(network.read(site.tensor).astype(np.float64), site.axis, 0)
-    out = layer.kernel.out_axis - (layer.kernel.out_axis > site.axis)
-    rows = np.moveaxis(values, 1 + out, 1)[site.positions]
+    rows = layer.kernel.read(network.read(site.tensor))[0, site.positions]
     matter = importance.get(site.layer, np.ones(rows.shape[1]))
-    rows = rows.reshape(len(site.positions), rows.shape[1], -1)
     return np.asarray(np.einsum("iot,o,jot->ij", rows, matter, rows))
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import Array, FloatArray, IntArray
-from onnxcop.analysis.layers import Layer
+from onnxcop.analysis.layers import UNREAD, Layer
 from onnxcop.calibration.statistics import Moments
 from onnxcop.coupling.groups import DependencyGroup
-from onnxcop.coupling.ops.facts import Contraction, Kernel
+from onnxcop.coupling.ops.facts import Contraction
 from onnxcop.graph.shapes import evaluate
-from onnxcop.graph.traits import Trait, traits
+from onnxcop.graph.traits import Trait, scales, traits
 from onnxcop.reconstruction.network import MaskedNetwork
 
 _BEFORE_SOFTMAX = frozenset(("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity"))
@@ -108,16 +108,7 @@ def tap(working: MaskedNetwork, site: Site) -> Layer:
     atoms = working.analysis.structure.coupling.labels[site.tensor][site.axis]
     assert atoms is not None
     units = working.analysis.structure.units_on(atoms)
-    return Layer(
-        node=-1,
-        kernel=Kernel(0, 0, 0, kind="product"),
-        tensor=site.tensor,
-        axis=site.axis,
-        outer=1,
-        inner=1,
-        groups=1,
-        units=units,
-    )
+    return Layer(node=-1, kernel=UNREAD, tensor=site.tensor, axis=site.axis, units=units)
 
 
 @dataclass
@@ -148,7 +139,7 @@ class _Tracer:
         return self._blocks()
 
     def _visit(self, number: int, node: onnx.NodeProto) -> None:
-        if node.op_type == "Shape":
+        if traits(node) & Trait.SIZES:
             return
         if number >= self.working.partition.count or node.domain not in ("", "ai.onnx"):
             raise _Spoiled
@@ -231,7 +222,7 @@ class _Tracer:
         """A layer with stored weights: it makes the channels, or sums over them."""
         kernel = contraction.kernel
         assert kernel is not None
-        if kernel.groups != 1 or kernel.kind not in ("conv", "deconv", "matmul") or kernel.zero is not None:
+        if kernel.groups != 1 or not kernel.changeable:
             raise _Spoiled
         weight = node.input[kernel.input]
         summed = {operand.input: operand.axis for operand in contraction.operands}
@@ -294,7 +285,7 @@ class _Tracer:
             self._move(node, here)
         elif known & Trait.SUMS and len(here) == len(node.input):
             self._sum(node)
-        elif (node.op_type == "Mul" and len(here) == 1) or (node.op_type == "Div" and here == node.input[:1]):
+        elif scales(node, here):
             numbers = self.numbers.get(here[0])
             if numbers is None:
                 raise _Spoiled

@@ -1,4 +1,4 @@
-"""Any linear layer as rows of inputs and outputs: convolutions by their patches, matrices by their rows."""
+"""Linear layers that can be fitted, with what they sum over and make as rows: patches of a convolution, or rows."""
 
 from __future__ import annotations
 
@@ -9,204 +9,164 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcop._base.types import Array, FloatArray
+from onnxcop._base.types import Array, BoolArray, FloatArray
+from onnxcop.graph.linear import Kernel, StoredLayer, flipped
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.network import MaskedNetwork
 
+Rows = tuple[FloatArray, FloatArray]
+Fit = tuple[FloatArray, FloatArray | None]
 
-@dataclass(frozen=True)
-class LinearNode:
-    """A convolution or matrix product with weights and bias of its own.
+_SAME = (b"SAME_UPPER", b"SAME_LOWER")
+
+
+@dataclass(frozen=True, slots=True)
+class LinearLayer:
+    """A node of a network that can be fitted: a convolution or matrix product with weights of its own.
 
     Attributes:
-        kind: "conv" or "matmul".
-        data: Name of the tensor it reads.
-        output: Name of the tensor it makes, bias included.
-        stop: The node after the one that makes `output`.
-        weight: Name of its weights.
-        bias: Name of its bias, None where it has none.
-        groups: Convolution groups.
-        features: Inputs that one output sums over: channels of a group × taps.
-        transposed: For matrices, whether the outputs come first.
-        flipped: For matrices, whether the features of the data come first.
-        node: Its number.
-        scale: Factor of the product, the bias aside.
+        working: The network.
+        index: The node's number.
+        data: Name of the tensor that it reads.
+        own: Where its weights and bias are stored.
     """
 
-    kind: str
+    working: MaskedNetwork
+    index: int
     data: str
-    output: str
-    stop: int
-    weight: str
-    bias: str | None
-    groups: int
-    features: int
-    transposed: bool
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    node: int = 0
-    scale: float = 1.0
-    flipped: bool = False
+    own: StoredLayer
 
-    def read(self, working: MaskedNetwork) -> tuple[FloatArray, FloatArray | None]:
-        """Weights [groups, features, outputs of a group], 0 of what is gone, and bias [groups, outputs of a group]."""
-        values = working.read(self.weight).astype(np.float64)
-        if self.kind == "conv":
-            per_group = values.reshape(self.groups, values.shape[0] // self.groups, -1)
-            weights = per_group.transpose(0, 2, 1)
-        else:
-            weights = (values.T if self.transposed else values)[None]
-        bias = None
-        if self.bias is not None:
-            bias = np.broadcast_to(
-                working.read(self.bias).astype(np.float64).reshape(-1), (self.groups * weights.shape[2],)
-            ).reshape(self.groups, -1)
-        return np.ascontiguousarray(self.scale * weights * self.alive_features(working)[:, None]), bias
+    @property
+    def kernel(self) -> Kernel:
+        """How its weights are stored."""
+        return self.own.kernel
 
-    def write(self, working: MaskedNetwork, weights: FloatArray, bias: FloatArray | None) -> None:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In what shape."""
+        return tuple(self.working.partition.stored[self.own.weight].dims)
+
+    @property
+    def features(self) -> int:
+        """Inputs that one output sums over: channels of a group × taps."""
+        _, channels, _, taps = self.kernel.shape(self.shape)
+        return channels * taps
+
+    def read(self) -> Fit:
+        """Weights [groups, features, outputs], 0 of what is gone, and bias [groups, outputs]."""
+        working, own = self.working, self.own
+        weights = self.kernel.read(working.read(own.weight)).swapaxes(2, 3)
+        groups, outputs = len(weights), weights.shape[-1]
+        weights = weights.reshape(groups, self.features, outputs) * self.alive_features()[..., None]
+        if own.bias is None:
+            return np.ascontiguousarray(weights), None
+        bias = self.kernel.bias_scale * working.read(own.bias).astype(np.float64)
+        return np.ascontiguousarray(weights), bias.reshape(groups, outputs)
+
+    def write(self, weights: FloatArray, bias: FloatArray | None) -> None:
         """Inverse of :meth:`read`."""
-        shape = working.read(self.weight).shape
-        if self.kind == "conv":
-            values = weights.transpose(0, 2, 1).reshape(shape)
-        else:
-            values = weights[0].T if self.transposed else weights[0]
-        working.write(self.weight, values / self.scale)
-        if self.bias is not None and bias is not None:
-            working.write(self.bias, bias.reshape(working.read(self.bias).shape))
+        groups, channels, outputs, taps = self.kernel.shape(self.shape)
+        normal = weights.reshape(groups, channels, taps, outputs).swapaxes(2, 3)
+        self.working.write(self.own.weight, self.kernel.write(normal, self.shape))
+        if self.own.bias is not None and bias is not None:
+            shape = self.working.read(self.own.bias).shape
+            self.working.write(self.own.bias, bias.reshape(shape) / self.kernel.bias_scale)
 
-    def alive_features(self, working: MaskedNetwork) -> FloatArray:
-        """1 for features of channels that are still there, float64 [features]."""
-        alive = _alive_axis(working, self.weight, self._in_axis())
-        taps = self.features // len(alive) if len(alive) else 1
-        return np.repeat(alive, taps).astype(np.float64)
+    def rows(self, data: Array, wanted: Array, count: int, rng: np.random.Generator) -> Rows:
+        """Draw up to `count` positions per sample; a matrix product takes as many rows of the batch together.
 
-    def alive_outputs(self, working: MaskedNetwork) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Which outputs are still there, bool [groups, outputs of a group]."""
-        alive = _alive_axis(working, self.weight, self._out_axis())
-        return alive.reshape(self.groups, -1)
+        Returns:
+            Inputs float64 [rows, groups, features] and wanted outputs float64 [rows, groups, outputs].
+        """
+        draw = self._rows if self.kernel.kind == "matmul" else self._patches
+        inputs, outputs = (values.astype(np.float64) for values in draw(data, wanted, count, rng))
+        groups = self.kernel.groups
+        return inputs.reshape(len(inputs), groups, -1), outputs.reshape(len(outputs), groups, -1)
 
-    def _in_axis(self) -> int:
-        return 1 if self.kind == "conv" or self.transposed else 0
-
-    def _out_axis(self) -> int:
-        return 0 if self.kind == "conv" or self.transposed else 1
-
-
-def _alive_axis(working: MaskedNetwork, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    structure = working.analysis.structure
-    label = structure.coupling.labels.get(name)
-    size = working.partition.stored[name].dims[axis]
-    atoms = None if label is None else label[axis]
-    if atoms is None:
-        return np.ones(size, dtype=np.bool_)
-    units = structure.units_on(atoms)
-    return np.append(working.alive, True)[units]  # the last stands for what may not be removed
-
-
-def linear_node(working: MaskedNetwork, index: int) -> LinearNode | None:
-    """Describe a node as a linear layer; None if it is none, or its weights are not its own."""
-    node = working.model.graph.node[index]
-    known = traits(node)
-    if not known & Trait.LINEAR or node.op_type == "ConvTranspose" or len(node.input) > 3:
-        return None
-    weight = working.weight_name(index, 1)
-    if weight is None or working.partition.stored[weight].data_type not in (1, 10, 11):
-        return None
-    shape = tuple(working.partition.stored[weight].dims)
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if attributes.get("activation") or attributes.get("transBatchA", 0) or attributes.get("transBatchB", 0):
-        return None
-    if node.op_type in ("Conv", "FusedConv"):
-        return _conv(working, index, node, weight, shape, attributes)
-    scale, flipped = float(attributes.get("alpha", 1.0)), bool(attributes.get("transA", 0))
-    rank = len(working.partition.shapes[node.input[0]].shape or ())
-    if len(shape) != 2 or scale == 0.0 or (flipped and rank != 2) or node.input[0] in working.partition.constants:
-        return None
-    transposed = bool(attributes.get("transB", 0))
-    kind = "gemm" if known & Trait.BIASED else "matmul"
-    bias = working.bias_name(index, kind, 2)
-    if kind == "gemm" and bias is None and _has_bias(node):
-        return None
-    output, stop = node.output[0], index + 1
-    if bias is not None and int(np.prod(working.partition.stored[bias].dims)) != shape[0 if transposed else 1]:
-        if kind == "gemm":
-            return None
-        bias = None  # one number for all outputs stays as it is
-    if kind == "matmul" and bias is not None:
-        stop = next(i for i in range(index + 1, working.partition.count) if output in working.model.graph.node[i].input)
-        output = working.model.graph.node[stop].output[0]
-        stop += 1
-    features = shape[1] if transposed else shape[0]
-    return LinearNode(
-        kind="matmul", data=node.input[0], output=output, stop=stop, weight=weight, bias=bias, groups=1,
-        features=features, transposed=transposed, node=index, scale=scale, flipped=flipped,
-    )  # fmt: skip
-
-
-def _conv(
-    working: MaskedNetwork,
-    index: int,
-    node: onnx.NodeProto,
-    weight: str,
-    shape: tuple[int, ...],
-    attributes: dict[str, Any],
-) -> LinearNode | None:
-    kernel = shape[2:]
-    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        return None
-    groups = int(attributes.get("group", 1))
-    bias = working.bias_name(index, "conv", 2)
-    if bias is None and _has_bias(node):
-        return None
-    zeros, ones = (0,) * (2 * len(kernel)), (1,) * len(kernel)
-    return LinearNode(
-        kind="conv", data=node.input[0], output=node.output[0], stop=index + 1, weight=weight, bias=bias,
-        groups=groups, features=int(np.prod(shape[1:])), transposed=False, kernel=tuple(kernel),
-        strides=tuple(attributes.get("strides", ones)), dilations=tuple(attributes.get("dilations", ones)),
-        pads=tuple(attributes.get("pads", zeros)), node=index,
-    )  # fmt: skip
-
-
-def _has_bias(node: onnx.NodeProto) -> bool:
-    """Whether the node adds a bias, its own or not."""
-    return len(node.input) > 2 and bool(node.input[2])
-
-
-def rows_of(
-    node: LinearNode, data: Array, wanted: Array, count: int, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray]:
-    """Draw up to `count` positions per sample: inputs [rows, groups, features], outputs [rows, groups, outputs]."""
-    if node.kind == "matmul":
-        data = data.T if node.flipped else data
-        a = data.reshape(-1, data.shape[-1])
-        b = wanted.reshape(-1, wanted.shape[-1])
+    def _rows(self, data: Array, wanted: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        left = self.kernel.input == 0
+        summed = -2 if left != flipped(self.working.nodes[self.index], 1 - self.kernel.input) else -1
+        inputs, outputs = (
+            np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+            for values, axis in ((data, summed), (wanted, -2 if left else -1))
+        )
         most = count * len(data)
-        if len(a) > most:
-            chosen = np.sort(rng.choice(len(a), most, replace=False))
-            a, b = a[chosen], b[chosen]
-        return a[:, None, :].astype(np.float64), b[:, None, :].astype(np.float64)
-    rank = len(node.kernel)
-    padded = np.pad(data, [(0, 0), (0, 0), *((node.pads[i], node.pads[i + rank]) for i in range(rank))])
-    space = wanted.shape[2:]
-    total = int(np.prod(space))
-    samples = len(data)
-    taken = min(count, total)
-    flat = (
-        rng.permuted(np.tile(np.arange(total), (samples, 1)), axis=1)[:, :taken]
-        if taken < total
-        else np.tile(np.arange(total), (samples, 1))
+        if len(inputs) > most:
+            chosen = np.sort(rng.choice(len(inputs), most, replace=False))
+            inputs, outputs = inputs[chosen], outputs[chosen]
+        return inputs, outputs
+
+    def _patches(self, data: Array, wanted: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        samples, space, node = len(data), wanted.shape[2:], self.working.nodes[self.index]
+        total = int(np.prod(space))
+        flat = np.tile(np.arange(total), (samples, 1))
+        if count < total:
+            flat = rng.permuted(flat, axis=1)[:, :count]
+        positions = np.unravel_index(flat, space)
+        batch = np.arange(samples)[:, None]
+        met = [
+            _met(node, axis, taps, data.shape[2 + axis], space[axis], positions[axis])
+            for axis, taps in enumerate(self.shape[2:])
+        ]
+        seen = []
+        for tap in product(*map(range, self.shape[2:])):
+            places = (place[t] for (place, _), t in zip(met, tap, strict=True))
+            there = np.all([exists[t] for (_, exists), t in zip(met, tap, strict=True)], axis=0)
+            read_at: tuple[Any, ...] = (batch, slice(None), *places)
+            seen.append(np.where(there[..., None], data[read_at], 0))  # [samples, positions, channels]
+        made_at: tuple[Any, ...] = (batch, slice(None), *positions)
+        stacked, outputs = np.stack(seen, axis=-1), wanted[made_at]  # [samples, positions, channels, taps]
+        return stacked.reshape(flat.size, -1), outputs.reshape(flat.size, -1)
+
+    def alive_features(self) -> FloatArray:
+        """1 for features of channels that are still there, float64 [groups, features]."""
+        alive = self._alive(self.kernel.in_axis)
+        return np.repeat(alive, self.features // alive.shape[1], axis=1).astype(np.float64)
+
+    def alive_outputs(self) -> BoolArray:
+        """Which outputs are still there, bool [groups, outputs]."""
+        return self._alive(self.kernel.out_axis)
+
+    def _alive(self, axis: int) -> BoolArray:
+        structure = self.working.analysis.structure
+        label = structure.coupling.labels.get(self.own.weight)
+        atoms = None if label is None else label[axis]
+        alive = np.ones(self.shape[axis], dtype=np.bool_)
+        if atoms is not None:
+            alive = np.append(self.working.alive, True)[structure.units_on(atoms)]  # the last: may not be removed
+        return self.kernel.by_group(alive, axis)
+
+
+def linear_layer(working: MaskedNetwork, index: int) -> LinearLayer | None:
+    """A node as a layer that can be fitted; None if it is none."""
+    node, own = working.nodes[index], working.stored_layer(index)
+    if own is None or not own.plain or not _has_rows(node):
+        return None
+    data = node.input[0 if own.kernel.input else 1]
+    return None if data in working.partition.constants else LinearLayer(working, index, data, own)
+
+
+def _has_rows(node: onnx.NodeProto) -> bool:
+    """Whether it is known what meets what: in a transposed convolution, if its padding is written down."""
+    chosen = any(a.name == "output_shape" or a.s in _SAME for a in node.attribute)
+    return not (chosen and traits(node) & Trait.SPREADS)
+
+
+def _met(node: onnx.NodeProto, axis: int, taps: int, size: int, made: int, positions: Array) -> tuple[Array, Array]:
+    """Where on an axis of space the data lie that each tap meets at positions of the output, and if there are any."""
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    stride, dilation, begin = (
+        int(attributes[name][axis]) if attributes.get(name) else default
+        for name, default in (("strides", 1), ("dilations", 1), ("pads", 0))
     )
-    positions = np.unravel_index(flat, space)
-    batch = np.arange(samples)[:, None]
-    taps = []
-    for offset in product(*(range(k) for k in node.kernel)):
-        place = (positions[i] * node.strides[i] + offset[i] * node.dilations[i] for i in range(rank))
-        taken_at: tuple[Any, ...] = (batch, slice(None), *place)
-        taps.append(padded[taken_at])  # [samples, taken, channels]
-    stacked = np.stack(taps, axis=-1).astype(np.float64)  # [samples, taken, channels, taps]
-    rows = stacked.reshape(samples * taken, node.groups, -1)
-    made_at: tuple[Any, ...] = (batch, slice(None), *positions)
-    outputs = wanted[made_at].astype(np.float64)
-    return rows, outputs.reshape(samples * taken, node.groups, -1)
+    pad = attributes.get("auto_pad")
+    if pad in _SAME:
+        added = max((made - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
+        begin = added // 2 if pad == b"SAME_UPPER" else added - added // 2
+    steps = np.arange(taps).reshape(-1, *[1] * positions.ndim) * dilation
+    if traits(node) & Trait.SPREADS:
+        place, left = np.divmod(positions + begin - steps, stride)
+    else:
+        place, left = positions * stride + steps - begin, np.zeros_like(positions)
+    exists = (place >= 0) & (place < size) & (left == 0)
+    return np.where(exists, place, 0), exists

@@ -19,7 +19,7 @@ from onnxcop._base.types import IntArray
 from onnxcop.analysis.layers import Layer
 from onnxcop.coupling.groups import DependencyGroup
 from onnxcop.coupling.ops.facts import Contraction
-from onnxcop.graph.traits import Trait, traits
+from onnxcop.graph.traits import Trait, scales, traits
 from onnxcop.reconstruction.network import MaskedNetwork
 
 T = TypeVar("T")
@@ -145,8 +145,7 @@ class _Finder:
         kernel = contraction.kernel
         assert kernel is not None
         weight = node.input[kernel.input]
-        plain = kernel.groups == 1 and kernel.kind in ("conv", "deconv", "matmul") and kernel.zero is None
-        if not plain or not self._own(weight):
+        if kernel.groups != 1 or not kernel.changeable or not self._own(weight):
             self.spoiled.add(group)
             return
         summed = {(operand.input, operand.axis) for operand in contraction.operands}
@@ -163,7 +162,7 @@ class _Finder:
 
     def _between(self, node: onnx.NodeProto, group: int) -> None:
         """An operator between layers; it must treat all channels alike."""
-        if node.op_type == "Shape":
+        if traits(node) & Trait.SIZES:
             return
         if node.op_type == "BatchNormalization":
             norm = self._norm(node, group)
@@ -178,8 +177,7 @@ class _Finder:
         linear = node.domain in ("", "ai.onnx") and (
             (known & (Trait.KEEPS | Trait.AVERAGES) and len(here) == 1)
             or (known & Trait.SUMS and len(here) == len(node.input))
-            or (node.op_type == "Mul" and len(here) == 1)
-            or (node.op_type == "Div" and here == node.input[:1])
+            or scales(node, here)
         )
         if not linear or any(group not in self.on(name) for name in node.output[:1]):
             self.spoiled.add(group)

@@ -18,10 +18,9 @@ from onnx import numpy_helper
 
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.analysis.layers import Layer, layers_of, weight_array
-from onnxcop.graph.passes.add_biases import following_bias
+from onnxcop.analysis.layers import Layer, layers_of
+from onnxcop.graph.linear import Kernel, StoredLayer, kernel_of, stored_layer
 from onnxcop.graph.subgraphs import Scopes
-from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.masks import UnitMasks
 from onnxcop.runtime.segments import GraphPartition
 
@@ -111,71 +110,40 @@ class MaskedNetwork:
         """How often a tensor is read."""
         return self._uses[name]
 
-    def weight_name(self, node: int, weight_input: int) -> str | None:
-        """Name of a node's stored weights, None where they are shared or computed."""
-        name: str = self.nodes[node].input[weight_input]
-        if name in self.partition.stored and self._uses[name] == 1:
-            return name
-        return None
-
-    def bias_name(self, node: int, kind: str, bias_input: int | None) -> str | None:
-        """Name of a node's stored bias (of the Add after a matrix product), None where there is none."""
-        proto = self.nodes[node]
-        if any(a.name in ("alpha", "beta") and a.f != 1.0 for a in proto.attribute):
-            return None
-        if kind == "matmul" and not traits(proto) & Trait.BIASED:
-            output = proto.output[0]
-            if self._uses[output] != 1:
-                return None
-            follower = next((n for n in self.model.graph.node[node + 1 :] if output in n.input), None)
-            name = None if follower is None else following_bias(follower, output, self.partition.stored)
-        else:
-            usable = bias_input is not None and 0 < bias_input < len(proto.input)
-            name = proto.input[bias_input] if usable and bias_input is not None else None
-        return name if name in self.partition.stored and self._uses[name] == 1 else None
-
-    def is_open(self, layer: Layer) -> bool:
-        """Whether a layer's weights can be changed: stored, its own, ungrouped, floating point.
+    def stored_layer(self, node: int, kernel: Kernel | None = None) -> StoredLayer | None:
+        """Where a layer's weights and bias are stored; None if the node is none, or they may not be changed.
 
         Layers inside bodies of control flow stay as they are: what flows into them cannot be watched.
+
+        Args:
+            node: Its number.
+            kernel: How its weights are stored, where that is known.
         """
-        kernel = layer.kernel
-        if layer.node >= self.partition.count:
-            return False
-        if layer.groups != 1 or kernel.kind not in ("conv", "deconv", "matmul") or kernel.zero is not None:
-            return False
-        name = self.weight_name(layer.node, kernel.input)
-        return name is not None and self.partition.stored[name].data_type in (1, 10, 11)
+        if node >= self.partition.count:
+            return None
+        if kernel is None:
+            stored = [p for p, name in enumerate(self.nodes[node].input[:2]) if name in self.partition.stored]
+            rank = len(self.partition.stored[self.nodes[node].input[stored[-1]]].dims) if stored else 0
+            kernel = kernel_of(self.nodes[node], stored[-1], rank) if stored else None
+        return None if kernel is None else stored_layer(self.nodes, node, kernel, self.partition.stored, self.uses)
+
+    def is_open(self, layer: Layer) -> bool:
+        """Whether a layer's weights can be changed: stored, its own, floating point."""
+        return self.stored_layer(layer.node, layer.kernel) is not None
 
     def weights(self, layer: Layer) -> FloatArray:
-        """Outgoing weights in normal form, float64 [channels, outputs, taps]."""
-        name = self.nodes[layer.node].input[layer.kernel.input]
-        return weight_array(self.read(name), layer)
+        """Outgoing weights, float64 [groups, channels, outputs, taps]."""
+        return layer.read(self.read(self.nodes[layer.node].input[layer.kernel.input]))
 
     def set_weights(self, layer: Layer, weights: FloatArray, bias_change: FloatArray | None = None) -> None:
-        """Write weights in normal form back, and add to the bias where there is one."""
-        name = self.nodes[layer.node].input[layer.kernel.input]
-        self.write(name, from_normal(weights, layer, self.read(name).shape))
-        if bias_change is None:
-            return
-        bias = self.bias_name(layer.node, layer.kernel.kind, layer.kernel.bias)
-        if bias is not None:
-            old = self.read(bias)
-            if old.size == bias_change.size:  # not one that is stretched over the outputs
-                self.write(bias, old.astype(np.float64) + bias_change.reshape(old.shape))
+        """Write weights [groups, channels, outputs, taps] back, and add to the bias where there is one."""
+        own = self.stored_layer(layer.node, layer.kernel)
+        assert own is not None
+        self.write(own.weight, layer.write(weights, self.partition.stored[own.weight].dims))
+        if bias_change is not None and own.bias is not None:
+            old = self.read(own.bias)
+            self.write(own.bias, old.astype(np.float64) + bias_change.reshape(old.shape) / layer.kernel.bias_scale)
 
     def removed(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Units that are gone, ascending."""
         return np.flatnonzero(~self.alive)
-
-
-def from_normal(weights: FloatArray, layer: Layer, shape: tuple[int, ...]) -> FloatArray:
-    """Inverse of :func:`onnxcop.analysis.layers.weight_array` for ungrouped layers."""
-    kernel = layer.kernel
-    moved = [shape[kernel.in_axis], shape[kernel.out_axis]]
-    rest = [size for axis, size in enumerate(shape) if axis not in (kernel.in_axis, kernel.out_axis)]
-    if layer.outer * layer.inner > 1:
-        taps = int(np.prod(rest, dtype=int))
-        blocks = weights.reshape(layer.channels, moved[1], layer.outer, layer.inner, taps)
-        weights = blocks.transpose(2, 0, 3, 1, 4)
-    return np.moveaxis(weights.reshape(*moved, *rest), (0, 1), (kernel.in_axis, kernel.out_axis))

@@ -93,13 +93,13 @@ class RowSums:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class FittedLayer:
     """What regression has to know of a layer.
 
     Attributes:
         weights: float64 [groups, features, outputs].
         bias: float64 [groups, outputs], None where it has none.
-        features: float64 [features], 1 for those that are there, else 0.
+        features: float64 [groups, features], 1 for those that are there, else 0.
         outputs: bool [groups, outputs], which are there.
     """
 
@@ -109,7 +109,7 @@ class Layer:
     outputs: BoolArray
 
 
-def solve(layer: Layer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, FloatArray] | None:
+def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, FloatArray] | None:
     """Ridge regression of the change of weights, per group, with λ chosen on held-out rows.
 
     Args:
@@ -127,14 +127,15 @@ def solve(layer: Layer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, FloatA
     else:
         gram, cross, _ = fit.centred()
         mean_a, mean_r = fit.inputs / fit.count, fit.missing / fit.count
-    gram = gram * (layer.features[:, None] * layer.features)
-    cross = cross * layer.features[:, None]
-    trace = np.maximum(np.trace(gram, axis1=1, axis2=2) / max(int(layer.features.sum()), 1), 1e-12)
+    there = layer.features[:, :, None]
+    gram = gram * (there * layer.features[:, None])
+    cross = cross * there
+    trace = np.maximum(np.trace(gram, axis1=1, axis2=2) / np.maximum(layer.features.sum(axis=1), 1), 1e-12)
     before = float(hold.squares[layer.outputs].sum())
     eye = np.eye(gram.shape[1])
     best: tuple[float, FloatArray, FloatArray] | None = None
     for ridge in RIDGES:
-        change = _positive_solve(gram + (ridge * trace)[:, None, None] * eye, cross) * layer.features[None, :, None]
+        change = _positive_solve(gram + (ridge * trace)[:, None, None] * eye, cross) * there
         shift = mean_r - np.einsum("gf,gfo->go", mean_a, change)
         error = hold.error(change, shift, layer.outputs)
         if best is not None and error > best[0]:
@@ -145,7 +146,7 @@ def solve(layer: Layer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, FloatA
     return best[1], best[2]
 
 
-def matched_moments(layer: Layer, bias: FloatArray, fit: RowSums) -> tuple[FloatArray, FloatArray]:
+def matched_moments(layer: FittedLayer, bias: FloatArray, fit: RowSums) -> tuple[FloatArray, FloatArray]:
     """Scale and shift every output so that its mean and deviation are the wanted ones.
 
     The re-estimation of normalization statistics, folded into the weights; as REPAIR (Jordan et al. 2023).

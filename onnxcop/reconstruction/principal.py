@@ -74,7 +74,7 @@ def principal_basis(
         moments = seen.moments(layer)
         if moments is None:
             return None
-        weights = working.weights(layer)
+        (weights,) = working.weights(layer)
         flat = as_features(weights, len(moments.mean))
         outputs = weights.shape[1]
         matter = importance.get(layer.node, np.ones(outputs))

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
-from onnxcop.analysis.layers import Layer
+from onnxcop.analysis.layers import UNREAD, Layer
 from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.coupling.groups import DependencyGroup
-from onnxcop.coupling.ops.facts import Contraction, Kernel, Operand
+from onnxcop.coupling.ops.facts import Contraction, Operand
 from onnxcop.reconstruction.block_streams import BlockStream, softmax_cancels, tap
 from onnxcop.reconstruction.network import MaskedNetwork
 
@@ -61,16 +61,7 @@ def products(working: MaskedNetwork) -> Iterator[Product]:
 def _watched(working: MaskedNetwork, contraction: Contraction, operand: Operand) -> Layer:
     name = working.nodes[contraction.node].input[operand.input]
     units = working.analysis.structure.units_on(operand.atoms)
-    return Layer(
-        node=contraction.node,
-        kernel=Kernel(operand.input, 0, 0, kind="product"),
-        tensor=name,
-        axis=operand.axis,
-        outer=1,
-        inner=1,
-        groups=1,
-        units=units,
-    )
+    return Layer(node=contraction.node, kernel=UNREAD, tensor=name, axis=operand.axis, units=units)
 
 
 def _state(working: MaskedNetwork, contraction: Contraction, operand: Operand) -> Layer | None:
@@ -82,16 +73,7 @@ def _state(working: MaskedNetwork, contraction: Contraction, operand: Operand) -
     for name in node.output:
         for axis, atoms in enumerate(working.analysis.structure.coupling.labels.get(name) or ()):
             if atoms is not None and np.array_equal(working.analysis.structure.units_on(atoms), units):
-                return Layer(
-                    node=contraction.node,
-                    kernel=Kernel(operand.input, 0, 0, kind="product"),
-                    tensor=name,
-                    axis=axis,
-                    outer=1,
-                    inner=1,
-                    groups=1,
-                    units=units,
-                )
+                return Layer(node=contraction.node, kernel=UNREAD, tensor=name, axis=axis, units=units)
     return None
 
 

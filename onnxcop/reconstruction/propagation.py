@@ -35,9 +35,9 @@ def propagate_importance(working: MaskedNetwork, seen: PatchStatistics) -> dict[
     found: dict[int, FloatArray] = {}
     for layer in sorted(working.layers, key=lambda one: -one.node):
         moments = seen.moments(layer)
-        if moments is None or not working.is_open(layer):
+        if moments is None or layer.groups > 1 or not working.is_open(layer):
             continue
-        weights = working.weights(layer)
+        (weights,) = working.weights(layer)
         channels, outputs, _ = weights.shape
         flat, covariance = as_features(weights, len(moments.mean)), moments.covariance
         made = by_output(variances(flat, covariance), outputs)

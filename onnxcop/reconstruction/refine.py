@@ -19,11 +19,13 @@ import numpy as np
 import onnx
 
 from onnxcop._base.progress import Progress, silent
-from onnxcop._base.types import Array, FloatArray
+from onnxcop._base.types import Array
+from onnxcop.graph.linear import StoredLayer
+from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.divergence import Reference, Standing
-from onnxcop.reconstruction.linear_layers import LinearNode, linear_node, rows_of
+from onnxcop.reconstruction.linear_layers import Fit, LinearLayer, linear_layer
 from onnxcop.reconstruction.network import MaskedNetwork
-from onnxcop.reconstruction.normal_equations import Layer, RowSums, matched_moments, solve
+from onnxcop.reconstruction.normal_equations import FittedLayer, RowSums, matched_moments, solve
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.runtime.states import LiveTensors
@@ -32,8 +34,6 @@ _ROWS_PER_FEATURE = 40
 _MOST_ROWS = 40_000
 _PER_SAMPLE = 24  # positions of a map that are drawn where they suffice: neighbours say much the same
 _LARGEST = 4096  # features; a wider layer is left as it is
-
-Fit = tuple[FloatArray, FloatArray | None]
 
 
 @dataclass(frozen=True)
@@ -80,56 +80,50 @@ class Refiner:
     def run(self, progress: Progress = silent) -> tuple[int, int]:
         """Refine every layer that can be; returns how many were tried and how many were kept."""
         self._best = self._race(None)
-        nodes = [n for n in range(self.working.partition.count) if self._linear(n) is not None]
+        found = (linear_layer(self.working, index) for index in range(self.working.partition.count))
+        layers = [layer for layer in found if layer is not None and layer.features <= _LARGEST]
         kept = tried = 0
-        for done, index in enumerate(nodes):
-            node = self._linear(index)
-            if node is None:
-                continue
+        for done, layer in enumerate(layers):
             for executor in (self._target, self._pruned):
-                executor.advance(index, places=self._judge)
-            if self._differs(node):
+                executor.advance(layer.index, places=self._judge)
+            if self._differs(layer):
                 tried += 1
-                kept += self._refine(index, node)
-            progress("refinement", done + 1, len(nodes))
+                kept += self._refine(layer)
+            progress("refinement", done + 1, len(layers))
         return tried, kept
-
-    def _linear(self, index: int) -> LinearNode | None:
-        found = linear_node(self.working, index)
-        return found if found is not None and found.features <= _LARGEST else None
 
     def _race(self, best: Standing | None) -> Standing | None:
         """How far the network as it stands is from the original; None if it is no nearer than `best`."""
         with closing(self._pruned.finishing(places=self._judge)) as outputs:
             return self.samples.reference.race(outputs, best)
 
-    def _differs(self, node: LinearNode) -> bool:
+    def _differs(self, layer: LinearLayer) -> bool:
         """Whether anything that reaches this layer, or its own weights, is not as it was."""
-        if not np.array_equal(self.original.read(node.weight), self.working.read(node.weight)):
+        if not np.array_equal(self.original.read(layer.own.weight), self.working.read(layer.own.weight)):
             return True
-        return not np.array_equal(self._target.states[0][node.data], self._pruned.states[0][node.data])
+        return not np.array_equal(self._target.states[0][layer.data], self._pruned.states[0][layer.data])
 
-    def _refine(self, index: int, node: LinearNode) -> bool:
+    def _refine(self, layer: LinearLayer) -> bool:
         """Fit one layer; returns whether the fit was kept."""
-        rng = np.random.default_rng(self.seed + index)
-        layer = _described(node, self.working)
-        wanted = min(_MOST_ROWS, _ROWS_PER_FEATURE * node.features + 2000)
-        sizes = [(self._pruned.states.shape_of(place)[node.data] or (1,))[0] for place in self._judge]
+        rng = np.random.default_rng(self.seed + layer.index)
+        state = FittedLayer(*layer.read(), layer.alive_features(), layer.alive_outputs())
+        wanted = min(_MOST_ROWS, _ROWS_PER_FEATURE * layer.features + 2000)
+        sizes = [(self._pruned.states.shape_of(place)[layer.data] or (1,))[0] for place in self._judge]
         judged = sum(sizes)
         each = sizes[0] * len(self._fit)  # samples to fit on, about
         count = max(wanted // max(judged + each, 1), _PER_SAMPLE)
-        hold = self._sums(index, node, layer, self._judge, count, rng)
+        hold = self._sums(layer, state, self._judge, count, rng)
         drawn = max(hold.count / max(judged, 1), 1e-9)  # rows of a sample
         batches = int(np.ceil(wanted * each / max(judged + each, 1) / drawn / sizes[0]))
         places = self._fit[: max(1, batches)]
         for executor in (self._target, self._pruned):
-            executor.advance(index, places=places)
-        fit = self._sums(index, node, layer, places, count, rng)
+            executor.advance(layer.index, places=places)
+        fit = self._sums(layer, state, places, count, rng)
         if not fit.count or not hold.count:
             return False
-        saved = self._save(node)
-        for weights, bias in candidates(layer, fit, hold):
-            node.write(self.working, weights, bias)
+        saved = self._save(layer.own)
+        for weights, bias in candidates(state, fit, hold):
+            layer.write(weights, bias)
             found = self._race(self._best)
             if found is not None:
                 self._best = found
@@ -139,51 +133,47 @@ class Refiner:
         return False
 
     def _sums(
-        self, index: int, node: LinearNode, layer: Layer, places: Sequence[int], count: int, rng: np.random.Generator
+        self, layer: LinearLayer, state: FittedLayer, places: Sequence[int], count: int, rng: np.random.Generator
     ) -> RowSums:
         """Inputs of a layer, and what its output lacks, over some positions of every sample."""
-        found = RowSums.empty(*layer.weights.shape)
-        for place, want in zip(places, self._targets(index, node, places), strict=True):
-            data = self._pruned.states[place][node.data]
-            inputs, outputs = rows_of(node, data, want, count, rng)
-            missing = outputs - (inputs.transpose(1, 0, 2) @ layer.weights).transpose(1, 0, 2)
-            found.add(inputs, missing if layer.bias is None else missing - layer.bias, single=data.dtype != np.float64)
+        found = RowSums.empty(*state.weights.shape)
+        for place, want in zip(places, self._targets(layer, places), strict=True):
+            data = self._pruned.states[place][layer.data]
+            inputs, outputs = layer.rows(data, want, count, rng)
+            missing = outputs - (inputs.transpose(1, 0, 2) @ state.weights).transpose(1, 0, 2)
+            found.add(inputs, missing if state.bias is None else missing - state.bias, single=data.dtype != np.float64)
         return found
 
-    def _save(self, node: LinearNode) -> dict[str, onnx.TensorProto]:
-        names = [node.weight, *([node.bias] if node.bias else [])]
+    def _save(self, own: StoredLayer) -> dict[str, onnx.TensorProto]:
+        names = [own.weight, *([own.bias] if own.bias else [])]
         stored = self.working.partition.stored
         return {name: onnx.TensorProto.FromString(stored[name].SerializeToString()) for name in names}
 
-    def _targets(self, index: int, node: LinearNode, places: Sequence[int]) -> Iterator[Array]:
+    def _targets(self, layer: LinearLayer, places: Sequence[int]) -> Iterator[Array]:
         """The original's output of batches, plus what has gone wrong on the shortcut it is added to."""
-        shortcut = shortcut_of(self.working, node, index)
-        names = [node.output] if shortcut is None else [node.output, shortcut]
-        for place, found in zip(places, self._target.stream(node.stop, names, places), strict=True):
-            want = found[node.output]
+        shortcut, made = shortcut_of(layer), layer.own.output
+        names = [made] if shortcut is None else [made, shortcut]
+        for place, found in zip(places, self._target.stream(layer.own.stop, names, places), strict=True):
+            want = found[made]
             if shortcut is not None and found[shortcut].shape == want.shape:
                 want = want + (found[shortcut] - self._pruned.states[place][shortcut])
             yield want
 
 
-def _described(node: LinearNode, working: MaskedNetwork) -> Layer:
-    weights, bias = node.read(working)
-    return Layer(weights, bias, node.alive_features(working), node.alive_outputs(working))
-
-
-def shortcut_of(working: MaskedNetwork, node: LinearNode, index: int) -> str | None:
+def shortcut_of(layer: LinearLayer) -> str | None:
     """The other operand of the addition that alone reads a layer's output, if it is already known."""
-    readers = [n for n in working.model.graph.node if node.output in n.input]
-    if len(readers) != 1 or readers[0].op_type not in ("Add", "Sum") or len(readers[0].input) != 2:
+    working, made = layer.working, layer.own.output
+    readers = [n for n in working.model.graph.node if made in n.input]
+    if len(readers) != 1 or not traits(readers[0]) & Trait.ADDS or len(readers[0].input) != 2:
         return None
-    other = next((name for name in readers[0].input if name != node.output), None)
+    other = next((name for name in readers[0].input if name != made), None)
     if other is None or other in working.partition.constants:
         return None
-    made = working.partition.maker.get(other, -1)
-    return other if made < index and other in working.partition.crossing(index) else None
+    known = working.partition.maker.get(other, -1) < layer.index and other in working.partition.crossing(layer.index)
+    return other if known else None
 
 
-def candidates(layer: Layer, fit: RowSums, hold: RowSums) -> Iterator[Fit]:
+def candidates(layer: FittedLayer, fit: RowSums, hold: RowSums) -> Iterator[Fit]:
     """Better weights for a layer, the boldest first: least squares, half of its step, matched moments."""
     found = solve(layer, fit, hold)
     if found is not None:

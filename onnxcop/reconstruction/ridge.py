@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcop._base.types import FloatArray, IntArray
+from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.calibration.statistics import Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the variance of every feature
@@ -124,11 +124,31 @@ def compensated(
     return as_weights(merged, weights), mean_output(flat - merged, moments.mean, weights.shape[1])
 
 
-def deleted(weights: FloatArray, keep: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Plain deletion: the weights of the others stay as they are."""
-    result = np.zeros_like(weights)
-    result[keep] = weights[keep]
-    return result, np.zeros(weights.shape[1])
+def merge_channels(
+    weights: FloatArray, moments: Moments | None, ridge: float, alive: BoolArray, gone: BoolArray
+) -> tuple[FloatArray, FloatArray]:
+    """A layer without some of its channels: those that stay in the same group make up for them.
+
+    Args:
+        weights: float64 [groups, channels, outputs, taps].
+        moments: Of the channels of all groups, or of their patches; None to leave the other weights as they are.
+        ridge: λ relative to the variance of every feature.
+        alive: bool [groups × channels], those that stay.
+        gone: bool [groups × channels], those that are removed now.
+
+    Returns:
+        New weights, zero for channels that are not there, and the change of the bias, float64 [groups × outputs].
+    """
+    groups, width, outputs, _ = weights.shape
+    result, change = np.zeros_like(weights), np.zeros((groups, outputs))
+    for group, own in enumerate(np.arange(groups * width).reshape(groups, width)):
+        keep, lost = np.flatnonzero(alive[own]), np.flatnonzero(gone[own])
+        if moments is None or not len(keep) or not len(lost):
+            result[group, keep] = weights[group, keep]
+            continue
+        part = moments if groups == 1 else Moments(moments.count, moments.mean[own], moments.scatter[np.ix_(own, own)])
+        result[group], change[group] = compensated(weights[group], part, ridge, keep, lost)
+    return result, change.reshape(-1)
 
 
 def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> float:

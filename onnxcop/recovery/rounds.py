@@ -13,7 +13,6 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
-import numpy as np
 import onnx
 
 from onnxcop._base.progress import Progress, silent
@@ -35,13 +34,12 @@ from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.block_bases import in_block_bases, watched
 from onnxcop.reconstruction.block_streams import BlockStream, block_streams
 from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
-from onnxcop.reconstruction.grouped import merge_groups
 from onnxcop.reconstruction.linear_streams import linear_streams
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.products import products
 from onnxcop.reconstruction.refine import Refiner, RefineSet
-from onnxcop.reconstruction.ridge import compensated, deleted
+from onnxcop.reconstruction.ridge import merge_channels
 from onnxcop.recovery.belief import Belief
 from onnxcop.recovery.methods import FULL, RecoveryMethod
 from onnxcop.rewrite.apply import apply
@@ -52,6 +50,7 @@ log = logging.getLogger("onnxcop")
 
 _POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
 _TEMPERATURE = 4.0
+_GROUP_RIDGE = 1e-2  # λ of grouped convolutions, for which none is chosen
 _SAME = 1e-4  # divergence of a network that computes the same by other sums
 
 
@@ -208,20 +207,13 @@ class Recovery:
         working.alive[units] = False
         for layer in working.layers:
             now = alive_channels(working, layer)
-            gone = np.flatnonzero(before[layer.node] & ~now)
-            if not len(gone):
+            gone = before[layer.node] & ~now
+            if not gone.any() or not working.is_open(layer):
                 continue
-            if layer.groups > 1:
-                merge_groups(working, layer, samples.fit, ridges.get(layer.node, 1e-2), now, gone)
-            if not working.is_open(layer):
-                continue
-            moments = samples.fit.moments(layer)
-            weights, keep = working.weights(layer), np.flatnonzero(now)
-            if moments is not None and layer.node in ridges and len(keep):
-                new, lost = compensated(weights, moments, ridges[layer.node], keep, gone)
-            else:
-                new, lost = deleted(weights, keep)
-            working.set_weights(layer, new, lost)
+            known = layer.node in ridges or layer.groups > 1
+            moments = samples.fit.moments(layer) if known else None
+            ridge = ridges.get(layer.node, _GROUP_RIDGE)
+            working.set_weights(layer, *merge_channels(working.weights(layer), moments, ridge, now, gone))
 
     def refine(self) -> tuple[int, int]:
         """One pass of layer-by-layer least squares."""

@@ -26,6 +26,7 @@ from onnxcop.coupling.ops.facts import Edit, IndexEdit, OrderEdit, PinEdit, Rati
 from onnxcop.graph.edit import opset_of
 from onnxcop.graph.shapes import Shape, evaluate, shape_value
 from onnxcop.graph.subgraphs import Scopes
+from onnxcop.graph.traits import Trait, traits
 
 Keep = Callable[[IntArray], IntArray]
 
@@ -172,7 +173,7 @@ def _refold(
 ) -> dict[str, Array]:
     """Evaluate a size computation again on the pruned sizes."""
     shapes = structure.coupling.shapes
-    if node.op_type in ("Shape", "Size"):
+    if traits(node) & Trait.SIZES:
         shape = pruned_shape(structure, node.input[0], keep)
         if shape is None or shape == shapes[node.input[0]].shape:
             return {}

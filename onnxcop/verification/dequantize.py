@@ -76,7 +76,7 @@ class _Flow:
             self.fixed |= captured(node)
             if node.op_type == "Constant":
                 self.stored.add(node.output[0])
-            elif node.op_type == "Concat":
+            elif traits(node) & Trait.JOINS:
                 self.joins.append(node)
 
     def reached(self, start: str) -> set[str] | None:
@@ -91,7 +91,7 @@ class _Flow:
                     continue
                 if not traits(node) & (MOVES | Trait.SELECTS) or (len(node.output) != 1 and node.op_type != "Split"):
                     return None
-                if name in node.input[1:] and node.op_type != "Concat":
+                if name in node.input[1:] and not traits(node) & Trait.JOINS:
                     return None
                 new = [output for output in node.output if output not in found]
                 found.update(new)

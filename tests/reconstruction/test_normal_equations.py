@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcop.reconstruction.normal_equations import RIDGES, Layer, RowSums, matched_moments, solve
+from onnxcop.reconstruction.normal_equations import RIDGES, FittedLayer, RowSums, matched_moments, solve
 
 GROUPS, FEATURES, OUTPUTS = 2, 6, 4
 
@@ -26,14 +26,14 @@ def sums(inputs: np.ndarray, missing: np.ndarray, *, single: bool = False, batch
     return found
 
 
-def layer(*, bias: bool = True) -> Layer:
+def layer(*, bias: bool = True) -> FittedLayer:
     rng = np.random.default_rng(3)
-    alive = np.ones(FEATURES)
-    alive[2] = 0
-    weights = rng.standard_normal((GROUPS, FEATURES, OUTPUTS)) * alive[:, None]
+    alive = np.ones((GROUPS, FEATURES))
+    alive[:, 2] = 0
+    weights = rng.standard_normal((GROUPS, FEATURES, OUTPUTS)) * alive[:, :, None]
     shown = np.ones((GROUPS, OUTPUTS), dtype=np.bool_)
     shown[1, 3] = False
-    return Layer(weights, rng.standard_normal((GROUPS, OUTPUTS)) if bias else None, alive, shown)
+    return FittedLayer(weights, rng.standard_normal((GROUPS, OUTPUTS)) if bias else None, alive, shown)
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -54,7 +54,7 @@ def test_the_solution_is_that_of_ridge_regression_on_the_rows(bias: bool) -> Non
     subject, rows, held = layer(bias=bias), drawn(80, 0), drawn(30, 5)
     found = solve(subject, sums(*rows), sums(*held))
     assert found is not None
-    alive = np.flatnonzero(subject.features)
+    alive = np.flatnonzero(subject.features[0])
     tried = {}
     for ridge in RIDGES:
         change, shift = np.zeros((GROUPS, FEATURES, OUTPUTS)), np.zeros((GROUPS, OUTPUTS))
@@ -134,7 +134,9 @@ def test_one_group_is_solved_as_one_of_several() -> None:
     assert subject.bias is not None
     found = []
     for groups in ([0], [0, 0]):
-        part = Layer(subject.weights[groups], subject.bias[groups], subject.features, subject.outputs[groups])
+        part = FittedLayer(
+            subject.weights[groups], subject.bias[groups], subject.features[groups], subject.outputs[groups]
+        )
         fit, hold = (RowSums.empty(len(groups), FEATURES, OUTPUTS) for _ in range(2))
         for total, (inputs, missing) in ((fit, rows), (hold, held)):
             total.add(inputs[:, groups], missing[:, groups], single=False)

@@ -8,16 +8,23 @@ import pytest
 from onnxcop._base.types import FloatArray
 from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.statistics import Moments
-from onnxcop.coupling.ops.facts import Kernel
+from onnxcop.graph.linear import Kernel
 from onnxcop.reconstruction.obs import InverseCache, LayerObs, removal_order
-from onnxcop.reconstruction.ridge import RIDGES, best_ridge, compensated, deleted, held_out_error, regularized_inverse
+from onnxcop.reconstruction.ridge import (
+    RIDGES,
+    best_ridge,
+    compensated,
+    held_out_error,
+    merge_channels,
+    regularized_inverse,
+)
 
 CHANNELS, OUTPUTS, TAPS = 9, 5, 3
 RIDGE = 1e-3
 
 
 def layer_of(units: list[int] | None = None, channels: int = CHANNELS) -> Layer:
-    return Layer(0, Kernel(1, 0, 1), "x", 1, 1, 1, 1, np.array(range(channels) if units is None else units))
+    return Layer(0, Kernel(1, 0, 1), "x", 1, np.array(range(channels) if units is None else units))
 
 
 def observations(seed: int, count: int = 400, channels: int = CHANNELS) -> FloatArray:
@@ -159,7 +166,8 @@ def test_merging_errs_less_than_deleting() -> None:
     weights = weights_of(10)
     gone = np.array([0, 4])
     keep = np.setdiff1d(np.arange(CHANNELS), gone)
-    plain, shift = deleted(weights, keep)
+    alive = np.isin(np.arange(CHANNELS), keep)
+    (plain,), shift = merge_channels(weights[None], None, 1e-3, alive, ~alive)
     assert not plain[gone].any()
     assert np.array_equal(plain[keep], weights[keep])
     assert not shift.any()
@@ -169,6 +177,23 @@ def test_merging_errs_less_than_deleting() -> None:
     flat = (weights - plain).reshape(CHANNELS, -1)
     expected = (other @ flat).var(axis=0).sum() / (other @ weights.reshape(CHANNELS, -1)).var(axis=0).sum()
     assert held_out_error(weights, plain, held) == pytest.approx(expected)
+
+
+def test_channels_make_up_for_those_of_their_own_group() -> None:
+    x = observations(13, channels=6)
+    x[:, [2, 5]] = x[:, [0, 3]] @ [[2.0, 1.0], [-1.0, 0.5]]  # both can be told by those of both groups together
+    x[:, 2] = 2 * x[:, 0] + 1  # and this one by its own group
+    weights = np.random.default_rng(13).standard_normal((2, 3, OUTPUTS, 1))
+    gone = np.isin(np.arange(6), [2, 5])
+    new, shift = merge_channels(weights, moments_of(x), 0.0, ~gone, gone)
+    rows = x.reshape(len(x), 2, 3)
+    before, after = (np.einsum("ngc,gcot->ngo", rows, w) for w in (weights, new))
+    error = (after + shift.reshape(2, OUTPUTS) - before).reshape(len(x), 2, -1)
+    assert not new[:, 2].any()
+    np.testing.assert_allclose(error[:, 0], 0, atol=1e-8)
+    np.testing.assert_allclose(error[:, 1].mean(axis=0), 0, atol=1e-9)
+    assert np.abs(error[:, 1]).max() > 0.1
+    assert error[:, 1].var() < (rows[:, 1, 2:] * weights[1, 2, :, 0]).var()
 
 
 def test_best_ridge_has_the_least_error_on_other_samples() -> None:

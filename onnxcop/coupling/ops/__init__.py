@@ -24,8 +24,9 @@ from onnxcop.coupling.ops import (
     reduction,
     reshape,
 )  # fmt: skip
-from onnxcop.coupling.ops.facts import Choice, Contraction, Edit, Kernel
+from onnxcop.coupling.ops.facts import Choice, Contraction, Edit
 from onnxcop.coupling.ops.op import Decline, Label, Op, Rule, RuleTable
+from onnxcop.graph.linear import Kernel
 
 _UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu
 HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink

@@ -23,8 +23,8 @@ from onnxcop.coupling.ops.attention_heads import (
     side,
     surroundings,
 )  # fmt: skip
-from onnxcop.coupling.ops.facts import Kernel
 from onnxcop.coupling.ops.op import Decline, Label, Op
+from onnxcop.graph.linear import Kernel
 
 
 def packed_attention(op: Op) -> None:
@@ -42,7 +42,7 @@ def packed_attention(op: Op) -> None:
         raise Decline("attention with weights of an unusual form")
     op.freeze_axes(0, (0, 1), TOKENS)
     weights = op.label(1)[1]
-    kernel = Kernel(input=1, in_axis=0, out_axis=1, groups=1, bias=2, kind="conv") if op.constant(1) else None
+    kernel = Kernel(input=1, in_axis=0, out_axis=1, bias=2) if op.constant(1) else None
     op.contract((0, 2), (1, 0), kernel=kernel, produced=weights)
     cached = op.has(4) or len(op.node.output) > 1
     parts = choose_parts(op, form, weights, not cached and not op.attr("do_rotary", 0))
@@ -81,7 +81,7 @@ def quantized_attention(op: Op) -> None:
     op.contract(
         (0, 2),
         (1, 0),
-        kernel=Kernel(input=1, in_axis=0, out_axis=1, groups=1, bias=None, kind="attention", zero=7),
+        kernel=Kernel(input=1, in_axis=0, out_axis=1, kind="other", zero=7),
         produced=columns,
     )
     parts = choose_parts(op, form, columns, False)

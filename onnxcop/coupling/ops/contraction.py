@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops.elementwise import broadcast_labels
-from onnxcop.coupling.ops.facts import Contraction, Kernel, Operand
+from onnxcop.coupling.ops.facts import Contraction, Operand
 from onnxcop.coupling.ops.op import Decline, Label, Op
+from onnxcop.graph.linear import Kernel, convolution, deconvolution, flipped, matrix
 
 
 def _repeat(blocks: IntArray, times: int) -> IntArray:
@@ -22,7 +25,7 @@ def conv(op: Op) -> None:
         across all and equally many filters of each.
     Frozen: space.
     """
-    _convolution(op, Kernel(input=1, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=2, kind="conv"))
+    _convolution(op, convolution(op.node))
 
 
 def conv_transpose(op: Op) -> None:
@@ -31,7 +34,7 @@ def conv_transpose(op: Op) -> None:
     Exact: input channels and filters; of groups whole ones, or one stripe across all.
     Frozen: space.
     """
-    _convolution(op, Kernel(input=1, in_axis=0, out_axis=1, groups=int(op.attr("group", 1)), bias=2, kind="deconv"))
+    _convolution(op, deconvolution(op.node))
 
 
 def conv_integer(op: Op) -> None:
@@ -40,11 +43,7 @@ def conv_integer(op: Op) -> None:
     Exact: input channels and filters, as for Conv; zero points are cut along.
     Frozen: space.
     """
-    _convolution(
-        op,
-        Kernel(input=1, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=None, kind="conv", zero=3),
-        tied=(3,),
-    )
+    _convolution(op, replace(convolution(op.node), bias=None, zero=3), tied=(3,))
 
 
 def qlinear_conv(op: Op) -> None:
@@ -53,11 +52,7 @@ def qlinear_conv(op: Op) -> None:
     Exact: input channels and filters, as for Conv; scales, zero points and bias are cut along.
     Frozen: space.
     """
-    _convolution(
-        op,
-        Kernel(input=3, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=8, kind="conv", zero=5),
-        tied=(4, 5),
-    )
+    _convolution(op, replace(convolution(op.node), input=3, bias=8, zero=5), tied=(4, 5))
 
 
 def _convolution(op: Op, kernel: Kernel, tied: tuple[int, ...] = ()) -> None:
@@ -165,8 +160,7 @@ def gemm(op: Op) -> None:
     b_in = 1 if op.attr("transB", 0) else 0
     a, b = op.label(0), op.label(1)
     rows, columns = a[1 - a_in], b[1 - b_in]
-    kernel = Kernel(input=1, in_axis=b_in, out_axis=1 - b_in, groups=1, bias=2)
-    op.contract((0, a_in), (1, b_in), kernel=kernel, produced=columns)
+    op.contract((0, a_in), (1, b_in), kernel=matrix(op.node, bias=2), produced=columns)
     if op.has(2):
         bias, shape = op.label(2), op.shape(2)
         if len(shape) >= 1 and shape[-1] > 1:
@@ -217,9 +211,11 @@ def _matmul(op: Op, left: int, right: int, per_column: tuple[int, ...] = (), zer
     if not a_shape or not b_shape:
         raise Decline("a matrix product with a scalar")
     a, b = op.label(left), op.label(right)
-    a_in, b_in = len(a_shape) - 1, max(len(b_shape) - 2, 0)
-    columns = b[-1] if len(b_shape) > 1 else None
-    rows = a[-2] if len(a_shape) > 1 else None
+    a_in, a_out = (-2, -1) if flipped(op.node, left) else (-1, -2)
+    b_in, b_out = (-1, -2) if flipped(op.node, right) else (-2, -1)
+    columns = b[b_out] if len(b_shape) > 1 else None
+    rows = a[a_out] if len(a_shape) > 1 else None
+    a_in, b_in = len(a_shape) + a_in, max(len(b_shape) + b_in, 0)
     for position in per_column:
         if op.has(position) and op.shape(position) not in ((), (1,)):
             columns = op.tie(columns, op.label(position)[-1])
@@ -250,9 +246,9 @@ def _weights_side(
 ) -> tuple[Kernel | None, IntArray | None]:
     """Which operand of a matrix product is constant, if one is."""
     if op.constant(right) and len(op.shape(right)) == 2:
-        return Kernel(input=right, in_axis=0, out_axis=1, groups=1, kind="matmul", zero=zero), columns
+        return replace(matrix(op.node, right), zero=zero), columns
     if op.constant(left) and len(op.shape(left)) == 2:
-        return Kernel(input=left, in_axis=1, out_axis=0, groups=1, bias=None, kind="matmul_left"), rows
+        return matrix(op.node, left), rows
     return None, None
 
 
@@ -304,6 +300,4 @@ def _einsum_kernel(op: Op, terms: list[str], result: str, letter: str) -> tuple[
     in_axis = terms[1].index(letter)
     if terms[1][1 - in_axis] not in result or terms[1][1 - in_axis] in terms[0]:
         return None, None
-    return Kernel(input=1, in_axis=in_axis, out_axis=1 - in_axis, groups=1, bias=None, kind="einsum"), op.label(1)[
-        1 - in_axis
-    ]
+    return Kernel(input=1, in_axis=in_axis, out_axis=1 - in_axis, kind="other"), op.label(1)[1 - in_axis]

@@ -5,28 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from onnxcop._base.types import IntArray
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """The weights of a contraction, as a tensor [groups, in / groups, out / groups, taps] seen sideways.
-
-    Attributes:
-        input: Which input of the node holds the weights.
-        in_axis: Axis of the weights that runs over the contracted channels (of one group).
-        out_axis: Axis that runs over the produced channels.
-        groups: Number of groups; for a transposed convolution `in_axis` runs over all groups.
-        bias: Which input holds the bias, None where the operator takes none.
-        kind: "conv", "deconv" or "matmul".
-    """
-
-    input: int
-    in_axis: int
-    out_axis: int
-    groups: int = 1
-    bias: int | None = None
-    kind: str = "matmul"
-    zero: int | None = None
+from onnxcop.graph.linear import Kernel
 
 
 @dataclass(frozen=True, slots=True)

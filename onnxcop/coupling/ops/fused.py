@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.contraction import _axis, _batch_labels, _convolution
+from onnxcop.coupling.ops.contraction import _convolution, _matmul
 from onnxcop.coupling.ops.elementwise import broadcast_labels
-from onnxcop.coupling.ops.facts import Kernel
 from onnxcop.coupling.ops.op import Decline, Op
+from onnxcop.graph.linear import convolution
 
 
 def fused_conv(op: Op) -> None:
@@ -15,7 +15,7 @@ def fused_conv(op: Op) -> None:
     Exact: input channels and filters, as for Conv; those of the sum are tied.
     Frozen: space.
     """
-    _convolution(op, Kernel(input=1, in_axis=1, out_axis=0, groups=int(op.attr("group", 1)), bias=2, kind="conv"))
+    _convolution(op, convolution(op.node))
     if op.has(3):
         op.freeze_axes(3, range(2, len(op.shape(3))), "is added to what is convolved over")
         made, added = op.labels_out[0], op.label(3)
@@ -29,26 +29,10 @@ def fused_matmul(op: Op) -> None:
     Exact: rows, columns, batch axes and the axis summed over.
     Frozen: all axes of a vector, or where the first axis is moved to the rows.
     """
-    left, right = op.shape(0), op.shape(1)
-    if op.attr("transBatchA", 0) or op.attr("transBatchB", 0) or len(left) < 2 or len(right) < 2:
+    ranks = (len(op.shape(0)), len(op.shape(1)))
+    if op.attr("transBatchA", 0) or op.attr("transBatchB", 0) or min(ranks) < 2:
         raise Decline("FusedMatMul of an unusual form")
-    a_in = len(left) - (2 if op.attr("transA", 0) else 1)
-    b_in = len(right) - (1 if op.attr("transB", 0) else 2)
-    a_out, b_out = 2 * len(left) - 3 - a_in, 2 * len(right) - 3 - b_in
-    rows, columns = op.label(0)[a_out], op.label(1)[b_out]
-    kernel: Kernel | None = None
-    produced: IntArray | None = None
-    if op.constant(1) and len(right) == 2:
-        kernel, produced = Kernel(input=1, in_axis=b_in, out_axis=b_out, groups=1, kind="matmul"), columns
-    elif op.constant(0) and len(left) == 2:
-        kernel, produced = Kernel(input=0, in_axis=a_in, out_axis=a_out, groups=1, bias=None, kind="matmul_left"), rows
-    op.contract((0, a_in), (1, b_in), kernel=kernel, produced=produced)
-    batch = _batch_labels(op, 0, 1) if len(left) > 2 or len(right) > 2 else ()
-    label = (*batch, rows, columns)
-    sizes = [_axis(live, size) for live, size in zip(label, op.out_shape(), strict=True)]
-    summed = op.label(1)[b_in] if op.label(0)[a_in] is not None else None
-    op.macs(1.0, *sizes, _axis(summed, right[b_in]))
-    op.emit(label)
+    _matmul(op, 0, 1)
 
 
 def with_bias(op: Op) -> None:

@@ -23,7 +23,6 @@ from onnxcop.coupling.ops.facts import (
     Contraction,
     Findings,
     IndexEdit,
-    Kernel,
     Mac,
     Operand,
     PinEdit,
@@ -32,6 +31,7 @@ from onnxcop.coupling.ops.facts import (
     SplitEdit,
     Statistic,
 )
+from onnxcop.graph.linear import Kernel
 from onnxcop.graph.shapes import Shape, TensorInfo
 
 Label = tuple[IntArray | None, ...]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops.contraction import _axis, _matmul
 from onnxcop.coupling.ops.elementwise import broadcast_labels
-from onnxcop.coupling.ops.facts import Kernel
 from onnxcop.coupling.ops.movement import join
 from onnxcop.coupling.ops.op import Decline, Op
+from onnxcop.graph.linear import matrix
 
 
 def _per_tensor(op: Op, positions: Sequence[int]) -> None:
@@ -103,11 +104,7 @@ def qgemm(op: Op) -> None:
     for position in (4, 5, 6):
         if op.has(position) and op.shape(position) not in ((), (1,)):
             columns = op.tie(columns, op.label(position)[-1])
-    kernel = (
-        Kernel(input=3, in_axis=b_in, out_axis=1 - b_in, groups=1, bias=None, kind="matmul", zero=5)
-        if op.constant(3)
-        else None
-    )
+    kernel = replace(matrix(op.node, 3), zero=5) if op.constant(3) else None
     if kernel is None:
         op.freeze(op.label(0)[a_in], "is summed in integers against what is not a matrix of weights")
     op.contract((0, a_in), (3, b_in), kernel=kernel, produced=columns)

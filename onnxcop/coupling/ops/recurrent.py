@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.facts import Kernel
 from onnxcop.coupling.ops.op import Decline, Op
+from onnxcop.graph.linear import Kernel
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 X, W, R, B, LENGTHS, H0, C0, P = range(8)
@@ -33,7 +33,7 @@ def recurrent(op: Op) -> None:
     op.contract(
         (X, 2),
         (W, 2),
-        kernel=Kernel(input=W, in_axis=2, out_axis=1, groups=1, bias=None, kind="recurrent"),
+        kernel=Kernel(input=W, in_axis=2, out_axis=1, kind="recurrent"),
         produced=op.label(W)[1],
     )
     hidden = _hidden(op, rows // gates, gates)

@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.graph.edit import fresh_name, replace_all
+from onnxcop.graph.linear import following_bias, kernel_of
 from onnxcop.graph.subgraphs import initializers_are_inputs
 from onnxcop.graph.traits import Trait, traits
 
@@ -59,24 +60,23 @@ def _add(model: onnx.ModelProto) -> frozenset[str]:
         return name
 
     for index, node in enumerate(graph.node):
-        known = traits(node)
-        if not known & Trait.LINEAR or len(node.input) < 2 or node.input[1] not in stored:
+        weight = stored.get(node.input[1]) if traits(node) & Trait.LINEAR and len(node.input) > 1 else None
+        kernel = None if weight is None else kernel_of(node, rank=len(weight.dims))
+        if weight is None or kernel is None:
             continue
-        weight = stored[node.input[1]]
-        if known & Trait.BIASED:
-            if len(node.input) == 2 or not node.input[2]:
-                size = _outputs(node, weight)
-                if len(node.input) == 2:
-                    node.input.append(zeros(node.output[0], size, weight.data_type))
-                else:
-                    node.input[2] = zeros(node.output[0], size, weight.data_type)
+        groups, _, outs, _ = kernel.shape(weight.dims)
+        if kernel.bias is not None:
+            if not "".join(node.input[kernel.bias : kernel.bias + 1]):
+                others = node.input[kernel.bias + 1 :]
+                del node.input[kernel.bias :]
+                node.input.extend([zeros(node.output[0], groups * outs, weight.data_type), *others])
         elif len(weight.dims) == 2 and weight.data_type in (1, 10, 11):
             follower = followers.get(node.output[0])
             single = readers[node.output[0]] == 1 and node.output[0] not in outputs
             if single and follower is not None and following_bias(follower, node.output[0], stored) is not None:
                 continue
             inner = f"{node.output[0]}__unbiased"
-            name = zeros(node.output[0], _outputs(node, weight), weight.data_type)
+            name = zeros(node.output[0], outs, weight.data_type)
             inserts.append(
                 (index, onnx.helper.make_node("Add", [inner, name], [node.output[0]], f"{node.output[0]}__bias_add"))
             )
@@ -84,27 +84,6 @@ def _add(model: onnx.ModelProto) -> frozenset[str]:
     for index, node in reversed(inserts):
         graph.node.insert(index + 1, node)
     return frozenset(added)
-
-
-def _outputs(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
-    attributes = {a.name: a.i for a in node.attribute}
-    if node.op_type == "ConvTranspose":
-        return int(weight.dims[1] * attributes.get("group", 1))
-    if node.op_type in ("Conv", "FusedConv"):
-        return int(weight.dims[0])
-    return int(weight.dims[0] if attributes.get("transB", 0) else weight.dims[1])
-
-
-def following_bias(follower: onnx.NodeProto, tensor: str, stored: dict[str, onnx.TensorProto]) -> str | None:
-    """The vector that an Add after a matrix product adds to its columns, if it is stored."""
-    if follower.op_type != "Add":
-        return None
-    other: list[str] = [name for name in follower.input if name != tensor]
-    if len(other) == 1 and other[0] in stored:
-        dims = stored[other[0]].dims
-        if len(dims) >= 1 and all(d == 1 for d in dims[:-1]):
-            return other[0]
-    return None
 
 
 def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
@@ -127,8 +106,10 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
         for position, name in enumerate(node.output):
             if name in removed:
                 node.output[position] = removed[name]
-        if node.input and node.input[-1] in idle:
-            del node.input[-1]
+        for position in reversed([place for place, name in enumerate(node.input) if name in idle]):
+            node.input[position] = ""
+            while node.input and not node.input[-1]:
+                del node.input[-1]
     replace_all(graph.node, kept_nodes)
     replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in idle])
     replace_all(graph.input, [value for value in graph.input if value.name not in idle])

@@ -18,13 +18,13 @@ from onnxcop._base.types import Array
 from onnxcop.graph.check import byte_size
 from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.edit import replace_all
+from onnxcop.graph.shapes import RANDOM
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.graph.traits import MOVES, Trait, traits
 
 Run = Callable[[onnx.ModelProto, Sequence[str]], Mapping[str, Array]]
 
-_KEPT = frozenset(("Bernoulli", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial", "QuantizeLinear",
-                   "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))  # fmt: skip
+_KEPT = RANDOM | {"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"}
 _DROPPED = 1024  # bytes; smaller constants may be left with other readers
 
 

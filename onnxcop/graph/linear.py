@@ -1,0 +1,215 @@
+"""One description of linear layers: whatever the operator, weights [groups, in, out, taps].
+
+Convolutions of any rank, grouped, depthwise or transposed, Gemm either way round, matrix products with the weights
+on either side: each sums the channels of its data with weights. Here is where these lie in the node, how they are
+stored, and how to put changed ones back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from onnxcop._base.types import Array, FloatArray
+from onnxcop.graph.traits import Trait, traits
+
+_BATCHES = ("transBatchA", "transBatchB")
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How the weights of a node are stored.
+
+    Attributes:
+        input: Which input of the node holds them.
+        in_axis: Axis of the weights that runs over the channels that are summed (of one group).
+        out_axis: Axis that runs over the channels that are made (of all groups).
+        groups: Number of groups.
+        bias: Which input holds the bias, None where the operator takes none.
+        kind: "conv"; "deconv", whose `in_axis` runs over all groups and `out_axis` over those of one; "matmul";
+            "recurrent" or "other" for weights that are read, but never changed.
+        zero: Which input holds the zero point of quantized weights.
+        scale: What the operator multiplies the weights by.
+        bias_scale: What it multiplies the bias by.
+    """
+
+    input: int
+    in_axis: int
+    out_axis: int
+    groups: int = 1
+    bias: int | None = None
+    kind: Literal["conv", "deconv", "matmul", "recurrent", "other"] = "matmul"
+    zero: int | None = None
+    scale: float = 1.0
+    bias_scale: float = 1.0
+
+    @property
+    def changeable(self) -> bool:
+        """Whether other weights can take their place."""
+        return self.kind not in ("recurrent", "other") and self.zero is None and self.scale != 0.0
+
+    def shape(self, stored: Sequence[int]) -> tuple[int, int, int, int]:
+        """The sizes (groups, in, out, taps) of weights that are stored in a shape."""
+        ins, outs = stored[self.in_axis], stored[self.out_axis]
+        if self.kind == "deconv":
+            ins //= self.groups
+        else:
+            outs //= self.groups
+        every = int(np.prod(stored, dtype=np.int64))
+        return self.groups, ins, outs, every // max(self.groups * ins * outs, 1)
+
+    def read(self, stored: Array) -> FloatArray:
+        """What the node multiplies its data by, float64 [groups, in, out, taps]."""
+        moved = np.moveaxis(stored.astype(np.float64), (self.in_axis, self.out_axis), (0, 1))
+        groups, ins, outs, taps = self.shape(stored.shape)
+        if self.scale != 1.0:
+            moved = moved * self.scale
+        if self.kind == "deconv":
+            return moved.reshape(groups, ins, outs, taps)
+        return moved.reshape(ins, groups, outs, taps).swapaxes(0, 1)
+
+    def write(self, weights: FloatArray, stored: Sequence[int]) -> FloatArray:
+        """Inverse of :meth:`read`, in the shape that the weights are stored in."""
+        both = (self.in_axis, self.out_axis)
+        rest = [size for axis, size in enumerate(stored) if axis not in both]
+        moved = weights if self.kind == "deconv" else weights.swapaxes(0, 1)
+        moved = np.moveaxis(moved.reshape(*(stored[axis] for axis in both), *rest), (0, 1), both)
+        return moved if self.scale == 1.0 else moved / self.scale
+
+    def by_group(self, values: Array, axis: int) -> Array:
+        """What belongs to every index of `in_axis` or `out_axis`, as [groups, channels of one]."""
+        whole = self.in_axis if self.kind == "deconv" else self.out_axis
+        return values.reshape(self.groups, -1) if axis == whole else np.tile(values, (self.groups, 1))
+
+
+def kernel_of(node: onnx.NodeProto, position: int = 1, rank: int = 2) -> Kernel | None:
+    """The description of a node's weights; None if its operator is no linear layer.
+
+    Args:
+        node: The node.
+        position: Which input of a matrix product holds the weights.
+        rank: Number of their axes.
+    """
+    known = traits(node)
+    if not known & Trait.LINEAR or any(a.name in _BATCHES and a.i for a in node.attribute):
+        return None
+    if known & Trait.SLIDES:
+        return deconvolution(node) if known & Trait.SPREADS else convolution(node)
+    biased = bool(known & Trait.BIASED)
+    return None if biased and position == 0 else matrix(node, position, rank, bias=2 if biased else None)
+
+
+def convolution(node: onnx.NodeProto) -> Kernel:
+    """The weights of a convolution, [groups × out, in, *taps]."""
+    return Kernel(input=1, in_axis=1, out_axis=0, groups=_attribute(node, "group").i or 1, bias=2, kind="conv")
+
+
+def deconvolution(node: onnx.NodeProto) -> Kernel:
+    """The weights of a transposed convolution, [groups × in, out, *taps]."""
+    return Kernel(input=1, in_axis=0, out_axis=1, groups=_attribute(node, "group").i or 1, bias=2, kind="deconv")
+
+
+def matrix(node: onnx.NodeProto, position: int = 1, rank: int = 2, bias: int | None = None) -> Kernel:
+    """The weights of a matrix product, on its right or, as its input 0, on its left."""
+    first, last = max(rank - 2, 0), rank - 1
+    rows_first = bool(position) != flipped(node, position)
+    return Kernel(
+        input=position,
+        in_axis=first if rows_first else last,
+        out_axis=last if rows_first else first,
+        bias=bias,
+        scale=_attribute(node, "alpha", 1.0).f,
+        bias_scale=_attribute(node, "beta", 1.0).f,
+    )
+
+
+def flipped(node: onnx.NodeProto, position: int) -> bool:
+    """Whether a matrix product exchanges the last two axes of an operand."""
+    return bool(_attribute(node, "transB" if position else "transA").i)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float = 0.0) -> onnx.AttributeProto:
+    return next((a for a in node.attribute if a.name == name), onnx.AttributeProto(name=name, f=default))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """A layer with weights of its own, which may be changed.
+
+    Attributes:
+        kernel: How they are stored.
+        weight: Name of the weights.
+        bias: Name of a bias of its own, one number for every output; None where it has none.
+        output: Name of the tensor it makes, bias included.
+        stop: The node after the one that makes `output`.
+        plain: Whether `output` is the weighted sum and that bias, without another bias, sum or activation.
+    """
+
+    kernel: Kernel
+    weight: str
+    bias: str | None
+    output: str
+    stop: int
+    plain: bool
+
+
+def stored_layer(
+    nodes: Sequence[onnx.NodeProto], number: int, kernel: Kernel,
+    stored: Mapping[str, onnx.TensorProto], uses: Callable[[str], int],
+) -> StoredLayer | None:  # fmt: skip
+    """Where a layer's weights and bias are stored; None if they may not be changed.
+
+    Args:
+        nodes: Those of the top-level graph.
+        number: The layer's.
+        kernel: How its weights are stored.
+        stored: Tensors by name.
+        uses: How often a tensor is read.
+    """
+    node = nodes[number]
+    weight: str = node.input[kernel.input]
+    if not kernel.changeable or weight not in stored or uses(weight) != 1 or stored[weight].data_type not in _FLOATS:
+        return None
+    if kernel.kind == "matmul" and len(stored[weight].dims) != 2:
+        return None
+    groups, _, outs, _ = kernel.shape(stored[weight].dims)
+    output, stop, bias = node.output[0], number + 1, None
+    if kernel.bias is not None:
+        given = "".join(node.input[kernel.bias : kernel.bias + 1]) if kernel.bias_scale != 0.0 else ""
+        if given and _own(given, groups * outs, stored, uses):
+            bias = given
+        plain = given == (bias or "") and not any(node.input[kernel.bias + 1 :]) and not _activated(node)
+        return StoredLayer(kernel=kernel, weight=weight, bias=bias, output=output, stop=stop, plain=plain)
+    follower = next((i for i in range(stop, len(nodes)) if output in nodes[i].input), None)
+    if follower is not None and uses(output) == 1:
+        found = following_bias(nodes[follower], output, stored, -1 if kernel.input else -2)
+        if found is not None and _own(found, outs, stored, uses):
+            bias, output, stop = found, nodes[follower].output[0], follower + 1
+    return StoredLayer(kernel=kernel, weight=weight, bias=bias, output=output, stop=stop, plain=True)
+
+
+def _activated(node: onnx.NodeProto) -> bool:
+    return any(a.name == "activation" and a.s for a in node.attribute)
+
+
+def _own(name: str, size: int, stored: Mapping[str, onnx.TensorProto], uses: Callable[[str], int]) -> bool:
+    return name in stored and uses(name) == 1 and int(np.prod(stored[name].dims, dtype=np.int64)) == size
+
+
+def following_bias(
+    follower: onnx.NodeProto, tensor: str, stored: Mapping[str, onnx.TensorProto], axis: int = -1
+) -> str | None:
+    """The vector that an addition after a matrix product adds along an axis, counted from the end, if it is stored."""
+    if not traits(follower) & Trait.ADDS:
+        return None
+    other: list[str] = [name for name in follower.input if name != tensor]
+    if len(other) != 1 or other[0] not in stored:
+        return None
+    dims = list(stored[other[0]].dims)
+    vector = len(dims) >= -axis and all(size == 1 for place, size in enumerate(dims) if place != len(dims) + axis)
+    return other[0] if vector else None

@@ -1,0 +1,118 @@
+"""Layers with an activation inside, taken apart for the time of recovery.
+
+ONNX Runtime's optimizer writes a convolution, what is added to it and the activation as one FusedConv, a Gemm and its
+activation as one FusedGemm. What such a layer sums cannot be seen inside, so that no weights could be fitted to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import onnx
+from onnx import helper
+
+from onnxcop.graph.edit import copied, fresh_name, opset_of, replace_all
+from onnxcop.graph.linear import kernel_of
+from onnxcop.graph.traits import MICROSOFT
+
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "Clip": ("min", "max"), "Elu": ("alpha",), "HardSigmoid": ("alpha", "beta"), "LeakyRelu": ("alpha",),
+    "Relu": (), "Selu": ("alpha", "gamma"), "Sigmoid": (), "Softplus": (), "Softsign": (), "Tanh": (),
+    "ThresholdedRelu": ("alpha",),
+}  # fmt: skip
+_PREFIX = "activation"
+_CLIP_INPUTS = 11  # the opset from which the bounds of a Clip are inputs
+
+
+@dataclass(frozen=True, slots=True)
+class SplitActivations:
+    """The pass that takes fused layers of the top-level graph apart.
+
+    Attributes:
+        split: Each with what stands for it: the bounds of a Clip, the layer, the sum, the activation.
+    """
+
+    split: tuple[tuple[onnx.NodeProto, tuple[onnx.NodeProto, ...]], ...] = ()
+
+    @classmethod
+    def forward(cls, model: onnx.ModelProto) -> SplitActivations:
+        """Take fused layers apart, in place."""
+        taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+        types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        stand_ins = [_parts(node, taken, types, opset_of(model)) for node in model.graph.node]
+        found = [(copied(node), parts) for node, parts in zip(model.graph.node, stand_ins, strict=True) if parts]
+        if found:
+            nodes = [parts or (node,) for node, parts in zip(model.graph.node, stand_ins, strict=True)]
+            replace_all(model.graph.node, [part for parts in nodes for part in parts])
+        return cls(tuple(found))
+
+    def undo(self, model: onnx.ModelProto) -> None:
+        """Fuse them again where nothing has come between their parts, in place."""
+        graph = model.graph
+        makers = {name: node for node in graph.node for name in node.output}
+        reads = Counter(name for node in graph.node for name in node.input)
+        fused: dict[str, onnx.NodeProto] = {}
+        gone: set[str] = set()
+        for whole, parts in self.split:
+            *inner, _ = (part.output[0] for part in parts)
+            steps = [part for part in parts if part.op_type != "Constant"]
+            found = [makers.get(step.output[0], onnx.NodeProto()) for step in steps]
+            linked = all(after.input[:1] == before.output[:1] for before, after in pairwise(found))
+            same = [node.op_type for node in found] == [step.op_type for step in steps]
+            if linked and same and all(reads[name] == 1 for name in inner):
+                fused[whole.output[0]] = _fused(whole, found)
+                gone.update(inner)
+        replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in gone])
+        replace_all(graph.node, [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in gone])
+
+
+def _parts(node: onnx.NodeProto, taken: set[str], types: dict[str, int], opset: int) -> tuple[onnx.NodeProto, ...]:
+    """What stands for a fused node; nothing where it is none, or not known in full."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    activation = attributes.get(_PREFIX, b"").decode()
+    if node.domain != MICROSOFT or kernel_of(node) is None or node.input[1] not in types:
+        return ()
+    if activation not in _PARAMETERS:
+        return ()
+    named = {name: attributes.get(f"{_PREFIX}_{name}") for name in _PARAMETERS[activation]}
+    values = attributes.get(f"{_PREFIX}_params") or list(named.values())
+    if len(values) != len(named) or None in values:
+        return ()
+    parameters = dict(zip(named, values, strict=True))
+    made = node.output[0]
+    layer = copied(node)
+    layer.op_type, layer.domain = node.op_type.removeprefix("Fused"), ""
+    layer.output[0] = last = fresh_name(f"{made}__linear", taken)
+    replace_all(layer.attribute, [a for a in node.attribute if not a.name.startswith(_PREFIX)])
+    del layer.input[3:]
+    nodes, bounds = [layer], []
+    for other in node.input[3:]:
+        name = fresh_name(f"{made}__sum", taken)
+        nodes.append(helper.make_node("Add", [last, other], [name], name))
+        last = name
+    if activation == "Clip" and opset >= _CLIP_INPUTS:
+        for bound, value in parameters.items():
+            tensor = helper.make_tensor(bound, types[node.input[1]], [], [value])
+            name = fresh_name(f"{made}__{bound}", taken)
+            bounds.append(helper.make_node("Constant", [], [name], name, value=tensor))
+        parameters = {}
+    inputs = [last, *(bound.output[0] for bound in bounds)]
+    after = helper.make_node(activation, inputs, [made], fresh_name(f"{made}__activation", taken), **parameters)
+    return (*bounds, *nodes, after)
+
+
+def _fused(whole: onnx.NodeProto, parts: Sequence[onnx.NodeProto]) -> onnx.NodeProto:
+    """One node for a layer, what is added to it, and its activation, as they have become."""
+    layer, *sums, _ = parts
+    fused = copied(whole)
+    del fused.input[:]
+    fused.input.extend(layer.input)
+    if sums:
+        fused.input.extend([*[""] * (3 - len(layer.input)), *(one.input[1] for one in sums)])
+    own = {a.name: a for a in layer.attribute}
+    there = [own.pop(a.name, a) for a in whole.attribute if a.name in own or a.name.startswith(_PREFIX)]
+    replace_all(fused.attribute, [*there, *own.values()])
+    return fused
