@@ -185,7 +185,7 @@ RESOURCES: tuple[Resource, ...] = (
     Resource("params", "parameters", _Cost(1)),
     Resource("filters", "prunable filters", _Filters()),
     Resource("size", "bytes of the file", _Cost(2, overhead=True), absolute=True),
-    Resource("latency", "time of a run on this machine", _Time()),
+    Resource("latency", "time of a run", _Time()),
 )
 
 

@@ -19,7 +19,7 @@ from onnxcop._base.types import Array, IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.graph.edit import copied
 from onnxcop.graph.traits import Trait, traits
-from onnxcop.runtime.kernel_times import MARK
+from onnxcop.runtime.kernel_times import MARK, REFERENCE
 
 _VIEWS = frozenset(
     "Reshape Squeeze Unsqueeze Flatten Identity Shape Size Constant Dropout Expand Slice If Loop Scan".split()
@@ -263,6 +263,14 @@ def _operand(analysis: Analysis, name: str) -> Operand | None:
     stored = name in structure.coupling.constants or name in structure.coupling.derived or info.value is not None
     small = info.value is not None and info.value.size <= _LARGEST_VALUE and all(size >= 0 for size in dims)
     return Operand(name=name, elem_type=info.elem_type, dims=dims, stored=stored, value=info.value if small else None)
+
+
+def reference() -> onnx.GraphProto:
+    """An operator that does next to nothing, timed beside others to know what timing itself takes."""
+    name, one = f"{MARK}{REFERENCE}", onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(end, one, [1]) for end in (f"{name}_in0", name)]
+    node = helper.make_node("Neg", [ends[0].name], [name], name)
+    return helper.make_graph([node], name, ends[:1], ends[1:])
 
 
 def in_one(graphs: Sequence[onnx.GraphProto], opset: Iterable[tuple[str, int]]) -> onnx.ModelProto:

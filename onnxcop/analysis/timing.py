@@ -11,7 +11,7 @@ import numpy as np
 from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.analysis.operators import Operator, in_one, operators_of
+from onnxcop.analysis.operators import Operator, in_one, operators_of, reference
 from onnxcop.analysis.time_model import CopiedOperator, TimedOperator, TimeModel
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.runtime.staircase import Staircase
@@ -91,8 +91,10 @@ def points_of(asked: Sequence[Wanted]) -> dict[str, tuple[Operator, IntArray]]:
 
 
 def bundled(operators: Sequence[tuple[Operator, IntArray]]) -> bytes:
-    """Operators at widths as one serialized model."""
+    """Operators at widths as one serialized model, with a reference where they are several."""
     graphs = [operator.small_model(point, place) for place, (operator, point) in enumerate(operators)]
+    if len(graphs) > 1:
+        graphs.append(reference())
     return bytes(in_one(graphs, operators[0][0].opset).SerializeToString())
 
 

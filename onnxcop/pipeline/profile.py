@@ -20,6 +20,7 @@ from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.rough import rough_choice, without
 from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.operators import reference
 from onnxcop.analysis.time_model import TimeModel
 from onnxcop.analysis.timing import modelled, points_of, wanted
 from onnxcop.coupling.choices import Policy
@@ -138,6 +139,7 @@ def packed(
             for one in model_inputs(analysis.model)
         ],
         "imports": place(onnx.ModelProto(ir_version=8, opset_import=imports).SerializeToString()),
+        "reference": place(onnx.ModelProto(graph=reference()).SerializeToString()),
         "stairs": {kind: [place(one.SerializeToString()) for one in every] for kind, every in stair_models().items()},
         "operators": {
             key: place(onnx.ModelProto(graph=operator.small_model(point, len(blobs))).SerializeToString())

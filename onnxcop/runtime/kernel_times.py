@@ -22,11 +22,13 @@ from typing import Any
 log = logging.getLogger("onnxcop")
 
 MARK = "timed_"  # the names of what is timed start with it, a number follows
+REFERENCE = 10**6  # number of an operator that does nothing, whose time a profile adds to every other
 TOGETHER = 24  # operators that are timed in one session
 _RUNS = 12  # of a session at least
 _SECONDS = 0.15  # that a session is run for, where that is more runs
 _MOST_RUNS = 60
 _QUICK = 0.4  # share of the runs that count: the quickest, which nothing interrupted
+_LEAST = 0.05  # of a time, that stays when that of the reference is taken off
 CPU = "CPUExecutionProvider"
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 _OUTPUT = re.compile(rf"^{MARK}(\d+)$")
@@ -37,7 +39,8 @@ def kernel_times(model: bytes, providers: Sequence[Any], threads: int | None) ->
     """Seconds of every marked operator of a model that needs no inputs but zeros.
 
     Args:
-        model: A serialized model; operators whose outputs are named by :data:`MARK` and a number are timed.
+        model: A serialized model; operators whose outputs are named by :data:`MARK` and a number are timed. The time
+            of :data:`REFERENCE` is taken off the others.
         providers: Execution providers, as ONNX Runtime takes them.
         threads: Threads of one operator on the CPU, None for ONNX Runtime's own choice.
 
@@ -159,7 +162,8 @@ def from_events(events: Sequence[Mapping[str, Any]], runs: int) -> dict[int, flo
             quick = sorted(seconds)[: max(1, int(_QUICK * len(seconds)))]
             whole += statistics.fmean(quick) * len(seconds) / runs
         times[number] = whole * 1e-6
-    return times
+    nothing = times.pop(REFERENCE, 0.0)
+    return {number: max(seconds - nothing, _LEAST * seconds) for number, seconds in times.items()}
 
 
 _DTYPES = {

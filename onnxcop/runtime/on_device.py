@@ -87,7 +87,12 @@ def table_of(
 
     def timed(keys: Sequence[str]) -> dict[str, float]:
         # Messages of a protobuf one after the other are one message with the fields of all.
-        model = blobs[header["imports"]] + b"".join(blobs[operators[key]] for key in keys)
+        parts = [
+            header["imports"],
+            *([header["reference"]] if len(keys) > 1 else []),
+            *(operators[key] for key in keys),
+        ]
+        model = b"".join(blobs[place] for place in parts)
         found = kernel_times(model, providers, threads)
         return {key: found[operators[key]] for key in keys if operators[key] in found}
 

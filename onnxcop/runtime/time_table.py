@@ -32,7 +32,7 @@ class TimeTable:
     def here(cls, options: EngineOptions) -> TimeTable:
         """What is known of this machine."""
         machine = Machine.of(options)
-        known = remembered("operators", machine.to_dict())
+        known = remembered("kernels", machine.to_dict())
         return cls(machine, dict(known) if isinstance(known, dict) else {})
 
     def complete(self, keys: Sequence[str], bundle: Bundle, options: EngineOptions, progress: Progress) -> None:
@@ -54,4 +54,4 @@ class TimeTable:
 
         together = TOGETHER if resolve_provider(options.provider) == [CPU] else 1
         self.seconds |= times_of(missing, timed, together, partial(progress, "operators"))
-        remember("operators", self.machine.to_dict(), self.seconds)
+        remember("kernels", self.machine.to_dict(), self.seconds)

@@ -21,6 +21,7 @@ from small_models import chain, shapes, written
 
 import onnxcop
 from onnxcop._base import cache
+from onnxcop.analysis.time_model import TimedOperator
 from onnxcop.analysis.timing import time_model
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, EngineError, PlanMismatchError
@@ -147,8 +148,9 @@ def test_whole_models_correct_the_sum_of_operators(table: Path) -> None:
     bare = times_from(DeviceTable.load(table), analysis, "finest")
     table.write_text(json.dumps(document | {"cuts": [{"kept": half, "ratio": 0.6, "error": 0.01}]}))
     corrected = times_from(DeviceTable.load(table), analysis, "finest")
-    assert bare.fraction(np.array(half)) < 0.4
-    assert corrected.fraction(np.array(half)) == pytest.approx(0.6)
+    far, near = bare.fraction(np.array(half)), corrected.fraction(np.array(half))
+    assert far < 0.4
+    assert 0.6 - 0.3 * (0.6 - far) < near < 0.6
     assert corrected.fraction(np.array(document["axes"])) == 1.0
 
 
@@ -164,6 +166,23 @@ def test_a_table_predicts_what_live_times_predict(
     for _ in range(20):
         kept = rng.integers(1, analysis.structure.axis_sizes + 1)
         assert there.seconds(kept) == pytest.approx(live.seconds(kept), rel=1e-9)
+
+
+def test_what_timing_takes_is_taken_off() -> None:
+    def event(number: int, microseconds: int) -> dict[str, Any]:
+        return {"name": f"timed_{number}_kernel_time", "cat": "Node", "dur": microseconds}
+
+    runs = [event(number, took) for number, took in ((0, 9), (1, 2), (kernel_times.REFERENCE, 3)) for _ in range(4)]
+    found = kernel_times.from_events(runs, 4)
+    assert found == {0: pytest.approx(6e-6), 1: pytest.approx(0.05 * 2.5e-6)}
+    assert kernel_times.from_events(runs[:4], 4) == {0: pytest.approx(9.5e-6)}
+
+
+def test_narrower_than_all_that_was_timed_is_not_slower() -> None:
+    noisy = TimedOperator((0,), (np.array([16, 32, 64]),), np.array([1.2, 1.0, 2.0]))
+    assert [noisy.at([width]) for width in (1, 16, 32, 48, 64)] == pytest.approx([1.2, 1.2, 1.0, 1.5, 2.0])
+    steady = TimedOperator((0,), (np.array([16, 32, 64]),), np.array([1.0, 2.0, 4.0]))
+    assert steady.at([8]) == pytest.approx(0.5)
 
 
 def test_the_command_line(device: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
