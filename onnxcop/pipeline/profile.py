@@ -35,7 +35,7 @@ from onnxcop.runtime.session import LARGEST_IN_MEMORY, EngineOptions, resolve_pr
 from onnxcop.runtime.staircase import Staircase, stair_models, target_named
 
 _GRID = Staircase(4, 16)  # widths that lie on the stairs of every processor
-_CUTS = (0.85, 0.65, 0.45)  # of the multiply-accumulates, of whole models that are timed
+_CUTS = (0.85, 0.65, 0.45, 0.25)  # of the multiply-accumulates, of whole models that are timed
 _LARGE = 64  # elements; smaller tensors may be sizes and thresholds, and keep their values
 _FILLED = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)

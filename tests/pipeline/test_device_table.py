@@ -225,7 +225,7 @@ def test_the_script_runs_where_there_is_numpy_and_onnx_runtime_alone(tmp_path: P
     assert f"wrote {table}" in done.stdout
     found = DeviceTable.load(table)
     assert found.machine == Machine.of(CPU)
-    assert len(found.cuts) == 3
+    assert len(found.cuts) == 4
     assert found.seconds > 0
     assert len(found.operators) > 50
     assert None not in found.operators.values()
