@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,8 @@ class Browser:
         driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
         if driver is None or chromium is None:
             pytest.skip("no chromium with its chromedriver (Debian: chromium, chromium-driver)")
+        if os.environ.get("ONNXCOP_NO_BROWSER"):
+            pytest.skip(os.environ["ONNXCOP_NO_BROWSER"])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
