@@ -18,6 +18,7 @@ from onnxcop.allocation.resources import RESOURCES
 if TYPE_CHECKING:
     from onnxcop._base.progress import ProgressBars
     from onnxcop.allocation.limits import Limits
+    from onnxcop.cli.types import Output
     from onnxcop.criteria.base import Criterion
     from onnxcop.data.input_files import InputFiles
     from onnxcop.images.preprocess import Preprocess
@@ -31,6 +32,25 @@ def default_output(model: Path) -> Path:
     """Where the result goes without `-o`: `net.onnx` → `net.pruned.onnx`."""
     stem = model.name.removesuffix(".onnx")
     return model.with_name(f"{stem}.pruned.onnx")
+
+
+def target_of(output: Output | None, model: Path) -> Path:
+    """Where the pruned model goes."""
+    if output is None:
+        return default_output(model)
+    if not output.whole:
+        return output.path
+    from onnxcop.integrations.huggingface import home_of
+
+    return output.path / model.relative_to(home_of(model))
+
+
+def check_outputs(inputs: InputFiles, output: Output | None, target: Path, *others: Path | None) -> None:
+    """Refuse results that cannot be written where they should go; a folder that is not there is made at the end."""
+    if output is not None and output.whole and not output.path.exists():
+        inputs.check(output.path, *(one for one in others if one is None or one.parent != target.parent))
+    else:
+        inputs.check(target, *others)
 
 
 def inputs_from(values: Mapping[str, Any], model: Path | None, *others: Path) -> InputFiles:

@@ -17,13 +17,14 @@ from onnxcop.cli import console
 from onnxcop.cli.arguments import (
     analysis_arguments,
     apply_options,
+    check_outputs,
     criterion_to_show,
-    default_output,
     engine_from,
     inputs_from,
     progress_from,
     prune_options,
     statistics_arguments,
+    target_of,
 )
 from onnxcop.cli.failures import tell_failure
 from onnxcop.cli.framework import MAIN, MainForm, ModelFile, Program, SectionCommand
@@ -51,6 +52,8 @@ from onnxcop.cli.quantized import Quantized, int8_path, quantized
 from onnxcop.cli.stopping import stop_cleanly
 from onnxcop.cli.study import compare_command, profile_command, sweep_command
 from onnxcop.cli.train import finetune_command
+from onnxcop.cli.types import Output
+from onnxcop.cli.vocabulary import trim_vocab_command
 
 _FILE = click.Path(path_type=Path)
 
@@ -79,19 +82,20 @@ def app() -> None:
 @choice_options
 @verbose_option
 @talking
-def prune_command(model: Path, output: Path | None, plan_out: Path | None, **values: Any) -> None:
+def prune_command(model: Path, output: Output | None, plan_out: Path | None, **values: Any) -> None:
     """Prune a model."""
     from onnxcop.pipeline.prune import prune_with
 
-    target = output or default_output(model)
+    target = target_of(output, model)
     int8 = None if values["then_quantize"] is None else int8_path(target)
-    inputs_from(values, model).check(target, int8, plan_out, values["stats_out"], *values["reports"])
+    check_outputs(inputs_from(values, model), output, target, int8, plan_out, values["stats_out"], *values["reports"])
     if values["then_quantize"] == "static" and values["data"] is None:
         raise click.UsageError("--then-quantize static takes ranges from calibration data; give --data, or use dynamic")
     stats = values["stats_out"] is not None  # gathered now, written together with the model
     with progress_from(values) as progress:
         result = prune_with(model, prune_options(values | {"stats_out": stats}, progress))
-    _write(result, target, plan_out, values, quantized(model, result.model, target, values))
+    int8_too = quantized(model, result.model, target, values)
+    _write(result, target, plan_out, values, int8_too, beside=model if output is not None and output.whole else None)
 
 
 @app.command("inspect", cls=SectionCommand)
@@ -146,16 +150,16 @@ def inspect_command(model: Path, **values: Any) -> None:
 @seed_option
 @verbose_option
 @talking
-def apply_command(model: Path, plan: Path, output: Path | None, **values: Any) -> None:
+def apply_command(model: Path, plan: Path, output: Output | None, **values: Any) -> None:
     """Apply a pruning plan to the model that it was made for."""
     from onnxcop.pipeline.prune import apply_with
     from onnxcop.rewrite.plan import PruningPlan
 
-    target = output or default_output(model)
-    inputs_from(values, model, plan).check(target, *values["reports"])
+    target = target_of(output, model)
+    check_outputs(inputs_from(values, model, plan), output, target, *values["reports"])
     with progress_from(values) as progress:
         result = apply_with(model, PruningPlan.load(plan), apply_options(values, progress))
-    _write(result, target, None, values)
+    _write(result, target, None, values, beside=model if output is not None and output.whole else None)
 
 
 @app.command("verify", cls=SectionCommand)
@@ -233,18 +237,24 @@ app.add_command(compare_command)
 app.add_command(finetune_command)
 app.add_command(profile_command)
 app.add_command(sweep_command)
+app.add_command(trim_vocab_command)
 
 
 def _write(
-    result: Any, target: Path, plan_out: Path | None, values: dict[str, Any], int8: Quantized | None = None
-) -> None:
-    """Write a finished result and show it."""
+    result: Any, target: Path, plan_out: Path | None, values: dict[str, Any], int8: Quantized | None = None,
+    *, beside: Path | None = None,
+) -> None:  # fmt: skip
+    """Write a finished result and show it; with what stands beside a model in its folder."""
     from onnxcop._base.files import Writing
     from onnxcop.graph.io import stage
     from onnxcop.report.formats import rendered
 
     reports: tuple[Path, ...] = values["reports"]
     with Writing() as files:
+        if beside is not None:
+            from onnxcop.integrations.huggingface import stage_companions
+
+            stage_companions(files, beside, target, result)
         stage(files, result.model, target, external_data=values["external_data"] or None)
         if int8 is not None:
             stage(files, int8.model, int8.path, external_data=values["external_data"] or None)

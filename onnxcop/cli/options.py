@@ -21,6 +21,7 @@ from onnxcop.cli.types import (
     LayerWish,
     Multiple,
     Numbers,
+    OutputPath,
     Positive,
     PreferenceWeights,
     PresetName,
@@ -66,9 +67,10 @@ output_options: Decorator[Any, Any] = _options(
     _option(
         "-o",
         "--output",
-        type=_FILE,
-        metavar="FILE",
-        help="Path of the pruned model. [default: MODEL.pruned.onnx]",
+        type=OutputPath(),
+        metavar="FILE|FOLDER/",
+        help="Path of the pruned model; a folder also gets config.json and the tokenizer beside MODEL. "
+        "[default: MODEL.pruned.onnx]",
     ),
     _option(
         "--report",

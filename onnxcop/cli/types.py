@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,34 @@ class Fraction(click.ParamType[float]):
             return share(value, zero=self.zero)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a result goes.
+
+    Attributes:
+        path: The file that was named, or the folder.
+        whole: Whether it is a folder that also gets what stands beside the model.
+    """
+
+    path: Path
+    whole: bool = False
+
+
+class OutputPath(click.ParamType[Output]):
+    """A file, or a folder that ends in a slash."""
+
+    name = "file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files."""
+        return [CompletionItem(incomplete, type="file")]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Output:
+        """The path, and whether it is a folder."""
+        text = str(value)
+        return Output(Path(text), whole=text.endswith(tuple(filter(None, (os.sep, os.altsep)))))
 
 
 class ReportFile(click.ParamType[Path]):

@@ -48,13 +48,13 @@ class TextData:
                 f"{self.path}: texts feed inputs named {', '.join(_FORMS)}, but the model reads {', '.join(unknown)}; "
                 "give .npz files with an array for each"
             )
-        tokenizer = self._loaded()
+        tokenizer = self.loaded()
         fixed = next((s.shape[1] for s in inputs if len(s.shape) > 1 and isinstance(s.shape[1], int)), None)
         tokenizer.enable_truncation(fixed or self._longest())
         padding = dict(tokenizer.padding or {})
         kept = {key: padding[key] for key in ("direction", "pad_id", "pad_type_id", "pad_token") if key in padding}
         tokenizer.enable_padding(length=fixed, **kept)
-        found = tokenizer.encode_batch(self._texts())
+        found = tokenizer.encode_batch(self.texts())
         return {
             spec.name: np.array(
                 [getattr(text, _FORMS[spec.name]) if _FORMS[spec.name] else range(len(text.ids)) for text in found]
@@ -62,7 +62,12 @@ class TextData:
             for spec in inputs
         }
 
-    def _texts(self) -> list[str]:
+    def texts(self) -> list[str]:
+        """The lines that hold anything.
+
+        Raises:
+            CalibrationError: The file cannot be read, or holds none.
+        """
         try:
             lines = [line.strip() for line in self.path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
@@ -72,14 +77,23 @@ class TextData:
             raise CalibrationError(f"{self.path}: it holds no texts; write one on each line")
         return texts
 
-    def _loaded(self) -> Any:
+    def file(self) -> Path:
+        """The tokenizer's file."""
+        return self.tokenizer / "tokenizer.json" if self.tokenizer.is_dir() else self.tokenizer
+
+    def loaded(self) -> Any:
+        """The tokenizer.
+
+        Raises:
+            CalibrationError: There is none, or the library that reads it is not installed.
+        """
         try:
             from tokenizers import Tokenizer
         except ImportError:
             raise CalibrationError(
                 "texts need the tokenizers library; install it with: pip install 'onnxcop[text]'"
             ) from None
-        path = self.tokenizer / "tokenizer.json" if self.tokenizer.is_dir() else self.tokenizer
+        path = self.file()
         if not path.is_file():
             raise CalibrationError(f"{path} does not exist; give the folder of the model that holds its tokenizer.json")
         try:

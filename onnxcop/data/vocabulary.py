@@ -1,0 +1,217 @@
+"""The part of a tokenizer that some texts need: its vocabulary, with tokens numbered anew.
+
+WordPiece, WordLevel, Unigram and BPE of Hugging Face's `tokenizer.json`. The texts get the same tokens as before: a
+longest match, a best path and a lowest merge stay so if only what they never use goes. Tokens of single ASCII
+characters, a BPE's alphabet, bytes and special tokens stay as well, so that other texts can still be spelled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcop._base.types import IntArray
+from onnxcop.data.text import TextData
+from onnxcop.errors import CalibrationError
+
+_KINDS = ("WordPiece", "WordLevel", "Unigram", "BPE")
+_MARKS = "▁Ġ"  # what stands for a blank before a word
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer with fewer tokens.
+
+    Attributes:
+        kept: int64 [tokens], the old number of every token that stays, ascending; its place is the new one.
+        count: How many tokens there were.
+        files: The files of the tokenizer, rewritten, by name.
+    """
+
+    kept: IntArray
+    count: int
+    files: Mapping[str, bytes]
+
+    def renumbered(self, old: int) -> int | None:
+        """The new number of a token; None where it is gone."""
+        place = int(np.searchsorted(self.kept, old))
+        return place if place < len(self.kept) and self.kept[place] == old else None
+
+
+def trimmed_vocabulary(texts: TextData) -> Vocabulary:
+    """The vocabulary that texts need.
+
+    Args:
+        texts: A file of texts, and the tokenizer.
+
+    Raises:
+        CalibrationError: A file cannot be read, or the tokenizer is of another kind.
+    """
+    tokenizer = texts.loaded()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    lines = texts.texts()
+    used = {number for text in tokenizer.encode_batch(lines) for number in text.ids}
+    document = json.loads(texts.file().read_text(encoding="utf-8"))
+    model = document["model"]
+    if model.get("type") not in _KINDS:
+        raise CalibrationError(
+            f"{texts.file()}: a vocabulary of kind {model.get('type')} cannot be trimmed; known are {', '.join(_KINDS)}"
+        )
+    pieces = _pieces(model)
+    added = {entry["id"]: entry["content"] for entry in document.get("added_tokens", ())}
+    named = dict(_numbers_named(document.get("post_processor")))
+    used |= set(added) | set(named) | {number for piece, number in pieces.items() if _always(piece, model)}
+    if model["type"] == "BPE":
+        used |= _alphabet(model, pieces)
+        used = _with_parts(used, model, pieces)
+    kept = np.array(sorted(used), dtype=np.int64)
+    found = Vocabulary(kept, max([*pieces.values(), *added], default=-1) + 1, {})
+    files = _files(document, found, texts.file().parent)
+    result = Vocabulary(found.kept, found.count, files)
+    _check(result, lines, tokenizer, texts)
+    return result
+
+
+def _check(found: Vocabulary, lines: list[str], tokenizer: Any, texts: TextData) -> None:
+    """The texts must have the same tokens, under their new numbers."""
+    after = type(tokenizer).from_str(found.files["tokenizer.json"].decode())
+    after.no_truncation()
+    after.no_padding()
+    for one, other in zip(tokenizer.encode_batch(lines), after.encode_batch(lines), strict=True):
+        if [found.renumbered(number) for number in one.ids] != other.ids:
+            raise CalibrationError(f"{texts.file()}: with fewer tokens the texts are cut otherwise; keep all tokens")
+
+
+def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):
+        return {piece: number for number, (piece, _) in enumerate(vocabulary)}
+    return dict(vocabulary)
+
+
+def _always(piece: str, model: Mapping[str, Any]) -> bool:
+    """Whether a token stays even if no text uses it."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    bare = piece.removeprefix(prefix).lstrip(_MARKS)
+    byte = piece.startswith("<0x") and piece.endswith(">")
+    return byte or piece == model.get("unk_token") or not bare or (len(bare) == 1 and bare.isascii())
+
+
+def _merges(model: Mapping[str, Any]) -> Iterator[tuple[Any, str, str]]:
+    for entry in model.get("merges", ()):
+        left, right = entry.split(" ", 1) if isinstance(entry, str) else entry
+        yield entry, left, right
+
+
+def _joined(left: str, right: str, model: Mapping[str, Any]) -> str:
+    prefix = model.get("continuing_subword_prefix") or ""
+    return left + right.removeprefix(prefix)
+
+
+def _alphabet(model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[int]:
+    """What no merge makes."""
+    made = {_joined(left, right, model) for _, left, right in _merges(model)}
+    return {number for piece, number in pieces.items() if piece not in made}
+
+
+def _with_parts(used: set[int], model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[int]:
+    """Tokens with all that they are merged of."""
+    parts: dict[str, list[tuple[str, str]]] = {}
+    for _, left, right in _merges(model):
+        parts.setdefault(_joined(left, right, model), []).append((left, right))
+    found = {piece for piece, number in pieces.items() if number in used}
+    waiting = list(found)
+    while waiting:
+        for pair in parts.get(waiting.pop(), ()):
+            waiting += [part for part in pair if part not in found]
+            found.update(pair)
+    return used | {pieces[piece] for piece in found if piece in pieces}
+
+
+def _numbers_named(processor: Any) -> Iterator[tuple[int, str]]:
+    """Numbers of tokens in what comes after the model, wherever they stand."""
+    if isinstance(processor, Mapping):
+        for key, value in processor.items():
+            if key == "ids" and isinstance(value, list):
+                yield from ((number, key) for number in value)
+            elif key in ("sep", "cls") and isinstance(value, list):
+                yield value[1], key
+            else:
+                yield from _numbers_named(value)
+    elif isinstance(processor, list):
+        for entry in processor:
+            yield from _numbers_named(entry)
+
+
+def _renamed(processor: Any, found: Vocabulary) -> Any:
+    if isinstance(processor, Mapping):
+        result = {}
+        for key, value in processor.items():
+            if key == "ids" and isinstance(value, list):
+                result[key] = [found.renumbered(number) for number in value]
+            elif key in ("sep", "cls") and isinstance(value, list):
+                result[key] = [value[0], found.renumbered(value[1])]
+            else:
+                result[key] = _renamed(value, found)
+        return result
+    return [_renamed(entry, found) for entry in processor] if isinstance(processor, list) else processor
+
+
+def _files(document: dict[str, Any], found: Vocabulary, folder: Path) -> dict[str, bytes]:
+    """The tokenizer's files with the tokens that stay."""
+    model = dict(document["model"])
+    new = {piece: found.renumbered(number) for piece, number in _pieces(model).items()}
+    new = {piece: number for piece, number in new.items() if number is not None}
+    merges = [
+        (entry, left, right) for entry, left, right in _merges(model)
+        if {left, right, _joined(left, right, model)} <= new.keys()
+    ]  # fmt: skip
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [entry for entry in model["vocab"] if entry[0] in new]
+        model["unk_id"] = None if model.get("unk_id") is None else found.renumbered(model["unk_id"])
+    else:
+        model["vocab"] = new
+    if "merges" in model:
+        model["merges"] = [entry for entry, _, _ in merges]
+    added = [{**entry, "id": found.renumbered(entry["id"])} for entry in document.get("added_tokens", ())]
+    result = {**document, "model": model, "added_tokens": added}
+    result["post_processor"] = _renamed(document.get("post_processor"), found)
+    if isinstance(document.get("padding"), Mapping) and "pad_id" in document["padding"]:
+        pad = found.renumbered(document["padding"]["pad_id"])
+        result["padding"] = {**document["padding"], "pad_id": pad}
+    files = {"tokenizer.json": _json(result)}
+    listed = sorted(new, key=lambda piece: new[piece] or 0)
+    if (folder / "vocab.txt").is_file():
+        files["vocab.txt"] = "".join(f"{piece}\n" for piece in listed).encode()
+    if (folder / "vocab.json").is_file():
+        files["vocab.json"] = _json(new)
+    if (folder / "merges.txt").is_file():
+        files["merges.txt"] = "".join(["#version: 0.2\n", *(f"{a} {b}\n" for _, a, b in merges)]).encode()
+    return files | dict(_settings(folder, found))
+
+
+def _settings(folder: Path, found: Vocabulary) -> Iterator[tuple[str, bytes]]:
+    """Settings that name tokens by their numbers."""
+    for name in ("tokenizer_config.json", "config.json", "generation_config.json", "added_tokens.json"):
+        try:
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for key, value in config.items() if isinstance(config, dict) else ():
+            if key == "vocab_size":
+                config[key] = len(found.kept)
+            elif (key.endswith("token_id") or name == "added_tokens.json") and isinstance(value, int):
+                config[key] = found.renumbered(value)
+            elif key == "added_tokens_decoder" and isinstance(value, dict):
+                config[key] = {str(found.renumbered(int(number))): entry for number, entry in value.items()}
+        yield name, _json(config)
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
