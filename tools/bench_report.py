@@ -76,8 +76,18 @@ def version(name: str) -> str:
     return "(not installed as a package)"
 
 
-def draw(rows: Sequence[Row], stem: Path, methods: Sequence[str]) -> None:
-    """A panel for every model, accuracy against MACs kept, a line for every method, as PNG and SVG."""
+def draw(
+    rows: Sequence[Row], stem: Path, methods: Sequence[str], *, columns: int = 3, panel: tuple[float, float] = (5.2, 4)
+) -> None:
+    """A panel for every model, accuracy against MACs kept, a line for every method, as PNG and SVG.
+
+    Args:
+        rows: What was measured.
+        stem: Of the files.
+        methods: In the order of the legend.
+        columns: Panels side by side, at most.
+        panel: Width and height of one, in inches.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -85,21 +95,21 @@ def draw(rows: Sequence[Row], stem: Path, methods: Sequence[str]) -> None:
     from matplotlib import pyplot
 
     models = list(dict.fromkeys(row["model"] for row in rows))
-    columns = min(len(models), 3)
+    columns = min(len(models), columns)
     height = -(-len(models) // columns)
     figure, axes = pyplot.subplots(
-        height, columns, figsize=(5.2 * columns, 4 * height), squeeze=False, layout="constrained"
+        height, columns, figsize=(panel[0] * columns, panel[1] * height), squeeze=False, layout="constrained"
     )
     handles: dict[str, Any] = {}
-    for panel, model in zip(axes.flat, models, strict=False):
+    for one, model in zip(axes.flat, models, strict=False):
         own = [row for row in rows if row["model"] == model]
         for place, method in enumerate(methods):
             points = sorted((float(r["macs_kept"]), float(r["accuracy"])) for r in own if r["method"] == method)
             if points:
-                handles[method] = panel.plot(*zip(*points, strict=True), **style(method, place))[0]
-        dress(panel, model, own[0])
-    for panel in axes.flat[len(models) :]:
-        panel.set_visible(False)
+                handles[method] = one.plot(*zip(*points, strict=True), **style(method, place))[0]
+        dress(one, model, own[0])
+    for one in axes.flat[len(models) :]:
+        one.set_visible(False)
     ordered = [name for name in methods if name in handles]
     figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=min(6, 2 * columns),
                   fontsize="small", frameon=False)  # fmt: skip
