@@ -5,7 +5,8 @@
     python tools/bench_latency.py --out results --table                   # the tables alone, of what is known
 
 Every method gets the same budgets of multiply-accumulates. All results of one model and budget take turns with the
-original, one thread, by the thread's own CPU time, and what counts is the ratio within a turn. The results are
+original, one thread, by the thread's own CPU time, and what counts is the ratio within a turn; with `--zoo` it is what
+the run itself measured. The results are
 OUT/latency.csv, to which rows are appended as soon as they are known, and whose rows are not measured again unless
 `--force` says so, OUT/latency.md and OUT/latency.svg (with `pip install ".[bench]"`); with `--zoo` they are named zoo.
 
@@ -29,6 +30,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import bench_data
 import bench_report
@@ -122,7 +124,7 @@ def command(method: str, case: Timed, path: Path, out: Path, args: argparse.Name
         return [str(args.peers_python), str(tool), "prune", "--tool", PEER, str(path), "-o", str(out), "--macs",
                 str(macs)]  # fmt: skip
     given = [sys.executable, "-m", "onnxcop", str(path), "-o", str(out), "--macs", str(macs), "--provider", "cpu",
-             "--threads", "1", "--json", *ARGUMENTS[method]]  # fmt: skip
+             "--threads", "1", "--json", "--latency-seconds", str(args.seconds / 2), *ARGUMENTS[method]]  # fmt: skip
     for name, shape in case.shapes.items():
         given += ["--input-shape", f"{name}:{','.join(map(str, shape))}"]
     if method == DATA:
@@ -151,7 +153,22 @@ def made(method: str, case: Timed, path: Path, out: Path, args: argparse.Namespa
     if method != PEER:
         told = json.loads(done.stdout)
         row["note"] = "; ".join(line for line in told["warnings"] if "slower" in line or "no cut" in line)
+        row |= as_told(told) if args.zoo else {}
     return row
+
+
+def as_told(told: Mapping[str, Any]) -> Row:
+    """What a run measured itself, as users see it."""
+    kept, latency = told["kept"], told["latency"]
+    row = {"macs_kept": f"{kept['macs']:.4f}", "params_kept": f"{kept['params']:.4f}"}
+    if latency is None:
+        return row
+    half = 2 * latency["error"]
+    return row | {
+        "time": f"{latency['ratio']:.4f}", "time_low": f"{latency['ratio'] - half:.4f}",
+        "time_high": f"{latency['ratio'] + half:.4f}", "original_ms": f"{1e3 * latency['before']['median']:.4g}",
+        "turns": str(latency["turns"]),
+    }  # fmt: skip
 
 
 def timed(case: Timed, path: Path, made_files: Mapping[str, Path], seconds: float) -> dict[str, Row]:
@@ -219,7 +236,7 @@ def run(args: argparse.Namespace, known: dict[Key, Row]) -> Iterator[Row]:
                 rows = {method: made(method, case, path, files[method], args, macs) for method in methods}
                 there = {method: files[method] for method in methods if not rows[method].get("error")}
                 try:
-                    measured = timed(case, path, there, args.seconds) if there else {}
+                    measured = timed(case, path, there, args.seconds) if there and not args.zoo else {}
                 except Exception as error:  # one model that cannot be timed does not stop the others
                     measured = {method: {"error": f"{type(error).__name__}: {error}"[:200]} for method in there}
                 for method in methods:

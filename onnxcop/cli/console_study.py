@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 from onnxcop._base.formatting import counted, new_table, percent, sized, terminal
 from onnxcop.report.figures import figure_lines
 
@@ -14,11 +16,14 @@ if TYPE_CHECKING:
     from onnxcop.pipeline.compare import Comparison, OperatorCost
     from onnxcop.pipeline.gate import Verdict
     from onnxcop.report.curve import Row
+    from onnxcop.runtime.latency import Latency
     from onnxcop.verification.agreement import Agreement
 
 
 def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
     """Draw two models side by side: cost, latency, operators, and how far the outputs agree."""
+    from rich.text import Text
+
     console, a, b = terminal(), found.a, found.b
     console.print(f"A  {a.model}\nB  {b.model}")
     table = new_table("", "A", "B", "B/A")
@@ -31,7 +36,7 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
         table.add_row(name, form(one), form(two), percent(two, one))
     if found.latency is not None:
         times = found.latency
-        table.add_row("latency", str(times.before), str(times.after), times.share)
+        table.add_row("latency", str(times.before), str(times.after), Text(times.share, _colour(times)))
     console.print(table)
     operators = _operators(found, verbose=verbose)
     if operators.row_count:
@@ -42,6 +47,11 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
             console.print(line)
     for note in found.notes:
         console.print(note)
+
+
+def _colour(times: Latency) -> str:
+    """Of a latency: green where it is shorter, red where it is longer, beyond doubt."""
+    return "" if times.undecided else "red" if times.slower else "green"
 
 
 def show_verdicts(verdicts: Sequence[Verdict]) -> None:
@@ -80,12 +90,13 @@ def curve_head(row: Row) -> str:
 
 
 def curve_line(row: Row, first: Row) -> str:
-    """A point of a trade-off curve, under the columns of the first one."""
+    """A point of a trade-off curve, under the columns of the first one; in red the time of a slower model."""
     cells = []
     for name in _shown(first):
-        value = row.get(name)
-        text = "" if value is None else _column(name)[1].format(value)
-        cells.append(f"{text:>{_width(name)}}")
+        value, low = row.get(name), row.get(f"{name}_low")
+        text = f"{'' if value is None else _column(name)[1].format(value):>{_width(name)}}"
+        slower = name == "latency_kept" and isinstance(low, float) and low > 1
+        cells.append(click.style(text, fg="red") if slower else text)
     return "  ".join(cells)
 
 

@@ -21,7 +21,7 @@ from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.io import VALUES, copy_fields
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.edit import GraphEditor, Merger
-from onnxcop.rewrite.sizes import Keep, Sliced, kept_positions, mends, moved_orders
+from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_positions, mends, moved_orders
 
 _LARGE = 2**20  # bytes; larger tensors are cut one by one, when the copy gets them
 
@@ -45,13 +45,15 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
     for edit in structure.coupling.findings.edits:
         edits[edit.node].append(edit)
     result = _copy_without(model, weights)
-    taken = scopes.names()
+    taken, fixed = scopes.names(), FixedSizes(model, structure.coupling.shapes)
     copies = Scopes.of(result).all
     with _quiet_surgeon():
         for index in reversed(range(len(copies))):  # bodies before the graph that holds them
             scope = scopes.all[index]
             own = range(scope.first, scope.first + len(scope.graph.node))
-            solver = GraphEditor(model=model, scope=scope, structure=structure, keep=keep, weights=weights, taken=taken)
+            solver = GraphEditor(
+                model=model, scope=scope, structure=structure, keep=keep, weights=weights, fixed=fixed, taken=taken
+            )
             solver.perform(
                 [mend for mend in mended if mend.node in own or mend.node == -1 - index],
                 {number: found for number, found in edits.items() if number in own},

@@ -21,7 +21,16 @@ from onnxcop.errors import InternalError, ModelError
 from onnxcop.graph.edit import copied, fresh_name, opset_of, replace_all
 from onnxcop.graph.shapes import has_dynamic_dims
 from onnxcop.graph.subgraphs import Scope, captured, made
-from onnxcop.rewrite.sizes import Keep, SizeFix, Sliced, attribute_values, corrections, pruned_shape, remap
+from onnxcop.rewrite.sizes import (
+    FixedSizes,
+    Keep,
+    SizeFix,
+    Sliced,
+    attribute_values,
+    corrections,
+    pruned_shape,
+    remap,
+)
 
 
 class GraphEditor:
@@ -33,6 +42,7 @@ class GraphEditor:
         structure: The model's structure.
         keep: What is kept.
         weights: New values of stored tensors of the whole model.
+        fixed: Which sizes are the same whatever the dynamic sizes of the inputs are.
         taken: Names of tensors anywhere in the model; new ones are added.
 
     Attributes:
@@ -49,8 +59,7 @@ class GraphEditor:
 
     def __init__(
         self, model: onnx.ModelProto, scope: Scope, structure: Structure, keep: Keep,
-        weights: Mapping[str, Array | Sliced],
-        taken: set[str],
+        weights: Mapping[str, Array | Sliced], fixed: FixedSizes, taken: set[str],
     ) -> None:  # fmt: skip
         import onnx_graphsurgeon as gs
 
@@ -67,7 +76,7 @@ class GraphEditor:
         for tensor in (*self.graph.inputs, *self.graph.outputs):
             tensor.dtype = tensor.dtype or np.float32  # bodies need not say, GraphSurgeon wants to know
         self.held = {name for node in scope.graph.node for name in captured(node)}
-        self.taken, self.renamed = taken, dict[int, str]()
+        self.fixed, self.taken, self.renamed = fixed, taken, dict[int, str]()
         self.original = {id(node): index for index, node in enumerate(self.graph.nodes)}
         self.nodes = list(self.graph.nodes)
         self.tensors = self.graph.tensors()
@@ -177,10 +186,48 @@ class GraphEditor:
         if stored and alone:
             self._replace_constant(old.name, mend.required)
             self.weights.setdefault(old.name, mend.required)
-        elif stored or not (info.sized and self.dynamic) or mend.actual.shape != mend.required.shape:
+        elif stored or not (info.sized and self.dynamic) or self._is_fixed(mend, old):
             node.inputs[mend.input] = self._constant(f"{old.name}_pruned", mend.required)
-        else:
+        elif not self._joined_anew(mend, old):
             self._override(mend, old)
+
+    def _is_fixed(self, mend: SizeFix, old: Any) -> bool:
+        """Whether a computed size can be written down."""
+        return mend.actual.shape != mend.required.shape or bool(self.fixed(old.name).all())
+
+    def _joined_anew(self, mend: SizeFix, old: Any) -> bool:
+        """Write down the fixed parts of a size that a Concat puts together; whether all that is wrong lies in them.
+
+        ONNX Runtime fuses a Concat of sizes and numbers with its Reshape, and no arithmetic in between.
+        """
+        if not old.inputs or old.inputs[0].op != "Concat" or mend.required.ndim != 1:
+            return False
+        wrong, parts, start = mend.actual != mend.required, list(old.inputs[0].inputs), 0
+        name = f"{old.name}_pruned"
+        for place, part in enumerate(parts):
+            shape = self.structure.coupling.shapes[part.name].shape
+            if shape is None:
+                return False
+            stop = start + int(np.prod(shape))
+            if wrong[start:stop].any():
+                if not self._is_written_down(part):
+                    return False
+                parts[place] = mend.required[start:stop]
+            start = stop
+        parts = [self._constant(f"{name}_part", part) if isinstance(part, np.ndarray) else part for part in parts]
+        out = self.gs.Variable(self._fresh(name), dtype=old.dtype or mend.required.dtype, shape=mend.required.shape)
+        node = self.nodes[mend.node - self.first]
+        joined = self.gs.Node("Concat", f"{out.name}_concat", {"axis": 0}, parts, [out])
+        self.graph.nodes.insert(self.graph.nodes.index(node), joined)
+        node.inputs[mend.input] = out
+        return True
+
+    def _is_written_down(self, part: Any) -> bool:
+        """Whether a part of a size is a number, or is computed but the same whatever the dynamic sizes are."""
+        if isinstance(part, self.gs.Constant) or (part.inputs and part.inputs[0].op == "Constant"):
+            return True
+        info = self.structure.coupling.shapes[part.name]
+        return info.value is not None and (not info.sized or bool(self.fixed(part.name).all()))
 
     def _override(self, mend: SizeFix, old: Any) -> None:
         """Replace some elements of a size that is computed at run time, and leave the others dynamic."""

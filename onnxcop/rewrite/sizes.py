@@ -14,19 +14,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxcop._base.types import Array, IntArray
+from onnxcop._base.types import Array, BoolArray, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
 from onnxcop.graph.edit import opset_of
-from onnxcop.graph.shapes import Shape, evaluate, shape_value
+from onnxcop.graph.shapes import Shape, ShapeMap, evaluate, infer, shape_value
 from onnxcop.graph.subgraphs import Scopes
 from onnxcop.graph.traits import Trait, traits
+from onnxcop.runtime.inputs import model_inputs, other_shapes
 
 Keep = Callable[[IntArray], IntArray]
 
@@ -229,6 +231,52 @@ def remap(indices: Array, atoms: IntArray, keep: Keep, axis: int = 0) -> Array:
         there = (np.moveaxis(found, axis, 0).reshape(indices.shape[axis], -1) >= 0).all(axis=1)
         found = np.compress(there, found, axis=axis)
     return found.astype(indices.dtype)
+
+
+class FixedSizes:
+    """Which numbers that are computed from sizes stay the same, whatever the dynamic sizes of the inputs are.
+
+    The head size behind the √d of attention is such a number, though it is read off a tensor whose batch is dynamic.
+    The model's sizes are inferred again with two other sets of input sizes, and what stays the same is fixed.
+
+    Args:
+        model: The traced model.
+        shapes: What is known of its tensors.
+    """
+
+    def __init__(self, model: onnx.ModelProto, shapes: ShapeMap) -> None:
+        self._model, self._shapes = model, shapes
+        self._known: dict[str, BoolArray] = {}
+
+    def __call__(self, name: str) -> BoolArray:
+        """Whether the elements of a tensor are fixed, bool like its value."""
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = self._compared(name)
+        return found
+
+    def _compared(self, name: str) -> BoolArray:
+        value = self._shapes[name].value
+        if value is None:
+            return np.zeros(0, np.bool_)
+        same = np.full(value.shape, bool(self._others))
+        for other in self._others:
+            its = other[name].value
+            same &= its is not None and its.shape == value.shape and its == value
+        return same
+
+    @cached_property
+    def _others(self) -> list[ShapeMap]:
+        shapes = {value.name: self._shapes[value.name].shape for value in model_inputs(self._model)}
+        given = {name: shape for name, shape in shapes.items() if shape is not None}
+        found = []
+        for _ in range(2):
+            other = next(other_shapes(self._model, given), None) if len(given) == len(shapes) else None
+            if other is None:
+                return []
+            given = other
+            found.append(infer(self._model, given))
+        return found
 
 
 _WHERE_SINCE = 9  # the opset

@@ -19,6 +19,7 @@ from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits
 from onnxcop.cli import main as cli
+from onnxcop.cli.console_study import curve_line
 from onnxcop.errors import BudgetError, ModelError
 from onnxcop.pipeline.incremental import IncrementalPruner, steps
 from onnxcop.pipeline.sweep import Record, as_csv, sweep
@@ -167,6 +168,14 @@ def test_the_latency_and_the_metric_are_in_the_table(tmp_path: Path) -> None:
     assert latency is not None
     assert float(first["latency_ms"]) == pytest.approx(1e3 * latency.before.median)
     assert float(second["latency_kept"]) == latency.ratio
+    low, high = (float(second[f"latency_kept_{end}"]) for end in ("low", "high"))
+    assert (low, high) == pytest.approx(latency.interval)
+
+
+def test_the_time_of_a_slower_point_is_red() -> None:
+    shares = {"latency_kept": 1.2, "latency_kept_low": 1.1}
+    assert "\x1b[31m" in curve_line({"budget": 0.7, **shares}, {"budget": 0.7, **shares})
+    assert "\x1b" not in curve_line({"budget": 0.7, **shares, "latency_kept_low": 0.99}, {"budget": 0.7, **shares})
 
 
 def test_csv_leaves_unknown_cells_empty() -> None:
