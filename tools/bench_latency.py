@@ -194,6 +194,19 @@ def timed(case: Timed, path: Path, made_files: Mapping[str, Path], seconds: floa
     return rows
 
 
+def timed_each(case: Timed, path: Path, made_files: Mapping[str, Path], seconds: float) -> dict[str, Row]:
+    """Time what methods made; each alone where one of them cannot be run, and says why."""
+    try:
+        return timed(case, path, made_files, seconds) if made_files else {}
+    except Exception as error:  # one model that cannot be timed does not stop the others
+        if len(made_files) == 1:
+            return {method: {"error": f"{type(error).__name__}: {error}"[:200]} for method in made_files}
+    rows: dict[str, Row] = {}
+    for method, file in made_files.items():
+        rows |= timed_each(case, path, {method: file}, seconds)
+    return rows
+
+
 def share(count: object, model: onnx.ModelProto, original: onnx.ModelProto) -> str:
     """What is left of what is counted; empty where it cannot be counted."""
     try:
@@ -235,10 +248,7 @@ def run(args: argparse.Namespace, known: dict[Key, Row]) -> Iterator[Row]:
                 files = {method: Path(folder) / f"{method}.out.onnx" for method in methods}
                 rows = {method: made(method, case, path, files[method], args, macs) for method in methods}
                 there = {method: files[method] for method in methods if not rows[method].get("error")}
-                try:
-                    measured = timed(case, path, there, args.seconds) if there and not args.zoo else {}
-                except Exception as error:  # one model that cannot be timed does not stop the others
-                    measured = {method: {"error": f"{type(error).__name__}: {error}"[:200]} for method in there}
+                measured = {} if args.zoo else timed_each(case, path, there, args.seconds)
                 for method in methods:
                     row = {"model": case.name, "method": method, "macs_target": f"{macs:g}"} | rows[method]
                     row |= measured.get(method, {})
