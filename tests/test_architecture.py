@@ -107,3 +107,14 @@ def test_no_text_holds_marks_of_a_merge() -> None:
     texts = [*REPO_ROOT.glob("*.md"), *(path for path in texts if path.suffix in (".py", ".md", ".toml"))]
     marks = re.compile(r"^(<{7} |>{7} |={7}$)", re.MULTILINE)
     assert not [str(path) for path in texts if marks.search(path.read_text(encoding="utf-8"))]
+
+
+def test_no_two_modules_define_the_same_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for name, tree in modules().items():
+        rules = name.startswith(("coupling.ops.", "gradient.rules."))  # functions there are named after operators
+        kinds = ast.ClassDef if rules else (ast.ClassDef, ast.FunctionDef)
+        for node in tree.body:
+            if isinstance(node, kinds) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(name)
+    assert not {name: found for name, found in homes.items() if len(found) > 1}

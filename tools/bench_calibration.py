@@ -30,15 +30,16 @@ from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.coupling import groups, tracing
 from onnxcop.data.open import CalibrationData, open_source
 from onnxcop.graph import io as model
-from onnxcop.runtime import inputs as probe
+from onnxcop.runtime.input_shapes import settle_shapes, shapes_of
+from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
 
 
 def loaded(path: str, options: EngineOptions) -> tuple[onnx.ModelProto, list[layers.Layer], Session]:
     """A model, its layers, and a session that knows its inputs."""
     original = model.load(path)
-    shapes = probe.shapes_of(original, probe.settle_shapes(original, None, options), options)
-    structure = groups.build(original, tracing.trace(original, shapes))
+    shapes = shapes_of(original, settle_shapes(original, None, options), options)
+    structure = groups.structure_of(original, tracing.trace(original, shapes))
     return original, layers.layers_of(original, structure), Session(original, options)
 
 
@@ -56,8 +57,8 @@ def random_samples(
     session: Session, network: onnx.ModelProto, args: argparse.Namespace, options: EngineOptions, count: int
 ) -> CalibrationData:
     """Random samples in the shapes asked for, read as a stream: they wait on disk, not in memory."""
-    shapes = probe.settle_shapes(network, shapes_for(session, args), options)
-    feeds = (probe.random_feeds(network, shapes, seed) for seed in range(count))
+    shapes = settle_shapes(network, shapes_for(session, args), options)
+    feeds = (random_feeds(network, shapes, seed) for seed in range(count))
     return open_source(feeds, session.inputs, samples=count, batch_size=args.batch_size)
 
 

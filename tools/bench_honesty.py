@@ -41,7 +41,7 @@ from onnxcop.report.summary import Report
 from onnxcop.runtime.session import Session
 
 ENGINE = onnxcop.EngineOptions(provider="cpu")
-QUICK = RecoverySettings(rounds=1, curve_passes=1, sharper_passes=0, probe_samples=64, refine_samples=96)
+QUICK = RecoverySettings(rounds=1, curve_passes=1, sharper_passes=0, held_out_samples=64, refine_samples=96)
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 LINE = (48, 320)  # height and width of a line of text
 CAPTCHA = (60, 160)  # height and width

@@ -132,9 +132,9 @@ def one(path: Path, zoo: Path) -> Row:
     names = trainable(work)
     found: Gradients = differentiate(work, "loss", names, input_shapes=shapes)
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in found.model.graph.initializer}
-    from onnxcop.training.step import stored_tensors
+    from onnxcop.training.step import initializers_of
 
-    sizes = {name: int(np.prod(tensor.dims)) for name, tensor in stored_tensors(work).items() if name in names}
+    sizes = {name: int(np.prod(tensor.dims)) for name, tensor in initializers_of(work).items() if name in names}
     row = Row(path.stem, sum(sizes.values()), nodes=len(found.model.graph.node))
     row.trained = sum(sizes[name] for name in found.names) / max(row.parameters, 1)
     row.stops = json.dumps([(stop.operator, stop.reason) for stop in found.stops])

@@ -141,8 +141,8 @@ def prices(folder: Path) -> None:
     analysis = onnxcop.analyze(MODEL, biases=True)
     data = open_data(analysis, DataOptions(data=CALIB, samples=512, batch_size=32))
     assert data is not None
-    fit, probe = data.split(1 / 3, 0)
-    state = Recovery(analysis, fit, probe, onnxcop.EngineOptions(), RecoverySettings())
+    fit, held_out = data.split(1 / 3, 0)
+    state = Recovery(analysis, fit, held_out, onnxcop.EngineOptions(), RecoverySettings())
     samples = state.statistics()
     ridges = curves.choose_ridges(state.working, samples)
     fallback = produced_norms(onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost))
@@ -152,7 +152,7 @@ def prices(folder: Path) -> None:
         requests = {g.index: max(1, round(share * g.width)) for g in groups}
         if known is not None:
             requests = {g: n for g, n in requests.items() if n > known[g].counts[-1]}
-        known = curves.measure(
+        known = curves.measure_curves(
             state.working, samples, onnxcop.Limits(), fallback, state.options, ridges, requests=requests, known=known
         )
     assert known is not None

@@ -38,7 +38,7 @@ def check_target(path: Path) -> None:
     if not folder.is_dir():
         raise ModelError(f"the output folder {folder} does not exist; create it first")
     try:
-        with tempfile.TemporaryFile(dir=folder):  # some folders let only a try tell
+        with tempfile.TemporaryFile(dir=folder):  # for some folders only an attempt shows it
             pass
     except OSError as error:
         raise ModelError(f"the output folder {folder} is not writable ({_cause(error)}); choose another") from None

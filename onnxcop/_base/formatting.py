@@ -64,7 +64,7 @@ def sized(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def timed(seconds: float, spread: float | None = None) -> str:
+def duration(seconds: float, spread: float | None = None) -> str:
     """Seconds with a unit, "12.3 ms", and with their spread, "12.3 ms ±0.4"."""
     scale, unit = next((entry for entry in ((1.0, "s"), (1e3, "ms")) if seconds * entry[0] >= 1), (1e6, "µs"))
     value = seconds * scale
@@ -83,5 +83,5 @@ def plural(number: int, noun: str) -> str:
 
 
 def shortened(name: str, room: int) -> str:
-    """The end of a name that is too long: it tells layers apart."""
+    """The end of a name that is too long: it distinguishes layers."""
     return name if len(name) <= room else f"…{name[len(name) - room + 1 :]}"

@@ -41,7 +41,7 @@ class Need:
         """One line on what does not fit and what to do; empty where it fits, or nothing is known.
 
         Args:
-            available: Bytes that may be taken; asked of the system unless told.
+            available: Bytes that may be taken; asked of the system by default.
         """
         free = available_memory() if available is None else available
         if free is None or self.bytes <= free:

@@ -21,7 +21,7 @@ log = logging.getLogger("onnxcop")
 _PATIENCE = 1.0  # seconds a step may take before progress is shown
 _WORTH = 5.0  # seconds a step must have taken for a line of its own where there is no terminal
 _SPARSE = 60.0  # seconds between two lines on the same step
-_EVERY = 0.2  # seconds between two pictures in a notebook
+_EVERY = 0.2  # seconds between two updates in a notebook
 
 
 def silent(stage: str, done: float, total: float | None = None) -> None:
@@ -124,7 +124,7 @@ def in_notebook() -> bool:
 
 
 class NotebookBars:
-    """Bars in the output of a notebook's cell, without widgets; gone when the run is over."""
+    """Bars in the output of a notebook's cell, without widgets; removed when the run is over."""
 
     def __init__(self) -> None:
         self._steps: dict[str, tuple[float, float | None]] = {}

@@ -47,7 +47,7 @@ def _process_folder() -> Path:
     """The folder of this process, made when it is first asked for."""
     own = os.getpid()
     if own not in _folders or not _folders[own].is_dir():
-        sweep()
+        remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         if sys.platform != "win32":
@@ -64,7 +64,7 @@ def _remove(maker: int, folder: Path, handle: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep() -> int:
+def remove_leftovers() -> int:
     """Remove temporary folders of processes that were killed.
 
     Only folders of this user that hold a lock file of this module, and whose lock nobody holds: a process

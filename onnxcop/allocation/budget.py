@@ -1,4 +1,4 @@
-"""Budgets and limits: how much must go, and what must stay."""
+"""Budgets and limits: how much must be removed, and what must be kept."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _budget(bounds: dict[str, float]) -> Budget:
 
 
 def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
-    """Intermediate budgets: the same share of what is left goes in every round."""
+    """Intermediate budgets: the same share of what is left is removed in every round."""
     steps = [
         Budget(**{name: float(bound ** (step / rounds)) for name, bound in budget.shares.items()})
         for step in range(1, rounds)
@@ -80,6 +80,6 @@ def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
 
 
 def default_rounds(budget: Budget) -> int:
-    """One round for every fifth or so that goes."""
+    """One round for about every fifth that is removed."""
     tightest = min(budget.shares.values(), default=0.7)
     return int(np.clip(np.ceil(np.log(tightest) / np.log(0.83) - 1e-9), 1, 6))

@@ -1,4 +1,4 @@
-"""COP's allocation: the least important unit of the whole network goes first, until the budget holds."""
+"""COP's allocation: the least important unit of the whole network is removed first, until the budget holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onnxcop.errors import BudgetError
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which units go.
+    """Which units are removed.
 
     Attributes:
         removed: int64, in the order of removal.
@@ -72,11 +72,11 @@ class PruningState:
         return incidence.indices[row].astype(np.int64), incidence.data[row].astype(np.int64)
 
     def stands_on(self, group: int) -> tuple[IntArray, IntArray]:
-        """The axes that a unit of a group stands on, and how often on each."""
+        """The axes that a unit of a group is on, and how often on each."""
         return self._rows[group]
 
     def may_remove(self, group: int, counts: IntArray) -> BoolArray:
-        """Whether so many more units of a group can go without emptying an axis, bool [counts]."""
+        """Whether so many more units of a group can be removed without emptying an axis, bool [counts]."""
         axes, times = self._rows[group]
         left = self.kept[axes] - counts[:, None] * times
         return np.asarray(
@@ -84,7 +84,7 @@ class PruningState:
         )
 
     def narrowed(self, group: int, count: int) -> IntArray:
-        """How many indices every axis keeps once so many more units of a group are gone, int64 [axes]."""
+        """How many indices every axis keeps once so many more units of a group are removed, int64 [axes]."""
         axes, times = self._rows[group]
         kept = self.kept.copy()
         kept[axes] -= count * times
@@ -149,7 +149,7 @@ class PruningState:
         return Budget(**{name: resource(name).as_share(self, bound) for name, bound in budget.bounds.items()})
 
     def exhaust(self) -> None:
-        """Take out all that may go, group by group."""
+        """Take out all that may be removed, group by group."""
         for group in self.structure.groups:
             units = group.units[self.available[group.units]]
             counts = self.group_kept[group.index] - np.append(self.ladder.rungs[group.index], 0)
@@ -176,13 +176,13 @@ def choose(
 
     Args:
         context: The traced model.
-        ranking: Importance of units, updated as units go.
+        ranking: Importance of units, updated as units are removed.
         budget: What must hold in the end.
         limits: What may not be cut.
         progress: Called with (stage, units removed, None).
 
     Raises:
-        BudgetError: All that may go is gone and the budget still does not hold; says what can be reached.
+        BudgetError: All that may be removed is removed and the budget still does not hold; says what can be reached.
     """
     state = PruningState(context, limits)
     group_of = context.structure.group_of
@@ -266,9 +266,9 @@ def _last_step(state: PruningState, group: int, paid: FloatArray) -> list[int]:
     kept = int(state.group_kept[group])
     count = state.ladder.above(group, kept) - kept
     removed = np.array(state.removed, dtype=np.int64)
-    gone = removed[state.structure.group_of[removed] == group].tolist()
-    gone.sort(key=lambda unit: -float(paid[unit]))
-    return gone[:count] if 0 < count <= len(gone) else []
+    candidates = removed[state.structure.group_of[removed] == group].tolist()
+    candidates.sort(key=lambda unit: -float(paid[unit]))
+    return candidates[:count] if 0 < count <= len(candidates) else []
 
 
 def infeasible(state: PruningState, budget: Budget) -> BudgetError:

@@ -21,10 +21,10 @@ _STEPS = 6  # a group keeps about so many widths to choose from, or more
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """Where the units of a group stand among the channels of the layers that compute them.
+    """Where the units of a group are among the channels of the layers that compute them.
 
     Attributes:
-        times: Channels that a unit stands for.
+        times: Channels that a unit represents.
         others: Channels beside them that stay in any case.
         joint: Whether other groups share an axis of channels with them somewhere, behind a Concat say, so that
             every layer there reads the sum of several widths.
@@ -104,7 +104,7 @@ def _rungs(group: DependencyGroup, place: Channels, grain: int, block: int) -> I
 
 
 def channels_of(structure: Structure) -> tuple[Channels, ...]:
-    """Where the units of every group stand among the channels of their layers."""
+    """Where the units of every group are among the channels of their layers."""
     of_units = np.array([group.width for group in structure.groups], dtype=np.int64)
     rows = [_row(structure, group) for group in structure.groups]
     prunable = np.zeros(len(structure.axes), dtype=np.int64)

@@ -131,7 +131,7 @@ def group_floors(model: onnx.ModelProto, structure: Structure, limits: Limits) -
 
 
 def _matching(model: onnx.ModelProto, structure: Structure, pattern: str) -> IntArray:
-    """Units produced by the nodes, or standing on the tensors, whose names match a pattern."""
+    """Units produced by the nodes, or on the tensors, whose names match a pattern."""
     coupling = structure.coupling
     names = {name for name in (*coupling.shapes.infos, *coupling.labels) if name and fnmatch.fnmatchcase(name, pattern)}
     nodes = {

@@ -1,6 +1,6 @@
 """What a budget can bound: one entry of `RESOURCES` each, from which options, keywords, checks and messages are made.
 
-A resource says how much of it a selection uses and how much is saved when more units of a group go. The
+A resource says how much of it a selection uses and how much is saved when more units of a group are removed. The
 amount may come from anywhere: a sum over the cost model, a count, or a table that is looked up at the
 widths that are kept.
 """
@@ -32,7 +32,7 @@ class Meter(Protocol):
         ...
 
     def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
-        """How much is saved when so many more units of a group go, float64 [counts]."""
+        """How much is saved if so many more units of a group are removed, float64 [counts]."""
         ...
 
 
@@ -106,14 +106,14 @@ class Resource:
             nearest = float(ceil(level))
             return BudgetError(
                 f"the budget {self.flag} {bound:.0f} cannot be reached: the smallest file is {nearest:.0f} bytes; "
-                f"ask for so many or more (5MB, say; a number alone is bytes), or {way_out}",
+                f"ask for that many or more (e.g. 5MB; a number alone is bytes), or {way_out}",
                 nearest,
             )
         nearest = ceil(level * 1e4) / 1e4
         if nearest >= 1:
             return BudgetError(
-                f"the budget {self.flag} {bound:g} cannot be reached: the filters that may go hold next to none of "
-                f"the {self.title}; {way_out}",
+                f"the budget {self.flag} {bound:g} cannot be reached: the prunable filters hold almost none of the "
+                f"{self.title}; {way_out}",
                 nearest,
             )
         return BudgetError(
@@ -199,4 +199,4 @@ def resource(name: str) -> Resource:
         if entry.name == name:
             return entry
     known = ", ".join(entry.name for entry in RESOURCES)
-    raise BudgetError(f"no budget is called {name!r}; choose one of {known}")
+    raise BudgetError(f"unknown budget {name!r}; choose one of {known}")

@@ -17,8 +17,6 @@ from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.registry import criterion_named
 from onnxcop.rewrite.apply import apply
 
-ROUGHLY = 0.01  # standard error of a latency that is good enough to choose by
-
 
 def rough_choice(analysis: Analysis, budget: Budget, limits: Limits) -> IntArray:
     """The units, int64, that the norms of the weights would remove for a budget: good enough for timing.

@@ -1,9 +1,9 @@
 """Which units to cut next: curves that are measured where the budget will be spent, and nowhere else.
 
 Beyond its last point a curve is a guess, so each pass buys only a step further than what has been
-measured, and measures there. Between two points it is a straight line, and what lies below it is not
+measured, and measures there. Between two points it is a straight line, and what is below it is not
 seen: once the budget is met, each pass measures in the middle of the stretch in which a group's width
-came to lie, and spends anew.
+ended, and spends anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STEEP = 0.01  # of the price of all that is bought: flatter stretches need no m
 _NARROW = 0.02  # of a group's width: shorter stretches need no more points
 
 Curves = Mapping[int, Curve]
-Measure = Callable[[Mapping[int, int] | None, Curves | None], Curves]
+MeasureCurves = Callable[[Mapping[int, int] | None, Curves | None], Curves]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CurveSearch:
         sharper: Most passes of measuring between known points after that.
     """
 
-    measure: Measure
+    measure: MeasureCurves
     state: PruningState
     budget: Budget
     group_of: IntArray
@@ -104,7 +104,7 @@ class CurveSearch:
         return requests
 
     def _between(self, curves: Curves, units: IntArray) -> dict[int, int]:
-        """Groups whose widths came to lie on or below a long and steep stretch, with the count in its middle."""
+        """Groups whose widths ended on or below a long and steep stretch, with the count in its middle."""
         bought = self._counts(units)
         total = sum(float(curves[group].price(count)) for group, count in bought.items())
         requests = {}

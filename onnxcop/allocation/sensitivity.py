@@ -1,7 +1,7 @@
 """Measured curves: what each group costs at several widths, in the network's own output.
 
 The channels of a group are ordered by what their removal costs the layers that consume them; at a few
-widths the group is cut, the consumers make up for it, and the rest of the network is run from there on
+widths the group is cut, the consumers compensate for it, and the rest of the network is run from there on
 held-out samples. Only the consumers' weights change, so everything before them is computed once.
 """
 
@@ -30,7 +30,7 @@ from onnxcop.runtime.segments import PartialExecutor, Prefixes
 from onnxcop.runtime.session import EngineOptions
 
 FIRST_LEVEL = 0.05  # fraction of a group's width at which its curve is measured first
-GROWTH = 2.0  # the next point of a curve lies this much further out
+GROWTH = 2.0  # the next point of a curve is this much further out
 _STEEPNESS = 1.6  # exponent of the divergence beyond the last point: errors add up faster than linearly
 
 
@@ -74,7 +74,7 @@ class Samples:
         held: Statistics of other samples, to choose the regularization by.
         feeds: Batches of samples that neither has seen, for the divergence.
         reference: The original's outputs on `feeds`.
-        heads: Groups of heads, whose products are judged head by head.
+        heads: Groups of heads, whose products are compared head by head.
     """
 
     fit: PatchStatistics
@@ -105,7 +105,7 @@ def measure(
     known: Mapping[int, Curve] | None = None, cache: NetworkCache | None = None,
     progress: Progress = silent, stage: str = "curves",
 ) -> dict[int, Curve]:  # fmt: skip
-    """Measure one more point of the groups' curves on the network as it stands.
+    """Measure one more point of the groups' curves on the network as it is now.
 
     Args:
         working: The network; it is not changed.
@@ -154,15 +154,15 @@ def measure(
 
 
 def _first_end(working: MaskedNetwork, group: DependencyGroup) -> int:
-    """Position in the top-level graph of the first node that computes something else when units of a group go."""
+    """Position in the top-level graph of the first node whose result changes when units of a group are removed."""
     return min(working.masks.places(group.units))
 
 
 def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntArray, width: int, limits: Limits) -> int:
-    """How many more units of a group may go at most."""
+    """How many more units of a group may be removed at most."""
     available = int(allowed[units].sum())
-    gone = width - available
-    return max(0, min(available - 1, int(limits.max_cut * width + 1e-9) - gone))
+    removed = width - available
+    return max(0, min(available - 1, int(limits.max_cut * width + 1e-9) - removed))
 
 
 def _cut_to(
@@ -197,9 +197,9 @@ def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
             continue
         (weights,) = working.weights(layer)
         solver = LayerObs.of(layer, weights, fit, 1e-2, alive)
-        gone = np.sort(trial[np.argsort(solver.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
-        keep = np.setdiff1d(np.flatnonzero(alive), gone)
-        ridges[layer.node] = best_ridge(weights, fit, held, keep, gone)
+        removed = np.sort(trial[np.argsort(solver.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
+        keep = np.setdiff1d(np.flatnonzero(alive), removed)
+        ridges[layer.node] = best_ridge(weights, fit, held, keep, removed)
     return ridges
 
 
@@ -216,7 +216,7 @@ def solvers_for(
     importance: Mapping[int, FloatArray],
     inverses: InverseCache,
 ) -> list[LayerObs]:
-    """The layers that consume a group and can make up for its channels."""
+    """The layers that consume a group and can compensate for its channels."""
     wanted = set(group.consumers)
     found = []
     for layer in working.layers:
@@ -232,9 +232,9 @@ def solvers_for(
 
 def _variant(
     working: MaskedNetwork, samples: Samples, executor: PartialExecutor, solvers: Sequence[LayerObs],
-    weights: Sequence[FloatArray], gone: Sequence[int], base: float,
+    weights: Sequence[FloatArray], removed: Sequence[int], base: float,
 ) -> float:  # fmt: skip
-    """Divergence added when a group loses units and its consumers make up for them."""
+    """Divergence added when a group loses units and its consumers compensate for them."""
     saved = {name: copied(working.partition.stored[name])
              for name in changed_names(working, solvers)}  # fmt: skip
     try:

@@ -18,7 +18,7 @@ from onnxcop.allocation.greedy import PruningState, infeasible
 from onnxcop.allocation.resources import Resource, resource
 from onnxcop.allocation.sensitivity import Curve
 
-Weights = list[tuple[Resource, float]]
+Prices = list[tuple[Resource, float]]
 """What a unit saved of each resource is worth."""
 
 _PARTS = 48  # a group is bought in about this many parts
@@ -60,14 +60,14 @@ def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: f
     return np.array(state.removed[first:], dtype=np.int64)
 
 
-def _lacking(state: PruningState, budget: Budget) -> Weights:
+def _lacking(state: PruningState, budget: Budget) -> Prices:
     """What a saving of each resource is worth now, for those that are still over their bounds."""
     known = [(resource(name), bound) for name, bound in budget.bounds.items()]
     weights = [(entry, entry.weight(state, bound)) for entry, bound in known]
     return [(entry, weight) for entry, weight in weights if weight]
 
 
-def _worth(state: PruningState, lacking: Weights) -> Weights:
+def _worth(state: PruningState, lacking: Prices) -> Prices:
     """What a saving of each resource is worth, the preference included."""
     if state.preference is None:
         return lacking
@@ -76,7 +76,7 @@ def _worth(state: PruningState, lacking: Weights) -> Weights:
     return [(resource(name), weight) for name, weight in state.preference.mixed(weights, totals).items()]
 
 
-def _saved(state: PruningState, weights: Weights, group: int, counts: IntArray) -> FloatArray:
+def _saved(state: PruningState, weights: Prices, group: int, counts: IntArray) -> FloatArray:
     """What it is worth to remove so many more units of a group, float64 [counts]."""
     saved = np.zeros(len(counts))
     for entry, weight in weights:
@@ -85,7 +85,7 @@ def _saved(state: PruningState, weights: Weights, group: int, counts: IntArray) 
 
 
 def _best_jump(
-    state: PruningState, curve: Curve, taken: int, lacking: Weights, reach: float
+    state: PruningState, curve: Curve, taken: int, lacking: Prices, reach: float
 ) -> tuple[float, int] | None:
     """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
     part = max(1, len(curve.order) // _PARTS)
@@ -139,7 +139,7 @@ def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, in
         taken[curve.group] -= step
 
 
-def _bounded(state: PruningState, budget: Budget) -> Weights:
+def _bounded(state: PruningState, budget: Budget) -> Prices:
     """Equal weights of the resources that a budget bounds, by share of the original's."""
     bounded = [resource(name) for name in budget.bounds]
     return [(entry, 1.0 / max(entry.meter.total(state), 1e-30)) for entry in bounded]

@@ -2,7 +2,7 @@
 
 The sum of operators' times leaves out what happens between them, so a selection that is thought to take
 70 % of the time may take 73 %. It is timed, with any values of the weights, before anything is recovered;
-then the budget of thought time is moved, until what was found lies as near below the bound as can be.
+then the budget of thought time is moved, until what was found is as close below the bound as can be.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def within_time(
         BudgetError: It cannot be met; of time, if not even the quickest selection meets it.
     """
     times, bound = state.cost_model.times, budget.latency
-    if times is None or times.judge is None or bound is None:
+    if times is None or times.timer is None or bound is None:
         return select(budget)
     best: tuple[float, Found] | None = None
     low, high, aim, deepest, step = None, None, bound, 0.0, _NEAR
@@ -56,7 +56,7 @@ def within_time(
                 break
             deepest = aim = error.nearest
             continue
-        ratio = times.judge(removed(found))
+        ratio = times.timer(removed(found))
         if best is None or _better(ratio, best[0], bound):
             best = (ratio, found)
         if bound - _NEAR <= ratio <= bound:
@@ -78,7 +78,7 @@ def within_time(
     if best[0] > bound + _NEAR:
         nearest = float(np.ceil(best[0] * 100) / 100)
         raise BudgetError(
-            f"the budget --latency {bound:g} cannot be reached: the quickest cut that was found takes {best[0]:.1%} of "
+            f"the budget --latency {bound:g} cannot be reached: the fastest cut that was found takes {best[0]:.1%} of "
             f"the time; ask for --latency {nearest:g} or more",
             nearest,
         )

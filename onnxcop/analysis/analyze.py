@@ -104,7 +104,7 @@ def analyze(
         options: How to run the model where shapes cannot be inferred.
         biases: Make the weights ready for recovery: stored as initializers, and each layer with a bias.
         keep_initializer_inputs: Leave stored tensors that are inputs as well on the list of inputs.
-        open_axis: An axis of the outputs whose indices may go too (see :mod:`onnxcop.rewrite.classes`).
+        open_axis: An axis of the outputs whose indices may be removed too (see :mod:`onnxcop.rewrite.classes`).
 
     Raises:
         ModelError: The model cannot be read.
@@ -131,10 +131,10 @@ def analyze(
     if inline_settled(working, shapes):
         shapes = shapes_of(working, settled, options)
     coupling = tracing.trace(working, shapes, rules or known_rules(), policy, open_axis=open_axis)
-    structure = groups.build(working, coupling)
+    structure = groups.structure_of(working, coupling)
     return Analysis(
         original=original, model=working, sha256=models.sha256(original), input_shapes=settled, structure=structure,
-        cost=cost.build(working, structure), source=source, vectors=vectors, biases=added,
+        cost=cost.cost_model(working, structure), source=source, vectors=vectors, biases=added,
         activations=activations, images=images, unlisted=unlisted,
     )  # fmt: skip
 

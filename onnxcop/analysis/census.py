@@ -16,10 +16,10 @@ from onnxcop.coupling.groups import Structure
 _SINGLE = Reason("makes a single channel", given=True)
 
 
-_COMPUTED = Reason("has weights that the graph computes")
+_COMPUTED = Reason("has weights that are computed in the graph")
 
 
-_WHOLE = Reason("all of the axis goes together")
+_WHOLE = Reason("the whole axis would have to be removed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class ClassAxis:
 
 
 def open_rules(rules: RuleTable, weighed: list[IntArray]) -> dict[tuple[str, str], Rule]:
-    """Rules by which entries that a softmax runs over may go.
+    """Rules by which entries that a softmax runs over may be removed.
 
     Args:
         rules: The usual rules.
@@ -167,7 +167,7 @@ def _obstacle(analysis: Analysis, wish: ClassWish) -> str:
 
 
 def _reason(analysis: Analysis, output: str) -> str:
-    """What keeps entries of an output from going: the nearest node before it that forbids it."""
+    """What keeps entries of an output from being removed: the nearest node before it that forbids it."""
     coupling = analysis.structure.coupling
     makers = {name: node for node in analysis.model.graph.node for name in node.output}
     names, seen = [output], {output}

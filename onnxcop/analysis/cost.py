@@ -44,7 +44,7 @@ class Savings:
     Attributes:
         axes: int64, all axes of the terms.
         times: int64, how many indices of each leave with a unit.
-        factors: int64 [terms, factors], places in `axes`; one beyond its end stands for 1.
+        factors: int64 [terms, factors], places in `axes`; one beyond its end means 1.
         scales: float64 [terms, 3].
     """
 
@@ -54,7 +54,7 @@ class Savings:
     scales: FloatArray
 
     def of(self, kept: IntArray, counts: IntArray) -> FloatArray:
-        """How much is saved, float64 [counts, 3], when so many more units leave."""
+        """How much is saved, float64 [counts, 3], if so many more units leave."""
         sizes = np.ones((1 + len(counts), len(self.axes) + 1))
         sizes[:, :-1] = kept[self.axes]
         sizes[1:, :-1] -= counts[:, None] * self.times
@@ -106,9 +106,9 @@ class CostModel:
 
     def kept_counts(self, removed: IntArray) -> IntArray:
         """How many indices every axis keeps without the given units, int64 [axes]."""
-        gone = np.zeros(self.structure.incidence.shape[0], dtype=np.int64)
-        gone[removed] = 1
-        kept: IntArray = self.structure.axis_sizes - self.structure.incidence.T @ gone
+        is_removed = np.zeros(self.structure.incidence.shape[0], dtype=np.int64)
+        is_removed[removed] = 1
+        kept: IntArray = self.structure.axis_sizes - self.structure.incidence.T @ is_removed
         return kept
 
     def shares(self, kept: IntArray) -> dict[int | str, FloatArray]:
@@ -152,7 +152,7 @@ def _product(term: Term, kept: IntArray) -> float:
     return result
 
 
-def build(model: onnx.ModelProto, structure: Structure) -> CostModel:
+def cost_model(model: onnx.ModelProto, structure: Structure) -> CostModel:
     """Read the cost terms off a traced model."""
     coupling = structure.coupling
     batch = _batch(model, structure)

@@ -28,9 +28,9 @@ class GroupEntry:
         width: Number of filters (of every layer).
         exact: Whether pruning it leaves what remains as it was.
         reasons: For inexact groups, why.
-        macs: Multiply-accumulates saved by the first filter that goes, of one sample.
+        macs: Multiply-accumulates saved by the first filter that is removed, of one sample.
         params: Parameters saved by it.
-        half_macs: Multiply-accumulates saved if half of the group goes, and nothing else.
+        half_macs: Multiply-accumulates saved if half of the group is removed, and nothing else.
         half_params: Parameters saved by that.
     """
 
@@ -71,7 +71,7 @@ class Inspection:
             softmax, or a layer has only one.
         prunable_inner: Fraction of all others that may be removed; None where there are none.
         groups: Every dependency group, those first whose half saves the most multiply-accumulates.
-        halved: What the model would cost if half of every group went.
+        halved: What the model would cost if half of every group were removed.
         frozen: Filters by the reason that freezes them; together with what may be removed, all.
         frozen_layers: Layers with filters that may not be removed.
         declined: Nodes that could not be followed, with the reason.
@@ -98,7 +98,7 @@ class Inspection:
 
 def inspect(analysis: Analysis) -> Inspection:
     """Describe an analysed model."""
-    _tell_unknown(analysis)
+    _warn_of_unknown_shapes(analysis)
     layers = census(analysis)
     _, _, frozen = frozen_reasons(analysis)
     groups = sorted((_entry(analysis, g.index) for g in analysis.structure.groups), key=lambda entry: -entry.half_macs)
@@ -119,8 +119,8 @@ def inspect(analysis: Analysis) -> Inspection:
     )
 
 
-def _tell_unknown(analysis: Analysis) -> None:
-    """Say which shapes that matter nothing tells, and what helps."""
+def _warn_of_unknown_shapes(analysis: Analysis) -> None:
+    """Log which shapes that matter are unknown, and what helps."""
     shapes = analysis.structure.coupling.shapes
     read = {name for node in analysis.model.graph.node for name in node.input}
     unknown = [name for name in shapes.unknown if name in read]
@@ -129,8 +129,8 @@ def _tell_unknown(analysis: Analysis) -> None:
     first, others = unknown[0], len(unknown) - 1
     log.warning(
         "the shape of tensor %r%s is not known, and what reads it is frozen: the model cannot be run here (%s); "
-        "give what it needs, its operators' library with --custom-ops say, or declare that shape in the model's "
-        "value_info; --input-shape does not tell it",
+        "give what it needs, e.g. its operators' library with --custom-ops, or declare that shape in the model's "
+        "value_info; --input-shape does not set it",
         first, f" and of {others} behind it" if others else "", shapes.trouble,
     )  # fmt: skip
 

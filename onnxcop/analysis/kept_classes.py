@@ -40,7 +40,7 @@ class ClassWish:
             parts = value
         entries = tuple(int(part) if re.fullmatch(r"\d+", str(part)) else str(part) for part in parts)
         if not entries or "" in entries or len(set(entries)) != len(entries):
-            raise ModelError(f"--classes {value!r} is no list of classes, each named once; write 0,2,5")
+            raise ModelError(f"--classes {value!r} is not a list of classes, each named once; write 0,2,5")
         return cls(entries, output)
 
 
@@ -54,7 +54,7 @@ class KeptClasses:
         first: The entry of the first class on that axis.
         kept: Numbers of the classes that stay, ascending: the order in which they are given out.
         count: How many there were.
-        names: Names of those that stay, where the model's metadata tell.
+        names: Names of those that stay, if the model's metadata have them.
         renormalized: Whether a softmax over the classes now runs over those that stay.
         original: SHA-256 of the model with all classes.
     """

@@ -29,7 +29,7 @@ class Layer:
 
     Attributes:
         node: Number of the node (see :mod:`onnxcop.graph.subgraphs`).
-        kernel: Where its weights lie.
+        kernel: Where its weights are.
         tensor: Name of the data tensor it reads.
         axis: The channel axis of that tensor.
         units: int64 [groups × channels], the unit of every channel, -1 where it may not be removed.

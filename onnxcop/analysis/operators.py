@@ -1,6 +1,6 @@
 """The operators of a model as small models of their own, at any widths, to be timed.
 
-Every operator that works on channels which can go is written down with the sizes of its inputs, its
+Every operator that works on channels that can be removed is written down with the sizes of its inputs, its
 attributes and the activation that ONNX Runtime fuses into it. Weights are filled in when a session is
 made, so that such a model is a few hundred bytes, whatever it computes.
 """
@@ -30,7 +30,7 @@ Dims = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
+class OperatorInput:
     """An input of an operator.
 
     Attributes:
@@ -66,10 +66,10 @@ class Operator:
     """
 
     node: onnx.NodeProto
-    operands: tuple[Operand, ...]
-    outputs: tuple[Operand, ...]
+    operands: tuple[OperatorInput, ...]
+    outputs: tuple[OperatorInput, ...]
     fused: onnx.NodeProto | None
-    activation: tuple[Operand, ...]
+    activation: tuple[OperatorInput, ...]
     opset: tuple[tuple[str, int], ...]
 
     @property
@@ -158,7 +158,7 @@ class _Writer:
         ]
         return helper.make_graph(self.nodes, self.name, self.inputs, outputs, self.stored)
 
-    def _operand(self, operand: Operand, place: int) -> str:
+    def _operand(self, operand: OperatorInput, place: int) -> str:
         if not operand.name:
             return ""
         if operand.name in self.names:
@@ -246,10 +246,10 @@ def _operator(
     )
 
 
-def _operand(analysis: Analysis, name: str) -> Operand | None:
+def _operand(analysis: Analysis, name: str) -> OperatorInput | None:
     """An input or output with its sizes; None where they are not known."""
     if not name:
-        return Operand("", 0, (), stored=True)
+        return OperatorInput("", 0, (), stored=True)
     structure = analysis.structure
     info = structure.coupling.shapes[name]
     if info.shape is None or not info.elem_type:
@@ -262,7 +262,9 @@ def _operand(analysis: Analysis, name: str) -> Operand | None:
     dims = tuple(size if axis is None else -1 - axis for size, axis in zip(info.shape, live, strict=True))
     stored = name in structure.coupling.constants or name in structure.coupling.derived or info.value is not None
     small = info.value is not None and info.value.size <= _LARGEST_VALUE and all(size >= 0 for size in dims)
-    return Operand(name=name, elem_type=info.elem_type, dims=dims, stored=stored, value=info.value if small else None)
+    return OperatorInput(
+        name=name, elem_type=info.elem_type, dims=dims, stored=stored, value=info.value if small else None
+    )
 
 
 def reference() -> onnx.GraphProto:

@@ -9,25 +9,28 @@ _PHRASES: Mapping[str, tuple[str, ...]] = {
     "single-channel": ("makes a single channel", "is the only channel", "feeds groups of a single channel"),
     "no-rule": ("no rule for",),
     "unknown-shape": ("unknown shape",),
-    "computed-weights": ("has weights that the graph computes", "whose weights are not constant"),
-    "whole-axis": ("all of the axis goes together", "one group's channels", "one value per group"),
-    "reduced-axis": ("over this axis", "is pooled over"),
+    "computed-weights": ("has weights that are computed in the graph", "whose weights are not constant"),
+    "whole-axis": ("the whole axis would have to be removed", "one group's channels", "one value per group"),
+    "reduced-axis": ("over this axis", "spatial axis of a pooling"),
     "statistic": ("statistics over", "mean over the pruned axis", "by the range of the whole tensor"),
     "indexed": (
-        "indexed by", "is picked by its index", "is sampled by data", "is numbered across", "tells values of the data",
+        "indexed by", "is selected by its index", "is sampled at positions computed from data",
+        "MaxPool returns indices",
+        "one-hot encoding",
         "holds indices", "holds positions", "holds lengths", "holds coordinates", "holds sizes",
         "is a mask or a length",
     ),
     "fixed-partner": (
-        "never pruned", "is merged with another prunable axis", "against what is not a matrix of weights",
+        "never pruned", "is merged with another prunable axis", "with something other than a weight matrix",
     ),
     "size": ("has its size copied", "takes its size", "known only at run time"),
     "spatial": (
-        "is convolved over", "spatial axis", "is resized", "is stretched", "is folded into", "is interleaved with",
-        "is padded from", "is added to what",
+        "spatial axis of a convolution", "spatial axis", "is resized", "is broadcast to a larger size",
+        "is folded into", "is interleaved with",
+        "is padded with", "is added to what",
     ),
     "sequence": ("is a sequence", "is a batch", "is a direction"),
-    "control-flow": ("control flow", "an axis that the body runs along"),
+    "control-flow": ("control flow", "the axis that control flow runs along"),
 }  # fmt: skip
 OTHER = "unsupported-form"
 CODES = (*_PHRASES, OTHER)

@@ -36,7 +36,7 @@ class TimedOperator:
     block: int = 1
 
     def at(self, widths: Sequence[int]) -> float:
-        """Seconds at one width for every axis; below the narrowest level the last line goes on."""
+        """Seconds at one width for every axis; below the narrowest level the last line continues."""
         values = self.seconds
         for levels, width in zip(self.levels, widths, strict=True):
             values = self._along(values, levels, width)
@@ -84,14 +84,14 @@ class TimeModel:
     Attributes:
         operators: All that depend on a width.
         sizes: int64 [axes], the original's.
-        share: How much of the original's time goes with their sum.
-        judge: Times a whole model without some units beside the original, and returns what is left of the time.
+        share: How much of the original's time is proportional to their sum.
+        timer: Times a whole model without some units beside the original, and returns what is left of the time.
     """
 
     operators: tuple[TimedOperator | CopiedOperator, ...]
     sizes: IntArray
     share: float = 1.0
-    judge: Callable[[IntArray], float] | None = None
+    timer: Callable[[IntArray], float] | None = None
     by_axis: dict[int, tuple[int, ...]] = field(init=False)
     whole: float = field(init=False)
     _known: dict[tuple[int, ...], float] = field(init=False, default_factory=dict)
@@ -121,7 +121,7 @@ class TimeModel:
         return 1.0 - self.share * (1.0 - self.seconds(kept) / max(self.whole, 1e-30))
 
     def saving(self, kept: IntArray, axes: IntArray, times: IntArray, counts: IntArray) -> FloatArray:
-        """Share of the whole time saved, float64 [counts], when so many units leave that stand `times` on `axes`."""
+        """Share of the whole time saved, float64 [counts], when so many units leave that are `times` on `axes`."""
         touched = sorted({number for axis in axes.tolist() for number in self.by_axis.get(axis, ())})
         before = sum(self._at(number, kept) for number in touched)
         saved = np.empty(len(counts))
@@ -140,7 +140,7 @@ class TimeModel:
             cuts: Of every one how many indices each axis keeps, int64 [axes].
             ratios: Their times as fractions of the original's.
         """
-        gone = np.array([1.0 - self.seconds(kept) / max(self.whole, 1e-30) for kept in cuts])
+        predicted = np.array([1.0 - self.seconds(kept) / max(self.whole, 1e-30) for kept in cuts])
         saved = 1.0 - np.asarray(ratios, dtype=np.float64)
         known = (_DOUBT / _TRUST) ** 2
         share = ((gone * saved).sum() + known) / ((gone**2).sum() + known)

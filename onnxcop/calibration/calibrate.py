@@ -39,7 +39,7 @@ from onnxcop.errors import CalibrationError
 from onnxcop.graph.linear import kernel_of
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.traits import Trait, traits
-from onnxcop.runtime import input_shapes as probe
+from onnxcop.runtime.input_shapes import shapes_of
 from onnxcop.runtime.session import EngineOptions, Session, run_batched
 
 log = logging.getLogger("onnxcop")
@@ -102,7 +102,7 @@ def calibrate(
     if isinstance(positions, int) and positions < 1:
         raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
     samples = _samples(first, data)
-    shapes = probe.shapes_of(model, _input_shapes(model, first), options)
+    shapes = shapes_of(model, _input_shapes(model, first), options)
     taps = taps_of(model, layers, shapes, samples, WIDEST)
     wide = sorted({layer.tensor for layer in layers if layer.channels > WIDEST})
     if wide:

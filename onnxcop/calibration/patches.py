@@ -1,6 +1,6 @@
 """Statistics of all features that a layer sums over: channel by tap of a patch, or by place of a flattened axis.
 
-With the covariance of channels alone, a lost channel can only be made up for at the same place of the
+With the covariance of channels alone, a lost channel can only be compensated at the same place of the
 map. A kernel sees a neighbourhood, and with the covariance of the whole patch every tap of every kept
 channel helps. The patches are unfolded in the graph, by a convolution with one-hot kernels appended to
 it, so that they stay on the device, take their padding as the layer does, and are reduced there. Of a

@@ -145,7 +145,7 @@ class CalibrationStats:
             with np.load(path, allow_pickle=False) as file:
                 head = json.loads(bytes(file["header"]).decode())
                 if not isinstance(head, dict):
-                    raise ValueError("its header is no JSON object")
+                    raise ValueError("its header is not a JSON object")
                 if head.get("version") != VERSION:
                     raise CalibrationError(f"{path}: statistics of version {head.get('version')}, need {VERSION}")
                 taps = {str(key): _moments(file, n) for n, key in enumerate(head["taps"])}
@@ -166,7 +166,7 @@ def _moments(file: Mapping[str, np.ndarray[Any, np.dtype[Any]]], number: int) ->
     count, mean, scatter = (file[f"{number}.{name}"] for name in ("count", "mean", "scatter"))
     for array, rank, kinds in ((count, 0, "iuf"), (mean, 1, "f"), (scatter, 2, "f")):
         if array.dtype.kind not in kinds or array.ndim != rank or not np.isfinite(array).all():
-            raise ValueError(f"tap {number} is no array of {rank} axes of finite numbers")
+            raise ValueError(f"tap {number} is not an array of {rank} axes of finite numbers")
     if scatter.shape != (len(mean), len(mean)) or count < 0:
-        raise ValueError(f"the moments of tap {number} do not fit together")
+        raise ValueError(f"the moments of tap {number} do not match")
     return Moments(float(count), mean.astype(np.float64), scatter.astype(np.float64))

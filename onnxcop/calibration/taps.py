@@ -44,12 +44,12 @@ class Tap:
 
     @property
     def batch_axis(self) -> int:
-        """The axis along which the samples lie; a recurrent layer reads time first."""
+        """The axis of the samples; a recurrent layer reads time first."""
         return 1 if self.recurrent else 0
 
     @property
     def position_axes(self) -> dict[int, int]:
-        """The other axes along which positions lie, with their sizes."""
+        """The other axes along which positions are, with their sizes."""
         others = (self.batch_axis, self.axis)
         return {axis: n for axis, n in enumerate(self.shape) if axis not in others and n > 1}
 
@@ -57,7 +57,7 @@ class Tap:
     def blocks(self) -> int:
         """Positions of a sample that share one entry of the position axes.
 
-        They lie on the channel axis, or on the batch axis where windows are folded into it.
+        They are on the channel axis, or on the batch axis where windows are folded into it.
         """
         folded = 1 if self.batch_axis == self.axis else self.shape[self.batch_axis] // self.samples
         return max(1, folded) * self.outer * self.inner
@@ -123,5 +123,5 @@ def stride(tap: Tap, positions: int) -> int:
 
 
 def _kept(size: int, stride: int) -> int:
-    """How many entries of an axis lie at half a stride and every stride from there."""
+    """How many entries of an axis are at half a stride and every stride from there."""
     return size if stride == 1 else max(1, -(-(size - stride // 2) // stride))

@@ -1,4 +1,4 @@
-"""What the options of the command line stand for: arguments of the package's functions.
+"""What the options of the command line mean: arguments of the package's functions.
 
 Nothing heavy is imported until an option's value is turned into what the package takes, so that
 `onnxcop --help` stays quick.

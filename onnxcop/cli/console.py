@@ -62,7 +62,7 @@ def logging_to_stderr(*, quiet: bool = False, debug: bool = False) -> Iterator[N
 
 
 def say(line: str) -> None:
-    """Write one line to standard error; what stands before its colon is coloured on a terminal."""
+    """Write one line to standard error; what is before its colon is coloured on a terminal."""
     head, colon, rest = line.partition(":")
     coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     style = {"error": "red", "warning": "yellow"}.get(head)
@@ -98,7 +98,7 @@ def show_json(kind: str, document: Mapping[str, Any]) -> None:
 
 
 def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool = False) -> None:
-    """Tell what a run found, what it saw, what it cut, and what that comes to."""
+    """Show what a run found, what it saw, what it cut, and what that comes to."""
     from rich.text import Text
 
     from onnxcop.report import text as story
@@ -106,17 +106,18 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     console, report = terminal(), result.report
     if verbose:
         console.print(_group_table(report))
-    _tell(console, f"{report.model}: {story.found(report)}", *story.frozen(report, _MOST_REASONS))
+    _print(console, f"{report.model}: {story.found(report)}", *story.frozen(report, _MOST_REASONS))
     if report.declined:
-        _tell(console, f"not followed: {plural(len(report.declined), 'node')}, {report.declined[0]}")
-    _tell(console, f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data was given")
+        _print(console, f"not analysed: {plural(len(report.declined), 'node')}, {report.declined[0]}")
+    calibration = f"calibrated on {report.calibration}" if report.calibration else "not calibrated: no data was given"
+    _print(console, calibration)
     if report.inputs:
-        _tell(console, f"  {story.fed_with(report)}")
-    _tell(console, f"cut {story.cut(report, result.plan.settings)}")
+        _print(console, f"  {story.fed_with(report)}")
+    _print(console, f"cut {story.cut(report, result.plan.settings)}")
     most = story.most_cut(report, _MOST_GROUPS)
     if most:
-        _tell(console, f"  {most}")
-    _tell(console, *report.choices)
+        _print(console, f"  {most}")
+    _print(console, *report.choices)
     table = new_table("", "before", "after", "kept")
     table.columns[0].no_wrap = True
     for row in story.rows(report):
@@ -124,15 +125,15 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
             row.name, row.before, row.after, Text(row.said, "green" if row.better else "red" if row.worse else "")
         )
     console.print(table)
-    _tell(console, *story.measured(report))
+    _print(console, *story.quality_lines(report))
     notes = () if report.verification is None else report.verification.notes
-    _tell(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in notes))
-    _tell(console, f"wrote {', '.join(map(str, written))} in {story.times(report)}")
+    _print(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in notes))
+    _print(console, f"wrote {', '.join(map(str, written))} in {story.times(report)}")
     if verbose:
-        _tell(console, *(f"  {seconds:8.2f} s {name}" for name, seconds in report.seconds.items()))
+        _print(console, *(f"  {seconds:8.2f} s {name}" for name, seconds in report.seconds.items()))
 
 
-def _tell(console: Console, *lines: str) -> None:
+def _print(console: Console, *lines: str) -> None:
     """Print prose, the first word in bold; in a pipe a line stays one line, for other programs to read."""
     from rich.padding import Padding
     from rich.text import Text

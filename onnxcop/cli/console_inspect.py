@@ -1,4 +1,4 @@
-"""What the terminal shows of a model before any run: what may go, what not and why, what it would save."""
+"""What the terminal shows of a model before any run: what may be removed, what not and why, what it would save."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
     if found.groups:
         halved, cost = found.halved, found.cost
         console.print(
-            f"with half of every group gone, {percent(halved.macs, cost.macs)} of the MACs and "
+            f"with half of every group removed, {percent(halved.macs, cost.macs)} of the MACs and "
             f"{percent(halved.params, cost.params)} of the parameters are left"
         )
         console.print(_groups(found, console.width, verbose=verbose))
@@ -41,7 +41,7 @@ def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
     if found.frozen_layers:
         _show_frozen(console, found, verbose=verbose)
     if found.declined:
-        console.print("nodes that could not be followed, so that what touches them is frozen:")
+        console.print("nodes that could not be analysed; all that is connected to them is frozen:")
         for reason in found.declined:
             console.print(f"  {reason}")
 
@@ -52,7 +52,7 @@ def _groups(found: Inspection, width: int, *, verbose: bool) -> Table:
     columns = ["width", "MACs/filter", *(["params/filter"] if verbose else []), "MACs", "params"]
     table = new_table(
         "layers", *columns, *(["exact"] if inexact else []),
-        title="groups of filters that go together, and what half of each would save",
+        title="groups of filters that are removed together, and what half of each would save",
     )  # fmt: skip
     room = max(20, width - 2 - sum(max(len(column), 6) + 3 for column in columns) - 8 * inexact)
     for group in found.groups if verbose else found.groups[:_MOST_GROUPS]:
@@ -74,9 +74,9 @@ def _show_frozen(console: Console, found: Inspection, *, verbose: bool) -> None:
     table = new_table("layer", "why", "frozen", title="frozen filters", left=2)
     layers = found.frozen_layers if verbose else found.frozen_layers[:_MOST_FROZEN]
     for layer in layers:
-        gone = f"{layer.filters - layer.prunable} of {layer.filters}"
+        frozen = f"{layer.filters - layer.prunable} of {layer.filters}"
         name = layer.name if verbose else shortened(layer.name, console.width // 3)
-        table.add_row(name, "; ".join(layer.reasons), gone)
+        table.add_row(name, "; ".join(layer.reasons), frozen)
     console.print(table)
     if len(layers) < len(found.frozen_layers):
         console.print(f"… and {len(found.frozen_layers) - len(layers)} layers; all with -v")

@@ -60,11 +60,11 @@ def show_verdicts(verdicts: Sequence[Verdict]) -> None:
         return
     table = new_table("gate", "measured", "")
     for verdict in verdicts:
-        table.add_row(verdict.condition, measured(verdict), "holds" if verdict.holds else "fails")
+        table.add_row(verdict.condition, verdict_text(verdict), "holds" if verdict.holds else "fails")
     terminal().print(table)
 
 
-def measured(verdict: Verdict) -> str:
+def verdict_text(verdict: Verdict) -> str:
     """What a condition was held against."""
     return "not measured" if verdict.value is None else f"{verdict.value:.4g}"
 
@@ -84,7 +84,7 @@ _NO_COLUMN = {"macs", "params", "bytes", "latency_low_ms", "latency_high_ms", "s
 _ENDS = ("_low", "_high")
 
 
-def curve_head(row: Row) -> str:
+def curve_head(row: CurveRow) -> str:
     """The line above the rows of a trade-off curve that are to come: what the first one measured."""
     return "  ".join(f"{_column(name)[0]:>{_width(name)}}" for name in _shown(row))
 
@@ -100,7 +100,7 @@ def curve_line(row: Row, first: Row) -> str:
     return "  ".join(cells)
 
 
-def _shown(row: Row) -> list[str]:
+def _shown(row: CurveRow) -> list[str]:
     return [
         name for name, value in row.items()
         if value is not None and name not in _NO_COLUMN and not name.endswith(_ENDS)

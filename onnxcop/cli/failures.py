@@ -1,4 +1,4 @@
-"""How failures are told: one line on standard error, an object on standard output with `--json`, an exit code."""
+"""How failures are reported: one line on standard error, an object on standard output with `--json`, an exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxcop.errors import OnnxcopError
 
 
 def tell_failure(error: BaseException, *, debug: bool, as_json: bool) -> int:
-    """Tell why a run ended, and return its exit code.
+    """Report why a run ended, and return its exit code.
 
     Args:
         error: What ended it.
@@ -23,7 +23,7 @@ def tell_failure(error: BaseException, *, debug: bool, as_json: bool) -> int:
         error.show()
         return _recorded(error.exit_code, "UsageError", error.format_message(), as_json)
     if isinstance(error, click.Abort | KeyboardInterrupt) and not isinstance(error.__cause__, EOFError):
-        line = "stopped; no file is half written"
+        line = "stopped; no file is partly written"
         console.say(line)
         return _recorded(exit_code(error), "Stopped", line, as_json)
     cause = error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error
@@ -39,7 +39,7 @@ def _message(error: BaseException, debug: bool) -> str:
     if isinstance(error, OnnxcopError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "this machine has not enough memory for the model"
+        return "this machine does not have enough memory for the model"
     hint = "" if debug else "; please report it with the output of --debug"
     return f"this is a bug in onnxcop: {type(error).__name__}: {error}{hint}"
 

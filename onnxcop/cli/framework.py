@@ -15,7 +15,7 @@ from onnxcop._base.plugins import registered
 MAIN = ""  # the name of the main form among the commands: none that a model could have
 _USAGE = "MODEL [-o OUT] [OPTIONS]"
 
-_SHARE = "budgets say what stays: --macs 0.7 (or --params, --filters) removes 30%"
+_SHARE = "budgets say what to keep: --macs 0.7 (or --params, --filters) removes 30%"
 _ANSWERS = {  # option: (what to write instead, what it is called elsewhere)
     "--macs": (_SHARE, "--ratio --prune-ratio --pruning-ratio --prune --sparsity --amount --rate"),
     "--output": ("give -o FILE", "--out --output-file --out-file --output-path --save --output-model"),
@@ -24,7 +24,7 @@ _ANSWERS = {  # option: (what to write instead, what it is called elsewhere)
     "--only": ("give --only PATTERN", "--include --layers --include-layers"),
     "--multiple-of": ("give --multiple-of 8", "--round-to --round --align --divisor --channel-multiple --multiple"),
     "--provider": ("give --provider cuda, or cpu", "--device --gpu --cuda --cpu --ep"),
-    "--target": ("give --target cuda-fp16, say", "--hardware --target-device --arch --platform"),
+    "--target": ("give --target NAME, e.g. cuda-fp16", "--hardware --target-device --arch --platform"),
     "--input-shape": ("give --input-shape NAME:1,3,224,224", "--shape --shapes --input-size --input-shapes"),
     "--criterion": ("give --criterion NAME", "--method --importance --strategy"),
 }
@@ -46,7 +46,7 @@ def _speedup(option: str, args: Sequence[str]) -> str:
     share = f"{1 / factor:.3g}" if factor > 1 else "0.8"
     of = f" {value}" if factor > 1 else ""
     return (
-        f"No such option '{option}'; budgets say what stays: for a speed-up{of} measured on this machine give "
+        f"No such option '{option}'; budgets say what to keep: for a speed-up{of} measured on this machine give "
         f"--latency {share}, or --macs {share} for as much of the multiply-accumulates"
     )
 
@@ -188,7 +188,7 @@ class ModelFile(click.Path):
         """The path."""
         root = ctx.find_root().command if ctx is not None else None
         if isinstance(root, click.Group) and value in root.commands:
-            hint = f"a command comes first: onnxcop {value} …; a model of that name is ./{value}"
+            hint = f"put the command first: onnxcop {value} …; a model of that name is ./{value}"
             raise click.UsageError(hint, ctx)
         if isinstance(root, click.Group) and str(value).isidentifier() and not Path(value).exists():
             _no_command(str(value), [name for name in root.commands if name != MAIN], ctx)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from onnxcop._base.scratch import sweep
+from onnxcop._base.scratch import remove_leftovers
 from onnxcop._version import __version__
 from onnxcop.cli import console
 from onnxcop.cli.arguments import (
@@ -67,7 +67,7 @@ _FILE = click.Path(path_type=Path)
 def app() -> None:
     """Prune filters from any ONNX model: smaller, faster, verified.
 
-    A model file that is named like a command is given as ./NAME.
+    Write ./NAME for a model file that is named like a command.
     """
 
 
@@ -112,7 +112,7 @@ def prune_command(model: Path, output: Output | None, plan_out: Path | None, **v
 def inspect_command(model: Path, **values: Any) -> None:
     """List what can be pruned and what is frozen, with reasons.
 
-    Before any run: which filters go together, what removing them saves, what is frozen and why. With
+    Before any run: which filters are removed together, what removing them saves, what is frozen and why. With
     --scores, what every filter is worth.
     """
     from onnxcop.analysis.analyze import analyze
@@ -304,5 +304,5 @@ def main() -> None:
     """The console script."""
     console.write_anything()
     stop_cleanly()
-    sweep()
+    remove_leftovers()
     sys.exit(run())

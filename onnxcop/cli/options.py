@@ -15,11 +15,11 @@ from onnxcop.cli.framework import SectionOption
 from onnxcop.cli.recipe import take_recipe
 from onnxcop.cli.types import (
     CriterionName,
+    FileSize,
     Fraction,
     Fractions,
     InputShape,
     LayerWish,
-    Multiple,
     Numbers,
     OutputPath,
     Positive,
@@ -27,8 +27,8 @@ from onnxcop.cli.types import (
     PresetName,
     ProviderName,
     ReportFile,
-    Size,
     TargetName,
+    WidthMultiple,
 )
 from onnxcop.criteria.registry import summaries
 from onnxcop.images.preprocess import Interpolation, Resize
@@ -56,7 +56,7 @@ def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, An
 
 def _bound(resource: Resource, default: str = "") -> tuple[tuple[str, ...], dict[str, Any]]:
     """The option of a budget."""
-    return _option(resource.flag, type=Size() if resource.absolute else Fraction(), help=resource.help + default)
+    return _option(resource.flag, type=FileSize() if resource.absolute else Fraction(), help=resource.help + default)
 
 
 _FILE = click.Path(path_type=Path)
@@ -84,7 +84,7 @@ output_options: Decorator[Any, Any] = _options(
     _option(
         "--keep-initializer-inputs",
         is_flag=True,
-        help="Leave weights that are inputs as well on the list of inputs.",
+        help="Keep weights that are graph inputs too as inputs.",
     ),
     _option(
         "--no-metadata",
@@ -238,7 +238,7 @@ limit_options: Decorator[Any, Any] = _options(
     ),
     _option("--max-cut", type=Fraction(zero=True), help="Largest share of a group that may be removed."),
     _option(
-        "--multiple-of", type=Multiple(), metavar="N|auto", default="auto", show_default=True,
+        "--multiple-of", type=WidthMultiple(), metavar="N|auto", default="auto", show_default=True,
         help="Round kept widths to multiples of N. auto: widths that this machine computes well; 1: any width.",
     ),
     _option(
@@ -335,7 +335,7 @@ data_options: Decorator[Any, Any] = _options(
         "--data", metavar="PATH",
         help="Calibration samples: folder of images, .npz, .npy, .txt, ONNX test data, or SCRIPT.py:FUNCTION.",
     ),
-    _option("--tokenizer", type=_FILE, metavar="DIR", help="The model's, for data that are a .txt file of texts."),
+    _option("--tokenizer", type=_FILE, metavar="DIR", help="Folder of the model's tokenizer, for data in a .txt file."),
     _option(
         "--samples", type=click.IntRange(1), metavar="N",
         help="Number of samples to use. [default: 512, or up to 1,024 for a fast model]",

@@ -63,7 +63,7 @@ def defaults(command: click.Command, recipe: Mapping[str, Any], path: Path) -> d
         if key not in params or not isinstance(params[key], click.Option):
             near = difflib.get_close_matches(key, params, n=1)
             raise click.UsageError(
-                f"the recipe {path} names an option that there is not: {name}"
+                f"the recipe {path} names an unknown option: {name}"
                 + (f"; did you mean {near[0].replace('_', '-')}?" if near else "")
             )
         found[params[key].name or key] = _written(value, multiple=params[key].multiple)

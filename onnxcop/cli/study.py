@@ -51,9 +51,9 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
     What each costs, how long it takes, and how far B's outputs agree with A's. Exits with 3 if a condition of
     --gate does not hold.
     """
-    from onnxcop.cli.console_study import measured, show_comparison, show_verdicts
+    from onnxcop.cli.console_study import show_comparison, show_verdicts, verdict_text
     from onnxcop.pipeline.compare import compare
-    from onnxcop.pipeline.gate import judge_gate, read_gate
+    from onnxcop.pipeline.gate import check_gate, read_gate
 
     try:
         conditions = read_gate(values["gate"]) if values["gate"] else ()
@@ -65,7 +65,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
             latency_seconds=values["latency_seconds"], task=values["task"], progress=progress,
             **data_arguments(values),
         )  # fmt: skip
-    verdicts = judge_gate(conditions, found)
+    verdicts = check_gate(conditions, found)
     if values["as_json"]:
         console.show_json(
             "comparison", found.to_dict() | ({"gate": [asdict(one) for one in verdicts]} if verdicts else {})
@@ -75,7 +75,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
         show_verdicts(verdicts)
     failed = [verdict for verdict in verdicts if not verdict.holds]
     for verdict in failed:
-        console.say(f"gate: {verdict.condition} does not hold: {measured(verdict)}")
+        console.say(f"gate: {verdict.condition} does not hold: {verdict_text(verdict)}")
     if failed:
         click.get_current_context().exit(GATE_FAILED)
 

@@ -93,8 +93,8 @@ class Fractions(click.ParamType[tuple[float, ...]]):
         return tuple(Fraction().convert(part, param, ctx) for part in str(value).split(","))
 
 
-class Multiple(click.ParamType["int | Auto"]):
-    """A number from 1 on, or `auto`, which stands for widths that suit the machine."""
+class WidthMultiple(click.ParamType["int | Auto"]):
+    """A number from 1 on, or `auto`, which means widths that suit the machine."""
 
     name = "n|auto"
 
@@ -105,11 +105,11 @@ class Multiple(click.ParamType["int | Auto"]):
         if value == "auto":
             return AUTO
         if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number from 1 on nor auto", param, ctx)
+            self.fail(f"{value!r} is neither a whole number of at least 1 nor auto", param, ctx)
         return int(value)
 
 
-class Size(click.ParamType[float]):
+class FileSize(click.ParamType[float]):
     """Bytes, with a unit: `5MB` (10^6), `5MiB` (2^20), `700k`, or a plain number; or a share of the original, `50%`."""
 
     name = "size"
@@ -137,7 +137,7 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
         except ValueError:
             shape = ()
         if not name or not shape or min(shape) < 1:
-            self.fail(f"{value!r} is no input shape; write NAME:1,3,224,224", param, ctx)
+            self.fail(f"{value!r} is not an input shape; write NAME:1,3,224,224", param, ctx)
         return name, shape
 
 
@@ -151,7 +151,7 @@ class Positive(click.ParamType[float]):
         try:
             number = float(value)
         except ValueError:
-            self.fail(f"{value!r} is no number", param, ctx)
+            self.fail(f"{value!r} is not a number", param, ctx)
         if not 0 < number < float("inf"):
             self.fail(f"{value} is not above 0", param, ctx)
         return number
@@ -167,7 +167,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         try:
             return tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is no list of numbers; write 0.485,0.456,0.406", param, ctx)
+            self.fail(f"{value!r} is not a list of numbers; write 0.485,0.456,0.406", param, ctx)
 
 
 class PreferenceWeights(click.ParamType[tuple[float, float]]):
@@ -213,7 +213,7 @@ class _Name(click.ParamType[str]):
         """The name, if there is such a one."""
         known = self.summaries()
         if value not in known:
-            self.fail(f"no {self.kind} is called {value!r}; choose {', '.join(known)}", param, ctx)
+            self.fail(f"unknown {self.kind} {value!r}; choose {', '.join(known)}", param, ctx)
         return str(value)
 
 
@@ -287,7 +287,7 @@ class LayerWish(click.ParamType[dict[str, Any]]):
                     raise ValueError(name)
                 found[name.strip()] = int(number) if name.strip() == "min_filters" else share(number, zero=True)
         except ValueError:
-            self.fail(f"{value!r} is no limit of layers; write 'PATTERN:max_cut=0.3,min_filters=16'", param, ctx)
+            self.fail(f"{value!r} is not a limit of layers; write 'PATTERN:max_cut=0.3,min_filters=16'", param, ctx)
         if not pattern:
             self.fail(f"{value!r} names no layers; write 'PATTERN:max_cut=0.3'", param, ctx)
         return found

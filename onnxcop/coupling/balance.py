@@ -1,7 +1,7 @@
-"""Equal shares: which classes of indices must go together so that every group loses equally many.
+"""Equal shares: which classes of indices must be removed together so that every group loses equally many.
 
 A grouped convolution needs equally many filters in each of its groups, but not the same ones. What
-ties exist already say which filters go together; here such classes are put together further until
+ties exist already say which filters are removed together; here such classes are put together further until
 each bundle has an equal share of every group.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxcop._base.types import BoolArray, IntArray
 
-_MOST_TRIALS = 1 << 20  # about half a second; beyond it, all that is uneven goes together
+_MOST_TRIALS = 1 << 20  # about half a second; beyond it, all that is uneven is removed together
 
 
 def bundles(rows: IntArray, frozen: BoolArray) -> tuple[list[IntArray], IntArray]:
@@ -19,7 +19,7 @@ def bundles(rows: IntArray, frozen: BoolArray) -> tuple[list[IntArray], IntArray
 
     Args:
         rows: int64 [groups, size], the class of every member of every group.
-        frozen: bool [classes], which can never go and so need no bundle.
+        frozen: bool [classes], which can never be removed and so need no bundle.
 
     Returns:
         The bundles of more than one class, each as classes; and the classes that find no bundle.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops import Label, Op
 from onnxcop.graph.control_flow import Body, bodies_of
-from onnxcop.graph.shapes import ShapeMap, steps
+from onnxcop.graph.shapes import ShapeMap, body_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +48,27 @@ class Follower:
         bodies = bodies_of(op.node, op.opset)
         for position in range({"If": 1, "Loop": 2, "Scan": 0}[op.node.op_type]):
             for atoms in op.label(position):
-                op.freeze(atoms, "steers the control flow")
+                op.freeze(atoms, "decides the control flow")
         for body in bodies:
             self._hand_in(body)
             first = len(op.findings.macs)
             self.enter(body.attribute)
             self._repeat(body, first)
             for name in body.rigid:
-                self._freeze(self._label(name), "steers the control flow")
+                self._freeze(self._label(name), "decides the control flow")
         return self._outputs(bodies)
 
     def _hand_in(self, body: Body) -> None:
         for passage in body.enters:
             label = list(self._label(passage.outer))
             if label and passage.axis is not None:
-                self.op.freeze(label.pop(passage.axis), "is an axis that the body runs along")
+                self.op.freeze(label.pop(passage.axis), "is the axis that control flow runs along")
             if any(atoms is not None for atoms in label):
                 self.labels[passage.inner] = tuple(label)
 
     def _repeat(self, body: Body, first: int) -> None:
         """Count the work of a body as often as it is done, where that is known."""
-        count = steps(self.op.node, body, self.shapes)
+        count = body_runs(self.op.node, body, self.shapes)
         macs = self.op.findings.macs
         if count is not None:
             macs[first:] = [replace(mac, scale=mac.scale * count) for mac in macs[first:]]
@@ -87,7 +87,7 @@ class Follower:
         return {position: joined[name] for position, name in enumerate(self.op.node.output) if joined.get(name)}
 
     def _join(self, one: Label, other: Label) -> Label:
-        """Tie two tensors that stand for one; what does not fit is frozen."""
+        """Tie two tensors that are one; what does not fit is frozen."""
         if not one or not other or len(one) != len(other):
             self._freeze(one, self._unequal)
             self._freeze(other, self._unequal)
@@ -97,7 +97,9 @@ class Follower:
     def _join_axes(self, one: IntArray | None, other: IntArray | None) -> IntArray | None:
         if one is not None and other is not None and len(one) == len(other):
             return self.op.tie(one, other)
-        why = self._unequal if one is not None and other is not None else "meets an axis that is never pruned"
+        why = (
+            self._unequal if one is not None and other is not None else "is combined with an axis that is never pruned"
+        )
         self._freeze((one, other), why)
         return None
 
@@ -105,7 +107,7 @@ class Follower:
     def _unequal(self) -> str:
         condition = self.op.infos[0]
         if self.op.node.op_type == "If" and condition is not None and condition.sized:
-            return "differs in shape between branches, and a dynamic size takes one"
+            return "differs in shape between branches, and a dynamic size decides between them"
         return "differs in shape between branches or steps"
 
     def _freeze(self, label: Label, why: str) -> None:

@@ -58,7 +58,7 @@ class Structure:
         unit_class: int64 [units], the class of every unit.
         class_unit: int64 [classes], the unit of every class, -1 where it may not be removed.
         axes: The distinct live axes, each as int64 classes along the axis.
-        incidence: int64 sparse [units, axes], how often a unit stands on an axis.
+        incidence: int64 sparse [units, axes], how often a unit is on an axis.
         groups: The dependency groups, in the order of their first unit.
         group_of: int64 [units].
     """
@@ -87,7 +87,7 @@ class Structure:
         return np.array([len(axis) for axis in self.axes], dtype=np.int64)
 
 
-def build(model: onnx.ModelProto, coupling: Coupling) -> Structure:
+def structure_of(model: onnx.ModelProto, coupling: Coupling) -> Structure:
     """Group the prunable classes of a coupling."""
     classes, findings = coupling.classes, coupling.findings
     unit_class = np.flatnonzero(_prunable(coupling))

@@ -20,7 +20,7 @@ from onnxcop.graph.shapes import Shape, ShapeMap, infer
 from onnxcop.graph.subgraphs import captured
 from onnxcop.graph.traits import Trait, traits
 
-_OUTSIDE = -1  # stands for what reads the graph's outputs
+_OUTSIDE = -1  # represents what reads the graph's outputs
 _LONGEST = 6  # nodes
 _LARGEST = 1 << 23  # elements that are numbered to see where they go
 

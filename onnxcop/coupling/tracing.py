@@ -46,7 +46,7 @@ def trace(
         shapes: Shapes and folded values, from :func:`onnxcop.graph.shapes.infer`.
         rules: What every operator does to labels.
         policy: Which coupling is preferred where several exist: "finest" or "coarsest".
-        open_axis: An axis of the model's outputs (negative from the end) whose indices may go too, where nothing
+        open_axis: An axis of the model's outputs (negative from the end) whose indices may be removed, where nothing
             else forbids it.
 
     Raises:
@@ -239,7 +239,7 @@ class _Walk:
         ):
             for atoms in label:
                 if atoms is not None:
-                    self.pool.freeze(atoms, Reason("meets a tensor of unknown shape", op.where))
+                    self.pool.freeze(atoms, Reason("is combined with a tensor of unknown shape", op.where))
             return
         self.labels[name] = label
 

@@ -2,7 +2,7 @@
 
 A criterion turns a traced model (and, if it wants, calibration statistics) into a `Ranking`: an
 importance per unit, comparable over the whole network. The allocator removes the least important
-unit, tells the ranking, and goes on.
+unit, updates the ranking, and continues.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Ranking(Protocol):
     """Importance of units while a selection grows."""
 
     def importance(self, kept: IntArray) -> FloatArray:
-        """float64 [units], lowest goes first, when axis a keeps `kept[a]` indices."""
+        """float64 [units], lowest is removed first, when axis a keeps `kept[a]` indices."""
         ...
 
     def remove(self, unit: int) -> None:

@@ -39,8 +39,8 @@ class Cop:
         I_i = α (1 - s_i) + β (1 - log2 C / max log2 C) + γ (1 - log2 P / max log2 P)
 
     with C the FLOPs and P the parameters of the layer and the next, at their current widths. The lowest
-    goes first, and is no evidence for others any more. Channels whose outgoing weights come to less than
-    1e-5 of the layer's largest, as weight decay makes them, go before all and are evidence for none.
+    is removed first, and is no evidence for others any more. Channels whose outgoing weights come to less than
+    1e-5 of the layer's largest, as weight decay makes them, are removed before all and are evidence for none.
 
     Source: W. Wang et al., "COP: Customized Deep Model Compression via Regularized Correlation-Based
     Filter-Level Pruning", 2019, arXiv 1906.10337; "cop-activation" puts feature maps in place of weights.
@@ -75,7 +75,7 @@ class Cop:
     def rank(self, context: PruningContext) -> Ranking:
         """Correlate, normalize and regularize.
 
-        Units whose readers all lie inside a body of control flow, where nothing can be watched, are compared by
+        Units whose readers are all inside a body of control flow, where nothing can be watched, are compared by
         their outgoing weights even in the activation variant.
         """
         tables, watched = [], np.zeros(len(context.structure.unit_class), dtype=np.bool_)
@@ -261,7 +261,7 @@ class ChannelCorrelations:
         self.threshold[rows] = top.min(axis=1)
 
     def remove(self, position: int) -> IntArray:
-        """A channel is gone: it is no evidence for its twin any more. Returns the channels affected."""
+        """A channel is removed: it is no evidence for its twin any more. Returns the channels affected."""
         column = self.correlation[:, position]
         affected = np.flatnonzero((column >= self.threshold) & (column > 0))
         self.correlation[position, :] = 0.0

@@ -1,6 +1,6 @@
 """COP as its authors released it, to the letter, for comparisons with the published results.
 
-Where it differs from :class:`onnxcop.criteria.cop.Cop`, and why, stands in docs/cop.md.
+Where it differs from :class:`onnxcop.criteria.cop.Cop`, and why, is described in docs/cop.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CopPaper(Cop):
       largest value off the diagonal ("max"), half its sum ("l1") or its Frobenius norm ("l2").
     * s_i is the mean of the `top_k` values of column i after the very largest, which is taken for i itself.
     * A layer is scored by one reader. Coupled layers share the mean over those whose outputs are summed
-      before they are read; projections, a stem, and the layer before the classifier stand aside.
+      before they are read; projections, a stem, and the layer before the classifier are left out.
     * A depthwise layer in between counts with all its weights and one bias.
 
     Kernels are scored as they are stored. Where an exporter has folded a normalization into them, their
@@ -124,7 +124,7 @@ def scored_pairs(context: PruningContext) -> list[list[tuple[int, ...]]]:
 
     A layer is scored by the reader from which the way to the outputs is longest: the first layer of the
     next block, not the projection beside it. In a group with sums, a layer that is read before any sum (a
-    stem) stands aside, and so does what is read by a layer whose outputs cannot be cut (a classifier),
+    stem) is left out, and so is what is read by a layer whose outputs cannot be cut (a classifier),
     as long as anything is left.
     """
     structure, nodes = context.structure, Scopes.of(context.model).nodes
@@ -222,7 +222,7 @@ class PaperCorrelations:
         self.threshold[rows] = top[:, 0]
 
     def remove(self, position: int) -> None:
-        """A channel is gone, and is no evidence for others any more."""
+        """A channel is removed, and is no evidence for others any more."""
         affected = np.flatnonzero(self.correlation[:, position] >= self.threshold)
         self.correlation[position, :] = 0.0
         self.correlation[:, position] = 0.0

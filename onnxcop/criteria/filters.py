@@ -30,7 +30,7 @@ def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray
 
 
 def produced_filter_counts(context: PruningContext) -> FloatArray:
-    """How many filters every unit stands for, float64 [units]: depthwise ones do not count."""
+    """How many filters every unit represents, float64 [units]: depthwise ones do not count."""
     structure = context.structure
     counts = np.zeros(len(structure.unit_class))
     for contraction in structure.coupling.findings.contractions:
@@ -47,7 +47,7 @@ def produced_filter_counts(context: PruningContext) -> FloatArray:
 def per_filter(context: PruningContext, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
     """Average a measure of filters over the coupled layers, each relative to its layer's mean.
 
-    Units that no layer makes (frequencies of an encoding of positions, say) are measured by the weights
+    Units that no layer makes (e.g. frequencies of an encoding of positions) are measured by the weights
     that read them.
     """
     made, seen = _averaged(context, produced_filters(context), measure)

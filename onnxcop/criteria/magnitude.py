@@ -17,7 +17,7 @@ SUMMARIES = {
 
 
 @dataclass(frozen=True)
-class Norm:
+class WeightNorm:
     """Magnitude of a filter: ‖F_i‖_p = (Σ|w|^p)^(1/p), over its layer's mean; p = 1 or 2.
 
     Source: H. Li et al., "Pruning Filters for Efficient ConvNets", 2017. Coupled layers share the mean.
@@ -37,4 +37,4 @@ class Norm:
         return {}
 
 
-CRITERIA = (Norm("l1", 1), Norm("l2", 2))
+CRITERIA = (WeightNorm("l1", 1), WeightNorm("l2", 2))

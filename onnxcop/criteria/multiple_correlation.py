@@ -21,7 +21,7 @@ SUMMARIES = {"cop-multiple": "multiple instead of pairwise correlation (needs da
 class Multiple:
     """Conditional variance: ‖W_i‖² / [(Σ + λI)⁻¹]_ii over the layer's output energy, per MAC saved.
 
-    Σ is the covariance of the layer's input channels. The greedy form (as channels go, the others take
+    Σ is the covariance of the layer's input channels. The greedy form (as channels are removed, the others take
     over their part) is Optimal Brain Surgeon with Σ as Hessian; see :mod:`onnxcop.reconstruction.obs`. For λ = 0 and
     one tap it is the error of the best linear prediction of the layer's output from all other channels.
 

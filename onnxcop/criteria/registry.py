@@ -68,7 +68,7 @@ def criterion_named(name: str, **parameters: object) -> Criterion:
         found = CRITERIA[name]
     except KeyError:
         others = ", ".join(other for other in CRITERIA if other != name)
-        raise BudgetError(f"no criterion is called {name!r}; choose one of {others}") from None
+        raise BudgetError(f"unknown criterion {name!r}; choose one of {others}") from None
     known = parameters_of(found)
     for parameter in parameters:
         if parameter not in known:
@@ -108,7 +108,7 @@ def _foreign() -> dict[str, Criterion]:
         try:
             criterion = value() if isinstance(value, type) else value
             if not callable(getattr(criterion, "rank", None)):
-                raise TypeError(f"{entry.value} is no criterion: it has no method rank")
+                raise TypeError(f"{entry.value} is not a criterion: it has no method rank")
             found[entry.name] = cast("Criterion", criterion)
         except Exception as error:  # whatever a foreign class raises
             skipped(entry, f"{type(error).__name__}: {error}")

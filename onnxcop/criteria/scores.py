@@ -32,8 +32,8 @@ class UnitScore:
         group: Its dependency group, named as :class:`onnxcop.analysis.inspect.GroupEntry` names it.
         layer: The first layer of the group, None where the group is only read.
         filter: Its place among that layer's filters (among the group's units without a layer).
-        rank: 0 for the one that goes first, as long as nothing is cut.
-        importance: The lowest goes first.
+        rank: 0 for the one that is removed first, as long as nothing is cut.
+        importance: The lowest is removed first.
         terms: The parts of the importance by name, before they are weighed.
     """
 

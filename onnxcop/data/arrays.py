@@ -207,7 +207,7 @@ def _tensor_from_pb(path: Path) -> tuple[str, Array]:
         return tensor.name, numpy_helper.to_array(tensor)
     except Exception as error:  # protobuf's own errors have no public type
         raise CalibrationError(
-            f"{path}: this is no ONNX tensor ({error}); only tensors are supported as inputs"
+            f"{path}: this is not an ONNX tensor ({error}); only tensors are supported as inputs"
         ) from error
 
 

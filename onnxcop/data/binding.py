@@ -1,4 +1,4 @@
-"""Fits arrays to a model's inputs: which array is which input, and where its samples lie."""
+"""Fits arrays to a model's inputs: which array is which input, and where its samples are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnxcop.images.reader import ImageReader, image_layout, image_reader
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ArrayView:
     """The samples in one array.
 
     Attributes:
@@ -43,7 +43,7 @@ class Binding:
     """
 
     keys: Mapping[str, str]
-    views: Mapping[str, View]
+    views: Mapping[str, ArrayView]
     count: int
 
 
@@ -138,13 +138,13 @@ class Binder:
             f"{origin}: {problem} the model's input {spec}; it holds {held}; name the array '{spec.name}'"
         )
 
-    def _view(self, spec: InputSpec, array: Array, label: str) -> View:
+    def _view(self, spec: InputSpec, array: Array, label: str) -> ArrayView:
         view = self._find_view(spec, array)
         if view is None:
             dims = self.layout.sample_dims(spec)
             expected = f"samples of {format_shape(dims)}, stacked or one by one"
             if array.ndim == 4 and fits([array.shape[place] for place in (0, 3, 1, 2)], spec.shape):
-                expected += " (this looks channels-last: transpose it, or give uint8 pictures)"
+                expected += " (this looks channels-last: transpose it, or give uint8 images)"
             raise CalibrationError(
                 f"{label} {_describe(array)} does not fit the model's input {spec}; expected {expected}"
             )
@@ -155,7 +155,7 @@ class Binder:
             )
         return view
 
-    def _find_view(self, spec: InputSpec, array: Array) -> View | None:
+    def _find_view(self, spec: InputSpec, array: Array) -> ArrayView | None:
         if array.dtype == np.uint8 and self._is_picture(spec):
             view = _picture_view(array.shape, self.reader(spec))
             if view is not None:
@@ -170,19 +170,19 @@ class Binder:
         return image_layout(spec) is not None or (asked and len(spec.shape) == 4)
 
 
-def _stacked_view(shape: tuple[int, ...], spec: InputSpec, axis: int) -> View | None:
+def _stacked_view(shape: tuple[int, ...], spec: InputSpec, axis: int) -> ArrayView | None:
     """Samples along the batch axis of an input."""
     rank = len(spec.shape)
     dims = spec.shape[:axis] + spec.shape[axis + 1 :]
     if len(shape) == rank and fits(shape[:axis] + shape[axis + 1 :], dims):
         before = (slice(None),) * axis
-        return View(shape[axis], lambda array, i: array[(*before, slice(i, i + 1))])
+        return ArrayView(shape[axis], lambda array, i: array[(*before, slice(i, i + 1))])
     if len(shape) == rank - 1 and fits(shape, dims):  # one sample
-        return View(1, lambda array, _: np.expand_dims(array, axis))
+        return ArrayView(1, lambda array, _: np.expand_dims(array, axis))
     if len(shape) == rank + 1 and axis == 0 and fits(shape[2:], dims):  # batches of samples
         size = shape[1]
-        return View(shape[0] * size, lambda array, i: array[i // size, i % size : i % size + 1])
-    for place, want in enumerate(spec.shape):  # an axis of size 1 left out, as gray pictures do
+        return ArrayView(shape[0] * size, lambda array, i: array[i // size, i % size : i % size + 1])
+    for place, want in enumerate(spec.shape):  # an axis of size 1 left out, as gray images do
         if want == 1 and place != axis and len(shape) == rank - 1:
             inner = _stacked_view((*shape[:place], 1, *shape[place:]), spec, axis)
             if inner is not None:
@@ -190,27 +190,27 @@ def _stacked_view(shape: tuple[int, ...], spec: InputSpec, axis: int) -> View | 
     return None
 
 
-def _widened(view: View, place: int) -> View:
-    return View(view.count, lambda array, i: view.take(np.expand_dims(array, place), i))
+def _widened(view: ArrayView, place: int) -> ArrayView:
+    return ArrayView(view.count, lambda array, i: view.take(np.expand_dims(array, place), i))
 
 
-def _whole_view(shape: tuple[int, ...], spec: InputSpec) -> View | None:
+def _whole_view(shape: tuple[int, ...], spec: InputSpec) -> ArrayView | None:
     """Samples that are complete values of an input without a batch axis."""
     if fits(shape, spec.shape):
-        return View(1, lambda array, _: array, shared=True)
+        return ArrayView(1, lambda array, _: array, shared=True)
     if fits(shape[1:], spec.shape) and len(shape) > 0:
-        return View(shape[0], lambda array, i: array[i], shared=shape[0] == 1)
+        return ArrayView(shape[0], lambda array, i: array[i], shared=shape[0] == 1)
     size = spec.shape[0] if spec.shape else None
     if isinstance(size, int) and fits(shape[1:], spec.shape[1:]) and shape and shape[0] >= size:
         # Rows in a file that go through the model `size` at a time.
-        return View(shape[0] // size, lambda array, i: array[i * size : (i + 1) * size])
+        return ArrayView(shape[0] // size, lambda array, i: array[i * size : (i + 1) * size])
     return None
 
 
-def _picture_view(shape: tuple[int, ...], reader: ImageReader) -> View | None:
-    """Pictures in an array of bytes: N H W C, N C H W, N H W, H W C, C H W or H W."""
+def _picture_view(shape: tuple[int, ...], reader: ImageReader) -> ArrayView | None:
+    """Images in an array of bytes: N H W C, N C H W, N H W, H W C, C H W or H W."""
     last = len(shape) > 2 and shape[-1] in (1, 3, 4)
-    gray_stack = len(shape) == 3 and reader.channels == "gray"  # [3, H, W] is three pictures
+    gray_stack = len(shape) == 3 and reader.channels == "gray"  # [3, H, W] is three images
     first = len(shape) > 2 and shape[-3] in ((1,) if gray_stack else (1, 3)) and not last
     many = len(shape) == 4 or (len(shape) == 3 and not last and not first)
     if len(shape) not in (2, 3, 4) or (len(shape) == 4 and not last and not first):
@@ -224,7 +224,7 @@ def _picture_view(shape: tuple[int, ...], reader: ImageReader) -> View | None:
             pixels = pixels[:, :, None]
         return reader.from_pixels(np.asarray(pixels))[None]
 
-    return View(shape[0] if many else 1, take)
+    return ArrayView(shape[0] if many else 1, take)
 
 
 def castable(have: np.dtype[np.generic], want: np.dtype[np.generic]) -> bool:
@@ -264,7 +264,7 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
 
 
 def _check_finite(array: Array, spec: InputSpec, origin: str) -> None:
-    """Refuse NaN and infinity; minus infinity stands in masks that are added to scores."""
+    """Refuse NaN and infinity; minus infinity is in masks that are added to scores."""
     for what, found in (("NaN", np.isnan(array)), ("infinity", np.isposinf(array))):
         if found.any():
             raise CalibrationError(f"{origin}: a sample of the model's input {spec} holds {what}; repair or remove it")

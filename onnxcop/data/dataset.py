@@ -18,7 +18,7 @@ from onnxcop.data.stores import ImageStore, ParcelStore, Store
 from onnxcop.errors import CalibrationError
 from onnxcop.images.reader import ImageReader
 
-_READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode pictures
+_READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode images
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ class CalibrationData:
         return self._with(self._order[np.sort(places)])
 
     def with_crops(self, views: int) -> CalibrationData:
-        """Pictures of a folder, each in this many views; anything else as it is."""
+        """Images of a folder, each in this many views; anything else as it is."""
         if not isinstance(self._store, ImageStore) or views < 2:
             return self
         orders = [self._order + view * len(self._store) for view in range(views)]
@@ -260,7 +260,7 @@ class CalibrationData:
         )
 
     def _samples(self, window: int) -> Iterator[Feed]:
-        """Every sample; pictures are decoded by some threads, at most `window` ahead."""
+        """Every sample; images are decoded by some threads, at most `window` ahead."""
         indices = map(int, self._order)
         if not isinstance(self._store, ImageStore):
             yield from map(self._store.sample, indices)

@@ -1,4 +1,4 @@
-"""Whether a guessed preprocessing suits the model: judged by its answers on some of the images.
+"""Whether a guessed preprocessing suits the model: decided by its answers on some of the images.
 
 A classifier that sees images as it was trained to is certain of its answers, and gives different ones for different
 images. Both at once is the mutual information of image and class, H(mean p) - mean H(p): too dark, too bright or
@@ -67,8 +67,8 @@ def check_guess(
     if guessed not in information or information[best] < information[guessed] + _CLEARLY * most:
         return ""
     return (
-        f"the preprocessing '{guessed}' is a guess, and with '{best}' the model tells {count} of the images apart much "
-        f"better ({information[best]:.2f} nats of at most {most:.2f}, against {information[guessed]:.2f}); "
+        f"the preprocessing '{guessed}' is a guess, and with '{best}' the model distinguishes {count} of the images "
+        f"much better ({information[best]:.2f} nats of at most {most:.2f}, against {information[guessed]:.2f}); "
         f"give --preprocess {best} if it was trained so, or the one that it was trained with"
     )
 

@@ -26,7 +26,7 @@ class InputFiles:
 
     Attributes:
         models: Models, or what else; those that are no path to a file are passed over.
-        data: Calibration data: a file, a folder, a script with its function, or whatever lies in memory.
+        data: Calibration data: a file, a folder, a script with its function, or whatever is in memory.
         metric: A script with its function, or a callable.
         others: Statistics, plans, libraries of operators.
     """

@@ -13,7 +13,7 @@ from onnxcop.graph.input_spec import InputSpec, format_shape
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """Where the samples of a batch lie in each input.
+    """Where the samples of a batch are in each input.
 
     Attributes:
         specs: The inputs, with the shapes that the user asked for filled in.
@@ -83,7 +83,7 @@ def batch_layout(specs: Sequence[InputSpec]) -> BatchLayout:
     A dynamic leading axis is the batch, except where every such input has one axis only (a waveform
     of any length). Inputs whose leading axis is fixed take the axis that carries the batch's name.
     Where all leading sizes are fixed and equal they are the batch; sizes above 1 are taken for a
-    batch only in inputs of rank 4 and more, since `[80, 3000]` is rather a picture of sound.
+    batch only in inputs of rank 4 and more, since `[80, 3000]` is rather an image of sound.
     """
     ranked = [spec for spec in specs if spec.shape]
     dynamic = [spec for spec in ranked if not isinstance(spec.shape[0], int)]

@@ -42,7 +42,7 @@ log = logging.getLogger("onnxcop")
 RESERVE = 256  # samples beyond those that are asked for, to report on what no choice has seen
 _SCANNED = 64  # a stream is read up to this many times the samples wanted: it may never end
 _MANY = 10_000_000  # samples
-_SAMPLES = 512  # of the data, unless told
+_SAMPLES = 512  # of the data, by default
 _LOOKED_AT = 16  # samples that are looked at before a run
 _AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which there may be more of them
 
@@ -69,7 +69,7 @@ def open_source(
     """Opens calibration data and chooses samples from the whole of it, at random.
 
     Args:
-        data: A folder of pictures; a .npz or .npy file or a folder of those; a folder of ONNX test
+        data: A folder of images; a .npz or .npy file or a folder of those; a folder of ONNX test
             data; a script, `script.py:load_data`; an array or a dict of arrays; an iterable of feed
             dicts or a callable that returns one; a `CalibrationDataReader` of ONNX Runtime.
         inputs: The model's inputs.
@@ -198,7 +198,7 @@ def _feed(item: Any, binder: Binder, origin: str) -> dict[str, Array]:
     try:
         return {str(key): np.asarray(value) for key, value in item.items()}
     except Exception as error:  # whatever a foreign tensor raises
-        raise CalibrationError(f"{origin}: it is no dict of arrays ({error})") from error
+        raise CalibrationError(f"{origin}: it is not a dict of arrays ({error})") from error
 
 
 def fit_batch_size(model: onnx.ModelProto, source: CalibrationData) -> CalibrationData:
@@ -283,7 +283,7 @@ def open_data(
     source = fit_batch_size(analysis.original, opened(asked, samples, analysis.images, log=True))
     doubt = emptiness(source)
     if doubt:
-        log.warning("the calibration data tell nothing: %s; give samples as the model will see them", doubt)
+        log.warning("the calibration data carry no information: %s; give representative samples", doubt)
     doubt = check_guess(analysis, source, reopened) if isinstance(data, str | os.PathLike | np.ndarray) else ""
     if doubt:
         log.warning("%s", doubt)
@@ -291,7 +291,7 @@ def open_data(
 
 
 def emptiness(source: CalibrationData) -> str:
-    """Why statistics of the data mean nothing, judged by some samples; empty where they may."""
+    """Why statistics of the data mean nothing, decided on some samples; empty where they may."""
     taken = source.take(_LOOKED_AT)
     samples = [{name: array for name, array in feed.items() if array.dtype.kind in "biuf"} for feed in taken.batches(1)]
     real = [array for feed in samples for array in feed.values() if array.dtype.kind == "f" and array.size > 1]

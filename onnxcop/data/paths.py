@@ -19,11 +19,11 @@ from onnxcop.images.reader import IMAGE_SUFFIXES
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb"}  # of files that are read from a folder of data
-_FORMS = "pictures, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
+_FORMS = "images, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
 
 
 def store_from_path(path: Path, binder: Binder) -> Store:
-    """Opens a file or folder of pictures or arrays.
+    """Opens a file or folder of images or arrays.
 
     Raises:
         CalibrationError: There is nothing there, or nothing of a known kind.
@@ -58,7 +58,7 @@ def _store_from_folder(folder: Path, binder: Binder) -> Store:
         return ParcelStore([TestSetParcel(part, specs) for part in test_sets], binder)
     if len([kind for kind in (test_sets, arrays, images) if kind]) > 1:
         raise CalibrationError(
-            f"{folder}: it holds {len(images)} pictures, {len(arrays)} array files and "
+            f"{folder}: it holds {len(images)} images, {len(arrays)} array files and "
             f"{len(test_sets)} sets of test data; give a folder of one kind"
         )
     if arrays:
@@ -79,7 +79,7 @@ def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
     if len(specs) != 1:
         names = ", ".join(spec.name for spec in specs)
         raise CalibrationError(
-            f"{origin}: pictures can feed a model of one input, but this one has {len(specs)} "
+            f"{origin}: images can feed a model of one input, but this one has {len(specs)} "
             f"({names}); give .npz files with an array for each"
         )
     return ImageStore(paths, specs[0], binder.reader(specs[0]))

@@ -1,4 +1,4 @@
-"""Where samples come from: files of arrays, folders of pictures, test data sets, iterables.
+"""Where samples come from: files of arrays, folders of images, test data sets, iterables.
 
 A *parcel* is one file or one object that holds arrays (:mod:`onnxcop.data.arrays`); a *store* gives the
 samples of one or many parcels by number, reading what is asked for and no more.
@@ -79,9 +79,9 @@ class ParcelStore:
 
 
 class ImageStore:
-    """A list of pictures for a model whose only input is a picture.
+    """A list of images for a model whose only input is an image.
 
-    Numbers from its length on are other views of the same pictures.
+    Numbers from its length on are other views of the same images.
     """
 
     def __init__(self, paths: Sequence[Path], spec: InputSpec, reader: ImageReader) -> None:

@@ -1,6 +1,6 @@
-"""Inputs made up for a model without data, of several families.
+"""Synthetic inputs for a model without data, of several families.
 
-Natural signals are smooth: their spectrum falls off with the frequency, and the channels of a picture
+Natural signals are smooth: their spectrum falls off with the frequency, and the channels of an image
 say much the same. *Noise* has such a spectrum with random phases everywhere; *waves* are a few pure
 frequencies, some of them clipped to steps; *white* noise has all frequencies alike. No family is like
 what the model is made for; what holds on all of them has the best chance to hold there.
@@ -26,14 +26,14 @@ _WAVES = 12  # frequencies in a sample, at most
 def synthetic_data(
     analysis: Analysis, samples: int, batch_size: int, seed: int, family: Family | None = None
 ) -> CalibrationData:
-    """Samples made up for a model's inputs.
+    """Synthetic samples for a model's inputs.
 
     Args:
         analysis: The model, with the shapes it was analysed at.
         samples: How many.
         batch_size: Of a run.
         seed: Of everything drawn.
-        family: What real-valued inputs look like; :func:`random_family` unless told. Integers are 0 or 1, or
+        family: What real-valued inputs look like; :func:`random_family` by default. Integers are 0 or 1, or
             bytes of any value.
     """
     rng = np.random.default_rng(seed)

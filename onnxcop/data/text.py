@@ -99,16 +99,16 @@ class TextData:
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise CalibrationError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
+            raise CalibrationError(f"{path} is not a tokenizer: {' '.join(str(error).split())}") from None
 
     def _longest(self) -> int:
         """The length that the tokenizer's settings name, at most the usual one."""
         folder = self.tokenizer if self.tokenizer.is_dir() else self.tokenizer.parent
         try:
-            told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+            longest = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
         except (OSError, ValueError):
             return LONGEST
-        return min(LONGEST, told) if isinstance(told, int) and told > 0 else LONGEST
+        return min(LONGEST, longest) if isinstance(longest, int) and longest > 0 else LONGEST
 
 
 def with_tokenizer(data: Any, tokenizer: str | Path | None) -> Any:

@@ -15,10 +15,18 @@ It knows nothing of pruning, and may import `runtime` and the packages below it.
 from __future__ import annotations
 
 from onnxcop.gradient.backward import Gradients, Stop, differentiate, trainable
-from onnxcop.gradient.builder import Builder, Decline, Tensor
+from onnxcop.gradient.builder import Builder, NoGradient, Tensor
 from onnxcop.gradient.rules import DEFAULT_GRADIENTS, GradientRule, GradientRules
 
 __all__ = [
-    "DEFAULT_GRADIENTS", "Builder", "Decline", "GradientRule", "GradientRules", "Gradients", "Stop", "Tensor",
-    "differentiate", "trainable",
+    "DEFAULT_GRADIENTS",
+    "Builder",
+    "GradientRule",
+    "GradientRules",
+    "Gradients",
+    "NoGradient",
+    "Stop",
+    "Tensor",
+    "differentiate",
+    "trainable",
 ]  # fmt: skip

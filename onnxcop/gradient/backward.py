@@ -2,7 +2,7 @@
 
 Nodes are visited from the last to the first. Each whose output has a gradient emits the gradients of those of its
 inputs that depend on a trained tensor; what a tensor gets from several readers is added up. A node that no rule
-covers stops the gradient there, with its name and the reason, and the walk goes on with the rest.
+covers stops the gradient there, with its name and the reason, and the walk continues with the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from onnxcop.errors import ModelError
-from onnxcop.gradient.builder import FLOATS, Builder, Decline, Tensor, total
+from onnxcop.gradient.builder import FLOATS, Builder, NoGradient, Tensor, total
 from onnxcop.gradient.node import Node, attributes_of
 from onnxcop.gradient.prepare import Known, inline_functions, raised, store_constants
 from onnxcop.gradient.rules import DEFAULT_GRADIENTS, STEPS, GradientRule, GradientRules
@@ -98,7 +98,7 @@ def differentiate(
     """Write the gradient of a scalar with respect to stored tensors and inputs as nodes of the model.
 
     Args:
-        model: A model, not changed. Its weights may lie in Constant nodes.
+        model: A model, not changed. Its weights may be in Constant nodes.
         loss: A scalar that it computes.
         tensors: Names of stored tensors, or of inputs; None for all of :func:`trainable`.
         rules: How gradients pass operators.
@@ -178,22 +178,22 @@ class _Walk:
             if any(grad is not None for grad in grads):
                 try:
                     self._visit(node, grads)
-                except Decline as reason:
+                except NoGradient as reason:
                     self.stops.append(Stop(node.name or node.output[0], node.op_type, str(reason)))
 
     def _visit(self, node: onnx.NodeProto, grads: Sequence[Tensor | None]) -> None:
         reached = [place for place, name in enumerate(node.input) if name in self.active]
         if any(True for _ in graphs_of(node)):
-            raise Decline(f"gradients do not enter the bodies of {node.op_type}")
+            raise NoGradient(f"gradients do not enter the bodies of {node.op_type}")
         if node.op_type in STEPS and node.domain in ("", "ai.onnx"):
-            raise Decline("its derivative is 0")
+            raise NoGradient("its derivative is 0")
         rule = self.rules.get((node.domain.removeprefix("ai.onnx"), node.op_type))
         if rule is None:
-            raise Decline("there is no rule for the operator")
+            raise NoGradient("there is no rule for the operator")
         if (grads[0] is None and not rule.outputs) or (any(g is not None for g in grads[1:]) and not rule.outputs):
-            raise Decline("a gradient comes from another output than its first")
+            raise NoGradient("a gradient comes from another output than its first")
         if any(self.known.shapes[node.input[place]].elem_type not in FLOATS for place in reached):
-            raise Decline("it reads whole numbers that depend on trained tensors")
+            raise NoGradient("it reads whole numbers that depend on trained tensors")
         for place, grad in self._through(rule, node, grads, reached):
             self.parts.setdefault(node.input[place], []).append(grad)
 
@@ -206,7 +206,7 @@ class _Walk:
         given = {key: value for key, value in attributes_of(node).items()}
         unknown = given.keys() - {name for function in rule.functions for name in _keywords(function)}
         if unknown:
-            raise Decline(f"its attribute {min(unknown)} has no meaning to the rule")
+            raise NoGradient(f"its attribute {min(unknown)} has no meaning to the rule")
         g = next(grad for grad in grads if grad is not None)
 
         def called(function: Callable[..., Any]) -> Any:

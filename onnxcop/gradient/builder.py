@@ -1,6 +1,6 @@
 """Emitting nodes as mathematics: tensors with operators, `g * y * (1 - y)`.
 
-A :class:`Tensor` stands for a tensor of the graph that is being extended; arithmetic on it emits a node.
+A :class:`Tensor` represents a tensor of the graph that is being extended; arithmetic on it emits a node.
 Equal nodes are emitted once, so that rules may repeat an expression instead of passing it around.
 """
 
@@ -108,7 +108,7 @@ class Tensor:
     def sizes(self) -> tuple[Size, ...]:
         """The shape of a tensor of the forward graph, whose rank is always known."""
         if self.shape is None:
-            raise Decline(f"the rank of {self.name!r} is not known")
+            raise NoGradient(f"the rank of {self.name!r} is not known")
         return self.shape
 
     @property
@@ -273,5 +273,5 @@ def total(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else tensors[0].op("Sum", *tensors[1:])
 
 
-class Decline(Exception):
+class NoGradient(Exception):
     """A rule does not cover this form of its operator; the message says which."""

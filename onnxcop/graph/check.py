@@ -41,7 +41,7 @@ def check(model: onnx.ModelProto, where: str) -> None:
     made = _names(model.graph) | {name for node in model.graph.node for name in node.output}
     for value in model.graph.output:
         if value.name not in made:
-            raise ModelError(f"{where}: nothing makes the graph output {value.name!r}; export it again")
+            raise ModelError(f"{where}: no node produces the graph output {value.name!r}; export it again")
     for tensor in tensors(model.graph):
         _check_values(tensor, where)
 
@@ -66,7 +66,7 @@ def check_text(message: Any, where: str, what: str = "the model") -> None:
             for text in [value] if isinstance(value, str | bytes) else value:
                 if isinstance(text, bytes):
                     raise ModelError(
-                        f"{where}: the {entry.name.replace('_', ' ')} {text[:60]!r} of {_called(message, what)} is no "
+                        f"{where}: the {entry.name.replace('_', ' ')} {text[:60]!r} of {_called(message, what)} is not "
                         "UTF-8 text; export the model again"
                     )
 
@@ -129,9 +129,9 @@ def _check_names(graph: onnx.GraphProto, outer: list[set[str]], where: str) -> N
             if name and not any(name in scope for scope in scopes):
                 later = later or {output for other in graph.node for output in other.output}
                 cause = (
-                    "which only a later node makes; sort the nodes topologically"
+                    "which only a later node produces; sort the nodes topologically"
                     if name in later
-                    else "which nothing makes; export the model again"
+                    else "which no node produces; export the model again"
                 )
                 raise ModelError(f"{where}: {label} reads {name!r}, {cause}")
         for attribute in node.attribute:
@@ -141,7 +141,9 @@ def _check_names(graph: onnx.GraphProto, outer: list[set[str]], where: str) -> N
                 _check_names(inner, scopes, where)
         for name in node.output:
             if name in known:
-                raise ModelError(f"{where}: {label} makes {name!r}, which is there already; export the model again")
+                raise ModelError(
+                    f"{where}: {label} makes {name!r}, which another node produces; export the model again"
+                )
             if name:
                 known.add(name)
 

@@ -32,7 +32,7 @@ class Weights:
         return cls(nodes, constant_tensors(model), producers, opset)
 
     def read(self, name: str) -> Array | None:
-        """The value of a tensor that depends on constants alone, None if it cannot be told."""
+        """The value of a tensor that depends on constants alone, None if it cannot be computed."""
         if name in self.stored:
             return numpy_helper.to_array(self.stored[name])
         chain: list[str] = []

@@ -37,7 +37,7 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
     Raises:
         ModelError: No such file, not an ONNX model, truncated, invalid, or its external data is
-            missing or lies outside the model's folder.
+            missing or is outside the model's folder.
     """
     if isinstance(source, onnx.ModelProto):
         model = copied(source)
@@ -119,7 +119,7 @@ def _external_bytes(path: Path, entries: Mapping[str, str]) -> bytes:
     offset, length = (int(entries.get(name) or default) for name, default in (("offset", 0), ("length", -1)))
     size = path.stat().st_size
     if offset < 0 or ("length" in entries and length < 0):
-        raise ValueError(f"offset {offset} and length {length} are no place in a file")
+        raise ValueError(f"offset {offset} and length {length} are not a place in a file")
     if offset + max(length, 0) > size:
         raise ValueError(f"the tensor ends at byte {offset + length}, the file at {size}; the file is truncated")
     with path.open("rb") as file:

@@ -3,7 +3,7 @@
 One walk in topological order, into the bodies of control flow too. Dynamic dimensions of the graph
 inputs are given concrete sizes first, so that every computed size (`Shape → Gather → Concat →
 Reshape`) folds to a number. Shapes come from ONNX's own per-operator inference with those numbers at
-hand; what it cannot tell (operators of other domains, loops that the data ends) comes from one run of
+hand; what it cannot determine (operators of other domains, loops that the data ends) comes from one run of
 ONNX Runtime.
 """
 
@@ -50,7 +50,7 @@ class ShapeMap:
 
     Attributes:
         infos: What is known of every tensor.
-        unknown: Tensors of the top-level graph whose shape could not be told.
+        unknown: Tensors of the top-level graph whose shape could not be determined.
         trouble: Why the model could not be run to read them off.
     """
 
@@ -78,7 +78,7 @@ def infer(
         known: Element type and shape of tensors that inference cannot see (from a run).
 
     Returns:
-        The map; `unknown` lists tensors whose shape could not be told.
+        The map; `unknown` lists tensors whose shape could not be determined.
     """
     walker = _Walker(model, dict(known or {}))
     walker.seed(input_shapes)
@@ -320,7 +320,7 @@ def leaving(node: onnx.NodeProto, bodies: Sequence[Body], infos: Infos) -> dict[
             info = infos[passage.inner]
             shape = info.shape
             if shape is not None and passage.axis is not None:
-                count = steps(node, body, infos)
+                count = body_runs(node, body, infos)
                 axis = passage.axis % (len(shape) + 1)
                 shape = None if count is None else (*shape[:axis], count, *shape[axis:])
             other = found.get(passage.outer)
@@ -340,7 +340,7 @@ def taken_branch(node: onnx.NodeProto, infos: Infos) -> str | None:
     return "then_branch" if bool(np.all(value)) else "else_branch"
 
 
-def steps(node: onnx.NodeProto, body: Body, infos: Infos) -> int | None:
+def body_runs(node: onnx.NodeProto, body: Body, infos: Infos) -> int | None:
     """How often a body runs, None where that is not known before the run."""
     if node.op_type == "If":
         return 1

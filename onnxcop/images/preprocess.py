@@ -70,9 +70,7 @@ class Preprocess:
         try:
             return PRESETS[name.lower()].preprocess
         except KeyError:
-            raise CalibrationError(
-                f"no preprocessing is called '{name}'; choose one of: {', '.join(PRESETS)}"
-            ) from None
+            raise CalibrationError(f"unknown preprocessing '{name}'; choose one of: {', '.join(PRESETS)}") from None
 
     def over(self, base: Preprocess) -> Preprocess:
         """These wishes, with what they leave open taken from `base`."""

@@ -78,7 +78,7 @@ class ImageReader:
                 rng = np.random.default_rng([view, *path.name.encode()])
                 return self._finished(self.resizing.view(whole, self.size, rng))
         except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
-            raise CalibrationError(f"{path}: this picture cannot be read ({error}); repair or remove it") from error
+            raise CalibrationError(f"{path}: this image cannot be read ({error}); repair or remove it") from error
 
     def from_pixels(self, pixels: Array) -> Array:
         """Prepare one image of shape (H, W, C), uint8; returns the same as :meth:`from_file`."""
@@ -148,7 +148,7 @@ def image_reader(
     layout = wish.layout or image_layout(spec)
     if layout is None or len(spec.shape) != 4:
         raise CalibrationError(
-            f"the model's input {spec} does not look like a picture (rank 4, 1 or 3 channels); "
+            f"the model's input {spec} does not look like an image (rank 4, 1 or 3 channels); "
             "give its data as .npz or .npy"
         )
     places = (1, 2, 3) if layout == "nchw" else (3, 1, 2)
@@ -210,7 +210,7 @@ def _check_channels(
 ) -> None:
     if isinstance(depth, int) and depth != (1 if channels == "gray" else 3):
         raise CalibrationError(
-            f"{channels} pictures in {layout} do not fit the model's input {spec}; "
+            f"{channels} images in {layout} do not fit the model's input {spec}; "
             "give other --channels or another --layout"
         )
     for name, values in (("mean", whole.mean), ("std", whole.std)):
@@ -235,7 +235,7 @@ def _size(spec: InputSpec, wish: Preprocess, known: Sequence[Sequence[int | str 
     """
     if wish.size is not None:
         if not all(have == want for have, want in zip(wish.size, known[0], strict=True) if isinstance(want, int)):
-            raise CalibrationError(f"pictures of {wish.size[0]}×{wish.size[1]} do not fit the model's input {spec}")
+            raise CalibrationError(f"images of {wish.size[0]}×{wish.size[1]} do not fit the model's input {spec}")
         return wish.size
     sides = [next((size for size in side if isinstance(size, int)), None) for side in zip(*known, strict=True)]
     other = next((side for side in sides if side is not None), DEFAULT_SIZE)
@@ -247,7 +247,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise CalibrationError(
-            "reading pictures needs Pillow; install it with: pip install 'onnxcop[images]'"
-        ) from error
+        raise CalibrationError("reading images needs Pillow; install it with: pip install 'onnxcop[images]'") from error
     return Image

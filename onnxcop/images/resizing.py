@@ -2,8 +2,8 @@
 
 * `crop`: the shorter side is resized to `size / crop`, and the centre is cut out: ImageNet classifiers.
 * `stretch`: both sides are resized, whatever becomes of the proportions: Keras, DBNet.
-* `letterbox`: the image keeps its proportions and lies in the middle; the rest is filled: YOLO.
-* `pad`: the same, but the image lies at the top left: text recognition.
+* `letterbox`: the image keeps its proportions and is centred; the rest is filled: YOLO.
+* `pad`: the same, but the image is at the top left: text recognition.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from onnxcop.runtime.session import EngineOptions
 
 _DIRECT = (
     "macs", "params", "filters", "size", "latency", "divergence", "metric", "max_drop", "samples", "batch_size",
-    "criterion", "allocate", "recover", "input_shapes", "seed",
+    "criterion", "allocate", "recover", "input_shapes", "task", "seed",
 )  # fmt: skip
 
 PACKAGE_ENTRY: dict[str, Any] = {
@@ -47,7 +47,7 @@ PACKAGE_ENTRY: dict[str, Any] = {
 
 
 class OnnxCop(Pass):
-    """Removes filters from an ONNX model within a budget, and lets the rest make up for them."""
+    """Removes filters from an ONNX model within a budget, and lets the rest compensate for them."""
 
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
@@ -80,6 +80,7 @@ class OnnxCop(Pass):
             "multiple_of": option("Multiple of the kept widths; 0 for widths that suit the machine.", int, 0),
             "max_cut": option("Largest share of a group that may be removed.", float, 1.0),
             "input_shapes": option("Sizes of dynamic inputs, by name.", dict[str, list[int]]),
+            "task": option("classify, detect, embed, regress or sequence; by default detected.", str),
             "provider": option("auto, cpu, cuda, or another of ONNX Runtime.", str, "auto"),
             "seed": option("Random seed.", int, 0),
             **get_external_data_config(),
@@ -115,7 +116,7 @@ def package_config() -> dict[str, Any]:
     return document
 
 
-def main(arguments: list[str]) -> None:
+def write_package_config(arguments: list[str]) -> None:
     """Write the package configuration to a file, or to standard output where none is named."""
     text = json.dumps(package_config(), indent=4) + "\n"
     if arguments:
@@ -125,4 +126,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_package_config(sys.argv[1:])

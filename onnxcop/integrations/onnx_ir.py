@@ -1,4 +1,4 @@
-"""Pruning as a pass of `onnx_ir`, to stand among others in a `Sequential` or a `PassManager`.
+"""Pruning as a pass of `onnx_ir`, for use among others in a `Sequential` or a `PassManager`.
 
 Needs the package `onnx-ir` (`pip install "onnxcop[onnx-ir]"`).
 """

@@ -169,7 +169,7 @@ def _resize(owner: Any, shape: tuple[int, ...]) -> None:
         owner.out_features, owner.in_features = shape
     elif hasattr(owner, "out_channels") and not getattr(owner, "transposed", False):
         each = owner.out_channels // owner.groups
-        if owner.groups > 1 and shape[1] == owner.in_channels // owner.groups:  # whole groups went
+        if owner.groups > 1 and shape[1] == owner.in_channels // owner.groups:  # whole groups were removed
             owner.groups = shape[0] // each
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif hasattr(owner, "out_channels"):

@@ -32,12 +32,12 @@ class ClassMeasure:
         self._axis = class_axis(batches)
         self._temperature = settings.temperature
         self._dtype = np.float64 if sum(batch.size for batch in batches) < _LARGE else np.float32
-        self._logs = [self._log_shares(rows_of(batch, self._axis)) for batch in batches]
-        self._top = [rows_of(batch, self._axis).argmax(axis=-1) for batch in batches]
+        self._logs = [self._log_shares(class_rows(batch, self._axis)) for batch in batches]
+        self._top = [class_rows(batch, self._axis).argmax(axis=-1) for batch in batches]
 
     def terms(self, place: int, theirs: Sequence[Array]) -> FloatArray:
         """Divergence of every sample (the mean over its positions) and one: float64 [samples, 2]."""
-        logs, other = self._logs[place], self._log_shares(rows_of(theirs[0], self._axis))
+        logs, other = self._logs[place], self._log_shares(class_rows(theirs[0], self._axis))
         possible = ~np.isneginf(logs)  # a class that is ruled out adds nothing
         gap = np.subtract(logs, other, out=np.zeros_like(logs), where=possible)
         found = np.einsum("npc,npc->np", np.exp(logs), gap, dtype=np.float64).mean(axis=1)
@@ -54,7 +54,7 @@ class ClassMeasure:
 
     def top(self, batch: Array) -> Array:
         """The top class, int64 [samples, positions]."""
-        return np.asarray(rows_of(batch, self._axis).argmax(axis=-1))
+        return np.asarray(class_rows(batch, self._axis).argmax(axis=-1))
 
     def _log_shares(self, rows: Array) -> FloatArray:
         found = log_probabilities(rows)
@@ -62,7 +62,7 @@ class ClassMeasure:
         return found.astype(self._dtype, copy=False)
 
 
-def rows_of(batch: Array, axis: int) -> Array:
+def class_rows(batch: Array, axis: int) -> Array:
     """A batch as [samples, positions, classes]."""
     moved = np.moveaxis(batch, axis, -1)
     return moved.reshape(len(moved), -1, moved.shape[-1])
@@ -129,12 +129,12 @@ def occurring(top: Array, classes: int) -> float:
 
 def looks_like_classes(output: OutputEvidence, *, at_positions: bool) -> str:
     """Why an output is one of class scores; empty where there is no evidence."""
-    axis, told = class_axis(output.batches), output.activation in ("softmax", "log-softmax")
+    axis, softmax = class_axis(output.batches), output.activation in ("softmax", "log-softmax")
     if shares_along(output.batches, axis):
-        return f"a {output.activation} in the graph" if told else "its values are probabilities that sum to one"
+        return f"a {output.activation} in the graph" if softmax else "its values are probabilities that sum to one"
     if independent(output.batches) or (at_positions and output.batches[0].ndim > 3):
         return ""
-    rows = np.concatenate([rows_of(b, axis).reshape(-1, b.shape[axis]) for b in output.batches]).astype(np.float64)
+    rows = np.concatenate([class_rows(b, axis).reshape(-1, b.shape[axis]) for b in output.batches]).astype(np.float64)
     return "predictions that are confident and varied" if confident_and_varied(rows) else ""
 
 
@@ -162,7 +162,7 @@ CLASSES = OutputKind(
     name="classes",
     title="class scores",
     distance="Kullback–Leibler divergence in nats",
-    judged_by="Kullback–Leibler divergence and top-1 agreement",
+    compared_by="Kullback–Leibler divergence and top-1 agreement",
     agreement="top-1 agreement",
     tasks={"classify": (2,)},
     recognize=_classes,
@@ -174,7 +174,7 @@ POSITIONS = OutputKind(
     name="positions",
     title="class scores at every position",
     distance="Kullback–Leibler divergence in nats",
-    judged_by="Kullback–Leibler divergence and top-1 agreement by position",
+    compared_by="Kullback–Leibler divergence and top-1 agreement by position",
     agreement="positions that agree",
     tasks={"classify": (3, 4, 5)},
     recognize=_positions,

@@ -40,8 +40,8 @@ class Boxes:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """Where boxes and scores lie.
+class BoxLayout:
+    """Where boxes and scores are.
 
     Attributes:
         across: Whether places are the last axis, `[N, 4 + C, A]`.
@@ -67,7 +67,7 @@ class Form:
 
         Args:
             boxes: [places, 4].
-            scores: [places, entries], what stands behind the boxes.
+            scores: [places, entries], what follows the boxes.
         """
         if self.numbered:
             best, classes = scores[:, 0], np.rint(scores[:, 1]).astype(np.int64)
@@ -162,23 +162,23 @@ class DetectionMeasure:
         return found
 
 
-def form_of(outputs: Sequence[Batches], metadata: Mapping[str, str]) -> Form:
-    """Where boxes and scores lie in outputs that are known to hold them, read off their values."""
+def form_of(outputs: Sequence[Batches], metadata: Mapping[str, str]) -> BoxLayout:
+    """Where boxes and scores are in outputs that are known to hold them, read off their values."""
     first = outputs[0]
     across = len(outputs) == 1 and first[0].ndim == 3 and first[0].shape[1] < first[0].shape[2]
-    rows = np.concatenate([Form(across).rows(sample) for batch in first for sample in batch])
+    rows = np.concatenate([BoxLayout(across).rows(sample) for batch in first for sample in batch])
     boxes, scores = rows[:, :_BOX], rows[:, _BOX:]
     cornered = bool((boxes[:, 2:] >= boxes[:, :2]).mean() > 0.99) and bool((boxes[:, 2:] > 0).any())
     if len(outputs) == 2:
-        return Form(across, cornered=cornered)
+        return BoxLayout(across, cornered=cornered)
     named = _names(metadata)
     if named:
         objectness = scores.shape[1] == named + 1 and not across
-        return Form(across, objectness, classes=named, cornered=cornered and not across)
+        return BoxLayout(across, objectness, classes=named, cornered=cornered and not across)
     if scores.shape[1] == 2 and _whole(scores[:, 1]) and scores[:, 1].max() > 1:
-        return Form(across, numbered=True, cornered=True)
+        return BoxLayout(across, numbered=True, cornered=True)
     objectness = not across and scores.shape[1] > 1
-    return Form(across, objectness, cornered=cornered and not across)
+    return BoxLayout(across, objectness, cornered=cornered and not across)
 
 
 def _whole(values: FloatArray) -> bool:
@@ -245,7 +245,7 @@ DETECTIONS = OutputKind(
     name="detections",
     title="boxes and scores",
     distance="relative error",
-    judged_by="relative error, parts of different size alike, and matched boxes",
+    compared_by="relative error, parts of different size alike, and matched boxes",
     agreement="boxes matched",
     tasks={"detect": (3,)},
     recognize=_detections,

@@ -1,4 +1,4 @@
-"""What a model says of its outputs: what the graph ends in before them, its metadata, where samples lie."""
+"""What a model says of its outputs: what the graph ends in before them, its metadata, where samples are."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def sample_axis(shapes: Sequence[Sequence[int]], counts: Sequence[int]) -> int | None:
-    """The axis of an output along which samples lie: its size is their number (or a multiple) in every batch.
+    """The axis of an output of the samples: its size is their number (or a multiple) in every batch.
 
     Args:
         shapes: Of the output, batch by batch.
@@ -73,7 +73,7 @@ def sample_axis(shapes: Sequence[Sequence[int]], counts: Sequence[int]) -> int |
 
 
 def by_sample(values: Array, axis: int | None, count: int) -> Array:
-    """An output of one batch with its samples along axis 0: one sample where they lie along no axis."""
+    """An output of one batch with its samples along axis 0: one sample if no axis holds them."""
     if axis is None:
         return values[None]
     moved = np.moveaxis(values, axis, 0)

@@ -21,7 +21,7 @@ class Estimate:
 
     Attributes:
         value: What was measured.
-        low: Lower end; None where there are too few samples (or numbers that are not finite) to tell.
+        low: Lower end; None where there are too few samples (or numbers that are not finite).
         high: Upper end, as `low`.
         samples: How many samples it was measured on.
     """
@@ -88,7 +88,7 @@ def of_distance(value: float, without_one: FloatArray, samples: int) -> Estimate
     Args:
         value: Measured on all samples.
         without_one: float64 [samples], measured without each of them; or without each batch, where what a
-            sample contributes cannot be told apart.
+            sample contributes cannot be distinguished.
         samples: How many there are.
     """
     if value == 0 and not without_one.any():

@@ -1,4 +1,4 @@
-"""Which kind every output of a model is, decided on evidence or told by the user."""
+"""Which kind every output of a model is, decided on evidence or given by the user."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Judgement:
         outputs: Names of the outputs that are of the kind together.
         kind: What they are.
         why: On what evidence.
-        axes: For each of them the axis along which samples lie, None where there is none.
+        axes: For each of them the axis of the samples, None where there is none.
     """
 
     outputs: tuple[str, ...]
@@ -38,7 +38,7 @@ class Judgement:
     def __str__(self) -> str:
         """In words, for a summary."""
         names = " and ".join(self.outputs)
-        return f"output {names}: {self.kind.title}, judged by {self.kind.judged_by} ({self.why})"
+        return f"output {names}: {self.kind.title}, compared by {self.kind.compared_by} ({self.why})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Judgements:
     metadata: Mapping[str, str]
 
 
-def counted(outputs: Outputs) -> list[int]:
+def sample_counts(outputs: Outputs) -> list[int]:
     """The number of samples in each batch, by the first axis of the first output that has one."""
     return [next((len(a) for a in batch.values() if isinstance(a, np.ndarray) and a.ndim), 1) for batch in outputs]
 
@@ -67,13 +67,13 @@ def judge(
     Args:
         outputs: Of the original on calibration data, batch by batch.
         counts: Samples of every batch; None to read them off the outputs.
-        model: The original, for what its graph and its metadata tell.
+        model: The original, for what its graph and its metadata say.
         task: What the user says that the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`.
 
     Raises:
         CalibrationError: No output has the form that the task asks for.
     """
-    counts = counted(outputs) if counts is None else counts
+    counts = sample_counts(outputs) if counts is None else counts
     ends = {} if model is None else activations(model)
     notes = {} if model is None else metadata(model)
     names = [
@@ -97,7 +97,7 @@ def judge(
         left[:] = [output for output in left if output.name not in which]
 
     if task is not None:
-        for kind, which in _told(left, task):
+        for kind, which in _of_task(left, task):
             add(kind, which, f"--task {task}")
     for kind in KINDS:
         for finding in kind.recognize(list(left)):
@@ -107,7 +107,7 @@ def judge(
     return Judgements(tuple(found), notes)
 
 
-def _told(outputs: Sequence[OutputEvidence], task: str) -> list[tuple[OutputKind, tuple[str, ...]]]:
+def _of_task(outputs: Sequence[OutputEvidence], task: str) -> list[tuple[OutputKind, tuple[str, ...]]]:
     """The outputs that may be what the user says, each by itself; boxes and scores that belong together as one."""
     if task not in TASKS:
         raise CalibrationError(f"--task {task!r} does not exist; choose one of {', '.join(TASKS)}")

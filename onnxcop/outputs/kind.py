@@ -35,7 +35,7 @@ class OutputEvidence:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Outputs that are of a kind together (boxes and their scores, say), and why."""
+    """Outputs that are of a kind together (e.g. boxes and their scores), and why."""
 
     outputs: tuple[str, ...]
     why: str
@@ -46,10 +46,10 @@ class MeasureSettings:
     """How choices are made.
 
     Attributes:
-        temperature: What logits are divided by before their softmax. Above 1 all classes of a sample tell how
+        temperature: What logits are divided by before their softmax. Above 1 all classes of a sample show how
             far it is off, not the likeliest alone, so that a difference shows on fewer samples.
         roots: Whether outputs from 0 to 1 are compared by their square roots (Hellinger's distance of
-            probabilities): where all are next to 0, as for inputs that are made up, few would outweigh the rest.
+            probabilities): where all are next to 0, as for inputs that are synthetic, few would outweigh the rest.
         metadata: Of the model.
     """
 
@@ -61,7 +61,7 @@ class MeasureSettings:
 class Measure(Protocol):
     """Distance from the original's outputs, as sums over samples.
 
-    Sums, since these can be taken sample by sample, and the distance without any one of them tells how
+    Sums, since these can be taken sample by sample, and the distance without any one of them shows how
     uncertain the distance is.
     """
 
@@ -86,7 +86,7 @@ class OutputKind:
         name: A word for it, in JSON too.
         title: What such an output is, "class scores".
         distance: What its divergence is, "relative error".
-        judged_by: Both figures in words, for the summary.
+        compared_by: Both figures in words, for the summary.
         agreement: Name of the agreement figure; empty where there is none.
         tasks: Values of `--task` that name it, and the number of axes (samples along the first) it then has.
         recognize: Which of the outputs left are of this kind, on evidence.
@@ -99,7 +99,7 @@ class OutputKind:
     name: str
     title: str
     distance: str
-    judged_by: str
+    compared_by: str
     agreement: str
     tasks: Mapping[str, tuple[int, ...]]
     recognize: Callable[[Sequence[OutputEvidence]], Iterator[Finding]]

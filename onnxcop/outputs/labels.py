@@ -12,7 +12,7 @@ from onnxcop.outputs.values import ErrorMeasure, within_one
 
 _CLEAR = 0.1  # as near to 0 or 1 a probability says no or yes
 _DECISIVE = 0.5  # of the values of a map are as near, or
-_ONE_SIDED = 0.95  # lie on one side of one half, or it is a picture
+_ONE_SIDED = 0.95  # lie on one side of one half, or it is an image
 
 
 class LabelMeasure(ErrorMeasure):
@@ -53,7 +53,7 @@ def _labels(outputs: Sequence[OutputEvidence]) -> Iterator[Finding]:
 
 
 def _decisive(batches: Batches) -> bool:
-    """Whether most values say yes or no; those of a picture do not."""
+    """Whether most values say yes or no; those of an image do not."""
     count = sum(batch.size for batch in batches)
     clear = sum(int(((batch < _CLEAR) | (batch > 1 - _CLEAR)).sum()) for batch in batches)
     high = sum(int((batch > 0.5).sum()) for batch in batches)
@@ -64,7 +64,7 @@ LABELS = OutputKind(
     name="labels",
     title="probabilities of labels",
     distance="relative error",
-    judged_by="relative error and labels above one half",
+    compared_by="relative error and labels above one half",
     agreement="labels in common",
     tasks={},
     recognize=_labels,

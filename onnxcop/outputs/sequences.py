@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnxcop._base.types import Array, FloatArray
-from onnxcop.outputs.classes import ClassMeasure, looks_like_classes, rows_of
+from onnxcop.outputs.classes import ClassMeasure, class_rows, looks_like_classes
 from onnxcop.outputs.kind import Batches, Finding, MeasureSettings, OutputEvidence, OutputKind
 
 _FEWEST_STEPS = 4
@@ -56,7 +56,7 @@ def _sequences(outputs: Sequence[OutputEvidence]) -> Iterator[Finding]:
         if len(shape) != 3 or shape[1] < _FEWEST_STEPS or shape[2] < 3:
             continue
         why = looks_like_classes(output, at_positions=True)
-        tops = [rows_of(batch, 2).argmax(axis=-1) for batch in output.batches]
+        tops = [class_rows(batch, 2).argmax(axis=-1) for batch in output.batches]
         if why and blank_of(tops, shape[2]) is not None:
             yield Finding((output.name,), f"{why}, and one class that means nothing")
 
@@ -65,7 +65,7 @@ SEQUENCES = OutputKind(
     name="sequences",
     title="sequences",
     distance="Kullback–Leibler divergence in nats per step",
-    judged_by="Kullback–Leibler divergence per step and equal strings",
+    compared_by="Kullback–Leibler divergence per step and equal strings",
     agreement="same string",
     tasks={"sequence": (3,)},
     recognize=_sequences,

@@ -1,4 +1,4 @@
-"""What a user may say that a model is for, where its outputs do not tell."""
+"""What a user may say that a model is for, if its outputs do not show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of any kind, judged by the relative error; vectors, by their cosine too."""
+"""Numbers of any kind, compared by the relative error; vectors, by their cosine too."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _summed(values: FloatArray, axis: int | None) -> FloatArray:
 
 
 def within_one(values: Array) -> bool:
-    """Whether all values lie from 0 to 1."""
+    """Whether all values are from 0 to 1."""
     return bool(values.size) and float(values.min()) >= 0 and float(values.max()) <= 1
 
 
@@ -124,20 +124,20 @@ VECTORS = OutputKind(
     name="vectors",
     title="vectors",
     distance="relative error",
-    judged_by="cosine and relative error",
+    compared_by="cosine and relative error",
     agreement="mean cosine",
     tasks={"embed": (2, 3)},
     recognize=_vectors,
     measure=VectorMeasure,
     threshold=0.95,
-    meaning="vectors point elsewhere than the original's: 1 - cosine is {share:.2g} on average",
+    meaning="vectors point in another direction than the original's: 1 - cosine is {share:.2g} on average",
     counted=False,
 )
 VALUES = OutputKind(
     name="values",
     title="numbers",
     distance="relative error",
-    judged_by="relative error",
+    compared_by="relative error",
     agreement="",
     tasks={"regress": (1, 2, 3, 4, 5, 6)},
     recognize=_rest,

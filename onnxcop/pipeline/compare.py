@@ -23,12 +23,12 @@ from onnxcop.errors import EngineError, ModelError
 from onnxcop.graph import io as models
 from onnxcop.outputs.tasks import Task
 from onnxcop.runtime.inputs import model_inputs, random_feeds
-from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure
+from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure_times
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.verification.agreement import Agreement, agreement, paired
 
-_MADE_UP = 32  # samples where no data are given
-_REAL = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}  # that may stand for one another
+_SYNTHETIC = 32  # samples where no data are given
+_REAL = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}  # that may replace one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class CompareOptions(DataOptions):
         input_shapes: Concrete shapes for dynamic inputs.
         options: How models are run; None for what this machine has.
         latency_seconds: How long to measure latency; 0 to skip it.
-        task: What the models are for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to judge by evidence.
+        task: What the models are for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to decide by evidence.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
@@ -132,8 +132,10 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
         outputs = paired(*([value.name for value in side.original.graph.output] for side in (first, second)))
         notes = [*_casts(first, second, pairs), *_unpaired(first, second, outputs)]
         source = open_data(first, asked, asked.input_shapes)
-        where = "made-up inputs, which tell little: give --data" if source is None else source.description
-        source = source or synthetic_data(first, _MADE_UP, asked.batch_size, asked.seed)
+        where = (
+            "synthetic inputs, which say little about real data: give --data" if source is None else source.description
+        )
+        source = source or synthetic_data(first, _SYNTHETIC, asked.batch_size, asked.seed)
         with shown(asked.progress) as progress:
             found = agreement(
                 first.original, second.original, source, pairs, outputs, engine, progress=progress, task=asked.task
@@ -194,7 +196,7 @@ def _unpaired(a: Analysis, b: Analysis, outputs: Mapping[str, str]) -> list[str]
 
 def _timed(a: Analysis, b: Analysis, options: EngineOptions, seconds: float) -> Latency:
     feeds = [random_feeds(side.original, side.input_shapes, seed=0) for side in (a, b)]
-    return measure([a.original, b.original], feeds, options, seconds=seconds).latency(1)
+    return measure_times([a.original, b.original], feeds, options, seconds=seconds).latency(1)
 
 
 def _side(analysis: Analysis, name: str) -> Side:

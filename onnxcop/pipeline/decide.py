@@ -1,4 +1,4 @@
-"""Which units go, and with which weights the rest goes on: by criterion or by measurement."""
+"""Which units are removed, and which weights the rest has: by criterion or by measurement."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Request:
     Attributes:
         asked: The user's options, as they were given.
         analysis: The model.
-        modes: How units are chosen and made up for.
+        modes: How units are chosen and compensated.
         budget: What to keep at most.
         limits: What may not be cut.
         source: The calibration data, opened.
@@ -81,7 +81,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What goes, and the model (in the original's shapes) whose weights have made up for it.
+    """What is removed, and the model (in the original's shapes) whose weights compensate for it.
 
     Attributes:
         removed: int64, units.
@@ -143,8 +143,8 @@ def lack_of_data(request: Request) -> tuple[str, ...]:
     """A warning where there are no data."""
     if request.source is not None:
         return ()
-    judge = "made-up inputs decide" if request.modes.allocate == "measured" else "the weights alone decide"
-    return (f"{judge}, and accuracy falls further than with samples of what the model will see; give --data",)
+    inputs = "using synthetic inputs" if request.modes.allocate == "measured" else "using the weights alone"
+    return (f"{inputs}; accuracy will be lower than with representative samples; give --data",)
 
 
 def metric_of(request: Request) -> Metric | None:
@@ -171,7 +171,7 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
     with request.clock.stage("recovery"):
         chosen = prepared or prepared_recovery(request)
         found = _recovered(chosen, removed, _described(request.source, chosen.untouched))
-    if request.source is None:  # what was measured on made-up inputs says little
+    if request.source is None:  # what was measured on synthetic inputs says little
         seen = "" if stats is not None else found.calibration
         return Decision(
             removed=removed, model=found.model, stats=stats, warnings=warnings, calibration=seen, metric=metric,
@@ -181,7 +181,7 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
 
 
 def prepared_recovery(request: Request) -> PreparedRecovery:
-    """What a request's recovery starts from; on made-up inputs where there are no data."""
+    """What a request's recovery starts from; on synthetic inputs where there are no data."""
     return PreparedRecovery.of(_recovery(request))
 
 
@@ -201,7 +201,7 @@ def recover_units(
     options: EngineOptions, progress: Progress, clock: Clock, *, principal: bool = False,
     task: str | None = None,
 ) -> Decision:  # fmt: skip
-    """Cut given units (principal channels, where linear streams have such) and make up for them with data."""
+    """Cut given units (principal channels, where linear streams have such) and compensate for them with data."""
     with clock.stage("recovery"):
         recovery = recovery_on(analysis, source, settings, options, progress, task=task)
         if principal:
@@ -231,7 +231,7 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
 
 
 def measured_recovery(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
-    """An untouched network, statistics for the user if asked for, and an order of units that data do not tell of."""
+    """An untouched network, statistics for the user if asked for, and an order for units without statistics."""
     analysis = request.analysis
     stats = _statistics(request) if request.asked.gathers_stats else None
     with request.clock.stage("selection and recovery"):
@@ -245,7 +245,7 @@ def measured_recovery(request: Request) -> tuple[Recovery, CalibrationStats | No
 def measured_decision(
     request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
 ) -> Decision:
-    """What a recovering network stands for now."""
+    """What a recovering network is now."""
     found = Decision(
         removed=recovery.working.removed(), model=recovery.working.model, stats=stats, warnings=lack_of_data(request),
         calibration=_described(request.source, recovery), metric=metric, rotated=recovery.rotated,
@@ -312,4 +312,6 @@ def calibrated_on(decision: Decision) -> str:
 def _described(source: CalibrationData | None, recovery: Recovery | None = None) -> str:
     if source is not None:
         return source.description
-    return "" if recovery is None else f"{recovery.fit.count + recovery.probe.count} made-up inputs: no data was given"
+    if recovery is None:
+        return ""
+    return f"{recovery.fit.count + recovery.held_out.count} synthetic inputs: no data was given"

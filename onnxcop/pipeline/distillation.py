@@ -27,7 +27,7 @@ def check_distillation(options: PruneOptions) -> None:
         return
     Effort.of(options.distill)
     if options.data is None:
-        raise CalibrationError("--distill learns from samples of what the model will see; give --data")
+        raise CalibrationError("--distill needs representative samples; give --data")
 
 
 def distilled(request: Request, result: PruneResult) -> PruneResult:

@@ -24,6 +24,7 @@ from onnxcop.rewrite.apply import apply as rewrite
 from onnxcop.rewrite.plan import PruningPlan, cuts_of
 from onnxcop.rewrite.provenance import stamp
 from onnxcop.runtime.latency import Latency, timed
+from onnxcop.runtime.providers import resolve_provider
 from onnxcop.verification.dequantize import rounds
 from onnxcop.verification.verify import Verification, verify
 
@@ -115,11 +116,15 @@ def finish(
     measured = _Measured(checked, latency, figures)
     report = _report(analysis, decision, plan, pruned, clock, measured)
     evidence = Evidence(analysis, removed, decision.seen or decision.stats, decision.way)
-    report = replace(report, warnings=(*report.warnings, *_notes(report, plan, analysis)))
+    report = replace(
+        report,
+        warnings=(*report.warnings, *_notes(report, plan, analysis)),
+        provider=resolve_provider(options.engine.provider)[0],
+    )
     return PruneResult(model=pruned, plan=plan, report=report, stats=decision.stats, evidence=evidence)
 
 
-def told(result: PruneResult) -> PruneResult:
+def with_hints_logged(result: PruneResult) -> PruneResult:
     """The result, with what was found out about it in the log; before, a run may make others and drop them."""
     report = result.report
     for line in (*slowness(report.latency), *(() if report.figures is None else report.figures.warnings)):

@@ -101,14 +101,14 @@ def read_gate(text: str) -> tuple[Condition, ...]:
             match = None
         if match is None or match["name"] not in QUANTITIES:
             raise OnnxcopError(
-                f"{part.strip()!r} is no condition; write NAME<=NUMBER or NAME>=NUMBER, where NAME is one of "
+                f"{part.strip()!r} is not a condition; write NAME<=NUMBER or NAME>=NUMBER, where NAME is one of "
                 f"{', '.join(QUANTITIES)}, e.g. agreement>=.97, time<=.8"
             )
         found.append(Condition(match["name"], match["sign"], bound / 100 if match["percent"] else bound))
     return tuple(found)
 
 
-def judge_gate(conditions: tuple[Condition, ...], found: Comparison) -> tuple[Verdict, ...]:
+def check_gate(conditions: tuple[Condition, ...], found: Comparison) -> tuple[Verdict, ...]:
     """Hold every condition against a comparison; what was not measured fails."""
     verdicts = []
     for condition in conditions:

@@ -2,7 +2,7 @@
 
 What does not depend on the budget is done once: the analysis, the data, the statistics of the original.
 By a criterion every budget is decided afresh from those. By measurement the statistics belong to the
-network as it stands, and a cut is reached in rounds anyway; so each budget goes on from where the one
+network as it is now, and a cut is reached in rounds anyway; so each budget continues from where the one
 before ended, and costs only the rounds between them.
 """
 
@@ -77,7 +77,7 @@ class IncrementalPruner:
             self._way = _Path(recovery, stats, fallback, recovery.start(request.limits, request.modes.preference))
         way = self._way
         with request.clock.stage("selection and recovery"):
-            for budget in steps(way.state, request.budget, way.recovery.settings.rounds):
+            for budget in budgets_between(way.state, request.budget, way.recovery.settings.rounds):
                 name = ", ".join(f"{bound:.0%} of the {kind}" for kind, bound in budget.shares.items())
                 way.recovery.round(way.state, budget, request.limits, way.fallback, f"down to {name or budget}")
             return measured_decision(request, way.recovery, way.stats, self.metric)
@@ -93,8 +93,8 @@ class _Path:
     state: PruningState
 
 
-def steps(state: PruningState, budget: Budget, rounds: int | None = None) -> list[Budget]:
-    """Budgets on the way from a selection to a tighter one: the same share of what is left goes in each.
+def budgets_between(state: PruningState, budget: Budget, rounds: int | None = None) -> list[Budget]:
+    """Budgets on the way from a selection to a tighter one: the same share of what is left is removed in each.
 
     Args:
         state: The selection so far.

@@ -42,7 +42,7 @@ def prune_within(request: Request, bound: float) -> PruneResult:
             result, times = _cut(request, aim, again=bool(found))
         except BudgetError as error:
             if not found:
-                raise _told(error, aim, bound) from None
+                raise _as_asked(error, aim, bound) from None
             break
         log.info(
             "%.1f%% of the MACs take %s of the time", 100 * result.report.after.macs / result.report.before.macs,
@@ -54,7 +54,7 @@ def prune_within(request: Request, bound: float) -> PruneResult:
         aim *= _TIGHTER * min(1.0, bound / times.ratio)
     ratio, result = min(found, key=lambda one: one[0])
     raise BudgetError(
-        f"the budget --latency {bound:g} cannot be reached: the quickest model that was made takes {ratio:.1%} of the "
+        f"the budget --latency {bound:g} cannot be reached: the fastest model that was found takes {ratio:.1%} of the "
         f"time; ask for --latency {_upwards(ratio):g} or more",
         _upwards(ratio),
     )
@@ -83,7 +83,7 @@ def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneRes
     if times is None:
         raise EngineError("--latency needs a model that runs on random inputs, to be timed; give --macs instead")
     bound = request.budget.latency or 1.0
-    if times.interval[0] <= bound < times.ratio:  # too near to tell
+    if times.interval[0] <= bound < times.ratio:  # too close to decide
         analysis, asked = request.analysis, request.asked
         longer = timed(
             analysis.original, result.model, analysis.input_shapes, asked.engine, _LONGER * asked.latency_seconds
@@ -97,7 +97,7 @@ def _upwards(ratio: float) -> float:
     return min(-(-ratio * 100 // 1) / 100, 1.0)
 
 
-def _told(error: BudgetError, aim: float, bound: float) -> BudgetError:
+def _as_asked(error: BudgetError, aim: float, bound: float) -> BudgetError:
     """The error with the bound that was asked for, instead of what was aimed at."""
     return BudgetError(str(error).replace(f"--latency {aim:g}", f"--latency {bound:g}"), error.nearest)
 

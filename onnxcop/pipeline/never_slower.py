@@ -29,7 +29,7 @@ from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import with_latency
 from onnxcop.rewrite.plan import units_of
 from onnxcop.runtime.inputs import random_feeds
-from onnxcop.runtime.latency import Latency, measure, timed
+from onnxcop.runtime.latency import Latency, measure_times, timed
 from onnxcop.runtime.staircase import Staircase
 
 log = logging.getLogger("onnxcop")
@@ -163,7 +163,7 @@ def _losing(analysis: Analysis, removed: IntArray, request: Request) -> list[int
         some = groups[start : start + together]
         whole = [without(analysis, removed[analysis.structure.group_of[removed] != group]) for group in some]
         try:
-            times = measure([cut, *whole], feeds, request.asked.engine, seconds=_SECONDS)
+            times = measure_times([cut, *whole], feeds, request.asked.engine, seconds=_SECONDS)
         except (EngineError, ModelError) as error:
             log.debug("groups could not be timed: %s", error)
             break

@@ -1,4 +1,4 @@
-"""What the user asks for, and how units are chosen and made up for once every "auto" is decided."""
+"""What the user asks for, and how units are chosen and compensated once every "auto" is decided."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ApplyOptions(DataOptions):
         rules: What every operator does to labels; None for :data:`onnxcop.DEFAULT_RULES` and those that
             other packages register.
         options: How models are run; None for what this machine has.
-        task: What the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to judge outputs by evidence.
+        task: What the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to decide by evidence.
         latency_seconds: How long to measure the latency of both models in the end; 0 to skip it.
         metadata: Whether the result says in its metadata where it comes from (see
             :func:`onnxcop.rewrite.provenance.provenance`).
@@ -90,7 +90,7 @@ class PruneOptions(ApplyOptions):
             without data, recovery works on synthetic inputs.
         distill: How long to distill the pruned model from the original at the end: `"5m"`, `"20 epochs"` or `"auto"`;
             None for not at all. Needs data, no labels.
-        checkpoint: File that keeps the state of distillation; a run that finds it goes on from there.
+        checkpoint: File that keeps the state of distillation; a run that finds it resumes from there.
         settings: How much effort recovery makes; None for the usual.
         limits: What may not be cut; widths suit this machine, unless they say otherwise.
         target: A device other than this one, by its name in :data:`onnxcop.runtime.staircase.TARGETS`, whose widths are

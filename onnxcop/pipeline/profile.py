@@ -65,7 +65,7 @@ def profile(
     """
     engine = options or EngineOptions()
     providers: list[Any] = list(resolve_provider(engine.provider))
-    text = packed(model, engine, input_shapes, policy, target)
+    text = entries_of(model, engine, input_shapes, policy, target)
     if engine.provider_options:
         providers[0] = (providers[0], dict(as_deployed(engine).provider_options))
     try:
@@ -90,7 +90,7 @@ def profile_script(
     Raises:
         OnnxcopError: The model cannot be read, or has nothing to prune.
     """
-    text = packed(model, options or EngineOptions(), input_shapes, policy, target)
+    text = entries_of(model, options or EngineOptions(), input_shapes, policy, target)
     name = "a model" if isinstance(model, onnx.ModelProto) else Path(model).name
     head = (
         f'"""Times {name} on this device; written by onnxcop {__version__}.\n\n'
@@ -104,7 +104,7 @@ def profile_script(
     return "\n\n".join([head.replace(name, name.replace("\\", "/").replace('"', "'")), *parts, end])
 
 
-def packed(
+def entries_of(
     model: onnx.ModelProto | str | Path, options: EngineOptions, input_shapes: Mapping[str, Sequence[int]] | None,
     policy: Policy, target: str | None,
 ) -> str:  # fmt: skip

@@ -29,7 +29,7 @@ from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.pipeline.decide import Decision, Request, recover_units
 from onnxcop.pipeline.distillation import check_distillation, distilled
-from onnxcop.pipeline.finish import fed, finish, told
+from onnxcop.pipeline.finish import fed, finish, with_hints_logged
 from onnxcop.pipeline.latency_target import prune_by_table, prune_within
 from onnxcop.pipeline.never_slower import prune_faster
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
@@ -78,7 +78,7 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
             result = prune_within(request, request.budget.latency)
         else:
             result = prune_faster(request)
-        result = told(distilled(request, result))
+        result = with_hints_logged(distilled(request, result))
     write_stats(result, options.stats_out)
     return result
 
@@ -165,7 +165,8 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
     principal = plan.settings.get("channels") == "principal"
     if principal and options.data is None:
         raise PlanMismatchError(
-            "the plan removes principal channels, which only data tell; give --data, the samples it was made with"
+            "the plan removes principal channels, which are computed from data; "
+            "give --data, the samples it was made with"
         )
     source, unseen = data_of(analysis, options, plan.input_shapes)
     done: dict[str, Any] = {"allocate": plan.settings.get("allocate"), "recover": "none" if source is None else "full"}
@@ -181,7 +182,7 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
                 task=options.task,
             )  # fmt: skip
         decision = replace(fed(found, source), unseen=unseen)
-    return told(finish(analysis, decision, plan, options, clock))
+    return with_hints_logged(finish(analysis, decision, plan, options, clock))
 
 
 def data_of(
@@ -227,7 +228,7 @@ def nothing_reason(analysis: Analysis) -> str:
         return "it has no layer with trained filters (Conv, Gemm, MatMul …)"
     top = next(iter(frozen), "every filter is frozen")
     rule = " (in Python, rules= takes one)" if top.startswith("no rule for") else ""
-    return f"all of its {filters} filters are frozen, for this reason above all: {top}{rule}; see `onnxcop inspect`"
+    return f"all of its {filters} filters are frozen, mostly for this reason: {top}{rule}; see `onnxcop inspect`"
 
 
 __all__ = ["PruneResult", "apply_plan", "apply_with", "nothing_reason", "prepare", "prune", "prune_with"]
@@ -246,13 +247,13 @@ def recover(
     seed: int = 0,
     progress: Progress | bool | None = None,
 ) -> onnx.ModelProto:
-    """Let the units that stay make up for those that go, in closed form.
+    """Let the units that stay compensate for those that are removed, in closed form.
 
     Args:
         analysis: The model, analysed with `biases=True` so that every layer has a bias to correct.
         removed: int64, the units to remove.
         data: Calibration data (see :func:`onnxcop.data.open.open_source`).
-        preprocess: What is done to pictures, or its name, `imagenet` say; None to guess it.
+        preprocess: What is done to images, or its name, e.g. `imagenet`; None to guess it.
         samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
         batch_size: Samples that run at once.
         settings: How hard recovery tries.

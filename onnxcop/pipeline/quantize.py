@@ -25,7 +25,6 @@ from onnxcop.verification.dequantize import rounds
 log = logging.getLogger("onnxcop")
 
 Mode = Literal["static", "dynamic"]
-MODES: tuple[Mode, ...] = ("static", "dynamic")
 _SAMPLES = 128  # that ranges of activations are taken from
 
 
@@ -44,13 +43,13 @@ def quantize(model: onnx.ModelProto | str | Path, mode: Mode, asked: PruneOption
 
     Raises:
         CalibrationError: `static` without data.
-        ModelError: The model is quantized already, or ONNX Runtime cannot quantize it.
+        ModelError: The model is already quantized, or ONNX Runtime cannot quantize it.
     """
     if mode == "static" and asked.data is None:
         raise CalibrationError("static quantization takes ranges from calibration data; give --data, or use dynamic")
     analysis = analyze(model, input_shapes=asked.input_shapes, options=asked.engine)
     if rounds(analysis.original):
-        raise ModelError(f"{analysis.source} is quantized already")
+        raise ModelError(f"{analysis.source} is already quantized")
     source = open_data(analysis, asked, asked.input_shapes)
     with tempfile.TemporaryDirectory(prefix="onnxcop-") as folder, _quiet():
         try:

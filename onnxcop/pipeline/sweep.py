@@ -17,12 +17,12 @@ from onnxcop._base.progress import shown
 from onnxcop._base.timing import Clock
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, ModelError
-from onnxcop.pipeline.finish import conclude, told
+from onnxcop.pipeline.finish import conclude, with_hints_logged
 from onnxcop.pipeline.incremental import IncrementalPruner
 from onnxcop.pipeline.options import PruneOptions
 from onnxcop.pipeline.prune import prepare, write_stats
-from onnxcop.report.curve import Point, Row, original_row
-from onnxcop.report.plot import check_plot, curve
+from onnxcop.report.curve import CurveRow, Point, original_row
+from onnxcop.report.plot import check_plot, plot_curve
 
 log = logging.getLogger("onnxcop")
 
@@ -35,7 +35,7 @@ def sweep(
     """Prune a model to one budget after another, from the loosest to the tightest.
 
     Statistics are gathered once. By a criterion each point is what :func:`onnxcop.prune` makes of its
-    budget; by measurement each goes on from the one before, so that the whole curve costs little more than
+    budget; by measurement each continues from the one before, so that the whole curve costs little more than
     its last point.
 
     Args:
@@ -60,7 +60,9 @@ def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], optio
         raise BudgetError("a sweep needs budgets; give --macs 0.9,0.8,0.7")
     for name in ("latency", "divergence", "max_drop"):
         if getattr(options, name) is not None:
-            raise BudgetError(f"a sweep goes by multiply-accumulates; --{name.replace('_', '-')} is for a single run")
+            raise BudgetError(
+                f"a sweep needs budgets of multiply-accumulates; --{name.replace('_', '-')} is for a single run"
+            )
     with shown(options.progress) as progress:
         request = prepare(model, replace(options, macs=budgets[0]), progress)
         course, clock = IncrementalPruner(request), request.clock
@@ -73,7 +75,7 @@ def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], optio
                     raise
                 log.warning("the curve ends here: %s", error)
                 return
-            result = told(conclude(replace(request, budget=budget, clock=clock), decision))
+            result = with_hints_logged(conclude(replace(request, budget=budget, clock=clock), decision))
             if place == 0:
                 write_stats(result, options.stats_out)
             yield Point(fraction, result)
@@ -85,9 +87,9 @@ class Record:
 
     Args:
         model: The original's file, which names what is written.
-        table: Where the numbers go, as comma-separated values.
-        plot: Where the picture goes, if anywhere.
-        folder: Where the models go, if anywhere; made if it is not there.
+        table: Where the numbers are written, as comma-separated values.
+        plot: Where the plot is written, if anywhere.
+        folder: Where the models are written, if anywhere; created if it does not exist.
         external_data: Write the models' weights beside them.
         inputs: What the sweep reads, which nothing is written over; by default the original alone.
 
@@ -99,7 +101,7 @@ class Record:
         self, model: Path, table: Path, plot: Path | None = None, folder: Path | None = None,
         *, external_data: bool | None = None, inputs: InputFiles | None = None,
     ) -> None:  # fmt: skip
-        self.rows: list[Row] = []
+        self.rows: list[CurveRow] = []
         self._model, self._table, self._plot, self._folder = model, table, plot, folder
         self._external_data = external_data
         self._inputs = inputs or InputFiles([model])
@@ -110,9 +112,11 @@ class Record:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ModelError(f"{folder} cannot be made: {error.strerror or error}; choose another folder") from None
+                raise ModelError(
+                    f"{folder} cannot be created: {error.strerror or error}; choose another folder"
+                ) from None
 
-    def add(self, point: Point) -> Row:
+    def add(self, point: Point) -> CurveRow:
         """Write a point; what was written before it stays as it is if that fails."""
         if self._folder is not None:
             name = f"{self._model.name.removesuffix('.onnx')}.macs-{point.macs:g}.onnx"
@@ -125,11 +129,11 @@ class Record:
         with Writing() as files:
             files.add(self._table, as_csv(self.rows))
             if self._plot is not None:
-                files.add(self._plot, curve(self.rows, self._model.name, self._plot.suffix.lower()))
+                files.add(self._plot, plot_curve(self.rows, self._model.name, self._plot.suffix.lower()))
         return self.rows[-1]
 
 
-def as_csv(rows: Sequence[Row]) -> bytes:
+def as_csv(rows: Sequence[CurveRow]) -> bytes:
     """Rows as a table of comma-separated values, UTF-8; empty cells for None."""
     out = io.StringIO(newline="")
     names = list(dict.fromkeys(name for row in rows for name in row))

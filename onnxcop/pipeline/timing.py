@@ -13,7 +13,7 @@ from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.timing import time_model
 from onnxcop.pipeline.decide import Request
 from onnxcop.runtime.inputs import random_feeds
-from onnxcop.runtime.latency import measure
+from onnxcop.runtime.latency import measure_times
 from onnxcop.runtime.machine import Machine
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.runtime.time_table import TimeTable
@@ -24,7 +24,7 @@ _SECONDS, _ENOUGH = 1.5, 0.004  # for timing a whole model beside the original
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class CutTimer:
     """Times models beside the original on this machine, and remembers what it found.
 
     Attributes:
@@ -47,7 +47,7 @@ class Judge:
             return known
         feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
         models = [analysis.original, without(analysis, removed)]
-        found = measure(models, feeds, self.options, seconds=_SECONDS, enough=_ENOUGH).latency(1).ratio
+        found = measure_times(models, feeds, self.options, seconds=_SECONDS, enough=_ENOUGH).latency(1).ratio
         remember("cut", key, found)
         log.debug("a cut to %.1f%% of the time", 100 * found)
         return found
@@ -66,6 +66,6 @@ def with_times(request: Request) -> Request:
     with request.clock.stage("operator times"):
         table = TimeTable.here(options)
         times = time_model(analysis, table, request.limits.staircase, options, request.progress)
-        times.judge = Judge(analysis, options, table.machine)
+        times.timer = CutTimer(analysis, options, table.machine)
         timed = replace(analysis, cost=replace(analysis.cost, times=times))
     return replace(request, analysis=timed)

@@ -20,7 +20,7 @@ from onnxcop.runtime.session import EngineOptions, Session
 
 _SHARE, _MOST_SHARE = 1 / 8, 1 / 4  # of the samples that are set aside; of few samples up to a quarter
 _FEWEST, _MOST = 64, 256  # samples that are set aside, where there are enough
-_USELESS = 4  # samples; fewer tell nothing, and are better calibrated on
+_USELESS = 4  # samples; fewer mean nothing, and are better calibrated on
 _KEPT = 1 << 28  # bytes of the original's outputs
 
 
@@ -93,7 +93,10 @@ class UnseenSamples:
         """On how many samples of what sort figures were taken."""
         count = self.data.count if self._reference is None else sum(self._reference.counts)
         if self.seen:
-            return f"{count} samples that choices were made on too: there are too few to set any aside, and it flatters"
+            return (
+                f"{count} samples that choices were made on too, as there are too few to set any aside: "
+                "the figures are optimistic"
+            )
         return f"{count} samples that no choice has seen"
 
     def _of_original(self, judgements: Judgements | None) -> Reference:

@@ -1,4 +1,4 @@
-"""Closed-form compensation: ridge regression, OBS, refinement, principal channels, and the divergence that judges them.
+"""Closed-form compensation: ridge regression, OBS, refinement, principal channels, and the divergence measured.
 
 It may import `calibration` and the packages below it. Start at `ridge`, then `obs` and `refine`.
 """

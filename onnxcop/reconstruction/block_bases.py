@@ -25,7 +25,7 @@ _FEWEST = 2  # channels of a block that a basis has to choose among
 
 
 def watched(streams: Sequence[BlockStream], working: MaskedNetwork) -> list[Layer]:
-    """What stands for the blocks where moments are taken."""
+    """What represents the blocks in moments."""
     sites = {(s.tensor, s.axis): s for stream in streams for block in stream.blocks for s in block.seen}
     return [tap(working, site) for _, site in sorted(sites.items())]
 

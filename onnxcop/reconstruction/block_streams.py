@@ -1,7 +1,7 @@
 """Blocks of channels between linear maps and products: heads of an attention, each in a basis of its own.
 
 Queries and keys meet in a product that sums over their dimensions, values pass one that sums over tokens.
-Neither tells dimensions apart: for any invertible M of a head, queries M q and keys M⁻ᵀ k give the same
+Neither distinguishses dimensions: for any invertible M of a head, queries M q and keys M⁻ᵀ k give the same
 product, and values M v the same result where the layer that reads them holds M⁻ᵀ W. So every head may be
 written in a basis in which few dimensions carry what matters. The dimensions of all heads are one group
 (one goes from every head), and the heads are its *blocks*. Which entries of a tensor belong to which block is
@@ -41,7 +41,7 @@ class Site:
         positions: int64 [channels].
         dual: Whether it holds M⁻ᵀ x where the block is written as M x.
         layer: Number of the node whose stored weights sum over the block here; -1 where none does.
-        centred: Whether what the channels are on average is of no account, or is made up for by a bias.
+        centred: Whether what the channels are on average is of no account, or is compensated by a bias.
     """
 
     tensor: str
@@ -80,7 +80,7 @@ class BlockStream:
 
 
 class _Spoiled(Exception):
-    """An operator tells the channels of a block apart, or cannot be followed."""
+    """An operator distinguishes the channels of a block, or cannot be followed."""
 
 
 def block_streams(working: MaskedNetwork) -> Iterator[BlockStream]:
@@ -104,7 +104,7 @@ def block_streams(working: MaskedNetwork) -> Iterator[BlockStream]:
 
 
 def tap(working: MaskedNetwork, site: Site) -> Layer:
-    """What stands for a tensor that holds blocks where moments are taken, all of its axis at once."""
+    """What represents a tensor that holds blocks in moments, all of its axis at once."""
     atoms = working.analysis.structure.coupling.labels[site.tensor][site.axis]
     assert atoms is not None
     units = working.analysis.structure.units_on(atoms)
@@ -372,7 +372,7 @@ class _Tracer:
 
 
 def softmax_cancels(working: MaskedNetwork, number: int, position: int) -> bool:
-    """Whether a softmax over a product cancels what all rows of one of its operands (keys, say) have in common."""
+    """Whether a softmax over a product cancels what all rows of one of its operands (e.g. keys) have in common."""
     node = working.nodes[number]
     if node.op_type != "MatMul" or position != 1:
         return False

@@ -17,7 +17,7 @@ from onnxcop._base.types import Array, FloatArray
 from onnxcop.outputs.classes import log_probabilities
 from onnxcop.outputs.evidence import by_sample
 from onnxcop.outputs.intervals import Estimate, of_distance, of_mean, of_share
-from onnxcop.outputs.judgement import Judgement, Judgements, Outputs, counted, judge
+from onnxcop.outputs.judgement import Judgement, Judgements, Outputs, judge, sample_counts
 from onnxcop.outputs.kind import Measure, MeasureSettings
 
 __all__ = [
@@ -43,7 +43,7 @@ class Divergence:
         value: KL divergence in nats for class scores, relative error ‖y - y₀‖ / ‖y₀‖ for other outputs, the mean
             of several; lower is nearer.
         kind: "kl", "error", or "mixed" where outputs are of both sorts.
-        agreement: Share on which both networks agree, for kinds of outputs that tell: the mean over these.
+        agreement: Share on which both networks agree, for kinds of outputs that have one: the mean over these.
     """
 
     value: float
@@ -59,7 +59,7 @@ class Waypoint:
         name: What had just been done.
         macs: Fraction of the multiply-accumulates that were left.
         divergence: Distance from the original then.
-        agreement: Share on which both agree, for outputs that tell.
+        agreement: Share on which both agree, for outputs that have one.
     """
 
     name: str
@@ -75,10 +75,10 @@ class OutputFigures:
     Attributes:
         outputs: Their names.
         kind: Name of the kind (see :data:`onnxcop.outputs.kinds.KINDS`).
-        described: What it is, how it is judged, and why, in words.
+        described: What it is, how it is compared, and why, in words.
         divergence: Distance from the original's.
         distance: What that is, in words.
-        agreement: How much agrees; None where nothing tells.
+        agreement: How much agrees; None if no output has one.
         agreement_name: What that is, in words.
         warning: What a figure beyond the kind's threshold means; empty where there is nothing to warn of.
     """
@@ -132,7 +132,7 @@ class Reference:
         roots: Whether outputs from 0 to 1 are compared by their square roots (see
             :class:`onnxcop.outputs.kind.MeasureSettings`).
         temperature: What logits are divided by before their softmax (see there too).
-        judgements: What the outputs are; judged by their values where it is not given.
+        judgements: What the outputs are; decided by their values if not given.
         counts: Samples of every batch; None to read them off the outputs.
     """
 
@@ -141,7 +141,7 @@ class Reference:
         judgements: Judgements | None = None, counts: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         self.outputs = [dict(batch) for batch in outputs]
-        self.counts = counted(self.outputs) if counts is None else list(counts)
+        self.counts = sample_counts(self.outputs) if counts is None else list(counts)
         self.judgements = judge(self.outputs, self.counts) if judgements is None else judgements
         self._settings = MeasureSettings(temperature, roots, self.judgements.metadata)
         self._measures = [self._measure(judgement) for judgement in self.judgements.entries]
@@ -250,7 +250,7 @@ class Reference:
         return Figures(self._mean(values, left_out), tuple(found))
 
     def _mean(self, values: Sequence[float], left_out: Sequence[FloatArray]) -> Estimate:
-        """The mean over outputs; its interval where all tell samples apart."""
+        """The mean over outputs; its interval if all distinguish samples."""
         if not values:
             return Estimate(0.0, None, None, len(self))
         alike = len({len(without) for without in left_out}) == 1
@@ -307,5 +307,5 @@ def _warning(judgement: Judgement, divergence: Estimate, agreement: Estimate | N
     if not beyond or (kind.agreement and agreement is None):
         return ""
     if math.isinf(share):
-        return f"output {judgement.outputs[0]} holds what is no number"
+        return f"output {judgement.outputs[0]} holds what is not a number"
     return f"output {' and '.join(judgement.outputs)}: {kind.meaning.format(share=share)}"

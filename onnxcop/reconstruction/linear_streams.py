@@ -1,4 +1,4 @@
-"""Linear streams: channels that no operator between the layers that make and read them tells apart.
+"""Linear streams: channels that no operator between the layers that make and read them distinguishes.
 
 Where channels are only added up, averaged, moved or scaled alike before the next layers sum over them,
 any invertible mix of them can be taken for them: the layers that make them write the mix, and those that
@@ -41,7 +41,7 @@ class Place:
 class Norm:
     """A normalization by stored statistics right behind a layer that makes a stream.
 
-    It tells channels apart by a factor, which the layer's weights can take over; its shift remains.
+    It distinguishes channels by a factor, which the layer's weights can take over; its shift remains.
 
     Attributes:
         kernel: The layer's weights, by their outputs.
@@ -67,7 +67,7 @@ class Stream:
     """The channels of a group that may be mixed.
 
     Attributes:
-        group: The group, all of whose units stand in the same order everywhere.
+        group: The group, all of whose units are in the same order everywhere.
         made: Stored tensors that write the channels: kernels by their outputs, biases, constants added.
         read: Kernels that sum over the channels.
         layers: The layers of these kernels.

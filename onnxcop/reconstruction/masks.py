@@ -1,10 +1,10 @@
-"""What stands for a network's nodes when units are gone, in the original's shapes.
+"""What replaces a network's nodes when units are removed, in the original's shapes.
 
 A removed unit ends where it is summed over: there its weights are zero or, where two activations are
 multiplied, one of them is multiplied by a mask. A node that computes a statistic (a LayerNormalization, a mean)
 sees only the channels that are there, as it will in the written file: they are gathered before it, and its
 results are spread over the original's positions again. All other operators let removed channels pass,
-to wherever they end. A node of which no unit is gone stays as it is.
+to wherever they end. A node of which no unit is removed stays as it is.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from onnxcop.coupling.ops.facts import Contraction, Operand
 from onnxcop.graph.subgraphs import Scope, Scopes
 from onnxcop.runtime.segments import Replacement
 
-Changed = dict[tuple[Any, ...], "onnx.TensorProto | None"]  # stored tensors without what is gone, shared by nodes
+Changed = dict[tuple[Any, ...], "onnx.TensorProto | None"]  # stored tensors without what is removed, shared by nodes
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 @dataclass
 class UnitMasks:
-    """The masks of one network, as its weights and units stand.
+    """The masks of one network, for its current weights and units.
 
     Attributes:
         structure: What the original's units are.
@@ -80,11 +80,11 @@ class UnitMasks:
         return found
 
     def places(self, units: IntArray) -> list[int]:
-        """Positions in the top-level graph of the nodes that change when units go, ascending."""
+        """Positions in the top-level graph of the nodes that change when units are removed, ascending."""
         return sorted({self.scopes.place(n) for n, own in self._units.items() if np.isin(own, units).any()})
 
     def of(self, numbers: Iterable[int], alive: BoolArray) -> dict[int, Replacement]:
-        """What stands for nodes of the top-level graph, by number; those that stand for themselves are left out."""
+        """What replaces nodes of the top-level graph, by number; nodes that stay are left out."""
         changed: Changed = {}
         pairs = ((number, self._outer(number, alive, changed)) for number in numbers)
         return {number: found for number, found in pairs if found is not None}
@@ -144,11 +144,11 @@ class UnitMasks:
 
 
 class _Writer:
-    """Writes what stands for one node."""
+    """Writes what replaces one node."""
 
     def __init__(self, masks: UnitMasks, number: int, alive: BoolArray, changed: Changed, node: onnx.NodeProto) -> None:
         self.structure, self.stored, self.number, self.changed = masks.structure, masks.stored, number, changed
-        self.alive = np.append(alive, True)  # the last stands for what may not be removed
+        self.alive = np.append(alive, True)  # the last represents what may not be removed
         self.node = onnx.NodeProto()
         self.node.CopyFrom(node)
         self.names = list(node.input)
@@ -159,7 +159,7 @@ class _Writer:
         self.takes: dict[int, list[tuple[int, IntArray]]] = defaultdict(list)
 
     def found(self) -> Replacement | None:
-        """All that stands for the node; None where nothing had to be changed."""
+        """All that replaces the node; None where nothing had to be changed."""
         for position, ends in self.ends.items():
             key = (self.names[position], *(part for axis, gone, _ in ends for part in (axis, gone.tobytes())))
             if key not in self.changed:
@@ -180,7 +180,7 @@ class _Writer:
             self.tensors.append(tensor)
 
     def _zeroed(self, position: int, ends: Sequence[tuple[int, BoolArray, Any]]) -> onnx.TensorProto | None:
-        """Stored weights without what is gone; None where it is zero already."""
+        """Stored weights without what is removed; None where it is zero already."""
         before = numpy_helper.to_array(self.stored[self.names[position]])
         values = before.copy()
         for axis, gone, zero in ends:
@@ -216,7 +216,7 @@ class _Writer:
             self.ends[operand.input].append((operand.axis, ~present, self._zero(contraction)))
 
     def _zero(self, contraction: Contraction) -> Any:
-        """What stands for zero: the zero point of quantized weights, one for all or one for every output."""
+        """What represents zero: the zero point of quantized weights, one for all or one for every output."""
         kernel = contraction.kernel
         if kernel is None or kernel.zero is None or kernel.zero >= len(self.names):
             return 0
@@ -255,7 +255,7 @@ class _Writer:
                 self._spread(position, axis, np.where(present, np.cumsum(present) - 1, 0))
 
     def _incomplete(self, name: str) -> list[tuple[int, BoolArray]]:
-        """Axes of a tensor of which units are gone, with those that are there."""
+        """Axes of a tensor of which units are removed, with those that remain."""
         label = self.structure.coupling.labels.get(name) or ()
         axes = [(axis, self._present(atoms)) for axis, atoms in enumerate(label) if atoms is not None]
         return [(axis, present) for axis, present in axes if not present.all()]

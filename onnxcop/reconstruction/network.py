@@ -1,7 +1,7 @@
-"""A network under recovery: the original's shapes, with weights that change and units that are gone.
+"""A network under recovery: the original's shapes, with weights that change and units that are removed.
 
 Recovery never touches the graph. Removed units keep their place, so that one structure serves all rounds; wherever
-the network runs, masks stand for them (see :mod:`onnxcop.reconstruction.masks`), so that it computes what the
+the network runs, masks replace them (see :mod:`onnxcop.reconstruction.masks`), so that it computes what the
 written file will. The rewriter cuts the result to size in the end.
 """
 
@@ -27,13 +27,13 @@ from onnxcop.runtime.segments import GraphPartition
 
 @dataclass
 class MaskedNetwork:
-    """A copy of an analysed model whose weights may change, and whose units may go.
+    """A copy of an analysed model whose weights may change, and whose units may be removed.
 
     Attributes:
         analysis: The original.
         model: The copy, without masks: what the rewriter cuts.
         alive: bool [units], which units are still there.
-        partition: Runs the network piece by piece, with masks for the units that are gone.
+        partition: Runs the network piece by piece, with masks for the units that are removed.
     """
 
     analysis: Analysis
@@ -76,7 +76,7 @@ class MaskedNetwork:
         return MaskedNetwork(self.analysis, model, self.alive.copy())
 
     def masked(self, base: onnx.ModelProto | None = None) -> onnx.ModelProto:
-        """The network as it stands as a model in the original's shapes, with masks for the units that are gone.
+        """The network as it is now, as a model in the original's shapes, with masks for the units that are removed.
 
         Args:
             base: A copy of :attr:`model` with more nodes after its own.
@@ -145,5 +145,5 @@ class MaskedNetwork:
             self.write(own.bias, old.astype(np.float64) + bias_change.reshape(old.shape) / layer.kernel.bias_scale)
 
     def removed(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Units that are gone, ascending."""
+        """Units that are removed, ascending."""
         return np.flatnonzero(~self.alive)

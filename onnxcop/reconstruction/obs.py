@@ -1,4 +1,4 @@
-"""Which channels a layer can best do without, and what makes up for them.
+"""Which channels a layer can best do without, and what compensates for them.
 
 Let x be a layer's input channels with covariance Σ, W its outgoing weights and P = (Σ + λD)⁻¹, D the diagonal of Σ. The
 least that removing channel i costs, when all others take over its part as well as linear regression
@@ -89,8 +89,8 @@ class LayerObs:
             moments: Of its input channels, or of their patches.
             ridge: λ relative to the variance of every feature.
             alive: bool [channels], which are there.
-            importance: float64 [outputs], how much an error in each counts; all alike unless told.
-            channels: int64, those that may leave; all of them unless told.
+            importance: float64 [outputs], how much an error in each counts; by default all alike.
+            channels: int64, those that may leave; by default all of them.
             inverses: Those of the network as it is, at these ridges.
         """
         flat, outputs = as_features(weights, len(moments.mean)), weights.shape[1]
@@ -116,7 +116,7 @@ class LayerObs:
 
     @property
     def weights(self) -> FloatArray:
-        """The weights after what has left was made up for, float64 [features, outputs × taps]."""
+        """The weights after what has left was compensated for, float64 [features, outputs × taps]."""
         result = self.before.copy()
         if self._gone:
             gone = features_of(np.sort(self._gone), self.block)
@@ -138,7 +138,7 @@ class LayerObs:
         return self.errors() / self.energy
 
     def remove(self, channels: IntArray) -> None:
-        """Take channels out and let the others make up for them."""
+        """Take channels out and let the others compensate for them."""
         channels = np.unique(channels[self.alive[channels]])
         if not len(channels):
             return

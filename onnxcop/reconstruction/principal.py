@@ -21,7 +21,7 @@ from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import as_features, by_output, variances
 
-_FLOOR = 1e-4  # of the largest weight and variance, below which directions are not told apart
+_FLOOR = 1e-4  # of the largest weight and variance, below which directions are not distinguished
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def principal_basis(
     """The basis in which a stream's channels are ordered by what the layers that read them lose.
 
     Args:
-        working: The network; channels that are gone stay as they are.
+        working: The network; removed channels stay as they are.
         stream: One of its streams.
         seen: Moments of what the layers sum over.
         importance: By node, what an error in each output counts.

@@ -3,7 +3,7 @@
 With q and k of second moments S and T, independent of each other, leaving the channels R out of q·k costs
 the sum over R × R of S ∘ T on average. Where softmax runs over the keys, what is the same for all of them
 cancels, so that their covariance counts. Where one side is stored (a recurrent layer's own weights), T is its
-Gram matrix; where nothing is known of it (operators that hold a whole attention), the identity stands for it.
+Gram matrix; where nothing is known of it (operators that hold a whole attention), the identity replaces it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Product:
 
     Attributes:
         node: Number of its node.
-        watched: What stands for its factors where moments are taken, one or two.
+        watched: What represents its factors in moments, one or two.
         weights: Name of stored weights that the first one meets, and their axis; None where there are none.
         centred: Whether the mean of a factor does not count.
     """
@@ -97,7 +97,7 @@ class ProductLoss:
         self._energy = max(float(self.shares[np.ix_(self.alive, self.alive)].sum()), 1e-30)
 
     def costs(self) -> FloatArray:
-        """What each channel's removal costs, beside those that are gone, relative to the whole product."""
+        """What each channel's removal costs, beside the removed ones, relative to the whole product."""
         cost = np.maximum(np.diagonal(self.shares) + self._lost, 0.0) / self._energy
         return np.where(self.alive, cost, np.inf)
 

@@ -4,7 +4,7 @@ An error in a layer's output is not as bad in every channel: what the next layer
 missed, and so on to the end of the network. Errors are followed backwards as if they were independent:
 of a unit's variance every layer that reads it makes so much of its own output's, by squared weights, and
 an error that is so large a part of the unit's variance where it is made is as large a part of it where it
-is read. What lies between (activations, normalizations, depthwise kernels) need not be known for that.
+is read. What is between (activations, normalizations, depthwise kernels) need not be known for that.
 This decides only between channels of one group; groups are compared by measurement.
 """
 
@@ -22,7 +22,7 @@ _FLOOR = 1e-2  # of the mean variance of a layer's outputs, below which an outpu
 
 
 def propagate_importance(working: MaskedNetwork, seen: PatchStatistics) -> dict[int, FloatArray]:
-    """The weight of every output's error in the network as it stands.
+    """The weight of every output's error in the network as it is now.
 
     Args:
         working: The network.

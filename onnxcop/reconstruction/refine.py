@@ -3,7 +3,7 @@
 A merge answers for one layer alone; errors of the layers before it remain and add up. Here each layer's
 weights are fitted so that, on the inputs that the pruned network gives it, its output comes as near as
 possible to the original's; where the output is added to a shortcut, the error that has come down the
-shortcut is part of what it has to make up for. The solution is drawn towards the weights as they are
+shortcut is part of what it has to compensate. The solution is drawn towards the weights as they are
 (not towards zero: that would shrink every output, and the shrinking compounds), and is kept only if it
 brings the network's own output nearer to the original's on samples it was not fitted on.
 """
@@ -52,7 +52,7 @@ class Refiner:
     Args:
         original: The network as it was.
         working: The pruned one; its weights change.
-        samples: Samples to fit and judge on.
+        samples: Samples to fit and to hold out.
         options: How pieces are run.
         seed: Of the batches and the positions of large maps that are drawn.
     """
@@ -93,7 +93,7 @@ class Refiner:
         return tried, kept
 
     def _race(self, best: Standing | None) -> Standing | None:
-        """How far the network as it stands is from the original; None if it is no nearer than `best`."""
+        """How far the network as it is now is from the original; None if it is no nearer than `best`."""
         with closing(self._pruned.finishing(places=self._judge)) as outputs:
             return self.samples.reference.race(outputs, best)
 

@@ -1,6 +1,6 @@
-"""What makes up for channels that go, in closed form: the others take over their part as well as regression can.
+"""Compensation for removed channels in closed form: the others predict their part by regression.
 
-With input channels of covariance Σ, those that stay K and those that go R, the consumer's weights become
+With input channels of covariance Σ, kept ones K and removed ones R, the consumer's weights become
 W_K + (Σ_KK + λD)⁻¹ Σ_KR W_R, and what its output loses on average goes to its bias.
 """
 
@@ -110,7 +110,7 @@ def compensated(
         moments: Of the input channels, or of their patches.
         ridge: λ relative to the variance of every feature.
         keep: Channels that stay.
-        gone: Channels that go.
+        gone: Channels that are removed.
 
     Returns:
         New weights (zero for `gone`), and the change of the bias, float64 [outputs].
@@ -159,7 +159,7 @@ def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> fl
 
 
 def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray, gone: IntArray) -> float:
-    """The λ whose merge errs least on held-out samples, judged by some of the outputs where there are many."""
+    """The λ whose merge errs least on held-out samples, on some of the outputs if there are many."""
     weights = weights[:, :: -(-weights[0].size // _JUDGES)]
     changes = (weights - compensated(weights, fit, ridge, keep, gone)[0] for ridge in RIDGES)
     covariance = held.covariance

@@ -32,7 +32,7 @@ class Belief:
     """A recovered network on held-out samples.
 
     Attributes:
-        network: The network as it stands.
+        network: The network as it is now.
         feeds: The samples, by batch.
         reference: The original's outputs on them.
         options: How models are run.
@@ -61,7 +61,7 @@ class Belief:
         apart = abs(divergence.value - expected.value) > max(_SHARE * expected.value, _LEAST)
         if apart and disagreement(believed, found) > _ROUNDING:
             raise InternalError(
-                f"the written model has a divergence of {divergence.value:.3g}, the search believed "
+                f"the written model has a divergence of {divergence.value:.3g}, the search expected "
                 f"{expected.value:.3g}, because of {self._culprits()}; nothing was written; keep these layers "
                 "with --keep, and please report the model"
             )
@@ -74,9 +74,9 @@ class Belief:
     def _culprits(self) -> str:
         """Names of the groups whose removal alone is not what was believed; of all, where none alone is to blame."""
         structure, analysis = self.network.analysis.structure, self.network.analysis
-        gone = self.network.removed()
-        groups = np.unique(structure.group_of[gone]).tolist()
-        blamed = [group for group in groups if self._alone(gone[structure.group_of[gone] == group]) > _ROUNDING]
+        removed = self.network.removed()
+        groups = np.unique(structure.group_of[removed]).tolist()
+        blamed = [group for group in groups if self._alone(removed[structure.group_of[removed] == group]) > _ROUNDING]
         names = [group_name(analysis, group) for group in blamed or groups]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         return ", ".join(names[:_NAMED]) + more

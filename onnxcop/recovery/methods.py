@@ -1,4 +1,4 @@
-"""How the filters that stay make up for those that go: one entry of `RECOVERIES` each.
+"""How the filters that stay compensate for those that are removed: one entry of `RECOVERIES` each.
 
 Options, help, completion and checks are made from this table. A method says how a round compensates for
 the units it cuts, whether layer-by-layer refinement follows, and whether the weights it finds are written.
@@ -61,7 +61,7 @@ FULL = RecoveryMethod("full", "merge, then refine layer by layer", refines=True)
 
 RECOVERIES: tuple[RecoveryMethod, ...] = (
     RecoveryMethod("none", "keep the other weights as they are", writes=False),
-    RecoveryMethod("merge", "remaining channels take over what they predict of the removed ones"),
+    RecoveryMethod("merge", "remaining channels take over what they can predict of the removed ones"),
     FULL,
 )
 

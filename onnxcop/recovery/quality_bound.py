@@ -40,7 +40,7 @@ class Bound:
             raise BudgetError("--max-drop needs a score to measure; give --metric script.py:function")
 
     def holds(self, recovery: Recovery) -> bool:
-        """Whether a network keeps to it as it stands."""
+        """Whether a network keeps to it as it is now."""
         if self.divergence is not None and recovery.divergence().value > self.divergence:
             return False
         if self.max_drop is None or self.metric is None:
@@ -57,7 +57,7 @@ def cut_within(
         bound: What must hold after every round.
         recovery: The network; it ends as the last that kept to the bound.
         limits: What may not be cut.
-        fallback: float64 [units], order of units that no statistics tell of.
+        fallback: float64 [units], order for units without statistics.
         preference: What is rather saved.
     """
     state = recovery.start(limits, preference)

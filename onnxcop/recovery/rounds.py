@@ -1,6 +1,6 @@
 """Rounds of measuring, cutting and making up for it, without training.
 
-A round measures curves on the network as it stands, spends an intermediate budget over them, lets the
+A round measures curves on the network as it is now, spends an intermediate budget over them, lets the
 consumers of what is cut take over, and then refines layer by layer. Statistics are taken anew in each
 round, since the network that the next cut meets is no longer the original.
 """
@@ -59,20 +59,20 @@ class RecoverySettings:
     """How hard to try.
 
     Attributes:
-        rounds: Rounds of prune and recover; None chooses by how much is to go.
+        rounds: Rounds of prune and recover; None chooses by how much is to be removed.
         refine: Passes of layer-by-layer least squares at the end of each round.
         curve_passes: Most passes of measuring curves in a round, on the way to its budget.
         sharper_passes: Most passes of measuring them there in between.
-        probe_samples: Samples that divergences are measured on, where these are more than a quarter.
+        held_out_samples: Samples that divergences are measured on, where these are more than a quarter.
         refine_samples: Most samples that refinement fits on.
-        views: Crops of each picture of a folder to fit on, where pictures are few.
+        views: Crops of each image of a folder to fit on, where images are few.
         seed: Of all that is drawn.
         method: How a round compensates for what it cuts.
     """
 
     rounds: int | None = None
     refine: int = 1
-    probe_samples: int = 128
+    held_out_samples: int = 128
     curve_passes: int = 6
     sharper_passes: int = 4
     refine_samples: int = 768
@@ -95,9 +95,9 @@ class Recovery:
         original: The network as it was, up to the channels that its linear streams are written in.
         working: The network as it is.
         fit: Data to fit on.
-        probe: Held-out data.
-        reference: The original's outputs on the probe.
-        judge: The same, softened where they are scores of classes: what choices are made by.
+        held_out: Held-out data.
+        reference: The original's outputs on the held-out set.
+        softened: The same, softened if they are scores of classes: what choices are made by.
         seen: The first statistics that were taken, those of the original.
         rotated: Groups whose channels are principal channels (see :mod:`onnxcop.reconstruction.principal`).
         way: What was measured after every step.
@@ -105,7 +105,7 @@ class Recovery:
 
     analysis: Analysis
     fit: CalibrationData
-    probe: CalibrationData
+    held_out: CalibrationData
     options: EngineOptions
     settings: RecoverySettings
     progress: Progress = silent
@@ -114,8 +114,8 @@ class Recovery:
     original: MaskedNetwork = field(init=False)
     working: MaskedNetwork = field(init=False)
     reference: Reference = field(init=False)
-    judge: Reference = field(init=False)
-    probe_feeds: list[Feed] = field(init=False)
+    softened: Reference = field(init=False)
+    held_out_feeds: list[Feed] = field(init=False)
     seen: CalibrationStats | None = None
     rotated: tuple[int, ...] = ()
     way: list[Waypoint] = field(default_factory=list)
@@ -123,12 +123,12 @@ class Recovery:
     def __post_init__(self) -> None:
         self.original = MaskedNetwork.sharing(self.analysis)
         self.working = MaskedNetwork.of(self.analysis)
-        self.probe_feeds = [dict(feed) for feed in self.probe.batches()]
-        outputs = PartialExecutor(self.original.partition, self.probe_feeds, self.options).finish()
-        counts = [self.probe.layout.samples_in(feed) for feed in self.probe_feeds]
+        self.held_out_feeds = [dict(feed) for feed in self.held_out.batches()]
+        outputs = PartialExecutor(self.original.partition, self.held_out_feeds, self.options).finish()
+        counts = [self.held_out.layout.samples_in(feed) for feed in self.held_out_feeds]
         judgements = judge(outputs, counts, self.analysis.original, self.task)
         self.reference = Reference(outputs, roots=self.synthetic, judgements=judgements, counts=counts)
-        self.judge = self.reference.softened(_TEMPERATURE)
+        self.softened = self.reference.softened(_TEMPERATURE)
 
     @cached_property
     def heads(self) -> tuple[BlockStream, ...]:
@@ -136,7 +136,7 @@ class Recovery:
         return tuple(block_streams(self.original))
 
     def restarted(self) -> Recovery:
-        """The same from the beginning; what is measured goes on the same way."""
+        """The same from the beginning; what is measured continues the same way."""
         again = copy(self)
         again.working = self.original.copy()
         return again
@@ -151,20 +151,20 @@ class Recovery:
         seen = self._calibrate(self.fit, "streams")
         rotated, known = in_principal_channels(self.original, streams, seen)
         rotated, blocks = in_block_bases(rotated, heads, seen)
-        found = PartialExecutor(rotated.partition, self.probe_feeds, self.options).finish()
+        found = PartialExecutor(rotated.partition, self.held_out_feeds, self.options).finish()
         if self.reference.compare(found).value < _SAME:
             self.original, self.working = rotated, rotated.copy()
             self.rotated = (*(stream.group.index for stream in known), *(stream.group.index for stream in blocks))
 
     def statistics(self) -> Samples:
-        """Statistics of the network as it stands."""
+        """Statistics of the network as it is now."""
         fit = self._calibrate(self.fit, "fit")
         self.seen = self.seen or fit.by_channel(self.working.layers)
         return Samples(
             fit=fit,
-            held=self._calibrate(self.probe, "probe"),
-            feeds=self.probe_feeds,
-            reference=self.judge,
+            held=self._calibrate(self.held_out, "held-out"),
+            feeds=self.held_out_feeds,
+            reference=self.softened,
             heads=self.heads,
         )
 
@@ -189,19 +189,20 @@ class Recovery:
         )
 
     def written(self) -> onnx.ModelProto:
-        """The network as it stands, cut to size."""
+        """The network as it is now, cut to size."""
         return apply(self.working.model, self.analysis.structure, self.working.removed())
 
     def belief(self) -> Belief:
-        """What is believed of the network as it stands, for holding it against the written file."""
-        return Belief(self.working.copy(), self.probe_feeds, self.reference, self.options)
+        """What is believed of the network as it is now, for holding it against the written file."""
+        return Belief(self.working.copy(), self.held_out_feeds, self.reference, self.options)
 
     def divergence(self) -> Divergence:
-        """Distance of the network as it stands from the original, on the probe."""
-        return self.reference.compare(PartialExecutor(self.working.partition, self.probe_feeds, self.options).finish())
+        """Distance of the network as it is now from the original, on the held-out set."""
+        executor = PartialExecutor(self.working.partition, self.held_out_feeds, self.options)
+        return self.reference.compare(executor.finish())
 
     def cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float]) -> None:
-        """Remove units and let their consumers make up for them."""
+        """Remove units and let their consumers compensate for them."""
         working = self.working
         before = {layer.node: alive_channels(working, layer) for layer in working.layers}
         working.alive[units] = False
@@ -220,7 +221,9 @@ class Recovery:
         refiner = Refiner(
             original=self.original,
             working=self.working,
-            samples=RefineSet(self.fit.take(self.settings.refine_samples).batches(), self.probe_feeds, self.judge),
+            samples=RefineSet(
+                self.fit.take(self.settings.refine_samples).batches(), self.held_out_feeds, self.softened
+            ),
             options=self.options,
             seed=self.settings.seed,
         )
@@ -233,13 +236,13 @@ class Recovery:
 
     @single_threaded
     def round(self, state: PruningState, budget: Budget, limits: Limits, fallback: FloatArray, name: str) -> None:
-        """Cut down to a budget and make up for it.
+        """Cut down to a budget and compensate for it.
 
         Args:
             state: The selection so far; it grows.
             budget: What must hold after this round.
             limits: What may not be cut.
-            fallback: float64 [units], order of units that no statistics tell of.
+            fallback: float64 [units], order for units without statistics.
             name: Of the round, for progress.
         """
         samples = self.statistics()
@@ -256,7 +259,7 @@ class Recovery:
             self.note(f"{name}: {kept} of {tried} layers refined", self.divergence())
 
     def measured_quality(self) -> dict[str, float]:
-        """Divergence and, for classifiers, top-1 agreement on the probe."""
+        """Divergence and, for classifiers, top-1 agreement on the held-out set."""
         found = self.divergence()
         quality = {"divergence": found.value}
         if found.agreement is not None:

@@ -25,18 +25,18 @@ from onnxcop.runtime.session import EngineOptions, Session
 
 log = logging.getLogger("onnxcop")
 
-_PROBE_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
-_PROBE_MOST = 1 / 3
-_MADE_UP = 128  # samples to fit on where there are no data
+_HELD_OUT_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
+_MOST_HELD_OUT = 1 / 3
+_SYNTHETIC = 128  # samples to fit on where there are no data
 _FEWEST = 32
 _FEWEST_HELD = 8  # others to measure on, half as many where that is affordable
-_AFFORDABLE = 2e10  # multiply-accumulates over made-up samples; more of them tell little more
+_AFFORDABLE = 2e10  # multiply-accumulates over synthetic samples; more of them add little
 _BATCH = 16
-_LARGE = 1e8  # multiply-accumulates of a network from which on made-up inputs are not worth refining on
+_LARGE = 1e8  # multiply-accumulates of a network from which on synthetic inputs are not worth refining on
 _CHECKED = 4  # batches that are run with and without padding, the shortest samples first
 _NOISE = 1e-4  # of an output's largest value: sums over fewer zeros are rounded otherwise
 _ACTIVATION = 48 * 2**20  # bytes of the largest tensor that a batch makes
-_PASSES = 2  # of measuring curves there; what more of them tell is how the network takes these inputs
+_PASSES = 2  # of measuring curves there; more of them fit the network to these inputs
 
 
 def recovery_on(
@@ -50,17 +50,16 @@ def recovery_on(
     """
     if source.count < 2:
         raise CalibrationError(
-            f"recovery needs at least 2 samples, and here are {source.description}; give some hundreds, "
-            "or --recover none"
+            f"recovery needs at least 2 samples, but got {source.description}; give some hundreds, or --recover none"
         )
     source = without_padding(analysis, source, options)
-    share = min(_PROBE_MOST, max(_PROBE_SHARE, settings.probe_samples / source.count))
-    fit, probe = source.split(share, settings.seed)
+    share = min(_MOST_HELD_OUT, max(_HELD_OUT_SHARE, settings.held_out_samples / source.count))
+    fit, held_out = source.split(share, settings.seed)
     views = min(settings.views, max(1, settings.refine_samples // fit.count))
     return Recovery(
         analysis=analysis,
         fit=fit.with_crops(views),
-        probe=probe,
+        held_out=held_out,
         options=options,
         settings=settings,
         progress=progress,
@@ -100,7 +99,7 @@ def without_padding(analysis: Analysis, source: CalibrationData, options: Engine
                 return source
             if not all(_same(expected[name], values) for name, values in found.items()):
                 return source
-    log.info("padding: left out of the statistics, as input %r tells", padding.mask)
+    log.info("padding: left out of the statistics, as input %r marks it", padding.mask)
     return trimmed
 
 
@@ -115,19 +114,19 @@ def recovery_without_data(
     analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress,
     *, task: str | None = None,
 ) -> Recovery:  # fmt: skip
-    """An untouched network that is fitted and measured on made-up inputs, of which those of a large one are few."""
+    """An untouched network that is fitted and measured on synthetic inputs, of which those of a large one are few."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
-    samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _MADE_UP))
+    samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _SYNTHETIC))
     held = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
     synthetic = synthetic_data(analysis, samples + held, _BATCH, settings.seed)
-    fit, probe = synthetic.split(held / (samples + held), settings.seed)
+    fit, held_out = synthetic.split(held / (samples + held), settings.seed)
     if macs > _LARGE:
         passes = min(settings.curve_passes, _PASSES)
         settings = replace(settings, refine=0, curve_passes=passes, sharper_passes=0)
     return Recovery(
         analysis=analysis,
         fit=fit,
-        probe=probe,
+        held_out=held_out,
         options=options,
         settings=settings,
         progress=progress,
@@ -159,7 +158,7 @@ class PreparedRecovery:
         return cls(untouched, samples, choose_ridges(untouched.working, samples))
 
     def cut(self, removed: IntArray) -> Recovery:
-        """Remove units, int64, from the original and make up for them."""
+        """Remove units, int64, from the original and compensate for them."""
         recovery = self.untouched.restarted() if self._used else self.untouched
         self._used = True
         recovery.recover_cut(removed, self.samples, self.ridges, "recovery")

@@ -20,7 +20,7 @@ def meter(before: float, after: float, most: float) -> str:
     Args:
         before: What there was.
         after: What is left.
-        most: What a full bar stands for; more is cut off.
+        most: What a full bar means; more is cut off.
     """
     scale = 100 / most if most > 0 else 0.0
     before, after = min(before, most), min(after, most)
@@ -31,7 +31,9 @@ def meter(before: float, after: float, most: float) -> str:
     )
 
 
-def curve(way: Sequence[Waypoint], chosen: tuple[float, float], macs: float | None, divergence: float | None) -> str:
+def way_chart(
+    way: Sequence[Waypoint], chosen: tuple[float, float], macs: float | None, divergence: float | None
+) -> str:
     """Divergence against the share of multiply-accumulates that is left.
 
     Args:

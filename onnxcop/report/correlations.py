@@ -34,7 +34,7 @@ class Correlation:
             flowed during calibration.
         width: Number of channels.
         channels: Those that are shown, ascending.
-        removed: Which of the shown ones are gone, as places in `channels`.
+        removed: Which of the shown ones are removed, as places in `channels`.
         values: uint8, 255 |ρ| for each pair of shown channels: the upper triangle without the diagonal,
             row after row.
     """
@@ -63,12 +63,12 @@ class Correlation:
     def strongest(self) -> tuple[float | None, float | None]:
         """Mean over the removed and over the kept channels of each one's largest correlation with a kept one."""
         size = len(self.channels)
-        gone = np.zeros(size, dtype=np.bool_)
-        gone[list(self.removed)] = True
-        if gone.all() or size < 2:
+        is_removed = np.zeros(size, dtype=np.bool_)
+        is_removed[list(self.removed)] = True
+        if is_removed.all() or size < 2:
             return None, None
-        largest = self.matrix()[:, ~gone].max(axis=1)
-        return (float(largest[gone].mean()) if gone.any() else None), float(largest[~gone].mean())
+        largest = self.matrix()[:, ~is_removed].max(axis=1)
+        return (float(largest[is_removed].mean()) if is_removed.any() else None), float(largest[~is_removed].mean())
 
 
 def correlations(
@@ -81,16 +81,16 @@ def correlations(
         removed: int64, units.
         stats: What was seen of the original, where anything was.
     """
-    gone: BoolArray = np.zeros(len(analysis.structure.unit_class), dtype=np.bool_)
-    gone[removed] = True
+    is_removed: BoolArray = np.zeros(len(analysis.structure.unit_class), dtype=np.bool_)
+    is_removed[removed] = True
     layers = layers_of(analysis.model, analysis.structure)
-    chosen, left = _chosen(layers, gone, stats)
+    chosen, left = _chosen(layers, is_removed, stats)
     weights, found, wide, large = Weights.of(analysis.model), [], 0, 0
     for layer, name in zip(chosen, _names(analysis, chosen), strict=True):
         width = layer.channels // layer.groups
         shown = _shown(width)
         wide += len(shown) < width
-        places = np.flatnonzero(_gone(layer, gone)[shown])
+        places = np.flatnonzero(_is_removed(layer, is_removed)[shown])
         matrices = _matrices(layer, weights, stats, shown)
         large += not matrices
         for measure, matrix in matrices:
@@ -115,9 +115,9 @@ def correlations(
     return tuple(found), tuple(notes)
 
 
-def _chosen(layers: Sequence[Layer], gone: BoolArray, stats: CalibrationStats | None) -> tuple[list[Layer], int]:
+def _chosen(layers: Sequence[Layer], is_removed: BoolArray, stats: CalibrationStats | None) -> tuple[list[Layer], int]:
     """Layers whose matrices fit, in the order of the graph, and how many do not."""
-    order = sorted(range(len(layers)), key=lambda place: -int(_gone(layers[place], gone).sum()))
+    order = sorted(range(len(layers)), key=lambda place: -int(_is_removed(layers[place], is_removed).sum()))
     room, chosen = _MOST_BYTES, []
     for place in order:
         layer = layers[place]
@@ -132,7 +132,7 @@ def _chosen(layers: Sequence[Layer], gone: BoolArray, stats: CalibrationStats | 
 
 
 def _names(analysis: Analysis, layers: Sequence[Layer]) -> list[str]:
-    """Names that are told apart: a recurrent node reads channels twice, and nodes may bear the same name."""
+    """Unique names: a recurrent node reads channels twice, and nodes may bear the same name."""
     names: list[str] = []
     seen: Counter[str] = Counter()
     for layer in layers:
@@ -142,9 +142,9 @@ def _names(analysis: Analysis, layers: Sequence[Layer]) -> list[str]:
     return names
 
 
-def _gone(layer: Layer, gone: BoolArray) -> BoolArray:
+def _is_removed(layer: Layer, is_removed: BoolArray) -> BoolArray:
     units = layer.units[: layer.channels // layer.groups]
-    return np.asarray((units >= 0) & gone[units])
+    return np.asarray((units >= 0) & is_removed[units])
 
 
 def _shown(width: int) -> IntArray:

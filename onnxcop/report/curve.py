@@ -9,7 +9,7 @@ from onnxcop.outputs.intervals import Estimate
 from onnxcop.reconstruction.divergence import Figures
 from onnxcop.report.result import PruneResult
 
-Row = dict[str, float | int | str | None]
+CurveRow = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Point:
     result: PruneResult
     file: Path | None = None
 
-    def row(self) -> Row:
+    def row(self) -> CurveRow:
         """The numbers by name; shares are of the original's, None is what was not measured."""
         report = self.result.report
         before, after, times = report.before, report.after, report.latency
@@ -59,20 +59,20 @@ class Point:
 
 
 def _agreement(figures: Figures | None) -> Estimate | None:
-    """The agreement of the first output that tells one."""
+    """The agreement of the first output that has one."""
     outputs = () if figures is None else figures.outputs
     return next((output.agreement for output in outputs if output.agreement is not None), None)
 
 
-def _interval(name: str, found: Estimate | None) -> Row:
+def _interval(name: str, found: Estimate | None) -> CurveRow:
     return {f"{name}_low": None if found is None else found.low, f"{name}_high": None if found is None else found.high}
 
 
-def original_row(point: Point) -> Row:
-    """The row of the original, to stand before those of the points."""
+def original_row(point: Point) -> CurveRow:
+    """The row of the original, which comes before those of the points."""
     report = point.result.report
     times, quality = report.latency, report.quality
-    known: Row = {
+    known: CurveRow = {
         "budget": 1.0, "macs": report.before.macs, "macs_kept": 1.0, "params": report.before.params,
         "params_kept": 1.0, "bytes": report.before.bytes, "bytes_kept": 1.0,
         "latency_ms": None if times is None else 1e3 * times.before.median,

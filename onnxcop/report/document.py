@@ -30,7 +30,7 @@ class Evidence:
 
     Attributes:
         analysis: The original model, traced.
-        removed: int64, the units that are gone.
+        removed: int64, the units that are removed.
         stats: What was seen of the original, where there was data.
         way: What was measured after every step towards the budget.
     """
@@ -97,7 +97,7 @@ class ReportData:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False, default=str) + "\n"
 
 
-def gather(report: Report, plan: PruningPlan, evidence: Evidence, command: str = "") -> ReportData:
+def report_data(report: Report, plan: PruningPlan, evidence: Evidence, command: str = "") -> ReportData:
     """Work out what a report shows.
 
     Args:

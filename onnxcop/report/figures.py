@@ -14,7 +14,7 @@ def figure_lines(found: Figures) -> Iterator[str]:
     """Two lines for every output, what it is and what was measured of it; a line on all of several."""
     for output in found.outputs:
         yield output.described
-        yield f"  {measured(output)}"
+        yield f"  {figures_text(output)}"
     if len(found.outputs) > 1:
         yield f"all outputs: divergence {found.divergence.number()}"
 
@@ -24,9 +24,9 @@ def quality_of(found: Figures | None) -> dict[str, float]:
     if found is None:
         return {}
     quality = {"divergence": found.divergence.value}
-    told = [output for output in found.outputs if output.agreement is not None]
-    for output in told:
-        name = output.agreement_name if len(told) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
+    compared = [output for output in found.outputs if output.agreement is not None]
+    for output in compared:
+        name = output.agreement_name if len(compared) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
         if output.agreement is not None:
             quality[name] = output.agreement.value
     return quality
@@ -39,9 +39,9 @@ def figure_rows(found: Figures | None) -> Iterator[tuple[str, str, bool]]:
         return
     unnamed = any(output.warning and output.agreement is None for output in found.outputs)
     yield "divergence", _bracketed(found.divergence, 1.0, ""), unnamed
-    told = [output for output in found.outputs if output.agreement is not None]
-    for output in told:
-        name = output.agreement_name if len(told) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
+    compared = [output for output in found.outputs if output.agreement is not None]
+    for output in compared:
+        name = output.agreement_name if len(compared) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
         share = output.kind != "vectors"
         if output.agreement is not None:
             figure = _bracketed(output.agreement, 100.0 if share else 1.0, " %" if share else "")
@@ -55,15 +55,15 @@ def _bracketed(found: Estimate, factor: float, unit: str) -> str:
     return f"{text} ({factor * found.low:.3g} to {factor * found.high:.3g})"
 
 
-def measured(output: OutputFigures) -> str:
+def figures_text(output: OutputFigures) -> str:
     """The figures of one output: "divergence 0.139 (95 % interval …), top-1 agreement 94 % (…)"."""
     text = f"divergence {output.divergence.number()}"
     if output.agreement is not None:
-        text += f", {output.agreement_name} {agreement(output)}"
+        text += f", {output.agreement_name} {agreement_text(output)}"
     return text
 
 
-def agreement(output: OutputFigures) -> str:
+def agreement_text(output: OutputFigures) -> str:
     """The agreement as a share, or as a number where it is a mean of such."""
     found = output.agreement
     if found is None:

@@ -1,6 +1,6 @@
-"""What to say to a user whom the result will surprise: why nothing went, why the file is as large as before.
+"""What to say to a user whom the result will surprise: why nothing was removed, why the file is as large as before.
 
-The longer answers stand in docs/faq.md.
+The longer answers are in docs/faq.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
     """
     if all(group.kept == group.width for group in report.groups):
         if budget:
-            yield "nothing was removed: the original is within the budget already; ask for less, --macs 0.7 say"
+            yield "nothing was removed: the original is within the budget already; ask for less, e.g. --macs 0.7"
         return
     macs = report.after.macs / max(report.before.macs, 1)
     size = report.after.bytes / max(report.before.bytes, 1)
@@ -41,11 +41,11 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
         )
     if quantized:
         yield (
-            "the model is quantized already, and integer weights can make up for nothing: prune the model it was made "
-            "from, and quantize the result, where you have it"
+            "the model is already quantized, and integer weights cannot compensate for removed filters: prune the "
+            "model that it was made from, and quantize the result"
         )
     if 0 < samples < _FEW:
-        yield f"{samples} samples are few: with some hundreds more of the accuracy stays"
+        yield f"{samples} samples are few: with some hundreds, accuracy is higher"
     bound = budget.get("divergence")
     if bound is not None and report.figures is not None and (report.figures.divergence.low or 0.0) > bound:
         yield (
@@ -54,6 +54,6 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
         )
     if report.figures is not None and report.figures.warnings:
         yield (
-            "where outputs are off by so much, give more samples, cut less, or bound the loss with --divergence or "
+            "if outputs differ this much, give more samples, cut less, or bound the loss with --divergence or "
             "--max-drop; is the preprocessing right?"
         )

@@ -27,7 +27,7 @@ class Histogram:
         low: Where the first bin begins.
         high: Where the last bin ends.
         kept: Units that are left, bin by bin.
-        removed: Units that are gone.
+        removed: Units that are removed.
     """
 
     low: float
@@ -36,11 +36,12 @@ class Histogram:
     removed: tuple[int, ...]
 
     @classmethod
-    def of(cls, values: FloatArray, gone: BoolArray) -> Histogram:
+    def of(cls, values: FloatArray, is_removed: BoolArray) -> Histogram:
         """Count values [units]; at least one of them."""
         low, high = float(values.min()), float(values.max())
         high = high if high > low else low + 1.0
-        kept, removed = (np.histogram(values[chosen], _BINS, (low, high))[0].tolist() for chosen in (~gone, gone))
+        parts = (values[~is_removed], values[is_removed])
+        kept, removed = (np.histogram(part, _BINS, (low, high))[0].tolist() for part in parts)
         return cls(low, high, tuple(kept), tuple(removed))
 
 
@@ -89,15 +90,15 @@ def importance(
     dead = terms.get("dead", np.zeros(len(total))) > 0
     if dead.all():
         return None
-    gone = np.zeros(len(total), dtype=np.bool_)
-    gone[removed] = True
+    is_removed = np.zeros(len(total), dtype=np.bool_)
+    is_removed[removed] = True
     alone = found.alpha * terms["correlation"]
     return Importance(
         criterion=found.name,
         decided=decided,
         weights=(found.alpha, found.beta, found.gamma),
-        correlation=Histogram.of(alone[~dead], gone[~dead]),
-        regularized=Histogram.of(total[~dead], gone[~dead]),
+        correlation=Histogram.of(alone[~dead], is_removed[~dead]),
+        regularized=Histogram.of(total[~dead], is_removed[~dead]),
         dead=int(dead.sum()),
     )
 

@@ -1,4 +1,4 @@
-"""Where filters, multiply-accumulates and parameters went, layer by layer."""
+"""Where filters, multiply-accumulates and parameters were removed, layer by layer."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ def _change(
 def _widths(analysis: Analysis, removed: IntArray) -> dict[int, tuple[int, int]]:
     """Channels that every layer makes, before and after, by node."""
     structure = analysis.structure
-    gone: BoolArray = np.zeros(len(structure.unit_class), dtype=np.bool_)
-    gone[removed] = True
+    is_removed: BoolArray = np.zeros(len(structure.unit_class), dtype=np.bool_)
+    is_removed[removed] = True
     found: dict[int, tuple[int, int]] = {}
     for contraction in structure.coupling.findings.contractions:
         if contraction.kernel is None or contraction.produced is None or contraction.node in found:
             continue
         units = structure.units_on(contraction.produced)
         width = len(units)
-        found[contraction.node] = width, width - int(gone[units[units >= 0]].sum())
+        found[contraction.node] = width, width - int(is_removed[units[units >= 0]].sum())
     return found
 
 

@@ -33,7 +33,7 @@ def remarks(report: Report) -> Iterator[str]:
         yield f"calibrated on {report.calibration}" + (f"; {story.fed_with(report)}" if report.inputs else "")
     yield from story.frozen(report, _MOST_REASONS)
     yield f"verified: {story.verified(report)}"
-    yield from story.measured(report)
+    yield from story.quality_lines(report)
     yield from (f"warning: {warning}" for warning in report.warnings)
 
 

@@ -77,7 +77,7 @@ def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
     ]
     frozen = [(f.name, "; ".join(f.reasons), f"{f.filters - f.prunable} of {f.filters}") for f in data.frozen]
     provenance = [
-        (title, ", ".join(f"{key} {value}" for key, value in entries)) for title, entries in text.provenance(data)
+        (title, ", ".join(f"{key} {value}" for key, value in entries)) for title, entries in text.origin(data)
     ]
     return environment.get_template(name).render(
         data=data, report=data.report, rows=[*text.rows(data.report)], steps=steps, frozen=frozen,
@@ -97,7 +97,7 @@ def _way_chart(data: ReportData) -> Markup | None:
     if not data.way or value is None or not math.isfinite(value):
         return None
     share = data.report.after.macs / max(data.report.before.macs, 1.0)
-    return Markup(charts.curve(data.way, (share, value), data.budget.get("macs"), data.budget.get("divergence")))
+    return Markup(charts.way_chart(data.way, (share, value), data.budget.get("macs"), data.budget.get("divergence")))
 
 
 def _histograms(data: ReportData) -> list[Markup]:

@@ -1,4 +1,4 @@
-"""Pictures of a trade-off curve and of a training run, drawn with matplotlib."""
+"""Plots of a trade-off curve and of a training run, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxcop._base.files import write_atomically
 from onnxcop.errors import ModelError
 
 if TYPE_CHECKING:
-    from onnxcop.report.curve import Row
+    from onnxcop.report.curve import CurveRow
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -20,27 +20,27 @@ _FIXED = {"budget", "macs", "macs_kept", "params", "params_kept", "bytes", "byte
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a picture that cannot be drawn, before any work is done.
+    """Refuse a plot that cannot be drawn, before any work is done.
 
     Raises:
         ModelError: matplotlib is missing, or the file's name ends in no format it is asked for.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"{path}: the picture's name must end in {', '.join(SUFFIXES)}")
+        raise ModelError(f"{path}: the plot's name must end in {', '.join(SUFFIXES)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise ModelError("the plot needs matplotlib; install it with: pip install 'onnxcop[plot]'")
 
 
-def curve(rows: Sequence[Row], title: str, suffix: str) -> bytes:
+def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
     """Draw a trade-off curve.
 
     Args:
         rows: Its points, as :meth:`onnxcop.report.curve.Point.row` gives them; the original comes first.
-        title: What stands above it.
+        title: Its title.
         suffix: The format, one of :data:`SUFFIXES`.
 
     Returns:
-        The bytes of the picture's file.
+        The bytes of the file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def curve(rows: Sequence[Row], title: str, suffix: str) -> bytes:
     return out.getvalue()
 
 
-def _quality(rows: Sequence[Row]) -> dict[str, str]:
+def _quality(rows: Sequence[CurveRow]) -> dict[str, str]:
     """What was measured of the quality, by column: divergence, agreement, the user's metric."""
     measured = {name: name for row in rows for name, value in row.items() if isinstance(value, int | float)}
     return {name: label for name, label in measured.items() if not _is_cost(name)}
@@ -82,7 +82,7 @@ def _is_cost(name: str) -> bool:
     return name in _FIXED or name.startswith("latency") or name.endswith(("_low", "_high"))
 
 
-def _line(axis: Any, rows: Sequence[Row], name: str, label: str) -> None:
+def _line(axis: Any, rows: Sequence[CurveRow], name: str, label: str) -> None:
     points = [(row["macs_kept"], row[name]) for row in rows if row.get(name) is not None]
     if points:
         axis.plot(*zip(*points, strict=True), "o-", label=label)
@@ -92,7 +92,7 @@ def _line(axis: Any, rows: Sequence[Row], name: str, label: str) -> None:
         axis.fill_between(*zip(*band, strict=True), alpha=0.2)
 
 
-def _least(rows: Sequence[Row]) -> float:
+def _least(rows: Sequence[CurveRow]) -> float:
     return min(float(row["macs_kept"] or 0.0) for row in rows)
 
 

@@ -14,7 +14,7 @@ from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import ModelError
 from onnxcop.graph import io as models
 from onnxcop.report import notebook as display
-from onnxcop.report.document import Evidence, ReportData, gather
+from onnxcop.report.document import Evidence, ReportData, report_data
 from onnxcop.report.summary import Report
 from onnxcop.rewrite.plan import PruningPlan
 
@@ -70,7 +70,7 @@ class PruneResult:
         """
         if self.evidence is None:
             raise ModelError("this result was put together without what a report needs; prune the model again")
-        return gather(self.report, self.plan, self.evidence, command)
+        return report_data(self.report, self.plan, self.evidence, command)
 
     def save_report(self, path: str | Path) -> None:
         """Write a report; the suffix chooses its form.

@@ -28,11 +28,11 @@ class GroupReport:
 
     Attributes:
         name: Its first layer, and how many others.
-        layers: The layers whose filters go together.
+        layers: The layers whose filters are removed together.
         width: Number of units in the original.
         kept: Number of units left.
         exact: Whether removing them leaves what remains as it was.
-        filters: How many filters, over all layers, a unit stands for.
+        filters: How many filters, over all layers, a unit represents.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Report:
         latency: Of the original and of the result, measured side by side on this machine.
         choices: What was chosen by measurement on the way, in words.
         expected: The latency on the device of a table of times, where one was given.
+        provider: The execution provider that models ran on.
     """
 
     model: str
@@ -109,6 +110,7 @@ class Report:
     data: DataRecord | None = None
     choices: tuple[str, ...] = ()
     expected: Expected | None = None
+    provider: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -166,14 +168,14 @@ def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, .
     cut = np.bincount(structure.group_of[removed], minlength=len(structure.groups)) if len(removed) else None
     result = []
     for group in structure.groups:
-        gone = 0 if cut is None else int(cut[group.index])
+        lost = 0 if cut is None else int(cut[group.index])
         layers = tuple(analysis.nodes[n].name or analysis.nodes[n].output[0] for n in group.producers)
         result.append(
             GroupReport(
                 name=group_name(analysis, group.index),
                 layers=layers,
                 width=group.width,
-                kept=group.width - gone,
+                kept=group.width - lost,
                 exact=group.exact,
                 filters=int(filters[group.units[0]]),
             )

@@ -1,4 +1,4 @@
-"""What a run has to tell, in words and numbers, whatever they are shown on."""
+"""What a run reports, in words and numbers, for any display."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxcop._base.formatting import counted, percent, plural, shortened, sized, timed
+from onnxcop._base.formatting import counted, duration, percent, plural, shortened, sized
 from onnxcop.allocation.limits import Limits
 from onnxcop.report.figures import figure_lines, figure_rows, quality_of
 from onnxcop.report.summary import GroupReport, Report
@@ -24,7 +24,7 @@ _BEFORE, _AFTER = " before", " after"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A line of the final table: a quantity before and after, what is left of it, and whether that is good or bad."""
 
     name: str
@@ -42,7 +42,7 @@ class Row:
         return f"{self.kept}, slower" if self.kept else "too low" if self.name != "divergence" else "too high"
 
 
-def rows(report: Report) -> Iterator[Row]:
+def rows(report: Report) -> Iterator[TableRow]:
     """The final table."""
     before, after = report.before, report.after
     for name, old, new, form in (
@@ -51,10 +51,10 @@ def rows(report: Report) -> Iterator[Row]:
         ("parameters", before.params, after.params, counted),
         ("file size", before.bytes, after.bytes, sized),
     ):
-        yield Row(name=name, before=form(old), after=form(new), kept=percent(new, old), better=new < old)
+        yield TableRow(name=name, before=form(old), after=form(new), kept=percent(new, old), better=new < old)
     if report.latency is not None:
         times = report.latency
-        yield Row(
+        yield TableRow(
             name="latency",
             before=str(times.before),
             after=str(times.after),
@@ -64,27 +64,27 @@ def rows(report: Report) -> Iterator[Row]:
         )
     if report.expected is not None:
         there = report.expected
-        yield Row(
+        yield TableRow(
             name="latency (expected)",
-            before=timed(there.before),
-            after=timed(there.before * there.ratio),
+            before=duration(there.before),
+            after=duration(there.before * there.ratio),
             kept=f"{100 * there.ratio:.0f}%",
             better=there.ratio < 1,
         )
-    yield from (Row(name, "", text, worse=bad) for name, text, bad in figure_rows(report.figures))
-    quality, measured = report.quality, quality_of(report.figures)
+    yield from (TableRow(name, "", text, worse=bad) for name, text, bad in figure_rows(report.figures))
+    quality, quality_lines = report.quality, quality_of(report.figures)
     for name, value in quality.items():
-        if name in measured:
+        if name in quality_lines:
             continue
         if name.endswith(_BEFORE) and name.removesuffix(_BEFORE) + _AFTER in quality:
             bare = name.removesuffix(_BEFORE)
-            yield Row(bare, _score(value), _score(quality[bare + _AFTER]))
+            yield TableRow(bare, _score(value), _score(quality[bare + _AFTER]))
         elif not (name.endswith(_AFTER) and name.removesuffix(_AFTER) + _BEFORE in quality):
-            yield Row(name, "", _score(value))
+            yield TableRow(name, "", _score(value))
 
 
 def filters_cut(report: Report) -> int:
-    """How many filters are gone, over all layers."""
+    """How many filters are removed, over all layers."""
     return sum(group.filters * (group.width - group.kept) for group in report.groups)
 
 
@@ -96,7 +96,7 @@ def found(report: Report) -> str:
 
 
 def cut(report: Report, settings: Mapping[str, Any]) -> str:
-    """What was cut, and how it was chosen and made up for."""
+    """What was cut, and how it was chosen and compensated."""
     touched = [group for group in report.groups if group.kept < group.width]
     how = "by measurement" if settings.get("allocate") == "measured" else f"by {report.criterion}"
     text = f"{plural(filters_cut(report), 'filter')} from {len(touched)} of {plural(len(report.groups), 'group')}"
@@ -111,11 +111,12 @@ def fed_with(report: Report) -> str:
 
 
 def times(report: Report, most: int = 4) -> str:
-    """How long a run took, and the phases that took most of it, in their order."""
+    """How long a run took, on which execution provider, and the phases that took most of it, in their order."""
     total = sum(report.seconds.values())
     longest = sorted(report.seconds, key=report.seconds.__getitem__, reverse=True)[:most]
     parts = [f"{name} {report.seconds[name]:.1f}" for name in report.seconds if name in longest]
-    return f"{total:.1f} s" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+    where = f" on {report.provider}" if report.provider else ""
+    return f"{total:.1f} s{where}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
 
 
 def most_cut(report: Report, most: int) -> str:
@@ -139,11 +140,11 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"Cut {cut(report, settings)}."
     yield from (f"{choice[:1].upper()}{choice[1:]}." for choice in report.choices)
     yield f"Verified: {verified(report)}."
-    for line in measured(report):
+    for line in quality_lines(report):
         yield f"{line.strip()[:1].upper()}{line.strip()[1:]}."
 
 
-def provenance(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def origin(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """What led to a result, and what it was made with, under headings."""
     shapes = [(name, str(list(shape))) for name, shape in data.input_shapes.items()]
     yield "Model", [("file", data.report.model), ("SHA-256", data.sha256), *shapes]
@@ -177,7 +178,7 @@ def frozen(report: Report, most: int) -> Iterator[str]:
         yield f"  {rest:6d}  for {len(listed) - most} more reasons; see onnxcop inspect"
 
 
-def measured(report: Report) -> Iterator[str]:
+def quality_lines(report: Report) -> Iterator[str]:
     """What the outputs are and how far they are from the original's; what follows the first line is indented."""
     if report.figures is None:
         why = "no output holds real numbers" if report.measured_on else "no data was given"

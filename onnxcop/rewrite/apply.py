@@ -39,7 +39,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
     """
     keep = kept_positions(structure, removed)
     weights = sliced_constants(model, structure, keep)
-    scopes, mended = Scopes.of(model), list(mends(model, structure, keep))
+    scopes, fixes = Scopes.of(model), list(size_fixes(model, structure, keep))
     orders = moved_orders(structure, keep)
     edits: dict[int, list[Edit]] = defaultdict(list)
     for edit in structure.coupling.findings.edits:
@@ -55,7 +55,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
                 model=model, scope=scope, structure=structure, keep=keep, weights=weights, fixed=fixed, taken=taken
             )
             solver.perform(
-                [mend for mend in mended if mend.node in own or mend.node == -1 - index],
+                [fix for fix in fixes if fix.node in own or fix.node == -1 - index],
                 {number: found for number, found in edits.items() if number in own},
                 [order for order in orders if order.node in own],
             )

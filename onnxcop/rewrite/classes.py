@@ -32,8 +32,8 @@ def cut_classes(analysis: Analysis, axes: Sequence[ClassAxis], kept: KeptClasses
     Raises:
         ModelError: GraphSurgeon cannot represent the model.
     """
-    gone = np.setdiff1d(np.arange(kept.count), kept.kept)
-    removed = np.sort(axes[0].units[gone])
+    dropped = np.setdiff1d(np.arange(kept.count), kept.kept)
+    removed = np.sort(axes[0].units[dropped])
     result = apply(analysis.model, analysis.structure, removed)
     analysis.undo(result)
     keep = kept_positions(analysis.structure, removed)

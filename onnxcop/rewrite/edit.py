@@ -86,12 +86,12 @@ class GraphEditor:
         self.added: set[str] = set()
 
     def perform(
-        self, mended: Sequence[SizeFix], edits: Mapping[int, Sequence[Edit]], orders: Sequence[OrderEdit]
+        self, fixes: Sequence[SizeFix], edits: Mapping[int, Sequence[Edit]], orders: Sequence[OrderEdit]
     ) -> None:
         """Run all edits.
 
         Args:
-            mended: Numbers that the graph's nodes (and outputs) must read.
+            fixes: Numbers that the graph's nodes (and outputs) must read.
             edits: What rules said of the graph's nodes, by number.
             orders: Shuffles in the graph that lose indices.
         """
@@ -99,8 +99,8 @@ class GraphEditor:
         for name, values in self.weights.items():
             if name in self.tensors:  # not so where only bodies read it
                 self._replace_constant(name, values)
-        for mend in mended:
-            self._mend(mend)
+        for fix in fixes:
+            self._fix(fix)
         for number, found in edits.items():
             self._edit(number - self.first, found)
         for edit in orders:
@@ -171,14 +171,14 @@ class GraphEditor:
         gather = self.gs.Node("Gather", last.name, {"axis": edit.axis}, [source, order], [result])
         self.graph.nodes.insert(place - len(edit.chain) + 1, gather)
 
-    def _mend(self, mend: SizeFix) -> None:
+    def _fix(self, fix: SizeFix) -> None:
         """Make one input of one node read the number it must."""
-        if mend.node < 0:
-            self._mend_output(mend)
+        if fix.node < 0:
+            self._fix_output(fix)
             return
-        index = mend.node - self.first
+        index = fix.node - self.first
         node = self.nodes[index]
-        old = node.inputs[mend.input]
+        old = node.inputs[fix.input]
         info = self.structure.coupling.shapes[old.name]
         stored = isinstance(old, self.gs.Constant) or (old.inputs and old.inputs[0].op == "Constant")
         self.touched.add(index)
@@ -232,38 +232,38 @@ class GraphEditor:
     def _override(self, mend: SizeFix, old: Any) -> None:
         """Replace some elements of a size that is computed at run time, and leave the others dynamic."""
         name = self._fresh(f"{old.name}_pruned")
-        out = self.gs.Variable(name, dtype=old.dtype or mend.required.dtype, shape=mend.required.shape)
-        node = self.nodes[mend.node - self.first]
+        out = self.gs.Variable(name, dtype=old.dtype or fix.required.dtype, shape=fix.required.shape)
+        node = self.nodes[fix.node - self.first]
         place = self.graph.nodes.index(node)
-        self.graph.nodes[place:place] = self._replacing(mend, old, out)
-        node.inputs[mend.input] = out
+        self.graph.nodes[place:place] = self._replacing(fix, old, out)
+        node.inputs[fix.input] = out
 
-    def _mend_output(self, mend: SizeFix) -> None:
+    def _fix_output(self, fix: SizeFix) -> None:
         """Give out a size as it was, where its element changed."""
-        output = self.graph.outputs[mend.input]
+        output = self.graph.outputs[fix.input]
         name = self._fresh(f"{output.name}_pruned")
         if not output.inputs:  # a body that gives out what it was given, or what it captures
-            new = self.gs.Variable(name, dtype=output.dtype or mend.required.dtype, shape=mend.required.shape)
-            self.graph.nodes += self._replacing(mend, output, new)
-            self.graph.outputs[mend.input] = new
-            self.renamed[mend.input] = name
+            new = self.gs.Variable(name, dtype=output.dtype or fix.required.dtype, shape=fix.required.shape)
+            self.graph.nodes += self._replacing(fix, output, new)
+            self.graph.outputs[fix.input] = new
+            self.renamed[fix.input] = name
             return
         maker = output.inputs[0]
-        found = self.gs.Variable(name, dtype=output.dtype or mend.required.dtype, shape=mend.actual.shape)
+        found = self.gs.Variable(name, dtype=output.dtype or fix.required.dtype, shape=fix.actual.shape)
         maker.outputs[maker.outputs.index(output)] = found
         self.touched.add(self.original[id(maker)])
         place = self.graph.nodes.index(maker) + 1
-        self.graph.nodes[place:place] = self._replacing(mend, found, output)
+        self.graph.nodes[place:place] = self._replacing(fix, found, output)
 
-    def _replacing(self, mend: SizeFix, old: Any, out: Any) -> list[Any]:
+    def _replacing(self, fix: SizeFix, old: Any, out: Any) -> list[Any]:
         """Nodes that make `out` of `old`, a number that is computed at run time, by putting it right."""
         name = out.name if out.name in self.added else old.name
-        values, last = old, len(steps := corrections(mend, self.opset)) - 1
+        values, last = old, len(steps := corrections(fix, self.opset)) - 1
         nodes = []
         for place, step in enumerate(steps):
             result = out
             if place < last:
-                result = self.gs.Variable(self._fresh(f"{name}_{step.name}"), mend.required.dtype, mend.required.shape)
+                result = self.gs.Variable(self._fresh(f"{name}_{step.name}"), fix.required.dtype, fix.required.shape)
             constants = [self._constant(f"{name}_{key}", array) for key, array in step.constants.items()]
             nodes.append(
                 self.gs.Node(step.op_type, f"{name}_{step.name}", {}, step.inputs(values, constants), [result])

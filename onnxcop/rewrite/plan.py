@@ -1,4 +1,4 @@
-"""The decision as a file: which indices of which tensors go, for which model, and how it was made."""
+"""The decision as a file: which indices of which tensors are removed, for which model, and how it was made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLICIES = ("finest", "coarsest")
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Indices of one tensor's axis that go, with everything coupled to them."""
+    """Indices of one tensor's axis that are removed, with everything coupled to them."""
 
     tensor: str
     axis: int
@@ -36,7 +36,7 @@ class PruningPlan:
 
     Attributes:
         model: SHA-256 of the model it was made for.
-        cuts: What goes, named by one stored tensor per unit.
+        cuts: What is removed, named by one stored tensor per unit.
         input_shapes: The shapes the model was analysed with.
         policy: The coupling policy it was analysed with.
         budget: What was asked for.
@@ -127,13 +127,13 @@ class PruningPlan:
 def _whole(value: Any) -> int:
     """A number from 0 on; JSON has one kind of number, and Python takes a truth value for one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no whole number from 0 on")
+        raise ValueError(f"{value!r} is not a whole number of at least 0")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value
 
 

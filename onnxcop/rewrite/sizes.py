@@ -37,7 +37,7 @@ Keep = Callable[[IntArray], IntArray]
 class SizeFix:
     """Input `input` of node `node` reads `actual` after pruning but must read `required`.
 
-    Node -1 stands for the top-level graph, and its inputs for the graph's outputs; -2 for the next of
+    Node -1 represents the top-level graph, and its inputs the graph's outputs; -2 for the next of
     :class:`onnxcop.graph.subgraphs.Scopes`, and so on.
     """
 
@@ -49,9 +49,9 @@ class SizeFix:
 
 def kept_positions(structure: Structure, removed: IntArray) -> Keep:
     """Return a function from the atoms of an axis to its kept positions."""
-    gone = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
-    gone[removed] = True
-    alive = ~gone[structure.class_unit]
+    is_removed = np.zeros(len(structure.unit_class) + 1, dtype=np.bool_)
+    is_removed[removed] = True
+    alive = ~is_removed[structure.class_unit]
     of = structure.coupling.classes.of
 
     def keep(atoms: IntArray) -> IntArray:
@@ -125,7 +125,7 @@ def attribute_values(edits: list[Edit], node: onnx.NodeProto, keep: Keep) -> dic
     return {name: value for name, value in result.items() if value != given.get(name)}
 
 
-def mends(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[SizeFix]:
+def size_fixes(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iterator[SizeFix]:
     """Every number that would be wrong after the weights have been cut."""
     coupling = structure.coupling
     shapes = coupling.shapes
@@ -301,10 +301,10 @@ class Correction:
         return [*constants, values] if self.op_type == "Where" else [values, *constants]
 
 
-def corrections(mend: SizeFix, opset: int) -> list[Correction]:
+def corrections(fix: SizeFix, opset: int) -> list[Correction]:
     """The nodes that turn what is read into what must be read, one after the other."""
-    required = mend.required
-    actual = np.asarray(np.broadcast_to(mend.actual, required.shape))
+    required = fix.required
+    actual = np.asarray(np.broadcast_to(fix.actual, required.shape))
     wrong = np.asarray(actual != required)
     if required.dtype.kind in "if" and np.isfinite(actual[wrong]).all() and (actual[wrong] != 0).all():
         return _scaled(required, actual, wrong)

@@ -223,13 +223,13 @@ def _list(value: Any) -> list[Any]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{_short(value)} is no text")
+        raise TypeError(f"{_short(value)} is not text")
     return value
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{_short(value)} is no whole number from 0 on")
+        raise ValueError(f"{_short(value)} is not a whole number of at least 0")
     return value
 
 

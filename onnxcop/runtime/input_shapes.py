@@ -14,7 +14,7 @@ from onnxcop.graph.shapes import Shape, ShapeMap, infer
 from onnxcop.runtime.inputs import _batch_names, declared, log, model_inputs, random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
 
-_PICTURES = ((224, 224), (256, 256), (320, 320), (640, 640), (48, 320), (32, 320), (64, 64), (512, 512))
+_IMAGES = ((224, 224), (256, 256), (320, 320), (640, 640), (48, 320), (32, 320), (64, 64), (512, 512))
 
 
 _LENGTHS = (128, 512, 576, 16000, 1024, 64, 256, 16)
@@ -52,18 +52,18 @@ def settle_shapes(
                 results = session.run(random_feeds(model, shapes, seed=0))
             except EngineError:
                 continue
-            if _telling(results):
-                return _told(model, shapes)
+            if _varied(results):
+                return _logged(model, shapes)
             possible = possible or shapes
     except EngineError as error:
         log.debug("trying input shapes: %s", error)
     finally:
         if session is not None:
             session.close()
-    return _told(model, possible or candidates[0])
+    return _logged(model, possible or candidates[0])
 
 
-def _told(model: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, Shape]:
+def _logged(model: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, Shape]:
     """The shapes that were settled on, after a line that says so."""
     for value in model_inputs(model):
         if None in declared(value)[1:]:
@@ -76,7 +76,7 @@ def _told(model: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, Shape]:
     return shapes
 
 
-def _telling(results: Feed) -> bool:
+def _varied(results: Feed) -> bool:
     """Whether any output holds different finite numbers (not so for a signal too short for the model)."""
     arrays = [np.asarray(a) for a in results.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
     return not arrays or any(a.size and np.isfinite(a).all() and a.min() < a.max() for a in arrays)
@@ -106,12 +106,12 @@ def _candidates(
     if not open_values:
         yield fixed
         return
-    usual = list(zip(_PICTURES, _LENGTHS, strict=True))
-    for picture, length in usual if images is None else [(images, _LENGTHS[0]), *usual]:
-        yield fixed | {name: _fill(sizes, picture, length) for name, sizes in open_values}
+    usual = list(zip(_IMAGES, _LENGTHS, strict=True))
+    for image, length in usual if images is None else [(images, _LENGTHS[0]), *usual]:
+        yield fixed | {name: _fill(sizes, image, length) for name, sizes in open_values}
 
 
-def _fill(sizes: tuple[int | None, ...], picture: tuple[int, int], length: int) -> Shape:
+def _fill(sizes: tuple[int | None, ...], image: tuple[int, int], length: int) -> Shape:
     filled = list(sizes)
     if filled[0] is None:
         filled[0] = 1
@@ -119,10 +119,10 @@ def _fill(sizes: tuple[int | None, ...], picture: tuple[int, int], length: int) 
         filled[1] = 1  # a recurrent state: layers, batch, width
     unknown = [axis for axis, size in enumerate(filled) if size is None]
     if len(sizes) == 4 and len(unknown) == 2:
-        for axis, size in zip(unknown, picture, strict=True):
+        for axis, size in zip(unknown, image, strict=True):
             filled[axis] = size
     elif len(sizes) == 4 and len(unknown) == 1:
-        filled[unknown[0]] = picture[1]
+        filled[unknown[0]] = image[1]
     return tuple(length if size is None else size for size in filled)
 
 
@@ -137,7 +137,7 @@ def _fit(name: str, sizes: tuple[int | None, ...], given: Sequence[int]) -> Shap
 
 
 def shapes_of(model: onnx.ModelProto, inputs: Mapping[str, Shape], options: EngineOptions) -> ShapeMap:
-    """Infer all shapes; what inference cannot tell is read off one run of the model, or else off its value_info."""
+    """Infer all shapes; what inference cannot determine is taken from a run of the model, or else from value_info."""
     found = infer(model, inputs)
     if not found.unknown:
         return found

@@ -1,4 +1,4 @@
-"""Concrete input shapes for a model, and what shape inference alone cannot tell.
+"""Concrete input shapes for a model, and what shape inference alone cannot determine.
 
 Dynamic dimensions need some concrete size for the analysis. Where the user gives none, a few usual
 sizes are tried in turn, and the first with which the model runs is taken.
@@ -19,7 +19,7 @@ from onnxcop.graph.shapes import Shape
 log = logging.getLogger("onnxcop")
 
 
-# Sizes for (height, width) of pictures and for the length of sequences, most usual first.
+# Sizes for (height, width) of images and for the length of sequences, most usual first.
 
 
 def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -73,7 +73,7 @@ def other_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Iterato
 
 
 def batch_axes(model: onnx.ModelProto) -> dict[str, set[int]]:
-    """The dynamic axes of every input along which samples seem to lie: the leading ones, and others of their names."""
+    """The dynamic axes of every input along which samples seem to be: the leading ones, and others of their names."""
     batches = _batch_names(model)
     return {
         value.name: {
@@ -86,7 +86,7 @@ def batch_axes(model: onnx.ModelProto) -> dict[str, set[int]]:
 
 
 def _other_size(size: int, batch: bool) -> int:
-    """Another size: pictures in steps of 32, since networks halve them up to five times."""
+    """Another size: images in steps of 32, since networks halve them up to five times."""
     if batch or size == 1:
         return size + 1
     return size - 32 if size > 64 else 2 * size

@@ -1,7 +1,7 @@
 """Which package of ONNX Runtime is installed, and whether several write over each other.
 
 `onnxruntime`, `onnxruntime-gpu`, `onnxruntime-openvino` and others unpack into the same folder. pip does not notice:
-whichever came last provides the files, the providers of the others are gone, and removing one breaks the rest.
+whichever came last provides the files, the providers of the others are missing, and removing one breaks the rest.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Installation:
     active: str
 
     def clash(self) -> str:
-        """What is wrong and how to mend it; empty if one package owns the files."""
+        """What is wrong and how to fix it; empty if one package owns the files."""
         if len(self.packages) < 2:
             return ""
         hidden = [name for name in self.packages if name != self.active]
         return (
             f"{', '.join(self.packages)} are installed over each other: the files are those of "
             f"{self.active or 'the one installed last'}, and what {' and '.join(hidden)} could do is missing; "
-            f"keep one: {self.mend(_wanted(self.packages))}"
+            f"keep one: {self.fix(_wanted(self.packages))}"
         )
 
-    def mend(self, package: str) -> str:
+    def fix(self, package: str) -> str:
         """The command line that leaves one package of ONNX Runtime."""
         uninstall = f"pip uninstall -y {' '.join(self.packages)} && " if self.packages else ""
         return f"{uninstall}pip install --no-deps {package}"

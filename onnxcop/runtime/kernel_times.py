@@ -1,7 +1,7 @@
 """Times of single operators, from the profile of a session that runs many of them.
 
-What stands in the way of comparing operators one by one, the copies
-and reorders at the borders of a small model, is left out: a profile tells kernels apart.
+What prevents comparing operators one by one, the copies
+and reorders at the borders of a small model, is left out: a profile lists kernels separately.
 
 It needs Python 3.8, NumPy and ONNX Runtime alone: its source is a part of the script that times a model
 on another device.
@@ -108,7 +108,7 @@ def _by_halves(keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str
 
 
 def _by_session(model: bytes, providers: Sequence[Any]) -> dict[int, float]:
-    """The same on a device whose profile tells of launches alone: by the wall, less what an empty model takes.
+    """The same on a device whose profile lists launches alone: by the wall, less what an empty model takes.
 
     The model holds one operator.
     """
@@ -153,7 +153,7 @@ def from_events(events: Sequence[Mapping[str, Any]], runs: int) -> dict[int, flo
     for event in events:
         match = _KERNEL.match(str(event.get("name", "")))
         if match is not None and event.get("cat") == "Node":
-            # whole microseconds are told, rounded down
+            # whole microseconds are reported, rounded down
             found.setdefault(int(match[1]), {}).setdefault(event["name"], []).append(float(event["dur"]) + 0.5)
     times = {}
     for number, kernels in found.items():

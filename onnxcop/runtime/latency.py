@@ -32,7 +32,7 @@ log = logging.getLogger("onnxcop")
 DEFAULT_SECONDS = 2.0
 _SURE = 2.0  # standard errors on either side, for an interval that holds the ratio in 19 of 20 cases
 
-# The threads of one session go on spinning for a while after a run, and would slow the next one down.
+# The threads of one session keep spinning for a while after a run, and would slow the next one down.
 _CONFIG = {"session.force_spinning_stop": "1"}
 # What ONNX Runtime does if nobody says otherwise: the rest of the package asks for full precision.
 _AS_DEPLOYED = {CUDA: (("use_tf32", "1"), ("cudnn_conv_algo_search", "EXHAUSTIVE"))}
@@ -53,7 +53,7 @@ class Timing:
     high: float
 
     def __str__(self) -> str:
-        return formatting.timed(self.median, (self.high - self.low) / 2)
+        return formatting.duration(self.median, (self.high - self.low) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Measurement:
         )
 
 
-def measure(
+def measure_times(
     models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array] | Sequence[Mapping[str, Array]],
     options: EngineOptions = EngineOptions(), *, seconds: float = DEFAULT_SECONDS, enough: float = ENOUGH,
 ) -> Measurement:  # fmt: skip
@@ -160,7 +160,7 @@ def timed(
     """A model beside the original on random inputs; None, and a warning in the log, where they do not run on those."""
     try:
         feeds = random_feeds(original, shapes, seed=0)
-        return measure([original, other], feeds, options, seconds=seconds).latency(1)
+        return measure_times([original, other], feeds, options, seconds=seconds).latency(1)
     except (EngineError, ModelError) as error:
         log.warning("latency could not be measured: %s", error)
         return None

@@ -38,8 +38,3 @@ class Machine:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
-
-    def differences(self, other: Machine) -> list[str]:
-        """What differs from another machine, as "what: this, not that"."""
-        mine, its = self.to_dict(), other.to_dict()
-        return [f"{name}: {mine[name]}, not {its[name]}" for name in mine if mine[name] != its[name]]

@@ -55,7 +55,7 @@ class OutOfMemory(EngineError):
     """A run needed more memory than the device (or the host) has left."""
 
 
-SHORT_NAMES = {"auto": "CUDA if a device answers, else the CPU", **_PROVIDERS}
+SHORT_NAMES = {"auto": "CUDA if a device is available, else the CPU", **_PROVIDERS}
 
 
 def resolve_provider(name: str) -> list[str]:
@@ -225,8 +225,10 @@ def _onnxruntime() -> Any:
             f"ONNX Runtime cannot be imported ({_one_line(error)}); install the package onnxruntime or onnxruntime-gpu"
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
-        mend = installation_of(onnxruntime).mend("onnxruntime-gpu")
-        raise EngineError(f"ONNX Runtime is there in part only, as when one of its packages was removed: {mend}")
+        fix = installation_of(onnxruntime).fix("onnxruntime-gpu")
+        raise EngineError(
+            f"ONNX Runtime is only partly installed, as happens when one of its packages is removed: {fix}"
+        )
     warn_of_clash(onnxruntime)
     return onnxruntime
 
@@ -234,7 +236,7 @@ def _onnxruntime() -> Any:
 def _how(provider: str) -> str:
     """The command that installs the build of ONNX Runtime with a provider, where one is known."""
     package = package_for(provider)
-    return f": {installation_of(_onnxruntime()).mend(package)}" if package else ""
+    return f": {installation_of(_onnxruntime()).fix(package)}" if package else ""
 
 
 def _available() -> list[str]:

@@ -28,7 +28,7 @@ LARGEST_COPIED = 256 * 2**20  # bytes of weights; pieces of a larger model map t
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Nodes that stand for one: they make the same tensors of the same inputs, and of tensors of their own."""
+    """Nodes that replace one: they make the same tensors of the same inputs, and of tensors of their own."""
 
     nodes: tuple[onnx.NodeProto, ...]
     tensors: tuple[onnx.TensorProto, ...]
@@ -49,8 +49,8 @@ class GraphPartition:
             them in place changes later pieces.
         shapes: Element types and ranks of its tensors.
         constants: Names of tensors that are computed from weights alone; every piece computes its own.
-        replaced: Tells what stands for nodes when a piece is made, by their positions; tensors of the same name
-            are the same. Nodes that it leaves out stand for themselves.
+        replaced: Returns what replaces nodes when a piece is made, by their positions; tensors of the same name
+            are the same. Nodes that it leaves out stay.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class GraphPartition:
         return piece
 
     def whole(self, base: onnx.ModelProto | None = None) -> onnx.ModelProto:
-        """The whole model with what stands for its nodes.
+        """The whole model with what replaces its nodes.
 
         Args:
             base: A copy of the model with more nodes after its own; the model itself where there is none.
@@ -149,7 +149,7 @@ class GraphPartition:
         return tensor if self._weights is None else self._weights.detach(tensor)
 
     def light(self) -> onnx.ModelProto:
-        """The model as it stands: where its weights are many, a copy that has them in the file of the pieces."""
+        """The model as it is now: where its weights are many, a copy that has them in the file of the pieces."""
         return self.model if self._weights is None else self._weights.light(self.model)
 
     def _constant_makers(self, wanted: set[str], start: int) -> set[int]:
@@ -171,7 +171,7 @@ class GraphPartition:
 
 
 def _tensors(replacements: Mapping[int, Replacement]) -> list[onnx.TensorProto]:
-    """Tensors of nodes that stand for others, each once."""
+    """Tensors of nodes that replace others, each once."""
     return list({tensor.name: tensor for found in replacements.values() for tensor in found.tensors}.values())
 
 
@@ -233,7 +233,7 @@ class PartialExecutor:
         Args:
             stop: The node.
             names: Of the tensors.
-            places: Which batches, in this order; all of them unless told.
+            places: Which batches, in this order; by default all of them.
         """
         return self._streamed(self.partition, stop, names, range(len(self.states)) if places is None else places)
 
@@ -268,7 +268,7 @@ class PartialExecutor:
         Args:
             cut: The node.
             extra: Names of tensors.
-            places: Which batches; all of them unless told.
+            places: Which batches; by default all of them.
         """
         chosen = range(len(self.states)) if places is None else places
         for place in chosen:
@@ -293,7 +293,7 @@ class PartialExecutor:
 
         Args:
             partition: A variant of the network that is the same up to the cut.
-            places: Which batches, in this order; all of them unless told.
+            places: Which batches, in this order; by default all of them.
         """
         chosen = partition or self.partition
         every = range(len(self.states)) if places is None else places

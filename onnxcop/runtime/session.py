@@ -1,4 +1,4 @@
-"""The execution seam: all that runs a model goes through here, ONNX Runtime lies behind it."""
+"""The execution seam: all that runs a model goes through here, ONNX Runtime is behind it."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def run_batched(
                 if stop - start <= 1:
                     raise OutOfMemory(f"{error}; a single sample does not fit") from error
                 limit = (stop - start) // 2
-                log.info("out of memory with %d samples, going on with %d", stop - start, limit)
+                log.info("out of memory with %d samples, continuing with %d", stop - start, limit)
                 continue
             yield part, result
             start = stop

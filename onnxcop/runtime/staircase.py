@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcop._base.cache import remember, remembered
 from onnxcop.errors import BudgetError, EngineError
-from onnxcop.runtime.latency import measure
+from onnxcop.runtime.latency import measure_times
 from onnxcop.runtime.machine import Machine
 from onnxcop.runtime.session import EngineOptions
 
@@ -105,7 +105,7 @@ def target_named(name: str) -> Target:
     for entry in TARGETS:
         if entry.name == name:
             return entry
-    raise BudgetError(f"no target is called {name!r}; choose one of {', '.join(entry.name for entry in TARGETS)}")
+    raise BudgetError(f"unknown target {name!r}; choose one of {', '.join(entry.name for entry in TARGETS)}")
 
 
 def staircase_of(options: EngineOptions) -> Staircase | None:
@@ -141,7 +141,7 @@ def _ratios(options: EngineOptions) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {step: {} for step in STEPS}
     for kind, models in stair_models().items():
         feeds = [{"x": np.ones((1, width, _SIDE, _SIDE), np.float32)} for width in _widths()]
-        times = measure(models, feeds, options, seconds=_SECONDS / len(_KINDS), enough=_ENOUGH)
+        times = measure_times(models, feeds, options, seconds=_SECONDS / len(_KINDS), enough=_ENOUGH)
         for place, step in enumerate(STEPS, start=1):
             found[step][kind] = times.latency(place).ratio
     log.debug("time of layers with fewer channels than %d: %s", _WIDE, found)

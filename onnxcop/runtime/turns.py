@@ -18,8 +18,8 @@ _TURN = 0.002  # seconds that a thing runs for at least within a turn, so that t
 _SLICES = 40  # of a turn, that are timed one by one
 _FEWEST, _MOST = 5, 1000  # turns
 _LEAST_TIME = 0.25  # share of the time that is spent in any case
-_RESOLUTION = 1e-6  # seconds that a clock must tell apart
-_TO_DEVIATION = 1.349  # quartiles of a normal distribution lie this many deviations apart
+_RESOLUTION = 1e-6  # seconds that a clock must resolve
+_TO_DEVIATION = 1.349  # quartiles of a normal distribution are this many deviations apart
 _OF_MEDIAN = 1.2533  # standard error of a median over that of a mean
 
 

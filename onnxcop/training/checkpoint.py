@@ -1,4 +1,4 @@
-"""Where a run stands, in a file from which it goes on as if it had not been stopped."""
+"""The state of a run, in a file from which it resumes as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
         run: What identifies the run: models, samples and settings.
@@ -64,7 +64,9 @@ class Checkpoint:
                 state = TrainingState(held["weights"], held["first"], held["second"], int(header["step"]))
                 found = cls(header["run"], state, held["best"], header["notes"])
         except (OSError, ValueError, KeyError, BadZipFile, EOFError):
-            raise CalibrationError(f"{path} is no checkpoint, or damaged; delete it or name another file") from None
+            raise CalibrationError(
+                f"{path} is not a checkpoint, or is damaged; delete it or name another file"
+            ) from None
         if found.run != run:
             raise CalibrationError(
                 f"{path} is the checkpoint of another run (model, samples or settings differ); delete it or name "

@@ -1,7 +1,7 @@
 """Self-distillation: a pruned model learns its original's answers, on unlabelled samples.
 
 Everything learns together here, where closed-form recovery takes layer after layer. Samples are views of those that
-recovery saw; a part that neither of the two was fitted on judges in the end, and keeps what closed form gave unless
+recovery saw; a part that neither of the two was fitted on decides in the end, and keeps what closed form gave unless
 distillation is nearer to the original there.
 """
 
@@ -28,15 +28,15 @@ from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.checkpoint import Checkpoint
 from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET, divergence_loss
-from onnxcop.training.samples import PLAIN, SampleSet, View, views_of
+from onnxcop.training.samples import PLAIN, ImageView, SampleSet, views_of
 from onnxcop.training.schedule import AUTO, Effort, Schedule
-from onnxcop.training.step import Layout, Optimizer, StepGraph, build_step, with_weights
+from onnxcop.training.step import Optimizer, StepGraph, WeightLayout, build_step, with_weights
 from onnxcop.training.teacher import Teacher
 from onnxcop.training.trainer import Trainer, TrainingState
 
 log = logging.getLogger("onnxcop")
 
-_TEMPERATURE = 4.0  # at which the held-out set judges
+_TEMPERATURE = 4.0  # of the divergence on the held-out set
 _HELD_OUT = 1 / 4  # of the samples
 _VIEWS = 8
 _BEARABLE = 0.8  # agreement of the original with itself on another view, from which views are used
@@ -54,10 +54,10 @@ class DistillOptions:
 
     Attributes:
         effort: How long.
-        rate: The highest learning rate; None to find it by short trials that the held-out samples judge.
+        rate: The highest learning rate; None to find it by short trials scored on the held-out samples.
         batch_size: Samples of a step.
         seed: Random seed.
-        checkpoint: Where to write how far the run is; a run that finds it goes on from there.
+        checkpoint: Where to write how far the run is; a run that finds it resumes from there.
         engine: How models are run.
     """
 
@@ -103,7 +103,7 @@ class Distilled:
         """In words."""
         size = f"{self.steps} steps at {self.rate:g}, {self.seconds:.0f} s"
         if not self.kept:
-            return f"distillation came no nearer on held-out samples ({size}): the closed form is kept"
+            return f"distillation did not improve on held-out samples ({size}): the result in closed form is kept"
         agreed = ""
         if self.before.agreement is not None and self.after.agreement is not None:
             agreed = f", agreement {self.before.agreement:.1%} to {self.after.agreement:.1%}"
@@ -140,7 +140,7 @@ class _Distillation:
         self.student, self.teacher_model, self.options, self.progress = student, teacher, options, progress
         self.started = time.monotonic()
         if source.count < 8:
-            raise CalibrationError(f"distillation needs at least 8 samples, and here are {source.description}")
+            raise CalibrationError(f"distillation needs at least 8 samples, but got {source.description}")
         share = min(1 / 3, max(_HELD_OUT, 128 / source.count))
         fit, held = source.split(share, options.seed)
         self.size = source.layout.size or min(options.batch_size, fit.count)
@@ -159,9 +159,9 @@ class _Distillation:
         self.answers = Teacher(
             model=teacher, samples=self.samples, views=self.views, outputs=self.targets, options=options.engine
         )
-        self.judge = self.reference.softened(_TEMPERATURE)
+        self.softened = self.reference.softened(_TEMPERATURE)
 
-    def _bearable_views(self, session: Session) -> Sequence[View]:
+    def _bearable_views(self, session: Session) -> Sequence[ImageView]:
         """Views on which the original still says what it says of the plain images; else the plain ones alone."""
         views = views_of(self.samples, _VIEWS, self.options.seed)
         if len(views) == 1 or not all(len(j.kind.tasks) and "classify" in j.kind.tasks and
@@ -169,7 +169,7 @@ class _Distillation:
                                       for j in self.reference.judgements.entries):  # fmt: skip
             return [PLAIN]
 
-        def agreement(view: View) -> float:
+        def agreement(view: ImageView) -> float:
             outputs = [session.run(feed) for feed in self.held.batches(self.size, view)]
             return self.reference.compare(outputs).agreement or 0.0
 
@@ -183,14 +183,14 @@ class _Distillation:
         return kept
 
     def run(self) -> Distilled:
-        """Find the rate, train, and let the held-out samples judge."""
+        """Find the rate, train, and choose on the held-out samples."""
         example = self._feed(0, np.arange(self.size))
         shapes = {name: array.shape for name, array in example.items()}
         graph = build_step(self.loss, Optimizer(), input_shapes=shapes, options=self.options.engine)
         start = graph.layout.vector(self.loss)
         trainer = Trainer(graph, TrainingState.fresh(start), self.options.engine)
         before = self._divergence(graph.layout, start, self.reference)
-        score = self._divergence(graph.layout, start, self.judge).value
+        score = self._divergence(graph.layout, start, self.softened).value
         run = self._identity(graph.layout)
         rate, loop = self._loop(trainer, graph, start, score, run)
         history = loop.run(score)
@@ -221,7 +221,7 @@ class _Distillation:
         answers = self.answers.answers(indices, view, feed)
         return feed | {TARGET + name: answers[name] for name in self.targets}
 
-    def _divergence(self, layout: Layout, weights: Array, reference: Reference) -> Divergence:
+    def _divergence(self, layout: WeightLayout, weights: Array, reference: Reference) -> Divergence:
         model = with_weights(self.student, layout.arrays(weights))
         with Session(model, self.options.engine) as session:
             return reference.compare([session.run(feed) for feed in self.feeds])
@@ -259,7 +259,7 @@ class _Distillation:
             return Loop(
                 trainer=trainer,
                 batch=self._feed,
-                judge=lambda weights: self._divergence(graph.layout, weights, self.judge).value,
+                measure=lambda weights: self._divergence(graph.layout, weights, self.softened).value,
                 settings=settings,
                 progress=self.progress,
             )
@@ -283,8 +283,8 @@ class _Distillation:
             left = steps
         return rate, made(rate, max(left, 1), "distillation", _EVALUATIONS, path)
 
-    def _identity(self, layout: Layout) -> str:
-        """What a checkpoint must be of, for the run to go on from it."""
+    def _identity(self, layout: WeightLayout) -> str:
+        """What a checkpoint must be of, for the run to resume from it."""
         parts = (sha256(self.student), sha256(self.teacher_model), self.description, self.options.effort,
                  self.options.rate, self.size, self.options.seed, layout.names)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -27,9 +27,9 @@ from onnxcop.training.labels import labels_of
 from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET
 from onnxcop.training.objectives import LABELS, Objective, objective
-from onnxcop.training.samples import PLAIN, SampleSet, View
+from onnxcop.training.samples import PLAIN, ImageView, SampleSet
 from onnxcop.training.schedule import Schedule
-from onnxcop.training.step import Layout, Optimizer, build_step, with_weights
+from onnxcop.training.step import Optimizer, WeightLayout, build_step, with_weights
 from onnxcop.training.teacher import Teacher
 from onnxcop.training.trainer import Trainer, TrainingState
 
@@ -51,13 +51,13 @@ class FinetuneOptions:
         rate: The highest learning rate.
         batch_size: Samples of a step.
         decay: Weight decay of AdamW, of tensors of two and more axes.
-        held_out: Share of the samples that judges and is not trained on.
+        held_out: Share of the samples that is held out to score the weights.
         augment: Whether images are shifted and mirrored at random.
         metric: A score of models, higher is better; None for the accuracy, or minus the squared error.
         tokenizer: The model's `tokenizer.json`, or its folder, for data that are a text file, one text a line.
         preprocess: How images become inputs; None for what the model declares, else guessed.
         samples: How many samples of the data are used; None for all.
-        checkpoint: Where to write how far the run is; a run that finds it goes on from there.
+        checkpoint: Where to write how far the run is; a run that finds it resumes from there.
         seed: Random seed.
         engine: How models are run.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
@@ -147,7 +147,7 @@ class _Finetuning:
                 batch_size=options.batch_size, seed=options.seed,
             )  # fmt: skip
             if source.count < 2:
-                raise CalibrationError(f"fine-tuning needs at least 2 samples, and here are {source.description}")
+                raise CalibrationError(f"fine-tuning needs at least 2 samples, but got {source.description}")
             everything = labels_of(source, data, options.labels)
             places = {int(number): place for place, number in enumerate(source.numbers)}
             fit, held = source.split(options.held_out, options.seed)
@@ -206,7 +206,7 @@ class _Finetuning:
         loop = Loop(
             trainer=trainer,
             batch=self._feed,
-            judge=lambda weights: -self._score(graph.layout, weights),
+            measure=lambda weights: -self._score(graph.layout, weights),
             settings=settings,
             progress=self.progress,
         )
@@ -240,7 +240,7 @@ class _Finetuning:
             extra[TARGET + output] = self.live.run(feed, [output])[output]
         return feed | extra
 
-    def _score(self, layout: Layout, weights: Array) -> float:
+    def _score(self, layout: WeightLayout, weights: Array) -> float:
         """On the held-out samples, higher is better: the metric, or that of the objective, or minus its loss."""
         model = with_weights(self.model, layout.arrays(weights))
         if self.options.metric is not None:
@@ -263,8 +263,8 @@ class _Finetuning:
                 sizes.append(len(indices))
         return -float(np.average(losses, weights=sizes))
 
-    def _identity(self, layout: Layout) -> str:
-        """What a checkpoint must be of, for the run to go on from it."""
+    def _identity(self, layout: WeightLayout) -> str:
+        """What a checkpoint must be of, for the run to resume from it."""
         options = self.options
         teacher = None if self.teacher is None else sha256(self.teacher)
         parts = (sha256(self.objective.model), teacher, self.description, options.epochs, options.rate, self.size,
@@ -279,7 +279,7 @@ def _augmented(feed: Feed, samples: SampleSet, rng: np.random.Generator) -> Feed
     images = feed[name]
     most = [max(1, images.shape[axis] // 8) for axis in axes]
     moved = [
-        View(bool(rng.random() < 0.5), *(int(rng.integers(-m, m + 1)) for m in most)).of(images[i : i + 1], axes)
+        ImageView(bool(rng.random() < 0.5), *(int(rng.integers(-m, m + 1)) for m in most)).of(images[i : i + 1], axes)
         for i in range(len(images))
     ]
     return feed | {name: np.concatenate(moved)}

@@ -1,7 +1,7 @@
 """The training loop that distillation and fine-tuning share.
 
 The order of samples and views follows from the seed and the number of the step alone, and the schedule from the
-number of steps, which is settled at the start. So a run that goes on from a checkpoint makes the steps that it would
+number of steps, which is settled at the start. So a run that resumes from a checkpoint makes the steps that it would
 have made.
 """
 
@@ -40,7 +40,7 @@ class LoopSettings:
         samples: How many there are.
         batch_size: How many a step takes.
         seed: Of their order.
-        evaluations: How often the result so far is judged, the end included.
+        evaluations: How often the result so far is scored, the end included.
         checkpoint: Where to write how far the run is.
         run: What identifies the run.
         stage: Its name for the display of progress.
@@ -62,7 +62,7 @@ class History:
 
     Attributes:
         losses: Mean loss of the steps since the last evaluation, with the number of the step.
-        scores: What the judge said, with the number of the step; lower is better.
+        scores: The scores, with the number of the step; lower is better.
         interrupted: Whether the user ended it.
     """
 
@@ -72,21 +72,22 @@ class History:
 
 
 class Loop:
-    """Steps over samples, judged now and then.
+    """Steps over samples, scored now and then.
 
     Args:
         trainer: Makes the steps.
         batch: Makes the feeds.
-        judge: Says how good weights are (lower is better).
+        measure: The score of weights (lower is better).
         settings: How to go through the samples.
         progress: Called with (stage, done, total).
     """
 
     def __init__(
-        self, trainer: Trainer, batch: Batch, judge: Callable[[Array], float], settings: LoopSettings,
+        self, trainer: Trainer, batch: Batch, measure: Callable[[Array], float], settings: LoopSettings,
         progress: Progress = silent,
     ) -> None:  # fmt: skip
-        self.trainer, self.batch, self.judge, self.settings, self.progress = trainer, batch, judge, settings, progress
+        self.trainer, self.batch, self.measure = trainer, batch, measure
+        self.settings, self.progress = settings, progress
         self.history = History()
         self.best, self.best_score = trainer.weights, float("inf")
         self._factor, self._parts = 1.0, 1
@@ -98,7 +99,7 @@ class Loop:
         """Train to the end of the schedule, or until Ctrl-C.
 
         Args:
-            score: What the judge says of the weights at the start.
+            score: The score of the weights at the start.
 
         Raises:
             ModelError: The loss stays no number although the rate was halved.
@@ -137,7 +138,7 @@ class Loop:
                     f"the loss is {result.loss:g} at step {number + 1} although the rate was halved {_HALVINGS} times; "
                     f"look at samples {first} … of the batch, or give a lower --lr"
                 )
-            log.warning("the loss is no number at step %d: the step is undone and the rate halved", number + 1)
+            log.warning("the loss is not a number at step %d: the step is undone and the rate halved", number + 1)
             result, indices = self._attempt(number)
         self._recent.append(result.loss)
 
@@ -170,7 +171,7 @@ class Loop:
 
     def _score(self, done: int) -> float:
         weights = self.trainer.weights
-        score = self.judge(weights)
+        score = self.measure(weights)
         self.history.scores.append((done, score))
         if score < self.best_score:
             self.best, self.best_score = weights, score
@@ -201,4 +202,4 @@ class Loop:
         self._recent = [float(loss) for loss in found.notes["recent"]]
         self.history.losses = [(int(step), float(loss)) for step, loss in found.notes["losses"]]
         self.history.scores = [(int(step), float(score)) for step, score in found.notes["scores"]]
-        log.info("going on from %s at step %d", self.settings.checkpoint, found.state.step)
+        log.info("resuming from %s at step %d", self.settings.checkpoint, found.state.step)

@@ -27,11 +27,11 @@ TARGET = "target/"  # what the names of targets begin with
 _TEMPERATURE = 4.0
 _SMALL = 1e-12
 
-Term = Callable[[Tensor, Tensor], Tensor]  # from an output and its target to a scalar
+LossTerm = Callable[[Tensor, Tensor], Tensor]  # from an output and its target to a scalar
 
 
 def with_loss(
-    model: onnx.ModelProto, terms: Mapping[str, Term], targets: Mapping[str, tuple[int, int]]
+    model: onnx.ModelProto, terms: Mapping[str, LossTerm], targets: Mapping[str, tuple[int, int]]
 ) -> onnx.ModelProto:
     """Add a loss that is the sum of one term for each of some outputs.
 
@@ -74,7 +74,7 @@ def divergence_loss(
     Raises:
         ModelError: None of the outputs can be compared.
     """
-    terms: dict[str, Term] = {}
+    terms: dict[str, LossTerm] = {}
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
     for judgement in judgements.entries:
         for name in judgement.outputs:
@@ -85,7 +85,7 @@ def divergence_loss(
     return with_loss(model, terms, {name: (types[name], reference[0][name].ndim) for name in terms})
 
 
-def _term(judgement: Judgement, batches: Sequence[Array]) -> Term:
+def _term(judgement: Judgement, batches: Sequence[Array]) -> LossTerm:
     if isinstance(judgement.kind.measure, type) and issubclass(judgement.kind.measure, ClassMeasure):
         axis = class_axis(batches)
         return lambda y, t: soft_cross_entropy(y, t, axis, probabilities=shares_along(batches, axis))
@@ -137,8 +137,3 @@ def cross_entropy(y: Tensor, labels: Tensor, *, probabilities: bool) -> Tensor:
 def squared_error(y: Tensor, target: Tensor) -> Tensor:
     """The mean of squared errors."""
     return ((y - target) * (y - target)).op("ReduceMean", keepdims=0)
-
-
-def cross_entropy_labels() -> int:
-    """The element type of labels."""
-    return int(onnx.TensorProto.INT64)

@@ -17,7 +17,7 @@ _SHIFT = 1 / 8  # of an image's side, by which views are moved at most
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ImageView:
     """One look at an image.
 
     Attributes:
@@ -46,7 +46,7 @@ class View:
         return np.ascontiguousarray(images)
 
 
-PLAIN = View()
+PLAIN = ImageView()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class SampleSet:
         }
         return cls(arrays, axes, source.count, _image(source, arrays))
 
-    def batch(self, indices: IntArray, view: View = PLAIN) -> Feed:
+    def batch(self, indices: IntArray, view: ImageView = PLAIN) -> Feed:
         """Some of the samples in one view."""
         feed = {
             name: array if (axis := self.axes[name]) is None else array.take(indices, axis)
@@ -104,7 +104,7 @@ class SampleSet:
             feed[name] = view.of(feed[name], axes)
         return feed
 
-    def batches(self, size: int, view: View = PLAIN) -> Iterator[Feed]:
+    def batches(self, size: int, view: ImageView = PLAIN) -> Iterator[Feed]:
         """All samples in order."""
         for start in range(0, self.count, size):
             yield self.batch(np.arange(start, min(start + size, self.count)), view)
@@ -125,7 +125,7 @@ def _image(source: CalibrationData, arrays: Mapping[str, Array]) -> tuple[str, t
     return None
 
 
-def views_of(samples: SampleSet, count: int, seed: int) -> Sequence[View]:
+def views_of(samples: SampleSet, count: int, seed: int) -> Sequence[ImageView]:
     """Views to train on: the images as they are, and moved and mirrored at random; one where there are no images."""
     if samples.image is None:
         return [PLAIN]
@@ -135,5 +135,5 @@ def views_of(samples: SampleSet, count: int, seed: int) -> Sequence[View]:
     found = [PLAIN]
     while len(found) < count:
         moves = [int(rng.integers(-m, m + 1)) for m in most]
-        found.append(View(len(found) % 2 == 1, *moves))
+        found.append(ImageView(len(found) % 2 == 1, *moves))
     return found

@@ -35,7 +35,7 @@ class Effort:
         if text.strip().lower() == "auto":
             return AUTO
         if found is None or float(found[1]) <= 0:
-            raise CalibrationError(f"{text!r} is no length of training; give a time (90s, 5m, 1h), '20 epochs' or auto")
+            raise CalibrationError(f"{text!r} is not a training length; give a time (90s, 5m, 1h), '20 epochs' or auto")
         if found[2].startswith("epoch"):
             return cls(epochs=float(found[1]))
         return cls(seconds=float(found[1]) * _UNITS[found[2]])

@@ -1,6 +1,6 @@
 """One training step as one graph: forward, backward, clipping and AdamW.
 
-All trained tensors lie one after the other in a single vector, so that weights and both moments are three tensors
+All trained tensors are one after the other in a single vector, so that weights and both moments are three tensors
 that stay where they are computed. The graph reads them and returns them anew; a step moves nothing but the batch.
 
 AdamW (Loshchilov and Hutter 2019, algorithm 2), with the gradient scaled so that its norm is at most `clip`:
@@ -52,8 +52,8 @@ class Optimizer:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where trained tensors lie in the vector.
+class WeightLayout:
+    """Where trained tensors are in the vector.
 
     Attributes:
         names: Of the tensors.
@@ -72,7 +72,7 @@ class Layout:
 
     def vector(self, model: onnx.ModelProto) -> Array:
         """The weights of a model, float32 [elements]."""
-        stored = stored_tensors(model)
+        stored = initializers_of(model)
         return np.concatenate([numpy_helper.to_array(stored[name]).astype(np.float32).ravel() for name in self.names])
 
     def arrays(self, vector: Array) -> dict[str, Array]:
@@ -81,7 +81,7 @@ class Layout:
         return {name: part.reshape(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
 
-def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+def initializers_of(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Stored tensors of the top-level graph and those of its Constant nodes, by name; changing them changes it."""
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -93,7 +93,7 @@ def stored_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 def with_weights(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy of a model with other weights, each in its own element type."""
     found = copied(model)
-    stored = stored_tensors(found)
+    stored = initializers_of(found)
     for name, array in arrays.items():
         tensor = stored[name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -108,13 +108,13 @@ class StepGraph:
     Attributes:
         model: Inputs are the model's, the targets', the three vectors, the rate and the number of the step; outputs
             are the three vectors anew, the loss and the gradient's norm.
-        layout: What lies in the vectors.
+        layout: What is in the vectors.
         stops: Nodes at which gradients ended.
         missing: Weights that no gradient reaches.
     """
 
     model: onnx.ModelProto
-    layout: Layout
+    layout: WeightLayout
     stops: tuple[Stop, ...]
     missing: tuple[str, ...]
 
@@ -142,7 +142,7 @@ def build_step(
     graph = found.model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     names = tuple(found.names)
-    layout = Layout(names, tuple(tuple(stored[n].dims) for n in names), tuple(stored[n].data_type for n in names))
+    layout = WeightLayout(names, tuple(tuple(stored[n].dims) for n in names), tuple(stored[n].data_type for n in names))
     build = Builder(graph, "step")
     _read_from_vector(graph, build, layout)
     gradients = [build.known(found.names[name], kind) for name, kind in zip(names, layout.types, strict=True)]
@@ -153,7 +153,7 @@ def build_step(
     return StepGraph(found.model, layout, found.stops, found.missing)
 
 
-def _read_from_vector(graph: onnx.GraphProto, build: Builder, layout: Layout) -> None:
+def _read_from_vector(graph: onnx.GraphProto, build: Builder, layout: WeightLayout) -> None:
     """Take trained tensors out of the stored ones, and read them from the vector instead."""
     trained = set(layout.names)
     kept = [tensor for tensor in graph.initializer if tensor.name not in trained]
@@ -175,7 +175,7 @@ def _read_from_vector(graph: onnx.GraphProto, build: Builder, layout: Layout) ->
     graph.node.extend(later)
 
 
-def _update(build: Builder, optimizer: Optimizer, layout: Layout, gradients: Sequence[Tensor]) -> None:
+def _update(build: Builder, optimizer: Optimizer, layout: WeightLayout, gradients: Sequence[Tensor]) -> None:
     """AdamW on the whole vector."""
     graph, count = build.graph, sum(layout.sizes)
     weights = build.known(WEIGHTS, onnx.TensorProto.FLOAT)

@@ -9,7 +9,7 @@ import onnx
 
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.training.samples import SampleSet, View
+from onnxcop.training.samples import ImageView, SampleSet
 
 
 class Teacher:
@@ -24,11 +24,11 @@ class Teacher:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, samples: SampleSet, views: Sequence[View], outputs: Sequence[str],
+        self, model: onnx.ModelProto, samples: SampleSet, views: Sequence[ImageView], outputs: Sequence[str],
         options: EngineOptions,
     ) -> None:  # fmt: skip
         self._session = Session(model, options)
-        self._samples, self._views, self._outputs = samples, views, list(outputs)
+        self._samples, self._outputs = samples, list(outputs)
         self._answers: dict[int, dict[str, Array]] = {}
         self._known = np.zeros((len(views), samples.count), np.bool_)
 
@@ -43,7 +43,7 @@ class Teacher:
         if not self._known[view, indices].all():
             found = self._session.run(feed, self._outputs)
             if any(np.ndim(value) == 0 or len(value) != len(indices) for value in found.values()):
-                return found  # samples do not lie along the first axis: nothing to keep
+                return found  # samples are not along the first axis: nothing to keep
             held = self._answers.setdefault(view, {})
             for name, value in found.items():
                 if name not in held:

@@ -18,7 +18,7 @@ from onnxcop.training.step import FIRST, NEXT, NORM, RATE, SECOND, STEP, WEIGHTS
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """All that a run needs to go on.
+    """All that a run needs to resume.
 
     Attributes:
         weights: float32 [elements].
@@ -114,7 +114,7 @@ class Trainer:
 
     @property
     def state(self) -> TrainingState:
-        """A copy of what a run needs to go on."""
+        """A copy of what a run needs to resume."""
         held = self._session.state()
         return TrainingState(held[WEIGHTS], held[FIRST], held[SECOND], self._steps)
 

@@ -143,7 +143,7 @@ def agreement(
 
 @dataclass
 class _Kept:
-    """Outputs of both models that are judged together, as many as memory should hold."""
+    """Outputs of both models that are compared together, as many as memory should hold."""
 
     one: list[Feed] = field(default_factory=list)
     other: list[Feed] = field(default_factory=list)

@@ -25,7 +25,7 @@ from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.difference import TOLERANCE
 from onnxcop.verification.verify import check_valid
 
-_AXES = (-1, 1)  # where classes lie: last, or, in images and in detectors, behind the samples
+_AXES = (-1, 1)  # where classes are: last, or, in images and in detectors, behind the samples
 _DRAWS = 2  # random inputs that both models are run on
 _FAINT = 1e-30  # of the probabilities that stay: below, their shares are rounding
 

@@ -40,14 +40,14 @@ def masked(
     result = copied(model if file is None else file.light(model))
     stored, nodes = _stored(model.graph), Scopes.of(model).nodes
     copies = Scopes.of(result)
-    gone = structure.unit_class[removed]
+    removed_classes = structure.unit_class[removed]
     cuts: dict[tuple[int, int], list[tuple[Contraction, int, Any]]] = defaultdict(list)
     inserts: list[tuple[int, onnx.NodeProto]] = []
     for contraction in structure.coupling.findings.contractions:
         operand = _side(contraction, nodes, stored)
         if operand is None:
             continue
-        dead = np.isin(structure.coupling.classes.of[operand.atoms], gone)
+        dead = np.isin(structure.coupling.classes.of[operand.atoms], removed_classes)
         if not dead.any():
             continue
         name = nodes[contraction.node].input[operand.input]
@@ -94,7 +94,7 @@ def _side(contraction: Contraction, nodes: Sequence[onnx.NodeProto], stored: dic
 
 
 def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
-    """What stands for zero: the zero point of quantized weights, one per output channel or one for all."""
+    """What represents zero: the zero point of quantized weights, one per output channel or one for all."""
     kernel = contraction.kernel
     if kernel is None or kernel.zero is None or kernel.zero >= len(node.input) or not node.input[kernel.zero]:
         return 0

@@ -261,7 +261,7 @@ def require_running(model: onnx.ModelProto, feeds: Feed, options: EngineOptions)
                 "--custom-ops"
             ) from None
         raise ModelError(
-            f"the model does not run even before it is pruned: {error}; mend it, or give other input "
+            f"the model does not run even before it is pruned: {error}; fix it, or give other input "
             "sizes with --input-shape"
         ) from None
 

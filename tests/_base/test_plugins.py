@@ -95,7 +95,7 @@ def test_a_registered_criterion_ranks(environment: dict[str, str], tmp_path: Pat
     assert "skipped 'list' of onnxcop.operators" in "\n".join(lines)
     failed = run(environment, *common, "--criterion", "gone")
     assert failed.returncode == 1
-    assert "error: no criterion is called 'gone'; choose one of cop, " in failed.stderr
+    assert "error: unknown criterion 'gone'; choose one of cop, " in failed.stderr
 
 
 def test_a_registered_rule_is_followed(environment: dict[str, str]) -> None:

@@ -44,7 +44,7 @@ def test_every_resource_is_a_bound_an_option_and_a_keyword(capsys: pytest.Captur
         assert hash(pickle.loads(pickle.dumps(budget))) == hash(budget)
     assert Budget().empty
     assert Budget(macs=None) == Budget()
-    with pytest.raises(BudgetError, match="no budget is called 'mac'"):
+    with pytest.raises(BudgetError, match="unknown budget 'mac'"):
         Budget(mac=0.7)
     with pytest.raises(AttributeError, match="no bound 'mac'"):
         _ = Budget().mac

@@ -48,7 +48,7 @@ def test_what_lies_behind_an_unknown_shape_says_so(caplog: pytest.LogCaptureFixt
     inspect(analysis)
     (warning,) = caplog.messages
     assert "the shape of tensor 'd'" in warning
-    assert "value_info; --input-shape does not tell it" in warning
+    assert "value_info; --input-shape does not set it" in warning
 
 
 @pytest.mark.parametrize("declared", [[1, 6, 8, 8], ["N", 6, 8, 8]], ids=["fixed", "dynamic"])

@@ -23,7 +23,7 @@ from onnxcop.coupling import groups, tracing
 from onnxcop.data.open import CalibrationData, open_source
 from onnxcop.errors import CalibrationError, PlanMismatchError
 from onnxcop.graph import io as models
-from onnxcop.runtime import input_shapes as probe
+from onnxcop.runtime.input_shapes import settle_shapes, shapes_of
 from onnxcop.runtime.session import EngineOptions, OutOfMemory, Session
 
 CPU = EngineOptions("cpu", threads=1)
@@ -83,8 +83,8 @@ def _convs(rank: int = 2, size: int | str = 9, **options: Any) -> onnx.ModelProt
 
 
 def _layers(model: onnx.ModelProto) -> list[layers.Layer]:
-    shapes = probe.shapes_of(model, probe.settle_shapes(model, None, CPU), CPU)
-    return layers.layers_of(model, groups.build(model, tracing.trace(model, shapes)))
+    shapes = shapes_of(model, settle_shapes(model, None, CPU), CPU)
+    return layers.layers_of(model, groups.structure_of(model, tracing.trace(model, shapes)))
 
 
 def _source(model: onnx.ModelProto, x: Array, batch_size: int = 4) -> CalibrationData:
@@ -363,7 +363,7 @@ def test_one_spatial_axis_is_thinned_on_an_even_grid() -> None:
 
 def test_automatic_positions_spend_a_share_of_the_model() -> None:
     model = _convs(size=64)
-    shapes = probe.shapes_of(model, {"x": (1, 3, 64, 64)}, CPU)
+    shapes = shapes_of(model, {"x": (1, 3, 64, 64)}, CPU)
     taps = taps_of(model, _layers(model), shapes, 1, 4096)
     assert [tap.positions for tap in taps] == [4096, 1024]
     assert calibration.affordable_positions(taps, 1e12) == 4096
@@ -485,7 +485,7 @@ def test_progress_counts_samples() -> None:
 
 def test_only_statistics_leave_the_graph_and_only_what_they_need_is_run() -> None:
     model = _convs(size=32)
-    shapes = probe.shapes_of(model, {"x": (1, 3, 32, 32)}, CPU)
+    shapes = shapes_of(model, {"x": (1, 3, 32, 32)}, CPU)
     taps = taps_of(model, _layers(model), shapes, 1, 4096)
     watched = instrument(model, taps, None)
     onnx.checker.check_model(watched.model)

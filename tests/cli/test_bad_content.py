@@ -57,7 +57,7 @@ def test_text_that_is_no_utf8(
     path.write_bytes(content.replace(good, bad))
     line = refused(capsys, path, *BARE)
     assert f"the {word} b'" in line
-    assert "is no UTF-8 text; export the model again" in line
+    assert "is not UTF-8 text; export the model again" in line
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -153,10 +153,10 @@ def _no_opset(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (_unknown_input, "'nowhere', which nothing makes"),
+        (_unknown_input, "'nowhere', which no node produces"),
         (_unknown_operator, "Relux"),
-        (_cycle, "'r2', which only a later node makes"),
-        (_twice_the_same_output, "'c1', which is there already"),
+        (_cycle, "'r2', which only a later node produces"),
+        (_twice_the_same_output, "'c1', which another node produces"),
         (_unfit_weights, "conv2"),
         (_no_output, "'z'"),
         (_short_weights, "w1"),

@@ -22,7 +22,7 @@ from onnxcop.cli import framework as cli_form
 from onnxcop.cli import main as cli
 from onnxcop.cli.arguments import default_output, preprocess_from
 from onnxcop.cli.framework import MAIN
-from onnxcop.cli.types import Fraction, InputShape, Numbers, PreferenceWeights, Size
+from onnxcop.cli.types import FileSize, Fraction, InputShape, Numbers, PreferenceWeights
 from onnxcop.criteria.preference import NAMED
 from onnxcop.criteria.registry import CRITERIA
 from onnxcop.images.preprocess import Preprocess
@@ -149,12 +149,12 @@ def test_help_imports_nothing_heavy() -> None:
         (Fraction(), "1", 1.0),
         (Fraction(), "0.5%", 0.005),
         (Fraction(zero=True), "0", 0.0),
-        (Size(), "5MB", 5_000_000),
-        (Size(), "5 mb", 5_000_000),
-        (Size(), "5MiB", 5 * 2**20),
-        (Size(), "1.5k", 1500),
-        (Size(), "700", 700),
-        (Size(), "2GB", 2_000_000_000),
+        (FileSize(), "5MB", 5_000_000),
+        (FileSize(), "5 mb", 5_000_000),
+        (FileSize(), "5MiB", 5 * 2**20),
+        (FileSize(), "1.5k", 1500),
+        (FileSize(), "700", 700),
+        (FileSize(), "2GB", 2_000_000_000),
         (InputShape(), "x:1,3,224,224", ("x", (1, 3, 224, 224))),
         (InputShape(), "x:1x3x8x8", ("x", (1, 3, 8, 8))),
         (InputShape(), "in:0:7", ("in:0", (7,))),
@@ -177,10 +177,10 @@ def test_values_are_read(type_: click.ParamType[Any], text: str, value: Any) -> 
         (Fraction(), "nan"),
         (Fraction(), "half"),
         (Fraction(), "170%"),
-        (Size(), "0"),
-        (Size(), "-5MB"),
-        (Size(), "5XB"),
-        (Size(), "MB"),
+        (FileSize(), "0"),
+        (FileSize(), "-5MB"),
+        (FileSize(), "5XB"),
+        (FileSize(), "MB"),
         (InputShape(), "1,3,224,224"),
         (InputShape(), "x:"),
         (InputShape(), "x:1,-3"),
@@ -235,7 +235,7 @@ def test_misuse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture
         (["prune", "a.onnx"], "leave the word out: onnxcop MODEL"),
         (["inpect", "a.onnx"], "did you mean 'inspect'?"),
         (["a.onnx", "--flops", "0.5"], "give --macs 0.7"),
-        (["a.onnx", "--ratio=0.5"], "budgets say what stays: --macs 0.7"),
+        (["a.onnx", "--ratio=0.5"], "budgets say what to keep: --macs 0.7"),
         (["a.onnx", "--out", "b.onnx"], "give -o FILE"),
         (["sweep", "a.onnx", "--dataset", "x"], "give --data PATH"),
         (["inspect", "a.onnx", "--seeed", "1"], "'--seed'"),

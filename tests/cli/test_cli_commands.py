@@ -29,7 +29,7 @@ def test_ctrl_c_exits_with_130_and_writes_nothing(
     monkeypatch.setattr(conclusion, "verify", interrupt)
     before = sorted(model.parent.iterdir())
     assert cli.run([str(model), *BARE]) == 130
-    assert lines(capsys.readouterr().err) == ["stopped; no file is half written"]
+    assert lines(capsys.readouterr().err) == ["stopped; no file is partly written"]
     assert sorted(model.parent.iterdir()) == before
 
 

@@ -72,7 +72,7 @@ def test_limits_of_layers_on_the_command_line(model: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("mcas: 0.5", "names an option that there is not: mcas; did you mean macs?"),
+        ("mcas: 0.5", "names an unknown option: mcas; did you mean macs?"),
         ("- 1", "holds no table of options"),
         ("a: [", "cannot be read"),
         ("layers: [{max_cut: 0.5}]", "an entry of 'layers' has 'match'"),

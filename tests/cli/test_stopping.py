@@ -58,7 +58,7 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(number: int, code: int, model: Path,
     run.send_signal(number)
     _, shown = run.communicate(timeout=60)
     assert run.returncode == code
-    assert shown.splitlines()[-1] == "stopped; no file is half written"
+    assert shown.splitlines()[-1] == "stopped; no file is partly written"
     assert list(temporary.glob("onnxcop-*")) == []
     assert sorted(tmp_path.iterdir()) == before
 
@@ -77,11 +77,11 @@ def test_folders_of_killed_runs_are_removed_by_the_next(
         (temporary / "onnxcop-of-a-stranger" / "weights.bin").touch()
         (temporary / "onnxcop-a-file").touch()
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-        assert scratch.sweep() == 0  # too young to be told from one that is just being made
+        assert scratch.remove_leftovers() == 0  # too young to be told from one that is just being made
         for lock in temporary.glob("*/.onnxcop-lock"):
             os.utime(lock, (time.time() - 3600,) * 2)
         assert len(list(temporary.glob("onnxcop-*"))) == 4
-        assert scratch.sweep() == 1
+        assert scratch.remove_leftovers() == 1
         assert len(list(temporary.glob("onnxcop-*"))) == 3
         assert list(temporary.glob("onnxcop-*/*/weights.bin")) != []  # of the run that lives
     finally:

@@ -122,7 +122,7 @@ def test_a_state_that_is_an_input_stays() -> None:
     assert _widths(analysis)["b"] == (16, 0)
     assert _widths(analysis)["d"] == (10, 10)
     reasons = {reason.text for entry in census(analysis) for reason in entry.reasons}
-    assert "meets an axis that is never pruned" in reasons
+    assert "is combined with an axis that is never pruned" in reasons
 
 
 def test_branches_of_different_shape_are_frozen() -> None:
@@ -324,7 +324,7 @@ def test_an_if_that_a_dynamic_size_decides_stays() -> None:
     assert "If" in [node.op_type for node in analysis.nodes]
     assert _widths(analysis) == {"c1": (16, 0), "z": (9, 9), "y": (5, 0)}
     reasons = {reason.text for entry in census(analysis) for reason in entry.reasons}
-    assert "differs in shape between branches, and a dynamic size takes one" in reasons
+    assert "differs in shape between branches, and a dynamic size decides between them" in reasons
     prune_and_verify(analysis.model, analysis.structure, seed=2)
 
 

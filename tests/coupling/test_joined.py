@@ -42,7 +42,7 @@ def test_channels_of_the_input_stay_where_they_are_joined(first: bool) -> None:
     assert sorted(np.delete(units, rigid).tolist()) == list(range(8))
     reasons = found.structure.coupling.classes.reasons
     (reason,) = {reasons[int(c)][0].text for c in found.structure.coupling.classes.of[atoms[rigid]]}
-    assert reason == "is joined with channels that are never pruned"
+    assert reason == "is concatenated with channels that are never pruned"
     result = onnxcop.prune(model, filters=0.2, recover="none", criterion="l2", options=CPU)
     assert next(t for t in result.model.graph.initializer if t.name == "w2").dims[1] < 11
     assert result.report.verification is not None

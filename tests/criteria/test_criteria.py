@@ -162,9 +162,7 @@ def test_what_needs_data_says_so(criterion: Criterion) -> None:
 
 
 def test_unknown_criterion() -> None:
-    with pytest.raises(
-        BudgetError, match=r"no criterion is called 'best'; choose one of cop, cop-activation, cop-paper"
-    ):
+    with pytest.raises(BudgetError, match=r"unknown criterion 'best'; choose one of cop, cop-activation, cop-paper"):
         criterion_named("best")
 
 

@@ -36,7 +36,7 @@ def _make_broken(folder: Path, kind: str) -> tuple[Any, tuple[InputSpec, ...], t
     if kind == "mixed folder":
         SOURCES["npy"](folder)
         Image.fromarray(pictures(1)[0]).save(folder / "a.png")
-        return folder, (VECTOR,), ("1 pictures, 1 array files", "one kind")
+        return folder, (VECTOR,), ("1 images, 1 array files", "one kind")
     if kind == "broken npz":
         (folder / "a.npz").write_bytes(b"PK nonsense")
         return folder / "a.npz", (VECTOR,), (r"a\.npz", "cannot be read")
@@ -58,7 +58,7 @@ def _make_broken(folder: Path, kind: str) -> tuple[Any, tuple[InputSpec, ...], t
         return folder / "a.npz", (VECTOR,), (r"a\.npz", "several arrays fit", "name the array 'x'")
     if kind == "broken tensor":
         (folder / "input_0.pb").write_bytes(b"\xff\xff")
-        return folder, (VECTOR,), (r"input_0\.pb", "no ONNX tensor")
+        return folder, (VECTOR,), (r"input_0\.pb", "not an ONNX tensor")
     if kind == "too few tensors":
         (folder / "input_0.pb").write_bytes(numpy_helper.from_array(rows(1)).SerializeToString())
         return folder, (VECTOR, TOKENS), (folder.name, "holds 1 inputs", "has 2")
@@ -67,7 +67,7 @@ def _make_broken(folder: Path, kind: str) -> tuple[Any, tuple[InputSpec, ...], t
         return folder, (PICTURE, TOKENS), (folder.name, "2 .*image, ids")
     if kind == "pictures for vectors":
         Image.fromarray(pictures(1)[0]).save(folder / "a.png")
-        return folder, (VECTOR,), ("does not look like a picture",)
+        return folder, (VECTOR,), ("does not look like an image",)
     script = SOURCES["script"](folder).removesuffix("load_data")
     if kind == "no function":
         return script + "absent", (VECTOR,), (r"feed\.py", "no function 'absent'", "define one")
@@ -125,7 +125,7 @@ def test_unreadable_picture_is_named(tmp_path: Path) -> None:
     Image.fromarray(pictures(1)[0]).save(tmp_path / "good.png")
     whole = (tmp_path / "good.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CalibrationError, match=r"broken\.png: this picture cannot be read"):
+    with pytest.raises(CalibrationError, match=r"broken\.png: this image cannot be read"):
         list(open_source(tmp_path, [PICTURE]).batches())
 
 

@@ -42,6 +42,6 @@ def test_the_place_of_weights_that_is_no_text(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert b"net.data" in content
     path.write_bytes(content.replace(b"net.data", b"\xff\xfft.data"))
-    with pytest.raises(ModelError, match="is no UTF-8 text"):
+    with pytest.raises(ModelError, match="is not UTF-8 text"):
         models.load(path)
     assert onnx.load(tmp_path / "net.onnx", load_external_data=False).graph.node

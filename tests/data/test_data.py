@@ -351,7 +351,7 @@ def test_guesses_say_what_they_are() -> None:
     raw = image_reader(InputSpec("i", np.dtype(np.uint8), ("N", 3, 28, 28)))
     assert (raw.scale, raw.mean, raw.std) == (1.0, (), ())
     assert image_reader(InputSpec("i", F32, ("N", 3, None, "w"))).size == (224, 224)
-    with pytest.raises(CalibrationError, match="does not look like a picture"):
+    with pytest.raises(CalibrationError, match="does not look like an image"):
         image_reader(VECTOR)
 
 
@@ -362,7 +362,7 @@ def test_guesses_say_what_they_are() -> None:
         (lambda: Preprocess(std=(0.0,)), "std holds a zero"),
         (lambda: Preprocess(mean=(0.1, 0.2)), "mean has 2 numbers"),
         (lambda: Preprocess(crop=0.0), "crop"),
-        (lambda: image_reader(PICTURE, Preprocess(channels="gray")), "gray pictures"),
+        (lambda: image_reader(PICTURE, Preprocess(channels="gray")), "gray images"),
         (lambda: image_reader(PICTURE, Preprocess(size=(9, 9))), "9×9 do not fit"),
     ],
 )

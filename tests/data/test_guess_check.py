@@ -69,7 +69,8 @@ def test_a_guess_that_fits_badly_warns(tmp_path: Path, caplog: pytest.LogCapture
     raw = analyze(_dark_room(tmp_path / "raw.onnx", 1.0), options=ENGINE)
     open_data(raw, DataOptions(data=str(folder), preprocess=None, samples=40))
     assert (
-        "the preprocessing 'imagenet' is a guess, and with 'none' the model tells 32 of the images apart" in caplog.text
+        "the preprocessing 'imagenet' is a guess, and with 'none' the model distinguishes 32 of the images"
+        in caplog.text
     )
     caplog.clear()
     open_data(raw, DataOptions(data=str(folder), preprocess="none", samples=40))
@@ -120,12 +121,12 @@ def test_a_name_that_does_not_exist_is_refused_with_and_without_data(model: Path
     import onnxcop
 
     for data in (None, str(tmp_path)):
-        with pytest.raises(onnxcop.OnnxcopError, match="no preprocessing is called 'imagnet'"):
+        with pytest.raises(onnxcop.OnnxcopError, match="unknown preprocessing 'imagnet'"):
             onnxcop.prune(str(model), data=data, preprocess="imagnet", options=ENGINE)
 
 
 def test_names_and_ways_on_the_command_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([str(model), "--preprocess", "imagnet"]) == 2
-    assert "no preprocessing is called 'imagnet'; choose imagenet, timm" in " ".join(capsys.readouterr().err.split())
+    assert "unknown preprocessing 'imagnet'; choose imagenet, timm" in " ".join(capsys.readouterr().err.split())
     assert cli.run([str(model), "--resize", "squeeze"]) == 2
     assert Preprocess.named("ultralytics").resize == "letterbox"

@@ -62,7 +62,7 @@ def test_what_cannot_be_read_says_what_to_give(texts: TextData, monkeypatch: pyt
     with pytest.raises(CalibrationError, match="does not exist; give the folder"):
         TextData(texts.path, texts.path.parent / "none").arrays([IDS])
     (texts.tokenizer / "bad.json").write_text("{")
-    with pytest.raises(CalibrationError, match="is no tokenizer"):
+    with pytest.raises(CalibrationError, match="is not a tokenizer"):
         TextData(texts.path, texts.tokenizer / "bad.json").arrays([IDS])
     with pytest.raises(CalibrationError, match="texts cannot be read"):
         TextData(texts.path.parent / "none.txt", texts.tokenizer).arrays([IDS])

@@ -158,7 +158,7 @@ def test_outputs_are_judged_one_by_one() -> None:
     assert reference.compare([other]).value == pytest.approx(2 / 3)
     assert reference.compare([other]).kind == "mixed"
     assert str(reference.judgements.entries[1]) == (
-        "output embedding: vectors, judged by cosine and relative error (all of length one)"
+        "output embedding: vectors, compared by cosine and relative error (all of length one)"
     )
 
 

@@ -18,7 +18,7 @@ def test_conditions_are_read() -> None:
     assert read_gate("agreement>=.97, time<=80%") == (Condition("agreement", ">=", 0.97), Condition("time", "<=", 0.8))
     assert read_gate("divergence<1e-3")[0].bound == 1e-3
     for wrong in ("agreement", "speed<=1", "time==1", "time<=", "", "time<=1,"):
-        with pytest.raises(OnnxcopError, match="is no condition; write NAME<=NUMBER"):
+        with pytest.raises(OnnxcopError, match="is not a condition; write NAME<=NUMBER"):
             read_gate(wrong)
 
 
@@ -60,7 +60,7 @@ def test_a_model_equals_itself(model: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_gate_that_cannot_be_read_is_wrong_usage(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["compare", str(model), str(model), "--gate", "fast"]) == 2
-    assert "'fast' is no condition" in " ".join(capsys.readouterr().err.split())
+    assert "'fast' is not a condition" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.zoo

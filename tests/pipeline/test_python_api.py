@@ -168,7 +168,7 @@ def test_a_preprocessing_may_be_given_by_its_name(tmp_path: Path) -> None:
     }
     assert " to 255" in str(seen["none"].report.inputs[0])
     assert " to 2." in str(seen["imagenet"].report.inputs[0])
-    with pytest.raises(onnxcop.OnnxcopError, match="no preprocessing is called 'imagnet'; choose one of"):
+    with pytest.raises(onnxcop.OnnxcopError, match="unknown preprocessing 'imagnet'; choose one of"):
         onnxcop.prune(chain(), data=tmp_path, preprocess="imagnet", options=CPU)
 
 

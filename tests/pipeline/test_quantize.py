@@ -38,7 +38,7 @@ def test_a_static_model_has_pairs_with_ranges_of_the_data_and_a_dynamic_one_inte
 def test_what_cannot_be_quantized_says_why() -> None:
     with pytest.raises(CalibrationError, match="static quantization takes ranges from calibration data"):
         quantize(chain(), "static", options=CPU)
-    with pytest.raises(ModelError, match="is quantized already"):
+    with pytest.raises(ModelError, match="is already quantized"):
         quantize(quantize(chain(), "static", data=DATA, options=CPU), "static", data=DATA, options=CPU)
 
 

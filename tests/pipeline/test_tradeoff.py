@@ -21,10 +21,10 @@ from onnxcop.allocation.limits import Limits
 from onnxcop.cli import main as cli
 from onnxcop.cli.console_study import curve_line
 from onnxcop.errors import BudgetError, ModelError
-from onnxcop.pipeline.incremental import IncrementalPruner, steps
+from onnxcop.pipeline.incremental import IncrementalPruner, budgets_between
 from onnxcop.pipeline.sweep import Record, as_csv, sweep
 from onnxcop.recovery.rounds import Recovery
-from onnxcop.report.plot import check_plot, curve
+from onnxcop.report.plot import check_plot, plot_curve
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 QUIET = ["--provider", "cpu", "--threads", "1", "--recover", "none", "--latency-seconds", "0"]
@@ -93,17 +93,17 @@ def test_the_curve_ends_where_a_budget_cannot_be_met(caplog: pytest.LogCaptureFi
 def test_steps_lead_from_where_it_stands_to_the_budget() -> None:
     analysis = onnxcop.analyze(chain(), options=CPU)
     state = PruningState(onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost), Limits())
-    first, second = steps(state, Budget(macs=0.5, size=3000), rounds=2)
+    first, second = budgets_between(state, Budget(macs=0.5, size=3000), rounds=2)
     assert first.macs == pytest.approx(0.5**0.5)
     now, share = state.level("size", 1.0), state.in_shares(Budget(size=3000)).size
     assert share is not None and 0.3 < share < 0.8
     assert first.size == pytest.approx((now * share) ** 0.5)  # bytes are a share of the original's on the way
     assert second == Budget(macs=0.5, size=3000)
     state.remove(0)
-    assert steps(state, Budget(macs=0.99)) == []
+    assert budgets_between(state, Budget(macs=0.99)) == []
     now = state.level("macs")
-    assert steps(state, Budget(macs=0.5), rounds=2)[0].macs == pytest.approx((now * 0.5) ** 0.5)
-    assert steps(state, Budget(size=3000), rounds=1) == [Budget(size=3000)]
+    assert budgets_between(state, Budget(macs=0.5), rounds=2)[0].macs == pytest.approx((now * 0.5) ** 0.5)
+    assert budgets_between(state, Budget(size=3000), rounds=1) == [Budget(size=3000)]
 
 
 # Files
@@ -148,7 +148,7 @@ def test_points_that_are_done_survive_an_interruption(
 
     monkeypatch.setattr(IncrementalPruner, "decide", interrupted)
     assert cli.run(["sweep", str(path), "--macs", "0.9,0.8,0.7", *QUIET]) == 130
-    assert "no file is half written" in capsys.readouterr().err
+    assert "no file is partly written" in capsys.readouterr().err
     assert [row["budget"] for row in rows_of(tmp_path / "net.sweep.csv")] == ["1.0", "0.9", "0.8"]
 
 
@@ -188,7 +188,7 @@ def test_targets_are_checked_before_any_work(tmp_path: Path, monkeypatch: pytest
         Record(net, net)
     with pytest.raises(ModelError, match=r"must end in \.svg"):
         Record(net, table, tmp_path / "curve.gif")
-    with pytest.raises(ModelError, match="cannot be made"):
+    with pytest.raises(ModelError, match="cannot be created"):
         Record(net, table, None, net / "models")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'onnxcop\[plot\]'"):
@@ -204,5 +204,5 @@ def test_the_plot_is_drawn_and_the_same_every_time(tmp_path: Path) -> None:
     assert cli.run([*command, "--latency-seconds", "0", "--criterion", "l2"]) == 0
     assert plot.read_bytes().startswith(b"<?xml")
     rows: Any = [{"budget": 1.0, "macs_kept": 1.0, "divergence": 0.0}, {"budget": 0.5, "macs_kept": 0.5}]
-    assert curve(rows, "net", ".svg") == curve(rows, "net", ".svg")
-    assert curve(rows, "net", ".png").startswith(b"\x89PNG")
+    assert plot_curve(rows, "net", ".svg") == plot_curve(rows, "net", ".svg")
+    assert plot_curve(rows, "net", ".png").startswith(b"\x89PNG")

@@ -73,7 +73,7 @@ def test_an_encoder_is_told_by_its_vectors(caplog: pytest.LogCaptureFixture) -> 
     assert result.report.figures is not None
     (found,) = result.report.figures.outputs
     assert found.kind == "vectors"
-    assert found.described == ("output embedding: vectors, judged by cosine and relative error (all of length one)")
+    assert found.described == ("output embedding: vectors, compared by cosine and relative error (all of length one)")
     assert found.agreement is not None
     assert found.agreement.value < 0.95
     assert found.agreement.value == pytest.approx(1 - found.divergence.value**2 / 2, abs=1e-5)
@@ -185,7 +185,7 @@ def test_the_command_tells_and_takes_a_task(tmp_path: Path, capsys: pytest.Captu
     shown = " ".join(capsys.readouterr().out.split())
     assert "measured on 25 samples that no choice has seen, running both files" in shown
     assert (
-        "output y: class scores, judged by Kullback–Leibler divergence and top-1 agreement (--task classify)" in shown
+        "output y: class scores, compared by Kullback–Leibler divergence and top-1 agreement (--task classify)" in shown
     )
     assert "95 % interval" in shown
     assert "n = 25" in shown
@@ -217,5 +217,5 @@ def test_a_working_network_that_lies_is_found_out(options: dict[str, Any], monke
     asked: dict[str, Any] = {**QUICK, "data": tokens, "limits": onnxcop.Limits(only=("*q*",)), "filters": 0.4}
     assert onnxcop.prune(attention(), **asked, **options).report.after.macs > 0
     monkeypatch.setattr(UnitMasks, "of", lambda *_: {})
-    with pytest.raises(InternalError, match=r"the search believed .*, because of .*q.*; nothing was written"):
+    with pytest.raises(InternalError, match=r"the search expected .*, because of .*q.*; nothing was written"):
         onnxcop.prune(attention(), **asked, **options)

@@ -77,8 +77,8 @@ def test_every_rule(key: tuple[str, str], data: st.DataObject) -> None:
 def recovering(analysis: Analysis, seed: int) -> Recovery:
     """A network on made-up inputs."""
     data = synthetic_data(analysis, 12, 4, seed)
-    fit, probe = data.split(0.5, seed)
-    return Recovery(analysis, fit, probe, CPU, RecoverySettings(refine_samples=8))
+    fit, held_out = data.split(0.5, seed)
+    return Recovery(analysis, fit, held_out, CPU, RecoverySettings(refine_samples=8))
 
 
 @settings(FEW, max_examples=25)
@@ -86,7 +86,7 @@ def recovering(analysis: Analysis, seed: int) -> Recovery:
 def test_random_networks_through_recovery(network: tuple[Builder, list[str]], seed: int) -> None:
     b, outputs = network
     recovery = recovering(onnxcop.analyze(b.model(outputs), options=CPU, biases=True), seed)
-    feeds = recovery.probe_feeds[0]
+    feeds = recovery.held_out_feeds[0]
     removed = draw_units(recovery.analysis.structure, 0.5, seed)
     samples = recovery.statistics()
     recovery.cut(removed, samples, choose_ridges(recovery.working, samples))

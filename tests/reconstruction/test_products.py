@@ -11,7 +11,7 @@ from transformer_models import bert
 
 import onnxcop
 from onnxcop.allocation.limits import Limits
-from onnxcop.allocation.sensitivity import choose_ridges, measure
+from onnxcop.allocation.sensitivity import choose_ridges, measure_curves
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.reconstruction.products import ProductLoss, losses_for
 from onnxcop.recovery.rounds import Recovery, RecoverySettings
@@ -38,8 +38,8 @@ def lstm() -> onnx.ModelProto:
 
 def recovering(model: onnx.ModelProto) -> Recovery:
     analysis = onnxcop.analyze(model, options=CPU, biases=True)
-    fit, probe = synthetic_data(analysis, 24, 8, 0).split(0.5, 0)
-    return Recovery(analysis, fit, probe, CPU, RecoverySettings())
+    fit, held_out = synthetic_data(analysis, 24, 8, 0).split(0.5, 0)
+    return Recovery(analysis, fit, held_out, CPU, RecoverySettings())
 
 
 def test_a_product_loses_what_the_moments_of_both_sides_say() -> None:
@@ -72,7 +72,7 @@ def test_what_no_stored_weight_reads_is_not_free() -> None:
     for recovery in (recovering(bert()), recovering(lstm())):
         structure, samples = recovery.analysis.structure, recovery.statistics()
         requests = {group.index: group.width // 2 for group in structure.groups if group.consumers}
-        curves = measure(
+        curves = measure_curves(
             recovery.working, samples, Limits(), np.ones(len(structure.unit_class)), CPU,
             choose_ridges(recovery.working, samples), requests=requests,
         )  # fmt: skip

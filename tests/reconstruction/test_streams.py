@@ -25,7 +25,7 @@ from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions
 
 CPU = EngineOptions(provider="cpu", threads=1)
-QUICK = RecoverySettings(rounds=1, probe_samples=40, refine_samples=80, curve_passes=2)
+QUICK = RecoverySettings(rounds=1, held_out_samples=40, refine_samples=80, curve_passes=2)
 WIDTH, INNER = 12, 20
 
 

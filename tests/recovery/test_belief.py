@@ -20,8 +20,8 @@ CPU = EngineOptions("cpu", threads=1)
 def recovery() -> Recovery:
     """A transformer without half of the units of every group."""
     analysis = onnxcop.analyze(bert(), options=CPU, biases=True)
-    fit, probe = synthetic_data(analysis, 12, 4, 0).split(0.5, 0)
-    found = Recovery(analysis, fit, probe, CPU, RecoverySettings())
+    fit, held_out = synthetic_data(analysis, 12, 4, 0).split(0.5, 0)
+    found = Recovery(analysis, fit, held_out, CPU, RecoverySettings())
     for group in analysis.structure.groups:
         found.working.alive[group.units[: group.width // 2]] = False
     return found
@@ -39,5 +39,5 @@ def test_a_file_that_computes_something_else_is_refused_with_the_groups(recovery
         values = numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and values.ndim == 2:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(-values), tensor.name))
-    with pytest.raises(InternalError, match=r"the search believed .* because of .* nothing was written"):
+    with pytest.raises(InternalError, match=r"the search expected .* because of .* nothing was written"):
         recovery.belief().check(written)

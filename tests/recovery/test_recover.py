@@ -27,7 +27,7 @@ from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions, Session
 
 CPU = EngineOptions(provider="cpu", threads=1)
-QUICK = RecoverySettings(rounds=1, probe_samples=40, refine_samples=80, curve_passes=2)
+QUICK = RecoverySettings(rounds=1, held_out_samples=40, refine_samples=80, curve_passes=2)
 
 
 class Digits:
@@ -128,10 +128,10 @@ def test_divergence_stays_within_its_bound(
     data = open_data(analysis, DataOptions(data=digits.data, samples=120, batch_size=32))
     assert data is not None
     calibration, unseen = set_aside(data, 0)
-    _, probe = calibration.split(1 / 3, 0)
+    _, held_out = calibration.split(1 / 3, 0)
     assert unseen is not None
-    assert (probe.count, unseen.count) == (40, 256)  # samples beyond the 120 are there to report on
-    for samples, figures, rounding in ((probe, result.report.held_out, 1e-3), (unseen, quality(result), 1e-6)):
+    assert (held_out.count, unseen.count) == (40, 256)  # samples beyond the 120 are there to report on
+    for samples, figures, rounding in ((held_out, result.report.held_out, 1e-3), (unseen, quality(result), 1e-6)):
         outputs = []
         for model in (onnx.load(digits.model), result.model):
             with Session(model, CPU) as session:
@@ -222,9 +222,9 @@ def test_without_data_less_is_measured_of_a_large_network(
     names = [name for name, _ in ends]
     assert ("refinement" in names) == (not large)
     assert (sum(name.startswith("curves") for name in names) <= 2) == large
-    synthetic = dict(ends)["statistics (fit)"] + dict(ends)["statistics (probe)"]
+    synthetic = dict(ends)["statistics (fit)"] + dict(ends)["statistics (held-out)"]
     assert synthetic == (32 + 8 if large else 128 + 64)
-    assert result.report.calibration == f"{synthetic} made-up inputs: no data was given"
+    assert result.report.calibration == f"{synthetic} synthetic inputs: no data was given"
 
 
 def test_linear_algebra_runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,8 +293,8 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
     def held(data: Any, **settings: int) -> tuple[int, int]:
         source = open_data(analysis, DataOptions(data=data, samples=24, batch_size=8), analysis.input_shapes)
         assert source is not None
-        recovery = prepared.recovery_on(analysis, source, RecoverySettings(probe_samples=4, **settings), CPU, None)
-        return recovery.fit.count, recovery.probe.count
+        recovery = prepared.recovery_on(analysis, source, RecoverySettings(held_out_samples=4, **settings), CPU, None)
+        return recovery.fit.count, recovery.held_out.count
 
     assert held(tmp_path) == (36, 6)
     assert held(tmp_path, views=1) == (18, 6)

@@ -65,7 +65,7 @@ def test_few_samples(report: Report) -> None:
 
 def test_a_quantized_model_is_better_pruned_before(report: Report) -> None:
     (line,) = hints(report, {"macs": 0.7}, quantized=True)
-    assert "prune the model it was made from, and quantize the result" in line
+    assert "prune the model that it was made from, and quantize the result" in line
 
 
 def test_other_answers(report: Report) -> None:

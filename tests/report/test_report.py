@@ -26,7 +26,7 @@ from onnxcop.errors import ModelError
 from onnxcop.graph.constants import Weights
 from onnxcop.reconstruction.divergence import Reference, Waypoint
 from onnxcop.recovery.rounds import RecoverySettings
-from onnxcop.report.charts import curve, meter
+from onnxcop.report.charts import meter, way_chart
 from onnxcop.report.correlations import MOST_CHANNELS, correlations
 from onnxcop.report.document import FORMAT, VERSION, ReportData
 from onnxcop.report.formats import SUFFIXES, rendered
@@ -35,7 +35,7 @@ from onnxcop.runtime.latency import Latency, Timing
 from onnxcop.runtime.session import EngineOptions
 
 CPU = EngineOptions(provider="cpu", threads=1)
-QUICK = RecoverySettings(rounds=1, probe_samples=16, refine_samples=32, curve_passes=2)
+QUICK = RecoverySettings(rounds=1, held_out_samples=16, refine_samples=32, curve_passes=2)
 HOSTILE = ("</script><img src=x onerror=\"document.title='owned'\">", "a|b`c``d*e_f<!--", "\u202egnp.exe & 'q'")
 
 
@@ -275,10 +275,10 @@ def test_without_data_the_page_says_what_is_missing() -> None:
 @pytest.mark.parametrize("how", [{}, {"criterion": "l2"}], ids=["measured", "by criterion"])
 def test_without_data_the_story_names_the_inputs_that_were_made_up(how: dict[str, str]) -> None:
     result = onnxcop.prune(chain(), macs=0.7, options=CPU, **how)  # type: ignore[arg-type]
-    assert result.report.calibration == "192 made-up inputs: no data was given"
-    assert "calibrated on 192 made-up inputs: no data was given" in str(result)
+    assert result.report.calibration == "192 synthetic inputs: no data was given"
+    assert "calibrated on 192 synthetic inputs: no data was given" in str(result)
     text = Text(rendered(result.report_data(), Path("r.html")).decode()).text
-    assert "Calibrated on 192 made-up inputs: no data was given." in text
+    assert "Calibrated on 192 synthetic inputs: no data was given." in text
     assert "Not calibrated" not in text
 
 
@@ -326,7 +326,7 @@ def test_bars_show_what_is_left() -> None:
 @pytest.mark.parametrize("values", [(0.5, 0.9), (1e-6, 0.2), (0.0, 0.0), (2.0, 2.0), (-1e-17, -1e-17)])
 def test_points_of_the_curve_lie_in_the_order_of_their_values(values: tuple[float, float]) -> None:
     way = [Waypoint("one", 0.8, values[0]), Waypoint("two & <b>", 0.6, values[1]), Waypoint("lost", 0.5, math.inf)]
-    drawn = curve(way, (0.6, values[1]), 0.6, None)
+    drawn = way_chart(way, (0.6, values[1]), 0.6, None)
     assert "&lt;b&gt;" in drawn and "<b>" not in drawn and "lost" not in drawn
     found = [part.split('"')[:4] for part in drawn.split('class="point" cx="')[1:]]
     (x1, _, y1, _), (x2, _, y2, _) = found

@@ -28,7 +28,7 @@ def data() -> ReportData:
     model = chain(widths=(8, 24))
     model.graph.node[2].name = HOSTILE
     samples = {"x": np.random.default_rng(0).random((48, 3, 8, 8), np.float32)}
-    settings = RecoverySettings(rounds=1, probe_samples=16, refine_samples=32, curve_passes=2)
+    settings = RecoverySettings(rounds=1, held_out_samples=16, refine_samples=32, curve_passes=2)
     options = EngineOptions(provider="cpu", threads=1)
     return onnxcop.prune(model, macs=0.6, data=samples, settings=settings, options=options).report_data("onnxcop x")
 

@@ -1,4 +1,4 @@
-"""Several packages of ONNX Runtime in one folder: found and named with what mends it."""
+"""Several packages of ONNX Runtime in one folder: found and named with what size_fixes it."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_a_run_says_it_once(tmp_path: Path) -> None:
     done = _run(site, "cpu", "auto", "dml")
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1 and "onnxruntime-directml are installed over each other" in warnings[0]
-    mend = "pip uninstall -y onnxruntime onnxruntime-directml && pip install --no-deps onnxruntime-directml"
-    assert "provider 'dml' is not in this build" in done.stdout and done.stdout.strip().endswith(mend)
+    fix = "pip uninstall -y onnxruntime onnxruntime-directml && pip install --no-deps onnxruntime-directml"
+    assert "provider 'dml' is not in this build" in done.stdout and done.stdout.strip().endswith(fix)
 
 
 def test_half_an_installation_is_named(tmp_path: Path) -> None:
     done = _run(_installed(tmp_path, "onnxruntime-gpu", whole=False), "auto")
-    assert "ONNX Runtime is there in part only" in done.stdout
+    assert "ONNX Runtime is only partly installed" in done.stdout
     assert "pip uninstall -y onnxruntime-gpu && pip install --no-deps onnxruntime-gpu" in done.stdout
 
 

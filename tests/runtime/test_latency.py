@@ -18,7 +18,7 @@ from onnxcop.errors import EngineError
 from onnxcop.pipeline import finish as conclusion
 from onnxcop.report.summary import slowness
 from onnxcop.runtime import latency
-from onnxcop.runtime.latency import Latency, Measurement, Timing, measure
+from onnxcop.runtime.latency import Latency, Measurement, Timing, measure_times
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 FEEDS = {"x": np.zeros((1, 3, 8, 8), np.float32)}
@@ -96,7 +96,7 @@ def test_measuring_ends_when_the_ratio_is_known_or_time_is_up() -> None:
 
 
 def test_real_models_are_measured() -> None:
-    found = measure([chain(), chain(widths=(4, 4))], FEEDS, CPU, seconds=0.05)
+    found = measure_times([chain(), chain(widths=(4, 4))], FEEDS, CPU, seconds=0.05)
     assert found.provider == "CPUExecutionProvider"
     assert found.seconds.shape[1] == 2
     assert (found.seconds > 0).all()
@@ -106,7 +106,7 @@ def test_real_models_are_measured() -> None:
 
 def test_a_model_that_does_not_run_is_an_error() -> None:
     with pytest.raises(EngineError):
-        measure([chain()], {"x": np.zeros((1, 5, 8, 8), np.float32)}, CPU, seconds=0.01)
+        measure_times([chain()], {"x": np.zeros((1, 5, 8, 8), np.float32)}, CPU, seconds=0.01)
 
 
 @pytest.mark.parametrize(

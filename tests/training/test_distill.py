@@ -17,7 +17,7 @@ from onnxcop.errors import CalibrationError
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.distill import Distilled, DistillOptions, distill
 from onnxcop.training.schedule import Effort, Schedule
-from onnxcop.training.step import stored_tensors
+from onnxcop.training.step import initializers_of
 
 ENGINE = EngineOptions("cpu", 1)
 
@@ -40,7 +40,7 @@ def disturbed(scale: float = 0.3) -> onnx.ModelProto:
 
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: numpy_helper.to_array(tensor) for name, tensor in stored_tensors(model).items()}
+    return {name: numpy_helper.to_array(tensor) for name, tensor in initializers_of(model).items()}
 
 
 def distilled(progress: Progress = silent, **settings: Any) -> Distilled:
@@ -65,7 +65,7 @@ def test_what_came_no_nearer_is_left_as_it_was() -> None:
     found = distilled(rate=30.0)
     assert not found.kept and found.after == found.before
     assert found.model.SerializeToString() == disturbed().SerializeToString()
-    assert "the closed form is kept" in str(found)
+    assert "the result in closed form is kept" in str(found)
 
 
 def test_a_rate_is_found_by_trials() -> None:
@@ -95,7 +95,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, monkey
     with pytest.raises(CalibrationError, match="checkpoint of another run"):
         distilled(checkpoint=path, seed=1)
     path.write_bytes(b"PK")
-    with pytest.raises(CalibrationError, match="no checkpoint, or damaged"):
+    with pytest.raises(CalibrationError, match="not a checkpoint, or is damaged"):
         distilled(checkpoint=path)
 
 
@@ -130,7 +130,7 @@ def test_efforts_are_read(text: str, effort: Effort) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "-3m", "0 epochs", "five minutes"])
 def test_other_efforts_are_refused(text: str) -> None:
-    with pytest.raises(CalibrationError, match="no length of training"):
+    with pytest.raises(CalibrationError, match="not a training length"):
         Effort.of(text)
 
 

@@ -175,7 +175,7 @@ def known_rules() -> RuleTable:
         if isinstance(table, Mapping) and all(map(callable, table.values())):
             found.update(table)
         else:
-            skipped(entry, f"{entry.value} is no mapping from (domain, operator) to a rule")
+            skipped(entry, f"{entry.value} is not a mapping from (domain, operator) to a rule")
     return found
 
 

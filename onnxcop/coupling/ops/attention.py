@@ -1,4 +1,4 @@
-"""Operators that compute attention: heads go whole, or every head loses the same of its dimensions."""
+"""Operators that compute attention: heads are removed whole, or every head loses the same of its dimensions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops.attention_heads import (
     TOKENS,
-    Form,
+    HeadLayout,
     Parts,
     bias_of_heads,
     cache,
@@ -37,7 +37,7 @@ def packed_attention(op: Op) -> None:
     heads = int(op.attr("num_heads"))
     width = op.shape(1)[1]
     sizes = [int(size) for size in op.attr("qkv_hidden_sizes", [])] or [width // 3] * 3
-    form = Form(heads, heads, sizes[0] // heads, sizes[2] // heads)
+    form = HeadLayout(heads, heads, sizes[0] // heads, sizes[2] // heads)
     if sum(sizes) != width or sizes[0] != sizes[1]:
         raise Decline("attention with weights of an unusual form")
     op.freeze_axes(0, (0, 1), TOKENS)
@@ -75,7 +75,7 @@ def quantized_attention(op: Op) -> None:
     if not op.constant(1) or any(op.has(p) and op.shape(p) not in ((), (1,)) for p in (3, 6)):
         raise Decline("quantized attention of an unusual form")
     heads, width = int(op.attr("num_heads")), op.shape(1)[1]
-    form = Form(heads, heads, width // 3 // heads, width // 3 // heads)
+    form = HeadLayout(heads, heads, width // 3 // heads, width // 3 // heads)
     op.freeze_axes(0, (0, 1), TOKENS)
     columns = op.label(1)[1]
     op.contract(
@@ -94,7 +94,7 @@ def quantized_attention(op: Op) -> None:
     _packed_results(op, form, parts, 8)
 
 
-def _packed_results(op: Op, form: Form, parts: Parts, past: int) -> None:
+def _packed_results(op: Op, form: HeadLayout, parts: Parts, past: int) -> None:
     """The past at an input, the work, and the outputs of x [n, s, c] times w [c, q + k + v]."""
     cache(op, past, parts, None, before=1)
     batch, tokens, inner = op.shape(0)
@@ -119,7 +119,7 @@ def multi_head_attention(op: Op) -> None:
     if not op.has(1) or not op.has(2):
         raise Decline("attention without keys or values")
     values = op.shape(2)
-    form = Form(heads, heads, op.shape(0)[2] // heads, values[3] if len(values) == 4 else values[2] // heads)
+    form = HeadLayout(heads, heads, op.shape(0)[2] // heads, values[3] if len(values) == 4 else values[2] // heads)
     plain = len(op.shape(1)) == 3 and len(values) == 3 and not op.has(6) and len(op.node.output) == 1
     parts = choose_parts(op, form, op.label(0)[2], plain)
     side(op, 0, parts.heads, parts.inner, parts.query)
@@ -143,7 +143,7 @@ def _packed_heads(op: Op, heads: int) -> None:
     """MultiHeadAttention whose queries, keys and values [n, s, heads, 3, dims] (or keys and values) are one."""
     last = 0 if len(op.shape(0)) == 5 else 1
     size = op.shape(last)[4]
-    form = Form(heads, heads, size, size)
+    form = HeadLayout(heads, heads, size, size)
     parts = Parts(form, *head_atoms(op, form, False))
     op.freeze_axes(last, (0, 1, 3, 4), TOKENS)
     meet(op, last, 2, parts.heads)
@@ -169,7 +169,7 @@ def group_query_attention(op: Op) -> None:
         raise Decline("attention with a quantized cache or normalized queries")
     packed = not op.has(1)
     size = op.shape(0)[2] // (heads + 2 * shared if packed else heads)
-    form = Form(heads, shared, size, size)
+    form = HeadLayout(heads, shared, size, size)
     parts = choose_parts(op, form, op.label(0)[2], False)
     if packed:
         _packed_groups(op, form, parts)
@@ -187,7 +187,7 @@ def group_query_attention(op: Op) -> None:
     op.emit((None, None, parts.result))
 
 
-def _packed_groups(op: Op, form: Form, parts: Parts) -> None:
+def _packed_groups(op: Op, form: HeadLayout, parts: Parts) -> None:
     """Queries, keys and values one after the other on one axis."""
     op.freeze_axes(0, (0, 1), TOKENS)
     live = op.label(0)[2]
@@ -213,11 +213,11 @@ def attention(op: Op) -> None:
     if not len(q) == len(k) == len(v):
         raise Decline("attention on tensors of different ranks")
     if len(q) == 4:
-        form = Form(q[1], k[1], q[3], v[3])
+        form = HeadLayout(q[1], k[1], q[3], v[3])
         parts = _apart(op, form)
     else:
         heads, shared = int(op.attr("q_num_heads")), int(op.attr("kv_num_heads"))
-        form = Form(heads, shared, q[2] // heads, v[2] // shared)
+        form = HeadLayout(heads, shared, q[2] // heads, v[2] // shared)
         parts = choose_parts(op, form, op.label(0)[2], True)
     if len(q) == 3:
         op.size("q_num_heads", 0, parts.heads)
@@ -235,7 +235,7 @@ def attention(op: Op) -> None:
     op.emit((None, parts.heads, None, parts.value) if len(q) == 4 else result)
 
 
-def _apart(op: Op, form: Form) -> Parts:
+def _apart(op: Op, form: HeadLayout) -> Parts:
     """Heads and dimensions on axes of their own: both are live."""
     inner = op.pool.allocate(form.inner) if form.inner > 1 else None
     value = op.pool.allocate(form.value) if form.value > 1 else None
@@ -266,7 +266,7 @@ def rotary_embedding(op: Op) -> None:
     side(op, 0, heads, dims, fold(heads, count, dims, size))
     for position in tables:
         op.freeze_axes(position, range(len(op.label(position)) - 1), "holds positions")
-        op.tie(op.label(position)[-1], pairs, "turns dimensions that are never pruned")
+        op.tie(op.label(position)[-1], pairs, "rotates dimensions that are never pruned")
     if len(shape) == 3 and op.attr("num_heads", 0):
         op.size("num_heads", 0, heads)
     if len(shape) == 4:

@@ -1,6 +1,6 @@
 """The heads of an attention and their dimensions: which of them are live, and what holds them.
 
-Where heads and dimensions share one axis either the ones or the others can go, a choice point.
+Where heads and dimensions share one axis either the ones or the others can be removed, a choice point.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TOKENS = "is a batch or a sequence"
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class HeadLayout:
     """Sizes of an attention: query heads, key/value heads, dimensions of a query and of a value head."""
 
     heads: int
@@ -30,7 +30,7 @@ class Form:
 class Parts:
     """What is live of an attention, by the axes of `form`; None for what stays as it is."""
 
-    form: Form
+    form: HeadLayout
     heads: IntArray | None = None
     shared: IntArray | None = None
     inner: IntArray | None = None
@@ -70,7 +70,7 @@ def joined(*labels: IntArray | None) -> IntArray | None:
     return np.concatenate(live) if len(live) == len(labels) else None
 
 
-def head_atoms(op: Op, form: Form, members: bool) -> tuple[IntArray | None, IntArray | None]:
+def head_atoms(op: Op, form: HeadLayout, members: bool) -> tuple[IntArray | None, IntArray | None]:
     """Atoms of the query heads and of the key/value heads: whole groups, or some members of each."""
     per = form.heads // form.shared
     if members:
@@ -81,7 +81,7 @@ def head_atoms(op: Op, form: Form, members: bool) -> tuple[IntArray | None, IntA
     return np.repeat(groups, per), groups
 
 
-def choose_parts(op: Op, form: Form, folded: IntArray | None, dims: bool) -> Parts:
+def choose_parts(op: Op, form: HeadLayout, folded: IntArray | None, dims: bool) -> Parts:
     """Choose what is live where heads and their dimensions share one axis."""
     if form.shared < 1 or form.heads % form.shared:
         raise Decline(f"{form.heads} query heads over {form.shared} key and value heads")
@@ -138,7 +138,7 @@ def freeze_all(op: Op, positions: Sequence[int], why: str) -> None:
             op.freeze_axes(position, range(len(op.label(position))), why)
 
 
-def count_products(op: Op, form: Form, parts: Parts, pairs: float) -> None:
+def count_products(op: Op, form: HeadLayout, parts: Parts, pairs: float) -> None:
     """Multiply-accumulates of the two products, for `pairs` of a query and a key."""
     heads: IntArray | int = form.heads if parts.heads is None else parts.heads
     op.macs(pairs, heads, form.inner if parts.inner is None else parts.inner)

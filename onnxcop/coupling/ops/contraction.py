@@ -61,8 +61,8 @@ def _convolution(op: Op, kernel: Kernel, tied: tuple[int, ...] = ()) -> None:
         raise Decline("integer convolution whose weights are not constant")
     x_shape, w_shape, out_shape = op.shape(0), op.shape(kernel.input), op.out_shape()
     x, w = op.label(0), op.label(kernel.input)
-    op.freeze_axes(0, range(2, len(x)), "is convolved over")
-    op.freeze_axes(kernel.input, range(2, len(w)), "is a kernel's spatial axis")
+    op.freeze_axes(0, range(2, len(x)), "spatial axis of a convolution")
+    op.freeze_axes(kernel.input, range(2, len(w)), "spatial axis of a kernel")
     if kernel.groups == 1:
         produced, summed = w[kernel.out_axis], w[kernel.in_axis]
         op.contract((0, 1), (kernel.input, kernel.in_axis), kernel=kernel, produced=produced)
@@ -97,7 +97,7 @@ def _grouped(op: Op, kernel: Kernel) -> tuple[IntArray | None, IntArray | None]:
         op.freeze(x, "feeds groups whose weights are not constant")
         op.freeze(single, "grouped convolution of channels that are never pruned")
         if total is not None and conv_kind:
-            op.balance(total.reshape(groups, -1), "has no equal share of every group")
+            op.balance(total.reshape(groups, -1), "cannot be divided equally among the groups")
         else:
             op.freeze(total, "grouped convolution of channels that are never pruned")
         op.findings.contractions.append(Contraction(op.index, (), kernel, total if conv_kind else None))
@@ -141,7 +141,7 @@ def _stripes(
         op.contract((0, 1), (kernel.input, 0), kernel=kernel, produced=produced)
         op.drop(single)
         return produced, x[: len(x) // groups].copy()
-    op.balance(total.reshape(groups, -1), "has no equal share of every group")
+    op.balance(total.reshape(groups, -1), "cannot be divided equally among the groups")
     if single is None:
         op.freeze(x, "feeds groups of a single channel")
         return total, None
@@ -221,8 +221,8 @@ def _matmul(op: Op, left: int, right: int, per_column: tuple[int, ...] = (), zer
             columns = op.tie(columns, op.label(position)[-1])
     kernel, produced = _weights_side(op, left, right, rows, columns, zero)
     if zero is not None and (kernel is None or kernel.zero is None):
-        op.freeze(a[a_in], "is summed in integers against what is not a matrix of weights")
-        op.freeze(b[b_in], "is summed in integers against what is not a matrix of weights")
+        op.freeze(a[a_in], "is contracted in integers with something other than a weight matrix")
+        op.freeze(b[b_in], "is contracted in integers with something other than a weight matrix")
     op.contract((left, a_in), (right, b_in), kernel=kernel, produced=produced)
     batch: Label = ()
     if len(a_shape) > 2 or len(b_shape) > 2:

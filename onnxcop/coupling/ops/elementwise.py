@@ -39,7 +39,7 @@ def broadcast(op: Op) -> None:
 
 
 def comparison(op: Op) -> None:
-    """Comparisons, which broadcast. Over an axis of constants alone they tell values apart: a one-hot code.
+    """Comparisons, which broadcast. Over an axis of constants alone they make a one-hot encoding.
 
     Exact: every axis, tied between the operands; constants are cut along.
     Frozen: axes that meet one that is never pruned, and those that constants have and the data lacks.
@@ -48,7 +48,7 @@ def comparison(op: Op) -> None:
     data = [position for position in range(op.count) if not op.constant(position)]
     for axis in range(-len(label), 0) if data else ():
         if all(len(op.shape(p)) < -axis or op.shape(p)[axis] == 1 for p in data):
-            op.freeze(label[axis], "tells values of the data apart")
+            op.freeze(label[axis], "one-hot encoding")
     op.emit(label)
 
 
@@ -97,7 +97,7 @@ def _meet(
         first = op.tie(first, labels[position][axis])
     if first is None:
         for position in full:
-            op.freeze(labels[position][axis], "meets an axis that is never pruned")
+            op.freeze(labels[position][axis], "is combined with an axis that is never pruned")
     return first
 
 

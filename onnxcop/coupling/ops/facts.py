@@ -29,7 +29,7 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A node that computes a statistic over an axis: its results change when indices of the axis go."""
+    """A node that computes a statistic over an axis: its results change when indices of the axis are removed."""
 
     node: int
     atoms: IntArray
@@ -70,7 +70,7 @@ class RatioEdit:
 
 @dataclass(frozen=True, slots=True)
 class IndexEdit:
-    """Input `input` holds indices into an axis that carries `atoms`; along their `axis` some will go."""
+    """Input `input` holds indices into an axis that carries `atoms`; along their `axis` some will be removed."""
 
     node: int
     input: int

@@ -1,4 +1,4 @@
-"""Operators that stand for several, as onnxruntime's optimizer makes them: a layer with what follows it."""
+"""Operators that replace several, as onnxruntime's optimizer makes them: a layer with what follows it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fused_conv(op: Op) -> None:
     """
     _convolution(op, convolution(op.node))
     if op.has(3):
-        op.freeze_axes(3, range(2, len(op.shape(3))), "is added to what is convolved over")
+        op.freeze_axes(3, range(2, len(op.shape(3))), "is added to the spatial axis of a convolution")
         made, added = op.labels_out[0], op.label(3)
         if made is not None:
             op.emit((op.tie(made[0], added[0]), op.tie(made[1], added[1]), *made[2:]))
@@ -77,7 +77,7 @@ def embed_normalization(op: Op) -> None:
     for position in (0, 1, *tables, 7, 8):
         if op.has(position):
             axes = range(len(op.label(position)) - (1 if position in tables else 0))
-            op.freeze_axes(position, axes, "is indexed by data")
+            op.freeze_axes(position, axes, "is indexed by values computed from data")
     op.inexact(width, "statistics over the pruned axis")
     op.emit((None, None, width))
     op.emit((None, None, width), 2)

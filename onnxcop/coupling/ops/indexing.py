@@ -35,7 +35,7 @@ def slice_(op: Op) -> None:
     """Slice: its bounds along a live axis become counts of kept indices.
 
     Exact: axes cut in steps of 1, whole axes turned round, and axes cut in steps of s from one of
-        the first s indices, where s neighbours go together; the bounds are rewritten.
+        the first s indices, where s neighbours are removed together; the bounds are rewritten.
     Frozen: axes cut in other ways; axes of weights cut to a size known only at run time.
     """
     label, shape = list(op.label(0)), op.shape(0)
@@ -72,7 +72,7 @@ def slice_(op: Op) -> None:
 
 
 def _strided(op: Op, live: IntArray, cut: slice, element: int) -> IntArray | None:
-    """An axis cut in steps, which stay as they are: whole runs of as many neighbours as a step is long go."""
+    """An axis cut in steps, which stay as they are: whole runs of as many neighbours as a step is long are removed."""
     first, last, step = cut.indices(len(live))
     positions = np.arange(first, last, step)
     rotated = step == -1 and len(positions) == len(live)
@@ -90,7 +90,7 @@ def _strided(op: Op, live: IntArray, cut: slice, element: int) -> IntArray | Non
 
 
 def _cut_by_size(op: Op, element: int) -> bool:
-    """Whether weights (a table of positions, say) are cut to the size of what is fed."""
+    """Whether weights (e.g. a table of positions) are cut to the size of what is fed."""
     bounds = [position for position in (1, 2) if op.has(position)]
     return op.constant(0) and not all(op.written(position, element) for position in bounds)
 
@@ -112,7 +112,9 @@ def gather(op: Op) -> None:
     by_size = info is not None and info.sized
     indices = op.value(1) if live is not None and not by_size else None
     if live is not None and indices is None:
-        op.freeze(live, "is indexed by what follows from a size" if by_size else "is indexed by data")
+        op.freeze(
+            live, "is indexed by values computed from a size" if by_size else "is indexed by values computed from data"
+        )
     elif live is not None and indices is not None:
         picked = _picked(op, axis, live, indices)
     elif op.has(1) and any(entry is not None for entry in op.label(1)):
@@ -127,7 +129,7 @@ def _picked(op: Op, axis: int, live: IntArray, indices: Array) -> list[IntArray 
     wide = [place for place, size in enumerate(indices.shape) if size > 1]
     op.drop(live)
     if not wide:
-        op.freeze(taken, "is picked by its index")
+        op.freeze(taken, "is selected by its index")
         op.index_into(1, live)
         return result
     lines = {place: np.moveaxis(taken, place, 0).reshape(indices.shape[place], -1) for place in wide}
@@ -148,7 +150,7 @@ def gather_nd(op: Op) -> None:
     """
     label, index_shape = op.label(0), op.shape(1)
     reached = int(op.attr("batch_dims", 0)) + index_shape[-1]
-    op.freeze_axes(0, range(reached), "is indexed by data")
+    op.freeze_axes(0, range(reached), "is indexed by values computed from data")
     op.freeze_axes(1, range(len(index_shape)), "holds indices")
     op.emit((*(None for _ in index_shape[:-1]), *label[reached:]))
 
@@ -165,7 +167,7 @@ def gather_elements(op: Op) -> None:
     out: list[IntArray | None] = [None] * len(shape)
     for place, size in enumerate(shape):
         if place == axis or index_shape[place] != size:
-            op.freeze(data[place], "is indexed by data")
+            op.freeze(data[place], "is indexed by values computed from data")
             op.freeze(indices[place], "holds indices")
         else:
             out[place] = op.tie(data[place], indices[place])
@@ -185,12 +187,12 @@ def scatter_elements(op: Op) -> None:
     for place, size in enumerate(shape):
         if place == axis or index_shape[place] != size or op.shape(2)[place] != size:
             for label in labels:
-                op.freeze(label[place], "is indexed by data")
+                op.freeze(label[place], "is indexed by values computed from data")
         else:
             out[place] = op.tie(op.tie(labels[0][place], labels[1][place]), labels[2][place])
             if out[place] is None:
-                op.freeze_axes(0, (place,), "meets an axis that is never pruned")
-                op.freeze_axes(1, (place,), "meets an axis that is never pruned")
+                op.freeze_axes(0, (place,), "is combined with an axis that is never pruned")
+                op.freeze_axes(1, (place,), "is combined with an axis that is never pruned")
     op.emit(out)
 
 
@@ -202,17 +204,17 @@ def scatter_nd(op: Op) -> None:
     """
     data, index_shape = op.label(0), op.shape(1)
     reached, lead = index_shape[-1], len(index_shape) - 1
-    op.freeze_axes(0, range(reached), "is indexed by data")
+    op.freeze_axes(0, range(reached), "is indexed by values computed from data")
     op.freeze_axes(1, range(len(index_shape)), "holds indices")
-    op.freeze_axes(2, range(lead), "is indexed by data")
+    op.freeze_axes(2, range(lead), "is indexed by values computed from data")
     tail = [op.tie(live, new) for live, new in zip(data[reached:], op.label(2)[lead:], strict=True)]
     op.emit((*(None for _ in range(reached)), *tail))
 
 
 def pad(op: Op) -> None:
-    """Pad with constants on a live axis adds atoms of its own, free to go.
+    """Pad with constants on a live axis adds atoms of its own, free to be removed.
 
-    Exact: every axis, also where it is padded; the padding may go as well.
+    Exact: every axis, also where it is padded; the padding may be removed as well.
     Frozen: axes that are cropped, or padded from their own values.
     """
     label, rank = list(op.label(0)), len(op.shape(0))
@@ -229,7 +231,7 @@ def pad(op: Op) -> None:
         if live is None or (before == 0 and after == 0):
             continue
         if mode not in (b"constant", "constant") or before < 0 or after < 0:
-            op.freeze(live, "is padded from its own values, or cropped")
+            op.freeze(live, "is padded with its own values, or cropped")
             label[axis] = None
             continue
         head, tail = op.pool.allocate(before), op.pool.allocate(after)
@@ -241,13 +243,13 @@ def pad(op: Op) -> None:
 
 
 def sample(op: Op) -> None:
-    """GridSample, RoiAlign, MaxRoiPool: channels pass, space is sampled by data.
+    """GridSample, RoiAlign, MaxRoiPool: channels pass, space is sampled at positions computed from data.
 
     Exact: channels.
     Frozen: all others.
     """
     label = op.label(0)
-    op.freeze_axes(0, (0, *range(2, len(label))), "is sampled by data")
+    op.freeze_axes(0, (0, *range(2, len(label))), "is sampled at positions computed from data")
     for position in range(1, op.count):
         if op.has(position):
             op.freeze_axes(position, range(len(op.label(position))), "holds coordinates")

@@ -83,7 +83,7 @@ def _or_rigid(op: Op, live: IntArray | None, size: int) -> IntArray:
     if live is not None:
         return live
     atoms = op.pool.allocate(size)
-    op.freeze(atoms, "is joined with channels that are never pruned")
+    op.freeze(atoms, "is concatenated with channels that are never pruned")
     return atoms
 
 
@@ -105,7 +105,7 @@ def expand(op: Op) -> None:
             if element >= 0 and asked is not None and asked[element] != 1:
                 op.size(1, element, live)
         else:
-            op.freeze(live, "is stretched")
+            op.freeze(live, "is broadcast to a larger size")
     if op.constant(0):
         first = len(result) - target
         stretched = [axis for axis in range(first, len(result)) if axis < offset or shape[axis - offset] == 1]
@@ -125,7 +125,7 @@ def _fresh(op: Op, position: int, elements: Mapping[int, int], label: list[IntAr
 
 
 def constant_of_shape(op: Op) -> None:
-    """ConstantOfShape: axes whose sizes are plain numbers are free to go.
+    """ConstantOfShape: axes whose sizes are plain numbers are free to be removed.
 
     Exact: axes of a size written as a number, which is rewritten.
     Frozen: axes of a computed size.
@@ -138,7 +138,7 @@ def constant_of_shape(op: Op) -> None:
 def tile(op: Op) -> None:
     """Tile repeats the atoms; the repeats themselves stay.
 
-    Exact: every axis; all copies of an index go together.
+    Exact: every axis; all copies of an index are removed together.
     """
     repeats = op.value(1)
     if repeats is None:
@@ -148,7 +148,7 @@ def tile(op: Op) -> None:
 
 
 def depth_to_space(op: Op) -> None:
-    """DepthToSpace: the b·b channels of one output channel go together.
+    """DepthToSpace: the b·b channels of one output channel are removed together.
 
     Exact: channels, by the block² that make one output channel.
     Frozen: space.
@@ -219,7 +219,7 @@ def _not_resampled(op: Op, axes: list[int]) -> set[int]:
 
 
 def shape_of(op: Op) -> None:
-    """Shape and Size read no element; numbers computed from them are mended when rewriting.
+    """Shape and Size read no element; numbers computed from them are corrected when rewriting.
 
     Exact: every axis; numbers computed from a size are corrected.
     """

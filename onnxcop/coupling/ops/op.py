@@ -141,7 +141,7 @@ class Op:
         if left is None or right is None:
             live = left if left is not None else right
             if live is not None:
-                self.freeze(live, what or "meets an axis that is never pruned")
+                self.freeze(live, what or "is combined with an axis that is never pruned")
             return None
         if len(left) != len(right):
             raise Decline(f"{self.node.op_type} between axes of {len(left)} and {len(right)}")
@@ -150,7 +150,7 @@ class Op:
         return left
 
     def balance(self, groups: IntArray, why: str) -> None:
-        """State that equally many of every row of `groups` (int64 [groups, size]) must go together."""
+        """State that equally many of every row of `groups` (int64 [groups, size]) must be removed together."""
         self.handled.append(groups.reshape(-1))
         self.pool.balance(groups, Reason(why, self.where))
 
@@ -180,7 +180,7 @@ class Op:
         labels = [self.label(position)[axis] for position, axis in operands]
         first = labels[0]
         for other in labels[1:]:
-            first = self.tie(first, other, "is summed against an axis that is never pruned")
+            first = self.tie(first, other, "is contracted with an axis that is never pruned")
         live = [
             Operand(position, axis, label)
             for (position, axis), label in zip(operands, labels, strict=True)
@@ -233,7 +233,7 @@ class Op:
             self.findings.edits.append(PinEdit(self.index, name, value, atoms))
 
     def index_into(self, position: int, atoms: IntArray, axis: int = 0) -> None:
-        """An input holds indices into an axis carrying `atoms`; along its own `axis` they can go."""
+        """An input holds indices into an axis carrying `atoms`; along its own `axis` they can be removed."""
         self.findings.edits.append(IndexEdit(self.index, position, atoms, axis))
 
     def split_into(self, sections: Sequence[IntArray]) -> None:

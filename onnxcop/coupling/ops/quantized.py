@@ -51,7 +51,7 @@ def qlinear_concat(op: Op) -> None:
 
 
 def qlinear_pool(op: Op) -> None:
-    """QLinearGlobalAveragePool, QLinearAveragePool: over space, which stands last or before channels.
+    """QLinearGlobalAveragePool, QLinearAveragePool: over space, which is last or before channels.
 
     Exact: batch and channels.
     Frozen: space; all axes where there is a scale per channel.
@@ -60,7 +60,7 @@ def qlinear_pool(op: Op) -> None:
     label = op.label(0)
     channel = len(label) - 1 if op.attr("channels_last", 0) else 1
     kept = (0, channel)
-    op.freeze_axes(0, [axis for axis in range(len(label)) if axis not in kept], "is pooled over")
+    op.freeze_axes(0, [axis for axis in range(len(label)) if axis not in kept], "spatial axis of a pooling")
     op.emit([live if axis in kept else None for axis, live in enumerate(label)])
 
 
@@ -106,7 +106,7 @@ def qgemm(op: Op) -> None:
             columns = op.tie(columns, op.label(position)[-1])
     kernel = replace(matrix(op.node, 3), zero=5) if op.constant(3) else None
     if kernel is None:
-        op.freeze(op.label(0)[a_in], "is summed in integers against what is not a matrix of weights")
+        op.freeze(op.label(0)[a_in], "is contracted in integers with something other than a weight matrix")
     op.contract((0, a_in), (3, b_in), kernel=kernel, produced=columns)
     shape = op.out_shape()
     summed: IntArray | None = op.label(3)[b_in] if op.label(0)[a_in] is not None else None

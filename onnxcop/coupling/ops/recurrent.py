@@ -14,7 +14,7 @@ _WHY = "belongs to a recurrent state that is given or never pruned"
 
 
 def recurrent(op: Op) -> None:
-    """One hidden atom stands for its rows in every gate of W, R, B and P, and its state.
+    """One hidden atom represents its rows in every gate of W, R, B and P, and its state.
 
     Exact: the input's width; the hidden size where no initial state is given, or one that is
         stored or made by the graph.

@@ -16,9 +16,9 @@ def pool(op: Op) -> None:
     Frozen: space; all axes of a MaxPool whose indices are given out.
     """
     label = op.label(0)
-    op.freeze_axes(0, range(2, len(label)), "is pooled over")
+    op.freeze_axes(0, range(2, len(label)), "spatial axis of a pooling")
     if len(op.node.output) > 1 and op.node.output[1]:
-        op.freeze_axes(0, (0, 1), "is numbered across by the indices of the largest elements")
+        op.freeze_axes(0, (0, 1), "MaxPool returns indices")
         label = (None,) * len(label)
     for position in range(len(op.node.output)):
         op.emit((label[0], label[1], *(None for _ in label[2:])), position)
@@ -32,7 +32,7 @@ def channels_last_pool(op: Op) -> None:
     """
     label = op.label(0)
     rank = len(label)
-    op.freeze_axes(0, range(1, rank - 1), "is pooled over")
+    op.freeze_axes(0, range(1, rank - 1), "spatial axis of a pooling")
     op.emit((label[0], *(None for _ in label[1:-1]), label[-1]))
 
 

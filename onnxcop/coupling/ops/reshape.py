@@ -64,7 +64,7 @@ def flatten(op: Op) -> None:
 def blocks_of(left: Shape, right: Shape) -> Blocks:
     """Cut two shapes of equal product into minimal blocks of equal product, as tuples of axes.
 
-    Axes of size 1 join the block before them, or stand in a block alone.
+    Axes of size 1 join the block before them, or are a block alone.
     """
     blocks: Blocks = []
     i = j = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxcop.gradient.builder import Decline, Tensor
+from onnxcop.gradient.builder import NoGradient, Tensor
 from onnxcop.gradient.node import Vjp
 from onnxcop.gradient.rules.broadcast import unbroadcast
 
@@ -79,18 +79,18 @@ def einsum(g: Tensor, y: Tensor, *inputs: Tensor, equation: str) -> list[Tensor]
     """Each input's place in the equation is taken by the output, and the output's by the input."""
     terms = equation.replace(" ", "")
     if "->" not in terms or "." in terms:
-        raise Decline("its equation has no arrow, or an ellipsis")
+        raise NoGradient("its equation has no arrow, or an ellipsis")
     left, out = terms.split("->")
     parts: Sequence[str] = left.split(",")
     if any(len(set(part)) < len(part) for part in parts):
-        raise Decline("its equation repeats an index within one operand")
+        raise NoGradient("its equation repeats an index within one operand")
     grads = []
     for place, (part, x) in enumerate(zip(parts, inputs, strict=True)):
         others = [(p, t) for i, (p, t) in enumerate(zip(parts, inputs, strict=True)) if i != place]
         reached = set(out).union(*(p for p, _ in others))
         found = "".join(index for index in part if index in reached)
         if not found and part:
-            raise Decline("an operand is summed up before it meets another")
+            raise NoGradient("an operand is summed up before it meets another")
         result = g.op(
             "Einsum", *(t for _, t in others), equation=",".join([out, *(p for p, _ in others)]) + "->" + found
         )

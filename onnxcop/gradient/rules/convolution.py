@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, padded
+from onnxcop.gradient.builder import INT64, NoGradient, Tensor, concat, padded
 from onnxcop.gradient.node import Vjp
 
 _FEW_CHANNELS = 8  # below this, one product per tap is too thin
@@ -52,7 +52,7 @@ class Window:
             missing = []
             for size, k, s, d in zip(x.sizes[2:], kernel, steps, taps, strict=True):
                 if not isinstance(size, int):
-                    raise Decline(f"its auto_pad is {auto_pad}, and the size of its input is not fixed")
+                    raise NoGradient(f"its auto_pad is {auto_pad}, and the size of its input is not fixed")
                 missing.append(max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0))
             less = [m // 2 for m in missing]
             more = [m - half for m, half in zip(missing, less, strict=True)]
@@ -130,10 +130,10 @@ def windowed(rule: Callable[[Tensor, Tensor, Tensor, Window, int], Tensor], tran
         output_padding: Sequence[int] | None = None, output_shape: Sequence[int] | None = None,
     ) -> Tensor:  # fmt: skip
         if output_shape or (transposed and auto_pad not in ("NOTSET", "VALID")):
-            raise Decline("it has auto_pad or output_shape")
+            raise NoGradient("it has auto_pad or output_shape")
         window = Window.of(y if transposed else x, fixed(w)[2:], strides, dilations, pads, auto_pad)
         if any(more >= step for more, step in zip(output_padding or (), window.strides, strict=False)):
-            raise Decline("its output_padding is as large as its stride")
+            raise NoGradient("its output_padding is as large as its stride")
         return rule(g, x, w, window, group)
 
     return of_node
@@ -219,7 +219,7 @@ def fixed(x: Tensor) -> list[int]:
     """The shape of a tensor whose sizes are all fixed."""
     sizes = [size for size in x.sizes if isinstance(size, int)]
     if len(sizes) < len(x.sizes):
-        raise Decline(f"the shape of {x.name!r} is not fixed")
+        raise NoGradient(f"the shape of {x.name!r} is not fixed")
     return sizes
 
 

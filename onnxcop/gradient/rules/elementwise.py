@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from onnxcop.gradient.builder import Decline, Tensor, total
+from onnxcop.gradient.builder import NoGradient, Tensor, total
 from onnxcop.gradient.node import Node
 
 _ROOT_2_PI = math.sqrt(2 * math.pi)
@@ -77,7 +77,7 @@ def shared(g: Tensor, y: Tensor, *inputs: Tensor) -> list[Tensor]:
 def dropout(g: Tensor, y: Tensor, x: Tensor, *_: Tensor, node: Node, seed: int = 0) -> Tensor:
     """Nothing is dropped when a model runs."""
     if len(node.proto.input) > 2 and node.proto.input[2]:
-        raise Decline("its training mode drops values at random")
+        raise NoGradient("its training mode drops values at random")
     return g
 
 

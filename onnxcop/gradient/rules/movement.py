@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, padded, zeros
+from onnxcop.gradient.builder import INT64, NoGradient, Tensor, concat, padded, zeros
 from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.broadcast import unbroadcast
 
@@ -38,7 +38,7 @@ def split(g: Tensor, y: Tensor, x: Tensor, *_: Tensor, node: Node, axis: int = 0
     parts = []
     for grad, out in zip(node.grads, node.outputs, strict=True):
         if grad is None and out is None:
-            raise Decline("one of its parts has no name")
+            raise NoGradient("one of its parts has no name")
         parts.append(grad if grad is not None else out.zeros() if out is not None else g)
     return concat(parts, axis % x.rank)
 
@@ -55,7 +55,7 @@ def sliced(
     named = node.value(axes)
     count = starts.sizes[0]
     if (axes is not None and named is None) or not isinstance(count, int):
-        raise Decline("its axes are not fixed")
+        raise NoGradient("its axes are not fixed")
     found = [int(axis) % x.rank for axis in (range(count) if named is None else named)]
     step_values = [1] * count if steps is None else node.value(steps)
     for place, axis in enumerate(found):
@@ -118,7 +118,7 @@ def gather_elements(g: Tensor, y: Tensor, x: Tensor, indices: Tensor, *, axis: i
 def gather_nd(g: Tensor, y: Tensor, x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     """Added up at the indices."""
     if batch_dims:
-        raise Decline("it has batch_dims")
+        raise NoGradient("it has batch_dims")
     return x.zeros().op("ScatterND", indices, g, reduction="add")
 
 
@@ -129,16 +129,16 @@ def scatter_data(
     if reduction == "add":
         return g
     if reduction != "none":
-        raise Decline(f"its reduction is {reduction}")
+        raise NoGradient(f"its reduction is {reduction}")
     return g.op("ScatterElements", indices, updates.zeros(), axis=axis)
 
 
 def scatter_updates(
     g: Tensor, y: Tensor, x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
 ) -> Tensor:
-    """What stands where they were put."""
+    """The gradient of what was written: `g` at the places that were written to."""
     if reduction not in ("none", "add"):
-        raise Decline(f"its reduction is {reduction}")
+        raise NoGradient(f"its reduction is {reduction}")
     return g.op("GatherElements", indices, axis=axis)
 
 
@@ -149,16 +149,16 @@ def scatter_nd_data(
     if reduction == "add":
         return g
     if reduction != "none":
-        raise Decline(f"its reduction is {reduction}")
+        raise NoGradient(f"its reduction is {reduction}")
     return g.op("ScatterND", indices, updates.zeros())
 
 
 def scatter_nd_updates(
     g: Tensor, y: Tensor, x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none"
 ) -> Tensor:
-    """What stands where they were put."""
+    """The gradient of what was written: `g` at the places that were written to."""
     if reduction not in ("none", "add"):
-        raise Decline(f"its reduction is {reduction}")
+        raise NoGradient(f"its reduction is {reduction}")
     return g.op("GatherND", indices)
 
 
@@ -172,7 +172,7 @@ def pad(
     """
     build, named = g.builder, node.value(axes)
     if axes is not None and named is None:
-        raise Decline("its axes are not fixed")
+        raise NoGradient("its axes are not fixed")
     places = [int(a) % x.rank for a in (range(x.rank) if named is None else named)]
     if mode == "constant":
         for number, axis in enumerate(places if axes is not None else ()):

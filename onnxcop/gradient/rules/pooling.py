@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor, concat, padded, zeros
+from onnxcop.gradient.builder import INT64, NoGradient, Tensor, concat, padded, zeros
 from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.convolution import Window, fitted
 from onnxcop.gradient.rules.reduction import extreme
@@ -20,7 +20,7 @@ def max_pool(
 ) -> Tensor:  # fmt: skip
     """Every element goes to the place in the input that its index names."""
     if storage_order:
-        raise Decline("its storage_order is 1")
+        raise NoGradient("its storage_order is 1")
     flat = zeros(x.op("Size", elem_type=INT64).reshape([1]), g)
     places = node.extra(1, INT64).reshape([-1])
     return flat.op("ScatterElements", places, g.reshape([-1]), axis=0, reduction="add").reshape(x.dims())
@@ -108,7 +108,7 @@ def resize(
 ) -> Tensor:  # fmt: skip
     """The transposed interpolation matrix of every axis, found by resizing the identity."""
     if coordinate_transformation_mode == "tf_crop_and_resize" or keep_aspect_ratio_policy != "stretch" or antialias:
-        raise Decline("it crops, keeps the aspect ratio or has antialias")
+        raise NoGradient("it crops, keeps the aspect ratio or has antialias")
     settings: dict[str, Any] = {
         "coordinate_transformation_mode": coordinate_transformation_mode, "cubic_coeff_a": cubic_coeff_a,
         "exclude_outside": exclude_outside, "mode": mode, "nearest_mode": nearest_mode,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxcop.gradient.builder import INT64, Decline, Tensor
+from onnxcop.gradient.builder import INT64, NoGradient, Tensor
 from onnxcop.gradient.node import Node, Vjp
 from onnxcop.gradient.rules.broadcast import unbroadcast
 
@@ -20,7 +20,7 @@ def reduction(slope: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]) 
     def rule(g: Tensor, y: Tensor, x: Tensor, axes: Tensor | None = None, *,
              node: Node, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:  # fmt: skip
         if noop_with_empty_axes and node.value(axes) is None:
-            raise Decline("it may reduce nothing")
+            raise NoGradient("it may reduce nothing")
         if not keepdims and axes is not None:
             g, y = g.unsqueeze(axes), y.unsqueeze(axes)
         return slope(g, y, x, axes).expand(x.dims())
@@ -61,7 +61,7 @@ def batch_input(
 ) -> Tensor:  # fmt: skip
     """With frozen statistics: a product with one factor per channel."""
     if training_mode:
-        raise Decline("it is in training mode")
+        raise NoGradient("it is in training mode")
     return g * batch_scale(x, scale / (var + epsilon).op("Sqrt"), x.rank).cast(g)
 
 
@@ -124,7 +124,7 @@ def instance_scale(g: Tensor, y: Tensor, x: Tensor, scale: Tensor, bias: Tensor,
 def lp_normalized(g: Tensor, y: Tensor, x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     """(g - y Σ g y) / ‖x‖, for the 2-norm."""
     if p != 2:
-        raise Decline("its p is 1")
+        raise NoGradient("its p is 1")
     norm = (x * x).sum([axis], keepdims=True).op("Sqrt")
     return (g - y * (g * y).sum([axis], keepdims=True)) / norm
 

@@ -118,7 +118,7 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
 def move_into_normalization(model: onnx.ModelProto, added: frozenset[str]) -> None:
     """Make added biases part of the running mean of the BatchNormalization that alone reads the layer, in place.
 
-    γ(x + b - μ)/σ + β is the same for μ - b and no bias: the re-estimated mean stands where the model keeps it.
+    γ(x + b - μ)/σ + β is the same for μ - b and no bias: the re-estimated mean is where the model keeps it.
     """
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}

@@ -140,13 +140,13 @@ def _replace(graph: onnx.GraphProto, found: Mapping[str, onnx.TensorProto], chai
     """Store tensors in place of the nodes that make them, and drop what then nothing reads."""
     uses = Counter(name for node in graph.node for name in (*node.input, *captured(node)))
     uses.update(value.name for value in graph.output)
-    before, gone = set(uses), set()
+    before, removed = set(uses), set()
     for index in sorted(set().union(*chains.values()), reverse=True):  # readers before what they read
         node = graph.node[index]
         if all(name in found or not uses[name] for name in node.output if name):
-            gone.add(index)
+            removed.add(index)
             uses.subtract(node.input)
-    nodes = [n for i, n in enumerate(graph.node) if i not in gone]
+    nodes = [n for i, n in enumerate(graph.node) if i not in removed]
     made = {name for node in nodes for name in node.output}
     replace_all(graph.node, nodes)
     drop_unread(graph, {name for name in before if not uses[name]})

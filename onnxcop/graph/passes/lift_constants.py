@@ -80,15 +80,15 @@ def _own_chain(name: str, makers: dict[str, onnx.NodeProto], uses: Counter[str],
 
 def _drop(graph: onnx.GraphProto, made: Iterable[str]) -> None:
     """Remove the nodes that make these tensors, and those that then nothing reads."""
-    gone = set(made)
+    removed = set(made)
     sources: set[str] = set()
-    while gone:
-        kept = [node for node in graph.node if not set(node.output) <= gone]
-        sources |= {name for node in graph.node if set(node.output) <= gone for name in node.input}
+    while removed:
+        kept = [node for node in graph.node if not set(node.output) <= removed]
+        sources |= {name for node in graph.node if set(node.output) <= removed for name in node.input}
         replace_all(graph.node, kept)
         read = {name for node in graph.node for name in (*node.input, *captured(node))}
         read |= {value.name for value in graph.output}
-        gone = {
+        removed = {
             name for node in graph.node for name in node.output
             if name in sources and set(node.output).isdisjoint(read)
         }  # fmt: skip

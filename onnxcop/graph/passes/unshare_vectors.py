@@ -1,6 +1,6 @@
 """Vectors that exporters share between layers, given to each layer for the time of pruning.
 
-Exporters store equal constants once: two layers with the same bias (all zeros, say) then read one
+Exporters store equal constants once: two layers with the same bias (e.g. all zeros) then read one
 initializer, and pruning one layer would have to prune the other. Vectors cost next to nothing, so
 each use gets a copy before tracing; copies that end up equal are joined again afterwards. Matrices
 stay shared: tied weights are tied on purpose.

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxcop.coupling.groups import Structure, build
+from onnxcop.coupling.groups import Structure, structure_of
 from onnxcop.coupling.result import Coupling
 from onnxcop.coupling.tracing import trace
 from onnxcop.graph.shapes import infer
@@ -172,7 +172,7 @@ def check_removal(sample: Sample, seed: int = 0) -> None:
 def analyse(model: onnx.ModelProto, inputs: dict[str, tuple[int, ...]] | None = None) -> Structure:
     """Trace a model and group its units."""
     shapes = shapes_of(model, settle_shapes(model, inputs, CPU), CPU)
-    return build(model, trace(model, shapes))
+    return structure_of(model, trace(model, shapes))
 
 
 def prune_and_verify(
