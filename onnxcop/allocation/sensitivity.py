@@ -243,7 +243,7 @@ def _variant(
             lost = as_features(old, len(flat)) - flat
             change = mean_output(lost, solver.moments.mean, old.shape[1])
             working.set_weights(solver.layer, as_weights(flat, old)[None], change)
-        with working.without(np.asarray(gone, dtype=np.int64)):
+        with working.without(np.asarray(removed, dtype=np.int64)):
             return samples.reference.compare(executor.finish()).value - base
     finally:
         for name, tensor in saved.items():

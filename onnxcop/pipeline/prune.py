@@ -199,7 +199,7 @@ def data_of(
 
 
 def _that_fits(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneOptions:
-    """The same without recovery where nobody asked for it, it had made-up inputs alone, and memory is too short."""
+    """The same without recovery where nobody asked for it, it had synthetic inputs alone, and memory is too short."""
     asked = options.recover != "auto" or options.data is not None or options.stats is not None
     if asked or options.criterion == "auto" or options.allocate == "measured":
         return options
@@ -207,7 +207,7 @@ def _that_fits(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
     if not need.shortage():
         return options
     log.warning(
-        "weights are not compensated: on made-up inputs that needs about %.1f GB of memory, more than is available; "
+        "weights are not compensated: on synthetic inputs that needs about %.1f GB of memory, more than is available; "
         "give --recover full to try, better with --data", need.bytes / 1e9,
     )  # fmt: skip
     return replace(options, recover="none")

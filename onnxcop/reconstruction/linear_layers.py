@@ -53,7 +53,7 @@ class LinearLayer:
         return channels * taps
 
     def read(self) -> Fit:
-        """Weights [groups, features, outputs], 0 of what is gone, and bias [groups, outputs]."""
+        """Weights [groups, features, outputs], 0 of what is removed, and bias [groups, outputs]."""
         working, own = self.working, self.own
         weights = self.kernel.read(working.read(own.weight)).swapaxes(2, 3)
         groups, outputs = len(weights), weights.shape[-1]

@@ -150,7 +150,7 @@ class Refiner:
         return {name: onnx.TensorProto.FromString(stored[name].SerializeToString()) for name in names}
 
     def _targets(self, layer: LinearLayer, places: Sequence[int]) -> Iterator[Array]:
-        """The original's output of batches, plus what has gone wrong on the shortcut it is added to."""
+        """The original's output of batches, plus the error on the shortcut it is added to."""
         shortcut, made = shortcut_of(layer), layer.own.output
         names = [made] if shortcut is None else [made, shortcut]
         for place, found in zip(places, self._target.stream(layer.own.stop, names, places), strict=True):

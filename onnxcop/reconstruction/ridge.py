@@ -127,7 +127,7 @@ def compensated(
 def merge_channels(
     weights: FloatArray, moments: Moments | None, ridge: float, alive: BoolArray, gone: BoolArray
 ) -> tuple[FloatArray, FloatArray]:
-    """A layer without some of its channels: those that stay in the same group make up for them.
+    """A layer without some of its channels: those that stay in the same group compensate for them.
 
     Args:
         weights: float64 [groups, channels, outputs, taps].

@@ -208,13 +208,13 @@ class Recovery:
         working.alive[units] = False
         for layer in working.layers:
             now = alive_channels(working, layer)
-            gone = before[layer.node] & ~now
-            if not gone.any() or not working.is_open(layer):
+            removed = before[layer.node] & ~now
+            if not removed.any() or not working.is_open(layer):
                 continue
             known = layer.node in ridges or layer.groups > 1
             moments = samples.fit.moments(layer) if known else None
             ridge = ridges.get(layer.node, _GROUP_RIDGE)
-            working.set_weights(layer, *merge_channels(working.weights(layer), moments, ridge, now, gone))
+            working.set_weights(layer, *merge_channels(working.weights(layer), moments, ridge, now, removed))
 
     def refine(self) -> tuple[int, int]:
         """One pass of layer-by-layer least squares."""
