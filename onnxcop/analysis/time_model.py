@@ -143,7 +143,7 @@ class TimeModel:
         predicted = np.array([1.0 - self.seconds(kept) / max(self.whole, 1e-30) for kept in cuts])
         saved = 1.0 - np.asarray(ratios, dtype=np.float64)
         known = (_DOUBT / _TRUST) ** 2
-        share = ((gone * saved).sum() + known) / ((gone**2).sum() + known)
+        share = ((predicted * saved).sum() + known) / ((predicted**2).sum() + known)
         self.share = float(np.clip(share, _LEAST_SHARE, _MOST_SHARE))
 
     def _at(self, number: int, kept: IntArray) -> float:
