@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnxcop.pipeline.compare import Comparison, OperatorCost
     from onnxcop.pipeline.gate import Verdict
-    from onnxcop.report.curve import Row
+    from onnxcop.report.curve import CurveRow
     from onnxcop.runtime.latency import Latency
     from onnxcop.verification.agreement import Agreement
 
@@ -89,7 +89,7 @@ def curve_head(row: CurveRow) -> str:
     return "  ".join(f"{_column(name)[0]:>{_width(name)}}" for name in _shown(row))
 
 
-def curve_line(row: Row, first: Row) -> str:
+def curve_line(row: CurveRow, first: CurveRow) -> str:
     """A point of a trade-off curve, under the columns of the first one; in red the time of a slower model."""
     cells = []
     for name in _shown(first):

@@ -21,7 +21,7 @@ from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.io import VALUES, copy_fields
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.edit import GraphEditor, Merger
-from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_positions, mends, moved_orders
+from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_positions, moved_orders, size_fixes
 
 _LARGE = 2**20  # bytes; larger tensors are cut one by one, when the copy gets them
 

@@ -184,25 +184,25 @@ class GraphEditor:
         self.touched.add(index)
         alone = len(old.outputs) == 1 and old not in self.graph.outputs and old.name not in self.held
         if stored and alone:
-            self._replace_constant(old.name, mend.required)
-            self.weights.setdefault(old.name, mend.required)
-        elif stored or not (info.sized and self.dynamic) or self._is_fixed(mend, old):
-            node.inputs[mend.input] = self._constant(f"{old.name}_pruned", mend.required)
-        elif not self._joined_anew(mend, old):
-            self._override(mend, old)
+            self._replace_constant(old.name, fix.required)
+            self.weights.setdefault(old.name, fix.required)
+        elif stored or not (info.sized and self.dynamic) or self._is_fixed(fix, old):
+            node.inputs[fix.input] = self._constant(f"{old.name}_pruned", fix.required)
+        elif not self._joined_anew(fix, old):
+            self._override(fix, old)
 
-    def _is_fixed(self, mend: SizeFix, old: Any) -> bool:
+    def _is_fixed(self, fix: SizeFix, old: Any) -> bool:
         """Whether a computed size can be written down."""
-        return mend.actual.shape != mend.required.shape or bool(self.fixed(old.name).all())
+        return fix.actual.shape != fix.required.shape or bool(self.fixed(old.name).all())
 
-    def _joined_anew(self, mend: SizeFix, old: Any) -> bool:
+    def _joined_anew(self, fix: SizeFix, old: Any) -> bool:
         """Write down the fixed parts of a size that a Concat puts together; whether all that is wrong lies in them.
 
         ONNX Runtime fuses a Concat of sizes and numbers with its Reshape, and no arithmetic in between.
         """
-        if not old.inputs or old.inputs[0].op != "Concat" or mend.required.ndim != 1:
+        if not old.inputs or old.inputs[0].op != "Concat" or fix.required.ndim != 1:
             return False
-        wrong, parts, start = mend.actual != mend.required, list(old.inputs[0].inputs), 0
+        wrong, parts, start = fix.actual != fix.required, list(old.inputs[0].inputs), 0
         name = f"{old.name}_pruned"
         for place, part in enumerate(parts):
             shape = self.structure.coupling.shapes[part.name].shape
@@ -212,14 +212,14 @@ class GraphEditor:
             if wrong[start:stop].any():
                 if not self._is_written_down(part):
                     return False
-                parts[place] = mend.required[start:stop]
+                parts[place] = fix.required[start:stop]
             start = stop
         parts = [self._constant(f"{name}_part", part) if isinstance(part, np.ndarray) else part for part in parts]
-        out = self.gs.Variable(self._fresh(name), dtype=old.dtype or mend.required.dtype, shape=mend.required.shape)
-        node = self.nodes[mend.node - self.first]
+        out = self.gs.Variable(self._fresh(name), dtype=old.dtype or fix.required.dtype, shape=fix.required.shape)
+        node = self.nodes[fix.node - self.first]
         joined = self.gs.Node("Concat", f"{out.name}_concat", {"axis": 0}, parts, [out])
         self.graph.nodes.insert(self.graph.nodes.index(node), joined)
-        node.inputs[mend.input] = out
+        node.inputs[fix.input] = out
         return True
 
     def _is_written_down(self, part: Any) -> bool:
@@ -229,7 +229,7 @@ class GraphEditor:
         info = self.structure.coupling.shapes[part.name]
         return info.value is not None and (not info.sized or bool(self.fixed(part.name).all()))
 
-    def _override(self, mend: SizeFix, old: Any) -> None:
+    def _override(self, fix: SizeFix, old: Any) -> None:
         """Replace some elements of a size that is computed at run time, and leave the others dynamic."""
         name = self._fresh(f"{old.name}_pruned")
         out = self.gs.Variable(name, dtype=old.dtype or fix.required.dtype, shape=fix.required.shape)
