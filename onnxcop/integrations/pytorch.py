@@ -91,20 +91,23 @@ def torch_state(
         )
     analysis = analyze(model, input_shapes=plan.input_shapes, policy=plan.policy)
     keep = kept_positions(analysis.structure, units_of(analysis, plan))
-    labels, stored = analysis.structure.coupling.labels, constant_tensors(analysis.model)
+    labels, stored = analysis.structure.coupling.labels, _with_copies(analysis.model)
     arrays = {key: _array(value) for key, value in state_dict.items()}
     result = dict(state_dict)
-    recovered = {} if pruned is None else constant_tensors(models.load(pruned))
+    recovered = {} if pruned is None else _with_copies(models.load(pruned))
     biases = _biases(analysis.model)
+    passed_on = _passed_on(analysis.model)
+    named = {key for key in (_dotted(name, arrays) for name in stored) if key is not None}
     placed: dict[str, str] = {}
     folded: dict[str, _Match] = {}
     unplaced: list[str] = []
-    for name, tensor in stored.items():
+    # Those of the same name first: equal values are a guess that must not take another's entry.
+    for name, tensor in sorted(stored.items(), key=lambda entry: _dotted(entry[0], arrays) is None):
         cuts = _cuts(labels.get(name), keep)
-        if not cuts and name not in recovered:
+        if (not cuts and name not in recovered) or (name in passed_on and _dotted(name, arrays) is None):
             continue
         array = onnx.numpy_helper.to_array(tensor)
-        found = _found(name, array, arrays, set(placed.values()))
+        found = _found(name, array, arrays, named | set(placed.values()))
         if found is None:
             if cuts and name not in biases.values():
                 unplaced.append(f"{name} {list(array.shape)}, which keeps {_words(cuts)}")
@@ -117,8 +120,7 @@ def torch_state(
         if found.norm:
             folded[name] = found
         if name in recovered:
-            values = onnx.numpy_helper.to_array(recovered[name])
-            result[found.key] = _like(state_dict[found.key], np.transpose(values, np.argsort(found.axes)))
+            result[found.key] = _turned_back(recovered[name], found, state_dict[found.key])
     for name, bias in biases.items():
         given = _stored(recovered, bias)
         if given is None or name not in placed or bias in placed:
@@ -128,10 +130,9 @@ def torch_state(
         else:  # recovery gave a bias to a layer without one
             key = placed[name].removesuffix("weight") + "bias"
             result[key] = _like(state_dict[placed[name]], given)
-    for name, bias in biases.items():
-        cuts = _cuts(labels.get(bias), keep)
-        if cuts and bias not in placed and name not in folded:
-            unplaced.append(f"{bias}, which keeps {_words(cuts)}")
+    missing = {bias for name, bias in biases.items() if bias not in placed and name not in folded}
+    lost = {bias: _cuts(labels.get(bias), keep) for bias in missing}
+    unplaced += [f"{bias}, which keeps {_words(cuts)}" for bias, cuts in sorted(lost.items()) if cuts]
     return TorchState(result, placed, tuple(unplaced))
 
 
@@ -163,7 +164,9 @@ def resize_module(module: Any, found: TorchState) -> None:
 
 
 def _resize(owner: Any, shape: tuple[int, ...]) -> None:
-    if hasattr(owner, "num_features"):
+    if hasattr(owner, "normalized_shape"):
+        owner.normalized_shape = shape
+    elif hasattr(owner, "num_features"):
         owner.num_features = shape[0]
     elif hasattr(owner, "in_features"):
         owner.out_features, owner.in_features = shape
@@ -179,21 +182,28 @@ def _resize(owner: Any, shape: tuple[int, ...]) -> None:
 def _found(name: str, array: Array, arrays: Mapping[str, Array], taken: set[str]) -> _Match | None:
     """Where a stored tensor is in the state dict."""
     straight = tuple(range(array.ndim))
-    for key in (name, name.replace("/", ".").strip(".")):
-        if key in arrays and arrays[key].shape == array.shape:
-            return _Match(key, straight)
+    key = _dotted(name, arrays)
+    if key is not None and arrays[key].shape == array.shape:
+        return _Match(key, straight)
     free = {key: value for key, value in arrays.items() if key not in taken and value.size == array.size}
     for key, value in free.items():
         if value.shape == array.shape and _same(value, array):
             return _Match(key, straight)
         if array.ndim == 2 and value.shape == array.shape[::-1] and _same(value.T, array):
             return _Match(key, (1, 0))
+        if value.ndim == 1 < array.ndim and array.squeeze().shape == value.shape and _same(value, array.reshape(-1)):
+            return _Match(key, (0,) * array.ndim)  # a vector that the export stores with axes of size 1
     for key, value in free.items():
         if array.ndim > 2 and value.shape == array.shape:
             norm = _folded(key, value, array, arrays)
             if norm is not None:
                 return _Match(key, straight, *norm)
     return None
+
+
+def _dotted(name: str, arrays: Mapping[str, Array]) -> str | None:
+    """The entry of a tensor's own name."""
+    return next((key for key in (name, name.replace("/", ".").strip(".")) if key in arrays), None)
 
 
 def _folded(key: str, value: Array, array: Array, arrays: Mapping[str, Array]) -> tuple[float, tuple[str, ...]] | None:
@@ -246,6 +256,28 @@ def _biases(model: onnx.ModelProto) -> dict[str, str]:
         for node in Scopes.of(model).nodes
         if traits(node) & Trait.BIASED and len(node.input) > 2 and node.input[2]
     }
+
+
+def _turned_back(tensor: onnx.TensorProto, found: _Match, entry: Any) -> Any:
+    """New values of a tensor, in the shape that the state dict has them in."""
+    values = onnx.numpy_helper.to_array(tensor)
+    flat = len(found.axes) > entry.ndim
+    return _like(entry, values.reshape(-1) if flat else np.transpose(values, np.argsort(found.axes)))
+
+
+def _with_copies(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Stored tensors, and what nodes pass on of them unchanged: an exporter writes equal tensors once."""
+    found = constant_tensors(model)
+    return found | {copy: found[name] for name, copies in _passed_on(model).items() for copy in copies}
+
+
+def _passed_on(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Names under which nodes pass on a stored tensor unchanged."""
+    stored, found = constant_tensors(model), dict[str, list[str]]()
+    for node in Scopes.of(model).nodes:
+        if node.op_type == "Identity" and node.input[0] in stored:
+            found.setdefault(node.input[0], []).append(node.output[0])
+    return found
 
 
 def _stored(tensors: Mapping[str, onnx.TensorProto], name: str) -> Array | None:

@@ -77,6 +77,16 @@ def _preactivated() -> Any:
     )  # fmt: skip
 
 
+def _untrained() -> Any:
+    """Layers whose biases are all zeros, which the exporter stores once."""
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Sigmoid()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    for layer in net:
+        if getattr(layer, "bias", None) is not None:
+            nn.init.zeros_(layer.bias)
+    return net
+
+
 def _exported(net: Any, path: Path) -> Any:
     x = torch.randn(4, 3, 12, 12)
     with warnings.catch_warnings():
@@ -86,7 +96,7 @@ def _exported(net: Any, path: Path) -> Any:
 
 
 @pytest.mark.parametrize("recover", ["none", "merge"])
-@pytest.mark.parametrize("make", [_residual, _mobile, _preactivated])
+@pytest.mark.parametrize("make", [_residual, _mobile, _preactivated, _untrained])
 def test_a_module_computes_what_its_pruned_export_does(make: Callable[[], Any], recover: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = make().eval()
