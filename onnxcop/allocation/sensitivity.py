@@ -99,7 +99,7 @@ class NetworkCache:
     base: float | None = None
 
 
-def measure(
+def measure_curves(
     working: MaskedNetwork, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
     ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
     known: Mapping[int, Curve] | None = None, cache: NetworkCache | None = None,

@@ -22,7 +22,7 @@ from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.search import CurveSearch
-from onnxcop.allocation.sensitivity import NetworkCache, Samples, alive_channels, choose_ridges, measure
+from onnxcop.allocation.sensitivity import NetworkCache, Samples, alive_channels, choose_ridges, measure_curves
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import calibrate
 from onnxcop.calibration.patches import PatchStatistics, unfolded
@@ -279,7 +279,7 @@ class Recovery:
         fallback: FloatArray, name: str,
     ) -> CurveSearch:  # fmt: skip
         measured = partial(
-            measure, self.working, samples, limits, fallback, self.options, ridges,
+            measure_curves, self.working, samples, limits, fallback, self.options, ridges,
             cache=NetworkCache(Prefixes(self.working.partition, samples.feeds, self.options)),
             progress=self.progress, stage=f"curves, {name}",
         )  # fmt: skip
