@@ -71,7 +71,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(on_device, "kernel_times", made_up_times)
     monkeypatch.setattr(on_device, "_stairs", lambda *_: [2.0, 2.0, 1.0, 1.0, 0.75])
-    for module, name in ((time_table, "kernel_times"), (timing, "measure"), (widths, "staircase_of")):
+    for module, name in ((time_table, "kernel_times"), (timing, "measure_times"), (widths, "staircase_of")):
         monkeypatch.setattr(module, name, fail)
     for module in (finish, latency_target):
         monkeypatch.setattr(module, "timed", fail)

@@ -75,7 +75,7 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def put(machine: Machine) -> Machine:
         monkeypatch.setenv(cache.FOLDER, str(tmp_path / f"cache{id(machine)}"))
-        monkeypatch.setattr(timing, "measure", machine.measure)
+        monkeypatch.setattr(timing, "measure_times", machine.measure)
         monkeypatch.setattr(time_table, "kernel_times", machine.kernel_times)
         monkeypatch.setattr(widths, "staircase_of", lambda _: Staircase(min(4, machine.block), max(4, machine.block)))
         for module in (conclusion, latency_budget):
@@ -136,7 +136,7 @@ def test_what_was_timed_is_not_timed_again(on: Any, monkeypatch: pytest.MonkeyPa
     def fail(*_: Any, **__: Any) -> Any:
         raise AssertionError("it was timed again")
 
-    monkeypatch.setattr(timing, "measure", fail)
+    monkeypatch.setattr(timing, "measure_times", fail)
     monkeypatch.setattr(time_table, "kernel_times", fail)
     assert onnxcop.prune(chain(widths=WIDE), latency=0.7, **BARE).model == first.model
 
@@ -213,7 +213,7 @@ def test_a_model_that_cannot_be_timed_is_an_error(on: Any, monkeypatch: pytest.M
     def fail(*_: Any, **__: Any) -> Mapping[str, Any]:
         raise EngineError("it does not run")
 
-    monkeypatch.setattr(timing, "measure", fail)
+    monkeypatch.setattr(timing, "measure_times", fail)
     with pytest.raises(EngineError, match="does not run"):
         onnxcop.prune(chain(widths=WIDE), latency=0.5, **BARE)
 

@@ -56,7 +56,7 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Machine
         monkeypatch.setattr(widths, "staircase_of", lambda _: Staircase(fine, 16))
         monkeypatch.setattr(finish, "timed", machine.timed)
         monkeypatch.setattr(never_slower, "timed", machine.timed)
-        monkeypatch.setattr(never_slower, "measure", machine.measure)
+        monkeypatch.setattr(never_slower, "measure_times", machine.measure)
         return machine
 
     return put

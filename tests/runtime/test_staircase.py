@@ -45,13 +45,13 @@ def made_up(fine: int, block: int, asked: list[int] | None = None) -> Any:
 
 @pytest.mark.parametrize(("fine", "block"), [(1, 1), (1, 8), (4, 8), (4, 16), (8, 8), (8, 16)])
 def test_the_stairs_of_a_machine_are_found(monkeypatch: pytest.MonkeyPatch, fine: int, block: int) -> None:
-    monkeypatch.setattr(staircase, "measure", made_up(fine, block))
+    monkeypatch.setattr(staircase, "measure_times", made_up(fine, block))
     assert staircase_of(CPU) == Staircase(fine, block)
 
 
 def test_they_are_measured_once(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(staircase, "measure", made_up(4, 16, asked))
+    monkeypatch.setattr(staircase, "measure_times", made_up(4, 16, asked))
     first, times = staircase_of(CPU), len(asked)
     assert times > 0
     assert staircase_of(CPU) == first
@@ -67,7 +67,7 @@ def test_they_are_measured_once(monkeypatch: pytest.MonkeyPatch, empty_cache: Pa
 def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(cache.FOLDER, str(tmp_path / "file" / "below"))
-    monkeypatch.setattr(staircase, "measure", made_up(4, 16))
+    monkeypatch.setattr(staircase, "measure_times", made_up(4, 16))
     assert staircase_of(CPU) == Staircase(4, 16)
     assert cache.remembered("staircase", {}) is None
 
@@ -82,7 +82,7 @@ def test_where_nothing_can_be_timed_usual_widths_are_taken(monkeypatch: pytest.M
     def fail(*_: Any, **__: Any) -> Measurement:
         raise EngineError("no such kernel")
 
-    monkeypatch.setattr(staircase, "measure", fail)
+    monkeypatch.setattr(staircase, "measure_times", fail)
     result = onnxcop.prune(chain(widths=(40, 64)), macs=0.7, criterion="l2", recover="none", options=CPU)
     (choice,) = result.report.choices
     assert choice == "widths: multiples of 8, of 4 in narrow layers, untested, as no layer could be timed"
