@@ -229,7 +229,7 @@ def test_graph_outputs_may_be_watched() -> None:
 def test_graph_inputs_may_be_watched() -> None:
     model = _convs()
     (kernel,) = {layer.kernel for layer in _layers(model) if layer.tensor == "b"}
-    layer = layers.Layer(0, kernel, "x", 1, 1, 1, 1, np.arange(3))
+    layer = layers.Layer(0, kernel, "x", axis=1, units=np.arange(3))
     x = _x(6, 3, 9, 9)
     found = calibrate(model, [layer], _source(model, x), CPU, sha="", positions=None)
     assert _distance(found.taps[stats.tap_key(layer)], _observations(x, layer)) <= 1e-5
