@@ -192,9 +192,12 @@ class _Walk:
             raise NoGradient("there is no rule for the operator")
         if (grads[0] is None and not rule.outputs) or (any(g is not None for g in grads[1:]) and not rule.outputs):
             raise NoGradient("a gradient comes from another output than its first")
-        if any(self.known.shapes[node.input[place]].elem_type not in FLOATS for place in reached):
-            raise NoGradient("it reads whole numbers that depend on trained tensors")
-        for place, grad in self._through(rule, node, grads, reached):
+        smooth = [place for place in reached if self.known.shapes[node.input[place]].elem_type in FLOATS]
+        if not smooth:
+            raise NoGradient(
+                "it reads whole numbers or truth values that depend on trained tensors: its derivative is 0"
+            )
+        for place, grad in self._through(rule, node, grads, smooth):
             self.parts.setdefault(node.input[place], []).append(grad)
 
     def _through(

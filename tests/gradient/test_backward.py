@@ -53,6 +53,19 @@ def test_what_has_no_rule_stops_the_gradient_and_the_rest_goes_on() -> None:
     assert found.missing == ("s", "v") and set(found.names) == {"w"}
 
 
+def test_a_choice_by_what_is_trained_passes_the_gradient_of_what_is_chosen() -> None:
+    model = parsed(
+        "g (float[N,3] x) => (float loss) { a = Mul(x, w) z = Constant<value_float = 0.0>() c = Greater(a, z)"
+        " k = Constant<value_float = 0.1>() b = Mul(a, k) d = Where(c, a, b) loss = ReduceSum<keepdims=0>(d) }",
+        w=[1, -2, 3],
+    )  # fmt: skip
+    found = differentiate(model)
+    assert not found.stops
+    x = np.array([[1.0, 2.0, -3.0], [-1.0, -2.0, 3.0]])
+    slope = results(found.model, x=x)[found.names["w"]]
+    np.testing.assert_allclose(slope, (x * np.where(x * [1, -2, 3] > 0, 1, 0.1)).sum(0), rtol=1e-6)
+
+
 def test_bodies_of_control_flow_stop_the_gradient() -> None:
     model = parsed(
         "g (bool c, float[2] x) => (float loss) { a = Mul(x, w) b = If(c) <then_branch = t () => (float[2] p)"
