@@ -375,5 +375,5 @@ def test_the_end_tells_the_time_of_phases_and_sizes_may_be_shares(
 ) -> None:
     assert cli.run([str(model), "--size", "60%", *BARE]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    phases = r"\(analysis [\d.]+, selection [\d.]+, rewriting [\d.]+.*\)"
+    phases = r"\(analysis [\d.]+, .*selection [\d.]+, rewriting [\d.]+.*\)"
     assert re.search(r"wrote \S+ in [\d.]+ s on CPUExecutionProvider " + phases, last), last
