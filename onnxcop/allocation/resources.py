@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
+from onnxcop._base.lookup import entry_named
 from onnxcop._base.quantities import share, size_or_share
 from onnxcop.errors import BudgetError
 
@@ -195,8 +196,4 @@ def resource(name: str) -> Resource:
     Raises:
         BudgetError: There is none.
     """
-    for entry in RESOURCES:
-        if entry.name == name:
-            return entry
-    known = ", ".join(entry.name for entry in RESOURCES)
-    raise BudgetError(f"unknown budget {name!r}; choose one of {known}")
+    return entry_named(name, RESOURCES, "budget")

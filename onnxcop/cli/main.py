@@ -52,8 +52,8 @@ from onnxcop.cli.quantized import Quantized, int8_path, quantized
 from onnxcop.cli.stopping import stop_cleanly
 from onnxcop.cli.study import compare_command, profile_command, sweep_command
 from onnxcop.cli.train import finetune_command
+from onnxcop.cli.trim_vocab import trim_vocab_command
 from onnxcop.cli.types import Output
-from onnxcop.cli.vocabulary import trim_vocab_command
 
 _FILE = click.Path(path_type=Path)
 

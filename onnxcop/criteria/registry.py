@@ -16,6 +16,7 @@ from functools import cache
 from importlib import import_module, util
 from typing import TYPE_CHECKING, Any, cast
 
+from onnxcop._base.lookup import unknown
 from onnxcop._base.plugins import loaded, registered, skipped
 from onnxcop.errors import BudgetError
 
@@ -67,8 +68,8 @@ def criterion_named(name: str, **parameters: object) -> Criterion:
     try:
         found = CRITERIA[name]
     except KeyError:
-        others = ", ".join(other for other in CRITERIA if other != name)
-        raise BudgetError(f"unknown criterion {name!r}; choose one of {others}") from None
+        # one whose package fails to load is listed, and does not exist
+        raise unknown("criterion", name, [other for other in CRITERIA if other != name]) from None
     known = parameters_of(found)
     for parameter in parameters:
         if parameter not in known:

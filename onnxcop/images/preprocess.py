@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from onnxcop._base.lookup import check_known
 from onnxcop.errors import CalibrationError
 
 Layout = Literal["nchw", "nhwc"]
@@ -67,10 +68,8 @@ class Preprocess:
         """A preprocessing by name; :data:`onnxcop.images.presets.PRESETS` holds them all."""
         from onnxcop.images.presets import PRESETS
 
-        try:
-            return PRESETS[name.lower()].preprocess
-        except KeyError:
-            raise CalibrationError(f"unknown preprocessing '{name}'; choose one of: {', '.join(PRESETS)}") from None
+        check_known(name.lower(), PRESETS, "preprocessing", CalibrationError)
+        return PRESETS[name.lower()].preprocess
 
     def over(self, base: Preprocess) -> Preprocess:
         """These wishes, with what they leave open taken from `base`."""

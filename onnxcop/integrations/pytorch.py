@@ -7,7 +7,7 @@ to slice a state dict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,49 +91,76 @@ def torch_state(
         )
     analysis = analyze(model, input_shapes=plan.input_shapes, policy=plan.policy)
     keep = kept_positions(analysis.structure, units_of(analysis, plan))
-    labels, stored = analysis.structure.coupling.labels, _with_copies(analysis.model)
-    arrays = {key: _array(value) for key, value in state_dict.items()}
-    result = dict(state_dict)
-    recovered = {} if pruned is None else _with_copies(models.load(pruned))
-    biases = _biases(analysis.model)
-    passed_on = _passed_on(analysis.model)
-    named = {key for key in (_dotted(name, arrays) for name in stored) if key is not None}
-    placed: dict[str, str] = {}
-    folded: dict[str, _Match] = {}
-    unplaced: list[str] = []
-    # Those of the same name first: equal values are a guess that must not take another's entry.
-    for name, tensor in sorted(stored.items(), key=lambda entry: _dotted(entry[0], arrays) is None):
-        cuts = _cuts(labels.get(name), keep)
-        if (not cuts and name not in recovered) or (name in passed_on and _dotted(name, arrays) is None):
-            continue
-        array = onnx.numpy_helper.to_array(tensor)
-        found = _found(name, array, arrays, named | set(placed.values()))
+    labels = analysis.structure.coupling.labels
+    slicing = _Slicing(
+        model=analysis.model, given=state_dict, recovered={} if pruned is None else _with_copies(models.load(pruned)),
+        cuts=lambda name: _cuts(labels.get(name), keep),
+    )  # fmt: skip
+    slicing.place_all()
+    slicing.add_biases()
+    return TorchState(slicing.result, slicing.placed, tuple(slicing.unplaced))
+
+
+class _Slicing:
+    """A state dict that is being sliced, tensor by tensor of the ONNX model."""
+
+    def __init__(
+        self, *, model: onnx.ModelProto, given: Mapping[str, Any], recovered: Mapping[str, onnx.TensorProto],
+        cuts: Callable[[str], dict[int, IntArray]],
+    ) -> None:  # fmt: skip
+        self.given, self.recovered, self.cuts = given, recovered, cuts
+        self.stored, self.biases, self.passed_on = _with_copies(model), _biases(model), _passed_on(model)
+        self.arrays = {key: _array(value) for key, value in given.items()}
+        self.named = {key for key in map(self.namesake, self.stored) if key is not None}
+        self.result = dict(given)
+        self.placed: dict[str, str] = {}
+        self.folded: dict[str, _Match] = {}
+        self.unplaced: list[str] = []
+
+    def namesake(self, name: str) -> str | None:
+        """The entry of a tensor's own name."""
+        return _dotted(name, self.arrays)
+
+    def place_all(self) -> None:
+        """Slice the entry of every stored tensor that is cut or has new values."""
+        # Those of the same name first: equal values are a guess that must not take another's entry.
+        for name, tensor in sorted(self.stored.items(), key=lambda entry: self.namesake(entry[0]) is None):
+            cuts = self.cuts(name)
+            changes = cuts or name in self.recovered
+            if changes and not (name in self.passed_on and self.namesake(name) is None):
+                self._place(name, onnx.numpy_helper.to_array(tensor), cuts)
+
+    def _place(self, name: str, array: Array, cuts: Mapping[int, IntArray]) -> None:
+        found = _found(name, array, self.arrays, self.named | set(self.placed.values()))
         if found is None:
-            if cuts and name not in biases.values():
-                unplaced.append(f"{name} {list(array.shape)}, which keeps {_words(cuts)}")
-            continue
-        placed[name] = found.key
+            if cuts and name not in self.biases.values():
+                self.unplaced.append(f"{name} {list(array.shape)}, which keeps {_words(cuts)}")
+            return
+        self.placed[name] = found.key
         where = {found.axes[axis]: kept for axis, kept in cuts.items()}
-        result[found.key] = _sliced(result[found.key], where)
-        for entry in (*found.norm, *([_bias_of(found)] if found.norm and _bias_of(found) in result else [])):
-            result[entry] = _sliced(result[entry], {0: where[0]} if 0 in where else {})
+        self.result[found.key] = _sliced(self.result[found.key], where)
         if found.norm:
-            folded[name] = found
-        if name in recovered:
-            result[found.key] = _turned_back(recovered[name], found, state_dict[found.key])
-    for name, bias in biases.items():
-        given = _stored(recovered, bias)
-        if given is None or name not in placed or bias in placed:
-            continue
-        if name in folded:
-            _neutral(result, state_dict, folded[name], given)
-        else:  # recovery gave a bias to a layer without one
-            key = placed[name].removesuffix("weight") + "bias"
-            result[key] = _like(state_dict[placed[name]], given)
-    missing = {bias for name, bias in biases.items() if bias not in placed and name not in folded}
-    lost = {bias: _cuts(labels.get(bias), keep) for bias in missing}
-    unplaced += [f"{bias}, which keeps {_words(cuts)}" for bias, cuts in sorted(lost.items()) if cuts]
-    return TorchState(result, placed, tuple(unplaced))
+            self.folded[name] = found
+            bias = _bias_of(found)
+            for entry in (*found.norm, *([bias] if bias in self.result else [])):
+                self.result[entry] = _sliced(self.result[entry], {0: where[0]} if 0 in where else {})
+        if name in self.recovered:
+            self.result[found.key] = _turned_back(self.recovered[name], found, self.given[found.key])
+
+    def add_biases(self) -> None:
+        """Store the biases that the state dict has no entry for: those of recovery, and of folded BatchNorms."""
+        for name, bias in self.biases.items():
+            if bias in self.placed:
+                continue
+            values = _stored(self.recovered, bias)
+            if values is not None and name in self.folded:
+                _neutral(self.result, self.given, self.folded[name], values)
+            elif values is not None and name in self.placed:  # recovery gave a bias to a layer without one
+                key = self.placed[name].removesuffix("weight") + "bias"
+                self.result[key] = _like(self.given[self.placed[name]], values)
+        missing = {bias for name, bias in self.biases.items() if bias not in self.placed and name not in self.folded}
+        lost = {bias: self.cuts(bias) for bias in sorted(missing)}
+        self.unplaced += [f"{bias}, which keeps {_words(cuts)}" for bias, cuts in lost.items() if cuts]
 
 
 def resize_module(module: Any, found: TorchState) -> None:

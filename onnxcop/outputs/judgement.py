@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnxcop._base.lookup import check_known
 from onnxcop._base.types import Array
 from onnxcop.errors import CalibrationError
 from onnxcop.outputs.detections import DETECTIONS
@@ -109,8 +110,7 @@ def judge(
 
 def _of_task(outputs: Sequence[OutputEvidence], task: str) -> list[tuple[OutputKind, tuple[str, ...]]]:
     """The outputs that may be what the user says, each by itself; boxes and scores that belong together as one."""
-    if task not in TASKS:
-        raise CalibrationError(f"--task {task!r} does not exist; choose one of {', '.join(TASKS)}")
+    check_known(task, TASKS, "task", CalibrationError)
     if task in DETECTIONS.tasks and (pairs := [f.outputs for f in DETECTIONS.recognize(outputs) if len(f.outputs) > 1]):
         return [(DETECTIONS, pair) for pair in pairs]
     found: list[tuple[OutputKind, tuple[str, ...]]] = [

@@ -78,6 +78,10 @@ class Request:
         """How models are run."""
         return self.asked.engine
 
+    def without_quality_bounds(self) -> Request:
+        """The same without bounds on quality, for those who check them on the result."""
+        return replace(self, asked=replace(self.asked, divergence=None, max_drop=None))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:

@@ -6,12 +6,12 @@ import logging
 from dataclasses import replace
 
 from onnxcop.errors import BudgetError, EngineError
-from onnxcop.pipeline.decide import Decision, Request, decide
-from onnxcop.pipeline.finish import conclude
+from onnxcop.pipeline.decide import Request, decide
+from onnxcop.pipeline.finish import beside_original, conclude
 from onnxcop.pipeline.timing import with_times
 from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import with_latency
-from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, timed
+from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency
 
 log = logging.getLogger("onnxcop")
 
@@ -70,25 +70,20 @@ def prune_by_table(request: Request, bound: float) -> PruneResult:
     Raises:
         BudgetError: It cannot be reached, or not together with the bounds on quality.
     """
-    free = replace(request.asked, divergence=None, max_drop=None)  # they are checked on the result
-    return _checked(request, conclude(request, decide(replace(request, asked=free))), bound)
+    return _checked(request, conclude(request, decide(request.without_quality_bounds())), bound)
 
 
 def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneResult, Latency]:
     """A result that is thought to take so much of the time, and what it takes."""
-    free = replace(request.asked, divergence=None, max_drop=None)  # they are checked on the result
-    decision: Decision = decide(replace(request, asked=free, budget=request.budget.but(latency=aim)), again=again)
-    result = conclude(request, decision)
+    aimed = replace(request.without_quality_bounds(), budget=request.budget.but(latency=aim))
+    result = conclude(request, decide(aimed, again=again))
     times = result.report.latency
     if times is None:
         raise EngineError("--latency needs a model that runs on random inputs, to be timed; give --macs instead")
     bound = request.budget.latency or 1.0
     if times.interval[0] <= bound < times.ratio:  # too close to decide
-        analysis, asked = request.analysis, request.asked
-        longer = timed(
-            analysis.original, result.model, analysis.input_shapes, asked.engine, _LONGER * asked.latency_seconds
-        )  # fmt: skip
-        times = longer or times
+        seconds = _LONGER * request.asked.latency_seconds
+        times = beside_original(request.analysis, result.model, request.options, seconds) or times
         result = replace(result, report=with_latency(result.report, times))
     return result, times
 

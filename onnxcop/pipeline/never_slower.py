@@ -23,13 +23,13 @@ from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.census import group_name
 from onnxcop.errors import BudgetError, EngineError, ModelError
 from onnxcop.pipeline.decide import Decision, Request, decide
-from onnxcop.pipeline.finish import conclude
+from onnxcop.pipeline.finish import beside_original, conclude
 from onnxcop.pipeline.widths import described
 from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import with_latency
 from onnxcop.rewrite.plan import units_of
 from onnxcop.runtime.inputs import random_feeds
-from onnxcop.runtime.latency import Latency, measure_times, timed
+from onnxcop.runtime.latency import measure_times
 from onnxcop.runtime.staircase import Staircase
 
 log = logging.getLogger("onnxcop")
@@ -125,17 +125,13 @@ def _share(result: PruneResult) -> str:
     return "" if result.report.latency is None else result.report.latency.share
 
 
-def _timed(request: Request, result: PruneResult, longer: float) -> Latency | None:
-    analysis, asked = request.analysis, request.asked
-    with request.clock.stage("latency"):
-        return timed(
-            analysis.original, result.model, analysis.input_shapes, asked.engine, longer * asked.latency_seconds
-        )
-
-
 def _sure(request: Request, result: PruneResult) -> PruneResult:
     """The result, measured for longer where it seems to be slower than the original."""
-    again = _timed(request, result, _LONGER) if _slower(result) else None
+    if not _slower(result):
+        return result
+    with request.clock.stage("latency"):
+        seconds = _LONGER * request.asked.latency_seconds
+        again = beside_original(request.analysis, result.model, request.options, seconds)
     return result if again is None else replace(result, report=with_latency(result.report, again))
 
 
@@ -143,13 +139,13 @@ def _promising(request: Request) -> bool:
     """Whether a rough cut of that size, which takes no time to make, is no slower than the original."""
     if request.asked.bounded:
         return True  # how much is cut is only known in the end
-    analysis, engine = request.analysis, request.asked.engine
+    analysis = request.analysis
     try:
         cut = without(analysis, rough_choice(analysis, request.budget, request.limits))
     except BudgetError:
         return False
     with request.clock.stage("widths"):
-        found = timed(analysis.original, cut, analysis.input_shapes, engine, _SECONDS)
+        found = beside_original(analysis, cut, request.options, _SECONDS)
     return found is None or not found.slower
 
 
@@ -185,9 +181,9 @@ def _looser(budget: Budget) -> tuple[float, ...]:
 
 def _whole(request: Request) -> PruneResult:
     """The model as it was."""
-    free = replace(request.asked, divergence=None, max_drop=None)
+    free = request.without_quality_bounds()
     nothing = Decision(removed=np.empty(0, np.int64), model=request.analysis.model)
-    return conclude(replace(request, asked=free, budget=Budget(), choices=()), nothing)
+    return conclude(replace(free, budget=Budget(), choices=()), nothing)
 
 
 def _warned(result: PruneResult, line: str) -> PruneResult:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from onnxcop._base.lookup import check_known
 from onnxcop._base.progress import Progress
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.limits import Limits
@@ -178,8 +179,7 @@ class Modes:
             CalibrationError: A mode that needs data, without any.
         """
         allocate: str = options.allocate
-        if allocate not in ALLOCATE:
-            raise BudgetError(f"--allocate {allocate!r} does not exist; choose one of {', '.join(ALLOCATE)}")
+        check_known(allocate, ALLOCATE, "allocation")
         recover = None if options.recover == "auto" else recovery_named(options.recover)
         criterion, has_data, has_stats = options.criterion, options.data is not None, options.stats is not None
         named = criterion != "auto"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxcop.errors import BudgetError
+from onnxcop._base.lookup import entry_named
 
 if TYPE_CHECKING:  # the command line reads this table before it loads anything heavy
     from onnxcop._base.types import IntArray
@@ -74,8 +74,4 @@ def recovery_named(name: str | RecoveryMethod) -> RecoveryMethod:
     """
     if isinstance(name, RecoveryMethod):
         return name
-    for method in RECOVERIES:
-        if method.name == name:
-            return method
-    known = ", ".join(["auto", *(method.name for method in RECOVERIES)])
-    raise BudgetError(f"--recover {name!r} does not exist; choose one of {known}")
+    return entry_named(name, RECOVERIES, "recovery method")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcop._base.documents import DocumentKind, list_in, table_in, text_in, whole_in, wholes_in
 from onnxcop._base.files import write_atomically
 from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis
@@ -17,7 +18,7 @@ from onnxcop.analysis.kept_classes import ClassWish, KeptClasses
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import PlanMismatchError
 
-FORMAT, VERSION = "onnxcop-plan", 1
+_KIND = DocumentKind("onnxcop-plan", 1, "pruning plan", "--plan-out makes one")
 POLICIES = ("finest", "coarsest")
 
 
@@ -73,7 +74,7 @@ class PruningPlan:
         from onnxcop._version import __version__
 
         document = {
-            "format": FORMAT, "version": VERSION, "onnxcop": __version__, "model_sha256": self.model,
+            "format": _KIND.format, "version": _KIND.version, "onnxcop": __version__, "model_sha256": self.model,
             "budget": dict(self.budget), "criterion": dict(self.criterion), "settings": dict(self.settings),
             "policy": self.policy, "input_shapes": {name: list(s) for name, s in self.input_shapes.items()},
             "removed": [{"tensor": c.tensor, "axis": c.axis, "indices": list(c.indices)} for c in self.cuts],
@@ -91,57 +92,24 @@ class PruningPlan:
         Raises:
             PlanMismatchError: The file is missing, not a plan, or of a newer version.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:
-            raise PlanMismatchError(f"{path} is not a plan: it holds no valid JSON ({error})") from None
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise PlanMismatchError(f"{path} is not a pruning plan; make one with --plan-out")
-        if document.get("version") != VERSION:
-            raise PlanMismatchError(
-                f"{path} is a plan of version {document.get('version')}, this release reads {VERSION}; "
-                "make it again with --plan-out"
-            )
-        try:
-            cuts = tuple(
-                Cut(_text(c["tensor"]), _whole(c["axis"]), tuple(map(_whole, c["indices"])))
-                for c in document["removed"]
-            )
-            shapes = {name: tuple(map(_whole, sizes)) for name, sizes in _table(document, "input_shapes").items()}
-            policy = _text(document.get("policy", "finest"))
+        with _KIND.fields(_KIND.load(path), path) as fields:
+            policy = text_in(fields.get("policy", POLICIES[0]))
             if policy not in POLICIES:
                 raise ValueError(f"the policy is {policy!r}, not one of {', '.join(POLICIES)}")
             plan = cls(
-                _text(document["model_sha256"]), cuts, shapes, policy, _table(document, "budget"),
-                _table(document, "criterion"), _table(document, "settings"),
+                model=text_in(fields["model_sha256"]), policy=policy,
+                cuts=tuple(
+                    Cut(text_in(cut["tensor"]), whole_in(cut["axis"]), wholes_in(cut["indices"]))
+                    for cut in list_in(fields["removed"])
+                ),
+                input_shapes={
+                    name: wholes_in(sizes) for name, sizes in table_in(fields.get("input_shapes", {})).items()
+                },
+                **{name: table_in(fields.get(name, {})) for name in ("budget", "criterion", "settings")},
             )  # fmt: skip
             if plan.kept is not None and not plan.kept.kept:
                 raise ValueError("it keeps no class")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanMismatchError(f"{path} is a damaged plan: {type(error).__name__} {error}") from None
-        return plan
-
-
-def _whole(value: Any) -> int:
-    """A number from 0 on; JSON has one kind of number, and Python takes a truth value for one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a whole number of at least 0")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text")
-    return value
-
-
-def _table(document: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = document.get(name, {})
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} is {found!r}, not a table of names and values")
-    return found
+            return plan
 
 
 def cuts_of(analysis: Analysis, removed: IntArray) -> tuple[Cut, ...]:

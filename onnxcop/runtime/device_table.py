@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxcop._base.documents import DocumentKind, list_in, table_in, text_in, time_in, whole_in, wholes_in
 from onnxcop.errors import PlanMismatchError
 from onnxcop.runtime.machine import Machine
 from onnxcop.runtime.on_device import FORMAT, VERSION
 from onnxcop.runtime.staircase import STEPS, Staircase, from_ratios
 
-_AGAIN = "run `onnxcop profile` again"
+_KIND = DocumentKind(FORMAT, VERSION, "table of times", "`onnxcop profile MODEL -o TABLE.json` makes one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +93,13 @@ class DeviceTable:
         Raises:
             PlanMismatchError: The file is missing, no table, damaged, or of another version.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:
-            raise PlanMismatchError(f"{path} is not a table of times: it holds no valid JSON ({error})") from None
-        return cls.of(document, str(path))
+        return cls.of(_KIND.load(path), str(path))
 
     @classmethod
     def of(cls, document: Any, source: str) -> DeviceTable:
         """A table from plain data; see :meth:`load`."""
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise PlanMismatchError(f"{source} is not a table of times; `onnxcop profile MODEL -o {source}` makes one")
-        if document.get("version") != VERSION:
-            raise PlanMismatchError(
-                f"{source} is a table of version {document.get('version')!r}, this release reads {VERSION}; {_AGAIN}"
-            )
-        try:
-            return _read(document, source)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            what = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-            raise PlanMismatchError(f"{source} is a damaged table of times: {what}; {_AGAIN}") from None
+        with _KIND.fields(document, source) as fields:
+            return _read(fields, source)
 
     def check(
         self, model: str, sha256: str, input_shapes: Mapping[str, Sequence[int]], policy: str, axes: Sequence[int]
@@ -163,36 +147,37 @@ def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def _read(document: Mapping[str, Any], source: str) -> DeviceTable:
-    model, machine = _object(document["model"]), _object(document["machine"])
-    axes = tuple(map(_whole, _list(document["axes"])))
+    model, machine = table_in(document["model"]), table_in(document["machine"])
+    axes = wholes_in(document["axes"])
     threads = machine["threads"]
     operators = {
-        key: None if value is None else _number(value) for key, value in _object(document["operators"]).items()
+        key: None if value is None else time_in(value) for key, value in table_in(document["operators"]).items()
     }
     return DeviceTable(
-        source=source, onnxcop=_text(document["onnxcop"]), model=_text(model["name"]), sha256=_text(model["sha256"]),
-        input_shapes={name: tuple(map(_whole, _list(sizes))) for name, sizes in _object(model["input_shapes"]).items()},
-        policy=_text(model["policy"]),
+        source=source, onnxcop=text_in(document["onnxcop"]),
+        model=text_in(model["name"]), sha256=text_in(model["sha256"]),
+        input_shapes={name: wholes_in(sizes) for name, sizes in table_in(model["input_shapes"]).items()},
+        policy=text_in(model["policy"]),
         machine=Machine(
-            _text(machine["processor"]), _text(machine["runtime"]), _text(machine["provider"]),
-            None if threads is None else _whole(threads),
+            text_in(machine["processor"]), text_in(machine["runtime"]), text_in(machine["provider"]),
+            None if threads is None else whole_in(threads),
         ),
         grid=_staircase(document["grid"]), staircase=_stairs(document["stairs"]), axes=axes,
-        seconds=_number(document["seconds"]), operators=operators,
-        cuts=tuple(_cut(_object(one), axes) for one in _list(document["cuts"])),
+        seconds=time_in(document["seconds"]), operators=operators,
+        cuts=tuple(_cut(table_in(one), axes) for one in list_in(document["cuts"])),
     )  # fmt: skip
 
 
 def _cut(entry: Mapping[str, Any], axes: tuple[int, ...]) -> TimedCut:
-    kept = tuple(map(_whole, _list(entry["kept"])))
+    kept = wholes_in(entry["kept"])
     if len(kept) != len(axes) or any(left > size for left, size in zip(kept, axes, strict=True)):
         raise ValueError("a cut does not fit the axes")
-    return TimedCut(kept, _number(entry["ratio"]), _number(entry["error"], zero=True))
+    return TimedCut(kept, time_in(entry["ratio"]), time_in(entry["error"], zero=True))
 
 
 def _staircase(value: Any) -> Staircase:
-    entry = _object(value)
-    fine, block = _whole(entry["fine"]), _whole(entry["block"])
+    entry = table_in(value)
+    fine, block = whole_in(entry["fine"]), whole_in(entry["block"])
     if any(step < 1 or step & (step - 1) for step in (fine, block)) or fine > block:
         raise ValueError(f"no device has steps of {fine} and blocks of {block}")
     return Staircase(fine, block)
@@ -200,46 +185,10 @@ def _staircase(value: Any) -> Staircase:
 
 def _stairs(value: Any) -> Staircase | None:
     """The stairs from the times of narrower layers, by kind; kinds that do not run are left out."""
-    kinds = {kind: ratios for kind, ratios in _object(value).items() if ratios is not None}
-    found = {kind: [_number(ratio) for ratio in _list(ratios)] for kind, ratios in kinds.items()}
+    kinds = {kind: ratios for kind, ratios in table_in(value).items() if ratios is not None}
+    found = {kind: [time_in(ratio) for ratio in list_in(ratios)] for kind, ratios in kinds.items()}
     if any(len(ratios) != len(STEPS) for ratios in found.values()):
         raise ValueError(f"the stairs of a kind of layer are {len(STEPS)} times")
     if not found:
         return None
     return from_ratios({step: {kind: found[kind][place] for kind in found} for place, step in enumerate(STEPS)})
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{_short(value)} is no table of names and values")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{_short(value)} is no list")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{_short(value)} is not text")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{_short(value)} is not a whole number of at least 0")
-    return value
-
-
-def _number(value: Any, *, zero: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{_short(value)} is no time")
-    if value == 0 and not zero:
-        raise ValueError("0 is no time")
-    return float(value)
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:40]

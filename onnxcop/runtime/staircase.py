@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcop._base.cache import remember, remembered
+from onnxcop._base.lookup import entry_named
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.runtime.latency import measure_times
 from onnxcop.runtime.machine import Machine
@@ -102,10 +103,7 @@ def target_named(name: str) -> Target:
     Raises:
         BudgetError: There is none.
     """
-    for entry in TARGETS:
-        if entry.name == name:
-            return entry
-    raise BudgetError(f"unknown target {name!r}; choose one of {', '.join(entry.name for entry in TARGETS)}")
+    return entry_named(name, TARGETS, "target")
 
 
 def staircase_of(options: EngineOptions) -> Staircase | None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import compose
 
+from onnxcop._base.lookup import unknown
 from onnxcop._base.types import Array, Feed
 from onnxcop.errors import CalibrationError, ModelError
 from onnxcop.gradient.builder import FLOATS, INT64, Builder, Tensor, total
@@ -65,9 +66,7 @@ def objective(
         return Objective(_with_own(model, loss, labels), "own", "")
     name = ("cross-entropy" if labels.dtype.kind == "i" else "mse") if loss == "auto" else loss
     if name not in LOSSES:
-        raise CalibrationError(
-            f"--loss {name!r} does not exist; choose one of {', '.join(LOSSES)} or give a model.onnx"
-        )
+        raise unknown("loss", name, (*LOSSES, "a model.onnx"), CalibrationError)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
     output = next((n for n in types if types[n] in FLOATS), None)
     if output is None:

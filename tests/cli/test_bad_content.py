@@ -113,7 +113,7 @@ def test_plans_whose_values_are_of_other_kinds(
     plan.write_text(json.dumps(json.loads(plan.read_text()) | change))
     before = out.read_bytes()
     line = refused(capsys, "apply", model, plan, "-o", out, *CPU)
-    assert f"{plan} is a damaged plan" in line
+    assert f"{plan} is a damaged pruning plan" in line
     assert out.read_bytes() == before
 
 

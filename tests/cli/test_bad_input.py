@@ -429,7 +429,7 @@ def test_bad_plan_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     model = written(chain(), tmp_path / "net.onnx")
     assert cli.run(["apply", str(model), str(model), *CPU]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not a plan" in line
+    assert "is not a pruning plan" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", np.arange(9).tobytes()])

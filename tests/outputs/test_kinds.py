@@ -176,7 +176,7 @@ def test_the_user_knows_best(task: str | None, expected: str) -> None:
 def test_a_task_that_no_output_can_be_of() -> None:
     with pytest.raises(CalibrationError, match=r"--task sequence: no output has the form of that \(y \[20, 5\]\)"):
         judge([{"y": np.ones((20, 5), np.float32)}], task="sequence")
-    with pytest.raises(CalibrationError, match="--task 'cook' does not exist; choose one of classify, detect"):
+    with pytest.raises(CalibrationError, match="unknown task 'cook'; choose one of classify, detect"):
         judge([{"y": np.ones((20, 5), np.float32)}], task="cook")
 
 

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from conftest import REPO_ROOT
 from onnx import numpy_helper
-from small_models import chain, shapes, written
+from small_models import chain, shapes, times_in_blocks, written
 
 import onnxcop
 from onnxcop._base import cache
@@ -25,7 +25,7 @@ from onnxcop.analysis.time_model import TimedOperator
 from onnxcop.analysis.timing import time_model
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, EngineError, PlanMismatchError
-from onnxcop.pipeline import finish, latency_target, timing, widths
+from onnxcop.pipeline import finish, timing, widths
 from onnxcop.pipeline.profile import plain, profile, profile_script, times_from
 from onnxcop.runtime import kernel_times, on_device, time_table, turns
 from onnxcop.runtime.device_table import DeviceTable
@@ -45,16 +45,7 @@ def blocks(width: int) -> int:
 
 
 def made_up_times(model: bytes, *_: Any) -> dict[int, float]:
-    """Convolutions by what they compute in blocks of 16, all else in no time."""
-    graph, found = onnx.load_from_string(model).graph, {}
-    sizes = {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
-    for node in graph.node:
-        number = int(node.output[0].removeprefix("timed_").split("_")[0])
-        found.setdefault(number, 1e-9)
-        if node.op_type == "Conv":
-            out, inner, *_rest = sizes[f"{node.input[1]}_shape"]
-            found[number] = 9.0 * blocks(out) * (inner if inner == 3 else blocks(inner))
-    return found
+    return times_in_blocks(model, blocks)
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +64,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_device, "_stairs", lambda *_: [2.0, 2.0, 1.0, 1.0, 0.75])
     for module, name in ((time_table, "kernel_times"), (timing, "measure_times"), (widths, "staircase_of")):
         monkeypatch.setattr(module, name, fail)
-    for module in (finish, latency_target):
-        monkeypatch.setattr(module, "timed", fail)
+    monkeypatch.setattr(finish, "timed", fail)
 
 
 @pytest.fixture
@@ -301,8 +291,11 @@ def test_tables_of_something_else_say_what_differs_and_what_to_run(table: Path, 
     assert "times of the provider CUDAExecutionProvider, not of CPUExecutionProvider; leave --provider out" in line
     onnxcop.prune(model, macs=0.7, latency_table=table, **BARE)
     for change, expected in (
-        ({"version": 2}, "is a table of version 2, this release reads 1; run `onnxcop profile` again"),
-        ({"format": "onnxcop-plan"}, f"`onnxcop profile MODEL -o {table}` makes one"),
+        ({"version": 2}, "is a table of times of version 2, this release reads 1; `onnxcop profile MODEL"),
+        (
+            {"format": "onnxcop-plan"},
+            "is not a table of times; `onnxcop profile MODEL -o TABLE.json` makes one",
+        ),
         ({"operators": {}}, f"it was made by onnxcop {onnxcop.__version__}, this is {onnxcop.__version__}"),
         ({"axes": [3, 5]}, f"made by onnxcop {onnxcop.__version__}, which finds other widths in the model"),
         ({"model": cuda["model"] | {"policy": "coarsest"}}, "times of --policy coarsest, not of finest"),

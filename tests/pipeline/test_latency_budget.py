@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
-from small_models import chain, shapes, written
+from small_models import chain, shapes, times_in_blocks, written
 
 import onnxcop
 from onnxcop._base import cache
@@ -19,7 +18,6 @@ from onnxcop.allocation.limits import Limits
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.pipeline import finish as conclusion
-from onnxcop.pipeline import latency_target as latency_budget
 from onnxcop.pipeline import timing, widths
 from onnxcop.runtime import time_table
 from onnxcop.runtime.latency import Latency, Measurement, Timing
@@ -49,16 +47,7 @@ class Machine:
         return float(self.fixed + (1 - self.fixed) * (27 * one + 9 * one * two) / whole)
 
     def kernel_times(self, model: bytes, *_: Any) -> dict[int, float]:
-        """Convolutions by what they compute, all else in no time."""
-        graph, found = onnx.load_from_string(model).graph, {}
-        sizes = {t.name: numpy_helper.to_array(t).tolist() for t in graph.initializer}
-        for node in graph.node:
-            number = int(node.output[0].removeprefix("timed_").split("_")[0])
-            found.setdefault(number, 1e-9)
-            if node.op_type == "Conv":
-                out, inner, *_rest = sizes[f"{node.input[1]}_shape"]
-                found[number] = 9.0 * self.padded(out) * (inner if inner == 3 else self.padded(inner))
-        return found
+        return times_in_blocks(model, self.padded)
 
     def measure(self, models: Sequence[onnx.ModelProto], *_: Any, **__: Any) -> Measurement:
         return Measurement(np.array([[self.seconds(model) for model in models]] * 3), "made up")
@@ -78,8 +67,7 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.setattr(timing, "measure_times", machine.measure)
         monkeypatch.setattr(time_table, "kernel_times", machine.kernel_times)
         monkeypatch.setattr(widths, "staircase_of", lambda _: Staircase(min(4, machine.block), max(4, machine.block)))
-        for module in (conclusion, latency_budget):
-            monkeypatch.setattr(module, "timed", machine.timed)
+        monkeypatch.setattr(conclusion, "timed", machine.timed)
         return machine
 
     return put

@@ -174,8 +174,8 @@ ERRORS = [
     ({"divergence": 0.1, "data": 8, "criterion": "cop"}, BudgetError, "go with --allocate measured"),
     ({"divergence": 0.1, "data": 8, "recover": "none"}, BudgetError, "give --recover merge or full"),
     ({"macs": 0.5, "criterion": "cop-activation"}, CalibrationError, "cop-activation needs calibration data"),
-    ({"macs": 0.5, "recover": "some"}, BudgetError, "--recover 'some' does not exist; choose one of"),
-    ({"macs": 0.5, "allocate": "some"}, BudgetError, "--allocate 'some' does not exist; choose one of"),
+    ({"macs": 0.5, "recover": "some"}, BudgetError, "unknown recovery method 'some'; choose one of"),
+    ({"macs": 0.5, "allocate": "some"}, BudgetError, "unknown allocation 'some'; choose one of"),
     ({"macs": 0.5, "data": 1}, CalibrationError, "recovery needs at least 2 samples"),
     ({"macs": 0.01, "data": 64, "settings": QUICK}, BudgetError, "the budget --macs 0.01 cannot be reached"),
 ]

@@ -77,7 +77,7 @@ def test_a_loss_may_be_a_model() -> None:
         ({"labels": np.full(160, 7)}, "labels run from 7 to 7, but output 'y' has 5 classes"),
         ({"labels": np.zeros(10, np.int64)}, "there are 10 labels for 160 samples"),
         ({"labels": np.zeros((160, 4), np.float32)}, r"labels have the shape \[4\] for a sample"),
-        ({"loss": "hinge"}, "--loss 'hinge' does not exist"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'; choose one of"),
         ({"teacher": chain(classes=4)}, "the teacher has no output 'y' of the shape"),
         ({"labels": None}, "there are no labels|holds x, but no labels"),
     ],

@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop.data.text import TextData
-from onnxcop.data.vocabulary import Vocabulary, trimmed_vocabulary
+from onnxcop.data.tokenizer import Vocabulary, trimmed_vocabulary
 from onnxcop.errors import ModelError, VerificationError
 from onnxcop.graph import io as models
 from onnxcop.graph.subgraphs import captured

@@ -32,8 +32,8 @@ def trim_vocab_command(model: Path, vocab_from: Path, tokenizer: Path | None, ou
     from onnxcop._base.files import Writing
     from onnxcop.data.text import TextData
     from onnxcop.graph.io import stage
+    from onnxcop.integrations.embeddings import trim_vocabulary
     from onnxcop.integrations.huggingface import UNREWRITTEN, files_beside, home_of
-    from onnxcop.integrations.vocabulary import trim_vocabulary
 
     if not output.whole:
         raise click.UsageError(f"-o {output.path} must be a folder, since the tokenizer changes too: -o {output.path}/")

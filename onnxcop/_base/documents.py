@@ -1,0 +1,109 @@
+"""JSON files that this package writes and reads back: their kind and version, and fields of the right type."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxcop.errors import PlanMismatchError
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentKind:
+    """A kind of file.
+
+    Attributes:
+        format: Its mark, the field `format`.
+        version: The version that this release reads and writes, the field `version`.
+        noun: What it is called.
+        again: What makes it again.
+    """
+
+    format: str
+    version: int
+    noun: str
+    again: str
+
+    def load(self, path: str | Path) -> Any:
+        """The content of a file.
+
+        Raises:
+            PlanMismatchError: The file is missing, or holds no JSON.
+        """
+        try:
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise PlanMismatchError(f"{path} is not a {self.noun}: it holds no valid JSON ({error})") from None
+
+    @contextmanager
+    def fields(self, document: Any, source: str | Path) -> Iterator[dict[str, Any]]:
+        """The fields of a file, while they are read.
+
+        Raises:
+            PlanMismatchError: It is of another kind or version, or a field is missing or of the wrong type.
+        """
+        if not isinstance(document, dict) or document.get("format") != self.format:
+            raise PlanMismatchError(f"{source} is not a {self.noun}; {self.again}")
+        if document.get("version") != self.version:
+            raise PlanMismatchError(
+                f"{source} is a {self.noun} of version {document.get('version')!r}, this release reads {self.version}; "
+                f"{self.again}"
+            )
+        try:
+            yield document
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+            raise PlanMismatchError(f"{source} is a damaged {self.noun}: {what}; {self.again}") from None
+
+
+def table_in(value: Any) -> dict[str, Any]:
+    """A table of names and values."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{_short(value)} is no table of names and values")
+    return value
+
+
+def list_in(value: Any) -> list[Any]:
+    """A list."""
+    if not isinstance(value, list):
+        raise TypeError(f"{_short(value)} is no list")
+    return value
+
+
+def text_in(value: Any) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{_short(value)} is not text")
+    return value
+
+
+def whole_in(value: Any) -> int:
+    """A whole number from 0 on; JSON has one kind of number, and Python takes a truth value for one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{_short(value)} is not a whole number of at least 0")
+    return value
+
+
+def wholes_in(value: Any) -> tuple[int, ...]:
+    """A list of whole numbers from 0 on."""
+    return tuple(map(whole_in, list_in(value)))
+
+
+def time_in(value: Any, *, zero: bool = False) -> float:
+    """A time, or a ratio of two; 0 only if allowed."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{_short(value)} is no time")
+    if value == 0 and not zero:
+        raise ValueError("0 is no time")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:40]
