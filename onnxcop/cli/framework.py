@@ -1,4 +1,4 @@
-"""The form of the command line: a main form beside named commands, and help in sections."""
+"""The frame of the command line: a main form beside named commands, and help in sections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAIN = ""  # the name of the main form among the commands: none that a model cou
 _USAGE = "MODEL [-o OUT] [OPTIONS]"
 
 _SHARE = "budgets say what to keep: --macs 0.7 (or --params, --filters) removes 30%"
-_ANSWERS = {  # option: (what to write instead, what it is called elsewhere)
+_ANSWERS = {  # option: (what to write instead, its names in other tools)
     "--macs": (_SHARE, "--ratio --prune-ratio --pruning-ratio --prune --sparsity --amount --rate"),
     "--output": ("give -o FILE", "--out --output-file --out-file --output-path --save --output-model"),
     "--data": ("give --data PATH", "--dataset --calib --calibration --calib-data --calibration-data --images --input"),
@@ -36,7 +36,7 @@ _SPEEDUPS = ("--speedup", "--speed-up", "--speedup-ratio", "--faster")
 
 
 def _speedup(option: str, args: Sequence[str]) -> str:
-    """What to write instead of a speed-up: the share of the time that is left, measured or counted."""
+    """The error for a speed-up factor: it names the budgets that express the same as a share to keep."""
     words = [part for word in args for part in word.split("=", 1)]
     value = words[words.index(option) + 1] if option in words[:-1] else ""
     try:
@@ -52,7 +52,7 @@ def _speedup(option: str, args: Sequence[str]) -> str:
 
 
 class SectionOption(click.Option):
-    """An option that is listed under a heading of its own in the help; the text may be made when it is shown."""
+    """An option with a heading in the help; its text may be a function that is called when the help is shown."""
 
     def __init__(self, *names: Any, section: str, help: str | Callable[[], str], **settings: Any) -> None:
         super().__init__(*names, **settings)
@@ -65,17 +65,25 @@ class SectionOption(click.Option):
         return super().get_help_record(ctx)
 
     def get_help_extra(self, ctx: click.Context) -> Any:
-        """What is added to the help text: defaults, but no bounds of numbers."""
+        """The additions to the help text: defaults, but no bounds of numbers."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
 
 
 class SectionCommand(click.Command):
-    """A command whose help lists options under their headings, and that knows what they are called elsewhere."""
+    """A command with examples and sections of options in its help; it knows the options of similar tools.
+
+    Args:
+        examples: Command lines with what each does, for the help.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.examples = examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments; an option of another tool is answered with the one of this tool."""
+        """Read the arguments; the error for an option of another tool names the option to use instead."""
         written = list(args)
         try:
             return super().parse_args(ctx, args)
@@ -88,8 +96,16 @@ class SectionCommand(click.Command):
             raise click.UsageError(f"No such option '{error.option_name}'; {how}", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, section by section."""
+        """Write the examples, then the options, section by section."""
+        write_examples(self.examples, formatter)
         write_sections(self, ctx, formatter)
+
+
+def write_examples(examples: Sequence[tuple[str, str]], formatter: click.HelpFormatter) -> None:
+    """Write command lines, each under a line that says what it does."""
+    with formatter.section("Examples"):
+        for command, purpose in examples:
+            formatter.write(f"{'':{formatter.current_indent}}{purpose}\n{'':{formatter.current_indent + 2}}{command}\n")
 
 
 def write_sections(
@@ -135,7 +151,7 @@ class MainForm(SectionCommand):
 
 
 class Program(click.Group):
-    """A group that takes what is no subcommand as the arguments of its main form."""
+    """A group that passes its arguments to the main form unless the first one names a subcommand."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the name of the main form before its arguments."""
@@ -154,13 +170,13 @@ class Program(click.Group):
         return (None if name == MAIN else name), command, rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """What may come first: a command, or what the main form begins with (its options, a file)."""
-        found = super().shell_complete(ctx, incomplete)
-        named = {item.value for item in found}
-        found += [item for item in self.commands[MAIN].shell_complete(ctx, incomplete) if item.value not in named]
+        """Completions of the first word: a command, an option of the main form, or a file."""
+        items = super().shell_complete(ctx, incomplete)
+        named = {item.value for item in items}
+        items += [item for item in self.commands[MAIN].shell_complete(ctx, incomplete) if item.value not in named]
         if not incomplete.startswith("-"):
-            found.append(CompletionItem(incomplete, type="file"))
-        return found
+            items.append(CompletionItem(incomplete, type="file"))
+        return items
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both ways to call the program."""
@@ -168,15 +184,17 @@ class Program(click.Group):
         formatter.write_usage(ctx.command_path, "COMMAND [ARGUMENTS] [OPTIONS]", "       ")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what other packages add."""
+        """Write the operator rules that other packages register."""
         names = ", ".join(f"{entry.name} ({entry.value})" for entry in registered("onnxcop.operators"))
         if names:
             with formatter.section("Operator rules of other packages"):
                 formatter.write_text(names)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of the main form, then the subcommands."""
+        """Write examples and options of the main form, then the subcommands."""
         main = self.commands[MAIN]
+        if isinstance(main, MainForm):
+            write_examples(main.examples, formatter)
         write_sections(main, ctx, formatter, extra=[("--version", "Show the version and exit.")])
         self.format_commands(ctx, formatter)
 
@@ -196,7 +214,11 @@ class ModelFile(click.Path):
 
 
 def _no_command(word: str, commands: Sequence[str], ctx: click.Context | None) -> None:
-    """Refuse a word that is no file and was meant as a command."""
+    """Refuse a word that is not a file and looks like a command.
+
+    Raises:
+        click.UsageError: The word is close to a command, or names one of other tools.
+    """
     if word in ("prune", "run"):
         raise click.UsageError(f"there is no command {word!r}; leave the word out: onnxcop MODEL -o OUT", ctx)
     near = difflib.get_close_matches(word, commands, n=1)

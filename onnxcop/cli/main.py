@@ -1,4 +1,4 @@
-"""The command line: `onnxcop MODEL -o OUT`, and what else it can do. No logic lives here."""
+"""The command line: `onnxcop MODEL -o OUT` and the subcommands. No logic lives here."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from onnxcop.cli.options import (
     output_options,
     plan_options,
     quantize_option,
+    recipe_file_option,
     score_options,
     seed_option,
     shape_options,
@@ -47,6 +48,7 @@ from onnxcop.cli.options import (
     talking,
     task_option,
     verbose_option,
+    verify_options,
 )
 from onnxcop.cli.quantized import Quantized, int8_path, quantized
 from onnxcop.cli.stopping import stop_cleanly
@@ -67,11 +69,23 @@ _FILE = click.Path(path_type=Path)
 def app() -> None:
     """Prune filters from any ONNX model: smaller, faster, verified.
 
-    Write ./NAME for a model file that is named like a command.
+    The pruned model keeps the inputs and outputs of MODEL. Training code is not needed; a few hundred unlabelled
+    samples (--data) keep accuracy much higher. The default budget keeps 70% of the multiply-accumulates (MACs).
+
+    If a model file is named like a command, write ./NAME.
     """
 
 
-@app.command(MAIN, cls=MainForm)
+@app.command(
+    MAIN,
+    cls=MainForm,
+    examples=[
+        ("onnxcop model.onnx -o small.onnx --data images/", "Keep 70% of the MACs, calibrated on a folder of images:"),
+        ("onnxcop model.onnx -o small.onnx --data x.npz --latency 0.6", "Keep 60% of the latency on this machine:"),
+        ("onnxcop model.onnx --data x.npz --metric score.py:accuracy --max-drop 0.01", "Lose at most 0.01 accuracy:"),
+        ("onnxcop inspect model.onnx", "List what can be pruned, before any run:"),
+    ],
+)
 @click.argument("model", type=ModelFile(path_type=Path))
 @output_options
 @plan_options
@@ -98,7 +112,14 @@ def prune_command(model: Path, output: Output | None, plan_out: Path | None, **v
     _write(result, target, plan_out, values, int8_too, beside=model if output is not None and output.whole else None)
 
 
-@app.command("inspect", cls=SectionCommand)
+@app.command(
+    "inspect",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop inspect model.onnx", "List groups of filters, their cost, and what is frozen:"),
+        ("onnxcop inspect model.onnx --scores --criterion cop", "Rank every filter by COP:"),
+    ],
+)
 @click.argument("model", type=_FILE)
 @score_options
 @criterion_options
@@ -112,8 +133,8 @@ def prune_command(model: Path, output: Output | None, plan_out: Path | None, **v
 def inspect_command(model: Path, **values: Any) -> None:
     """List what can be pruned and what is frozen, with reasons.
 
-    Before any run: which filters are removed together, what removing them saves, what is frozen and why. With
-    --scores, what every filter is worth.
+    Shows which filters must be removed together, how much their removal saves, and which filters are frozen and
+    why. Nothing is pruned. With --scores, shows the importance of every filter.
     """
     from onnxcop.analysis.analyze import analyze
     from onnxcop.analysis.inspect import inspect
@@ -122,7 +143,7 @@ def inspect_command(model: Path, **values: Any) -> None:
     criterion = criterion_to_show(values)
     inputs_from(values, model).check(values["stats_out"])
     analysis = analyze(model, options=engine_from(values), **analysis_arguments(values))
-    found = inspect(analysis)
+    inspection = inspect(analysis)
     if criterion is None:
         scores = None
     else:
@@ -132,14 +153,21 @@ def inspect_command(model: Path, **values: Any) -> None:
             stats = statistics(analysis, progress=progress, **statistics_arguments(values))
         scores = score(analysis, criterion, stats, values["seed"])
     if values["as_json"]:
-        console.show_json("inspection", found.to_dict() | ({} if scores is None else {"scores": scores.to_dict()}))
+        console.show_json("inspection", inspection.to_dict() | ({} if scores is None else {"scores": scores.to_dict()}))
     elif scores is not None:
-        show_scores(scores, found.model, verbose=values["verbose"])
+        show_scores(scores, inspection.model, verbose=values["verbose"])
     else:
-        show_inspection(found, verbose=values["verbose"])
+        show_inspection(inspection, verbose=values["verbose"])
 
 
-@app.command("apply", cls=SectionCommand)
+@app.command(
+    "apply",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop apply model.onnx small.plan.json -o small.onnx", "Repeat the cut of a plan, by deletion alone:"),
+        ("onnxcop apply model.onnx small.plan.json -o small.onnx --data images/", "Repeat it with recovery:"),
+    ],
+)
 @click.argument("model", type=_FILE)
 @click.argument("plan", type=_FILE)
 @output_options
@@ -151,7 +179,10 @@ def inspect_command(model: Path, **values: Any) -> None:
 @verbose_option
 @talking
 def apply_command(model: Path, plan: Path, output: Output | None, **values: Any) -> None:
-    """Apply a pruning plan to the model that it was made for."""
+    """Apply a pruning plan to the model that it was made for.
+
+    PLAN is the file that a run wrote with --plan-out. If the plan asks for recovery, give --data as well.
+    """
     from onnxcop.pipeline.prune import apply_with
     from onnxcop.rewrite.plan import PruningPlan
 
@@ -162,19 +193,31 @@ def apply_command(model: Path, plan: Path, output: Output | None, **values: Any)
     _write(result, target, None, values, beside=model if output is not None and output.whole else None)
 
 
-@app.command("verify", cls=SectionCommand)
+@app.command(
+    "verify",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop verify model.onnx small.onnx --plan small.plan.json", "Check a model pruned by deletion:"),
+        (
+            "onnxcop verify model.onnx small.onnx --plan small.plan.json --structure-only",
+            "Check a model whose weights were recovered or trained:",
+        ),
+    ],
+)
 @click.argument("original", type=_FILE)
 @click.argument("pruned", type=_FILE)
-@click.option("--plan", type=_FILE, required=True, help="The plan that produced PRUNED.")
-@click.option("--structure-only", is_flag=True, help="Check the structure only; weights may have changed.")
+@verify_options
 @engine_options
 @talking
 def verify_command(original: Path, pruned: Path, plan: Path, structure_only: bool, **values: Any) -> None:
-    """Check that PRUNED is the result of applying a plan to ORIGINAL."""
+    """Check that PRUNED is ORIGINAL with a plan applied.
+
+    If it is not, the error names a difference and the exit code is 1.
+    """
     from onnxcop.rewrite.plan import PruningPlan
     from onnxcop.verification.recheck import recheck
 
-    found = recheck(
+    verdict = recheck(
         original,
         pruned,
         PruningPlan.load(plan),
@@ -182,19 +225,30 @@ def verify_command(original: Path, pruned: Path, plan: Path, structure_only: boo
         structure_only=structure_only,
     )
     if values["as_json"]:
-        console.show_json("verification", {"original": original, "pruned": pruned, **found.to_dict()})
+        console.show_json("verification", {"original": original, "pruned": pruned, **verdict.to_dict()})
     elif not values["quiet"]:
-        click.echo(f"verified: {found.summary}")
-        for note in found.notes:
+        click.echo(f"verified: {verdict.summary}")
+        for note in verdict.notes:
             click.echo(f"  {note}")
 
 
-@app.command("merge-stats", cls=SectionCommand)
+@app.command(
+    "merge-stats",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop merge-stats all.npz part1.npz part2.npz", "Merge files that two runs wrote with --stats-out:"),
+        ("onnxcop model.onnx -o small.onnx --stats all.npz", "Prune with the merged statistics:"),
+    ],
+)
 @click.argument("output", type=_FILE)
 @click.argument("inputs", type=_FILE, nargs=-1, required=True)
 @talking
 def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -> None:
-    """Merge calibration statistics of one model into OUTPUT."""
+    """Merge calibration statistics of one model into OUTPUT.
+
+    INPUTS are files that runs of one model on different samples wrote with --stats-out. The result equals the
+    statistics of one run on all samples.
+    """
     from onnxcop.calibration.calibrate import merge
     from onnxcop.calibration.statistics import CalibrationStats
 
@@ -209,14 +263,22 @@ def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -
         click.echo(f"wrote {output} with the statistics of {merged.samples} samples")
 
 
-@app.command("recipe", cls=SectionCommand)
+@app.command(
+    "recipe",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop recipe small.plan.json -o recipe.yaml", "Write the options of a finished run to a file:"),
+        ("onnxcop other.onnx -o other.small.onnx --recipe recipe.yaml", "Prune another model with them:"),
+    ],
+)
 @click.argument("plan", type=_FILE)
-@click.option("-o", "--output", type=_FILE, metavar="FILE", help="A .yaml or .json file. [default: standard output]")
+@recipe_file_option
 @talking
 def recipe_command(plan: Path, output: Path | None, **values: Any) -> None:
     """Turn a plan into a recipe, for --recipe.
 
-    The budget, the method and the limits that the plan was made with, for another model or other data.
+    A recipe holds the budget, the method and the limits of the run that wrote the plan (--plan-out). Use it to
+    prune another model, or the same model with other data.
     """
     from onnxcop._base.files import write_atomically
     from onnxcop.cli.recipe import recipe_of, written_recipe
@@ -244,7 +306,7 @@ def _write(
     result: Any, target: Path, plan_out: Path | None, values: dict[str, Any], int8: Quantized | None = None,
     *, beside: Path | None = None,
 ) -> None:  # fmt: skip
-    """Write a finished result and show it; with what stands beside a model in its folder."""
+    """Write a finished result and show it; from the folder `beside`, config.json and the tokenizer are copied."""
     from onnxcop._base.files import Writing
     from onnxcop.graph.io import stage
     from onnxcop.report.formats import rendered
@@ -276,7 +338,7 @@ def _write(
 
 
 def _result_record(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> dict[str, Any]:
-    """What `--json` writes of a finished run: the files with their hashes, versions, and the numbers."""
+    """The record that `--json` prints for a finished run: files with their hashes, versions, and the figures."""
     from onnxcop._base.records import file_record
     from onnxcop.report.document import versions
 
@@ -291,7 +353,10 @@ def _result_record(result: Any, target: Path, plan_out: Path | None, values: dic
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code: 0, 1 on errors, 2 on misuse, 130 on Ctrl-C, 143 on SIGTERM."""
+    """Run the program and return its exit code.
+
+    Codes: 0 on success, 1 on errors, 2 on wrong usage, 3 if a gate fails, 130 on Ctrl-C, 143 on SIGTERM.
+    """
     arguments = list(sys.argv[1:] if args is None else args)
     try:
         code = app.main(arguments, prog_name="onnxcop", standalone_mode=False, obj=shlex.join(["onnxcop", *arguments]))

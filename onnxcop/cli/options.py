@@ -1,4 +1,4 @@
-"""Options of the command line, in their groups."""
+"""Options of the command line, by section of the help."""
 
 from __future__ import annotations
 
@@ -54,13 +54,20 @@ def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, An
     return names, settings
 
 
+def _number(
+    name: str, kind: click.ParamType[Any], default: float, metavar: str, text: str
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The option of a number that has a default."""
+    return _option(name, type=kind, default=default, show_default=True, metavar=metavar, help=text)
+
+
 def _bound(resource: Resource, default: str = "") -> tuple[tuple[str, ...], dict[str, Any]]:
     """The option of a budget."""
     return _option(resource.flag, type=FileSize() if resource.absolute else Fraction(), help=resource.help + default)
 
 
 _FILE = click.Path(path_type=Path)
-BUDGET = "Budget (upper bounds; if several are given, all hold)"
+BUDGET = "Budget (what to keep at most; all that are given hold)"
 
 output_options: Decorator[Any, Any] = _options(
     "Result",
@@ -69,8 +76,8 @@ output_options: Decorator[Any, Any] = _options(
         "--output",
         type=OutputPath(),
         metavar="FILE|FOLDER/",
-        help="Path of the pruned model; a folder also gets config.json and the tokenizer beside MODEL. "
-        "[default: MODEL.pruned.onnx]",
+        help="Path of the pruned model. Into a folder (FOLDER/), config.json and the tokenizer beside MODEL are "
+        "copied too. [default: MODEL.pruned.onnx]",
     ),
     _option(
         "--report",
@@ -84,7 +91,7 @@ output_options: Decorator[Any, Any] = _options(
     _option(
         "--keep-initializer-inputs",
         is_flag=True,
-        help="Keep weights that are graph inputs too as inputs.",
+        help="If weights are also listed as graph inputs, keep them in the list.",
     ),
     _option(
         "--no-metadata",
@@ -101,7 +108,7 @@ plan_options: Decorator[Any, Any] = _options(
         "--plan-out",
         type=_FILE,
         metavar="FILE",
-        help="Write the pruning plan, which `onnxcop apply` can replay.",
+        help="Write the pruning plan (JSON), for `onnxcop apply`, `verify` and `recipe`.",
     ),
 )
 budget_options: Decorator[Any, Any] = _options(
@@ -109,15 +116,15 @@ budget_options: Decorator[Any, Any] = _options(
     *(_bound(resource, " [default: 0.7]" if resource.name == "macs" else "") for resource in RESOURCES),
     _option(
         "--divergence", type=Positive(),
-        help="Prune until the output divergence reaches this value (needs --data).",
+        help="Prune until the output divergence reaches this value, e.g. 0.01 (needs --data).",
     ),
-    _option("--max-drop", type=Positive(), help="Prune until the --metric has fallen by this much."),
+    _option("--max-drop", type=Positive(), help="Prune until --metric has fallen by this much, e.g. 0.01."),
 )  # fmt: skip
 metric_option: Decorator[Any, Any] = _options(
     BUDGET, _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Function that scores a model; higher is better.")
 )
 sweep_options: Decorator[Any, Any] = _options(
-    "Budgets",
+    "Budgets (what to keep at most)",
     _option(
         "--macs", type=Fractions(), default="0.9,0.8,0.7,0.6,0.5", show_default=True,
         help="Multiply-accumulates to keep; one model for each value.",
@@ -129,9 +136,24 @@ quantize_option: Decorator[Any, Any] = _options(
     "Result",
     _option(
         "--then-quantize", type=click.Choice(["static", "dynamic"]),
-        help="Also write an int8 model, OUT.int8.onnx, with ONNX Runtime's quantization; static needs --data.",
+        help="Also write an int8 model, OUT.int8.onnx, quantized by ONNX Runtime; static needs --data.",
     ),
 )  # fmt: skip
+recipe_file_option: Decorator[Any, Any] = _options(
+    "Result",
+    _option("-o", "--output", type=_FILE, metavar="FILE", help="A .yaml or .json file. [default: standard output]"),
+)
+verify_options: Decorator[Any, Any] = _options(
+    "Check",
+    _option("--plan", type=_FILE, required=True, metavar="FILE", help="The plan that produced PRUNED (--plan-out)."),
+    _option("--structure-only", is_flag=True, help="Check shapes and nodes only; weights may have changed."),
+)
+vocabulary_options: Decorator[Any, Any] = _options(
+    "Vocabulary",
+    _option("--vocab-from", type=_FILE, required=True, metavar="TEXTS", help="A .txt file with one text a line."),
+    _option("--tokenizer", type=_FILE, metavar="DIR", help="Folder of the tokenizer. [default: beside MODEL]"),
+    _option("-o", "--output", type=OutputPath(), required=True, metavar="FOLDER/", help="Folder of the result."),
+)
 recipe_option: Decorator[Any, Any] = _options(
     "Result",
     _option(
@@ -143,8 +165,8 @@ gate_option: Decorator[Any, Any] = _options(
     "Result",
     _option(
         "--gate", metavar="CONDITIONS",
-        help="Exit with code 3 unless all conditions hold, e.g. 'agreement>=.97, time<=.8'. Quantities: agreement, "
-        "divergence, error, time, macs, params, size, filters.",
+        help="Exit with code 3 unless all conditions hold, e.g. 'agreement>=.97, time<=.8'. Quantities of B: "
+        "agreement, divergence and error against A; time, macs, params, size and filters as shares of A's.",
     ),
 )  # fmt: skip
 curve_options: Decorator[Any, Any] = _options(
@@ -160,19 +182,22 @@ criterion_options: Decorator[Any, Any] = _options(
     "Criterion (which filters to remove)",
     _option(
         "--criterion", type=CriterionName(),
-        help=lambda: f"{', '.join(summaries())}. [default: measurement]",
+        help=lambda: f"Rank filters by a formula: {', '.join(summaries())}. [default: measured sensitivity]",
     ),
     _option(
         "--prefer", type=PreferenceWeights(),
         help="What to save first: faster (MACs), smaller (parameters), balanced, or BETA,GAMMA.",
     ),
-    _option("--alpha", type=float, metavar="NUMBER", help="Weight of the correlation term of COP."),
-    _option("--beta", type=float, metavar="NUMBER", help="Weight of the MACs term of COP."),
-    _option("--gamma", type=float, metavar="NUMBER", help="Weight of the parameter term of COP."),
-    _option("--top-k", type=click.IntRange(1), metavar="N", help="Number of largest correlations that COP averages."),
+    _option("--alpha", type=float, metavar="NUMBER", help="COP: weight of the correlation term. [default: 1]"),
+    _option("--beta", type=float, metavar="NUMBER", help="COP: weight of the MACs term. [default: 1]"),
+    _option("--gamma", type=float, metavar="NUMBER", help="COP: weight of the parameter term. [default: 1]"),
+    _option(
+        "--top-k", type=click.IntRange(1), metavar="N",
+        help="COP: number of largest correlations to average. [default: 3]",
+    ),
     _option(
         "--normalization", type=click.Choice(["max", "l1", "l2"]),
-        help="How COP normalizes correlations within a layer.",
+        help="COP: how to normalize correlations within a layer. [default: max]",
     ),
 )  # fmt: skip
 score_options: Decorator[Any, Any] = _options(
@@ -201,25 +226,29 @@ distill_options: Decorator[Any, Any] = _options(
 )  # fmt: skip
 finetune_options: Decorator[Any, Any] = _options(
     "Training",
-    _option("-o", "--output", type=_FILE, metavar="FILE", help="The trained model. [default: MODEL.finetuned.onnx]"),
+    _option(
+        "-o", "--output", type=_FILE, metavar="FILE",
+        help="Path of the trained model. [default: MODEL.finetuned.onnx]",
+    ),
     _option(
         "--labels", metavar="LABELS",
-        help="File .npy or .npz, name of an array of the data, or SCRIPT.py:FUNCTION. [default: folders by class]",
+        help="A .npy or .npz file, the name of an array in --data, or SCRIPT.py:FUNCTION. [default: an array named "
+        "labels, or subfolders as classes]",
     ),
     _option("--teacher", type=_FILE, metavar="FILE", help="Also distill from this model, e.g. the original."),
     _option(
         "--loss", default="auto", show_default=True, metavar="NAME|FILE.onnx",
-        help="cross-entropy, mse, or an ONNX model that computes the loss from outputs and labels.",
+        help="cross-entropy, mse, or an ONNX model that computes the loss from outputs and labels. auto: by the "
+        "labels.",
     ),
-    _option("--epochs", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, metavar="N",
-            help="Number of passes over the samples."),
-    _option("--lr", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, metavar="RATE",
-            help="Peak learning rate."),
-    _option("--weight-decay", type=click.FloatRange(0), default=1e-4, show_default=True, metavar="NUMBER",
-            help="Weight decay of AdamW."),
-    _option("--held-out", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True,
-            metavar="SHARE", help="Share of samples held out to select the best weights."),
-    _option("--augment", is_flag=True, help="Shift and flip images at random."),
+    _number("--epochs", click.FloatRange(0, min_open=True), 10.0, "N", "Passes over the samples."),
+    _number("--lr", click.FloatRange(0, min_open=True), 1e-3, "RATE", "Peak learning rate."),
+    _number("--weight-decay", click.FloatRange(0), 1e-4, "NUMBER", "Weight decay of AdamW."),
+    _number(
+        "--held-out", click.FloatRange(0, 1, min_open=True, max_open=True), 0.1, "SHARE",
+        "Share of the samples to hold out, which selects the best weights.",
+    ),
+    _option("--augment", is_flag=True, help="Shift and flip the images at random."),
     _option(
         "--metric", metavar="SCRIPT.py:FUNCTION",
         help="Function that scores a model; higher is better. [default: accuracy]",
@@ -229,44 +258,44 @@ finetune_options: Decorator[Any, Any] = _options(
     _option("--plot", type=_FILE, metavar="FILE", help="Plot losses and scores as .svg, .png or .pdf."),
 )  # fmt: skip
 limit_options: Decorator[Any, Any] = _options(
-    "Limits (what to keep)",
+    "Limits (what to keep; PATTERN is a name with wildcards, e.g. '/stem/*')",
     _option("--keep", multiple=True, metavar="PATTERN", help="Never prune matching nodes or tensors. May be repeated."),
     _option("--only", multiple=True, metavar="PATTERN", help="Prune only matching nodes or tensors. May be repeated."),
-    _option(
-        "--min-filters", type=click.IntRange(1), metavar="N", default=1, show_default=True,
-        help="Smallest number of filters that every layer keeps.",
-    ),
-    _option("--max-cut", type=Fraction(zero=True), help="Largest share of a group that may be removed."),
+    _number("--min-filters", click.IntRange(1), 1, "N", "Smallest number of filters that every layer keeps."),
+    _option("--max-cut", type=Fraction(zero=True), help="Largest share of a group to remove. [default: 1]"),
     _option(
         "--multiple-of", type=WidthMultiple(), metavar="N|auto", default="auto", show_default=True,
         help="Round kept widths to multiples of N. auto: widths that this machine computes well; 1: any width.",
     ),
     _option(
         "--layer", "layers", type=LayerWish(), multiple=True,
-        help="Limits of matching layers, e.g. 'PATTERN:max_cut=0.3,min_filters=16'. May be repeated.",
+        help="Limits of matching layers, e.g. '*layer4*:max_cut=0.3,min_filters=16'. May be repeated.",
     ),
-    _option("--exact-only", is_flag=True, help="Skip groups that normalization statistics depend on (e.g. LayerNorm)."),
+    _option(
+        "--exact-only", is_flag=True,
+        help="Skip groups that the statistics of a normalization (e.g. LayerNorm) depend on.",
+    ),
 )  # fmt: skip
 input_shape_option: Decorator[Any, Any] = _options(
     "Model",
     _option(
         "--input-shape", type=InputShape(), multiple=True,
-        help="Shape of a dynamic input, e.g. input:1,3,224,224. May be repeated.",
+        help="Shape to assume for a dynamic input, e.g. input:1,3,224,224. May be repeated.",
     ),
 )  # fmt: skip
 classes_option: Decorator[Any, Any] = _options(
     "Model",
     _option(
         "--classes", metavar="0,2,5",
-        help="Cut the output down to these classes first, by number or by the names in the model's metadata; "
-        "OUTPUT:0,2,5 names the output.",
+        help="First reduce the output to these classes, by number or by the names in the model's metadata. If there "
+        "are several outputs: OUTPUT:0,2,5.",
     ),
 )  # fmt: skip
 policy_option: Decorator[Any, Any] = _options(
     "Model",
     _option(
         "--policy", type=click.Choice(["finest", "coarsest"]), default="finest", show_default=True,
-        help="finest: prune inside attention heads and groups; coarsest: prune whole ones.",
+        help="finest: prune inside attention heads and groups of convolutions; coarsest: only whole heads and groups.",
     ),
 )  # fmt: skip
 engine_options: Decorator[Any, Any] = _options(
@@ -275,7 +304,10 @@ engine_options: Decorator[Any, Any] = _options(
         "--provider", type=ProviderName(), default="auto", show_default=True,
         help="Execution provider: auto, cpu, cuda, tensorrt, or another of ONNX Runtime.",
     ),
-    _option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads for ONNX Runtime."),
+    _option(
+        "--threads", type=click.IntRange(1), metavar="N",
+        help="CPU threads for ONNX Runtime. [default: all cores]",
+    ),
     _option(
         "--custom-ops", multiple=True, metavar="LIBRARY",
         help="Shared library with custom operators for ONNX Runtime. May be repeated.",
@@ -285,18 +317,19 @@ latency_options: Decorator[Any, Any] = _options(
     "Machine",
     _option(
         "--latency-seconds", type=click.FloatRange(0), metavar="SECONDS", default=2.0, show_default=True,
-        help="How long to measure the latency of both models; 0 skips it.",
+        help="How long to measure the latency of both models, in seconds; 0 skips it.",
     ),
 )  # fmt: skip
 device_options: Decorator[Any, Any] = _options(
     "Machine",
     _option(
         "--target", type=TargetName(), metavar="NAME",
-        help="Choose widths for another device: x86-avx512, arm64, cuda-fp16, tensorrt-int8 …; nothing is timed here.",
+        help="Choose widths for another device without timing: x86-avx512, arm64, cuda-fp16, tensorrt-int8 …",
     ),
     _option(
         "--latency-table", type=_FILE, metavar="TABLE.json",
-        help="Prune for the device that `onnxcop profile` wrote this table on; --latency is of its time.",
+        help="Prune for the device that `onnxcop profile` measured in this table; --latency is then a share of the "
+        "time on that device.",
     ),
 )  # fmt: skip
 profile_options: Decorator[Any, Any] = _options(
@@ -304,84 +337,92 @@ profile_options: Decorator[Any, Any] = _options(
     _option("-o", "--output", type=_FILE, metavar="TABLE.json", help="Path of the table. [default: MODEL.times.json]"),
     _option(
         "--script", type=_FILE, metavar="FILE.py",
-        help="Time nothing here, but write a script that does on a device with ONNX Runtime and NumPy alone.",
+        help="Instead of timing here, write a script that times on a device; it needs ONNX Runtime and NumPy only.",
     ),
-    _option(
-        "--seconds", type=click.FloatRange(0, min_open=True), metavar="SECONDS", default=10.0, show_default=True,
-        help="How long to time one cut of the whole model at most.",
+    _number(
+        "--seconds", click.FloatRange(0, min_open=True), 10.0, "SECONDS",
+        "Longest time to spend on one width of the whole model, in seconds.",
     ),
     _option(
         "--target", type=TargetName(), metavar="NAME",
-        help="Time the widths that this device asks for, e.g. cuda-fp16. [default: those of processors]",
+        help="Time widths that suit this kind of device, e.g. cuda-fp16. [default: widths that suit CPUs]",
     ),
 )  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",
-    _option("--seed", type=int, metavar="N", default=0, show_default=True, help="Random seed."),
+    _number("--seed", click.INT, 0, "N", "Random seed of sampling and of synthetic inputs."),
 )
 talk_options: Decorator[Any, Any] = _options(
     "Output",
-    _option("--json", "as_json", is_flag=True, help="Print one JSON object to standard output."),
+    _option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
     _option("-q", "--quiet", is_flag=True, help="Print only warnings and errors."),
     _option("--debug", is_flag=True, help="Log everything, and show tracebacks of errors."),
 )
 verbose_option: Decorator[Any, Any] = _options(
     "Output",
-    _option("-v", "--verbose", is_flag=True, help="Print more: every group, every name, the time of each phase."),
+    _option("-v", "--verbose", is_flag=True, help="Print every group, every name and the time of each phase."),
 )
 data_options: Decorator[Any, Any] = _options(
     "Calibration data",
     _option(
         "--data", metavar="PATH",
-        help="Calibration samples: folder of images, .npz, .npy, .txt, ONNX test data, or SCRIPT.py:FUNCTION.",
+        help="Unlabelled samples: folder of images, .npz, .npy, .txt (one text a line), folder of ONNX test data, or "
+        "SCRIPT.py:FUNCTION. [default: synthetic inputs]",
     ),
-    _option("--tokenizer", type=_FILE, metavar="DIR", help="Folder of the model's tokenizer, for data in a .txt file."),
+    _option(
+        "--tokenizer", type=_FILE, metavar="DIR",
+        help="Folder of the tokenizer, for .txt data. [default: beside MODEL]",
+    ),
     _option(
         "--samples", type=click.IntRange(1), metavar="N",
-        help="Number of samples to use. [default: 512, or up to 1,024 for a fast model]",
+        help="How many samples to use. [default: 512, or up to 1,024 for a fast model]",
     ),
-    _option(
-        "--batch-size", type=click.IntRange(1), metavar="N", default=32, show_default=True,
-        help="Number of samples in one inference.",
-    ),
+    _number("--batch-size", click.IntRange(1), 32, "N", "How many samples to run at once."),
     _option(
         "--preprocess", type=PresetName(),
-        help=f"{', '.join(PRESETS)}. [default: what the model declares, else a guess]",
+        help=f"Preprocessing of images: {', '.join(PRESETS)}. [default: as the model declares, else a guess]",
     ),
     _option(
         "--resize", type=click.Choice(get_args(Resize)),
-        help="How to resize images to the input's size.",
+        help="How to resize images to the input's size. [default: by preset]",
     ),
     _option(
-        "--interpolation", type=click.Choice(get_args(Interpolation)), help="Interpolation for resizing."
+        "--interpolation", type=click.Choice(get_args(Interpolation)),
+        help="Interpolation for resizing. [default: by preset]",
     ),
-    _option("--mean", type=Numbers(), help="Mean to subtract from images after scaling."),
-    _option("--std", type=Numbers(), help="Deviation to divide images by."),
-    _option("--scale", type=float, metavar="NUMBER", help="Factor for pixel values from 0 to 255."),
-    _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the image axes."),
-    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Order of the color channels."),
+    _option("--scale", type=float, metavar="NUMBER", help="Factor for pixel values (0 to 255), e.g. 0.00392157."),
+    _option("--mean", type=Numbers(), help="Mean of each channel, subtracted after scaling, e.g. 0.485,0.456,0.406."),
+    _option("--std", type=Numbers(), help="Deviation of each channel, divided by after that, e.g. 0.229,0.224,0.225."),
+    _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes. [default: from the input]"),
+    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Color channels. [default: by preset]"),
 )  # fmt: skip
 task_option: Decorator[Any, Any] = _options(
     "Calibration data",
     _option(
         "--task", type=click.Choice(TASKS),
-        help="What the model does, which decides how its outputs are compared. [default: detected]",
+        help="Task of the model, which decides how its outputs are compared. [default: detected]",
     ),
 )  # fmt: skip
 stats_options: Decorator[Any, Any] = _options(
     "Calibration data",
-    _option("--stats", type=_FILE, metavar="FILE", help="Read calibration statistics from this file."),
-    _option("--stats-out", type=_FILE, metavar="FILE", help="Write the calibration statistics."),
+    _option(
+        "--stats", type=_FILE, metavar="FILE",
+        help="Read calibration statistics from this file instead of --data.",
+    ),
+    _option(
+        "--stats-out", type=_FILE, metavar="FILE",
+        help="Write the calibration statistics, for --stats and merge-stats.",
+    ),
 )  # fmt: skip
 
 
 def shape_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is read."""
+    """Options for reading a model: shapes of its inputs, and the policy."""
     return input_shape_option(policy_option(function))
 
 
 def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What every command that prunes takes, but for its budgets: all that the choice of filters depends on."""
+    """Options of every command that prunes, except its budgets."""
     for options in (
         recipe_option, seed_option, latency_options, device_options, engine_options, method_options, stats_options,
         task_option, data_options, classes_option, shape_options, limit_options, criterion_options,
@@ -391,7 +432,7 @@ def choice_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def talking(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of what it says, and show the log while it runs."""
+    """Add the options for output to a command, and show the log while it runs."""
 
     @functools.wraps(function)
     def run(**values: Any) -> None:

@@ -33,7 +33,14 @@ _FILE = click.Path(path_type=Path)
 GATE_FAILED = 3  # exit code
 
 
-@click.command("compare", cls=SectionCommand)
+@click.command(
+    "compare",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop compare model.onnx small.onnx --data images/", "Compare cost, latency and outputs on images:"),
+        ("onnxcop compare a.onnx b.onnx --data x.npz --gate 'agreement>=.97, time<=.8'", "Fail a CI job if b is bad:"),
+    ],
+)
 @click.argument("a", type=_FILE)
 @click.argument("b", type=_FILE)
 @gate_option
@@ -48,8 +55,8 @@ GATE_FAILED = 3  # exit code
 def compare_command(a: Path, b: Path, **values: Any) -> None:
     """Compare cost, latency and outputs of two models.
 
-    What each costs, how long it takes, and how far B's outputs agree with A's. Exits with 3 if a condition of
-    --gate does not hold.
+    Shows MACs, parameters, file size and latency of both, and how closely the outputs of B agree with those of A.
+    Without --data, outputs are compared on synthetic inputs. The exit code is 3 if a condition of --gate fails.
     """
     from onnxcop.cli.console_study import show_comparison, show_verdicts, verdict_text
     from onnxcop.pipeline.compare import compare
@@ -80,7 +87,14 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
         click.get_current_context().exit(GATE_FAILED)
 
 
-@click.command("sweep", cls=SectionCommand)
+@click.command(
+    "sweep",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop sweep model.onnx --data images/", "Prune to 90, 80, 70, 60 and 50% of the MACs:"),
+        ("onnxcop sweep model.onnx --data x.npz --macs 0.8,0.6 --save-models out/", "Keep the models:"),
+    ],
+)
 @click.argument("model", type=_FILE)
 @curve_options
 @sweep_options
@@ -89,8 +103,8 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
 def sweep_command(model: Path, **values: Any) -> None:
     """Prune to several budgets and report the trade-off.
 
-    The trade-off curve of a model: size, latency and quality at every budget. Calibrates once; the table
-    is written after every point, so that what is done is kept whatever happens.
+    Writes a table (CSV) of size, latency and quality for every budget. The model is calibrated once. The table is
+    updated after every point, so an interrupted run keeps the points that are finished.
     """
     from onnxcop.cli.console_study import curve_head, curve_line
     from onnxcop.pipeline.sweep import Record, sweep_with
@@ -114,7 +128,15 @@ def sweep_command(model: Path, **values: Any) -> None:
         click.echo(f"wrote {table}" + "".join(f", {path}" for path in (values["plot"], values["save_models"]) if path))
 
 
-@click.command("profile", cls=SectionCommand)
+@click.command(
+    "profile",
+    cls=SectionCommand,
+    examples=[
+        ("onnxcop profile model.onnx -o phone.json", "Time the layers on this machine:"),
+        ("onnxcop profile model.onnx --script time_it.py", "Write a script that times them on a device:"),
+        ("onnxcop model.onnx -o small.onnx --latency 0.6 --latency-table phone.json", "Prune for that device:"),
+    ],
+)
 @click.argument("model", type=_FILE)
 @profile_options
 @input_shape_option
@@ -124,8 +146,8 @@ def sweep_command(model: Path, **values: Any) -> None:
 def profile_command(model: Path, output: Path | None, script: Path | None, **values: Any) -> None:
     """Time a model's layers at many widths on a device.
 
-    Run it on the device that will run the model, or write a script for a device that has no onnxcop (--script).
-    The table that comes of it is for --latency-table, on any machine.
+    Run this command on the device that will run the model. If onnxcop is not installed there, write a script for
+    the device with --script. The resulting table works with --latency-table on any machine.
     """
     from onnxcop._base.files import write_atomically
     from onnxcop.pipeline.profile import profile, profile_script

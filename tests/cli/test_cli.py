@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
     for option in cli.app.commands[""].params:
         if isinstance(option, click.Option):
             assert all(name in text for name in option.opts)
-    for command in ("inspect", "apply", "compare", "sweep", "finetune", "verify", "merge-stats", "recipe"):
+    for command in COMMANDS:
         assert f"\n  {command} " in text
     flat = " ".join(re.sub(r"-\n +", "-", text).split())
     for name in (*CRITERIA, *NAMED, *PRESETS, *ALLOCATE, *(method.name for method in RECOVERIES)):
@@ -115,13 +116,33 @@ def test_help_shows_the_main_form_and_lists_the_commands(model: Path, capsys: py
     assert capsys.readouterr().out == text
 
 
-COMMANDS = ["inspect", "apply", "compare", "sweep", "finetune", "verify", "merge-stats", "recipe"]
+COMMANDS = sorted({*cli.app.commands} - {MAIN})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"Usage: onnxcop {command} ")
+
+
+@pytest.mark.parametrize("command", [MAIN, *COMMANDS])
+def test_help_shows_examples_that_parse(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("macs: 0.6\n", encoding="utf-8")
+    assert cli.run([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    examples = cli.app.commands[command].examples
+    assert examples
+    for line, purpose in examples:
+        assert f"  {purpose}\n    {line}\n" in shown
+        assert len(line) < 80
+        program, *words = shlex.split(line)
+        assert program == "onnxcop"
+        named = words[0] if words[0] in COMMANDS else MAIN
+        with cli.app.commands[named].make_context(named, words[named != MAIN :], parent=click.Context(cli.app)):
+            pass
 
 
 def test_version_through_the_module() -> None:
