@@ -49,13 +49,14 @@ class Own:
     allocate: str = "auto"
     recover: str = "auto"
     data: bool = True
+    distill: str | None = None
 
-    def settled(self) -> tuple[Modes, bool]:
+    def settled(self) -> tuple[Modes, bool, str | None]:
         """What it comes down to: two methods with the same answer are the same run."""
         options = PruneOptions(
             criterion=self.criterion, allocate=self.allocate, recover=self.recover, data=True if self.data else None
         )
-        return Modes.of(options), self.data
+        return Modes.of(options), self.data, self.distill
 
 
 DELETION = {
@@ -69,6 +70,7 @@ ABLATION = {
     "measured+merge": Own(allocate="measured", recover="merge"),
     "measured+full": Own(allocate="measured", recover="full"),
     "data-free": Own(data=False),
+    "ours+distill": Own(distill="auto"),
 }
 OWN = DELETION | OURS | ABLATION
 METHODS = (*peers.TOOLS, *OWN)
@@ -116,12 +118,13 @@ class Bench:
         started = time.perf_counter()
         result = onnxcop.prune(
             self.original, macs=macs, data=data, preprocess=self.case.preprocess, samples=self.samples,
-            criterion=how.criterion, allocate=how.allocate, recover=how.recover,
+            criterion=how.criterion, allocate=how.allocate, recover=how.recover, distill=how.distill,
             input_shapes=dict(self.case.shapes) or None,
             options=EngineOptions("cpu", threads=threads), seed=self.seed,
         )  # fmt: skip
         seconds = f"{time.perf_counter() - started:.1f}"
-        return result.model, {"seconds": seconds, "calib_samples": str(count)}
+        note = "; ".join(choice for choice in result.report.choices if "distillation" in choice)
+        return result.model, {"seconds": seconds, "calib_samples": str(count), "note": note}
 
     def peer(self, tool: str, macs: float, python: Path) -> tuple[onnx.ModelProto, Row]:
         """Prune by another tool, in a process of its environment.

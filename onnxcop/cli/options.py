@@ -250,6 +250,10 @@ finetune_options: Decorator[Any, Any] = _options(
     ),
     _option("--augment", is_flag=True, help="Shift and flip the images at random."),
     _option(
+        "--batch-norm", type=click.Choice(["frozen", "batch"]), default="frozen", show_default=True,
+        help="Statistics of BatchNormalization: keep them, or use those of the batch and estimate them anew.",
+    ),
+    _option(
         "--metric", metavar="SCRIPT.py:FUNCTION",
         help="Function that scores a model; higher is better. [default: accuracy]",
     ),

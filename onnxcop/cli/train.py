@@ -59,7 +59,8 @@ def finetune_command(model: Path, output: Path | None, history: Path | None, plo
             labels=values["labels"], tokenizer=values["tokenizer"],
             teacher=values["teacher"], loss=values["loss"], epochs=values["epochs"],
             rate=values["lr"], batch_size=values["batch_size"], decay=values["weight_decay"],
-            held_out=values["held_out"], augment=values["augment"], metric=metric, preprocess=preprocess_from(values),
+            held_out=values["held_out"], augment=values["augment"], batch_norm=values["batch_norm"],
+            metric=metric, preprocess=preprocess_from(values),
             samples=values["samples"], checkpoint=values["checkpoint"], seed=values["seed"], engine=engine_from(values),
         )  # fmt: skip
     save(trained.model, target)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -19,13 +19,15 @@ from onnxcop._base.progress import Progress, shown
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.open import open_source
 from onnxcop.data.text import with_tokenizer
-from onnxcop.errors import CalibrationError
+from onnxcop.errors import CalibrationError, ModelError
+from onnxcop.gradient import trainable
 from onnxcop.graph.io import load, sha256
 from onnxcop.images.preprocess import Preprocess
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.labels import labels_of
 from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET
+from onnxcop.training.normalization import BatchStatistics, estimated_statistics, use_batch_statistics
 from onnxcop.training.objectives import LABELS, Objective, objective
 from onnxcop.training.samples import PLAIN, ImageView, SampleSet
 from onnxcop.training.schedule import Schedule
@@ -35,7 +37,10 @@ from onnxcop.training.trainer import Trainer, TrainingState
 
 log = logging.getLogger("onnxcop")
 
+BatchNorm = Literal["frozen", "batch"]
+
 _ALL = 1 << 31  # more samples than there are
+_ESTIMATED_ON = 2048  # samples, that statistics are estimated on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,8 @@ class FinetuneOptions:
         decay: Weight decay of AdamW, of tensors of two and more axes.
         held_out: Share of the samples that is held out to score the weights.
         augment: Whether images are shifted and mirrored at random.
+        batch_norm: "frozen" keeps the statistics of BatchNormalization; "batch" trains with those of the batch and
+            estimates the stored ones anew.
         metric: A score of models, higher is better; None for the accuracy, or minus the squared error.
         tokenizer: The model's `tokenizer.json`, or its folder, for data that are a text file, one text a line.
         preprocess: How images become inputs; None for what the model declares, else guessed.
@@ -72,6 +79,7 @@ class FinetuneOptions:
     decay: float = 1e-4
     held_out: float = 0.1
     augment: bool = False
+    batch_norm: BatchNorm = "frozen"
     metric: Callable[[onnx.ModelProto], float] | None = None
     tokenizer: str | Path | None = None
     preprocess: Preprocess | None = None
@@ -121,7 +129,7 @@ class Finetuned:
 
 @by_keywords(FinetuneOptions)
 def finetune(model: onnx.ModelProto | str | Path, data: Any, asked: FinetuneOptions) -> Finetuned:
-    """Train a model on labelled samples. BatchNormalization keeps its statistics.
+    """Train a model on labelled samples.
 
     Args:
         model: A path or a model in memory (never changed).
@@ -169,6 +177,7 @@ class _Finetuning:
         if isinstance(loss, Path) or (isinstance(loss, str) and loss.endswith(".onnx")):
             loss = load(loss)
         self.objective = objective(model, outputs, everything, loss, answers)
+        self.normalized = _normalized(model, options)
         self.asks: Teacher | None = None
         if self.teacher is not None and not options.augment and self.objective.output:
             self.asks = Teacher(
@@ -189,11 +198,14 @@ class _Finetuning:
     def run(self) -> Finetuned:
         """Train, and keep the best weights on the held-out samples."""
         options, model = self.options, self.objective.model
+        trained = trainable(model)
+        if self.normalized is not None:
+            model, _ = use_batch_statistics(model, options.engine)
         shapes = {name: array.shape for name, array in self._feed(0, np.arange(self.size)).items()}
-        graph = build_step(model, Optimizer(decay=options.decay), input_shapes=shapes, options=options.engine)
+        graph = build_step(model, Optimizer(decay=options.decay), trained, shapes, options.engine)
         for stop in graph.stops:
             log.info("the gradient stops at %s %s: %s", stop.operator, stop.node, stop.reason)
-        start = graph.layout.vector(model)
+        self.start = start = graph.layout.vector(model)
         trainer = Trainer(graph, TrainingState.fresh(start), options.engine)
         before = self._score(graph.layout, start)
         each = max(1, self.samples.count // self.size)
@@ -218,7 +230,7 @@ class _Finetuning:
         made = trainer.steps
         trainer.close()
         return Finetuned(
-            model=with_weights(self.model, graph.layout.arrays(loop.best)),
+            model=self._with_weights(self.model, graph.layout, loop.best),
             before=before,
             after=-loop.best_score,
             last=entries[-1]["score"] if entries else before,
@@ -242,16 +254,27 @@ class _Finetuning:
 
     def _score(self, layout: WeightLayout, weights: Array) -> float:
         """On the held-out samples, higher is better: the metric, or that of the objective, or minus its loss."""
-        model = with_weights(self.model, layout.arrays(weights))
+        if not self.objective.output and self.options.metric is None:
+            return self._minus_loss(self._with_weights(self.objective.model, layout, weights))
+        model = self._with_weights(self.model, layout, weights)
         if self.options.metric is not None:
             return float(self.options.metric(model))
-        if not self.objective.output:
-            return self._minus_loss(with_weights(self.objective.model, layout.arrays(weights)))
         with Session(model, self.options.engine) as session:
             found = [
                 session.run(f, [self.objective.output])[self.objective.output] for f in self.held.batches(self.size)
             ]
         return self.objective.score(np.concatenate(found), self.held_labels)
+
+    def _with_weights(self, model: onnx.ModelProto, layout: WeightLayout, weights: Array) -> onnx.ModelProto:
+        """A copy of a model with other weights, and with the statistics that belong to them."""
+        arrays = layout.arrays(weights)
+        if self.normalized is not None and not np.array_equal(weights, self.start):
+            network, nodes = self.normalized
+            count = min(self.samples.count, _ESTIMATED_ON)
+            starts = range(0, max(count - self.size + 1, 1), self.size)
+            batches = (self.samples.batch(np.arange(s, min(s + self.size, count))) for s in starts)
+            arrays |= estimated_statistics(with_weights(network, arrays), nodes, batches, self.options.engine)
+        return with_weights(model, arrays)
 
     def _minus_loss(self, model: onnx.ModelProto) -> float:
         losses, sizes = [], []
@@ -268,8 +291,27 @@ class _Finetuning:
         options = self.options
         teacher = None if self.teacher is None else sha256(self.teacher)
         parts = (sha256(self.objective.model), teacher, self.description, options.epochs, options.rate, self.size,
-                 options.decay, options.held_out, options.augment, options.seed, layout.names)  # fmt: skip
+                 options.decay, options.held_out, options.augment, options.batch_norm, options.seed,
+                 layout.names)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _normalized(
+    model: onnx.ModelProto, options: FinetuneOptions
+) -> tuple[onnx.ModelProto, tuple[BatchStatistics, ...]] | None:
+    """The model with statistics of the batch, if that was asked for."""
+    choice, known = options.batch_norm, get_args(BatchNorm)
+    if choice not in known:
+        raise CalibrationError(f"--batch-norm {choice!r} does not exist; choose one of {', '.join(known)}")
+    if choice == "frozen":
+        return None
+    found = use_batch_statistics(model, options.engine)
+    if not found[1]:
+        raise ModelError(
+            "the model has no BatchNormalization with stored statistics (exporters fold it into convolutions); "
+            "leave out --batch-norm batch, or export the model with BatchNormalization kept"
+        )
+    return found
 
 
 def _augmented(feed: Feed, samples: SampleSet, rng: np.random.Generator) -> Feed:

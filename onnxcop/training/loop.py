@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +72,29 @@ class History:
     interrupted: bool = False
 
 
+class _ReadAhead:
+    """Reads the batch of the next step in a thread of its own while ONNX Runtime computes the current one.
+
+    Args:
+        read: From (number of the step, parts that it is split into) to the feeds.
+    """
+
+    def __init__(self, read: Callable[[int, int], list[Feed]]) -> None:
+        self._read = read
+        self._pool = ThreadPoolExecutor(1, "onnxcop-batches")
+        self._pending: dict[tuple[int, int], Future[list[Feed]]] = {}
+
+    def batch(self, number: int, parts: int, last: bool) -> list[Feed]:
+        """The feeds of a step; reading goes on with the next step unless this is the last."""
+        wanted = [(number, parts)] if last else [(number, parts), (number + 1, parts)]
+        self._pending = {key: self._pending.get(key) or self._pool.submit(self._read, *key) for key in wanted}
+        return self._pending[number, parts].result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 class Loop:
     """Steps over samples, scored now and then.
 
@@ -94,6 +118,7 @@ class Loop:
         self._halvings = 0
         self._recent: list[float] = []
         self._saved = time.monotonic()
+        self._ahead = _ReadAhead(self._feeds)
 
     def run(self, score: float) -> History:
         """Train to the end of the schedule, or until Ctrl-C.
@@ -124,6 +149,8 @@ class Loop:
             self.history.interrupted = True
             log.warning("stopped after %d of %d steps; the best so far is kept", self.trainer.steps, total)
             self._score(self.trainer.steps)
+        finally:
+            self._ahead.close()
         return self.history
 
     def _step(self, number: int) -> None:
@@ -143,21 +170,33 @@ class Loop:
         self._recent.append(result.loss)
 
     def _attempt(self, number: int) -> tuple[StepResult, IntArray]:
-        each = max(1, self.settings.samples // self.settings.batch_size)
-        epoch, place = divmod(number, each)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(self.settings.samples)
-        size = min(self.settings.batch_size, self.settings.samples)
-        indices = order[place * size : (place + 1) * size]
         rate = self.settings.schedule.at(number) * self._factor
+        last = number + 1 == self.settings.schedule.steps
+        indices = self._indices(number)
         while True:
             try:
-                parts = [self.batch(epoch, part) for part in np.array_split(indices, self._parts)]
-                return self.trainer.step_in_parts(parts, rate), indices
+                return self.trainer.step_in_parts(self._ahead.batch(number, self._parts, last), rate), indices
             except OutOfMemory:
                 if self._parts >= len(indices):
                     raise
                 self._parts *= 2
                 log.info("out of memory: a step takes its batch in %d parts from now on", self._parts)
+
+    def _indices(self, number: int) -> IntArray:
+        """The samples of a step."""
+        epoch, place = divmod(number, self._steps_per_epoch)
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(self.settings.samples)
+        size = min(self.settings.batch_size, self.settings.samples)
+        return order[place * size : (place + 1) * size]
+
+    def _feeds(self, number: int, parts: int) -> list[Feed]:
+        """The batch of a step."""
+        epoch = number // self._steps_per_epoch
+        return [self.batch(epoch, part) for part in np.array_split(self._indices(number), parts)]
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return max(1, self.settings.samples // self.settings.batch_size)
 
     def _evaluate(self, done: int, total: int, seconds: float) -> None:
         loss = float(np.mean(self._recent)) if self._recent else float("nan")

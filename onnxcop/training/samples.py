@@ -1,18 +1,20 @@
-"""Samples in memory, and views of them: mirrored and shifted images."""
+"""Samples to train on, and views of them: mirrored and shifted images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.images.reader import image_layout
 
-MOST_BYTES = 4 * 2**30  # of samples that are kept in memory
+MOST_BYTES = 2**30  # of samples that are kept in memory; more are read from a temporary file
 _SHIFT = 1 / 8  # of an image's side, by which views are moved at most
 
 
@@ -51,47 +53,42 @@ PLAIN = ImageView()
 
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """Samples of one shape, all in memory.
+    """Samples of one shape: in memory, or in a temporary file if there are more than 1 GB of them.
 
     Attributes:
         arrays: By input name.
         axes: The batch axis of every input, None for one that all samples share.
         count: How many there are.
         image: Name of the input that holds images, with the axes of height and width; None without one.
+        store: Owner of the temporary file, which is removed with it.
     """
 
     arrays: Mapping[str, Array]
     axes: Mapping[str, int | None]
     count: int
     image: tuple[str, tuple[int, int]] | None = None
+    store: object = None
 
     @classmethod
     def of(cls, source: CalibrationData) -> SampleSet:
         """Read all samples of a source.
 
         Raises:
-            CalibrationError: They are of different shapes, or too many for the memory.
+            CalibrationError: They are of different shapes.
         """
         axes = source.layout.axes
-        feeds: list[Feed] = []
-        held = 0
+        store: _Store | None = None
         for feed in source.batches():
-            if feeds and any(_rest(feed[n], axes[n]) != _rest(feeds[0][n], axes[n]) for n in feed):
+            if store is None:
+                store = _Store(feed, axes, source.count)
+            elif any(_rest(feed[n], axes[n]) != _rest(store.arrays[n], axes[n]) for n in feed):
                 raise CalibrationError(
                     f"{source.description}: samples of different shapes cannot be trained on together; "
                     "give samples of one shape"
                 )
-            held += sum(array.nbytes for array in feed.values())
-            if held > MOST_BYTES:
-                raise CalibrationError(
-                    f"{source.description}: more than {MOST_BYTES >> 30} GB of samples; give fewer with --samples"
-                )
-            feeds.append(feed)
-        arrays = {
-            name: array if (axis := axes[name]) is None else np.concatenate([feed[name] for feed in feeds], axis)
-            for name, array in feeds[0].items()
-        }
-        return cls(arrays, axes, source.count, _image(source, arrays))
+            store.add(feed)
+        assert store is not None
+        return cls(store.arrays, axes, source.count, _image(source, store.arrays), store)
 
     def batch(self, indices: IntArray, view: ImageView = PLAIN) -> Feed:
         """Some of the samples in one view."""
@@ -108,6 +105,47 @@ class SampleSet:
         """All samples in order."""
         for start in range(0, self.count, size):
             yield self.batch(np.arange(start, min(start + size, self.count)), view)
+
+
+class _Store:
+    """Arrays that are filled batch by batch.
+
+    Args:
+        feed: The first batch.
+        axes: The batch axis of every input, None for one that all samples share.
+        count: How many samples there will be.
+    """
+
+    def __init__(self, feed: Feed, axes: Mapping[str, int | None], count: int) -> None:
+        self._axes, self._filled = axes, 0
+        shapes = {name: _with_size(array.shape, axes[name], count) for name, array in feed.items()}
+        size = sum(math.prod(shape) * feed[name].itemsize for name, shape in shapes.items())
+        self.arrays: dict[str, Array] = {}
+        for number, (name, shape) in enumerate(shapes.items()):
+            if size > MOST_BYTES and not feed[name].dtype.hasobject:
+                if number == 0:
+                    self._folder, _ = scratch_folder(self)
+                path = self._folder / f"{number}.npy"
+                self.arrays[name] = np.lib.format.open_memmap(path, "w+", feed[name].dtype, shape)
+            else:
+                self.arrays[name] = np.empty(shape, feed[name].dtype)
+
+    def add(self, feed: Feed) -> None:
+        """Append a batch."""
+        taken = 0
+        for name, array in feed.items():
+            axis = self._axes[name]
+            if axis is None:
+                self.arrays[name][...] = array
+                continue
+            taken = array.shape[axis]
+            place = (slice(None),) * axis + (slice(self._filled, self._filled + taken),)
+            self.arrays[name][place] = array
+        self._filled += taken
+
+
+def _with_size(shape: tuple[int, ...], axis: int | None, size: int) -> tuple[int, ...]:
+    return shape if axis is None else (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def _rest(array: Array, axis: int | None) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.errors import CalibrationError, ModelError
 from onnxcop.runtime.session import EngineOptions
+from onnxcop.training.samples import SampleSet
 
 ENGINE = EngineOptions("cpu", 1)
 
@@ -40,6 +42,24 @@ def test_classes_are_learned() -> None:
     assert found.before < 0.6 and found.after > 0.9
     assert [entry["step"] for entry in found.history] == [9, 18, 27, 36, 45, 54]
     onnx.checker.check_model(found.model, full_check=True)
+
+
+def test_samples_may_be_in_a_file_and_are_read_in_a_thread_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = trained(augment=True, epochs=2)
+    stores, threads = [], set()
+    read = SampleSet.batch
+
+    def recorded(samples: SampleSet, *given: Any) -> Any:
+        stores.append(samples.arrays["x"])
+        threads.add(threading.current_thread().name)
+        return read(samples, *given)
+
+    monkeypatch.setattr("onnxcop.training.samples.MOST_BYTES", 1000)
+    monkeypatch.setattr(SampleSet, "batch", recorded)
+    again = trained(augment=True, epochs=2)
+    assert all(isinstance(array, np.memmap) for array in stores)
+    assert any(name.startswith("onnxcop-batches") for name in threads)
+    assert again.model.SerializeToString() == first.model.SerializeToString()
 
 
 def test_a_teacher_helps_and_regression_is_learned() -> None:
