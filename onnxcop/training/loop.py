@@ -175,7 +175,9 @@ class Loop:
         indices = self._indices(number)
         while True:
             try:
-                return self.trainer.step_in_parts(self._ahead.batch(number, self._parts, last), rate), indices
+                parts = self._ahead.batch(number, self._parts, last)
+                shares = [len(part) / len(indices) for part in np.array_split(indices, self._parts)]
+                return self.trainer.step_in_parts(parts, shares, rate), indices
             except OutOfMemory:
                 if self._parts >= len(indices):
                     raise

@@ -23,13 +23,14 @@ from onnxcop.errors import ModelError
 from onnxcop.gradient import Builder, Stop, Tensor, differentiate, trainable
 from onnxcop.gradient.builder import concat
 from onnxcop.graph.edit import copied, replace_all
+from onnxcop.graph.subgraphs import captured
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.training.losses import LOSS
 
 WEIGHTS, FIRST, SECOND = "state/weights", "state/first", "state/second"
 STATE = (WEIGHTS, FIRST, SECOND)
 NEXT = {name: f"{name}/next" for name in STATE}
-RATE, STEP, NORM = "state/rate", "state/step", "state/norm"
+RATE, STEP, NORM, GRADIENT = "state/rate", "state/step", "state/norm", "state/gradient"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,33 @@ class StepGraph:
     stops: tuple[Stop, ...]
     missing: tuple[str, ...]
 
+    def in_two(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """The step as two graphs, for a batch that comes in parts whose gradients are averaged.
+
+        Returns:
+            One that gives the loss and the gradient [elements] of a part, and one that takes the gradient and updates
+            the three vectors.
+        """
+        count = sum(self.layout.sizes)
+        gradient = onnx.helper.make_tensor_value_info(GRADIENT, onnx.TensorProto.FLOAT, [count])
+        return _excerpt(self.model, (LOSS, GRADIENT), gradient), _excerpt(self.model, (*NEXT.values(), NORM), gradient)
+
+
+def _excerpt(model: onnx.ModelProto, outputs: Sequence[str], cut: onnx.ValueInfoProto) -> onnx.ModelProto:
+    """What computes some tensors; tensor `cut` becomes an output if it is among them, else an input."""
+    work = copied(model)
+    graph, wanted, nodes = work.graph, set(outputs), []
+    for node in reversed(model.graph.node):
+        given = cut.name in node.output and cut.name not in outputs
+        if not given and wanted.intersection(node.output):
+            nodes.append(node)
+            wanted |= {*node.input, *captured(node)}
+    replace_all(graph.node, nodes[::-1])
+    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in wanted])
+    replace_all(graph.input, [v for v in (*graph.input, cut) if v.name in wanted and v.name not in outputs])
+    replace_all(graph.output, [v for v in (*graph.output, cut) if v.name in outputs])
+    return work
+
 
 def build_step(
     model: onnx.ModelProto, optimizer: Optimizer, tensors: Sequence[str] | None = None,
@@ -146,7 +174,9 @@ def build_step(
     build = Builder(graph, "step")
     _read_from_vector(graph, build, layout)
     gradients = [build.known(found.names[name], kind) for name, kind in zip(names, layout.types, strict=True)]
-    _update(build, optimizer, layout, gradients)
+    like = build.known(WEIGHTS, onnx.TensorProto.FLOAT)
+    gradient = concat([part.cast(like).reshape([-1]) for part in gradients], 0)
+    _update(build, optimizer, layout, _renamed(graph, gradient, GRADIENT))
     kept = {LOSS, NORM, *NEXT.values()}
     outputs = [value for value in graph.output if value.name in kept]
     replace_all(graph.output, outputs)
@@ -175,15 +205,14 @@ def _read_from_vector(graph: onnx.GraphProto, build: Builder, layout: WeightLayo
     graph.node.extend(later)
 
 
-def _update(build: Builder, optimizer: Optimizer, layout: WeightLayout, gradients: Sequence[Tensor]) -> None:
+def _update(build: Builder, optimizer: Optimizer, layout: WeightLayout, gradient: Tensor) -> None:
     """AdamW on the whole vector."""
     graph, count = build.graph, sum(layout.sizes)
     weights = build.known(WEIGHTS, onnx.TensorProto.FLOAT)
     first, second = (_input(graph, build, name, [count]) for name in (FIRST, SECOND))
     rate, step = (_input(graph, build, name, []) for name in (RATE, STEP))
-    raw = concat([gradient.cast(weights).reshape([-1]) for gradient in gradients], 0)
-    norm = (raw * raw).sum([0]).op("Sqrt")
-    g = raw * (optimizer.clip / (norm + 1e-12)).op("Min", norm.number(1.0))
+    norm = (gradient * gradient).sum([0]).op("Sqrt")
+    g = gradient * (optimizer.clip / (norm + 1e-12)).op("Min", norm.number(1.0))
     m = optimizer.beta1 * first + (1 - optimizer.beta1) * g
     v = optimizer.beta2 * second + (1 - optimizer.beta2) * (g * g)
     corrected = (v / (1 - weights.number(optimizer.beta2) ** step)).op("Sqrt") + optimizer.epsilon
@@ -192,14 +221,19 @@ def _update(build: Builder, optimizer: Optimizer, layout: WeightLayout, gradient
         decayed = [np.full(size, len(shape) > 1) for size, shape in zip(layout.sizes, layout.shapes, strict=True)]
         move = move + weights * weights.number(np.concatenate(decayed) * optimizer.decay)
     for name, tensor in ((NEXT[WEIGHTS], weights - rate * move), (NEXT[FIRST], m), (NEXT[SECOND], v), (NORM, norm)):
-        node = next(node for node in reversed(graph.node) if tensor.name in node.output)
-        for other in graph.node:
-            for place, read in enumerate(other.input):
-                if read == tensor.name:
-                    other.input[place] = name
-        node.output[0] = name
+        _renamed(graph, tensor, name)
         shape = [] if name == NORM else [count]
         graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+
+
+def _renamed(graph: onnx.GraphProto, tensor: Tensor, name: str) -> Tensor:
+    """Give a tensor that a node computes another name."""
+    for node in graph.node:
+        for field in (node.input, node.output):
+            for place, old in enumerate(field):
+                if old == tensor.name:
+                    field[place] = name
+    return tensor.builder.known(name, tensor.elem_type, tensor.shape)
 
 
 def _input(graph: onnx.GraphProto, build: Builder, name: str, shape: Sequence[int]) -> Tensor:

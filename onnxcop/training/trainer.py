@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from onnxcop._base.types import Array
+from onnxcop._base.types import Array, Feed
 from onnxcop.runtime.bound import BoundSession
-from onnxcop.runtime.session import EngineOptions
+from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.losses import LOSS
-from onnxcop.training.step import FIRST, NEXT, NORM, RATE, SECOND, STEP, WEIGHTS, StepGraph
+from onnxcop.training.step import FIRST, GRADIENT, NEXT, NORM, RATE, SECOND, STEP, WEIGHTS, StepGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,8 @@ class Trainer:
     """
 
     def __init__(self, graph: StepGraph, state: TrainingState, options: EngineOptions = EngineOptions()) -> None:
-        self.layout = graph.layout
+        self.layout, self._graph, self._options = graph.layout, graph, options
+        self._gradients: Session | None = None
         self._session = BoundSession(graph.model, dict(NEXT), options)
         self.restore(state)
 
@@ -88,24 +88,53 @@ class Trainer:
         Raises:
             OutOfMemory: The batch is too large.
         """
-        scalars: dict[str, Any] = {RATE: np.float32(rate), STEP: np.float32(self._steps + 1)}
-        values = self._session.run_bound({**feeds, **{k: np.asarray(v) for k, v in scalars.items()}}, [LOSS, NORM])
-        result = StepResult(float(values[LOSS]), float(values[NORM]))
+        values = self._apply(feeds, rate, [LOSS, NORM])
+        return self._done(StepResult(float(values[LOSS]), float(values[NORM])))
+
+    def step_in_parts(self, parts: Sequence[Mapping[str, Array]], shares: Sequence[float], rate: float) -> StepResult:
+        """One step on a batch that comes in parts, whose gradients are averaged.
+
+        Args:
+            parts: Feeds, as :meth:`step` takes them; only one of them is computed at a time.
+            shares: Of the batch's samples, that each of them holds.
+            rate: Learning rate.
+
+        Raises:
+            OutOfMemory: A part is too large.
+        """
+        if len(parts) == 1 and self._gradients is None:
+            return self.step(parts[0], rate)
+        gradients = self._split()
+        weights = {WEIGHTS: self.weights}
+        loss, gradient = 0.0, np.zeros_like(weights[WEIGHTS])
+        for part, share in zip(parts, shares, strict=True):
+            values = gradients.run({**part, **weights}, [LOSS, GRADIENT])
+            loss += share * float(values[LOSS])
+            gradient += np.float32(share) * values[GRADIENT]
+        result = self._apply({GRADIENT: gradient}, rate, [NORM])
+        return self._done(StepResult(loss, float(result[NORM])))
+
+    def _split(self) -> Session:
+        """Run the gradient and the update apart from now on."""
+        if self._gradients is None:
+            first, second = self._graph.in_two()
+            state = self.state
+            self._session.close()
+            self._session = BoundSession(second, dict(NEXT), self._options)
+            self.restore(state)
+            self._gradients = Session(first, self._options)
+        return self._gradients
+
+    def _apply(self, feeds: Mapping[str, Array], rate: float, outputs: Sequence[str]) -> Feed:
+        scalars = {RATE: np.asarray(rate, np.float32), STEP: np.asarray(self._steps + 1, np.float32)}
+        return self._session.run_bound({**feeds, **scalars}, outputs)
+
+    def _done(self, result: StepResult) -> StepResult:
+        """Take over what a step wrote, if it is finite."""
         if result.finite:
             self._session.advance()
             self._steps += 1
         return result
-
-    def step_in_parts(self, parts: Sequence[Mapping[str, Array]], rate: float) -> StepResult:
-        """One step on a batch that comes in parts: parts of a batch that is too large become steps of their own.
-
-        Each part is a step at the rate over the root of their number, which keeps the noise of the whole.
-        """
-        results = [self.step(part, rate / math.sqrt(len(parts))) for part in parts]
-        if len(results) > 1:
-            self._steps -= sum(result.finite for result in results) - 1
-        losses = [result.loss for result in results]
-        return StepResult(float(np.mean(losses)), max(result.norm for result in results))
 
     @property
     def steps(self) -> int:
@@ -124,5 +153,7 @@ class Trainer:
         return self._session.state([WEIGHTS])[WEIGHTS]
 
     def close(self) -> None:
-        """Free the session."""
+        """Free the sessions."""
         self._session.close()
+        if self._gradients is not None:
+            self._gradients.close()

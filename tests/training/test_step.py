@@ -72,6 +72,22 @@ def test_steps_are_those_of_torch() -> None:
         np.testing.assert_allclose(found[name], leaf.detach().numpy(), atol=2e-5)
 
 
+def test_a_step_in_parts_is_the_step_of_the_whole() -> None:
+    model = linear()
+    graph = build_step(model, Optimizer(decay=0.1, clip=0.7), input_shapes={"x": (5, 3), "target/y": (5, 2)})
+    whole, parted = (Trainer(graph, TrainingState.fresh(graph.layout.vector(model)), ENGINE) for _ in range(2))
+    for feed in batches(4):
+        parts = [{name: array[a:b] for name, array in feed.items()} for a, b in ((0, 2), (2, 4), (4, 5))]
+        one, other = whole.step(feed, 0.05), parted.step_in_parts(parts, [0.4, 0.4, 0.2], 0.05)
+        assert (other.loss, other.norm) == pytest.approx((one.loss, one.norm), rel=1e-5)
+    np.testing.assert_allclose(parted.weights, whole.weights, atol=1e-6)
+    assert parted.steps == whole.steps == 4
+    last = batches(1)[0]
+    broken = parted.step_in_parts([last, {**last, "x": last["x"] * np.float32(np.nan)}], [0.5, 0.5], 0.05)
+    assert not broken.finite and parted.steps == 4
+    np.testing.assert_allclose(parted.weights, whole.weights, atol=1e-6)
+
+
 def test_a_step_that_is_no_number_is_undone() -> None:
     model = linear()
     graph = build_step(model, Optimizer(), input_shapes={"x": (5, 3), "target/y": (5, 2)})
@@ -100,8 +116,9 @@ class FakeTrainer:
         self.results, self.rates, self.parts, self.steps = list(results), [], [], 0
         self.weights = np.zeros(3, np.float32)
 
-    def step_in_parts(self, parts: Sequence[Mapping[str, Any]], rate: float) -> StepResult:
+    def step_in_parts(self, parts: Sequence[Mapping[str, Any]], shares: Sequence[float], rate: float) -> StepResult:
         """The next of the answers."""
+        assert sum(shares) == pytest.approx(1.0)
         self.rates.append(rate)
         self.parts.append(len(parts))
         result = self.results.pop(0)
