@@ -1,10 +1,10 @@
-"""Heads in bases of their own: the best approximation of every product by fewer dimensions, in closed form.
+"""A basis for every attention head: the best low-rank approximation of every product, in closed form.
 
-For queries q and keys k of second moments S and T, the best approximation of q·k by a product of rank r follows
-from the singular value decomposition of T^½ S^½, and for values v of covariance S that a layer reads by weights
-W from that of (W Wᵀ)^½ S^½: in the basis of the decomposition, the first r channels (see
-:func:`onnxcop.reconstruction.principal.nested_basis`). The weights before take M, those behind M⁻ᵀ; nothing changes
-until channels are removed.
+Let queries q and keys k have second moments S and T. The best approximation of q·k by a product of rank r follows from
+the singular value decomposition of T^½ S^½. For values v of covariance S that a layer reads by weights W, it follows
+from that of (W Wᵀ)^½ S^½. In both cases the first r channels in the basis of the decomposition are the approximation
+(see :func:`onnxcop.reconstruction.principal.nested_basis`). The weights before take M, the weights behind take M⁻ᵀ, and
+nothing changes until channels are removed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.principal import Basis, nested_basis
 from onnxcop.reconstruction.propagation import propagate_importance
 
-_FEWEST = 2  # channels of a block that a basis has to choose among
+_FEWEST = 2  # channels of a block that a basis needs at least
 
 
 def watched(streams: Sequence[BlockStream], working: MaskedNetwork) -> list[Layer]:
-    """What represents the blocks in moments."""
+    """The taps that observe the blocks in moments."""
     sites = {(s.tensor, s.axis): s for stream in streams for block in stream.blocks for s in block.seen}
     return [tap(working, site) for _, site in sorted(sites.items())]
 
@@ -33,15 +33,15 @@ def watched(streams: Sequence[BlockStream], working: MaskedNetwork) -> list[Laye
 def in_block_bases(
     network: MaskedNetwork, streams: Sequence[BlockStream], seen: PatchStatistics
 ) -> tuple[MaskedNetwork, tuple[BlockStream, ...]]:
-    """A copy of a network that computes the same, with blocks written in nested bases.
+    """Return an equivalent copy of a network with blocks written in nested bases.
 
     Args:
-        network: The network; nothing of these groups is removed yet.
+        network: The network, with no unit of these groups removed.
         streams: Groups of blocks.
-        seen: Moments of what :func:`watched` names and of what the layers sum over.
+        seen: Second moments of the taps from :func:`watched` and of the layers' inputs.
 
     Returns:
-        The copy, and those streams of whose blocks enough is known.
+        The copy, and the streams with enough statistics for a basis.
     """
     importance = propagate_importance(network, seen)
     changed, done = network.copy(), []
@@ -59,7 +59,7 @@ def in_block_bases(
 def basis_of(
     network: MaskedNetwork, block: Block, seen: PatchStatistics, importance: Mapping[int, FloatArray]
 ) -> Basis | None:
-    """The basis of a block, None where too little is known."""
+    """Return the basis of a block, or None if statistics are missing."""
     sides: dict[bool, list[FloatArray]] = {False: [], True: []}
     for site in block.seen:
         moments = seen.moments(tap(network, site))
@@ -84,7 +84,7 @@ def _read_by(network: MaskedNetwork, site: Site, importance: Mapping[int, FloatA
 
 
 def _averaged(matrices: Sequence[FloatArray]) -> FloatArray | None:
-    """The mean of matrices of trace 1; None where all are zero."""
+    """The mean of matrices normalized to trace 1; None if all are zero."""
     scaled = [matrix / trace for matrix in matrices if (trace := float(np.trace(matrix))) > 0]
     return np.asarray(np.mean(scaled, axis=0)) if scaled else None
 

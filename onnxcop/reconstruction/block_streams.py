@@ -1,11 +1,13 @@
-"""Blocks of channels between linear maps and products: heads of an attention, each in a basis of its own.
+"""Blocks of channels between linear maps and products: attention heads, each of which may get its own basis.
 
-Queries and keys meet in a product that sums over their dimensions, values pass one that sums over tokens.
-Neither distinguishses dimensions: for any invertible M of a head, queries M q and keys M⁻ᵀ k give the same
-product, and values M v the same result where the layer that reads them holds M⁻ᵀ W. So every head may be
-written in a basis in which few dimensions carry what matters. The dimensions of all heads are one group
-(one goes from every head), and the heads are its *blocks*. Which entries of a tensor belong to which block is
-found by letting the operators that move entries move the blocks' numbers instead.
+Queries and keys meet in a product that sums over their dimensions; values pass through one that sums over tokens.
+Neither distinguishes dimensions. For any invertible M of a head, queries M q and keys M⁻ᵀ k give the same product.
+Values M v give the same result if the layer that reads them holds M⁻ᵀ W. So every head can be written in a basis that
+concentrates its signal in few dimensions.
+
+The dimensions of all heads form one group: removing a unit removes one dimension of every head. The heads are its
+*blocks*. To find which entries of a tensor belong to which block, the operators that move entries are applied to the
+block numbers.
 """
 
 from __future__ import annotations
@@ -27,21 +29,21 @@ from onnxcop.graph.traits import Trait, scales, traits
 from onnxcop.reconstruction.network import MaskedNetwork
 
 _BEFORE_SOFTMAX = frozenset(("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity"))
-_EXACT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)  # others would be rounded anew
-_LARGEST = 1 << 26  # entries of a tensor whose blocks are followed
+_EXACT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)  # other types would be rounded again
+_LARGEST = 1 << 26  # tensors with more entries are not followed
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a tensor holds a block: positions of its channels, in the group's order, along an axis.
+    """The place of a block in a tensor: positions of its channels along an axis, in the group's order.
 
     Attributes:
         tensor: Name of the tensor, stored or not.
         axis: The axis.
         positions: int64 [channels].
-        dual: Whether it holds M⁻ᵀ x where the block is written as M x.
-        layer: Number of the node whose stored weights sum over the block here; -1 where none does.
-        centred: Whether what the channels are on average is of no account, or is compensated by a bias.
+        dual: Whether it holds M⁻ᵀ x when the block is written as M x.
+        layer: Number of the node whose stored weights sum over the block here; -1 if there is none.
+        centred: Whether the mean of the channels has no effect, or a bias compensates for it.
     """
 
     tensor: str
@@ -52,7 +54,7 @@ class Site:
     centred: bool = False
 
     def moments(self, found: Moments) -> FloatArray:
-        """The second moments that count, float64 [channels, channels], of those of the whole axis."""
+        """Select the second moments of this site, float64 [channels, channels], from those of the whole axis."""
         return np.asarray((found.covariance if self.centred else found.second)[np.ix_(self.positions, self.positions)])
 
 
@@ -73,18 +75,18 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockStream:
-    """A group whose blocks may each be written in another basis."""
+    """A group with blocks that may each be written in another basis."""
 
     group: DependencyGroup
     blocks: tuple[Block, ...]
 
 
 class _Spoiled(Exception):
-    """An operator distinguishes the channels of a block, or cannot be followed."""
+    """Raised if an operator distinguishes the channels of a block or cannot be followed."""
 
 
 def block_streams(working: MaskedNetwork) -> Iterator[BlockStream]:
-    """All groups of a network that a product of two activations sums over, or passes, and that may be mixed."""
+    """Find all groups whose blocks feed a product of two activations and may be mixed."""
     structure = working.analysis.structure
     carriers: dict[int, set[str]] = defaultdict(set)
     for name, label in structure.coupling.labels.items():
@@ -104,7 +106,7 @@ def block_streams(working: MaskedNetwork) -> Iterator[BlockStream]:
 
 
 def tap(working: MaskedNetwork, site: Site) -> Layer:
-    """What represents a tensor that holds blocks in moments, all of its axis at once."""
+    """The tap that observes all of a tensor's block axis in the moments."""
     atoms = working.analysis.structure.coupling.labels[site.tensor][site.axis]
     assert atoms is not None
     units = working.analysis.structure.units_on(atoms)
@@ -117,11 +119,11 @@ class _Tracer:
     group: DependencyGroup
     carriers: set[str]
     meets_product: bool = False
-    numbers: dict[str, Array] = field(default_factory=dict)  # by tensor: the block of every entry, -1 for none
-    sites: list[Site] = field(default_factory=list)  # by block number, of stored tensors
+    numbers: dict[str, Array] = field(default_factory=dict)  # tensor: the block of every entry, -1 for none
+    sites: list[Site] = field(default_factory=list)  # block numbers of stored tensors
     links: list[tuple[int, int, bool]] = field(default_factory=list)
     summed: set[int] = field(default_factory=set)  # blocks that a product of two activations sums over
-    cancelled: set[int] = field(default_factory=set)  # those whose mean a softmax over the products cancels
+    cancelled: set[int] = field(default_factory=set)  # blocks whose mean cancels in a softmax over the products
 
     def __post_init__(self) -> None:
         structure = self.working.analysis.structure
@@ -157,7 +159,7 @@ class _Tracer:
             raise _Spoiled
 
     def ranks(self, name: str) -> tuple[int, IntArray]:
-        """The axis of a tensor that carries the group, and the place in the group of every position on it."""
+        """Return the axis of a tensor that carries the group, and the rank within the group of every position."""
         structure = self.working.analysis.structure
         found = []
         for axis, atoms in enumerate(structure.coupling.labels[name]):
@@ -169,7 +171,7 @@ class _Tracer:
         return found[0]
 
     def _stored(self, name: str, layer: int = -1) -> IntArray:
-        """Numbers of new blocks along the axis of a stored tensor, -1 for other positions."""
+        """Assign new block numbers along the axis of a stored tensor, -1 for other positions."""
         stored = self.working.partition.stored.get(name)
         if stored is None or self.working.uses(name) != 1 or stored.data_type not in _EXACT_TYPES:
             raise _Spoiled
@@ -189,7 +191,7 @@ class _Tracer:
         return bool((counts == counts[0]).all())
 
     def _vector(self, name: str) -> IntArray:
-        """The blocks along the axis of a tensor that carries the group, where they are the same at all places."""
+        """Return the blocks along the axis that carries the group, if they are the same everywhere."""
         axis, _ = self.ranks(name)
         moved = np.moveaxis(self.numbers[name], axis, -1).reshape(-1, self.numbers[name].shape[axis])
         if (moved != moved[0]).any():
@@ -203,7 +205,7 @@ class _Tracer:
         return shape
 
     def _spread(self, name: str, vector: IntArray) -> None:
-        """Note the blocks of a tensor that are the same at all places."""
+        """Record the blocks of a tensor that has the same blocks everywhere."""
         axis, ranks = self.ranks(name)
         shape = self._shape(name)
         if len(ranks) != len(vector):
@@ -219,7 +221,7 @@ class _Tracer:
         self.links += [(pair // len(self.sites), pair % len(self.sites), dual) for pair in pairs.tolist()]
 
     def _layer(self, number: int, node: onnx.NodeProto, contraction: Contraction) -> None:
-        """A layer with stored weights: it makes the channels, or sums over them."""
+        """Handle a layer with stored weights: it makes the channels, or sums over them."""
         kernel = contraction.kernel
         assert kernel is not None
         if kernel.groups != 1 or not kernel.changeable:
@@ -246,7 +248,7 @@ class _Tracer:
                     self._link(vector, self._stored(name), False)
 
     def _product(self, number: int, node: onnx.NodeProto, contractions: list[Contraction]) -> None:
-        """A product of two activations: it sums over the channels of both, or over something else."""
+        """Handle a product of two activations: it sums over the channels of both, or over something else."""
         self.meets_product = True
         left, right = node.input
         if any((self.rank[self.working.analysis.structure.units_on(o.atoms)] >= 0).any()
@@ -278,7 +280,7 @@ class _Tracer:
         self.numbers[node.output[0]] = np.broadcast_to(first, shape)
 
     def _between(self, node: onnx.NodeProto) -> None:
-        """An operator between layers; it must treat all channels of a block alike."""
+        """Handle an operator between layers; it must treat all channels of a block alike."""
         here = [name for name in node.input if name in self.carriers]
         known = traits(node)
         if known & (Trait.KEEPS | Trait.PICKS):
@@ -327,7 +329,7 @@ class _Tracer:
             self._link(known.reshape(-1), aligned.reshape(-1), False)
 
     def _blocks(self) -> list[Block]:
-        """Blocks that are linked, with which of their sites are dual."""
+        """Collect linked blocks, with the sites that are dual."""
         neighbours: dict[int, list[tuple[int, bool]]] = defaultdict(list)
         for one, other, dual in self.links:
             neighbours[one].append((other, dual))
@@ -338,7 +340,7 @@ class _Tracer:
             if start in side:
                 continue
             side[start], members = False, [start]
-            for number in members:  # grows on the way
+            for number in members:  # grows during the loop
                 for other, dual in neighbours[number]:
                     if other not in side:
                         side[other] = side[number] != dual
@@ -355,7 +357,7 @@ class _Tracer:
             for site in (self.sites[number],)
         )
         seen = {}
-        for name, numbers in self.numbers.items():  # in the order of the graph: the last one counts
+        for name, numbers in self.numbers.items():  # in graph order: the last one wins
             axis, ranks = self.ranks(name)
             moved = np.moveaxis(numbers, axis, -1).reshape(-1, len(ranks))
             if (moved != moved[:1]).any():
@@ -372,7 +374,7 @@ class _Tracer:
 
 
 def softmax_cancels(working: MaskedNetwork, number: int, position: int) -> bool:
-    """Whether a softmax over a product cancels what all rows of one of its operands (e.g. keys) have in common."""
+    """Whether a softmax over a product cancels a term common to all rows of one operand (e.g. of the keys)."""
     node = working.nodes[number]
     if node.op_type != "MatMul" or position != 1:
         return False

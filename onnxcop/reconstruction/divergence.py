@@ -1,7 +1,7 @@
-"""How far a network's outputs are from the original's, on the same samples.
+"""Divergence of a network's outputs from the original's, on the same samples.
 
-Every output is measured as what it is (see :mod:`onnxcop.outputs`): class scores by the Kullback–Leibler
-divergence of predictions, anything else by the relative error. The figure of a network is the mean over outputs.
+Every output is measured by its kind (see :mod:`onnxcop.outputs`): class scores by the Kullback–Leibler divergence of
+the predictions, other outputs by the relative error. The figure of a network is the mean over outputs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = [
     "log_probabilities",
 ]
 
-_LOST = 3.0  # standard errors by which a network is worse, for it to be plainly worse
-_FEWEST = 8  # samples that tell what the standard error is
+_LOST = 3.0  # standard errors beyond which a network is clearly worse
+_FEWEST = 8  # samples needed to estimate the standard error
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Divergence:
 
     Attributes:
         value: KL divergence in nats for class scores, relative error ‖y - y₀‖ / ‖y₀‖ for other outputs, the mean
-            of several; lower is nearer.
-        kind: "kl", "error", or "mixed" where outputs are of both sorts.
-        agreement: Share on which both networks agree, for kinds of outputs that have one: the mean over these.
+            of several; lower is closer.
+        kind: "kl", "error", or "mixed" if there are outputs of both sorts.
+        agreement: Mean share of samples on which both networks agree, over the outputs that define agreement.
     """
 
     value: float
@@ -53,13 +53,13 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Waypoint:
-    """How far a network was from the original on its way to the budget, on held-out samples.
+    """Distance of a network from the original at one step towards the budget, on held-out samples.
 
     Attributes:
-        name: What had just been done.
-        macs: Fraction of the multiply-accumulates that were left.
-        divergence: Distance from the original then.
-        agreement: Share on which both agree, for outputs that have one.
+        name: The step.
+        macs: Fraction of the multiply-accumulates that remain.
+        divergence: Distance from the original.
+        agreement: Share of samples on which both agree, for outputs that define it.
     """
 
     name: str
@@ -70,16 +70,16 @@ class Waypoint:
 
 @dataclass(frozen=True, slots=True)
 class OutputFigures:
-    """What was measured of one output, or of outputs that belong together.
+    """Figures of one output, or of outputs that belong together.
 
     Attributes:
         outputs: Their names.
         kind: Name of the kind (see :data:`onnxcop.outputs.kinds.KINDS`).
-        described: What it is, how it is compared, and why, in words.
+        described: A description: the kind, how it is compared, and why.
         divergence: Distance from the original's.
-        distance: What that is, in words.
+        distance: Name of the distance.
         agreement: How much agrees; None if no output has one.
-        agreement_name: What that is, in words.
+        agreement_name: Name of the agreement.
         warning: What a figure beyond the kind's threshold means; empty where there is nothing to warn of.
     """
 
@@ -95,11 +95,11 @@ class OutputFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was measured of a network, with 95 % intervals.
+    """Figures of a network, with 95 % intervals.
 
     Attributes:
         divergence: The mean over outputs.
-        outputs: One by one.
+        outputs: Figures of each output.
     """
 
     divergence: Estimate
@@ -107,16 +107,16 @@ class Figures:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What figures beyond the thresholds of their kinds mean."""
+        """Warnings about figures beyond the thresholds of their kinds."""
         return tuple(output.warning for output in self.outputs if output.warning)
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A network's distance from the reference, sample by sample: what another one has to beat.
+    """A network's distance from the reference, sample by sample: the mark that another network has to beat.
 
     Attributes:
-        value: The divergence; infinite where outputs cannot be compared.
+        value: The divergence; infinite if outputs cannot be compared.
         terms: By judgement, batch by batch, float64 [samples, terms].
     """
 
@@ -131,9 +131,9 @@ class Reference:
         outputs: Batches of outputs by name.
         roots: Whether outputs from 0 to 1 are compared by their square roots (see
             :class:`onnxcop.outputs.kind.MeasureSettings`).
-        temperature: What logits are divided by before their softmax (see there too).
-        judgements: What the outputs are; decided by their values if not given.
-        counts: Samples of every batch; None to read them off the outputs.
+        temperature: Divisor of logits before their softmax (see there too).
+        judgements: Kinds of the outputs; decided by their values if not given.
+        counts: Samples of every batch; None to take them from the outputs.
     """
 
     def __init__(
@@ -150,18 +150,18 @@ class Reference:
 
     @property
     def kind(self) -> str:
-        """The `kind` of divergences from this."""
+        """The `kind` of divergences from this reference."""
         by_shares = {judgement.kind.distance.startswith("Kullback") for judgement in self.judgements.entries}
         return "mixed" if len(by_shares) > 1 else "kl" if True in by_shares else "error"
 
     @property
     def agreement_name(self) -> str:
-        """What the agreement of divergences from this is, in words."""
+        """The name of the agreement measured against this reference."""
         names = {judgement.kind.agreement for judgement in self.judgements.entries} - {""}
         return names.pop() if len(names) == 1 else "agreement"
 
     def softened(self, temperature: float) -> Reference:
-        """What choices are made by: the same at another temperature, and without agreements, which take time."""
+        """The reference for choices: at another temperature, and without agreements, which take time."""
         found = copy(self)
         if self.kind != "error":
             found = Reference(
@@ -190,10 +190,10 @@ class Reference:
         return Divergence(value, self.kind, float(np.mean(agreements)) if agreements else None)
 
     def race(self, outputs: Iterator[Mapping[str, Array]], best: Standing | None = None) -> Standing | None:
-        """Distance of another network's outputs, which are made while they are read; None unless it is below `best`.
+        """Distance of another network's outputs, which are computed lazily; None unless it is below `best`.
 
-        Reading ends with the batch after which the other network is worse by more than the differences between
-        samples, seen so far, can explain (:data:`_LOST` standard errors). What comes nearer has run on all samples.
+        Reading stops at the batch after which the other network is worse by more than the differences between the
+        samples seen so far can explain (:data:`_LOST` standard errors). A closer network runs on all samples.
         """
         found: list[list[FloatArray]] = [[] for _ in self._measures]
         for place, batch in enumerate(outputs):
@@ -209,7 +209,7 @@ class Reference:
         return Standing(value, tuple(map(tuple, found))) if best is None or value < best.value else None
 
     def _lost(self, found: Sequence[Sequence[FloatArray]], best: Standing) -> bool:
-        """Whether a network is plainly worse than another on the batches that both have seen."""
+        """Whether a network is clearly worse than another on the batches that both have seen."""
         if not best.terms:
             return False
         both = [
@@ -223,17 +223,17 @@ class Reference:
         gap = self._value([own for own, _ in totals]) - self._value([other for _, other in totals])
         without = self._value([total - own for (own, _), (total, _) in zip(both, totals, strict=True)])
         without = without - self._value([total - other for (_, other), (_, total) in zip(both, totals, strict=True)])
-        error = np.sqrt((count - 1) / count * np.sum((without - without.mean()) ** 2))  # the jackknife's
+        error = np.sqrt((count - 1) / count * np.sum((without - without.mean()) ** 2))  # of the jackknife
         return bool(gap > _LOST * error)
 
     def _value(self, totals: Sequence[FloatArray]) -> FloatArray:
-        """The mean over outputs, float64 [...], that sums of terms, float64 [..., terms], come to."""
+        """The mean over outputs, float64 [...], from sums of terms, float64 [..., terms]."""
         values = [measure.value(total) for measure, total in zip(self._measures, totals, strict=True)]
         weights = [len(judgement.outputs) for judgement in self.judgements.entries]
         return np.asarray(np.average(values, axis=0, weights=weights))
 
     def figures(self, outputs: Outputs) -> Figures:
-        """The same with intervals, one output by one."""
+        """The same with intervals, for each output."""
         found, values, left_out = [], [], []
         for judgement, measure in zip(self.judgements.entries, self._measures, strict=True):
             terms = self._gathered(judgement, outputs, measure.terms)
@@ -250,7 +250,7 @@ class Reference:
         return Figures(self._mean(values, left_out), tuple(found))
 
     def _mean(self, values: Sequence[float], left_out: Sequence[FloatArray]) -> Estimate:
-        """The mean over outputs; its interval if all distinguish samples."""
+        """The mean over outputs, with an interval if all of them distinguish samples."""
         if not values:
             return Estimate(0.0, None, None, len(self))
         alike = len({len(without) for without in left_out}) == 1
@@ -287,7 +287,7 @@ class Reference:
         self, judgement: Judgement, outputs: Outputs,
         measured: Callable[[int, Sequence[Array]], FloatArray | None],
     ) -> FloatArray | None:  # fmt: skip
-        """What a measure says of every sample, float64 [samples, …]; None where shapes differ or it says nothing."""
+        """A measure's values for every sample, float64 [samples, …]; None if shapes differ or it has none."""
         found = []
         for place, (mine, theirs) in enumerate(zip(self.outputs, outputs, strict=True)):
             if any(mine[name].shape != theirs[name].shape for name in judgement.outputs):
@@ -300,7 +300,7 @@ class Reference:
 
 
 def _warning(judgement: Judgement, divergence: Estimate, agreement: Estimate | None) -> str:
-    """What a figure beyond the threshold of its kind means."""
+    """The warning about a figure beyond the threshold of its kind."""
     kind = judgement.kind
     share = divergence.value if agreement is None else 1.0 - agreement.value
     beyond = share > (kind.threshold if not kind.agreement else 1.0 - kind.threshold)

@@ -1,4 +1,4 @@
-"""Linear layers that can be fitted, with what they sum over and make as rows: patches of a convolution, or rows."""
+"""Linear layers that can be fitted: their weights, and their inputs and outputs as rows of matrices."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SAME = (b"SAME_UPPER", b"SAME_LOWER")
 
 @dataclass(frozen=True, slots=True)
 class LinearLayer:
-    """A node of a network that can be fitted: a convolution or matrix product with weights of its own.
+    """A convolution or matrix product with stored weights that can be fitted.
 
     Attributes:
         working: The network.
         index: The node's number.
         data: Name of the tensor that it reads.
-        own: Where its weights and bias are stored.
+        own: Location of its weights and bias.
     """
 
     working: MaskedNetwork
@@ -38,17 +38,17 @@ class LinearLayer:
 
     @property
     def kernel(self) -> Kernel:
-        """How its weights are stored."""
+        """Storage of its weights."""
         return self.own.kernel
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In what shape."""
+        """Shape of its weights."""
         return tuple(self.working.partition.stored[self.own.weight].dims)
 
     @property
     def features(self) -> int:
-        """Inputs that one output sums over: channels of a group × taps."""
+        """Number of inputs that one output sums over: channels of a group × taps."""
         _, channels, _, taps = self.kernel.shape(self.shape)
         return channels * taps
 
@@ -73,10 +73,10 @@ class LinearLayer:
             self.working.write(self.own.bias, bias.reshape(shape) / self.kernel.bias_scale)
 
     def rows(self, data: Array, wanted: Array, count: int, rng: np.random.Generator) -> Rows:
-        """Draw up to `count` positions per sample; a matrix product takes as many rows of the batch together.
+        """Draw up to `count` positions per sample; a matrix product takes as many rows from the whole batch.
 
         Returns:
-            Inputs float64 [rows, groups, features] and wanted outputs float64 [rows, groups, outputs].
+            Inputs float64 [rows, groups, features] and target outputs float64 [rows, groups, outputs].
         """
         draw = self._rows if self.kernel.kind == "matmul" else self._patches
         inputs, outputs = (values.astype(np.float64) for values in draw(data, wanted, count, rng))
@@ -119,12 +119,12 @@ class LinearLayer:
         return stacked.reshape(flat.size, -1), outputs.reshape(flat.size, -1)
 
     def alive_features(self) -> FloatArray:
-        """1 for features of channels that are still there, float64 [groups, features]."""
+        """1.0 for features of channels that remain, else 0.0; float64 [groups, features]."""
         alive = self._alive(self.kernel.in_axis)
         return np.repeat(alive, self.features // alive.shape[1], axis=1).astype(np.float64)
 
     def alive_outputs(self) -> BoolArray:
-        """Which outputs are still there, bool [groups, outputs]."""
+        """Which outputs remain, bool [groups, outputs]."""
         return self._alive(self.kernel.out_axis)
 
     def _alive(self, axis: int) -> BoolArray:
@@ -133,12 +133,12 @@ class LinearLayer:
         atoms = None if label is None else label[axis]
         alive = np.ones(self.shape[axis], dtype=np.bool_)
         if atoms is not None:
-            alive = np.append(self.working.alive, True)[structure.units_on(atoms)]  # the last: may not be removed
+            alive = np.append(self.working.alive, True)[structure.units_on(atoms)]  # the last label: not removable
         return self.kernel.by_group(alive, axis)
 
 
 def linear_layer(working: MaskedNetwork, index: int) -> LinearLayer | None:
-    """A node as a layer that can be fitted; None if it is none."""
+    """Return a node as a layer that can be fitted, or None if it is not one."""
     node, own = working.nodes[index], working.stored_layer(index)
     if own is None or not own.plain or not _has_rows(node):
         return None
@@ -147,13 +147,13 @@ def linear_layer(working: MaskedNetwork, index: int) -> LinearLayer | None:
 
 
 def _has_rows(node: onnx.NodeProto) -> bool:
-    """Whether it is known what meets what: in a transposed convolution, if its padding is written down."""
+    """Whether the rows are known; a transposed convolution must store its padding."""
     chosen = any(a.name == "output_shape" or a.s in _SAME for a in node.attribute)
     return not (chosen and traits(node) & Trait.SPREADS)
 
 
 def _met(node: onnx.NodeProto, axis: int, taps: int, size: int, made: int, positions: Array) -> tuple[Array, Array]:
-    """Where on an axis of space the data lie that each tap meets at positions of the output, and if there are any."""
+    """Return the input positions on a spatial axis that each tap reads for given output positions, and which exist."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     stride, dilation, begin = (
         int(attributes[name][axis]) if attributes.get(name) else default

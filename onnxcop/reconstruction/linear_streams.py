@@ -1,9 +1,9 @@
-"""Linear streams: channels that no operator between the layers that make and read them distinguishes.
+"""Linear streams: channels that no operator between the layers that write and read them distinguishes.
 
-Where channels are only added up, averaged, moved or scaled alike before the next layers sum over them,
-any invertible mix of them can be taken for them: the layers that make them write the mix, and those that
-read them undo it. Such a stream (the shortcut path of a block without an activation at its end) may be
-turned into a basis in which channels are redundant by construction, before any of them is removed.
+If channels are only added, averaged, moved or scaled alike before the next layers sum over them, any invertible mix of
+them is equivalent. The layers that write them write the mix, and the layers that read them undo it. An example is the
+shortcut path of a block without a final activation. Such a stream can be written in a basis whose channels are
+redundant by construction, before any of them is removed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from onnxcop.reconstruction.network import MaskedNetwork
 
 T = TypeVar("T")
 
-_EXACT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)  # others would be rounded anew
+_EXACT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)  # other types would be rounded again
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a stored tensor carries a stream: `axis` is made of `outer` × channels × `inner` positions."""
+    """The place of a stream in a stored tensor: `axis` consists of `outer` × channels × `inner` positions."""
 
     name: str
     axis: int
@@ -39,18 +39,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A normalization by stored statistics right behind a layer that makes a stream.
+    """A normalization by stored statistics directly behind a layer that writes a stream.
 
-    It distinguishes channels by a factor, which the layer's weights can take over; its shift remains.
-
-    Attributes:
-        kernel: The layer's weights, by their outputs.
-        bias: The layer's bias, None where it has none.
-        scale: Name of the factors.
-        shift: Name of what is added in the end.
-        mean: Name of what is taken off before.
-        variance: Name of the variances.
-        epsilon: What is added to these.
+    It scales each channel by its own factor. The layer's weights can absorb the factor, so that only the shift remains.
     """
 
     kernel: Place
@@ -67,11 +58,11 @@ class Stream:
     """The channels of a group that may be mixed.
 
     Attributes:
-        group: The group, all of whose units are in the same order everywhere.
+        group: The group, with its units in the same order everywhere.
         made: Stored tensors that write the channels: kernels by their outputs, biases, constants added.
         read: Kernels that sum over the channels.
         layers: The layers of these kernels.
-        norms: Normalizations whose factors belong into the kernels before channels are mixed.
+        norms: Normalizations to fold into the kernels before channels are mixed.
     """
 
     group: DependencyGroup
@@ -82,7 +73,7 @@ class Stream:
 
 
 def linear_streams(working: MaskedNetwork) -> list[Stream]:
-    """All groups of a network whose channels may be mixed."""
+    """Find all groups of a network with channels that may be mixed."""
     finder = _Finder(working)
     for number, node in enumerate(working.nodes):
         finder.visit(number, node)
@@ -119,14 +110,14 @@ class _Finder:
         self.carried.setdefault(name, {})[axis] = (present[0], *blocks)
 
     def on(self, name: str) -> dict[int, tuple[int, Place]]:
-        """Where a tensor carries streams: axis and place by group."""
+        """Find the places of streams in a tensor: axis and place by group."""
         return {
             group: (axis, Place(name, axis, outer, inner))
             for axis, (group, outer, inner) in self.carried.get(name, {}).items()
         }
 
     def visit(self, number: int, node: onnx.NodeProto) -> None:
-        """Note what a node does to the streams that it touches."""
+        """Record the effect of a node on the streams that it touches."""
         touched = {group for name in (*node.input, *node.output) for group in self.on(name)}
         if not touched:
             return
@@ -141,7 +132,7 @@ class _Finder:
                 self._between(node, group)
 
     def _product(self, node: onnx.NodeProto, contraction: Contraction, group: int) -> None:
-        """A layer: its kernel makes the stream, or reads it, or both."""
+        """Handle a layer: its kernel writes the stream, reads it, or both."""
         kernel = contraction.kernel
         assert kernel is not None
         weight = node.input[kernel.input]
@@ -161,7 +152,7 @@ class _Finder:
                 self.spoiled.add(group)
 
     def _between(self, node: onnx.NodeProto, group: int) -> None:
-        """An operator between layers; it must treat all channels alike."""
+        """Handle an operator between layers; it must treat all channels alike."""
         if traits(node) & Trait.SIZES:
             return
         if node.op_type == "BatchNormalization":
@@ -190,7 +181,7 @@ class _Finder:
                     self.spoiled.add(group)
 
     def _norm(self, node: onnx.NodeProto, group: int) -> Norm | None:
-        """A normalization that alone reads what a layer makes."""
+        """Handle a normalization that is the only reader of a layer's output."""
         working = self.working
         data, *parameters = node.input
         maker = working.partition.maker.get(data, -1)
@@ -232,7 +223,7 @@ class _Finder:
         return stored is not None and self.working.uses(name) == 1 and stored.data_type in _EXACT_TYPES
 
     def found(self) -> Iterator[Stream]:
-        """The groups that nothing spoiled."""
+        """The groups that no operator ruled out."""
         for group in self.groups:
             made, read = self.made.get(group.index, []), self.read.get(group.index, [])
             if group.index in self.spoiled or not made or not read or group.width < 2:
@@ -249,7 +240,7 @@ class _Finder:
 
 
 def _blocks(units: IntArray, order: Sequence[int] | IntArray) -> tuple[int, int] | None:
-    """How an axis is made of all channels in order, (outer, inner) as in Place; None if it is not."""
+    """Factor an axis into (outer, inner) around all channels in order, as in Place; None if it is impossible."""
     width = len(order)
     if len(units) % width:
         return None

@@ -1,10 +1,9 @@
-"""What replaces a network's nodes when units are removed, in the original's shapes.
+"""Masks for removed units: replacements of a network's nodes that keep the original's shapes.
 
-A removed unit ends where it is summed over: there its weights are zero or, where two activations are
-multiplied, one of them is multiplied by a mask. A node that computes a statistic (a LayerNormalization, a mean)
-sees only the channels that are there, as it will in the written file: they are gathered before it, and its
-results are spread over the original's positions again. All other operators let removed channels pass,
-to wherever they end. A node of which no unit is removed stays as it is.
+A removed unit ends at a sum. There its weights are set to zero, or one factor of a product of activations is multiplied
+by a mask. A node that computes a statistic (LayerNormalization, a mean) sees only the remaining channels, as it will in
+the written file: they are gathered before it, and its results are scattered to the original positions. All other
+operators pass removed channels on. Nodes without removed units stay as they are.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLO
 
 @dataclass
 class UnitMasks:
-    """The masks of one network, for its current weights and units.
+    """Masks of one network for its current weights and units.
 
     Attributes:
-        structure: What the original's units are.
+        structure: Units of the original.
         scopes: The network's graphs.
         stored: Its stored tensors, by name.
     """
@@ -56,7 +55,7 @@ class UnitMasks:
 
     @cached_property
     def _units(self) -> dict[int, IntArray]:
-        """By node, the units that it sums or computes a statistic over."""
+        """Units that each node sums over or computes a statistic over."""
         found: dict[int, set[int]] = defaultdict(set)
         for number, contractions in self._sums.items():
             for contraction in contractions:
@@ -72,7 +71,7 @@ class UnitMasks:
 
     @cached_property
     def _inside(self) -> dict[int, list[int]]:
-        """By node of the top-level graph, the nodes in its bodies that a unit ends at."""
+        """By node of the top-level graph: the nodes in its bodies at which a unit ends."""
         found: dict[int, list[int]] = defaultdict(list)
         for number in self._units:
             if number >= self.scopes.outer:
@@ -80,11 +79,11 @@ class UnitMasks:
         return found
 
     def places(self, units: IntArray) -> list[int]:
-        """Positions in the top-level graph of the nodes that change when units are removed, ascending."""
+        """Positions of the top-level nodes that change when units are removed, ascending."""
         return sorted({self.scopes.place(n) for n, own in self._units.items() if np.isin(own, units).any()})
 
     def of(self, numbers: Iterable[int], alive: BoolArray) -> dict[int, Replacement]:
-        """What replaces nodes of the top-level graph, by number; nodes that stay are left out."""
+        """Replacements of top-level nodes, by number; unchanged nodes are left out."""
         changed: Changed = {}
         pairs = ((number, self._outer(number, alive, changed)) for number in numbers)
         return {number: found for number, found in pairs if found is not None}
@@ -105,7 +104,7 @@ class UnitMasks:
         return self.scopes.bodies()[owner, attribute]
 
     def _mask_body(self, copy: onnx.GraphProto, scope: Scope, alive: BoolArray) -> None:
-        """Put masks into a copy of a body, and into the bodies in it."""
+        """Put masks into a copy of a body, and into the bodies inside it."""
         nodes: list[onnx.NodeProto] = []
         changed: Changed = {}
         for place, source in enumerate(copy.node):
@@ -144,11 +143,11 @@ class UnitMasks:
 
 
 class _Writer:
-    """Writes what replaces one node."""
+    """Writes the replacement of one node."""
 
     def __init__(self, masks: UnitMasks, number: int, alive: BoolArray, changed: Changed, node: onnx.NodeProto) -> None:
         self.structure, self.stored, self.number, self.changed = masks.structure, masks.stored, number, changed
-        self.alive = np.append(alive, True)  # the last represents what may not be removed
+        self.alive = np.append(alive, True)  # the last label stands for units that are not removable
         self.node = onnx.NodeProto()
         self.node.CopyFrom(node)
         self.names = list(node.input)
@@ -159,7 +158,7 @@ class _Writer:
         self.takes: dict[int, list[tuple[int, IntArray]]] = defaultdict(list)
 
     def found(self) -> Replacement | None:
-        """All that replaces the node; None where nothing had to be changed."""
+        """The complete replacement of the node; None if nothing changed."""
         for position, ends in self.ends.items():
             key = (self.names[position], *(part for axis, gone, _ in ends for part in (axis, gone.tobytes())))
             if key not in self.changed:
@@ -180,7 +179,7 @@ class _Writer:
             self.tensors.append(tensor)
 
     def _zeroed(self, position: int, ends: Sequence[tuple[int, BoolArray, Any]]) -> onnx.TensorProto | None:
-        """Stored weights without what is removed; None where it is zero already."""
+        """Stored weights with removed units set to zero; None if they are zero already."""
         before = numpy_helper.to_array(self.stored[self.names[position]])
         values = before.copy()
         for axis, gone, zero in ends:
@@ -190,7 +189,7 @@ class _Writer:
         return numpy_helper.from_array(values, f"{self.names[position]}__ended_{self.number}_{position}")
 
     def _cut(self, position: int, takes: Sequence[tuple[int, IntArray]]) -> onnx.TensorProto:
-        """Stored parameters of the channels that are there."""
+        """Stored parameters of the remaining channels."""
         values = numpy_helper.to_array(self.stored[self.names[position]])
         for axis, kept in takes:
             values = np.take(values, kept, axis=axis)
@@ -205,7 +204,7 @@ class _Writer:
         return name
 
     def end(self, contraction: Contraction) -> None:
-        """Let units end at a sum: zero weights where they are stored, else a mask on one of the factors."""
+        """End units at a sum: zero stored weights, or else a mask on one of the factors."""
         operand = next((o for o in contraction.operands if self.names[o.input] in self.stored), None)
         present = self._present((operand or contraction.operands[0]).atoms)
         if present.all():
@@ -216,7 +215,7 @@ class _Writer:
             self.ends[operand.input].append((operand.axis, ~present, self._zero(contraction)))
 
     def _zero(self, contraction: Contraction) -> Any:
-        """What represents zero: the zero point of quantized weights, one for all or one for every output."""
+        """Representation of zero: the zero point of quantized weights, one for all outputs or one for each."""
         kernel = contraction.kernel
         if kernel is None or kernel.zero is None or kernel.zero >= len(self.names):
             return 0
@@ -230,7 +229,7 @@ class _Writer:
         return zero.reshape([-1 if axis == kernel.out_axis else 1 for axis in range(rank)])
 
     def _mask(self, operand: Operand, present: BoolArray) -> None:
-        """Put a mask between the node and one of its inputs."""
+        """Insert a mask between the node and one of its inputs."""
         info = self.structure.coupling.shapes[self.names[operand.input]]
         shape = [-1 if axis == operand.axis else 1 for axis in range(len(info.shape or ()))]
         what = f"{operand.input}_{operand.axis}"
@@ -246,7 +245,7 @@ class _Writer:
         self.node.input[operand.input] = result
 
     def gather(self) -> None:
-        """Evaluate the node on the channels that are there, and spread its results over all positions."""
+        """Evaluate the node on the remaining channels and scatter its results over all positions."""
         for position, name in enumerate(self.names):
             for axis, present in self._incomplete(name):
                 self._take(position, axis, np.flatnonzero(present))
@@ -255,7 +254,7 @@ class _Writer:
                 self._spread(position, axis, np.where(present, np.cumsum(present) - 1, 0))
 
     def _incomplete(self, name: str) -> list[tuple[int, BoolArray]]:
-        """Axes of a tensor of which units are removed, with those that remain."""
+        """Axes of a tensor with removed units, and the positions that remain on each."""
         label = self.structure.coupling.labels.get(name) or ()
         axes = [(axis, self._present(atoms)) for axis, atoms in enumerate(label) if atoms is not None]
         return [(axis, present) for axis, present in axes if not present.all()]

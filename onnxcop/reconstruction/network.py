@@ -1,8 +1,8 @@
-"""A network under recovery: the original's shapes, with weights that change and units that are removed.
+"""A network under recovery: the original's shapes, weights that change, and units that are removed.
 
-Recovery never touches the graph. Removed units keep their place, so that one structure serves all rounds; wherever
-the network runs, masks replace them (see :mod:`onnxcop.reconstruction.masks`), so that it computes what the
-written file will. The rewriter cuts the result to size in the end.
+Recovery never edits the graph. Removed units keep their positions, so one structure serves all rounds. When the network
+runs, masks replace them (see :mod:`onnxcop.reconstruction.masks`), so that it computes what the written file will. At
+the end the rewriter cuts the result to size.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from onnxcop.runtime.segments import GraphPartition
 
 @dataclass
 class MaskedNetwork:
-    """A copy of an analysed model whose weights may change, and whose units may be removed.
+    """A copy of an analysed model with weights that may change and units that may be removed.
 
     Attributes:
         analysis: The original.
-        model: The copy, without masks: what the rewriter cuts.
-        alive: bool [units], which units are still there.
+        model: The copy without masks, which the rewriter cuts.
+        alive: bool [units], the units that remain.
         partition: Runs the network piece by piece, with masks for the units that are removed.
     """
 
@@ -54,7 +54,7 @@ class MaskedNetwork:
 
     @classmethod
     def sharing(cls, analysis: Analysis) -> MaskedNetwork:
-        """The analysed model itself, which nobody may change: for what is only run and read."""
+        """The analysed model itself, read-only: for running and reading."""
         return cls(analysis, analysis.model, np.ones(len(analysis.structure.unit_class), dtype=np.bool_))
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class MaskedNetwork:
         return MaskedNetwork(self.analysis, model, self.alive.copy())
 
     def masked(self, base: onnx.ModelProto | None = None) -> onnx.ModelProto:
-        """The network as it is now, as a model in the original's shapes, with masks for the units that are removed.
+        """The current network as a model in the original's shapes, with masks for removed units.
 
         Args:
             base: A copy of :attr:`model` with more nodes after its own.
@@ -85,7 +85,7 @@ class MaskedNetwork:
 
     @contextmanager
     def without(self, units: IntArray) -> Iterator[None]:
-        """Leave units out for a while."""
+        """Leave units out temporarily."""
         before = self.alive.copy()
         self.alive[units] = False
         try:
@@ -111,13 +111,13 @@ class MaskedNetwork:
         return self._uses[name]
 
     def stored_layer(self, node: int, kernel: Kernel | None = None) -> StoredLayer | None:
-        """Where a layer's weights and bias are stored; None if the node is none, or they may not be changed.
+        """Location of a layer's weights and bias; None if the node is not a layer or they may not change.
 
-        Layers inside bodies of control flow stay as they are: what flows into them cannot be watched.
+        Layers inside bodies of control flow stay as they are, because their inputs cannot be observed.
 
         Args:
             node: Its number.
-            kernel: How its weights are stored, where that is known.
+            kernel: Storage of its weights, if known.
         """
         if node >= self.partition.count:
             return None
@@ -128,7 +128,7 @@ class MaskedNetwork:
         return None if kernel is None else stored_layer(self.nodes, node, kernel, self.partition.stored, self.uses)
 
     def is_open(self, layer: Layer) -> bool:
-        """Whether a layer's weights can be changed: stored, its own, floating point."""
+        """Whether a layer's weights can change: stored, used once, floating point."""
         return self.stored_layer(layer.node, layer.kernel) is not None
 
     def weights(self, layer: Layer) -> FloatArray:
@@ -136,7 +136,7 @@ class MaskedNetwork:
         return layer.read(self.read(self.nodes[layer.node].input[layer.kernel.input]))
 
     def set_weights(self, layer: Layer, weights: FloatArray, bias_change: FloatArray | None = None) -> None:
-        """Write weights [groups, channels, outputs, taps] back, and add to the bias where there is one."""
+        """Write weights [groups, channels, outputs, taps] back, and add to the bias if there is one."""
         own = self.stored_layer(layer.node, layer.kernel)
         assert own is not None
         self.write(own.weight, layer.write(weights, self.partition.stored[own.weight].dims))
@@ -145,5 +145,5 @@ class MaskedNetwork:
             self.write(own.bias, old.astype(np.float64) + bias_change.reshape(old.shape) / layer.kernel.bias_scale)
 
     def removed(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Units that are removed, ascending."""
+        """Removed units, ascending."""
         return np.flatnonzero(~self.alive)

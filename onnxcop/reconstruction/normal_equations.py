@@ -1,7 +1,7 @@
-"""Least squares of a layer from sums over rows, so that no row need be kept.
+"""Least squares of a layer from sums over rows, so that no row has to be stored.
 
-Of rows of inputs a and of what a layer's output lacks, r, only Σa, Σr, Σaaᵀ, Σarᵀ and Σr² are added up. The
-regression, its error on other rows, and means and deviations of the output under any weights follow from these.
+For input rows a and the residual r of a layer's output, only Σa, Σr, Σaaᵀ, Σarᵀ and Σr² are accumulated. The
+regression, its error on other rows, and means and deviations of the output under any weights follow from them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from onnxcop._base.types import Array, BoolArray, FloatArray
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_STEADY = 1e-10  # variance over squared mean, up to which an output is a constant and the rest is rounding
+_STEADY = 1e-10  # variance over squared mean; below it an output is constant up to rounding
 
 
 @dataclass
 class RowSums:
-    """Sums over rows, in double precision; those of one batch are taken about its mean, in that of the data.
+    """Sums over rows in double precision; each batch is centred on its mean and summed in its own precision.
 
     Attributes:
         count: Rows.
@@ -38,7 +38,7 @@ class RowSums:
 
     @classmethod
     def empty(cls, groups: int, features: int, outputs: int) -> RowSums:
-        """Of no rows."""
+        """Sums over no rows."""
         return cls(
             count=0, inputs=np.zeros((groups, features)), missing=np.zeros((groups, outputs)),
             gram=np.zeros((groups, features, features)), cross=np.zeros((groups, features, outputs)),
@@ -78,7 +78,7 @@ class RowSums:
         return gram, cross, self.squares / self.count - mean_r**2
 
     def error(self, change: FloatArray, shift: FloatArray, counted: BoolArray) -> float:
-        """Σ(r - a·change - shift)² over rows and the outputs that are counted.
+        """Σ(r - a·change - shift)² over rows and the selected outputs.
 
         Args:
             change: Of the weights, float64 [groups, features, outputs].
@@ -94,12 +94,12 @@ class RowSums:
 
 @dataclass(frozen=True, slots=True)
 class FittedLayer:
-    """What regression has to know of a layer.
+    """The weights of a layer, as regression needs them.
 
     Attributes:
         weights: float64 [groups, features, outputs].
-        bias: float64 [groups, outputs], None where it has none.
-        features: float64 [groups, features], 1 for those that are there, else 0.
+        bias: float64 [groups, outputs], None if it has none.
+        features: float64 [groups, features], 1 for features that remain, else 0.
         outputs: bool [groups, outputs], which are there.
     """
 
@@ -139,7 +139,7 @@ def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, 
         shift = mean_r - np.einsum("gf,gfo->go", mean_a, change)
         error = hold.error(change, shift, layer.outputs)
         if best is not None and error > best[0]:
-            break  # past the minimum: more regularization only moves on towards no change
+            break  # past the minimum: more regularization only approaches no change
         best = (error, change, shift)
     if best is None or best[0] >= before:
         return None
@@ -147,9 +147,9 @@ def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, 
 
 
 def matched_moments(layer: FittedLayer, bias: FloatArray, fit: RowSums) -> tuple[FloatArray, FloatArray]:
-    """Scale and shift every output so that its mean and deviation are the wanted ones.
+    """Scale and shift every output to the target mean and deviation.
 
-    The re-estimation of normalization statistics, folded into the weights; as REPAIR (Jordan et al. 2023).
+    This re-estimates normalization statistics and folds them into the weights, as in REPAIR (Jordan et al. 2023).
     """
     weights = layer.weights
     gram, cross, missing = fit.centred()

@@ -1,14 +1,13 @@
-"""Which channels a layer can best do without, and what compensates for them.
+"""Which channels a layer can best do without, and how the others compensate: Optimal Brain Surgeon.
 
-Let x be a layer's input channels with covariance Σ, W its outgoing weights and P = (Σ + λD)⁻¹, D the diagonal of Σ. The
-least that removing channel i costs, when all others take over its part as well as linear regression
-can, is ‖W_i‖² / P_ii: what is left of i after its multiple correlation with the others. This is pairwise
-correlation taken to its end, and the form of Optimal Brain Surgeon (Hassibi & Stork 1993) with the
-covariance as Hessian. The compensation is W ← W - P_i W_i / P_ii, and removing channels one after
-another keeps P and W exact.
+Let Σ be the covariance of a layer's input channels x, W its outgoing weights, D the diagonal of Σ, and P = (Σ + λD)⁻¹.
+If all other channels compensate for channel i as well as linear regression can, removing it costs ‖W_i‖² / P_ii. This
+is the part of i that its multiple correlation with the others leaves. It has the form of Optimal Brain Surgeon (Hassibi
+& Stork 1993) with the covariance as Hessian. The compensation is W ← W - P_i W_i / P_ii. If channels are removed one
+after another, P and W stay exact.
 
-Where the moments are those of whole patches, a channel is a block of features, one for each tap of the
-kernel: i is then a set of indices, P_ii a matrix, and all else the same.
+If the moments are those of whole patches, a channel is a block of features, one for each tap of the kernel. Then i is a
+set of indices, P_ii is a matrix, and everything else stays the same.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.statistics import Moments
 from onnxcop.reconstruction.ridge import as_features, features_of, regularized_inverse, variances
 
-_ROUNDS = 96  # a group is emptied in about this many steps; few channels at a time
-_MEMORY = 1 << 30  # bytes of inverses that are kept
+_ROUNDS = 96  # a group is emptied in about this many steps, a few channels at a time
+_MEMORY = 1 << 30  # bytes of inverses to keep
 
 
 @dataclass
 class InverseCache:
-    """(Σ + λD)⁻¹ by layer, for as long as a network stays as it is; as many as `_MEMORY` holds."""
+    """(Σ + λD)⁻¹ by layer, valid while the network does not change; keeps as many as fit into `_MEMORY`."""
 
     kept: dict[int, FloatArray] = field(default_factory=dict)
 
     def of(self, layer: Layer, moments: Moments, ridge: float, alive: BoolArray) -> FloatArray:
-        """float64 [features, features], zero where a channel is not there; not to be changed."""
+        """float64 [features, features], zero for removed channels; read-only."""
         if layer.node in self.kept:
             return self.kept[layer.node]
         covariance = moments.covariance
@@ -50,20 +49,10 @@ class InverseCache:
 
 @dataclass
 class LayerObs:
-    """One layer while channels leave it.
+    """One layer, from which channels are removed.
 
-    What the channels of a group cost depends on the part of P that is theirs, and on nothing else while only they
-    leave; so only that part is worked on, however many others there are.
-
-    Attributes:
-        layer: The layer.
-        before: float64 [features, outputs × taps], its weights; a feature is a channel, or a tap of one where the
-            moments are of patches.
-        moments: Of the features.
-        inverse: float64 [features, features], (Σ + λD)⁻¹ of those that are there at first; not changed.
-        matter: float64 [outputs × taps], how much an error in each output counts.
-        channels: int64, those that may leave, ascending.
-        alive: bool [channels], which are still there.
+    The cost of a group's channels depends only on their own block of P while no other channels are removed. So only
+    that block is updated.
     """
 
     layer: Layer
@@ -88,10 +77,10 @@ class LayerObs:
             weights: Its weights.
             moments: Of its input channels, or of their patches.
             ridge: λ relative to the variance of every feature.
-            alive: bool [channels], which are there.
-            importance: float64 [outputs], how much an error in each counts; by default all alike.
-            channels: int64, those that may leave; by default all of them.
-            inverses: Those of the network as it is, at these ridges.
+            alive: bool [channels], channels that are present.
+            importance: float64 [outputs], weight of an error in each; by default equal.
+            channels: int64, removable channels; by default all.
+            inverses: Inverses of the current network at these ridges.
         """
         flat, outputs = as_features(weights, len(moments.mean)), weights.shape[1]
         inverse = (inverses or InverseCache()).of(layer, moments, ridge, alive)
@@ -111,12 +100,12 @@ class LayerObs:
 
     @cached_property
     def energy(self) -> float:
-        """What the layer's output varies by in all, the unit of its errors."""
+        """Total variance of the layer's output, the unit of its errors."""
         return max(float(variances(self.before, self.moments.covariance) @ self.matter), 1e-30)
 
     @property
     def weights(self) -> FloatArray:
-        """The weights after what has left was compensated for, float64 [features, outputs × taps]."""
+        """Current weights after compensation, float64 [features, outputs × taps]."""
         result = self.before.copy()
         if self._gone:
             gone = features_of(np.sort(self._gone), self.block)
@@ -126,7 +115,7 @@ class LayerObs:
         return result
 
     def errors(self) -> FloatArray:
-        """Output error of removing each channel, float64 [channels]; infinite for those that cannot leave."""
+        """Output error of removing each channel, float64 [channels]; infinite for channels that are not removable."""
         if self._part is None:
             self._part = _Part.of(self)
         error = np.full(len(self.alive), np.inf)
@@ -134,11 +123,11 @@ class LayerObs:
         return error
 
     def costs(self) -> FloatArray:
-        """The same relative to what the layer's output varies by."""
+        """The same relative to the variance of the layer's output."""
         return self.errors() / self.energy
 
     def remove(self, channels: IntArray) -> None:
-        """Take channels out and let the others compensate for them."""
+        """Remove channels and let the others compensate."""
         channels = np.unique(channels[self.alive[channels]])
         if not len(channels):
             return
@@ -150,7 +139,7 @@ class LayerObs:
 
 @dataclass
 class _Part:
-    """What is theirs of P and of the weights, of the channels that may still leave."""
+    """The block of P and of the weights that belongs to the removable channels."""
 
     channels: IntArray
     block: int
@@ -188,7 +177,7 @@ class _Part:
 
 
 class Loss(Protocol):
-    """What a sum over channels loses while they leave it; `units` and `alive` are by channel."""
+    """Loss of a sum over channels as they are removed; `units` and `alive` are indexed by channel."""
 
     @property
     def units(self) -> IntArray: ...
@@ -202,15 +191,15 @@ def removal_order(
     solvers: Sequence[Loss], units: IntArray, fallback: FloatArray, leave: int,
     on_step: Callable[[list[int]], None] | None = None, exact: int = 0,
 ) -> list[int]:  # fmt: skip
-    """Order a group's units by what their removal costs, cheapest first.
+    """Order a group's units by the cost of removing them, cheapest first.
 
     Args:
-        solvers: The sums over the group; they are emptied on the way.
-        units: int64, the group's units that are still there.
-        fallback: float64 [units of the model], for units that no sum with statistics consumes.
-        leave: How many units to leave at the end.
+        solvers: The sums over the group; this consumes them.
+        units: int64, the group's remaining units.
+        fallback: float64 [units of the model], scores of units that no sum with statistics reads.
+        leave: How many units to keep.
         on_step: Called after every step with the units removed so far.
-        exact: A number of units at which a step ends.
+        exact: A step ends at exactly this number of units.
     """
     position = {int(unit): i for i, unit in enumerate(units.tolist())}
     places = [[(i, position[int(u)]) for i, u in enumerate(s.units.tolist()) if int(u) in position] for s in solvers]

@@ -1,10 +1,10 @@
-"""Principal channels: a basis of a linear stream in which few channels carry what matters.
+"""Principal channels: a basis of a linear stream that concentrates the signal in few channels.
 
-A stream x of covariance Σ is read by layers whose output errors weigh what A = Σ W diag(m) Wᵀ says. Of
-all linear maps to k channels and back, the one that loses least follows from the singular value
-decomposition A^½ Σ^½ = U S Vᵀ: the first k of z = Uᵀ A^½ x, and x = A^-½ U z. The channels of z are
-uncorrelated and nested, whatever k, so that they can be removed one after another. Until then nothing is
-lost: layers that make the stream write z, and those that read it undo the mix.
+Let Σ be the covariance of a stream x. The layers that read it weigh errors by A = Σ W diag(m) Wᵀ. The singular value
+decomposition A^½ Σ^½ = U S Vᵀ gives the linear map to k channels and back that loses least: the first k channels of z =
+Uᵀ A^½ x, with x = A^-½ U z. These channels are uncorrelated and nested for every k, so they can be removed one after
+another. The change of basis itself loses nothing: layers that make the stream write z, and layers that read it undo the
+mix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import as_features, by_output, variances
 
-_FLOOR = 1e-4  # of the largest weight and variance, below which directions are not distinguished
+_FLOOR = 1e-4  # of the largest weight and variance; directions below it are not distinguished
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class Basis:
 def in_principal_channels(
     network: MaskedNetwork, streams: Sequence[Stream], seen: PatchStatistics
 ) -> tuple[MaskedNetwork, tuple[Stream, ...]]:
-    """A copy of a network that computes the same, with streams written in principal channels.
+    """Return an equivalent copy of a network whose streams are written in principal channels.
 
     Args:
         network: The network.
-        streams: Linear streams of it.
-        seen: Moments of what its layers sum over.
+        streams: Its linear streams.
+        seen: Second moments of the inputs of its layers.
 
     Returns:
-        The copy, and those streams of which enough is known.
+        The copy, and the streams with enough statistics for a basis.
     """
     importance = propagate_importance(network, seen)
     bases = [(stream, principal_basis(network, stream, seen, importance)) for stream in streams]
@@ -57,16 +57,16 @@ def in_principal_channels(
 def principal_basis(
     working: MaskedNetwork, stream: Stream, seen: PatchStatistics, importance: Mapping[int, FloatArray]
 ) -> Basis | None:
-    """The basis in which a stream's channels are ordered by what the layers that read them lose.
+    """Return the basis that orders a stream's channels by their importance to the layers that read them.
 
     Args:
         working: The network; removed channels stay as they are.
         stream: One of its streams.
-        seen: Moments of what the layers sum over.
-        importance: By node, what an error in each output counts.
+        seen: Second moments of the layers' inputs.
+        importance: By node, the weight of an error in each output.
 
     Returns:
-        The basis, or None where nothing is known of the stream.
+        The basis, or None if the stream has no statistics.
     """
     width = stream.group.width
     weight, covariance = np.zeros((width, width)), np.zeros((width, width))
@@ -96,9 +96,9 @@ def principal_basis(
 
 
 def nested_basis(weight: FloatArray, covariance: FloatArray) -> Basis:
-    """The basis whose first channels lose least, whatever their number, of x with a covariance, weighed by a matrix.
+    """Return the basis whose first k channels lose least for every k, given a covariance and a weighting matrix.
 
-    In it both matrices are diagonal and the same, the largest entries first.
+    In this basis both matrices are diagonal and equal, with the largest entries first.
     """
     root, inverse = _roots(weight)
     vectors, sizes, _ = np.linalg.svd(root @ _roots(covariance)[0])
@@ -107,7 +107,7 @@ def nested_basis(weight: FloatArray, covariance: FloatArray) -> Basis:
 
 
 def _roots(matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """A symmetric matrix's square root and that root's inverse, small eigenvalues raised."""
+    """Return the square root of a symmetric matrix and its inverse; small eigenvalues are raised."""
     values, vectors = np.linalg.eigh(matrix)
     values = np.sqrt(np.maximum(values, max(float(values[-1]), 1e-30) * _FLOOR))
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
@@ -124,7 +124,7 @@ def change_basis(working: MaskedNetwork, stream: Stream, basis: Basis) -> None:
 
 
 def _take_over(working: MaskedNetwork, norm: Norm) -> None:
-    """Put a normalization's factors into the weights before it, so that only its shift is left."""
+    """Fold a normalization's factors into the weights before it, so that only its shift remains."""
     scale, shift, mean, variance = (
         working.read(name).astype(np.float64) for name in (norm.scale, norm.shift, norm.mean, norm.variance)
     )
@@ -139,7 +139,7 @@ def _take_over(working: MaskedNetwork, norm: Norm) -> None:
 
 
 def _mix(working: MaskedNetwork, place: Place, mix: FloatArray) -> None:
-    """Replace the channels of a stored tensor by mixes of them, `mix` [new, old]."""
+    """Replace the channels of a stored tensor by linear combinations of them, `mix` [new, old]."""
     moved = np.moveaxis(working.read(place.name).astype(np.float64), place.axis, 0)
     blocks = moved.reshape(place.outer, len(mix), place.inner, -1)
     mixed = np.einsum("nc,ocir->onir", mix, blocks, optimize=True)

@@ -1,9 +1,9 @@
-"""What a sum over channels loses that no layer's weights read: products of two activations, and recurrent sums.
+"""Loss of sums over channels that have no layer weights: products of two activations, and recurrent sums.
 
-With q and k of second moments S and T, independent of each other, leaving the channels R out of q·k costs
-the sum over R × R of S ∘ T on average. Where softmax runs over the keys, what is the same for all of them
-cancels, so that their covariance counts. Where one side is stored (a recurrent layer's own weights), T is its
-Gram matrix; where nothing is known of it (operators that hold a whole attention), the identity replaces it.
+Let q and k be independent with second moments S and T. If the channels R are left out of q·k, the expected loss is the
+sum of S ∘ T over R × R. A softmax over the keys cancels a term common to all keys, so their covariance is used. If one
+side is stored (the recurrent weights of an RNN), T is its Gram matrix. If nothing is known of it (an operator that
+holds a whole attention), T is the identity.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from onnxcop.reconstruction.network import MaskedNetwork
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A sum over channels without a layer's weights.
+    """A sum over channels without weights of a layer.
 
     Attributes:
         node: Number of its node.
-        watched: What represents its factors in moments, one or two.
-        weights: Name of stored weights that the first one meets, and their axis; None where there are none.
-        centred: Whether the mean of a factor does not count.
+        watched: Taps that observe its factors, one or two.
+        weights: Name and axis of the stored weights that multiply the first factor; None if there are none.
+        centred: Whether the mean of a factor cancels.
     """
 
     node: int
@@ -40,7 +40,7 @@ class Product:
 
 
 def products(working: MaskedNetwork) -> Iterator[Product]:
-    """All such sums over prunable channels in the top-level graph."""
+    """Find all such sums over prunable channels in the top-level graph."""
     structure = working.analysis.structure
     for contraction in structure.coupling.findings.contractions:
         if contraction.kernel is not None or not contraction.operands or contraction.node >= working.partition.count:
@@ -65,7 +65,7 @@ def _watched(working: MaskedNetwork, contraction: Contraction, operand: Operand)
 
 
 def _state(working: MaskedNetwork, contraction: Contraction, operand: Operand) -> Layer | None:
-    """The first output of a node that carries the channels that its own weights sum over."""
+    """Return the first output of a node that carries the channels that its own weights sum over."""
     units = working.analysis.structure.units_on(operand.atoms)
     node = working.nodes[contraction.node]
     if node.input[operand.input] not in working.partition.stored:
@@ -79,12 +79,12 @@ def _state(working: MaskedNetwork, contraction: Contraction, operand: Operand) -
 
 @dataclass
 class ProductLoss:
-    """What a product loses while channels leave it.
+    """Loss of a product as channels are removed.
 
     Attributes:
         units: int64 [channels], the unit of every channel.
         shares: float64 [channels, channels], S ∘ T.
-        alive: bool [channels], which are still there.
+        alive: bool [channels], the channels that remain.
     """
 
     units: IntArray
@@ -97,12 +97,12 @@ class ProductLoss:
         self._energy = max(float(self.shares[np.ix_(self.alive, self.alive)].sum()), 1e-30)
 
     def costs(self) -> FloatArray:
-        """What each channel's removal costs, beside the removed ones, relative to the whole product."""
+        """Cost of removing each channel in addition to those already removed, relative to the whole product."""
         cost = np.maximum(np.diagonal(self.shares) + self._lost, 0.0) / self._energy
         return np.where(self.alive, cost, np.inf)
 
     def remove(self, channels: IntArray) -> None:
-        """Take channels out."""
+        """Remove channels."""
         channels = np.unique(channels[self.alive[channels]])
         self.alive[channels] = False
         self._lost += 2 * self.shares[:, channels].sum(axis=1)
@@ -111,7 +111,7 @@ class ProductLoss:
 def losses_for(
     working: MaskedNetwork, seen: PatchStatistics, group: DependencyGroup, heads: Sequence[BlockStream] = ()
 ) -> list[ProductLoss]:
-    """What the products that sum over a group lose with its units, head by head where heads are known."""
+    """Losses of the products that sum over a group; one for each head if heads are known."""
     own = next((stream for stream in heads if stream.group.index == group.index), None)
     if own is not None and any(block.product for block in own.blocks):
         found = _of_heads(working, seen, own)
@@ -121,7 +121,7 @@ def losses_for(
 
 
 def _of_heads(working: MaskedNetwork, seen: PatchStatistics, heads: BlockStream) -> ProductLoss | None:
-    """The losses of all products of heads, summed; None where moments are missing."""
+    """Losses of all products of heads, summed; None if moments are missing."""
     shares = np.zeros((heads.group.width, heads.group.width))
     for block in heads.blocks:
         sides = {False: np.zeros_like(shares), True: np.zeros_like(shares)}

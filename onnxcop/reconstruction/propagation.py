@@ -1,11 +1,11 @@
-"""How much each output of a layer matters to the layers after it.
+"""Importance of each layer output to the rest of the network, propagated backwards (cf. NISP, Yu et al. 2018).
 
-An error in a layer's output is not as bad in every channel: what the next layer hardly weighs is hardly
-missed, and so on to the end of the network. Errors are followed backwards as if they were independent:
-of a unit's variance every layer that reads it makes so much of its own output's, by squared weights, and
-an error that is so large a part of the unit's variance where it is made is as large a part of it where it
-is read. What is between (activations, normalizations, depthwise kernels) need not be known for that.
-This decides only between channels of one group; groups are compared by measurement.
+Errors in different channels of a layer's output do different harm, because later layers weigh the channels differently.
+Errors are propagated backwards as if they were independent. Each layer attributes the variance of its output to its
+input units by squared weights. An error keeps its share of a unit's variance from the place where the unit is made to
+the place where it is read, so operators in between (activations, normalizations, depthwise kernels) need no rule.
+
+This compares only channels of one group; groups are compared by measurement.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.ridge import as_features, by_output, variances
 
-_FLOOR = 1e-2  # of the mean variance of a layer's outputs, below which an output's own is not believed
+_FLOOR = 1e-2  # of the mean variance of a layer's outputs; an output's own variance below it is not trusted
 
 
 def propagate_importance(working: MaskedNetwork, seen: PatchStatistics) -> dict[int, FloatArray]:
-    """The weight of every output's error in the network as it is now.
+    """Compute the weight of every output's error in the current network.
 
     Args:
         working: The network.
-        seen: Moments of what its layers sum over.
+        seen: Second moments of the layers' inputs.
 
     Returns:
         By node, float64 [outputs] of mean 1.
@@ -50,9 +50,9 @@ def propagate_importance(working: MaskedNetwork, seen: PatchStatistics) -> dict[
 
 
 def _of_outputs(working: MaskedNetwork, layer: Layer, made: FloatArray, units: FloatArray) -> FloatArray:
-    """What an error of variance 1 costs in every output, from what its unit's own variance does.
+    """Return the cost of an error of variance 1 in every output, from the cost of its unit's own variance.
 
-    Outputs of which nothing is known count as the average; those that hardly vary are not divided by.
+    Outputs without statistics count as the average; outputs of nearly no variance are not divided by it.
     """
     structure = working.analysis.structure
     label = structure.coupling.labels.get(working.model.graph.node[layer.node].input[layer.kernel.input])

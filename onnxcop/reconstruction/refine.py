@@ -1,11 +1,10 @@
-"""Layer by layer in the order of the graph: least squares on what the pruned network really sees.
+"""Refinement layer by layer, in graph order: least squares on the inputs that the pruned network really sees.
 
-A merge answers for one layer alone; errors of the layers before it remain and add up. Here each layer's
-weights are fitted so that, on the inputs that the pruned network gives it, its output comes as near as
-possible to the original's; where the output is added to a shortcut, the error that has come down the
-shortcut is part of what it has to compensate. The solution is drawn towards the weights as they are
-(not towards zero: that would shrink every output, and the shrinking compounds), and is kept only if it
-brings the network's own output nearer to the original's on samples it was not fitted on.
+A merge corrects one layer alone, so errors of the layers before it remain and add up. Here each layer's weights are
+fitted on the inputs that the pruned network gives it, so that its output is closest to the original's. If the output is
+added to a shortcut, the fit also compensates for the error of the shortcut. The solution is regularized towards the
+current weights, not towards zero, because shrinking every output compounds. It is kept only if it brings the network's
+output closer to the original's on held-out samples.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from onnxcop.runtime.states import LiveTensors
 
 _ROWS_PER_FEATURE = 40
 _MOST_ROWS = 40_000
-_PER_SAMPLE = 24  # positions of a map that are drawn where they suffice: neighbours say much the same
+_PER_SAMPLE = 24  # positions of a map to draw, if they suffice: neighbours are alike
 _LARGEST = 4096  # features; a wider layer is left as it is
 
 
 @dataclass(frozen=True)
 class RefineSet:
-    """Samples for refinement: some batches fit, which are read once, the others judge."""
+    """Samples for refinement: some batches fit and are read once, the others score."""
 
     fit: Iterable[Mapping[str, Array]]
     judge: Sequence[Mapping[str, Array]]
@@ -50,11 +49,11 @@ class Refiner:
     """One pass over the network.
 
     Args:
-        original: The network as it was.
-        working: The pruned one; its weights change.
+        original: The unpruned network.
+        working: The pruned network; its weights change.
         samples: Samples to fit and to hold out.
-        options: How pieces are run.
-        seed: Of the batches and the positions of large maps that are drawn.
+        options: How to run pieces of the network.
+        seed: Seed for drawing batches and positions of large maps.
     """
 
     original: MaskedNetwork
@@ -74,11 +73,11 @@ class Refiner:
         self._pruned = PartialExecutor(self.working.partition, feeds, self.options)
         judges = len(self.samples.judge)
         self._judge = range(judges)
-        # A layer of few features takes the first batches only: they have to be of all sorts.
+        # A layer of few features uses only the first batches, so they must be mixed.
         self._fit = (judges + np.random.default_rng(self.seed).permutation(len(feeds) - judges)).tolist()
 
     def run(self, progress: Progress = silent) -> tuple[int, int]:
-        """Refine every layer that can be; returns how many were tried and how many were kept."""
+        """Refine every layer that can be fitted; returns how many were tried and how many were kept."""
         self._best = self._race(None)
         found = (linear_layer(self.working, index) for index in range(self.working.partition.count))
         layers = [layer for layer in found if layer is not None and layer.features <= _LARGEST]
@@ -93,12 +92,12 @@ class Refiner:
         return tried, kept
 
     def _race(self, best: Standing | None) -> Standing | None:
-        """How far the network as it is now is from the original; None if it is no nearer than `best`."""
+        """Distance of the current network from the original; None if it is no closer than `best`."""
         with closing(self._pruned.finishing(places=self._judge)) as outputs:
             return self.samples.reference.race(outputs, best)
 
     def _differs(self, layer: LinearLayer) -> bool:
-        """Whether anything that reaches this layer, or its own weights, is not as it was."""
+        """Whether the inputs of this layer, or its own weights, differ from the original's."""
         if not np.array_equal(self.original.read(layer.own.weight), self.working.read(layer.own.weight)):
             return True
         return not np.array_equal(self._target.states[0][layer.data], self._pruned.states[0][layer.data])
@@ -110,7 +109,7 @@ class Refiner:
         wanted = min(_MOST_ROWS, _ROWS_PER_FEATURE * layer.features + 2000)
         sizes = [(self._pruned.states.shape_of(place)[layer.data] or (1,))[0] for place in self._judge]
         judged = sum(sizes)
-        each = sizes[0] * len(self._fit)  # samples to fit on, about
+        each = sizes[0] * len(self._fit)  # approximate number of samples to fit on
         count = max(wanted // max(judged + each, 1), _PER_SAMPLE)
         hold = self._sums(layer, state, self._judge, count, rng)
         drawn = max(hold.count / max(judged, 1), 1e-9)  # rows of a sample
@@ -135,7 +134,7 @@ class Refiner:
     def _sums(
         self, layer: LinearLayer, state: FittedLayer, places: Sequence[int], count: int, rng: np.random.Generator
     ) -> RowSums:
-        """Inputs of a layer, and what its output lacks, over some positions of every sample."""
+        """Inputs of a layer, and the residual of its output, over some positions of every sample."""
         found = RowSums.empty(*state.weights.shape)
         for place, want in zip(places, self._targets(layer, places), strict=True):
             data = self._pruned.states[place][layer.data]
@@ -150,7 +149,7 @@ class Refiner:
         return {name: onnx.TensorProto.FromString(stored[name].SerializeToString()) for name in names}
 
     def _targets(self, layer: LinearLayer, places: Sequence[int]) -> Iterator[Array]:
-        """The original's output of batches, plus the error on the shortcut it is added to."""
+        """The original's output for batches, plus the error of the shortcut that it is added to."""
         shortcut, made = shortcut_of(layer), layer.own.output
         names = [made] if shortcut is None else [made, shortcut]
         for place, found in zip(places, self._target.stream(layer.own.stop, names, places), strict=True):
@@ -161,7 +160,7 @@ class Refiner:
 
 
 def shortcut_of(layer: LinearLayer) -> str | None:
-    """The other operand of the addition that alone reads a layer's output, if it is already known."""
+    """The other operand of the addition that is the only reader of a layer's output, if it is already known."""
     working, made = layer.working, layer.own.output
     readers = [n for n in working.model.graph.node if made in n.input]
     if len(readers) != 1 or not traits(readers[0]) & Trait.ADDS or len(readers[0].input) != 2:

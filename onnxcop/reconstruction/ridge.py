@@ -1,7 +1,7 @@
-"""Compensation for removed channels in closed form: the others predict their part by regression.
+"""Closed-form compensation for removed channels: the others predict their contribution by ridge regression.
 
-With input channels of covariance Σ, kept ones K and removed ones R, the consumer's weights become
-W_K + (Σ_KK + λD)⁻¹ Σ_KR W_R, and what its output loses on average goes to its bias.
+With input channels of covariance Σ, kept ones K and removed ones R, the consumer's weights become W_K + (Σ_KK + λD)⁻¹
+Σ_KR W_R. The mean loss of its output is added to its bias.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.calibration.statistics import Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ, relative to the variance of every feature
-_LEAST = 1e-3  # of the mean variance, that a feature's own counts as at least
+_LEAST = 1e-3  # of the mean variance; smaller variances of features are raised to it
 _BLOCK = 128  # rows of a matrix
-_JUDGES = 512  # sums over a layer's inputs that are enough to choose its λ by
+_JUDGES = 512  # sums over a layer's inputs that suffice to choose its λ
 
 
 def features_of(channels: IntArray, block: int) -> IntArray:
@@ -38,24 +38,24 @@ def as_weights(flat: FloatArray, like: FloatArray) -> FloatArray:
 
 
 def mean_output(flat: FloatArray, mean: FloatArray, outputs: int) -> FloatArray:
-    """What features [features, rest] of a given mean add to every output on average, float64 [outputs]."""
+    """The contribution of features [features, rest] of a given mean to the mean of every output, float64 [outputs]."""
     return by_output(mean @ flat, outputs)
 
 
 def by_output(values: FloatArray, outputs: int) -> FloatArray:
-    """Sums over what belongs to the same output, float64 [outputs] of [outputs × taps]."""
+    """Sums of the columns that belong to the same output, float64 [outputs] of [outputs × taps]."""
     return np.asarray(values.reshape(outputs, -1).sum(axis=1))
 
 
 def variances(flat: FloatArray, covariance: FloatArray) -> FloatArray:
-    """How much every sum of features [features, sums] of a given covariance varies, float64 [sums]."""
+    """The variance of every sum of features [features, sums] of a given covariance, float64 [sums]."""
     return np.asarray((flat * (covariance @ flat)).sum(axis=0))
 
 
 def regularized(covariance: FloatArray, ridge: float) -> FloatArray:
-    """Σ + λ D, where D holds the features' own variances: ridge regression on features of unit variance.
+    """Σ + λ D, with the features' variances in D: ridge regression on features of unit variance.
 
-    Variances far below the mean count as a little more, so that features that hardly vary stay regularized.
+    Variances far below the mean are raised a little, so that features that hardly vary stay regularized.
     """
     own = np.diagonal(covariance)
     floor = max(_LEAST * float(own.mean()) if len(own) else 0.0, 1e-12)
@@ -63,7 +63,7 @@ def regularized(covariance: FloatArray, ridge: float) -> FloatArray:
 
 
 def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
-    """(Σ + λD)⁻¹, by Cholesky factorization where it is definite."""
+    """(Σ + λD)⁻¹, by Cholesky factorization if it is definite."""
     from scipy.linalg.lapack import dpotrf, dpotri
 
     loaded = regularized(covariance, ridge)
@@ -76,7 +76,7 @@ def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
 
 
 def _mirrored(lower: FloatArray) -> FloatArray:
-    """The symmetric matrix with this lower triangle, in place and by blocks: matrices are large."""
+    """The symmetric matrix with this lower triangle, in place and by blocks, since matrices are large."""
     for start in range(0, len(lower), _BLOCK):
         stop = start + _BLOCK
         corner = np.tril(lower[start:stop, start:stop])
@@ -86,7 +86,7 @@ def _mirrored(lower: FloatArray) -> FloatArray:
 
 
 def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -> FloatArray:
-    """(Σ + λD)⁻¹ times a matrix [features, sums], without the inverse where Σ + … is definite."""
+    """(Σ + λD)⁻¹ times a matrix [features, sums], without the inverse if Σ + λD is definite."""
     from scipy.linalg.lapack import dpotrf, dpotrs
 
     loaded = regularized(covariance, ridge)
@@ -103,7 +103,7 @@ def compensated(
 ) -> tuple[FloatArray, FloatArray]:
     """Merge removed channels into kept ones in closed form.
 
-    W'_K = W_K + Bᵀ W_R with B = Σ_RK (Σ_KK + λD)⁻¹, and what the mean of the output loses goes to the bias.
+    W'_K = W_K + Bᵀ W_R with B = Σ_RK (Σ_KK + λD)⁻¹. The change of the output's mean goes to the bias.
 
     Args:
         weights: float64 [channels, outputs, taps].
@@ -127,17 +127,17 @@ def compensated(
 def merge_channels(
     weights: FloatArray, moments: Moments | None, ridge: float, alive: BoolArray, gone: BoolArray
 ) -> tuple[FloatArray, FloatArray]:
-    """A layer without some of its channels: those that stay in the same group compensate for them.
+    """Remove channels of a layer; those that stay in the same group compensate for them.
 
     Args:
         weights: float64 [groups, channels, outputs, taps].
-        moments: Of the channels of all groups, or of their patches; None to leave the other weights as they are.
+        moments: Of the channels of all groups, or of their patches; None to keep the other weights unchanged.
         ridge: λ relative to the variance of every feature.
         alive: bool [groups × channels], those that stay.
         gone: bool [groups × channels], those that are removed now.
 
     Returns:
-        New weights, zero for channels that are not there, and the change of the bias, float64 [groups × outputs].
+        New weights, zero for removed channels, and the change of the bias, float64 [groups × outputs].
     """
     groups, width, outputs, _ = weights.shape
     result, change = np.zeros_like(weights), np.zeros((groups, outputs))
@@ -159,7 +159,7 @@ def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> fl
 
 
 def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray, gone: IntArray) -> float:
-    """The λ whose merge errs least on held-out samples, on some of the outputs if there are many."""
+    """The λ of the merge with the smallest error on held-out samples; on some of the outputs if there are many."""
     weights = weights[:, :: -(-weights[0].size // _JUDGES)]
     changes = (weights - compensated(weights, fit, ridge, keep, gone)[0] for ridge in RIDGES)
     covariance = held.covariance
