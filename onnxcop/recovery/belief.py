@@ -1,8 +1,7 @@
-"""What recovery believed of a network, held against what the written file gives.
+"""Consistency check: the divergence that recovery expected against that of the written file.
 
-Every choice is made on the masked network, in the original's shapes. If that network is what the file
-computes, both give the same on the same samples, up to rounding; if not, choices were made by figures
-that do not hold, and nothing may be written.
+Every choice is made on the masked network, in the original's shapes. On the same samples the file must give the same
+outputs up to rounding. If it does not, choices were based on wrong figures and nothing may be written.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import EngineOptions, Session
 
-_ROUNDING = 0.02  # of the outputs' size: sums in another order explain less, after many layers too
-_SHARE, _LEAST = 0.05, 5e-4  # of the divergence, and in all, that it may differ by
-_NAMED = 3  # groups in a message
+_ROUNDING = 0.02  # of the outputs' size; a different order of sums explains less, even after many layers
+_SHARE, _LEAST = 0.05, 5e-4  # allowed difference: of the divergence, and absolute
+_NAMED = 3  # groups to name in a message
 _FLOOR = 1e-30
 
 
@@ -32,10 +31,10 @@ class Belief:
     """A recovered network on held-out samples.
 
     Attributes:
-        network: The network as it is now.
+        network: The recovered network.
         feeds: The samples, by batch.
         reference: The original's outputs on them.
-        options: How models are run.
+        options: How to run models.
     """
 
     network: MaskedNetwork
@@ -44,7 +43,7 @@ class Belief:
     options: EngineOptions
 
     def check(self, written: onnx.ModelProto) -> Divergence:
-        """Run what was written of the network, and compare it with what was believed.
+        """Run the written model and compare it with the recovered network.
 
         Args:
             written: The network cut to size.
@@ -53,11 +52,11 @@ class Belief:
             Its distance from the original, on these samples.
 
         Raises:
-            InternalError: It does not compute what the network was believed to; the message names the groups.
+            InternalError: It computes something else; the message names the groups.
         """
         believed, found = self._run(self.network.masked()), self._run(written)
         expected, divergence = self.reference.compare(believed), self.reference.compare(found)
-        # Outputs alone may jump where the model rounds or picks the best of many; what is printed may not.
+        # Outputs alone may jump if the model rounds or picks the best of many; the printed figures may not.
         apart = abs(divergence.value - expected.value) > max(_SHARE * expected.value, _LEAST)
         if apart and disagreement(believed, found) > _ROUNDING:
             raise InternalError(
@@ -72,7 +71,7 @@ class Belief:
             return [session.run(feed) for feed in self.feeds]
 
     def _culprits(self) -> str:
-        """Names of the groups whose removal alone is not what was believed; of all, where none alone is to blame."""
+        """Names of the groups whose removal alone changes the result; all groups if none does alone."""
         structure, analysis = self.network.analysis.structure, self.network.analysis
         removed = self.network.removed()
         groups = np.unique(structure.group_of[removed]).tolist()
@@ -82,7 +81,7 @@ class Belief:
         return ", ".join(names[:_NAMED]) + more
 
     def _alone(self, units: Array) -> float:
-        """How far belief and written file are apart where only some units are removed."""
+        """Difference of the recovered network and the written file if only some units are removed."""
         alone = self.network.copy()
         alone.alive[:] = True
         alone.alive[units] = False
@@ -91,9 +90,9 @@ class Belief:
 
 
 def disagreement(believed: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
-    """How far outputs are from what was believed: ‖found - believed‖ / ‖believed‖, of the worst output.
+    """Difference of outputs from the expected ones: ‖found - believed‖ / ‖believed‖, of the worst output.
 
-    Infinite where shapes differ, or numbers are finite in one of them only.
+    Infinite if shapes differ, or if values are finite in one of them only.
     """
     worst = 0.0
     for name, first in believed[0].items():

@@ -1,7 +1,7 @@
-"""How the filters that stay compensate for those that are removed: one entry of `RECOVERIES` each.
+"""Recovery methods: how the remaining filters compensate for removed ones; one entry of `RECOVERIES` each.
 
-Options, help, completion and checks are made from this table. A method says how a round compensates for
-the units it cuts, whether layer-by-layer refinement follows, and whether the weights it finds are written.
+Options, help, completion and checks are made from this table. A method defines how a round compensates for the units it
+cuts, whether layer-by-layer refinement follows, and whether the new weights are written.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # the command line reads this table before it loads anything 
     from onnxcop.recovery.rounds import Recovery
 
 Compensate = Callable[["Recovery", "IntArray", "Samples", Mapping[int, float], str], None]
-"""Cuts units, int64, from a recovering network and compensates for them: statistics, ridges by layer, a name."""
+"""Cuts units, int64, from a recovering network and compensates: statistics, ridges by layer, a name for the log."""
 
 
 def merge_where_it_helps(
     recovery: Recovery, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str
 ) -> None:
-    """Let consumers take over what regression predicts of the removed channels, unless plain removal is closer."""
+    """Let consumers take over what regression predicts of the removed channels, unless plain removal is better."""
     before = recovery.working.copy()
     recovery.cut(units, samples, ridges)
     merged, after_merging = recovery.working, recovery.divergence()
@@ -43,11 +43,11 @@ class RecoveryMethod:
     """One way to compensate for removed filters.
 
     Attributes:
-        name: As `--recover` takes it.
-        help: What it does, in a few words.
-        compensate: What a round does when it cuts.
-        refines: Whether layers are then fitted, one after the other, to what they see.
-        writes: Whether the weights found are written; else they only serve to measure.
+        name: Its value for `--recover`.
+        help: A short description.
+        compensate: The step that cuts and compensates.
+        refines: Whether layers are then fitted one after the other.
+        writes: Whether the new weights are written; otherwise they only serve to measure.
     """
 
     name: str
@@ -67,10 +67,10 @@ RECOVERIES: tuple[RecoveryMethod, ...] = (
 
 
 def recovery_named(name: str | RecoveryMethod) -> RecoveryMethod:
-    """The method of a name, or a method of your own as it is.
+    """Look up a recovery method; a method object is returned as it is.
 
     Raises:
-        BudgetError: There is none.
+        BudgetError: There is no method of this name.
     """
     if isinstance(name, RecoveryMethod):
         return name

@@ -1,4 +1,4 @@
-"""The user's own score of a model."""
+"""Scores of a model by a function of the user."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Metric:
     """A function from a model to a number, higher is better, with its value for the original.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         function: The function.
-        base: What it gives for the original.
-        folder: That of its script, which may import its neighbours.
+        base: Score of the original.
+        folder: Folder of its script, which may import modules beside it.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Metric:
 
 
 def _load(source: str) -> tuple[Callable[[onnx.ModelProto], Any], Path]:
-    """The function that `script.py:function` names, and the script's folder."""
+    """Load the function that `script.py:function` names, and return it with the script's folder."""
     script, _, name = source.rpartition(":")
     if not script or not name:
         raise CalibrationError(f"--metric {source!r} is not of the form script.py:function")

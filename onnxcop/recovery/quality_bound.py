@@ -1,4 +1,4 @@
-"""Cutting as much as keeps within a bound on quality, instead of down to a size."""
+"""Pruning as far as a bound on quality allows, instead of down to a size."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from onnxcop.recovery.metric import Metric
 from onnxcop.recovery.rounds import Recovery
 
 _STEP = 0.85  # the first round's share of the MACs
-_LAST = 0.995  # a step that is not worth its round
+_LAST = 0.995  # a smaller step is not worth a round
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a network must keep to.
+    """A bound on the quality of a network.
 
     Attributes:
         divergence: Largest divergence on held-out samples, None for any.
-        metric: The user's score.
-        max_drop: How much of it may be lost, None for any.
+        metric: Score by a function of the user.
+        max_drop: Largest loss of the score, None for any.
 
     Raises:
-        BudgetError: A drop is given and no score to measure it by.
+        BudgetError: `max_drop` is given without `metric`.
     """
 
     divergence: float | None
@@ -40,7 +40,7 @@ class Bound:
             raise BudgetError("--max-drop needs a score to measure; give --metric script.py:function")
 
     def holds(self, recovery: Recovery) -> bool:
-        """Whether a network keeps to it as it is now."""
+        """Whether the current network satisfies the bound."""
         if self.divergence is not None and recovery.divergence().value > self.divergence:
             return False
         if self.max_drop is None or self.metric is None:
@@ -51,14 +51,14 @@ class Bound:
 def cut_within(
     bound: Bound, recovery: Recovery, limits: Limits, fallback: FloatArray, preference: Preference | None = None
 ) -> None:
-    """Cut round by round, with smaller steps after every one that went too far.
+    """Cut in rounds; each round that violates the bound is undone and followed by smaller steps.
 
     Args:
         bound: What must hold after every round.
-        recovery: The network; it ends as the last that kept to the bound.
-        limits: What may not be cut.
+        recovery: The network; in the end, the last one that satisfied the bound.
+        limits: Units that may not be cut.
         fallback: float64 [units], order for units without statistics.
-        preference: What is rather saved.
+        preference: The preference between kinds of savings.
     """
     state = recovery.start(limits, preference)
     kept, step = 1.0, _STEP

@@ -1,8 +1,8 @@
-"""Rounds of measuring, cutting and making up for it, without training.
+"""Rounds of measuring, cutting and compensating, without training.
 
-A round measures curves on the network as it is now, spends an intermediate budget over them, lets the
-consumers of what is cut take over, and then refines layer by layer. Statistics are taken anew in each
-round, since the network that the next cut meets is no longer the original.
+A round measures sensitivity curves on the current network and spends an intermediate budget over them. The consumers of
+removed channels compensate, and then layers are refined one by one. Statistics are measured again in each round,
+because the network is no longer the original.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ from onnxcop.runtime.session import EngineOptions
 
 log = logging.getLogger("onnxcop")
 
-_POSITIONS = 64  # of a map per sample: fits of many channels need more observations than a ranking
+_POSITIONS = 64  # positions of a map per sample: fits of many channels need more observations than a ranking
 _TEMPERATURE = 4.0
-_GROUP_RIDGE = 1e-2  # λ of grouped convolutions, for which none is chosen
-_SAME = 1e-4  # divergence of a network that computes the same by other sums
+_GROUP_RIDGE = 1e-2  # λ of grouped convolutions, which is not searched for
+_SAME = 1e-4  # divergence of an equivalent network that sums in another order
 
 
 @dataclass(frozen=True, slots=True)
 class RecoverySettings:
-    """How hard to try.
+    """How thorough recovery is.
 
     Attributes:
-        rounds: Rounds of prune and recover; None chooses by how much is to be removed.
-        refine: Passes of layer-by-layer least squares at the end of each round.
-        curve_passes: Most passes of measuring curves in a round, on the way to its budget.
-        sharper_passes: Most passes of measuring them there in between.
-        held_out_samples: Samples that divergences are measured on, where these are more than a quarter.
-        refine_samples: Most samples that refinement fits on.
-        views: Crops of each image of a folder to fit on, where images are few.
-        seed: Of all that is drawn.
-        method: How a round compensates for what it cuts.
+        rounds: Rounds of pruning and recovery; None chooses by the depth of the cut.
+        refine: Passes of layer-by-layer least squares after each round.
+        curve_passes: Largest number of curve measurements in a round, on the way to its budget.
+        sharper_passes: Largest number of those measurements at intermediate budgets.
+        held_out_samples: Number of held-out samples, if it is more than a quarter.
+        refine_samples: Largest number of samples for refinement.
+        views: Crops of each image to fit on, if there are few images.
+        seed: Random seed.
+        method: The recovery method.
     """
 
     rounds: int | None = None
@@ -81,7 +81,7 @@ class RecoverySettings:
     method: RecoveryMethod = FULL
 
     def by(self, method: RecoveryMethod) -> RecoverySettings:
-        """The same with another method; without refinement if the method has none."""
+        """The same settings with another method; without refinement if the method has none."""
         return replace(self, method=method, refine=self.refine if method.refines else 0)
 
 
@@ -90,17 +90,17 @@ class Recovery:
     """The state of a recovering network.
 
     Attributes:
-        synthetic: Whether the data are inputs that nobody has seen.
-        task: What the user says that the model is for (see :data:`onnxcop.outputs.tasks.TASKS`).
-        original: The network as it was, up to the channels that its linear streams are written in.
-        working: The network as it is.
+        synthetic: Whether the data are synthetic inputs.
+        task: The task of the model, if the user names it (see :data:`onnxcop.outputs.tasks.TASKS`).
+        original: The unpruned network, up to the basis of its linear streams.
+        working: The current network.
         fit: Data to fit on.
         held_out: Held-out data.
-        reference: The original's outputs on the held-out set.
-        softened: The same, softened if they are scores of classes: what choices are made by.
-        seen: The first statistics that were taken, those of the original.
-        rotated: Groups whose channels are principal channels (see :mod:`onnxcop.reconstruction.principal`).
-        way: What was measured after every step.
+        reference: Outputs of the original on the held-out set.
+        softened: The same, softened for class scores; choices are made by it.
+        seen: Statistics of the original.
+        rotated: Groups written in principal channels (see :mod:`onnxcop.reconstruction.principal`).
+        way: Measurements after every step.
     """
 
     analysis: Analysis
@@ -132,18 +132,18 @@ class Recovery:
 
     @cached_property
     def heads(self) -> tuple[BlockStream, ...]:
-        """Groups whose units are spread over heads that may each be written in another basis."""
+        """Groups with units spread over heads, each of which may be written in another basis."""
         return tuple(block_streams(self.original))
 
     def restarted(self) -> Recovery:
-        """The same from the beginning; what is measured continues the same way."""
+        """The same network from the start; the record of measurements continues."""
         again = copy(self)
         again.working = self.original.copy()
         return again
 
     @single_threaded
     def change_basis(self, groups: Collection[int]) -> None:
-        """Write those of these groups that are linear streams in principal channels, before anything is cut."""
+        """Write those groups that are linear streams in principal channels, before anything is cut."""
         streams = [stream for stream in linear_streams(self.original) if stream.group.index in groups]
         heads = [stream for stream in self.heads if stream.group.index in groups]
         if not streams and not heads:
@@ -157,7 +157,7 @@ class Recovery:
             self.rotated = (*(stream.group.index for stream in known), *(stream.group.index for stream in blocks))
 
     def statistics(self) -> Samples:
-        """Statistics of the network as it is now."""
+        """Statistics of the current network."""
         fit = self._calibrate(self.fit, "fit")
         self.seen = self.seen or fit.by_channel(self.working.layers)
         return Samples(
@@ -189,20 +189,20 @@ class Recovery:
         )
 
     def written(self) -> onnx.ModelProto:
-        """The network as it is now, cut to size."""
+        """The current network cut to size."""
         return apply(self.working.model, self.analysis.structure, self.working.removed())
 
     def belief(self) -> Belief:
-        """What is believed of the network as it is now, for holding it against the written file."""
+        """The current network as an expectation to check the written file against."""
         return Belief(self.working.copy(), self.held_out_feeds, self.reference, self.options)
 
     def divergence(self) -> Divergence:
-        """Distance of the network as it is now from the original, on the held-out set."""
+        """Distance of the current network from the original, on the held-out set."""
         executor = PartialExecutor(self.working.partition, self.held_out_feeds, self.options)
         return self.reference.compare(executor.finish())
 
     def cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float]) -> None:
-        """Remove units and let their consumers compensate for them."""
+        """Remove units and let their consumers compensate."""
         working = self.working
         before = {layer.node: alive_channels(working, layer) for layer in working.layers}
         working.alive[units] = False
@@ -239,11 +239,11 @@ class Recovery:
         """Cut down to a budget and compensate for it.
 
         Args:
-            state: The selection so far; it grows.
-            budget: What must hold after this round.
-            limits: What may not be cut.
+            state: The selection so far; this round extends it.
+            budget: The budget that must hold after this round.
+            limits: Units that may not be cut.
             fallback: float64 [units], order for units without statistics.
-            name: Of the round, for progress.
+            name: Name of the round, for progress.
         """
         samples = self.statistics()
         ridges = choose_ridges(self.working, samples)
@@ -252,7 +252,7 @@ class Recovery:
 
     @single_threaded
     def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
-        """Cut chosen units, compensate for them, and refine."""
+        """Cut the chosen units, compensate, and refine."""
         self.settings.method.compensate(self, units, samples, ridges, name)
         for _ in range(self.settings.refine):
             tried, kept = self.refine()
@@ -267,7 +267,7 @@ class Recovery:
         return quality
 
     def note(self, what: str, found: Divergence, level: int = logging.INFO) -> None:
-        """Log what was done with the divergence after it."""
+        """Log a step with the divergence after it."""
         agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
         cost = self.analysis.cost
         macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))

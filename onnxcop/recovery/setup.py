@@ -1,4 +1,4 @@
-"""What recovery starts from: the original, data to fit on and to measure on, and its statistics."""
+"""Preparation of recovery: the original, data to fit and to measure on, and statistics."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from onnxcop.runtime.session import EngineOptions, Session
 
 log = logging.getLogger("onnxcop")
 
-_HELD_OUT_SHARE = 1 / 4  # of the samples, that are held out to measure on; of few samples up to a third
+_HELD_OUT_SHARE = 1 / 4  # share of the samples to hold out; up to a third if there are few
 _MOST_HELD_OUT = 1 / 3
-_SYNTHETIC = 128  # samples to fit on where there are no data
+_SYNTHETIC = 128  # synthetic samples to fit on if there are no data
 _FEWEST = 32
-_FEWEST_HELD = 8  # others to measure on, half as many where that is affordable
-_AFFORDABLE = 2e10  # multiply-accumulates over synthetic samples; more of them add little
+_FEWEST_HELD = 8  # synthetic samples to measure on; half as many as to fit on if affordable
+_AFFORDABLE = 2e10  # multiply-accumulates over synthetic samples; more samples add little
 _BATCH = 16
-_LARGE = 1e8  # multiply-accumulates of a network from which on synthetic inputs are not worth refining on
-_CHECKED = 4  # batches that are run with and without padding, the shortest samples first
-_NOISE = 1e-4  # of an output's largest value: sums over fewer zeros are rounded otherwise
-_ACTIVATION = 48 * 2**20  # bytes of the largest tensor that a batch makes
-_PASSES = 2  # of measuring curves there; more of them fit the network to these inputs
+_LARGE = 1e8  # multiply-accumulates of a network above which refinement on synthetic inputs is not worth its time
+_CHECKED = 4  # batches to run with and without padding, the shortest samples first
+_NOISE = 1e-4  # of an output's largest value; sums over fewer zeros round differently
+_ACTIVATION = 48 * 2**20  # bytes of the largest tensor of a batch
+_PASSES = 2  # passes of measuring curves there; more of them fit the network to these inputs
 
 
 def recovery_on(
     analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
     progress: Progress, *, task: str | None = None,
 ) -> Recovery:  # fmt: skip
-    """An untouched network with its data split in two.
+    """An unpruned network with its data split in two.
 
     Raises:
         CalibrationError: There are too few samples for two parts.
@@ -68,9 +68,9 @@ def recovery_on(
 
 
 def affordable_batch(analysis: Analysis, source: CalibrationData, options: EngineOptions) -> int:
-    """How many samples go into a batch: as many as were asked for, fewer where feature maps are large.
+    """The batch size that fits in memory: the given one, or less if feature maps are large.
 
-    On the CPU large batches save nothing, and what they need in memory is handed back and asked for again each time.
+    On the CPU large batches save nothing, and their memory is released and allocated again each time.
     """
     first = next(source.batches(1), None)
     if first is None or resolve_provider(options.provider)[0] != CPU:
@@ -85,7 +85,7 @@ def affordable_batch(analysis: Analysis, source: CalibrationData, options: Engin
 
 
 def without_padding(analysis: Analysis, source: CalibrationData, options: EngineOptions) -> CalibrationData:
-    """Samples without the padding that a mask among the inputs leaves out; as they are where outputs depend on it."""
+    """Samples without the padding that an input mask marks; unchanged if outputs depend on the padding."""
     padding = padding_of(source)
     if padding is None:
         return source
@@ -114,7 +114,7 @@ def recovery_without_data(
     analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress,
     *, task: str | None = None,
 ) -> Recovery:  # fmt: skip
-    """An untouched network that is fitted and measured on synthetic inputs, of which those of a large one are few."""
+    """An unpruned network that is fitted and measured on synthetic inputs; a large network gets few of them."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _SYNTHETIC))
     held = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
@@ -137,7 +137,7 @@ def recovery_without_data(
 
 @dataclass
 class PreparedRecovery:
-    """An untouched network with its statistics, from which any number of cuts can be recovered.
+    """An unpruned network with its statistics, from which any number of cuts can be recovered.
 
     Attributes:
         untouched: The network.
@@ -153,7 +153,7 @@ class PreparedRecovery:
     @classmethod
     @single_threaded
     def of(cls, untouched: Recovery) -> PreparedRecovery:
-        """Take the statistics."""
+        """Measure the statistics."""
         samples = untouched.statistics()
         return cls(untouched, samples, choose_ridges(untouched.working, samples))
 

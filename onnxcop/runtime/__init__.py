@@ -1,4 +1,4 @@
-"""What runs a model: ONNX Runtime sessions, providers, latency, and running a graph in pieces.
+"""Everything that runs models: ONNX Runtime sessions, providers, latency, and execution in pieces.
 
 It may import `images` and the packages below it. Start at `session`, then `segments`.
 """

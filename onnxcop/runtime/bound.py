@@ -1,4 +1,4 @@
-"""A session whose state stays on the device: tensors that a run reads, and that it returns anew for the next."""
+"""A session with state on the device: tensors that a run reads, and returns with new values for the next run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxcop.runtime.session import EngineOptions, Session
 
 
 class BoundSession(Session):
-    """Runs a graph on state that is kept in two sets of buffers, one read and one written.
+    """Runs a graph on state in two sets of buffers, one to read and one to write.
 
     Args:
         model: The graph.
@@ -39,11 +39,11 @@ class BoundSession(Session):
         self._next = {name: self._value(np.zeros_like(values[name])) for name in self._turns}
 
     def run_bound(self, feeds: Mapping[str, Array], outputs: Iterable[str]) -> Feed:
-        """Run once; the state is what it was until :meth:`advance`.
+        """Run once; the state stays unchanged until :meth:`advance`.
 
         Args:
-            feeds: Inputs that are not of the state.
-            outputs: Outputs to be returned.
+            feeds: Inputs that are not part of the state.
+            outputs: Outputs to return.
 
         Raises:
             OutOfMemory: The device has not enough memory for this feed.
@@ -66,7 +66,7 @@ class BoundSession(Session):
             raise engine_error("the model could not be run", error) from error
 
     def advance(self) -> None:
-        """Make what the last run wrote the state."""
+        """Make the values of the last run the state."""
         self._now, self._next = self._next, self._now
 
     def state(self, names: Iterable[str] | None = None) -> Feed:
@@ -75,7 +75,7 @@ class BoundSession(Session):
         return {name: np.array(self._now[name].numpy()) for name in chosen}
 
     def close(self) -> None:
-        """Free it."""
+        """Release the memory."""
         self._now, self._next = {}, {}
         super().close()
 

@@ -1,4 +1,4 @@
-"""A table of times that was measured on another device, as `onnxcop profile` writes it."""
+"""A table of times measured on another device, as `onnxcop profile` writes it."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class DeviceTable:
 
     Attributes:
         source: The file, for messages.
-        onnxcop: The version that said what to time.
+        onnxcop: The version of onnxcop that chose what to time.
         model: Name of the model.
         sha256: Its SHA-256.
         input_shapes: Its input shapes.
-        policy: The coupling policy it was analysed with.
+        policy: The coupling policy of the analysis.
         machine: The device.
-        grid: The widths that were timed.
-        staircase: The widths that the device computes well; None where that could not be timed.
+        grid: The timed widths.
+        staircase: The widths that the device computes well; None if they could not be timed.
         axes: Sizes of the model's axes.
-        seconds: Of a run of the original.
+        seconds: Seconds of a run of the original.
         operators: Seconds by key; None for an operator that does not run alone.
-        cuts: Whole models.
+        cuts: Timed cuts of the whole model.
     """
 
     source: str
@@ -67,19 +67,19 @@ class DeviceTable:
 
     @property
     def device(self) -> str:
-        """Where it was measured, in words."""
+        """Description of the device."""
         threads = "" if self.machine.threads is None else f", threads: {self.machine.threads}"
         provider = self.machine.provider.removesuffix("ExecutionProvider")
         return f"{self.machine.processor} (ONNX Runtime {self.machine.runtime}, {provider}{threads})"
 
     @property
     def described(self) -> str:
-        """What it holds, in a line."""
+        """Description of the contents, in a line."""
         stairs = "unknown widths" if self.staircase is None else f"blocks of {self.staircase.block} channels"
         return f"{len(self.operators)} operators and {len(self.cuts)} cuts on {self.device}, {stairs}"
 
     def summary(self) -> dict[str, Any]:
-        """What it holds, as plain data."""
+        """Summary of the contents as plain data."""
         stairs = None if self.staircase is None else asdict(self.staircase)
         return {
             "machine": self.machine.to_dict(), "staircase": stairs, "seconds": self.seconds,
@@ -91,23 +91,23 @@ class DeviceTable:
         """Read a table.
 
         Raises:
-            PlanMismatchError: The file is missing, no table, damaged, or of another version.
+            PlanMismatchError: The file is missing, damaged, of another version, or not a table.
         """
         return cls.of(_KIND.load(path), str(path))
 
     @classmethod
     def of(cls, document: Any, source: str) -> DeviceTable:
-        """A table from plain data; see :meth:`load`."""
+        """Build a table from plain data; see :meth:`load`."""
         with _KIND.fields(document, source) as fields:
             return _read(fields, source)
 
     def check(
         self, model: str, sha256: str, input_shapes: Mapping[str, Sequence[int]], policy: str, axes: Sequence[int]
     ) -> None:
-        """See that the table is of a model.
+        """Check that the table belongs to a model.
 
         Raises:
-            PlanMismatchError: It is of another one, or of the same read otherwise.
+            PlanMismatchError: It belongs to another model, or to this one with other options.
         """
         again = f"run `onnxcop profile {model}` with the same options on the device"
         if sha256 != self.sha256:
@@ -130,10 +130,10 @@ class DeviceTable:
             )
 
     def check_provider(self, provider: str) -> None:
-        """See that the table is of a provider.
+        """Check that the table belongs to a provider.
 
         Raises:
-            PlanMismatchError: It is of another one.
+            PlanMismatchError: It belongs to another provider.
         """
         if provider != self.machine.provider:
             raise PlanMismatchError(
@@ -184,7 +184,7 @@ def _staircase(value: Any) -> Staircase:
 
 
 def _stairs(value: Any) -> Staircase | None:
-    """The stairs from the times of narrower layers, by kind; kinds that do not run are left out."""
+    """Staircases by kind of layer, from the times of narrower layers; kinds that do not run are left out."""
     kinds = {kind: ratios for kind, ratios in table_in(value).items() if ratios is not None}
     found = {kind: [time_in(ratio) for ratio in list_in(ratios)] for kind, ratios in kinds.items()}
     if any(len(ratios) != len(STEPS) for ratios in found.values()):

@@ -29,7 +29,7 @@ def settle_shapes(
     Args:
         model: The model.
         given: Shapes the user asked for, by input name.
-        options: How to run the model where sizes have to be tried.
+        options: How to run the model if sizes have to be tried.
         images: Height and width of images that the model declares, which are tried first.
 
     Raises:
@@ -64,7 +64,7 @@ def settle_shapes(
 
 
 def _logged(model: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """The shapes that were settled on, after a line that says so."""
+    """Return the chosen shapes after logging them."""
     for value in model_inputs(model):
         if None in declared(value)[1:]:
             sizes = ",".join(map(str, shapes[value.name]))
@@ -77,7 +77,7 @@ def _logged(model: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, Shape
 
 
 def _varied(results: Feed) -> bool:
-    """Whether any output holds different finite numbers (not so for a signal too short for the model)."""
+    """Whether any output holds different finite numbers (not if a signal is too short for the model)."""
     arrays = [np.asarray(a) for a in results.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
     return not arrays or any(a.size and np.isfinite(a).all() and a.min() < a.max() for a in arrays)
 
@@ -137,7 +137,7 @@ def _fit(name: str, sizes: tuple[int | None, ...], given: Sequence[int]) -> Shap
 
 
 def shapes_of(model: onnx.ModelProto, inputs: Mapping[str, Shape], options: EngineOptions) -> ShapeMap:
-    """Infer all shapes; what inference cannot determine is taken from a run of the model, or else from value_info."""
+    """Infer all shapes; those that inference cannot determine come from a run of the model, or else from value_info."""
     found = infer(model, inputs)
     if not found.unknown:
         return found
@@ -153,7 +153,7 @@ def shapes_of(model: onnx.ModelProto, inputs: Mapping[str, Shape], options: Engi
 
 
 def _noted(model: onnx.ModelProto, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, tuple[int, Shape]]:
-    """Types and shapes that the model itself declares for tensors, where its inputs settle all sizes."""
+    """Types and shapes that the model declares for tensors, if its inputs settle all sizes."""
     sizes = {
         dim.dim_param: size
         for value in model_inputs(model)

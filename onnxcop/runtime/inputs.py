@@ -1,7 +1,7 @@
-"""Concrete input shapes for a model, and what shape inference alone cannot determine.
+"""Inputs of a model: declared sizes, random values, and shapes to try for dynamic axes.
 
-Dynamic dimensions need some concrete size for the analysis. Where the user gives none, a few usual
-sizes are tried in turn, and the first with which the model runs is taken.
+The analysis needs a concrete size for every dynamic axis. If the user gives none, a few common sizes are tried in turn,
+and the first with which the model runs is used.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from onnxcop.graph.shapes import Shape
 log = logging.getLogger("onnxcop")
 
 
-# Sizes for (height, width) of images and for the length of sequences, most usual first.
+# Sizes for (height, width) of images and for the length of sequences, most common first.
 
 
 def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs a user feeds: graph inputs that are not initializers."""
+    """The inputs that a user feeds: graph inputs that are not initializers."""
     stored = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in stored]
 
 
 def declared(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
-    """Declared sizes of a value, None where dynamic."""
+    """Declared sizes of a value, None for dynamic ones."""
     return tuple(
         dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
         for dim in value.type.tensor_type.shape.dim
@@ -37,7 +37,7 @@ def declared(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def _batch_names(model: onnx.ModelProto) -> set[str]:
-    """Names of dynamic sizes that stand for the batch: those that lead an input."""
+    """Names of dynamic sizes that stand for the batch: first axes of inputs."""
     leading = {
         value.type.tensor_type.shape.dim[0].dim_param
         for value in model.graph.input
@@ -47,16 +47,15 @@ def _batch_names(model: onnx.ModelProto) -> set[str]:
 
 
 def other_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
-    """Shapes unlike the given ones, for a second look at a model with dynamic sizes.
+    """Shapes unlike the given ones, for a second check of a model with dynamic sizes.
 
     Args:
         model: The model.
         shapes: Concrete shapes of its inputs.
 
     Yields:
-        Shapes that differ in every dynamic axis, then in the batch alone, then in all but the batch; nothing
-        where all sizes are fixed. Axes of one name or of one size stay equal. Whether the model runs with
-        them has to be tried.
+        Shapes that differ in every dynamic axis, then in the batch alone, then in all but the batch; nothing if all
+        sizes are fixed. Axes of one name or of one size stay equal. The model may not run with all of them.
     """
     leading, seen = batch_axes(model), [dict(shapes)]
     for batch, rest in ((True, True), (True, False), (False, True)):
@@ -73,7 +72,7 @@ def other_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Iterato
 
 
 def batch_axes(model: onnx.ModelProto) -> dict[str, set[int]]:
-    """The dynamic axes of every input along which samples seem to be: the leading ones, and others of their names."""
+    """The dynamic axes of every input that seem to carry samples: the first ones, and others of their names."""
     batches = _batch_names(model)
     return {
         value.name: {

@@ -1,7 +1,7 @@
-"""Which package of ONNX Runtime is installed, and whether several write over each other.
+"""The installed package of ONNX Runtime, and whether several packages overwrite each other.
 
 `onnxruntime`, `onnxruntime-gpu`, `onnxruntime-openvino` and others unpack into the same folder. pip does not notice:
-whichever came last provides the files, the providers of the others are missing, and removing one breaks the rest.
+the last one provides the files, the providers of the others are missing, and removing one breaks the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 log = logging.getLogger("onnxcop")
 
 _OWNED = "onnxruntime/__init__.py"
-_PACKAGES = {  # provider: package that has it
+_PACKAGES = {  # provider: the package that contains it
     "CUDAExecutionProvider": "onnxruntime-gpu",
     "TensorrtExecutionProvider": "onnxruntime-gpu",
     "OpenVINOExecutionProvider": "onnxruntime-openvino",
@@ -30,18 +30,18 @@ _PACKAGES = {  # provider: package that has it
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What is installed in the folder that `onnxruntime` is imported from.
+    """The packages in the folder that `onnxruntime` is imported from.
 
     Attributes:
         packages: Names of all distributions that claim its files, sorted.
-        active: The one whose files they are; empty if the files do not say.
+        active: The package that the files come from; empty if they do not say.
     """
 
     packages: tuple[str, ...]
     active: str
 
     def clash(self) -> str:
-        """What is wrong and how to fix it; empty if one package owns the files."""
+        """The problem and its fix; empty if one package owns the files."""
         if len(self.packages) < 2:
             return ""
         hidden = [name for name in self.packages if name != self.active]
@@ -52,7 +52,7 @@ class Installation:
         )
 
     def fix(self, package: str) -> str:
-        """The command line that leaves one package of ONNX Runtime."""
+        """The command line that keeps only one package of ONNX Runtime."""
         uninstall = f"pip uninstall -y {' '.join(self.packages)} && " if self.packages else ""
         return f"{uninstall}pip install --no-deps {package}"
 
@@ -62,7 +62,7 @@ def find_installation(folder: Path, active: str = "") -> Installation:
 
     Args:
         folder: The folder that holds `onnxruntime/`.
-        active: What the files themselves say they are from.
+        active: The package that the files themselves name.
     """
     found = []
     for info in folder.glob("*.dist-info"):
@@ -91,18 +91,18 @@ def installation_of(module: ModuleType) -> Installation:
 
 @functools.cache
 def warn_of_clash(module: ModuleType) -> None:
-    """Warn once if several packages have written over each other."""
+    """Warn once if several packages overwrite each other."""
     clash = installation_of(module).clash()
     if clash:
         log.warning("%s", clash)
 
 
 def package_for(provider: str) -> str:
-    """The package of ONNX Runtime that has a provider, by the provider's own name; empty if none is known."""
+    """The package of ONNX Runtime that has a provider, by the provider's full name; empty if unknown."""
     return _PACKAGES.get(provider, "")
 
 
 def _wanted(packages: tuple[str, ...]) -> str:
-    """The one that its user most likely chose: not those that come as a dependency."""
+    """The package that its user most likely chose: not one that comes as a dependency."""
     chosen = [name for name in packages if name not in ("onnxruntime", "onnxruntime-gpu")]
     return chosen[0] if chosen else "onnxruntime-gpu"

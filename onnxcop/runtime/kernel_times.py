@@ -1,10 +1,8 @@
 """Times of single operators, from the profile of a session that runs many of them.
 
-What prevents comparing operators one by one, the copies
-and reorders at the borders of a small model, is left out: a profile lists kernels separately.
-
-It needs Python 3.8, NumPy and ONNX Runtime alone: its source is a part of the script that times a model
-on another device.
+A profile lists kernels separately, so it leaves out the copies and layout changes at the borders of a small model,
+which distort times of operators that run alone. The source of this module is part of the script that times a model on
+another device, so it needs only Python 3.8, NumPy and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -21,14 +19,14 @@ from typing import Any
 
 log = logging.getLogger("onnxcop")
 
-MARK = "timed_"  # the names of what is timed start with it, a number follows
-REFERENCE = 10**6  # number of an operator that does nothing, whose time a profile adds to every other
-TOGETHER = 24  # operators that are timed in one session
-_RUNS = 12  # of a session at least
-_SECONDS = 0.15  # that a session is run for, where that is more runs
+MARK = "timed_"  # prefix of the names of timed operators; a number follows
+REFERENCE = 10**6  # number of an operator that does nothing; a profile adds its time to every other
+TOGETHER = 24  # operators to time in one session
+_RUNS = 12  # fewest runs of a session
+_SECONDS = 0.15  # time to run a session for, if that gives more runs
 _MOST_RUNS = 60
-_QUICK = 0.4  # share of the runs that count: the quickest, which nothing interrupted
-_LEAST = 0.05  # of a time, that stays when that of the reference is taken off
+_QUICK = 0.4  # share of the runs that count: the fastest, which nothing interrupted
+_LEAST = 0.05  # least share of a time that remains after the time of the reference is subtracted
 CPU = "CPUExecutionProvider"
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 _OUTPUT = re.compile(rf"^{MARK}(\d+)$")
@@ -36,11 +34,11 @@ _KERNEL = re.compile(rf"^{MARK}(\d+)(?:_\w+)?_kernel_time$")
 
 
 def kernel_times(model: bytes, providers: Sequence[Any], threads: int | None) -> dict[int, float]:
-    """Seconds of every marked operator of a model that needs no inputs but zeros.
+    """Measure the seconds of every marked operator of a model on zeros.
 
     Args:
-        model: A serialized model; operators whose outputs are named by :data:`MARK` and a number are timed. The time
-            of :data:`REFERENCE` is taken off the others.
+        model: A serialized model; operators with outputs named :data:`MARK` and a number are timed. The time of
+            :data:`REFERENCE` is subtracted from the others.
         providers: Execution providers, as ONNX Runtime takes them.
         threads: Threads of one operator on the CPU, None for ONNX Runtime's own choice.
 
@@ -81,9 +79,9 @@ def times_of(
 
     Args:
         keys: What to time.
-        timed: Times some of them in one session; where one does not run, it raises an error.
-        together: How many of them.
-        tell: Called with how many are done, and of how many.
+        timed: Times several of them in one session; raises an error if one does not run.
+        together: How many to time in one session.
+        tell: Called with (done, total).
     """
     found: dict[str, float | None] = {}
     for start in range(0, len(keys), together):
@@ -93,7 +91,7 @@ def times_of(
 
 
 def _by_halves(keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str, float]]) -> dict[str, float | None]:
-    """Time some operators together; where one of them does not run, the others without it."""
+    """Time some operators together; if one of them does not run, time the others without it."""
     try:
         times = timed(keys)
     except Exception as error:
@@ -108,7 +106,7 @@ def _by_halves(keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str
 
 
 def _by_session(model: bytes, providers: Sequence[Any]) -> dict[int, float]:
-    """The same on a device whose profile lists launches alone: by the wall, less what an empty model takes.
+    """The same on a device with a profile that lists only launches: wall time minus that of an empty model.
 
     The model holds one operator.
     """
@@ -148,7 +146,7 @@ def feed_of(session: Any) -> dict[str, Any]:
 
 
 def from_events(events: Sequence[Mapping[str, Any]], runs: int) -> dict[int, float]:
-    """Seconds by number from the events of a profile, over so many runs."""
+    """Seconds by number from the events of a profile of several runs."""
     found: dict[int, dict[str, list[float]]] = {}
     for event in events:
         match = _KERNEL.match(str(event.get("name", "")))
@@ -172,11 +170,19 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }  # fmt: skip
 
-_KERNELS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")  # sets that kernels are for
+_KERNELS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "asimd",
+    "sve",
+)  # instruction sets that have kernels of their own
 
 
 def processor() -> str:
-    """Name of the processor, with the instruction sets that kernels are chosen by."""
+    """Name of the processor, with the instruction sets that select its kernels."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -189,7 +195,7 @@ def processor() -> str:
 
 
 def _board() -> str:
-    """Name of a board such as a Raspberry Pi or a Jetson; empty where the kernel does not tell it."""
+    """Name of a board such as a Raspberry Pi or a Jetson; empty if the kernel does not report it."""
     try:
         with open("/proc/device-tree/model", encoding="utf-8", errors="replace") as file:
             return file.read().strip("\0 \n")
@@ -204,12 +210,12 @@ def devices() -> str:
     try:
         found = {entry.device for entry in ort.get_ep_devices()}
         return ", ".join(sorted({f"{one.vendor} {one.device_id:#x}" for one in found if "GPU" in str(one.type)}))
-    except Exception:  # older releases know of no devices
+    except Exception:  # older releases report no devices
         return "unknown device"
 
 
 def machine(provider: str, threads: int | None) -> dict[str, Any]:
-    """What times depend on besides the model, as plain data."""
+    """The facts besides the model that times depend on, as plain data."""
     import onnxruntime as ort
 
     name = processor() if provider == CPU else f"{processor()}, {devices()}"

@@ -1,10 +1,9 @@
-"""How long models take, measured side by side in ONNX Runtime on this machine.
+"""Latency of models, measured side by side in ONNX Runtime on this machine.
 
-A machine that does other work speeds up and slows down from one second to the next, by more than
-pruning saves. So the models take turns, in a random order that is turned round the next time, and what is
-compared is what was measured within one turn; the medians over all turns say how long each takes. Where
-several runs fill a turn, the median of its slices counts: a run that another program stops takes a hundred
-times as long as its neighbours.
+A busy machine speeds up and slows down from one second to the next by more than pruning saves. So models take turns in
+a random order, reversed in the next turn, and only times within one turn are compared. Medians over all turns give the
+time of each model. If a turn holds several runs, the median of its slices counts, because a run that another program
+interrupts takes a hundred times as long as its neighbours.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ from onnxcop.runtime.turns import ENOUGH, clock_of, ratio_of, take_turns
 log = logging.getLogger("onnxcop")
 
 DEFAULT_SECONDS = 2.0
-_SURE = 2.0  # standard errors on either side, for an interval that holds the ratio in 19 of 20 cases
+_SURE = 2.0  # standard errors on either side of an interval that holds the ratio in 19 of 20 cases
 
-# The threads of one session keep spinning for a while after a run, and would slow the next one down.
+# The threads of one session keep spinning for a while after a run and would slow the next one down.
 _CONFIG = {"session.force_spinning_stop": "1"}
-# What ONNX Runtime does if nobody says otherwise: the rest of the package asks for full precision.
+# ONNX Runtime's own default; the rest of the package asks for full precision.
 _AS_DEPLOYED = {CUDA: (("use_tf32", "1"), ("cudnn_conv_algo_search", "EXHAUSTIVE"))}
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long one run of a model takes.
+    """Time of one run of a model.
 
     Attributes:
         median: Seconds.
@@ -58,15 +57,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A model beside the original.
+    """Times of a model and of the original.
 
     Attributes:
         before: The original.
         after: The other model.
-        ratio: Median of the ratios within single turns, other over original: robust where a quotient of
-            medians is not.
+        ratio: Median of the ratios within single turns, other over original: more robust than the quotient of medians.
         error: Standard error of that median.
-        turns: How often both were measured.
+        turns: Number of turns.
         provider: The first execution provider in use.
     """
 
@@ -79,12 +77,12 @@ class Latency:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What holds the ratio in 19 of 20 cases."""
+        """The interval that holds the ratio in 19 of 20 cases."""
         return max(0.0, self.ratio - _SURE * self.error), self.ratio + _SURE * self.error
 
     @property
     def share(self) -> str:
-        """The ratio with its interval, beside the times: "72 ±1%"."""
+        """The ratio with its interval, for printing: "72 ±1%"."""
         return f"{100 * self.ratio:.0f} ±{_SURE * 100 * self.error:.0f}%"
 
     @property
@@ -111,12 +109,12 @@ class Measurement:
     provider: str
 
     def timing(self, model: int) -> Timing:
-        """Of one of the models."""
+        """The timing of one model."""
         low, median, high = np.percentile(self.seconds[:, model], (25, 50, 75))
         return Timing(float(median), float(low), float(high))
 
     def latency(self, model: int, original: int = 0) -> Latency:
-        """One of the models beside another."""
+        """One of the models compared with another."""
         ratio, error = ratio_of(self.seconds, model, original)
         return Latency(
             before=self.timing(original),
@@ -135,11 +133,10 @@ def measure_times(
     """Time models with the same inputs, in turns.
 
     Args:
-        models: What to time; the first one is what the others are compared with.
-        feeds: The inputs of one run, of all models or of each.
+        models: The models; the others are compared with the first.
+        feeds: The inputs of one run, for all models or for each.
         options: How to run them.
-        seconds: About how long to measure, loading and warming up not counted. A turn that takes longer
-            than that is finished all the same.
+        seconds: Approximate time to measure, without loading and warm-up. A turn that takes longer is still finished.
         enough: Standard error of every ratio at which measuring ends early.
 
     Raises:
@@ -157,7 +154,7 @@ def timed(
     original: onnx.ModelProto, other: onnx.ModelProto, shapes: Mapping[str, Shape], options: EngineOptions,
     seconds: float,
 ) -> Latency | None:  # fmt: skip
-    """A model beside the original on random inputs; None, and a warning in the log, where they do not run on those."""
+    """Time a model beside the original on random inputs; None, with a warning in the log, if they do not run."""
     try:
         feeds = random_feeds(original, shapes, seed=0)
         return measure_times([original, other], feeds, options, seconds=seconds).latency(1)
@@ -167,12 +164,12 @@ def timed(
 
 
 def clock_for(options: EngineOptions) -> Callable[[], float]:
-    """The clock to time runs by: the thread's own time where one thread of the CPU does all the work."""
+    """The clock for timing: the thread's own time if one CPU thread does all the work."""
     return clock_of(options.threads == 1 and resolve_provider(options.provider) == [CPU])
 
 
 def as_deployed(options: EngineOptions) -> EngineOptions:
-    """The same provider with the settings that it has where nobody changes them."""
+    """The same provider with ONNX Runtime's default settings, as users deploy it."""
     defaults = _AS_DEPLOYED.get(resolve_provider(options.provider)[0], ())
     return replace(options, provider_options=(*defaults, *options.provider_options))
 

@@ -1,4 +1,4 @@
-"""What a measurement of time depends on, besides the model: processor, ONNX Runtime, provider, threads."""
+"""The machine that times were measured on: processor, ONNX Runtime, provider, threads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onnxcop.runtime.session import EngineOptions, resolve_provider
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where times were measured.
+    """Machine of a measurement.
 
     Attributes:
-        processor: Name of the processor, with the instruction sets that kernels are chosen by; for other
-            providers than the CPU also the devices.
+        processor: Name of the processor, with the instruction sets that select its kernels; with devices for providers
+            other than the CPU.
         runtime: Version of ONNX Runtime.
         provider: The first execution provider.
         threads: Threads of one operator, None for ONNX Runtime's own choice.

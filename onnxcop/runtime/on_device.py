@@ -1,8 +1,8 @@
-"""What runs on a device to time a model there: its operators, its stairs, and some cuts of it as a whole.
+"""Timing of a model on a device: its operators, its staircases, and some cuts of the whole model.
 
-The models to time come packed in a text. The source of this module, after those of kernel_times and turns, is
-the script that `onnxcop profile --script` writes, so it needs Python 3.8, NumPy and ONNX Runtime alone. Names
-at the top of the three modules differ.
+The models to time come packed in a text. The script that `onnxcop profile --script` writes consists of the sources of
+kernel_times, turns and this module, so they need only Python 3.8, NumPy and ONNX Runtime. Names at the top of the three
+modules differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnxcop.runtime.kernel_times import CPU, TOGETHER, feed_of, kernel_times, m
 from onnxcop.runtime.turns import clock_of, ratio_of, take_turns
 
 FORMAT, VERSION = "onnxcop-times", 1
-USUAL_SECONDS = 10.0  # for one cut beside the original
+USUAL_SECONDS = 10.0  # seconds for one cut beside the original
 _CUT_ENOUGH = 0.004
 _STAIRS_SHARE, _STAIRS_ENOUGH = 0.15, 0.01  # of these seconds, for one kind of layer
 _KNOWN = {
@@ -34,11 +34,11 @@ _KNOWN = {
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", CPU],
     "xnnpack": ["XnnpackExecutionProvider", CPU],
 }
-_WIDTH = 120  # characters of a line of the script
+_WIDTH = 120  # characters in a line of the script
 
 
 def packed(header: Mapping[str, Any], blobs: Sequence[bytes]) -> str:
-    """What is to be timed as text: a description, and models that it names by their places."""
+    """Pack the models to time as text: a description, and models that it refers to by index."""
     lengths = json.dumps([len(blob) for blob in blobs])
     content = b"\n".join([json.dumps(header).encode(), lengths.encode(), b"".join(blobs)])
     text = base64.b85encode(zlib.compress(content, 9)).decode()
@@ -46,7 +46,7 @@ def packed(header: Mapping[str, Any], blobs: Sequence[bytes]) -> str:
 
 
 def unpacked(text: str) -> tuple[dict[str, Any], list[bytes]]:
-    """What :func:`packed` was given."""
+    """Inverse of :func:`packed`."""
     content = zlib.decompress(base64.b85decode(text.replace("\n", "")))
     header, lengths, rest = content.split(b"\n", 2)
     blobs, start = [], 0
@@ -60,15 +60,15 @@ def table_of(
     text: str, providers: Sequence[Any], threads: int | None, tell: Callable[[str, int, int], None],
     libraries: Sequence[str] = (), seconds: float = USUAL_SECONDS,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time what was packed, on this device.
+    """Time a packed set of models on this device.
 
     Args:
-        text: What is to be timed.
+        text: The packed models.
         providers: Execution providers, as ONNX Runtime takes them.
         threads: Threads of one operator on the CPU, None for ONNX Runtime's own choice.
         tell: Called with (stage, done, total).
-        libraries: Libraries of operators of the user's own.
-        seconds: How long to time one cut of the whole model beside the original, at most.
+        libraries: Paths of libraries with custom operators.
+        seconds: Longest time for one cut of the whole model beside the original.
 
     Returns:
         The table, as plain data for JSON.
@@ -123,7 +123,7 @@ def _opened(model: bytes, providers: Sequence[Any], threads: int | None, librari
 def _stairs(
     models: Sequence[bytes], open_session: Callable[[bytes], Any], clock: Callable[[], float], seconds: float
 ) -> list[float] | None:
-    """Times of narrower layers as shares of that of the first; None where such layers do not run."""
+    """Times of narrower layers as shares of the time of the first; None if such layers do not run."""
     try:
         sessions = [open_session(model) for model in models]
         runs = [partial(session.run, None, feed_of(session)) for session in sessions]
@@ -137,7 +137,7 @@ def _cuts(
     header: Mapping[str, Any], blobs: Sequence[bytes], open_session: Callable[[bytes], Any],
     timed: Callable[..., FloatArray], tell: Callable[[str, int, int], None],
 ) -> tuple[float, list[dict[str, Any]]]:  # fmt: skip
-    """Seconds of the whole model, and cuts of it with their times as shares of that."""
+    """Seconds of the whole model, and its cuts with their times as shares of that."""
     feed = {name: _values(dtype, shape) for name, dtype, shape in header["inputs"]}
     original = partial(open_session(blobs[header["original"]]).run, None, feed)
     every, found = [], []
@@ -154,7 +154,7 @@ def _cuts(
 
 
 def _values(dtype: str, shape: Sequence[int]) -> Array:
-    """Positive numbers, small whole ones, or truth values."""
+    """Positive numbers, small integers, or booleans."""
     rng = np.random.default_rng(0)
     if dtype == "bool":
         return np.asarray(rng.random(shape) < 0.5)
@@ -164,10 +164,10 @@ def _values(dtype: str, shape: Sequence[int]) -> Array:
 
 
 def run_script(text: str) -> int:
-    """The script: time what was packed, and write the table.
+    """The script: time the packed models and write the table.
 
     Returns:
-        The exit code: 0, or 1 after a line that says what failed.
+        The exit code: 0, or 1 after a line that names the failure.
     """
     parser = argparse.ArgumentParser(description="Time a model on this device, for onnxcop --latency-table.")
     parser.add_argument("-o", "--output", default="times.json", metavar="TABLE.json", help="[default: %(default)s]")

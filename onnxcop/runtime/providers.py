@@ -1,4 +1,4 @@
-"""Which execution providers of ONNX Runtime really work here, and sessions on exactly those."""
+"""The execution providers of ONNX Runtime that work on this machine, and sessions on exactly those."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PROVIDERS = {
     "qnn": "QNNExecutionProvider",
 }
 _OPTIONS: dict[str, dict[str, str]] = {
-    # TF32 keeps 10 bits of a product: too few for statistics and for comparisons. An exhaustive
+    # TF32 keeps 10 bits of a product, too few for statistics and comparisons. An exhaustive
     # search of convolution algorithms is repeated for every new shape and takes seconds each time.
     CUDA: {
         "use_tf32": "0",
@@ -52,7 +52,7 @@ _OUT_OF_MEMORY = (
 
 
 class OutOfMemory(EngineError):
-    """A run needed more memory than the device (or the host) has left."""
+    """A run needed more memory than the device (or the host) has."""
 
 
 SHORT_NAMES = {"auto": "CUDA if a device is available, else the CPU", **_PROVIDERS}
@@ -61,11 +61,11 @@ SHORT_NAMES = {"auto": "CUDA if a device is available, else the CPU", **_PROVIDE
 def resolve_provider(name: str) -> list[str]:
     """The execution providers of ONNX Runtime for a name, in order of precedence.
 
-    `auto` is CUDA if a device really answers, else the CPU; the debug log says why CUDA was not taken.
-    Operators that the provider does not have run on the CPU, hence it closes every list.
+    `auto` is CUDA if a device works, else the CPU; the debug log says why CUDA was not used.
+    Operators that the provider does not have run on the CPU, so it ends every list.
 
     Raises:
-        EngineError: The provider was asked for by name and is not there or does not start.
+        EngineError: The named provider is missing or does not start.
     """
     known = {provider.lower(): provider for provider in _available()}
     if name.lower() == "auto":
@@ -113,7 +113,7 @@ def create_session(
         optimize: Whether the graph may be rewritten before it runs.
         config: Further settings of the session, by ONNX Runtime's keys.
         custom_ops: Paths of libraries of operators.
-        shared_arena: Whether memory of the CPU comes from one arena of all such sessions, and not from its own.
+        shared_arena: Whether CPU memory comes from one arena shared by all such sessions.
 
     Raises:
         EngineError: ONNX Runtime refuses the model or a library, or would replace the provider by another.
@@ -135,7 +135,7 @@ def create_session(
     chosen[0][1].update(provider_options or {})
     try:
         with _quiet(ort):
-            # Without this a provider that fails is replaced by another one.
+            # Otherwise ONNX Runtime replaces a provider that fails by another one.
             session = ort.InferenceSession(source, settings, providers=chosen, enable_fallback=0)
     except (Exception, MemoryError) as error:
         what = f"ONNX Runtime could not load {source if isinstance(source, str) else 'the model'}"
@@ -147,7 +147,7 @@ def create_session(
 
 @functools.cache
 def _register_arena() -> bool:
-    """Make the arena that sessions may share; False where this build has none."""
+    """Create the arena that sessions may share; False if this build has none."""
     ort = _onnxruntime()
     try:
         kind, use = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
@@ -159,10 +159,10 @@ def _register_arena() -> bool:
 
 
 def load_operators(settings: Any, libraries: Sequence[str]) -> None:
-    """Make the operators of libraries known to a session that is made with these settings.
+    """Register the operators of shared libraries with a session that is created from these settings.
 
     Raises:
-        EngineError: One of them is no library of operators for this ONNX Runtime.
+        EngineError: A library has no operators for this ONNX Runtime.
     """
     for library in libraries:
         try:
@@ -172,14 +172,14 @@ def load_operators(settings: Any, libraries: Sequence[str]) -> None:
 
 
 def check_operators(libraries: Sequence[str]) -> None:
-    """Load libraries of operators, to know that they can be; see :func:`load_operators`."""
+    """Check that libraries of operators can be loaded; see :func:`load_operators`."""
     if libraries:
         load_operators(_onnxruntime().SessionOptions(), libraries)
 
 
 @functools.cache
 def _probe(provider: str) -> str | None:
-    """Why `provider` cannot run a tiny model here, or None where it can."""
+    """Return the reason why `provider` cannot run a tiny model here, or None if it can."""
     from onnx import TensorProto, helper
 
     if provider == CUDA or provider.startswith(("Tensorrt", "NvTensor")):
@@ -199,17 +199,17 @@ def _probe(provider: str) -> str | None:
 
 
 def _preload_cuda() -> None:
-    """Loads the CUDA and cuDNN libraries that pip installed, where there are any."""
+    """Load the CUDA and cuDNN libraries that pip installed, if there are any."""
     preload = getattr(_onnxruntime(), "preload_dlls", None)
     if preload is not None:
-        # It reports on the standard output; the session that follows is the proof either way.
+        # It writes to standard output; the session created next is the proof in any case.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             preload()
 
 
 @contextlib.contextmanager
 def _quiet(ort: Any) -> Iterator[None]:
-    """Keeps messages of providers that do not start off the terminal: errors carry them."""
+    """Keep messages of providers that do not start off the terminal: errors contain them."""
     ort.set_default_logger_severity(4)
     try:
         yield
@@ -234,7 +234,7 @@ def _onnxruntime() -> Any:
 
 
 def _how(provider: str) -> str:
-    """The command that installs the build of ONNX Runtime with a provider, where one is known."""
+    """The command that installs the build of ONNX Runtime with a provider, if it is known."""
     package = package_for(provider)
     return f": {installation_of(_onnxruntime()).fix(package)}" if package else ""
 
@@ -244,7 +244,7 @@ def _available() -> list[str]:
 
 
 def engine_error(what: str, error: BaseException) -> EngineError:
-    """The error for a failure of ONNX Runtime, `OutOfMemory` where that is the cause."""
+    """The error for a failure of ONNX Runtime; `OutOfMemory` if that is the cause."""
     cause = _one_line(error)
     folded = str(error).lower()
     if isinstance(error, MemoryError) or any(sign in folded for sign in _OUT_OF_MEMORY):

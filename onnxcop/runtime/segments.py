@@ -1,7 +1,7 @@
-"""Running a model piece by piece, so that what comes before a change is computed only once.
+"""Running a model in pieces, so that everything before a change is computed only once.
 
-The graph is cut between nodes. What crosses a cut (the live tensors) is kept, batch by batch; the rest
-of the network then runs from there, as often as there are variants of it to try.
+The graph is cut between nodes. The tensors that cross a cut (the live tensors) are kept batch by batch. The rest of the
+network then runs from there, once for every variant to try.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.runtime.states import LiveTensors
 
 _KEPT = 1 << 30  # bytes in files
-_EACH = 8  # one cut takes at most this part of what is left of them: late cuts are narrow, and save the most
+_EACH = 8  # a cut may use at most this share of the remaining bytes: late cuts are narrow and save the most
 LARGEST_COPIED = 256 * 2**20  # bytes of weights; pieces of a larger model map them from a file
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Nodes that replace one: they make the same tensors of the same inputs, and of tensors of their own."""
+    """Nodes that replace one node: they make the same tensors from the same inputs and from tensors of their own."""
 
     nodes: tuple[onnx.NodeProto, ...]
     tensors: tuple[onnx.TensorProto, ...]
@@ -42,15 +42,15 @@ def _as_they_are(_: Sequence[int]) -> Mapping[int, Replacement]:
 
 
 class GraphPartition:
-    """Knows what crosses every cut of a graph, and makes models of the pieces.
+    """The live tensors at every cut of a graph, and models of the pieces between cuts.
 
     Args:
-        model: The model whose graph is cut. Weights are read when a piece is made, so that changing
-            them in place changes later pieces.
+        model: The model whose graph is cut. Weights are read when a piece is made, so a change in place affects later
+            pieces.
         shapes: Element types and ranks of its tensors.
         constants: Names of tensors that are computed from weights alone; every piece computes its own.
-        replaced: Returns what replaces nodes when a piece is made, by their positions; tensors of the same name
-            are the same. Nodes that it leaves out stay.
+        replaced: Called when a piece is made; returns replacements of nodes by position. Tensors of the same name are
+            the same. Other nodes stay.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class GraphPartition:
         Args:
             start: The first node.
             stop: The node after the last.
-            outputs: What the model gives.
-            sizes: Of what it reads, by name, as far as they are known.
+            outputs: Outputs of the model.
+            sizes: Known sizes of its inputs, by name.
         """
         wanted, chosen = set(outputs), []
         for index in reversed(range(start, stop)):
@@ -123,10 +123,10 @@ class GraphPartition:
         return piece
 
     def whole(self, base: onnx.ModelProto | None = None) -> onnx.ModelProto:
-        """The whole model with what replaces its nodes.
+        """The whole model with its nodes replaced.
 
         Args:
-            base: A copy of the model with more nodes after its own; the model itself where there is none.
+            base: A copy of the model with more nodes after its own; by default the model itself.
         """
         result = copied(base or self.model)
         replacements = self.replaced(range(self.count))
@@ -145,15 +145,15 @@ class GraphPartition:
         return result
 
     def _held(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """A tensor as pieces hold it: where there is much, in a file that all of them share."""
+        """A tensor as pieces store it: if the model is large, in a file that all pieces share."""
         return tensor if self._weights is None else self._weights.detach(tensor)
 
     def light(self) -> onnx.ModelProto:
-        """The model as it is now: where its weights are many, a copy that has them in the file of the pieces."""
+        """The current model; if its weights are large, a copy that stores them in the file of the pieces."""
         return self.model if self._weights is None else self._weights.light(self.model)
 
     def _constant_makers(self, wanted: set[str], start: int) -> set[int]:
-        """Nodes before `start` that compute constants a piece needs."""
+        """Nodes before `start` that compute constants which a piece needs."""
         found: set[int] = set()
         pending = [name for name in wanted if name in self.constants and self.maker.get(name, start) < start]
         while pending:
@@ -171,12 +171,12 @@ class GraphPartition:
 
 
 def _tensors(replacements: Mapping[int, Replacement]) -> list[onnx.TensorProto]:
-    """Tensors of nodes that replace others, each once."""
+    """Tensors of replacement nodes, each once."""
     return list({tensor.name: tensor for found in replacements.values() for tensor in found.tensors}.values())
 
 
 def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """What the bodies of control flow store, by name; pieces hold it where it is."""
+    """Tensors stored in bodies of control flow, by name; pieces keep them there."""
     found: dict[str, onnx.TensorProto] = {}
     for body in (body for node in graph.node for body in graphs_of(node)):
         found |= {tensor.name: tensor for tensor in body.initializer}
@@ -190,8 +190,7 @@ def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, list[int | None]]:
     """Sizes of tensors that are the same in all batches, by name.
 
-    Stated, they save ONNX Runtime from inferring shapes from sizes that it does not know, which it does not always
-    do right.
+    Declared sizes save ONNX Runtime from inferring shapes of unknown sizes, which it does not always do correctly.
     """
     found: dict[str, list[int | None]] = {}
     for name in shapes[0] if shapes else ():
@@ -205,12 +204,11 @@ def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, 
 class PartialExecutor:
     """The live tensors of one network at cuts that move forward.
 
-    Every batch has a cut of its own: one that nobody asks for stays where it is, and is brought forward in one go
-    when it is needed.
+    Every batch has its own cut. A batch that is not needed stays at its cut, and later moves forward in one step.
 
     Args:
         partition: The network.
-        feeds: Batches of what crosses the first cut: of inputs, where that is 0.
+        feeds: Batches of tensors that cross the first cut: of inputs if it is 0.
         options: How to run pieces.
         cut: The first cut.
     """
@@ -224,7 +222,7 @@ class PartialExecutor:
 
     @property
     def cut(self) -> int:
-        """The cut of the batch that is furthest."""
+        """The cut of the most advanced batch."""
         return max(self.cuts, default=0)
 
     def stream(self, stop: int, names: Sequence[str], places: Sequence[int] | None = None) -> Iterator[Feed]:
@@ -232,8 +230,8 @@ class PartialExecutor:
 
         Args:
             stop: The node.
-            names: Of the tensors.
-            places: Which batches, in this order; by default all of them.
+            names: Names of the tensors.
+            places: Indices of batches, in this order; by default all.
         """
         return self._streamed(self.partition, stop, names, range(len(self.states)) if places is None else places)
 
@@ -246,7 +244,7 @@ class PartialExecutor:
     def _run(
         self, partition: GraphPartition, start: int, stop: int, names: Sequence[str], places: Sequence[int]
     ) -> Iterator[Feed]:
-        """Run nodes on the live tensors of batches that are at the first of them."""
+        """Run nodes on the live tensors of batches whose cut is at the first of these nodes."""
         piece = partition.piece(start, stop, names, _sizes([self.states.shape_of(place) for place in places]))
         if piece is None:
             for place in places:
@@ -263,12 +261,12 @@ class PartialExecutor:
                 yield {name: found[name] if name in found else state[name] for name in names}
 
     def advance(self, cut: int, extra: Sequence[str] = (), places: Sequence[int] | None = None) -> list[Feed]:
-        """Move the cut to just before node `cut`; returns the `extra` tensors made on the way.
+        """Move the cut to just before node `cut`; return the `extra` tensors computed on the way.
 
         Args:
             cut: The node.
             extra: Names of tensors.
-            places: Which batches; by default all of them.
+            places: Indices of batches; by default all.
         """
         chosen = range(len(self.states)) if places is None else places
         for place in chosen:
@@ -289,29 +287,29 @@ class PartialExecutor:
     def finishing(
         self, partition: GraphPartition | None = None, places: Sequence[int] | None = None
     ) -> Generator[Feed]:
-        """Run from the cut to the end, one batch each time.
+        """Run from the cut to the end, one batch at a time.
 
         Args:
-            partition: A variant of the network that is the same up to the cut.
-            places: Which batches, in this order; by default all of them.
+            partition: A variant of the network, equal up to the cut.
+            places: Indices of batches, in this order; by default all.
         """
         chosen = partition or self.partition
         every = range(len(self.states)) if places is None else places
         return self._streamed(chosen, chosen.count, chosen.outputs, every)
 
     def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
-        """The same of all batches at once."""
+        """The same for all batches at once."""
         return list(self.finishing(partition))
 
 
 class Prefixes:
     """The live tensors of one network at any cut, kept in files between passes over it.
 
-    A pass that tries variants at one cut after another computes all that comes before each. The next pass would
-    compute the same again: it starts from the last kept cut before the one that it wants.
+    A pass that tries variants at one cut after another computes everything before each cut. The next pass starts from
+    the last kept cut before the one that it needs, instead of computing the same again.
 
     Args:
-        partition: The network; what is kept holds as long as neither its weights nor its units change.
+        partition: The network; kept tensors are valid while neither its weights nor its units change.
         feeds: Batches of inputs.
         options: How to run pieces.
         limit: Bytes that may be kept in files.
@@ -327,7 +325,7 @@ class Prefixes:
         self._executor = PartialExecutor(partition, feeds, options)
 
     def at(self, cut: int) -> PartialExecutor:
-        """An executor at a cut, to run variants from; it is the caller's until the next call."""
+        """An executor at a cut, to run variants from; the caller owns it until the next call."""
         cuts = sorted(self._kept)
         nearest = cuts[bisect_right(cuts, cut) - 1]
         if not self._executor.cut <= cut or self._executor.cut < nearest:

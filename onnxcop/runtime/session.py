@@ -1,4 +1,4 @@
-"""The execution seam: all that runs a model goes through here, ONNX Runtime is behind it."""
+"""The only module that runs models: ONNX Runtime is used through it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = ["EngineOptions", "OutOfMemory", "Runner", "Session", "resolve_provide
 
 log = logging.getLogger("onnxcop")
 
-_UNPACKED = {"session.disable_prepacking": "1"}  # weights stay where they are mapped, and are not copied into a layout
+_UNPACKED = {"session.disable_prepacking": "1"}  # weights stay memory-mapped and are not copied into another layout
 LARGEST_IN_MEMORY = 1_900_000_000  # bytes; a serialized ModelProto may not reach 2 GiB
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How models are run.
+    """How to run models.
 
     Attributes:
         provider: `auto`, `cpu`, `cuda`, `tensorrt`, `dml`, `coreml`, `openvino`, or the full name
             of an execution provider of ONNX Runtime.
         threads: Threads of one operator on the CPU; None leaves the choice to ONNX Runtime.
         provider_options: Extra (key, value) settings of the first provider.
-        custom_ops: Libraries of operators of your own, as ONNX Runtime loads them.
+        custom_ops: Paths of shared libraries with custom operators.
     """
 
     provider: str = "auto"
@@ -57,12 +57,12 @@ class EngineOptions:
 
 
 def _most_threads() -> int:
-    """Beyond this many threads do nothing but wait for each other, and thousands hang the machine."""
+    """The thread count above which threads only wait for each other; thousands hang the machine."""
     return max(64, 4 * (os.cpu_count() or 1))
 
 
 class Runner(Protocol):
-    """What :func:`run_batched` needs of a session."""
+    """The part of a session that :func:`run_batched` needs."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feed: ...
 
@@ -75,13 +75,13 @@ class Session:
         options: How to run it.
         optimize: Whether ONNX Runtime may rewrite the graph before it runs it.
         config: Further settings of the session, by ONNX Runtime's keys.
-        passing: Whether it is one of many that come and go: these take their memory from one arena, whose pages
-            are not returned and asked for again each time.
+        passing: Whether it is one of many short-lived sessions: these share one arena of memory, which is not returned
+            and requested again each time.
 
     Attributes:
-        inputs: What :meth:`run` must be given; initializers that are listed as inputs are left out.
-        outputs: What it returns.
-        providers: The execution providers in use, the first one asked for at the front.
+        inputs: The inputs of :meth:`run`, without initializers that are listed as inputs.
+        outputs: The outputs.
+        providers: The execution providers in use, in order of precedence.
 
     Raises:
         EngineError: The provider cannot be used, or ONNX Runtime refuses the model.
@@ -132,7 +132,7 @@ class Session:
         self.outputs = tuple(map(_spec_from_node_arg, self._session.get_outputs()))
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Feed:
-        """Runs the model once.
+        """Run the model once.
 
         Args:
             feeds: Arrays by input name, of the dtypes and shapes of :attr:`inputs`.
@@ -155,7 +155,7 @@ class Session:
         return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
-        """Frees the model and removes what was written to disk for it."""
+        """Free the model and remove its temporary files."""
         self._session = None
         if self._remove is not None:
             self._remove()
@@ -173,9 +173,9 @@ def run_batched(
     axes: Mapping[str, int | None],
     outputs: Sequence[str] | None = None,
 ) -> Iterator[tuple[Feed, Feed]]:
-    """Runs a model over batches, halving those that do not fit into the device's memory.
+    """Run a model over batches, halving those that do not fit into the device's memory.
 
-    The size that fitted is kept for the batches that follow.
+    The size that fits is kept for later batches.
 
     Args:
         session: The model.
@@ -184,7 +184,7 @@ def run_batched(
         outputs: Names of the outputs to compute, None for all.
 
     Yields:
-        What was fed and what came out, for every batch or part of one, in order.
+        The feed and the outputs of every batch, or part of one, in order.
 
     Raises:
         OutOfMemory: A single sample does not fit.

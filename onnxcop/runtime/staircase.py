@@ -1,10 +1,9 @@
-"""The stairs of a machine: at which widths its kernels compute, and which fall off the fast ones.
+"""The staircase of a machine: the widths at which its kernels are fast.
 
-Convolutions compute channels in blocks of 4, 8 or 16. A width between two multiples of the block is
-padded and costs the time of the upper one; where it is no multiple of a finer step either, ONNX Runtime
-leaves its blocked layout, reorders around the layer, and takes a slower kernel. Which they are depends
-on the processor, the provider and the release, so a few small convolutions are timed, once a machine. Of
-devices that are not at hand, documentation says the widths.
+Convolutions compute channels in blocks of 4, 8 or 16. A width between two multiples of the block is padded and costs
+the time of the upper one. If it is no multiple of a finer step either, ONNX Runtime leaves its blocked layout, reorders
+data around the layer, and uses a slower kernel. These steps depend on the processor, the provider and the release, so a
+few small convolutions are timed once per machine. For other devices the widths come from their documentation.
 """
 
 from __future__ import annotations
@@ -27,22 +26,21 @@ from onnxcop.runtime.session import EngineOptions
 log = logging.getLogger("onnxcop")
 
 _WIDE = 64
-STEPS = (1, 2, 4, 8, 16)  # channels that are left out of 64, to find the stairs
+STEPS = (1, 2, 4, 8, 16)  # channels left out of 64 to measure the staircase
 _KINDS = (("pointwise", 1, False), ("spatial", 3, False), ("depthwise", 3, True))
 _LAYERS, _SIDE = 5, 14
-_FALLEN = 1.15  # times the time of the full width, for one that is narrower: a slower kernel
-_STAIR = 0.7  # of the share of channels that is left out, in time saved, makes a stair
+_FALLEN = 1.15  # times the time of the full width, for a narrower layer: it runs a slower kernel
+_STAIR = 0.7  # share of the left-out channels that must be saved in time to make a step
 _SECONDS, _ENOUGH = 1.5, 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Staircase:
-    """The widths that a machine computes well.
+    """The widths that a machine computes fast.
 
     Attributes:
-        fine: Widths that are no multiple of it leave the fast kernels; a power of two.
-        block: Channels that are computed at once: widths between two multiples cost as much as the
-            upper one; a power of two.
+        fine: Widths that are not a multiple of it leave the fast kernels; a power of two.
+        block: Channels computed at once: a width between two multiples costs as much as the upper one; a power of two.
     """
 
     fine: int = 4
@@ -56,7 +54,7 @@ class Staircase:
             raise BudgetError(f"steps of {self.fine} are coarser than blocks of {self.block}")
 
     def grain(self, channels: int, steps: int) -> int:
-        """The distance of widths for so many channels: a block, or less where that leaves fewer steps than wanted."""
+        """The step between widths for a number of channels: a block, or less if blocks leave too few steps."""
         grain = self.block
         while grain > self.fine and grain * steps > channels:
             grain //= 2
@@ -65,12 +63,12 @@ class Staircase:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A kind of device with the program that runs models on it.
+    """A kind of device, with the runtime that runs models on it.
 
     Attributes:
-        name: What it is called on the command line.
+        name: Its value for `--target`.
         staircase: Fine steps for narrow groups, blocks for wide ones.
-        source: What says so.
+        source: The documentation that it comes from.
     """
 
     name: str
@@ -98,16 +96,16 @@ TARGETS: tuple[Target, ...] = (
 
 
 def target_named(name: str) -> Target:
-    """The target of a name.
+    """Look up a target by name.
 
     Raises:
-        BudgetError: There is none.
+        BudgetError: There is no target of this name.
     """
     return entry_named(name, TARGETS, "target")
 
 
 def staircase_of(options: EngineOptions) -> Staircase | None:
-    """The stairs of this machine, measured the first time and remembered; None where they cannot be measured."""
+    """The staircase of this machine, measured the first time and cached; None if it cannot be measured."""
     try:
         machine = Machine.of(options).to_dict()
         known = remembered("staircase", machine)
@@ -122,10 +120,10 @@ def staircase_of(options: EngineOptions) -> Staircase | None:
 
 
 def from_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Staircase:
-    """Read stairs off measured times.
+    """Derive a staircase from measured times.
 
     Args:
-        ratios: By number of channels left out of 64, and by kind of layer: time as a share of that of 64.
+        ratios: Time as a share of that of 64 channels, by number of channels left out and by kind of layer.
     """
     fine = next((step for step in STEPS[:-1] if max(ratios[step].values()) <= _FALLEN), STEPS[-2])
     usual = Staircase()
@@ -135,7 +133,7 @@ def from_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Staircase:
 
 
 def _ratios(options: EngineOptions) -> dict[int, dict[str, float]]:
-    """Time of a few layers with so many channels less than 64, as a share of that of 64, by kind."""
+    """Time of a few layers with some channels less than 64, as a share of the time of 64, by kind of layer."""
     found: dict[int, dict[str, float]] = {step: {} for step in STEPS}
     for kind, models in stair_models().items():
         feeds = [{"x": np.ones((1, width, _SIDE, _SIDE), np.float32)} for width in _widths()]
@@ -147,7 +145,7 @@ def _ratios(options: EngineOptions) -> dict[int, dict[str, float]]:
 
 
 def stair_models() -> dict[str, list[onnx.ModelProto]]:
-    """What tells the stairs of a machine: of every kind of layer a few, at 64 channels and at so many less."""
+    """Models that measure the staircase: a few layers of every kind, at 64 channels and at fewer."""
     return {kind: [_layers(width, taps, depthwise) for width in _widths()] for kind, taps, depthwise in _KINDS}
 
 
@@ -156,7 +154,7 @@ def _widths() -> list[int]:
 
 
 def _layers(width: int, taps: int, depthwise: bool) -> onnx.ModelProto:
-    """A few equal convolutions, one after the other."""
+    """A few equal convolutions in a row."""
     weights = np.full((width, 1 if depthwise else width, taps, taps), 1e-3, np.float32)
     nodes = [
         helper.make_node(

@@ -33,11 +33,11 @@ class _File:
 
 
 class LiveTensors(Sequence[Feed]):
-    """What crosses a cut, batch by batch; each batch is read when it is asked for.
+    """The tensors that cross a cut, batch by batch; each batch is read on demand.
 
     Args:
-        feeds: The first tensors; they belong to the caller, and do not count as held.
-        limit: Bytes that are held in memory.
+        feeds: The first tensors; they belong to the caller, and do not count towards the limit.
+        limit: Bytes to keep in memory.
     """
 
     def __init__(self, feeds: Sequence[Mapping[str, Array]], limit: int | None = None) -> None:
@@ -45,14 +45,14 @@ class LiveTensors(Sequence[Feed]):
         self._items: list[dict[str, Array | _File] | None] = [None] * len(feeds)  # None: as it was given
         self._limit = LARGEST_HELD if limit is None else limit
         self._sizes = [0] * len(self._items)
-        self._read: dict[str, Array] = {}  # of the batch that was read last, to know again what has not changed
+        self._read: dict[str, Array] = {}  # of the batch read last, to recognize tensors that have not changed
         self._last = -1
         self._folder: Path | None = None
         self._files = 0
 
     @classmethod
     def holding(cls, feeds: Iterable[Mapping[str, Array]], limit: int | None = None) -> LiveTensors:
-        """Batches that are taken over one by one, so that no more than `limit` bytes of them are ever in memory."""
+        """Take batches over one by one, so that never more than `limit` bytes of them are in memory."""
         held = cls((), limit)
         for feed in feeds:
             held._items.append({})
@@ -87,11 +87,11 @@ class LiveTensors(Sequence[Feed]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is held, in memory or in files."""
+        """Bytes of all batches, in memory or in files."""
         return sum(getattr(value, "nbytes", 0) for item in self._items for value in (item or {}).values())
 
     def shape_of(self, index: int) -> dict[str, tuple[int, ...] | None]:
-        """Shapes of a batch's arrays by name, without reading them; None for what is no array."""
+        """Shapes of a batch's arrays by name, without reading them; None for anything else."""
         item = self._items[index]
         if item is None and isinstance(self._feeds, LiveTensors):
             return self._feeds.shape_of(index)
@@ -99,7 +99,7 @@ class LiveTensors(Sequence[Feed]):
         return {name: getattr(value, "shape", None) for name, value in found.items()}
 
     def replace(self, index: int, feed: Mapping[str, Array]) -> None:
-        """Put other tensors in the place of a batch; one that it has just given out stays where it is."""
+        """Replace the tensors of a batch; tensors that it has just returned stay in their file."""
         old = self._items[index] or {}
         known = self._read if self._last == index else {}
         kept = {name for name, value in feed.items() if name in old and known.get(name) is value}

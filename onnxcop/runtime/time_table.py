@@ -1,4 +1,4 @@
-"""Measured times of operators by what they compute, kept for this machine."""
+"""Measured times of operators, kept for this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TimeTable:
     """Seconds of operators.
 
     Attributes:
-        machine: Where they were timed.
+        machine: The machine that they were timed on.
         seconds: By key; None for an operator that does not run alone.
     """
 
@@ -30,17 +30,17 @@ class TimeTable:
 
     @classmethod
     def here(cls, options: EngineOptions) -> TimeTable:
-        """What is known of this machine."""
+        """The times known of this machine."""
         machine = Machine.of(options)
         known = remembered("kernels", machine.to_dict())
         return cls(machine, dict(known) if isinstance(known, dict) else {})
 
     def complete(self, keys: Sequence[str], bundle: Bundle, options: EngineOptions, progress: Progress) -> None:
-        """Time what is not known yet on this machine, and keep it.
+        """Time the operators that are not known yet on this machine, and keep the result.
 
         Args:
-            keys: What will be looked up.
-            bundle: Makes models of what is to be timed.
+            keys: Keys that will be looked up.
+            bundle: Builds models of the operators to time.
             options: How to run them.
             progress: Called with (stage, done, total).
         """

@@ -1,6 +1,7 @@
-"""Things that are timed in turns, so that what else the machine does disturbs all of them equally.
+"""Timing in turns, so that other work of the machine disturbs all candidates equally.
 
-It needs Python 3.8 and NumPy alone: its source is a part of the script that times a model on another device.
+The source of this module is part of the script that times a model on another device, so it needs only Python 3.8 and
+NumPy.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import numpy as np
 from onnxcop._base.types import FloatArray
 
 ENOUGH = 0.003  # standard error of every ratio at which measuring stops early
-_TURN = 0.002  # seconds that a thing runs for at least within a turn, so that the clock's own cost is nothing
-_SLICES = 40  # of a turn, that are timed one by one
+_TURN = 0.002  # shortest time of a candidate within a turn, in seconds, so that the clock's own cost is negligible
+_SLICES = 40  # slices of a turn that are timed one by one
 _FEWEST, _MOST = 5, 1000  # turns
-_LEAST_TIME = 0.25  # share of the time that is spent in any case
+_LEAST_TIME = 0.25  # share of the time that is always spent
 _RESOLUTION = 1e-6  # seconds that a clock must resolve
 _TO_DEVIATION = 1.349  # quartiles of a normal distribution are this many deviations apart
 _OF_MEDIAN = 1.2533  # standard error of a median over that of a mean
 
 
 def clock_of(alone: bool) -> Callable[[], float]:
-    """The clock to time by: the thread's own time where `alone` it does all the work.
+    """The clock to time with: the thread's own time if `alone`, that is if this thread does all the work.
 
-    That is the same whatever else the machine does; what several threads or another device take must be
-    read off the wall.
+    Thread time does not depend on other work of the machine. Work of several threads or another device needs the wall
+    clock.
     """
     if alone and time.get_clock_info("thread_time").resolution <= _RESOLUTION:
         return time.thread_time
@@ -37,12 +38,12 @@ def clock_of(alone: bool) -> Callable[[], float]:
 def take_turns(
     runs: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float], enough: float = ENOUGH
 ) -> FloatArray:
-    """Seconds per run, float64 [turns, runs], in a random order that is turned round the next time.
+    """Seconds per run, float64 [turns, runs], in a random order that is reversed in the next turn.
 
     Args:
-        runs: What to time; the first is what the others are compared with.
-        seconds: About how long to measure, warming up not counted; at least one turn is finished.
-        clock: Tells the time in seconds.
+        runs: Functions to time; the others are compared with the first.
+        seconds: Approximate time to measure, without warm-up; at least one turn is finished.
+        clock: Returns the time in seconds.
         enough: Standard error of every ratio at which measuring ends early.
     """
     repeats = [_repeats(run, clock) for run in runs]
@@ -52,7 +53,7 @@ def take_turns(
     while len(rows) < _MOST:
         row = [0.0] * len(runs)
         order = order[::-1] if len(rows) % 2 else rng.permutation(len(runs))
-        longer = 1 + rng.random()  # turns of one length could keep step with another program's
+        longer = 1 + rng.random()  # turns of equal length could run in step with another program
         for place in order.tolist():
             row[place] = _turn(runs[place], int(longer * repeats[place]), clock)
         rows.append(row)
@@ -65,13 +66,13 @@ def take_turns(
 
 
 def ratio_of(seconds: FloatArray, place: int, original: int = 0) -> tuple[float, float]:
-    """The median of the ratios within single turns, one thing over another, and its standard error."""
+    """The median of the ratios within single turns, one candidate over another, and its standard error."""
     low, median, high = np.percentile(seconds[:, place] / seconds[:, original], (25, 50, 75))
     return float(median), float((high - low) / _TO_DEVIATION * _OF_MEDIAN / np.sqrt(len(seconds)))
 
 
 def _turn(run: Callable[[], object], count: int, clock: Callable[[], float]) -> float:
-    """Seconds of one of several runs in a row: the median over slices, as another program may take some of them."""
+    """Seconds of one of several runs in a row: the median over slices, because another program may interrupt some."""
     slices = min(count, _SLICES)
     found, done = [], 0
     for place in range(slices):
@@ -89,7 +90,7 @@ def _settled(seconds: FloatArray, enough: float) -> bool:
 
 
 def _repeats(run: Callable[[], object], clock: Callable[[], float]) -> int:
-    """Warm up; how many runs fill a turn."""
+    """Warm up, and return how many runs fill a turn."""
     run()  # the first run allocates and tunes
     began = clock()
     run()

@@ -1,4 +1,4 @@
-"""How far the outputs of two models agree on the same inputs."""
+"""Agreement of the outputs of two models on the same inputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.divergence import Figures, Reference
 from onnxcop.runtime.session import EngineOptions, Session, run_batched
 
-_KEPT = 1 << 28  # bytes of outputs of each model; what is more is summed up alone
+_KEPT = 1 << 28  # bytes of outputs to keep of each model; the rest is only summed
 
 
 @dataclass(frozen=True, slots=True)
 class OutputGap:
-    """One output of two models.
+    """Difference of one output of two models.
 
     Attributes:
-        name: Of the output, in both models or in the first.
-        error: ‖b - a‖ / ‖a‖ over all samples, of finite numbers; None for what is not floating point.
+        name: Name of the output, in both models or in the first.
+        error: ‖b - a‖ / ‖a‖ over all samples, of finite numbers; None unless floating point.
         worst: The largest |b - a| over the largest |a|.
-        equal: Fraction of elements that are equal, for what is not floating point.
+        equal: Fraction of elements that are equal, if not floating point.
         note: Why there are no numbers.
     """
 
@@ -43,10 +43,9 @@ class Agreement:
     """The outputs of two models on the same samples.
 
     Attributes:
-        outputs: One by one.
-        figures: What they are, and how far those of `b` are from those of `a`, with intervals; None where their
-            shapes differ.
-        samples: How many.
+        outputs: Gap of each output.
+        figures: Kinds of the outputs, and the distance of `b` from `a` with intervals; None if their shapes differ.
+        samples: Number of samples.
     """
 
     outputs: tuple[OutputGap, ...]
@@ -56,7 +55,7 @@ class Agreement:
 
 @dataclass
 class _Sums:
-    """What adds up over batches, of one output."""
+    """Running sums of one output over batches."""
 
     gap: float = 0.0
     energy: float = 0.0
@@ -115,12 +114,12 @@ def agreement(
     Args:
         a: The reference.
         b: The other model.
-        source: The samples, by names of the reference's inputs.
-        inputs: Names of the other model's inputs by those of the reference's.
+        source: The samples, keyed by inputs of the reference.
+        inputs: Maps inputs of the reference to inputs of the other model.
         outputs: The same for outputs; only these are compared.
-        options: How both are run.
+        options: How to run both.
         progress: Called with (stage, done, total).
-        task: What the user says that the models are for (see :data:`onnxcop.outputs.tasks.TASKS`).
+        task: The task of the models, if the user names it (see :data:`onnxcop.outputs.tasks.TASKS`).
 
     Raises:
         EngineError: One of the models does not run.
@@ -143,7 +142,7 @@ def agreement(
 
 @dataclass
 class _Kept:
-    """Outputs of both models that are compared together, as many as memory should hold."""
+    """Outputs of both models to compare together, as many as fit in memory."""
 
     one: list[Feed] = field(default_factory=list)
     other: list[Feed] = field(default_factory=list)
@@ -171,7 +170,7 @@ class _Kept:
 
 
 def paired(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
-    """Which names of two lists belong together: equal ones, and those left over by their order if as many are."""
+    """Pair the names of two lists: equal names first, then the others by position if there are as many of both."""
     pairs = {name: name for name in a if name in b}
     rest = [name for name in a if name not in pairs], [name for name in b if name not in pairs]
     if len(rest[0]) == len(rest[1]):

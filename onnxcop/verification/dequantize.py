@@ -1,11 +1,10 @@
-"""A quantized model without the rounding of its activations, for comparison only.
+"""Removal of activation rounding from quantized models, for comparison only.
 
-Rounding turns the noise of the last bits into whole steps, and in a deep model into many of them.
-Two models that are equal but for that noise differ visibly once their activations are rounded, so
-before they are compared the pairs of QuantizeLinear and DequantizeLinear on activations are
-bypassed in both. Operators that compute on quantized tensors are first written out with their floating
-point twins: `QLinearConv` becomes DequantizeLinear, Conv on floating point weights, and QuantizeLinear.
-Quantized weights stay as they are.
+Rounding turns differences in the last bits into whole steps, and a deep model multiplies them. Two models that are
+equal up to such noise then differ visibly. So before two models are compared, pairs of QuantizeLinear and
+DequantizeLinear on activations are bypassed in both. Operators that compute on quantized tensors are first replaced by
+their floating-point equivalents: `QLinearConv` becomes DequantizeLinear, Conv on floating-point weights, and
+QuantizeLinear. Quantized weights stay as they are.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ _OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorP
 
 
 def rounds(model: onnx.ModelProto) -> bool:
-    """Whether the model quantizes tensors while it runs."""
+    """Whether the model quantizes tensors at run time."""
     return computes_rounded(model) or any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which activations that are quantized to be dequantized stay floats.
+    """Return a copy in which activations are not rounded.
 
-    A QuantizeLinear is bypassed where all it reaches, through operators that only move elements,
-    are DequantizeLinear nodes; where an integer operator reads its output it stays.
+    A QuantizeLinear is bypassed if it reaches only DequantizeLinear nodes, through operators that only move elements.
+    It stays if an integer operator reads its output.
     """
     result = copied(model)
     write_twins(result)
@@ -63,7 +62,7 @@ def unrounded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Flow:
-    """Who reads what in a graph."""
+    """The readers of every tensor of a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -80,7 +79,7 @@ class _Flow:
                 self.joins.append(node)
 
     def reached(self, start: str) -> set[str] | None:
-        """Integer tensors from a QuantizeLinear to its ends; None if another operator reads one."""
+        """Integer tensors from a QuantizeLinear to its ends; None if another operator reads one of them."""
         found, pending = {start}, [start]
         while pending:
             name = pending.pop()
@@ -99,7 +98,7 @@ class _Flow:
         return found
 
     def consistent(self, floats: dict[str, set[str]]) -> set[str]:
-        """All bypassed tensors; starts that meet an integer in a Concat are dropped, in place."""
+        """All bypassed tensors; sources that meet an integer tensor in a Concat are dropped, in place."""
         while True:
             bypassed = {name for reached in floats.values() for name in reached}
             mixed = {
@@ -115,7 +114,7 @@ class _Flow:
 
 @dataclass(slots=True)
 class _Writer:
-    """Writes the twin of one node."""
+    """Writes the floating-point equivalent of one node."""
 
     graph: onnx.GraphProto
     stored: dict[str, onnx.TensorProto]
@@ -128,7 +127,7 @@ class _Writer:
         return position < len(self.node.input) and bool(self.node.input[position])
 
     def read(self, position: int) -> Array:
-        """A stored operand; ValueError where it is computed."""
+        """A stored operand.||Raises:|    ValueError: The operand is computed."""
         name = self.node.input[position]
         if name not in self.stored:
             raise ValueError(name)
@@ -149,12 +148,12 @@ class _Writer:
         return output
 
     def floats(self, position: int) -> str:
-        """An activation in floating point; its scale and zero point follow it."""
+        """An activation in floating point; `scale` is followed by its zero point among the inputs."""
         operands = [name for name in self.node.input[position : position + 3] if name]
         return self.add("DequantizeLinear", operands)
 
     def weights(self, position: int, axis: int) -> str:
-        """Stored weights in floating point; their scales and zero points follow, and run along `axis`."""
+        """Stored weights in floating point, with scales and zero points along `axis`."""
         values = self.read(position).astype(np.float64)
         for operand, act in ((position + 2, np.subtract), (position + 1, np.multiply)):
             if self.has(operand):
@@ -162,13 +161,13 @@ class _Writer:
         return self.constant(values)
 
     def rounded(self, result: str, scale: int) -> None:
-        """Quantize the result with the scale and zero point at `scale`."""
+        """Quantize the result with the scale and zero point at input `scale`."""
         operands = [name for name in self.node.input[scale : scale + 2] if name]
         self.add("QuantizeLinear", [result, *operands], self.node.output[0])
 
 
 def _along(values: Array, axis: int, rank: int) -> Array:
-    """Values of one axis, shaped to broadcast; a single one as it is."""
+    """Values of one axis in a shape that broadcasts; a single value as it is."""
     if values.size == 1:
         return values.reshape(())
     return values.reshape([-1 if place == axis % rank else 1 for place in range(rank)])
@@ -225,9 +224,9 @@ _TWINS: dict[str, Callable[[_Writer], None]] = {
 
 
 def write_twins(model: onnx.ModelProto) -> None:
-    """Write out every node that computes on quantized tensors and can be, in place.
+    """Replace every node that computes on quantized tensors and has an equivalent, in place.
 
-    Left as they are: weights that are not stored, channels on the last axis, scales that are not float32.
+    Nodes with computed weights, channels on the last axis, or scales that are not float32 stay as they are.
     """
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -251,5 +250,5 @@ def write_twins(model: onnx.ModelProto) -> None:
 
 
 def computes_rounded(model: onnx.ModelProto) -> bool:
-    """Whether the model has operators that compute on quantized tensors and have a twin."""
+    """Whether the model has operators that compute on quantized tensors and have a floating-point equivalent."""
     return any(node.op_type in _TWINS for node in model.graph.node)

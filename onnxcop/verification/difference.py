@@ -1,9 +1,9 @@
-"""How far two models that should be equal differ, on random inputs.
+"""Difference on random inputs of two models that should be equal.
 
-What is compared has to show a fault and has to be free of blown-up noise: activations are compared
-unrounded, outputs of a squashing function before it, and, where the outputs do not react to the
-inputs at all (detections below a threshold, an argmax of noise), tensors inside as well. Where the
-data decides on branches, both are compared.
+The compared tensors must show a fault without amplified noise. So activations are compared without rounding, and
+outputs of squashing functions are compared before the function. If outputs do not react to the inputs at all
+(detections below a threshold, an argmax of noise), inner tensors are compared as well. If the data decide between
+branches, both branches are compared.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from onnxcop.runtime.inputs import batch_axes, random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.dequantize import rounds, unrounded
 
-# Squashing functions: a tiny probability is noise in its last bits, its logit is not.
+# Squashing functions: the last bits of a tiny probability are noise, its logit is not.
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 _MOST_WITNESSES = 16
-_CLOSE = 1e-3  # of the largest value: samples that come out alike in batches of two sizes
+_CLOSE = 1e-3  # of the largest value; samples agree to this in batches of two sizes
 
 # Largest relative difference that rounding explains, by the type of the tensor.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
@@ -43,14 +43,14 @@ Cuts = tuple[IntArray | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest difference found, relative to the largest absolute value of its tensor.
+    """The largest difference, relative to the largest absolute value of its tensor.
 
     Attributes:
-        worst: The difference; None where no tensor held finite numbers.
-        tensor: Where it was found.
-        limit: What the type of that tensor allows.
+        worst: The difference; None if no tensor held finite numbers.
+        tensor: Tensor with the largest difference.
+        limit: Largest difference that the type of that tensor allows.
         reacts: Whether any compared tensor depends on the inputs.
-        shapes: Shapes of the inputs with which it was found.
+        shapes: Shapes of the inputs.
     """
 
     worst: float | None = None
@@ -61,7 +61,7 @@ class Difference:
 
     @property
     def excessive(self) -> bool:
-        """Whether it is more than rounding explains."""
+        """Whether the difference is more than rounding explains."""
         return self.worst is not None and self.worst > self.limit
 
 
@@ -80,7 +80,7 @@ def difference(
 
     Args:
         reference: The masked original, with all tensors at their original sizes.
-        context: The pruned model.
+        context: The pruned model and its names.
         structure: The original's structure.
         removed: Units that the subject lacks.
         shapes: Shapes of the inputs.
@@ -102,7 +102,7 @@ def difference(
         found = _largest(reference, context, names, **how)
     free = conditions(reference, structure.coupling.shapes)
     for branch in (True, False) if free else ():
-        with suppress(EngineError):  # a branch that does not suit the inputs cannot be compared
+        with suppress(EngineError):  # a branch that does not fit the inputs cannot be compared
             other = _largest(forced(reference, free, branch), forced(context, free, branch), names, **how)
             found = _worse(found, other)
     return found
@@ -125,7 +125,7 @@ def _largest(
     worst = Difference()
     for number, (one, two) in enumerate(zip(expected, found, strict=True)):
         if one is None or two is None:
-            continue  # an exposed or unrounded model may take fewer sizes than the model itself
+            continue  # an exposed or unrounded model may accept fewer sizes than the model itself
         if number < 2 or not worst.excessive:
             worst = _worse(worst, _gap(one, two, names, sizes[number]))
     first, second = expected[0] or {}, expected[1] or {}
@@ -137,9 +137,9 @@ def _runs(
     model: onnx.ModelProto, reference: onnx.ModelProto, wanted: list[str], sizes: Sequence[Mapping[str, Shape]],
     options: EngineOptions, seed: int,
 ) -> list[Feed | None]:  # fmt: skip
-    """What a model gives for inputs of several sizes; None for sizes, but for the first two, that do not suit it.
+    """Run a model on inputs of several sizes; the result is None for sizes that it rejects, except the first two.
 
-    One model after the other, so that only one is in memory.
+    Models run one after the other, so that only one is in memory.
     """
     results: list[Feed | None] = []
     with Session(_exposing(model, wanted), options, optimize=False) as session:
@@ -168,10 +168,10 @@ def _finite(values: Any) -> bool:
 
 
 def comparable_outputs(model: onnx.ModelProto) -> list[str]:
-    """The tensors to compare: the outputs, or the argument of a Sigmoid, Softmax … that makes one.
+    """The tensors to compare: the outputs, or the argument of the Sigmoid, Softmax … that makes one.
 
-    Squashing saturates: it turns a wrong large number into the right 1, and the noise of a large
-    negative one into a large part of a tiny probability.
+    Squashing functions saturate. They turn a wrong large number into the right 1, and the noise of a large negative
+    number into a large part of a tiny probability.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     names = []
@@ -186,7 +186,7 @@ def comparable_outputs(model: onnx.ModelProto) -> list[str]:
 def witnesses(
     reference: onnx.ModelProto, context: onnx.ModelProto, structure: Structure, removed: IntArray
 ) -> dict[str, Cuts]:
-    """Results of the last layers, with the positions that the pruned model keeps of every axis."""
+    """Results of the last layers, with the positions that the pruned model keeps on every axis."""
     coupling, keep = structure.coupling, kept_positions(structure, removed)
     present = {name for node in context.graph.node for name in node.output}
     names: dict[str, Cuts] = {}
@@ -210,7 +210,7 @@ def _cut(values: Any, cuts: Cuts) -> Any:
 
 
 def _exposing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """A copy whose outputs include the given tensors."""
+    """Return a copy with the given tensors among its outputs."""
     copy = copied(model)
     known = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
@@ -218,7 +218,7 @@ def _exposing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 
 def relative_difference(expected: Any, found: Any) -> float | None:
-    """max |expected - found| / max |expected|; None where `expected` holds no finite numbers."""
+    """max |expected - found| / max |expected|; None if `expected` holds no finite numbers."""
     if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.size == 0:
         return None
     if expected.shape != found.shape:
@@ -237,16 +237,16 @@ def relative_difference(expected: Any, found: Any) -> float | None:
 def mixes_samples(
     model: onnx.ModelProto, shapes: Mapping[str, Shape], other: Mapping[str, Shape], options: EngineOptions
 ) -> bool:
-    """Whether samples come out differently when copies of them fill a larger batch.
+    """Whether results of samples change if copies of them fill a larger batch.
 
-    So it is where a batch of one is written down (`Reshape` to `[1, C, -1]`), yet others run: what they
-    give means nothing.
+    This happens if a batch of one is stored in the graph (`Reshape` to `[1, C, -1]`) but other batches run. Their
+    results mean nothing.
 
     Args:
         model: The model.
         shapes: Shapes of its inputs.
         other: Shapes with a larger batch.
-        options: How it is run.
+        options: How to run it.
     """
     axes = batch_axes(model)
     few = {
@@ -277,13 +277,13 @@ def _begins_with(many: Any, one: Any) -> bool:
 
 
 def conditions(model: onnx.ModelProto, shapes: ShapeMap) -> set[str]:
-    """Names of the conditions on which data decides, not sizes."""
+    """Names of the conditions that depend on data, not only on sizes."""
     named = {node.input[0] for node in Scopes.of(model).nodes if node.op_type == "If"}
     return {name for name in named if shapes[name].value is None}
 
 
 def forced(model: onnx.ModelProto, free: Set[str], branch: bool) -> onnx.ModelProto:
-    """Return a copy in which the If nodes with these conditions take their then_branch, or their else_branch.
+    """Return a copy in which the If nodes with these conditions take a fixed branch.
 
     Args:
         model: The model; it is not changed.

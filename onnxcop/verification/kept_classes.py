@@ -1,4 +1,4 @@
-"""A model with fewer classes, and the proof that they are the original's."""
+"""Models with fewer classes, and the proof that the remaining outputs are the original's."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.difference import TOLERANCE
 from onnxcop.verification.verify import check_valid
 
-_AXES = (-1, 1)  # where classes are: last, or, in images and in detectors, behind the samples
-_DRAWS = 2  # random inputs that both models are run on
-_FAINT = 1e-30  # of the probabilities that stay: below, their shares are rounding
+_AXES = (-1, 1)  # where classes are: on the last axis or, in images and detectors, behind the samples
+_DRAWS = 2  # random inputs for both models
+_FAINT = 1e-30  # of the probabilities that stay; smaller sums are rounding
 
 
 def analyze_kept(
@@ -39,19 +39,19 @@ def analyze_kept(
     options: EngineOptions = EngineOptions(),
     **arguments: Any,
 ) -> Analysis:
-    """Analyse a model as it is with some of its classes; with all of them where none are named.
+    """Analyse a model reduced to some of its classes, or unchanged if none are named.
 
     Args:
         model: A path or a model in memory (never changed).
-        wish: Which classes stay; None for all.
+        wish: The classes to keep; None for all.
         input_shapes: Concrete shapes for dynamic inputs, by name.
-        rules: What every operator does to labels.
-        options: How models are run.
-        arguments: The others of :func:`onnxcop.analysis.analyze.analyze`.
+        rules: The operator rules.
+        options: How to run models.
+        arguments: Other arguments of :func:`onnxcop.analysis.analyze.analyze`.
 
     Raises:
-        ModelError: The model cannot be read, or its classes cannot be cut.
-        VerificationError: The cut model's outputs are not the original's.
+        ModelError: The model cannot be read, or its classes cannot be reduced.
+        VerificationError: The outputs of the reduced model are not the original's.
     """
     if wish is None:
         return analyze(model, input_shapes=input_shapes, rules=rules, options=options, **arguments)
@@ -73,7 +73,7 @@ def analyze_kept(
 
 
 def _identity(kept: KeptClasses) -> str:
-    """Of a model with fewer classes: follows from the original's and from what is kept."""
+    """Identity of a model with fewer classes: it follows from the original's and from the kept classes."""
     return hashlib.sha256(json.dumps([kept.original, kept.output, list(kept.kept)]).encode()).hexdigest()
 
 
@@ -86,13 +86,13 @@ def _prove(
     analysis: Analysis, result: onnx.ModelProto, axes: Sequence[ClassAxis], kept: KeptClasses, softmax: bool,
     options: EngineOptions,
 ) -> bool:  # fmt: skip
-    """Check that a cut model gives out what the original does of the classes that stay.
+    """Check that a reduced model returns the original's values for the classes that stay.
 
     Returns:
-        Whether an output holds shares of what stays, not the original's own numbers.
+        Whether an output holds probabilities renormalized over the kept classes, not the original's own values.
 
     Raises:
-        VerificationError: It does not.
+        VerificationError: An output is neither.
     """
     check_valid(result, analysis.original)
     renormalized = False
@@ -109,7 +109,7 @@ def _prove(
 
 
 def _same(name: str, whole: Array, given: Any, place: ClassAxis | None, kept: KeptClasses, softmax: bool) -> bool:
-    """Whether an output holds shares of what stays; False where it holds the original's numbers."""
+    """Whether an output is renormalized over the kept classes; False if it holds the original's values."""
     if place is None:
         _require(name, _gap(whole, given))
         return False
@@ -117,7 +117,7 @@ def _same(name: str, whole: Array, given: Any, place: ClassAxis | None, kept: Ke
     classes = np.take(whole, place.first + np.array(kept.kept, dtype=np.int64), axis=axis)
     others = (np.take(whole, np.arange(place.first), axis), np.take(whole, np.arange(past, whole.shape[axis]), axis))
     parts = np.split(given, np.cumsum([others[0].shape[axis], classes.shape[axis]]), axis=axis)
-    for one, other in zip(others, (parts[0], parts[2]), strict=True):  # boxes and the like, on a scale of their own
+    for one, other in zip(others, (parts[0], parts[2]), strict=True):  # boxes and the like, each on its own scale
         if one.size or other.size:
             _require(name, _gap(one, other))
     gaps = [_gap(classes, parts[1])]
@@ -129,7 +129,7 @@ def _same(name: str, whole: Array, given: Any, place: ClassAxis | None, kept: Ke
 
 
 def _shares(values: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
-    """Probabilities that sum to one again, and their logarithms, if `values` are either."""
+    """Probabilities renormalized to sum to one, and their logarithms, if `values` are either."""
     total = values.sum(axis=axis, keepdims=True)
     one = np.where(np.abs(total) > _FAINT, values / np.where(np.abs(total) > _FAINT, total, 1.0), np.nan)
     top = values.max(axis=axis, keepdims=True)
@@ -138,7 +138,7 @@ def _shares(values: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
 
 
 def _gap(wanted: Array, given: Array) -> tuple[float, float]:
-    """The largest difference, relative to the largest value, and what is allowed."""
+    """The largest difference relative to the largest value, and the allowed one."""
     one, two = wanted.astype(np.float64), given.astype(np.float64)
     finite = np.isfinite(one)
     if one.shape != two.shape or not finite.any():

@@ -1,10 +1,10 @@
-"""The masked original: the original graph with removed channels forced to zero where they are summed.
+"""The masked original: the original graph with removed channels set to zero where they are summed.
 
-Nodes inside bodies of control flow are masked where they are; the weights they then read are stored in
-the top-level graph. This is the second opinion that verification compares with. It shares no function with the
-rewriter that decides what is cut: it looks up stored tensors and removed indices by itself. No tensor changes
-its shape, and no size is touched; at every contraction the weights of the removed channels
-are set to zero, or, where two activations are multiplied, one of them is multiplied by a 0/1 mask.
+Verification compares the pruned model with it. So it shares no function with the rewriter that decides what is cut: it
+looks up stored tensors and removed indices by itself. No tensor changes its shape and no size is touched. At every
+contraction the weights of the removed channels are set to zero. If two activations are multiplied, one of them is
+multiplied by a 0/1 mask. Nodes inside bodies of control flow are masked in place; the weights that they then read are
+stored in the top-level graph.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def masked(
         model: The model.
         structure: Its structure.
         removed: int64, the units.
-        file: Where weights go, to keep large ones out of memory.
+        file: File for the weights, to keep large ones out of memory.
     """
     result = copied(model if file is None else file.light(model))
     stored, nodes = _stored(model.graph), Scopes.of(model).nodes
@@ -94,7 +94,7 @@ def _side(contraction: Contraction, nodes: Sequence[onnx.NodeProto], stored: dic
 
 
 def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
-    """What represents zero: the zero point of quantized weights, one per output channel or one for all."""
+    """Representation of zero: the zero point of quantized weights, one per output channel or one for all."""
     kernel = contraction.kernel
     if kernel is None or kernel.zero is None or kernel.zero >= len(node.input) or not node.input[kernel.zero]:
         return 0

@@ -1,4 +1,4 @@
-"""Checking a pruned model again, long after it was made, from the original and the plan."""
+"""A later check of a pruned model against the original and the plan."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from onnxcop.verification.verify import Verification, check_border, check_runs, 
 
 @dataclass(frozen=True, slots=True)
 class Recheck:
-    """What was checked.
+    """Result of the check.
 
     Attributes:
         removed: How many units the plan removes.
         tensors: How many stored tensors were found to have the planned shapes and types.
         changed: Names of those whose values are not the plan's: recovered or trained since.
-        verification: The comparison with the masked original; None where the weights have changed,
-            so that there is nothing to compare with.
+        verification: The comparison with the masked original; None if the weights have changed, because then nothing is
+            comparable.
         notes: What could not be checked, and why.
     """
 
@@ -43,7 +43,7 @@ class Recheck:
 
     @property
     def summary(self) -> str:
-        """What was done, in a line."""
+        """The checks in one line."""
         shapes = f"the ONNX checker, a run, and the shapes of {self.tensors} stored tensors"
         if self.verification is None:
             return (
@@ -72,18 +72,18 @@ def recheck(
     options: EngineOptions = EngineOptions(),
     structure_only: bool = False,
 ) -> Recheck:
-    """Check that a model is what a plan makes of the original.
+    """Check that a model is the original with a plan applied.
 
     Args:
         original: The model that the plan was made for.
         pruned: The model to check.
         plan: The plan.
-        options: How both are run.
-        structure_only: Accept weights that differ from what the plan gives, as after training.
+        options: How to run both.
+        structure_only: Accept weights that differ from those of the plan, e.g. after training.
 
     Raises:
         PlanMismatchError: The plan belongs to another original.
-        VerificationError: The pruned model is not what the plan makes.
+        VerificationError: The pruned model is not the original with the plan applied.
     """
     analysis = analyze_kept(original, plan.wish, input_shapes=plan.input_shapes, policy=plan.policy, options=options)
     removed = np.sort(units_of(analysis, plan))
@@ -110,7 +110,7 @@ def recheck(
 
 
 def _compare_tensors(expected: onnx.ModelProto, given: onnx.ModelProto, name: str) -> tuple[int, list[str]]:
-    """Check the shapes and types of all stored tensors; the number and those of other values.
+    """Check the shapes and types of all stored tensors; return their number and the names of those with other values.
 
     Raises:
         VerificationError: A tensor is missing or has another shape or type.
@@ -135,7 +135,7 @@ def _kind(tensor: onnx.TensorProto) -> str:
 
 
 def _signature(node: onnx.NodeProto) -> bytes:
-    """What a node computes: without its name, doc string and the values of constants."""
+    """The computation of a node: without its name, doc string and the values of constants."""
     bare = copied(node)
     bare.ClearField("name")
     bare.ClearField("doc_string")
