@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
+import sys
 from collections.abc import Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, overload
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -18,7 +20,8 @@ R = TypeVar("R")
 class by_keywords(Generic[P, O]):
     """Turn `function(model, options)` into `function(model, *, field=..., ...)`.
 
-    Type checkers, `inspect.signature` and `help` see the fields of the options object as keyword arguments.
+    Type checkers see the fields of the options object as keyword arguments, with their types. So does `help`: names
+    and defaults in the signature, types in the text, since dozens of types hide the names.
 
     Args:
         options: A frozen dataclass whose fields are keyword-only.
@@ -50,7 +53,8 @@ class by_keywords(Generic[P, O]):
             return function(**first, **{last.name: self.options(**given)})  # type: ignore[call-arg]
 
         run.__signature__ = signature  # type: ignore[attr-defined]
-        run.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\nKeyword arguments:\n{_described(self.options)}"
+        text = re.sub(rf"\n    {last.name}: .*", "", inspect.cleandoc(function.__doc__))
+        run.__doc__ = f"{text}\n\nKeyword arguments:\n{_described(self.options)}"
         return run
 
 
@@ -61,13 +65,28 @@ def _unknown(keywords: dict[str, Any], signature: inspect.Signature) -> str:
 def _fields(options: Callable[..., object]) -> list[inspect.Parameter]:
     """The parameters of an options class, its own before those of the classes it extends."""
     found = inspect.signature(options).parameters
-    classes = cast("type[object]", options).__mro__
-    names = dict.fromkeys(name for kind in classes for name in vars(kind).get("__annotations__", ()))
-    return [found[name] for name in names if name in found]
+    names = [name for kind in _classes(options) for name in kind.__annotations__]
+    return [found[name].replace(annotation=inspect.Parameter.empty) for name in names]
 
 
 def _described(options: Callable[..., object]) -> str:
-    """The `Attributes:` sections of an options class and of those it extends."""
-    classes = cast("type[object]", options).__mro__
-    texts = (inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2] for kind in classes)
-    return "\n".join(text.rstrip() for text in texts if text)
+    """The `Attributes:` sections of an options class and of those it extends, with the types of the fields."""
+    lines = []
+    for kind in _classes(options):
+        for line in inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].rstrip().splitlines():
+            name, colon, text = line.strip().partition(": ")
+            starts = colon and line.startswith("    ") and not line.startswith("     ")
+            lines.append(f"    {name} ({_typed(kind, name)}): {text}" if starts else line)
+    return "\n".join(lines)
+
+
+def _typed(kind: type[object], name: str) -> str:
+    """The type of a field in words: closed sets spelled out, None left to the default."""
+    names = vars(sys.modules[kind.__module__])
+    parts = [part for part in kind.__annotations__[name].split(" | ") if part != "None"]
+    sets = {part: get_args(names[part]) for part in parts if get_origin(names.get(part)) is Literal}
+    return " | ".join(" | ".join(map(repr, sets[part])) if part in sets else part for part in parts)
+
+
+def _classes(options: Callable[..., object]) -> list[type[object]]:
+    return [kind for kind in cast("type[object]", options).__mro__ if "__annotations__" in vars(kind)]

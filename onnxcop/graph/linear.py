@@ -100,6 +100,9 @@ def kernel_of(node: onnx.NodeProto, position: int = 1, rank: int = 2) -> Kernel 
         return None
     if known & Trait.SLIDES:
         return deconvolution(node) if known & Trait.SPREADS else convolution(node)
+    if node.op_type == "Einsum":
+        found = einsum_weights(node)
+        return found if position and rank == 2 and found is not None and found.changeable else None
     biased = bool(known & Trait.BIASED)
     return None if biased and position == 0 else matrix(node, position, rank, bias=2 if biased else None)
 
@@ -126,6 +129,29 @@ def matrix(node: onnx.NodeProto, position: int = 1, rank: int = 2, bias: int | N
         scale=_attribute(node, "alpha", 1.0).f,
         bias_scale=_attribute(node, "beta", 1.0).f,
     )
+
+
+def einsum_terms(node: onnx.NodeProto) -> tuple[list[str], str]:
+    """The letters of every operand of an Einsum, and those of its result."""
+    left, arrow, result = _attribute(node, "equation").s.decode().replace(" ", "").partition("->")
+    implied = (letter for letter in sorted(set(left)) if letter.isalpha() and left.count(letter) == 1)
+    return left.split(","), result if arrow else "".join(implied)
+
+
+def einsum_weights(node: onnx.NodeProto) -> Kernel | None:
+    """The weights of an Einsum, its second operand of two axes; they may be changed where it is a matrix product."""
+    terms, result = einsum_terms(node)
+    if len(terms) != 2 or len(terms[1]) != 2:
+        return None
+    data, weights = terms
+    summed = [place for place, letter in enumerate(weights) if letter in data and letter not in result]
+    if len(summed) != 1 or weights[1 - summed[0]] in data or weights[1 - summed[0]] not in result:
+        return None
+    in_axis, out_axis = summed[0], 1 - summed[0]
+    letters = data.replace(".", "")
+    product = (data[:-1] + weights[out_axis], data[-1:]) == (result, weights[in_axis])
+    product = product and len(set(letters)) == len(letters)
+    return Kernel(input=1, in_axis=in_axis, out_axis=out_axis, kind="matmul" if product else "other")
 
 
 def flipped(node: onnx.NodeProto, position: int) -> bool:

@@ -71,7 +71,7 @@ TRAITS: dict[tuple[str, str], Trait] = {
     (MICROSOFT, "FusedConv"): _CONV,
     (MICROSOFT, "FusedGemm"): _WITH_BIAS,
     (MICROSOFT, "FusedMatMul"): _LAYER,
-    ("", "Einsum"): Trait.PRODUCT,
+    ("", "Einsum"): _LAYER,
     ("", "Attention"): Trait.PRODUCT,
     (MICROSOFT, "Attention"): Trait.PRODUCT,
     (MICROSOFT, "MultiHeadAttention"): Trait.PRODUCT,

@@ -140,31 +140,29 @@ class LinearLayer:
 def linear_layer(working: MaskedNetwork, index: int) -> LinearLayer | None:
     """Return a node as a layer that can be fitted, or None if it is not one."""
     node, own = working.nodes[index], working.stored_layer(index)
-    if own is None or not own.plain or not _has_rows(node):
+    if own is None or not own.plain:
         return None
     data = node.input[0 if own.kernel.input else 1]
     return None if data in working.partition.constants else LinearLayer(working, index, data, own)
 
 
-def _has_rows(node: onnx.NodeProto) -> bool:
-    """Whether the rows are known; a transposed convolution must store its padding."""
-    chosen = any(a.name == "output_shape" or a.s in _SAME for a in node.attribute)
-    return not (chosen and traits(node) & Trait.SPREADS)
-
-
 def _met(node: onnx.NodeProto, axis: int, taps: int, size: int, made: int, positions: Array) -> tuple[Array, Array]:
-    """Return the input positions on a spatial axis that each tap reads for given output positions, and which exist."""
+    """Return the input positions on a spatial axis that each tap reads for given output positions, and which exist.
+
+    The padding of `auto_pad` and `output_shape` follows from the sizes, as ONNX's Conv and ConvTranspose define it.
+    """
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    stride, dilation, begin = (
+    stride, dilation, begin, extra = (
         int(attributes[name][axis]) if attributes.get(name) else default
-        for name, default in (("strides", 1), ("dilations", 1), ("pads", 0))
+        for name, default in (("strides", 1), ("dilations", 1), ("pads", 0), ("output_padding", 0))
     )
-    pad = attributes.get("auto_pad")
-    if pad in _SAME:
-        added = max((made - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
-        begin = added // 2 if pad == b"SAME_UPPER" else added - added // 2
+    spreads = traits(node) & Trait.SPREADS
+    if attributes.get("auto_pad") in _SAME or attributes.get("output_shape"):
+        small, large = (size, made - extra) if spreads else (made, size)
+        added = max((small - 1) * stride + (taps - 1) * dilation + 1 - large, 0)
+        begin = added // 2 if attributes.get("auto_pad") == b"SAME_UPPER" else added - added // 2
     steps = np.arange(taps).reshape(-1, *[1] * positions.ndim) * dilation
-    if traits(node) & Trait.SPREADS:
+    if spreads:
         place, left = np.divmod(positions + begin - steps, stride)
     else:
         place, left = positions * stride + steps - begin, np.zeros_like(positions)

@@ -99,6 +99,29 @@ def test_idle_biases_leave_no_trace(name: str) -> None:
     assert model == before
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_bias_of_one_number_is_repeated_until_it_is_known_to_stay_one(shape: tuple[int, ...]) -> None:
+    model = model_of([node("Gemm", ["x", "w", "b"], "y")], (4,), {"w": (4, 6), "b": shape})
+    before, wanted = copied(model), run(model)
+    added = AddedBiases.forward(model)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b")
+    assert bias.dims == [6]
+    np.testing.assert_array_equal(run(model)["y"], wanted["y"])
+    changed = copied(model)
+    added.undo(model)
+    assert model == before
+    bias = next(tensor for tensor in changed.graph.initializer if tensor.name == "b")
+    bias.CopyFrom(numpy_helper.from_array(np.arange(6, dtype=np.float32), "b"))
+    added.undo(changed)
+    np.testing.assert_allclose(
+        run(changed)["y"] - run(before)["y"], np.tile(np.arange(6) - bias_of(before), (3, 1)), atol=1e-5
+    )
+
+
+def bias_of(model: onnx.ModelProto) -> float:
+    return next(numpy_helper.to_array(t).item() for t in model.graph.initializer if t.name == "b")
+
+
 @pytest.mark.parametrize("name", ["linear", "convolutions", "products"])
 def test_used_biases_stay(name: str) -> None:
     model = MODELS[name]()

@@ -77,10 +77,23 @@ def test_channels_stand_in_their_groups(kind: Any) -> None:
 
 def test_every_layer_of_the_table_is_described_and_nothing_else() -> None:
     for domain, name in TRAITS:
-        found = kernel_of(helper.make_node(name, ["x", "w"], ["y"], domain=domain))
+        extra = {"equation": "abc,cd->abd"} if name == "Einsum" else {}
+        found = kernel_of(helper.make_node(name, ["x", "w"], ["y"], domain=domain, **extra))
         assert (found is not None) == bool(TRAITS[domain, name] & Trait.LINEAR)
     assert kernel_of(node("FusedMatMul", transBatchA=1)) is None
     assert kernel_of(node("Gemm"), 0) is None
+
+
+@pytest.mark.parametrize(("equation", "axes"), [
+    ("abc,cd->abd", (0, 1)), ("abc,dc->abd", (1, 0)), ("ab , bc", (0, 1)), ("...b,cb->...c", (1, 0)),
+    ("abc,bd->adc", None), ("abc,cd->bad", None), ("abc,cd->adb", None), ("abc,cb->ac", None), ("abc,cde->abde", None),
+    ("abc,cd", (0, 1)), ("abc,c->ab", None), ("abc,cd->abcd", None), ("ab,bc,cd->ad", None), ("aac,cd->aad", None),
+])  # fmt: skip
+def test_an_einsum_is_a_layer_where_it_is_a_product_of_the_last_axis(
+    equation: str, axes: tuple[int, int] | None
+) -> None:
+    found = kernel_of(helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation))
+    assert (found and (found.in_axis, found.out_axis)) == axes
 
 
 def test_rules_say_the_same() -> None:

@@ -31,6 +31,13 @@ CONVOLUTIONS: dict[str, Case] = {
     "grouped": ("Conv", (RANK, 6, 6), (6, WIDTH // 2, 3, 3), {"group": 2}),
     "transposed": ("ConvTranspose", (RANK, 4, 4), (WIDTH, MADE, 2, 2), {"strides": [2, 2]}),
     "transposed, grouped": ("ConvTranspose", (RANK, 4, 4), (WIDTH, 3, 3, 3), {"group": 2, "pads": [1] * 4}),
+    "transposed, same": (
+        "ConvTranspose", (RANK, 4, 4), (WIDTH, MADE, 3, 3), {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
+    ),
+    "transposed, upper": ("ConvTranspose", (RANK, 5), (WIDTH, MADE, 4), {"strides": [3], "auto_pad": "SAME_UPPER"}),
+    "transposed, sized": (
+        "ConvTranspose", (RANK, 4, 4), (WIDTH, MADE, 3, 3), {"strides": [2, 2], "output_shape": [7, 6]},
+    ),
     "fused": ("FusedConv", (RANK, 6, 6), (MADE, WIDTH, 3, 3), {"activation": "Relu"}),
     "clipped": ("FusedConv", (RANK, 9), (MADE, WIDTH, 3), {"activation": "Clip", "activation_params": [-1.0, 1.0]}),
 }  # fmt: skip
@@ -39,6 +46,9 @@ COLUMNS: dict[str, Case] = {
     "Gemm, transposed": ("Gemm", (RANK,), (MADE, WIDTH), {"transB": 1, "alpha": 0.5, "beta": 2.0}),
     "MatMul": ("MatMul", (3, RANK), (WIDTH, MADE), {}),
     "FusedMatMul": ("FusedMatMul", (3, RANK), (MADE, WIDTH), {"transB": 1, "alpha": 3.0}),
+    "Einsum": ("Einsum", (3, RANK), (WIDTH, MADE), {"equation": "nsd,de->nse"}),
+    "Einsum, transposed": ("Einsum", (3, RANK), (MADE, WIDTH), {"equation": "abd, ed"}),
+    "Gemm, one number": ("Gemm", (RANK,), (WIDTH, MADE), {}),
     "FusedGemm": ("FusedGemm", (RANK,), (MADE, WIDTH), {"transB": 1, "activation": "Tanh"}),
     "FusedGemm, leaky": ("FusedGemm", (RANK,), (WIDTH, MADE), {"activation": "LeakyRelu", "activation_alpha": 0.2}),
 }
@@ -72,7 +82,8 @@ def model_of(name: str) -> onnx.ModelProto:
     else:
         first, tensor = helper.make_node("MatMul", ["first", "x"], ["h"], "first"), planted((WIDTH, RANK), 0)
     made = size[1] * groups if operator == "ConvTranspose" else MADE if name not in CONVOLUTIONS else size[0]
-    biased = "MatMul" not in operator
+    biased = "MatMul" not in operator and operator != "Einsum"
+    made = 1 if "one number" in name else made
     inputs = ["second", "h"] if "weights first" in name else ["h", "second"]
     domain = MICROSOFT if operator.startswith("Fused") else ""
     second = helper.make_node(operator, [*inputs, *["bias"] * biased], ["y"], "second", domain=domain, **attributes)

@@ -10,7 +10,7 @@ from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops.elementwise import broadcast_labels
 from onnxcop.coupling.ops.facts import Contraction, Operand
 from onnxcop.coupling.ops.op import Decline, Label, Op
-from onnxcop.graph.linear import Kernel, convolution, deconvolution, flipped, matrix
+from onnxcop.graph.linear import Kernel, convolution, deconvolution, einsum_terms, einsum_weights, flipped, matrix
 
 
 def _repeat(blocks: IntArray, times: int) -> IntArray:
@@ -263,16 +263,12 @@ def einsum(op: Op) -> None:
     Frozen: all axes with an ellipsis, a letter twice in one operand, or a letter that
         broadcasts.
     """
-    equation = op.attr("equation")
-    equation = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
-    if "." in equation:
+    terms, result = einsum_terms(op.node)
+    if "." in "".join(terms):
         raise Decline("Einsum with an ellipsis")
-    left, _, result = equation.partition("->")
-    terms = left.split(",")
-    if "->" not in equation:
-        result = "".join(sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1))
     if any(len(set(term)) != len(term) for term in terms):
         raise Decline("Einsum with a repeated letter in one operand")
+    weights = einsum_weights(op.node) if len(terms) == 2 and op.constant(1) else None
     labels: dict[str, IntArray | None] = {}
     sizes: dict[str, int] = {}
     for letter in dict.fromkeys("".join(terms)):
@@ -286,18 +282,10 @@ def einsum(op: Op) -> None:
                 live = op.tie(live, op.label(p)[axis])
             labels[letter] = live
         else:
-            kernel, produced = _einsum_kernel(op, terms, result, letter)
-            op.contract(*holders, kernel=kernel, produced=produced)
+            if weights is not None and letter == terms[1][weights.in_axis]:
+                op.contract(*holders, kernel=weights, produced=op.label(1)[weights.out_axis])
+            else:
+                op.contract(*holders)
             labels[letter] = op.label(holders[0][0])[holders[0][1]]
     op.macs(1.0, *(_axis(labels[letter], sizes[letter]) for letter in labels))
     op.emit([labels[letter] for letter in result])
-
-
-def _einsum_kernel(op: Op, terms: list[str], result: str, letter: str) -> tuple[Kernel | None, IntArray | None]:
-    """A constant two-axis operand summed over `letter` is a weight matrix."""
-    if len(terms) != 2 or len(terms[1]) != 2 or letter not in terms[1] or not op.constant(1):
-        return None, None
-    in_axis = terms[1].index(letter)
-    if terms[1][1 - in_axis] not in result or terms[1][1 - in_axis] in terms[0]:
-        return None, None
-    return Kernel(input=1, in_axis=in_axis, out_axis=1 - in_axis, kind="other"), op.label(1)[1 - in_axis]

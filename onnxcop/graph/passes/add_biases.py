@@ -1,17 +1,20 @@
-"""Biases for layers that have none, so that recovery has somewhere to put a mean.
+"""Biases for layers that have none, or one number for all outputs, so that recovery has somewhere to put a mean.
 
-Added as zeros before tracing; those that stay zero are taken out again at the end.
+Added as zeros before tracing; those that stay zero are taken out again at the end. One number is repeated for every
+output, and is one number again at the end if all stay equal.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxcop._base.types import Array
 from onnxcop.graph.edit import fresh_name, replace_all
 from onnxcop.graph.linear import following_bias, kernel_of
 from onnxcop.graph.subgraphs import initializers_are_inputs
@@ -24,19 +27,50 @@ class AddedBiases:
 
     Attributes:
         names: Names of the vectors that were added.
+        repeated: Shapes that biases of one number had, by name.
     """
 
     names: frozenset[str] = frozenset()
+    repeated: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def forward(cls, model: onnx.ModelProto) -> AddedBiases:
-        """Add biases of zeros, in place."""
-        return cls(_add(model))
+        """Add biases of zeros, and repeat those of one number, in place."""
+        return cls(_add(model), _repeat(model))
 
     def undo(self, model: onnx.ModelProto) -> None:
         """Move the biases into normalizations where one follows, and take out those that are zero, in place."""
         move_into_normalization(model, self.names)
         drop_idle(model, self.names)
+        for tensor in model.graph.initializer:
+            values = numpy_helper.to_array(tensor) if tensor.name in self.repeated else np.zeros(0)
+            if values.size and (values == values[0]).all():
+                _store(model, tensor, values[:1].reshape(self.repeated[tensor.name]))
+
+
+def _repeat(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Make biases of one number, each of one layer, vectors of that number; returns their shapes before."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    found = {}
+    for node in model.graph.node:
+        kernel = kernel_of(node)
+        if kernel is None or kernel.bias is None or node.input[1] not in stored:
+            continue
+        groups, _, outs, _ = kernel.shape(stored[node.input[1]].dims)
+        bias = stored.get("".join(node.input[kernel.bias : kernel.bias + 1]))
+        if bias is not None and readers[bias.name] == 1 and np.prod(bias.dims, dtype=int) == 1 < groups * outs:
+            found[bias.name] = tuple(bias.dims)
+            _store(model, bias, np.repeat(numpy_helper.to_array(bias).reshape(1), groups * outs))
+    return found
+
+
+def _store(model: onnx.ModelProto, tensor: onnx.TensorProto, values: Array) -> None:
+    """Give a stored tensor other values, of another shape; it may be listed as an input too."""
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for value in model.graph.input:
+        if value.name == tensor.name:
+            value.CopyFrom(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, values.shape))
 
 
 def _add(model: onnx.ModelProto) -> frozenset[str]:
