@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
@@ -32,6 +32,7 @@ from onnxcop._base.types import Feed, FloatArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of
 from onnxcop.calibration.instrument import Instrumented, instrument
+from onnxcop.calibration.spilled import SpilledMoments
 from onnxcop.calibration.statistics import CalibrationStats, Moments
 from onnxcop.calibration.taps import Tap, taps_of
 from onnxcop.data.open import CalibrationData
@@ -47,6 +48,8 @@ log = logging.getLogger("onnxcop")
 WIDEST = 4096  # channels of a tensor whose statistics are gathered
 SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with "auto"
 FEWEST = 4  # positions of a sample that "auto" takes at least
+TOGETHER = 1 << 30  # bytes of sums in one pass over the data; if there are more, moments go to files
+_SUM_BYTES = 12  # of an entry of a second moment: the sum, and what one batch adds to it
 _BLOCK = 128  # rows of a matrix
 _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
 
@@ -112,13 +115,39 @@ def calibrate(
         return CalibrationStats(sha, data.count, {})
     if positions == "auto":
         positions = affordable_positions(taps, SHARE * _macs(model, shapes) / samples)
-    watched = instrument(model, taps, positions)
-    with Session(watched.model, options) as session:
-        try:
-            return _gather(session, watched, first, data, sha=sha, progress=partial(progress, stage))
-        except _NotFinite as error:
-            found = data.first_infinite()
-            raise CalibrationError(f"{error}; {found}" if found else str(error)) from None
+    parts = list(_parts(taps))
+    moments: dict[str, Moments] | SpilledMoments = {} if len(parts) == 1 else SpilledMoments()
+    count = 0
+    for place, part in enumerate(parts):
+        watched = instrument(model, part, positions)
+        report = partial(_reported, partial(progress, stage), place, len(parts))
+        with Session(watched.model, options) as session:
+            try:
+                count, found = _gather(session, watched, first, data, progress=report)
+            except _NotFinite as error:
+                where = data.first_infinite()
+                raise CalibrationError(f"{error}; {where}" if where else str(error)) from None
+        for key, one in found:
+            moments[key] = one
+    return CalibrationStats(sha, count, moments)
+
+
+def _reported(progress: Callable[[int, int], None], place: int, parts: int, done: int, total: int) -> None:
+    progress(place * total + done, parts * total)
+
+
+def _parts(taps: Sequence[Tap]) -> Iterator[list[Tap]]:
+    """Taps in so many passes over the data that the sums of one are not too much for memory."""
+    part: list[Tap] = []
+    size = 0
+    for tap in taps:
+        own = _SUM_BYTES * tap.channels**2
+        if part and size + own > TOGETHER:
+            yield part
+            part, size = [], 0
+        part.append(tap)
+        size += own
+    yield part
 
 
 def _gather(
@@ -127,10 +156,9 @@ def _gather(
     first: Feed,
     data: CalibrationData,
     *,
-    sha: str,
     progress: Callable[[int, int], None],
-) -> CalibrationStats:
-    """Run an instrumented model over all samples."""
+) -> tuple[int, Iterator[tuple[str, Moments]]]:
+    """Run an instrumented model over all samples; returns their number, and moments by tap, which use up the sums."""
     shifts = _shifts(watched, session.run(first | _zero_shifts(watched)))
     sums = [_Sums.of(tap) for tap in watched.taps]
     done = 0
@@ -140,11 +168,8 @@ def _gather(
             total.add(tap, result[names.count], result[names.total], result[names.second])
         done += _samples(feed, data)
         progress(done, data.count)
-    moments = {
-        tap.key: total.moments(shifts[names.shift])
-        for tap, total, names in zip(watched.taps, sums, watched.names, strict=True)
-    }
-    return CalibrationStats(sha, done, moments)
+    pairs = zip(watched.taps, watched.names, strict=True)
+    return done, ((tap.key, sums.pop(0).moments(shifts[names.shift])) for tap, names in pairs)
 
 
 def _samples(feed: Feed, data: CalibrationData) -> int:

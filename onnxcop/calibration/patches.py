@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxcop.analysis.layers import Layer
+from onnxcop.calibration.spilled import ChangedMoments
 from onnxcop.calibration.statistics import CalibrationStats, Moments, tap_key
 from onnxcop.graph.edit import copied
 from onnxcop.graph.linear import kernel_of
@@ -60,13 +61,13 @@ class PatchStatistics:
 
     def by_channel(self, layers: Iterable[Layer]) -> CalibrationStats:
         """The same by channel alone, averaged over taps where patches were unfolded."""
-        taps = dict(self.stats.taps)
+        changed = {}
         for layer in layers:
             found = self._of_features(layer)
             if found is not None:
-                taps[tap_key(layer)] = averaged(found, layer.channels)
-        for patch in self.patches.values():
-            taps.pop(tap_key(patch), None)
+                changed[tap_key(layer)] = averaged(found, layer.channels)
+        dropped = frozenset(tap_key(patch) for patch in self.patches.values())
+        taps = ChangedMoments(self.stats.taps, changed, dropped)
         return CalibrationStats(self.stats.model, self.stats.samples, taps)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import numpy_helper
 
 from onnxcop._base.types import Array
 from onnxcop.graph.edit import opset_of
+from onnxcop.graph.io import values_of
 from onnxcop.graph.shapes import evaluate
 from onnxcop.graph.subgraphs import Scopes
 
@@ -34,7 +34,7 @@ class Weights:
     def read(self, name: str) -> Array | None:
         """The value of a tensor that depends on constants alone, None if it cannot be computed."""
         if name in self.stored:
-            return numpy_helper.to_array(self.stored[name])
+            return values_of(self.stored[name])
         chain: list[str] = []
         pending = [name]
         while pending:

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from onnxcop._base.files import Writing
 from onnxcop._base.scratch import scratch_folder
+from onnxcop._base.types import Array
 from onnxcop.errors import ModelError
 from onnxcop.graph.check import byte_size, check, check_text, tensors
 from onnxcop.graph.edit import copied
@@ -24,6 +25,7 @@ log = logging.getLogger("onnxcop")
 _SMALL = 1024  # bytes; smaller tensors stay in the model
 _PAGE = 4096  # bytes; tensors start at multiples, so that the file can be mapped into memory
 VALUES = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data"}
+EXTERNAL = {"data_location", "external_data"}  # fields of a tensor whose values are in a file
 _Put = Callable[[bytes], tuple[str, int]]
 
 LARGEST_SINGLE_FILE = 2_000_000_000  # bytes; protobuf cannot serialize a message of 2 GiB or more
@@ -240,9 +242,13 @@ class WeightFile:
                 return _files.get(next((e.value for e in tensor.external_data if e.key == "location"), ""))
         return None
 
-    def light(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """A copy of a model whose large tensors are in the file."""
-        return _light(model, self.put)
+    def light(self, model: onnx.ModelProto, *, inner: bool = True) -> onnx.ModelProto:
+        """A copy of a model whose large initializers are in the file; `inner` tensors, those of nodes, as well."""
+        return _light(model, self.put, inner=inner)
+
+    def read(self, entries: Mapping[str, str]) -> bytes:
+        """The bytes of a tensor, by the entries of its external data."""
+        return _external_bytes(self.folder / self.name, entries)
 
     def put(self, data: bytes) -> tuple[str, int]:
         """Add the bytes of a tensor, unless they are there already; returns the file's name and their offset."""
@@ -269,6 +275,34 @@ class WeightFile:
 
 
 _files: weakref.WeakValueDictionary[str, WeightFile] = weakref.WeakValueDictionary()
+
+
+def inlined(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A tensor that holds its values: itself, or a copy where they are in a file of weights."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return tensor
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    found = onnx.TensorProto()
+    copy_fields(tensor, found, EXTERNAL)
+    found.raw_data = _files[entries["location"]].read(entries)
+    return found
+
+
+def values_of(tensor: onnx.TensorProto) -> Array:
+    """The values of a tensor, from a file of weights where they are in one."""
+    return onnx.numpy_helper.to_array(inlined(tensor))
+
+
+def whole(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model that holds all its weights: itself, or a copy of a light one."""
+    if WeightFile.of(model) is None:
+        return model
+    result = onnx.ModelProto()
+    copy_fields(model, result, {"graph"})
+    copy_fields(model.graph, result.graph, {"initializer"})
+    for tensor in model.graph.initializer:
+        result.graph.initializer.add().CopyFrom(inlined(tensor))
+    return result
 
 
 def save_externally(model: onnx.ModelProto, folder: Path) -> Path:
@@ -302,11 +336,11 @@ def detached(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.Mode
     return _light(model, put)
 
 
-def _light(model: onnx.ModelProto, put: _Put) -> onnx.ModelProto:
+def _light(model: onnx.ModelProto, put: _Put, *, inner: bool = True) -> onnx.ModelProto:
     light = onnx.ModelProto()
     copy_fields(model, light, {"graph"})
     copy_fields(model.graph, light.graph, {"initializer"})
-    for tensor in tensors(light.graph):  # constants, and what bodies store: copied already
+    for tensor in tensors(light.graph) if inner else ():  # constants, and what bodies store: copied already
         _detach(tensor, tensor, put)
     for tensor in model.graph.initializer:
         _detach(tensor, light.graph.initializer.add(), put)

@@ -27,6 +27,7 @@ from onnxcop.data.input_files import InputFiles, bytes_of_model
 from onnxcop.data.open import CalibrationData, Preprocess, open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
+from onnxcop.graph.io import whole
 from onnxcop.pipeline.decide import Decision, Request, recover_units
 from onnxcop.pipeline.distillation import check_distillation, distilled
 from onnxcop.pipeline.finish import fed, finish, with_hints_logged
@@ -275,4 +276,4 @@ def recover(
     source = source.in_batches_of(affordable_batch(analysis, source, options))
     chosen = replace(settings or RecoverySettings(), seed=seed)
     with shown(progress) as report:
-        return recover_units(analysis, removed, source, chosen, options, report, Clock()).model
+        return whole(recover_units(analysis, removed, source, chosen, options, report, Clock()).model)

@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from onnxcop._base.types import Array, BoolArray, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Contraction, Operand
+from onnxcop.graph.io import values_of
 from onnxcop.graph.subgraphs import Scope, Scopes
 from onnxcop.runtime.segments import Replacement
 
@@ -180,7 +181,7 @@ class _Writer:
 
     def _zeroed(self, position: int, ends: Sequence[tuple[int, BoolArray, Any]]) -> onnx.TensorProto | None:
         """Stored weights with removed units set to zero; None if they are zero already."""
-        before = numpy_helper.to_array(self.stored[self.names[position]])
+        before = values_of(self.stored[self.names[position]])
         values = before.copy()
         for axis, gone, zero in ends:
             values[(slice(None),) * axis + (gone,)] = zero
@@ -190,7 +191,7 @@ class _Writer:
 
     def _cut(self, position: int, takes: Sequence[tuple[int, IntArray]]) -> onnx.TensorProto:
         """Stored parameters of the remaining channels."""
-        values = numpy_helper.to_array(self.stored[self.names[position]])
+        values = values_of(self.stored[self.names[position]])
         for axis, kept in takes:
             values = np.take(values, kept, axis=axis)
         return numpy_helper.from_array(np.ascontiguousarray(values), f"{self.names[position]}__cut_{self.number}")
@@ -222,7 +223,7 @@ class _Writer:
         stored = self.stored.get(self.names[kernel.zero])
         if stored is None:
             return 0
-        zero = numpy_helper.to_array(stored)
+        zero = values_of(stored)
         if zero.size == 1:
             return zero.reshape(-1)[0]
         rank = len(self.stored[self.names[kernel.input]].dims)

@@ -19,6 +19,8 @@ from onnx import numpy_helper
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of
+from onnxcop.graph.edit import copied
+from onnxcop.graph.io import values_of
 from onnxcop.graph.linear import Kernel, StoredLayer, kernel_of, stored_layer
 from onnxcop.graph.subgraphs import Scopes
 from onnxcop.reconstruction.masks import UnitMasks
@@ -48,9 +50,7 @@ class MaskedNetwork:
     @classmethod
     def of(cls, analysis: Analysis) -> MaskedNetwork:
         """Copy the analysed model."""
-        model = onnx.ModelProto()
-        model.CopyFrom(analysis.model)
-        return cls(analysis, model, np.ones(len(analysis.structure.unit_class), dtype=np.bool_))
+        return cls.sharing(analysis).copy()
 
     @classmethod
     def sharing(cls, analysis: Analysis) -> MaskedNetwork:
@@ -70,10 +70,9 @@ class MaskedNetwork:
         self._uses.update(value.name for scope in scopes.all[1:] for value in scope.graph.output)
 
     def copy(self) -> MaskedNetwork:
-        """An independent copy."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        return MaskedNetwork(self.analysis, model, self.alive.copy())
+        """An independent copy; of a large network the weights are in one file, and only changed ones are added."""
+        light = self.partition.light()
+        return MaskedNetwork(self.analysis, copied(light) if light is self.model else light, self.alive.copy())
 
     def masked(self, base: onnx.ModelProto | None = None) -> onnx.ModelProto:
         """The current network as a model in the original's shapes, with masks for removed units.
@@ -95,7 +94,7 @@ class MaskedNetwork:
 
     def read(self, name: str) -> Array:
         """A stored tensor."""
-        return numpy_helper.to_array(self.partition.stored[name])
+        return values_of(self.partition.stored[name])
 
     def write(self, name: str, values: Array) -> None:
         """Replace a stored tensor, keeping its type."""
@@ -104,7 +103,7 @@ class MaskedNetwork:
         new = numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name)
         if tensor.doc_string:
             new.doc_string = tensor.doc_string
-        tensor.CopyFrom(new)
+        tensor.CopyFrom(self.partition.held(new))
 
     def uses(self, name: str) -> int:
         """How often a tensor is read."""

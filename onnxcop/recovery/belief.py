@@ -15,6 +15,7 @@ import onnx
 from onnxcop._base.types import Array, Feed
 from onnxcop.analysis.census import group_name
 from onnxcop.errors import InternalError
+from onnxcop.graph.io import WeightFile
 from onnxcop.reconstruction.divergence import Divergence, Reference
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.rewrite.apply import apply
@@ -54,7 +55,7 @@ class Belief:
         Raises:
             InternalError: It computes something else; the message names the groups.
         """
-        believed, found = self._run(self.network.masked()), self._run(written)
+        believed, found = self._run(self.network.masked()), self._run(self._light(written))
         expected, divergence = self.reference.compare(believed), self.reference.compare(found)
         # Outputs alone may jump if the model rounds or picks the best of many; the printed figures may not.
         apart = abs(divergence.value - expected.value) > max(_SHARE * expected.value, _LEAST)
@@ -65,6 +66,11 @@ class Belief:
                 "with --keep, and please report the model"
             )
         return divergence
+
+    def _light(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A model that ONNX Runtime maps from the file of the network's weights, where these are in one."""
+        file = WeightFile.of(self.network.model)
+        return model if file is None else file.light(model)
 
     def _run(self, model: onnx.ModelProto) -> list[Feed]:
         with Session(model, self.options) as session:

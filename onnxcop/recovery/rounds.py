@@ -122,7 +122,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         self.original = MaskedNetwork.sharing(self.analysis)
-        self.working = MaskedNetwork.of(self.analysis)
+        self.working = self.original.copy()
         self.held_out_feeds = [dict(feed) for feed in self.held_out.batches()]
         outputs = PartialExecutor(self.original.partition, self.held_out_feeds, self.options).finish()
         counts = [self.held_out.layout.samples_in(feed) for feed in self.held_out_feeds]

@@ -17,8 +17,9 @@ import onnx
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Edit
+from onnxcop.graph.check import byte_size
 from onnxcop.graph.constants import constant_tensors
-from onnxcop.graph.io import VALUES, copy_fields
+from onnxcop.graph.io import EXTERNAL, VALUES, copy_fields, inlined
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.edit import GraphEditor, Merger
 from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_positions, moved_orders, size_fixes
@@ -80,9 +81,9 @@ def _copy_without(model: onnx.ModelProto, names: Container[str]) -> onnx.ModelPr
     for tensor in model.graph.initializer:
         copy = result.graph.initializer.add()
         if tensor.name in names:
-            copy_fields(tensor, copy, VALUES)
+            copy_fields(tensor, copy, VALUES | EXTERNAL)
         else:
-            copy.CopyFrom(tensor)
+            copy.CopyFrom(inlined(tensor))
     return result
 
 
@@ -95,5 +96,5 @@ def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -
         if label is None or all(atoms is None or len(keep(atoms)) == len(atoms) for atoms in label):
             continue
         found = Sliced(tensor, label, keep)
-        result[name] = found if len(tensor.raw_data) > _LARGE else found.values()
+        result[name] = found if (byte_size(tensor) or 0) > _LARGE else found.values()
     return result

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnxcop._base.types import Array, BoolArray, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Edit, IndexEdit, OrderEdit, PinEdit, RatioEdit, SizeEdit, SplitEdit
 from onnxcop.graph.edit import opset_of
+from onnxcop.graph.io import values_of
 from onnxcop.graph.shapes import Shape, ShapeMap, evaluate, infer, shape_value
 from onnxcop.graph.subgraphs import Scopes
 from onnxcop.graph.traits import Trait, traits
@@ -85,7 +85,7 @@ class Sliced:
 
     def values(self) -> Array:
         """Its values."""
-        return slice_label(numpy_helper.to_array(self.tensor), self.label, self.keep)
+        return slice_label(values_of(self.tensor), self.label, self.keep)
 
 
 def slice_label(values: Array, label: tuple[IntArray | None, ...], keep: Keep) -> Array:

@@ -62,7 +62,7 @@ class GraphPartition:
         self.shapes = shapes
         graph = model.graph
         self.count = len(graph.node)
-        self._weights = WeightFile() if weight_bytes(model) > LARGEST_COPIED else None
+        self._weights = WeightFile.of(model) or (WeightFile() if weight_bytes(model) > LARGEST_COPIED else None)
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.stored |= _inner_tensors(graph)
         self.constants = set(constants) | set(self.stored)
@@ -111,10 +111,10 @@ class GraphPartition:
         replacements = self.replaced(chosen)
         for index in chosen:
             graph.node.extend(replacements[index].nodes if index in replacements else [self.model.graph.node[index]])
-        graph.initializer.extend(self._held(tensor) for tensor in _tensors(replacements))
+        graph.initializer.extend(self.held(tensor) for tensor in _tensors(replacements))
         made = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
         needed = {name for node in graph.node for name in (*node.input, *captured(node)) if name}
-        graph.initializer.extend(self._held(self.stored[name]) for name in sorted(needed) if name in self.stored)
+        graph.initializer.extend(self.held(self.stored[name]) for name in sorted(needed) if name in self.stored)
         for name in sorted(needed - made - self.stored.keys()):
             graph.input.append(self._value_info(name, None if sizes is None else sizes.get(name)))
         for name in outputs:
@@ -138,19 +138,19 @@ class GraphPartition:
             nodes += replacements[index].nodes if index in replacements else own
         replace_all(result.graph.node, nodes)
         for tensor in _tensors(replacements):
-            result.graph.initializer.append(tensor)
+            result.graph.initializer.append(self.held(tensor))
             if initializers_are_inputs(result):
                 value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 result.graph.input.append(value)
         return result
 
-    def _held(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+    def held(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """A tensor as pieces store it: if the model is large, in a file that all pieces share."""
         return tensor if self._weights is None else self._weights.detach(tensor)
 
     def light(self) -> onnx.ModelProto:
         """The current model; if its weights are large, a copy that stores them in the file of the pieces."""
-        return self.model if self._weights is None else self._weights.light(self.model)
+        return self.model if self._weights is None else self._weights.light(self.model, inner=False)
 
     def _constant_makers(self, wanted: set[str], start: int) -> set[int]:
         """Nodes before `start` that compute constants which a piece needs."""

@@ -21,7 +21,7 @@ from onnxcop._base.types import IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Contraction, Operand
 from onnxcop.graph.edit import copied
-from onnxcop.graph.io import WeightFile
+from onnxcop.graph.io import WeightFile, values_of
 from onnxcop.graph.shapes import TensorInfo
 from onnxcop.graph.subgraphs import Scopes
 
@@ -58,7 +58,7 @@ def masked(
             inserts.append((contraction.node, _mask_activation(result, node, info, contraction, operand, dead)))
     for (index, position), found in cuts.items():
         node, name = copies.nodes[index], nodes[index].input[position]
-        values = numpy_helper.to_array(stored[name]).copy()
+        values = values_of(stored[name]).copy()
         for contraction, axis, dead in found:
             values[(slice(None),) * axis + (dead,)] = _zero(contraction, node, stored)
         tensor = numpy_helper.from_array(values, f"{name}__masked_{index}_{position}")
@@ -98,7 +98,7 @@ def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx
     kernel = contraction.kernel
     if kernel is None or kernel.zero is None or kernel.zero >= len(node.input) or not node.input[kernel.zero]:
         return 0
-    zero = numpy_helper.to_array(stored[node.input[kernel.zero]])
+    zero = values_of(stored[node.input[kernel.zero]])
     if zero.size == 1:
         return zero.reshape(-1)[0]
     shape = [1] * len(stored[node.input[kernel.input]].dims)

@@ -21,7 +21,7 @@ from onnxcop._base.scratch import temporary_folder
 from onnxcop._base.types import Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError, ModelError, VerificationError
-from onnxcop.graph.io import LARGEST_SINGLE_FILE, WeightFile, file_size, save, weight_bytes
+from onnxcop.graph.io import LARGEST_SINGLE_FILE, WeightFile, file_size, save, weight_bytes, whole
 from onnxcop.graph.shapes import Shape
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.inputs import model_inputs, other_shapes, random_feeds
@@ -89,9 +89,12 @@ def verify(
     Raises:
         VerificationError: A check failed; the message says which and where.
     """
-    large = weight_bytes(model) > LARGEST_COPIED and not rounds(model)
-    file = WeightFile() if large else None  # or else every copy and every session has the weights once more
-    whole = model
+    if rounds(model):
+        model, file = whole(model), None
+    else:
+        large = weight_bytes(model) > LARGEST_COPIED  # every copy and every session would have them once more
+        file = WeightFile.of(model) or (WeightFile() if large else None)
+    stored = model
     if file is not None:
         model, pruned = file.light(model), file.light(pruned)
     notes = check_valid(pruned, model)
@@ -104,9 +107,9 @@ def verify(
     if len(exact_part):
         context = pruned
         if inexact.any():
-            context = apply(whole, structure, exact_part)
+            context = apply(stored, structure, exact_part)
             context = context if file is None else file.light(context)
-        reference = masked(whole, structure, exact_part, file)
+        reference = masked(stored, structure, exact_part, file)
         worst, note = _compare(
             reference, context, structure, exact_part,
             shapes=shapes, others=(other,) if other else (), options=options, seed=seed,

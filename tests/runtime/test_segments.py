@@ -375,7 +375,7 @@ def test_pieces_of_large_models_map_their_weights(models_dir: Path, monkeypatch:
     feeds = [{"input": np.load(models_dir / "digits_test.npz")["input"][:4]}]
     monkeypatch.setattr("onnxcop.runtime.segments.LARGEST_COPIED", 1000)
     working = MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
-    partition, before = working.partition, working.model.SerializeToString()
+    partition, before = working.partition, model.SerializeToString()
     for cut in (0, 5, partition.count // 2):
         executor = PartialExecutor(partition, feeds, CPU)
         executor.advance(cut)

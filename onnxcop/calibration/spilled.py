@@ -1,0 +1,68 @@
+"""Moments of many wide tensors, in files of a temporary folder: each is read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxcop._base.scratch import scratch_folder
+from onnxcop.calibration.statistics import Moments
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Moments whose second moments are in a file."""
+
+    count: float
+    mean: np.ndarray[tuple[int], np.dtype[np.float64]]
+    path: Path
+
+
+class SpilledMoments(Mapping[str, Moments]):
+    """Moments by tap, which take memory only while somebody uses them. What was put in stays as it is."""
+
+    def __init__(self) -> None:
+        self._folder, _ = scratch_folder(self)
+        self._stored: dict[str, _Stored] = {}
+
+    def __setitem__(self, key: str, moments: Moments) -> None:
+        """Add the moments of a tap."""
+        path = self._folder / f"{len(self._stored)}.bin"
+        moments.scatter.tofile(path)
+        self._stored[key] = _Stored(moments.count, moments.mean, path)
+
+    def __getitem__(self, key: str) -> Moments:
+        found = self._stored[key]
+        scatter = np.fromfile(found.path, np.float64).reshape(len(found.mean), len(found.mean))
+        return Moments(found.count, found.mean, scatter)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+class ChangedMoments(Mapping[str, Moments]):
+    """Moments by tap, of which some are replaced, some are added and some are left out."""
+
+    def __init__(self, base: Mapping[str, Moments], changed: Mapping[str, Moments], dropped: frozenset[str]) -> None:
+        self._base, self._changed = base, changed
+        self._keys = [key for key in dict.fromkeys([*base, *changed]) if key not in dropped]
+
+    def __getitem__(self, key: str) -> Moments:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._changed[key] if key in self._changed else self._base[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
