@@ -13,6 +13,7 @@ from functools import cache
 from onnxcop._base.plugins import loaded, skipped
 from onnxcop.coupling.ops import (
     attention,
+    blocked,
     contraction,
     elementwise,
     fused,
@@ -127,6 +128,8 @@ _CONTRIB: dict[str, Callable[[Op], None]] = {
     "FusedMatMul": fused.fused_matmul,
     "Gelu": elementwise.unary,
     "GroupQueryAttention": attention.group_query_attention,
+    "MatMulNBits": blocked.matmul_nbits,
+    "MoE": blocked.mixture_of_experts,
     "MatMulIntegerToFloat": quantized.matmul_integer_to_float,
     "MultiHeadAttention": attention.multi_head_attention,
     "NhwcMaxPool": reduction.channels_last_pool,

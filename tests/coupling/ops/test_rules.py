@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from onnxcop.coupling.ops import DEFAULT_RULES
 from ops import (
     cases_attention,
+    cases_blocked,
     cases_contraction,
     cases_elementwise,
     cases_fused,
@@ -23,6 +24,7 @@ from ops.oracle import check_labels, check_moves, check_removal
 
 CASES = (
     cases_attention.CASES
+    | cases_blocked.CASES
     | cases_contraction.CASES
     | cases_elementwise.CASES
     | cases_fused.CASES
