@@ -1,9 +1,8 @@
 """The exceptions of the package.
 
-Everything that can be traced to what the user gave (a model, data, a budget, a plan, an engine)
-is an :class:`OnnxcopError`: its message is one line that says what is wrong, where, and what to
-do. An :class:`InternalError` is a bug of the package itself and is deliberately not one of them,
-so that ``except OnnxcopError`` never hides it.
+An :class:`OnnxcopError` has a cause in the user's input: a model, data, a budget, a plan, an engine. Its message is one
+line that says what is wrong, where, and what to do. An :class:`InternalError` is a bug of the package itself. It is
+deliberately not an :class:`OnnxcopError`, so that ``except OnnxcopError`` never hides it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class EngineError(OnnxcopError):
 
 
 class BudgetError(OnnxcopError):
-    """The budget asked for cannot be met.
+    """The budget cannot be met.
 
     Attributes:
         nearest: The nearest value that can be reached, in the budget's own unit, or None.
@@ -46,4 +45,4 @@ class VerificationError(OnnxcopError):
 
 
 class InternalError(Exception):
-    """A broken invariant inside the package: a bug, not the user's doing."""
+    """A broken invariant inside the package: a bug, not a mistake of the user."""

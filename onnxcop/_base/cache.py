@@ -1,4 +1,4 @@
-"""Small files that outlive a run: what was measured on this machine, in the user's cache folder."""
+"""Small files that outlive a run: measurements of this machine, in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDER = "ONNXCOP_CACHE"
 
 
 def cache_folder() -> Path:
-    """The folder: that of the environment variable ONNXCOP_CACHE, or the user's own."""
+    """The folder named by the environment variable ONNXCOP_CACHE, or the user's cache folder."""
     given = os.environ.get(FOLDER)
     if given:
         return Path(given)
@@ -27,11 +27,11 @@ def cache_folder() -> Path:
 
 
 def remembered(kind: str, key: Any) -> Any:
-    """What was kept for a key, None where nothing was or it cannot be read.
+    """The data stored for a key, None if there are none or they cannot be read.
 
     Args:
-        kind: What it is, the start of the file's name.
-        key: All that it depends on, as plain data.
+        kind: Kind of the data, the start of the file's name.
+        key: Everything that the data depend on, as plain data.
     """
     try:
         document = json.loads(_file(kind, key).read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def remembered(kind: str, key: Any) -> Any:
 
 
 def remember(kind: str, key: Any, value: Any) -> None:
-    """Keep plain data for a key; a folder that cannot be written is no error."""
+    """Store plain data for a key; a folder that is not writable is not an error."""
     path = _file(kind, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

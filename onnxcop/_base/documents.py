@@ -18,10 +18,10 @@ class DocumentKind:
     """A kind of file.
 
     Attributes:
-        format: Its mark, the field `format`.
+        format: Value of the field `format`.
         version: The version that this release reads and writes, the field `version`.
-        noun: What it is called.
-        again: What makes it again.
+        noun: Name of the kind in messages.
+        again: How to make the file again, for messages.
     """
 
     format: str
@@ -33,7 +33,7 @@ class DocumentKind:
         """The content of a file.
 
         Raises:
-            PlanMismatchError: The file is missing, or holds no JSON.
+            PlanMismatchError: The file is missing or is not JSON.
         """
         try:
             return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ class DocumentKind:
 
     @contextmanager
     def fields(self, document: Any, source: str | Path) -> Iterator[dict[str, Any]]:
-        """The fields of a file, while they are read.
+        """Turn errors while the fields of a file are read into one message about the file.
 
         Raises:
             PlanMismatchError: It is of another kind or version, or a field is missing or of the wrong type.
@@ -66,14 +66,14 @@ class DocumentKind:
 def table_in(value: Any) -> dict[str, Any]:
     """A table of names and values."""
     if not isinstance(value, dict):
-        raise TypeError(f"{_short(value)} is no table of names and values")
+        raise TypeError(f"{_short(value)} is not a table of names and values")
     return value
 
 
 def list_in(value: Any) -> list[Any]:
     """A list."""
     if not isinstance(value, list):
-        raise TypeError(f"{_short(value)} is no list")
+        raise TypeError(f"{_short(value)} is not a list")
     return value
 
 
@@ -85,23 +85,23 @@ def text_in(value: Any) -> str:
 
 
 def whole_in(value: Any) -> int:
-    """A whole number from 0 on; JSON has one kind of number, and Python takes a truth value for one."""
+    """A whole number of at least 0; JSON has one kind of number, and Python accepts a boolean as one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{_short(value)} is not a whole number of at least 0")
     return value
 
 
 def wholes_in(value: Any) -> tuple[int, ...]:
-    """A list of whole numbers from 0 on."""
+    """A list of whole numbers of at least 0."""
     return tuple(map(whole_in, list_in(value)))
 
 
 def time_in(value: Any, *, zero: bool = False) -> float:
     """A time, or a ratio of two; 0 only if allowed."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{_short(value)} is no time")
+        raise ValueError(f"{_short(value)} is not a time")
     if value == 0 and not zero:
-        raise ValueError("0 is no time")
+        raise ValueError("0 is not a time")
     return float(value)
 
 

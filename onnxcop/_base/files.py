@@ -1,4 +1,4 @@
-"""Files that are never half written: made beside their place, then renamed over it, all or none."""
+"""Atomic writes: files are written beside their destination and then renamed, all or none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from onnxcop.errors import ModelError
 
-# What numpy, zipfile and json raise on a file that is damaged, or is none of ours.
+# Raised by numpy, zipfile and json on a file that is damaged or of another kind.
 DAMAGE = (
     OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
     RuntimeError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error,
@@ -45,10 +45,9 @@ def check_target(path: Path) -> None:
 
 
 class Writing:
-    """Files that are put in their places together, when the block ends well.
+    """Files that move to their destinations together if the block succeeds.
 
-    Until then, and when the block fails or is interrupted, the old files stay as they are and what
-    was written is removed.
+    Until then, and if the block fails or is interrupted, the old files stay as they are and the new ones are removed.
     """
 
     def __init__(self) -> None:
@@ -56,11 +55,11 @@ class Writing:
         self._afterwards: list[Callable[[], None]] = []
 
     def add(self, path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
-        """Write a file beside its place.
+        """Write a file beside its destination.
 
         Args:
-            path: Where it will be.
-            content: Its bytes, or what writes them.
+            path: The destination.
+            content: Its bytes, or a function that writes them.
 
         Raises:
             ModelError: The folder is missing or not writable, or the disk is full.
@@ -85,7 +84,7 @@ class Writing:
             raise _failed(path, error) from None
 
     def then(self, call: Callable[[], None]) -> None:
-        """Have something done when all files are in their places."""
+        """Call a function once all files are at their destinations."""
         self._afterwards.append(call)
 
     def __enter__(self) -> Writing:
@@ -109,7 +108,7 @@ class Writing:
             try:
                 temporary.replace(path)
             except OSError as error:
-                for earlier in new:  # they belong to what could not be put in its place
+                for earlier in new:  # they belong to a file that could not be moved to its destination
                     with contextlib.suppress(OSError):
                         earlier.unlink()
                 raise _failed(path, error) from None
@@ -119,7 +118,7 @@ class Writing:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is never half there.
+    """Write a file atomically: the destination never holds a part of it.
 
     Raises:
         ModelError: The folder is missing or not writable, or the disk is full.

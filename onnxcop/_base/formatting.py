@@ -1,6 +1,6 @@
-"""What tables on the terminal are drawn with: the console, columns, and how numbers are written.
+"""Tables on the terminal: the console, columns, and the format of numbers.
 
-Colour is used on a terminal only, and not where NO_COLOR is set. Rich is imported when something is drawn.
+Colour is used on a terminal only, and not if NO_COLOR is set. Rich is imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_PIPE_WIDTH = 100  # columns where the output is no terminal
+_PIPE_WIDTH = 100  # columns, if the output is not a terminal
 
 
 def terminal(*, error: bool = False) -> Console:
@@ -23,7 +23,7 @@ def terminal(*, error: bool = False) -> Console:
 
     file = sys.stderr if error else sys.stdout
     width = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    # Names of nodes hold brackets and colons, which mean nothing here.
+    # Names of nodes contain brackets and colons, which are not markup here.
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
 
 
@@ -43,7 +43,7 @@ def new_table(*columns: str, title: str | None = None, left: int = 1) -> Table:
 
 
 def listed_names(names: Sequence[str], most: int) -> str:
-    """Names one below the other, at most `most` of them."""
+    """Names, one per line, at most `most` of them."""
     more = [f"  … {len(names) - most} more"] if len(names) > most else []
     return "\n".join([names[0], *(f"  + {name}" for name in names[1:most]), *more])
 
@@ -83,5 +83,5 @@ def plural(number: int, noun: str) -> str:
 
 
 def shortened(name: str, room: int) -> str:
-    """The end of a name that is too long: it distinguishes layers."""
+    """The end of a name that is too long; the end distinguishes layers."""
     return name if len(name) <= room else f"…{name[len(name) - room + 1 :]}"

@@ -1,4 +1,4 @@
-"""Things that have names: finding one in a table, or the error that lists them all."""
+"""Look-up of named entries in a table, and the error that lists them all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The entry's name."""
         ...
 
 
@@ -21,10 +21,10 @@ N = TypeVar("N", bound=Named)
 
 
 def entry_named(name: str, entries: Iterable[N], what: str) -> N:
-    """The entry of a name.
+    """Look an entry up by name.
 
     Raises:
-        BudgetError: There is none; the message says which there are.
+        BudgetError: There is none; the message lists all names.
     """
     known = {entry.name: entry for entry in entries}
     check_known(name, known, what)
@@ -32,15 +32,15 @@ def entry_named(name: str, entries: Iterable[N], what: str) -> N:
 
 
 def check_known(name: str, known: Iterable[str], what: str, error: type[OnnxcopError] = BudgetError) -> None:
-    """See that something of this name exists.
+    """Check that a name exists.
 
     Raises:
-        OnnxcopError: It does not; the message says which there are.
+        OnnxcopError: It does not; the message lists all names.
     """
     if name not in known:
         raise unknown(what, name, known, error)
 
 
 def unknown(what: str, name: str, known: Iterable[str], error: type[OnnxcopError] = BudgetError) -> OnnxcopError:
-    """The error for a name that nothing has."""
+    """The error for an unknown name."""
     return error(f"unknown {what} {name!r}; choose one of {', '.join(known)}")

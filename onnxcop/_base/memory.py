@@ -1,6 +1,6 @@
-"""How much memory a run may take here, and whether what it will need fits.
+"""The memory that a run needs, and whether that much is available.
 
-A run that does not fit is killed without a word, or makes the machine swap for hours: better said before it starts.
+A run that does not fit is killed without a message, or makes the machine swap for hours. So a warning comes first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_NO_LIMIT = 1 << 60  # bytes; control groups of the first version write about 2^63 where there is none
+_NO_LIMIT = 1 << 60  # bytes; control groups of version 1 report about 2^63 if there is no limit
 # Measured with tools/bench_memory.py: bytes that every run takes, those that recovery takes beside (its live tensors,
 # sums and inverses are bounded), and the peak over the size of the weights of both.
 _BASE, _RECOVERY = 250e6, 900e6
@@ -21,11 +21,11 @@ _TIMES, _RECOVERY_TIMES = 4.2, 9.0
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a run takes at its peak, roughly.
+    """Approximate peak memory of a run.
 
     Attributes:
         weights: Bytes of the model.
-        recovers: Whether weights are compensated for what is cut, which holds the network several times.
+        recovers: Whether weights are recovered, which needs several copies of the network.
     """
 
     weights: int
@@ -38,10 +38,10 @@ class Need:
         return _BASE + more + times * self.weights
 
     def shortage(self, available: float | None = None) -> str:
-        """One line on what does not fit and what to do; empty where it fits, or nothing is known.
+        """One line on the shortage and what to do; empty if the run fits or the available memory is unknown.
 
         Args:
-            available: Bytes that may be taken; asked of the system by default.
+            available: Available bytes; by default read from the system.
         """
         free = available_memory() if available is None else available
         if free is None or self.bytes <= free:
@@ -60,7 +60,7 @@ def _gigabytes(count: float) -> str:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take, by the system, its control groups and its own limit; None if unknown."""
+    """Bytes that this process may still allocate: system, control groups and its own limit; None if unknown."""
     found = [*_of_system(), *_of_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), *_of_process()]
     return min(found, default=None)
 
@@ -77,7 +77,7 @@ def _of_system() -> Iterator[int]:
 
 
 def _of_groups(table: Path, root: Path) -> Iterator[int]:
-    """What each control group leaves that this process is in; pages of files that can be dropped count as free."""
+    """Bytes left in each control group of this process; file pages that can be dropped count as free."""
     with contextlib.suppress(OSError):
         for line in table.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -88,7 +88,7 @@ def _of_groups(table: Path, root: Path) -> Iterator[int]:
                 "memory.limit_in_bytes", "memory.usage_in_bytes"
             )  # fmt: skip
             inner = top / path.lstrip("/")
-            # Inside a container the path may be that of the host, and only the top be mounted.
+            # Inside a container the path may be that of the host, with only the top mounted.
             for folder in {inner, *inner.parents, top}:
                 if folder == top or top in folder.parents:
                     yield from _left(folder, *names)
@@ -109,7 +109,7 @@ def _droppable(statistics: Path) -> int:
 
 
 def _of_process() -> Iterator[int]:
-    """What a limit of this process's address space (ulimit -v) leaves."""
+    """Bytes left below the limit of this process's address space (ulimit -v)."""
     if sys.platform == "win32":
         return
     import resource

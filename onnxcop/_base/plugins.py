@@ -1,4 +1,4 @@
-"""What other packages register: entry points, listed without loading anything, and loaded one by one."""
+"""Extensions by other packages: entry points, listed without loading anything, and loaded one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def loaded(group: str) -> Iterator[tuple[EntryPoint, object]]:
     for entry in registered(group):
         try:
             yield entry, entry.load()
-        except Exception as error:  # whatever a foreign module raises
+        except Exception as error:  # a foreign module may raise anything
             skipped(entry, f"{type(error).__name__}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""How far a run has come: a function of the caller's, bars on a terminal or in a notebook, lines in a log."""
+"""Progress of a run: a callback of the caller, bars on a terminal or in a notebook, or lines in a log."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from onnxcop._base.formatting import terminal
 
 Progress = Callable[[str, float, float | None], None]
-"""Called with the name of a step, how much of it is done, and how much there is (None: not known)."""
+"""Called with the name of a step, how much of it is done, and the total (None: unknown)."""
 
 log = logging.getLogger("onnxcop")
 
-_PATIENCE = 1.0  # seconds a step may take before progress is shown
-_WORTH = 5.0  # seconds a step must have taken for a line of its own where there is no terminal
+_PATIENCE = 1.0  # seconds that a step takes before progress is shown
+_WORTH = 5.0  # seconds that a step takes before it gets a line of its own, without a terminal
 _SPARSE = 60.0  # seconds between two lines on the same step
 _EVERY = 0.2  # seconds between two updates in a notebook
 
@@ -29,14 +29,14 @@ def silent(stage: str, done: float, total: float | None = None) -> None:
 
 
 class ProgressLines:
-    """A line of the log when a step is over, and now and then meanwhile, where those take their time."""
+    """Log a line when a step is over, and now and then during it, if it takes long enough."""
 
     def __init__(self) -> None:
         self._stage: str | None = None
         self._heard = self._started = self._said = time.monotonic()
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
-        """Say how far a step has come."""
+        """Report the progress of a step."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started, self._said = stage, self._heard, self._heard
@@ -51,15 +51,14 @@ class ProgressLines:
 
 
 class ProgressBars:
-    """A bar for the step under way, where that takes over a second; where there is no terminal, lines of the log.
+    """A bar for the current step if it takes over a second; log lines if there is no terminal.
 
-    Used as a context manager, and called with the name of a step, how much of it is done, and how
-    much there is in all (None where that is not known). Lines that are written to standard error
-    meanwhile appear above the bar.
+    Used as a context manager, and called with the name of a step, how much of it is done, and the total (None if
+    unknown). Lines written to standard error meanwhile appear above the bar.
 
     Args:
         enabled: False for silence.
-        lines: Whether to write lines where there is no terminal.
+        lines: Whether to write log lines if there is no terminal.
     """
 
     def __init__(self, *, enabled: bool = True, lines: bool = True) -> None:
@@ -77,13 +76,13 @@ class ProgressBars:
         self.pause()
 
     def pause(self) -> None:
-        """Take the bar away, so that something else can be written; it comes back with the next step."""
+        """Hide the bar so that something else can be written; it returns with the next step."""
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._stage = self._task = None
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
-        """Say how far a step has come."""
+        """Report the progress of a step."""
         if self._lines is not None:
             self._lines(stage, done, total)
         if not self._enabled:
@@ -139,7 +138,7 @@ class NotebookBars:
             self._show("")
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
-        """Say how far a step has come."""
+        """Report the progress of a step."""
         self._steps[stage] = (done, total)
         now = time.monotonic()
         if now - self._drawn >= _EVERY or done == total:
@@ -166,8 +165,8 @@ def shown(progress: Progress | bool | None) -> Iterator[Progress]:
     """The callback that a run reports to.
 
     Args:
-        progress: A callback of the caller's, True for bars where they can be shown (a terminal or a
-            notebook), None or False for silence.
+        progress: A callback of the caller, True for bars if they can be shown (on a terminal or in a notebook), None or
+            False for silence.
     """
     if not progress:
         yield silent

@@ -11,7 +11,7 @@ def share(value: object, *, zero: bool = False) -> float:
     """A fraction above 0 (from 0 with `zero`) and at most 1, from a number or a text such as `70%`.
 
     Raises:
-        ValueError: It is no such fraction; the message says what to write.
+        ValueError: It is not such a fraction; the message says what to write.
     """
     text = str(value).strip()
     try:
@@ -30,7 +30,7 @@ def size_in_bytes(value: object) -> int:
     See :func:`size_or_share` for shares such as `50%`.
 
     Raises:
-        ValueError: It is no size of at least a byte; the message says what to write.
+        ValueError: It is not a size of at least a byte; the message says what to write.
     """
     if isinstance(value, float) and value >= 1:
         value = int(value)

@@ -1,4 +1,4 @@
-"""What the JSON output is made of: numbers that JSON can hold, and files with their hashes."""
+"""Building blocks of the JSON output: numbers that JSON can hold, and files with their hashes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-JSON_VERSION = 1  # changes when a field is removed or means something else, not when one is added
+JSON_VERSION = 1  # changes if a field is removed or changes its meaning, not if one is added
 
 
 def finite(value: Any) -> Any:
-    """The same with None for numbers that are infinite or undefined, which JSON has no word for."""
+    """The same value, with None for infinite or undefined numbers, which JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -23,7 +23,7 @@ def finite(value: Any) -> Any:
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """A file as the JSON output names it: path, size and SHA-256; of a folder those of its listing.
+    """The record of a file: path, size and SHA-256; for a folder, those of its listing.
 
     The listing of a folder is one line for each file, sorted: its path within the folder, a tab and its size.
     """

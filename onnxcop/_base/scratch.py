@@ -1,4 +1,4 @@
-"""Temporary folders: each process has one, locked while it lives, and sweeps those that dead processes left."""
+"""Temporary folders: each process has one, locked while it runs, and removes those of dead processes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-if sys.platform != "win32":  # there, files in use cannot be removed anyway, and nothing is swept
+if sys.platform != "win32":  # on such systems files in use cannot be removed, and nothing is cleaned up
     import fcntl
 
 log = logging.getLogger("onnxcop")
 
 _PREFIX = "onnxcop-"
-_LOCK = ".onnxcop-lock"  # in every folder made here; the kernel frees the lock when the process ends, however it does
-_YOUNG = 60.0  # seconds; a younger folder may belong to a process that has yet to lock it
+_LOCK = ".onnxcop-lock"  # in every folder made here; the kernel releases the lock when the process ends, in any way
+_YOUNG = 60.0  # seconds; a younger folder may belong to a process that has not locked it yet
 
-_folders: dict[int, Path] = {}  # by the process that made it: one that was forked makes its own
+_folders: dict[int, Path] = {}  # by process: a forked process makes its own
 
 
 def scratch_folder(owner: object) -> tuple[Path, weakref.finalize[..., object]]:
-    """A temporary folder that lives as long as `owner`, and the call that removes it sooner."""
+    """A temporary folder that exists as long as `owner`, and a function that removes it sooner."""
     folder = Path(tempfile.mkdtemp(dir=_process_folder()))
     return folder, weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A temporary folder that lives as long as the block."""
+    """A temporary folder that exists as long as the block."""
     folder = Path(tempfile.mkdtemp(dir=_process_folder()))
     try:
         yield folder
@@ -44,7 +44,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def _process_folder() -> Path:
-    """The folder of this process, made when it is first asked for."""
+    """The folder of this process, made on first use."""
     own = os.getpid()
     if own not in _folders or not _folders[own].is_dir():
         remove_leftovers()
@@ -67,8 +67,8 @@ def _remove(maker: int, folder: Path, handle: int) -> None:
 def remove_leftovers() -> int:
     """Remove temporary folders of processes that were killed.
 
-    Only folders of this user that hold a lock file of this module, and whose lock nobody holds: a process
-    that lives holds its lock, in another container too.
+    Only folders of this user are removed that contain a lock file of this module which nobody has locked. A running
+    process holds its lock, even in another container.
 
     Returns:
         How many were removed.
@@ -97,7 +97,7 @@ def _abandoned(folder: Path) -> bool:
         if time.time() - os.fstat(handle).st_mtime < _YOUNG:
             return False
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held: its process lives
+    except OSError:  # locked: its process is running
         return False
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""Scripts of the user: what they import from their own folder, and what they raise."""
+"""Scripts of the user: imports from their own folder, and the exceptions that they raise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def importing_from(folder: Path) -> Iterator[None]:
-    """Let modules of a folder be imported while the block runs, as if a script in it had been started."""
+    """Allow imports from a folder during the block, as if a script in it had been started."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
     try:
@@ -21,6 +21,6 @@ def importing_from(folder: Path) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What a script raised, in a line; `sys.exit` too, which would otherwise end the run."""
+    """The exception of a script in one line; also for `sys.exit`, which would otherwise end the run."""
     text = " ".join(str(error).split())[:200]
     return f"it called sys.exit({text})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {text}"

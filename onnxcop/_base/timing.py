@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""Seconds of the stages of a run."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ R = TypeVar("R")
 def single_threaded(method: Callable[P, R]) -> Callable[P, R]:
     """Run a method with one BLAS thread.
 
-    Its many small factorizations are faster so: threads that wait for one another cost more than they
-    bring, ten times as much on a machine that has other work to do. The engine's threads are its own.
+    Many small factorizations are faster this way: threads that wait for one another cost more than they gain, ten times
+    as much on a busy machine. The threads of ONNX Runtime are not affected.
     """
 
     @wraps(method)

@@ -1,4 +1,4 @@
-"""The kinds of arrays that pass between modules, as types."""
+"""Types of arrays that pass between modules."""
 
 from __future__ import annotations
 

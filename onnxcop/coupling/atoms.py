@@ -1,9 +1,8 @@
 """Atoms: integer names for prunable indices, and the ties between them.
 
-Every index along a prunable axis of a tensor (a filter, a channel, an attention head) is an integer
-*atom*. Operators relate atoms: two atoms that must be removed together are *tied*, an atom that may
-never be removed is *frozen*. All ties are solved at once as connected components, which costs time
-linear in their number and needs neither recursion nor a fixpoint.
+Every index along a prunable axis of a tensor (a filter, a channel, an attention head) is an integer *atom*. Operators
+relate atoms: two atoms that must be removed together are *tied*, and an atom that may never be removed is *frozen*. All
+ties are solved at once as connected components, in time linear in their number, without recursion or a fixpoint.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ class Reason:
     """Why an index may not be removed (or not exactly).
 
     Attributes:
-        text: What forbids it, in words.
+        text: The reason in words.
         node: Name of the node that forbids it, or the tensor's name for graph inputs and outputs.
-        given: Whether what the model is for forbids it: it is given out, or a softmax weighs it.
+        given: Whether the purpose of the model forbids it: the index is part of an output, or a softmax weighs it.
     """
 
     text: str
@@ -66,7 +65,7 @@ class AtomPool:
     _balanced: list[tuple[IntArray, Reason]] = field(default_factory=list)
 
     def allocate(self, size: int) -> IntArray:
-        """Return `size` atoms that no tensor has carried before (int64 [size])."""
+        """Return `size` new atoms (int64 [size])."""
         first = self.count
         self.count += size
         return np.arange(first, self.count, dtype=np.int64)
@@ -115,12 +114,12 @@ class AtomPool:
         return Classes(of, frozen, inexact, {index: tuple(found) for index, found in reasons.items()})
 
     def _bundle(self) -> None:
-        """Tie classes into equal shares of groups; what is put together later stays equal for the earlier."""
+        """Tie classes into equal shares of groups; shares of earlier groups stay equal when later ones are tied."""
         if not self._balanced:
             return
         of, count = self._components()
         first = np.zeros(count, dtype=np.int64)
-        first[of[::-1]] = np.arange(self.count)[::-1]  # an atom of every class
+        first[of[::-1]] = np.arange(self.count)[::-1]  # one atom of every class
         frozen = np.zeros(count, dtype=np.bool_)
         for atoms, _ in self._frozen:
             frozen[of[atoms]] = True

@@ -1,8 +1,8 @@
 """Equal shares: which classes of indices must be removed together so that every group loses equally many.
 
-A grouped convolution needs equally many filters in each of its groups, but not the same ones. What
-ties exist already say which filters are removed together; here such classes are put together further until
-each bundle has an equal share of every group.
+A grouped convolution needs equally many filters in each of its groups, but not the same ones. Existing ties already
+define classes of filters that are removed together. Here classes are combined further until each bundle has an equal
+share of every group.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxcop._base.types import BoolArray, IntArray
 
-_MOST_TRIALS = 1 << 20  # about half a second; beyond it, all that is uneven is removed together
+_MOST_TRIALS = 1 << 20  # about half a second; above it, all uneven classes are removed together
 
 
 def bundles(rows: IntArray, frozen: BoolArray) -> tuple[list[IntArray], IntArray]:
@@ -19,10 +19,10 @@ def bundles(rows: IntArray, frozen: BoolArray) -> tuple[list[IntArray], IntArray
 
     Args:
         rows: int64 [groups, size], the class of every member of every group.
-        frozen: bool [classes], which can never be removed and so need no bundle.
+        frozen: bool [classes], classes that are never removed and need no bundle.
 
     Returns:
-        The bundles of more than one class, each as classes; and the classes that find no bundle.
+        The bundles of more than one class, each as classes; and the classes without a bundle.
     """
     groups, size = rows.shape
     classes, places, inverse = np.unique(rows.T.reshape(-1), return_index=True, return_inverse=True)
@@ -41,7 +41,7 @@ def bundles(rows: IntArray, frozen: BoolArray) -> tuple[list[IntArray], IntArray
 
 
 def _greedy(shares: IntArray) -> tuple[list[list[int]], list[int]]:
-    """Put rows together until their sum is the same in every column, the most fitting row next."""
+    """Combine rows until their sum is equal in every column; the best-fitting row is added next."""
     kinds, kind_of = np.unique(shares, axis=0, return_inverse=True)
     if len(kinds) * len(shares) > _MOST_TRIALS:
         total = shares.sum(axis=0)

@@ -1,6 +1,6 @@
-"""Which option to take where an operator can couple in several ways (which factor of a Reshape stays live).
+"""Choices where an operator can couple in several ways (e.g. which factor of a Reshape stays live).
 
-The finest coupling is tried first; where that ends frozen the next is tried, and kept if it frees more.
+The finest coupling is tried first. If it ends frozen, the next one is tried, and kept if it frees more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from onnxcop.coupling.result import Coupling
 
 Policy = Literal["finest", "coarsest"]
-"""Which coupling is preferred if several exist: inside of heads and groups, or whole ones."""
+"""The preferred coupling if several exist: inside heads and groups, or whole ones."""
 
 _ROUNDS = 3
 
@@ -21,7 +21,7 @@ Walk = Callable[[dict[int, int]], Coupling]
 
 
 def best_of(walk: Walk) -> Coupling:
-    """Trace with the preferred options, then with others where those end frozen.
+    """Trace with the preferred options, then with others where the preferred ones end frozen.
 
     Args:
         walk: Traces the graph with the given options, by node.
@@ -43,7 +43,7 @@ def best_of(walk: Walk) -> Coupling:
 def _improved(
     walk: Walk, preferred: dict[int, int], flips: dict[int, int], best: Coupling
 ) -> tuple[dict[int, int], Coupling]:
-    """Try other options at some choice points; those that free more, and the coupling with them."""
+    """Try other options at some choice points; return those that free more, with their coupling."""
     if not flips:
         return {}, best
     trial = walk(preferred | flips)
@@ -58,13 +58,13 @@ def _improved(
 
 
 def _upstream(coupling: Coupling, flips: dict[int, int]) -> dict[int, int]:
-    """Only the flips whose atoms do not come from another flip; {} where those are all.
+    """Keep only the flips whose atoms do not come from another flip; {} if that keeps all.
 
-    A Reshape to groups and the one back from them are both frozen when the first takes the wrong
-    option; the second one's must then be kept.
+    If a Reshape to groups takes the wrong option, both it and the Reshape back end frozen. The option of the second
+    must then stay.
     """
     result: dict[int, int] = {}
-    origin: dict[int, int] = {}  # by atom: how many atoms the first flipped choice that has it has
+    origin: dict[int, int] = {}  # by atom: number of atoms of the first flipped choice that has it
     for choice in coupling.findings.choices:
         atoms = np.unique(choice.atoms).tolist() if choice.node in flips else []
         if any(origin.get(atom, 0) > len(atoms) for atom in atoms):
@@ -77,10 +77,10 @@ def _upstream(coupling: Coupling, flips: dict[int, int]) -> dict[int, int]:
 
 
 def _lost(coupling: Coupling, flips: dict[int, int]) -> dict[int, int]:
-    """Only the flips at choices that freed nothing; {} where those are all.
+    """Keep only the flips at choices that freed nothing; {} if that keeps all.
 
-    Where queries took their heads and keys, which share a Reshape with the values, their dimensions, the
-    queries must give way and the keys must not.
+    If queries chose heads while keys, which share a Reshape with the values, chose dimensions, the queries must change
+    and the keys must not.
     """
     freed = _freed(coupling)
     result = {node: option for node, option in flips.items() if not freed[node]}
@@ -98,7 +98,7 @@ def _flips(coupling: Coupling) -> dict[int, int]:
 
 
 def _freed(coupling: Coupling) -> dict[int, int]:
-    """How many of the atoms at every choice point ended exactly prunable, by node."""
+    """Count the atoms at every choice point that ended exactly prunable, by node."""
     classes = coupling.classes
     freed: dict[int, int] = {}
     for choice in coupling.findings.choices:

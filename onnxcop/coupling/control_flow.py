@@ -1,11 +1,11 @@
 """Labels through the bodies of If, Loop and Scan.
 
-- What a body reads from outside has the label it has outside.
-- The branches of an If give out the same indices: their outputs are tied, place by place.
-- A state that is carried from step to step keeps its indices: what the last step gave is tied to what
-  the next one reads, and both to the state at the start. So the label of the start is handed in, the
-  body is walked once, and no fixpoint is needed.
-- The axis that a Loop or Scan runs along is never pruned.
+- A tensor that a body reads from outside has the label it has outside.
+- The branches of an If return the same indices: their outputs are tied position by position.
+- A state that is carried from step to step keeps its indices. The output of a step is tied to the input of the next,
+and both to the initial state. So the body starts with the label of the initial state, is visited once, and no fixpoint
+is needed.
+- The axis that a Loop or Scan iterates over is never pruned.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Follower:
 
     Attributes:
         op: The node.
-        shapes: Of all tensors.
-        labels: Of all tensors so far; those of the bodies' inputs are added.
-        enter: Walks the body that the attribute of this name holds.
+        shapes: Shapes of all tensors.
+        labels: Labels of all tensors so far; labels of the bodies' inputs are added.
+        enter: Visits the body in the attribute of this name.
     """
 
     op: Op
@@ -36,13 +36,13 @@ class Follower:
     enter: Callable[[str], None]
 
     def follow(self) -> dict[int, Label]:
-        """Walk the bodies.
+        """Visit the bodies of the node.
 
         Returns:
             The labels of the node's outputs, by position.
 
         Raises:
-            UnusualForm: The node has bodies unlike those of If, Loop and Scan; nothing was walked.
+            UnusualForm: The node has bodies unlike those of If, Loop and Scan; nothing was visited.
         """
         op = self.op
         bodies = bodies_of(op.node, op.opset)
@@ -67,7 +67,7 @@ class Follower:
                 self.labels[passage.inner] = tuple(label)
 
     def _repeat(self, body: Body, first: int) -> None:
-        """Count the work of a body as often as it is done, where that is known."""
+        """Count the work of a body as often as it runs, if that is known."""
         count = body_runs(self.op.node, body, self.shapes)
         macs = self.op.findings.macs
         if count is not None:
@@ -87,7 +87,7 @@ class Follower:
         return {position: joined[name] for position, name in enumerate(self.op.node.output) if joined.get(name)}
 
     def _join(self, one: Label, other: Label) -> Label:
-        """Tie two tensors that are one; what does not fit is frozen."""
+        """Tie two tensors that are the same; axes that do not match are frozen."""
         if not one or not other or len(one) != len(other):
             self._freeze(one, self._unequal)
             self._freeze(other, self._unequal)
@@ -115,7 +115,7 @@ class Follower:
             self.op.freeze(atoms, why)
 
     def _label(self, name: str) -> Label:
-        """A tensor's label, all None where it carries no atoms; () where its rank is unknown too."""
+        """A tensor's label: all None if it carries no atoms, () if its rank is unknown too."""
         found = self.op.label_of(name) if name else None
         if found is not None:
             return found

@@ -1,9 +1,8 @@
 """Units, dependency groups and their incidence on tensor axes.
 
-A *unit* is a class of atoms that may be removed: one filter with everything coupled to it. Units that
-meet the same axes equally often are interchangeable and form a *dependency group*. All costs and
-limits are functions of how many indices each axis keeps, so the incidence of units on axes is all
-that allocation needs.
+A *unit* is a class of atoms that may be removed: one filter with everything coupled to it. Units that lie on the same
+axes equally often are interchangeable and form a *dependency group*. All costs and limits are functions of how many
+indices each axis keeps, so allocation needs only the incidence of units on axes.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from onnxcop.coupling.tracing import axes_of
 
 @dataclass(frozen=True, slots=True)
 class DependencyGroup:
-    """Units that are interchangeable: the channels of one layer and of all that is coupled to it.
+    """Interchangeable units: the channels of one layer and of everything coupled to it.
 
     Attributes:
         index: Position among the structure's groups.
         units: int64 [width], unit numbers, in the order of the channels.
         exact: Whether the pruned model equals the masked original when only this group is pruned.
-        producers: Indices of the nodes whose filters the units are.
+        producers: Indices of the nodes that produce the units.
         consumers: Indices of the nodes that sum over the units.
-        reasons: For inexact groups, why.
+        reasons: Why the group is inexact, if it is.
     """
 
     index: int
@@ -51,12 +50,12 @@ class DependencyGroup:
 
 @dataclass(frozen=True)
 class Structure:
-    """A traced model seen as units, groups and axes.
+    """Units, groups and axes of a traced model.
 
     Attributes:
-        coupling: Where it comes from.
+        coupling: The coupling that it is derived from.
         unit_class: int64 [units], the class of every unit.
-        class_unit: int64 [classes], the unit of every class, -1 where it may not be removed.
+        class_unit: int64 [classes], the unit of every class, -1 if it may not be removed.
         axes: The distinct live axes, each as int64 classes along the axis.
         incidence: int64 sparse [units, axes], how often a unit is on an axis.
         groups: The dependency groups, in the order of their first unit.
@@ -78,7 +77,7 @@ class Structure:
         return self.axis_ids[self.coupling.classes.of[atoms].tobytes()]
 
     def units_on(self, atoms: IntArray) -> IntArray:
-        """Unit at every position of an axis, -1 where the position may not be removed."""
+        """Unit at every position of an axis, -1 for positions that may not be removed."""
         return self.class_unit[self.coupling.classes.of[atoms]]
 
     @cached_property
@@ -122,7 +121,7 @@ def structure_of(model: onnx.ModelProto, coupling: Coupling) -> Structure:
 
 
 def _prunable(coupling: Coupling) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Classes that may be removed: not frozen, and never all there is of an axis."""
+    """Classes that may be removed: not frozen, and never a whole axis."""
     classes = coupling.classes
     allowed = ~classes.frozen
     for atoms in axes_of(coupling.labels):
@@ -178,7 +177,7 @@ def _groups(
 def _layers(
     coupling: Coupling, class_unit: IntArray, group_of: IntArray, count: int
 ) -> tuple[list[set[int]], list[set[int]]]:
-    """Which nodes produce and which consume the units of every group."""
+    """The nodes that produce and that consume the units of every group."""
     producers: list[set[int]] = [set() for _ in range(count)]
     consumers: list[set[int]] = [set() for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""What the walk over a graph finds: which indices are removed together, and what depends on them."""
+"""The result of tracing: which indices are removed together, and what depends on them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Channel shuffles: Reshape, Transpose and Reshape back, which only put an axis into another order.
+"""Channel shuffles: Reshape, Transpose and Reshape back, which only permute an axis.
 
-Reshape and Transpose cannot express an arbitrary permutation of what remains of an axis, so taken one
-by one they tie channels together. Taken as one, they move atoms and tie nothing; where channels are
-removed, a Gather takes their place. So it is with a tensor laid out in a row of which a Gather picks
-every element by its number, as exporters write a strided view; that may well move nothing at all.
+Reshape and Transpose cannot express an arbitrary permutation of the remaining indices, so taken separately they tie
+channels together. Taken as one, they move atoms and tie nothing; if channels are removed, a Gather replaces them. The
+same holds for a flattened tensor of which a Gather picks every element by number, as exporters write a strided view; it
+may even be the identity.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from onnxcop.graph.shapes import Shape, ShapeMap, infer
 from onnxcop.graph.subgraphs import captured
 from onnxcop.graph.traits import Trait, traits
 
-_OUTSIDE = -1  # represents what reads the graph's outputs
+_OUTSIDE = -1  # stands for the readers of the graph's outputs
 _LONGEST = 6  # nodes
-_LARGEST = 1 << 23  # elements that are numbered to see where they go
+_LARGEST = 1 << 23  # elements that are numbered to follow them
 
 
 @dataclass(frozen=True, slots=True)
 class Shuffle:
-    """A chain of nodes that is a permutation of one axis.
+    """A chain of nodes that permutes one axis.
 
     Attributes:
-        nodes: Indices of its nodes, in order; between them nothing else is read but sizes.
-        source: The tensor that goes in.
-        result: The tensor that comes out, of the same shape.
-        axis: The axis that is put into another order; None where every element stays.
-        order: int64 [size], for every position of the result the source's; empty where all stay.
+        nodes: Indices of its nodes, in order; tensors between them are not read elsewhere, except for sizes.
+        source: The input tensor.
+        result: The output tensor, of the same shape.
+        axis: The permuted axis; None if every element stays.
+        order: int64 [size], source position of every result position; empty if all stay.
     """
 
     nodes: tuple[int, ...]
@@ -44,16 +44,16 @@ class Shuffle:
     order: IntArray
 
     def along(self, label: Sequence[IntArray | None]) -> tuple[int, IntArray] | None:
-        """An axis that carries atoms with its order, which is the one that moves if any does; None without."""
+        """An axis that carries atoms, with its order: the permuted axis if there is one, None if no axis has atoms."""
         if self.axis is not None:
             return None if label[self.axis] is None else (self.axis, self.order)
         return next(((axis, np.arange(len(a))) for axis, a in enumerate(label) if a is not None), None)
 
 
 def find(model: onnx.ModelProto, shapes: ShapeMap) -> dict[int, Shuffle]:
-    """Every shuffle of a graph, by the index of each of its nodes.
+    """Find every shuffle of a graph, by the index of each of its nodes.
 
-    Where inputs are dynamic, only those are given that are the same permutation at other sizes too.
+    If inputs are dynamic, only chains that are the same permutation at other sizes are returned.
     """
     found = list(_shuffles(model, shapes))
     if found and (larger := _larger(model, shapes)):
@@ -69,7 +69,7 @@ def find(model: onnx.ModelProto, shapes: ShapeMap) -> dict[int, Shuffle]:
 
 
 def _larger(model: onnx.ModelProto, shapes: ShapeMap) -> dict[str, Shape]:
-    """Input shapes with every dynamic size doubled; {} where none is."""
+    """Input shapes with every dynamic size doubled; {} if there is none."""
     result: dict[str, Shape] = {}
     grown = False
     for value in model.graph.input:
@@ -109,7 +109,7 @@ def _shuffles(model: onnx.ModelProto, shapes: ShapeMap) -> Iterator[Shuffle]:
 
 
 def _only_mover(graph: onnx.GraphProto, readers: dict[str, list[int]], name: str) -> int | None:
-    """The node that moves a tensor's elements on, if no other reads them (but for their number)."""
+    """The only node that moves a tensor's elements on (nodes that read its size do not count), or None."""
     moving = [i for i in readers[name] if i == _OUTSIDE or not traits(graph.node[i]) & Trait.SIZES]
     if len(moving) != 1 or moving[0] == _OUTSIDE:
         return None
@@ -120,7 +120,7 @@ def _only_mover(graph: onnx.GraphProto, readers: dict[str, list[int]], name: str
 
 
 def _is_closed(graph: onnx.GraphProto, readers: dict[str, list[int]], chain: list[int]) -> bool:
-    """Whether sizes taken of what is inside a chain only serve the chain itself."""
+    """Whether sizes taken inside a chain only serve the chain itself."""
     waiting = [name for index in chain[:-1] for name in graph.node[index].output]
     while waiting:
         for index in readers[waiting.pop()]:
@@ -159,7 +159,7 @@ def _shuffle(model: onnx.ModelProto, shapes: ShapeMap, chain: tuple[int, ...]) -
 
 
 def _moved(node: onnx.NodeProto, elements: IntArray, shapes: ShapeMap) -> IntArray | None:
-    """Where a node puts elements; None where that depends on data, or where it does not keep their number."""
+    """The positions to which a node moves elements; None if they depend on data or their number changes."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Transpose":
         return elements.transpose(attributes.get("perm"))

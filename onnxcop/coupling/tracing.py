@@ -1,10 +1,10 @@
-"""One walk over a model on labels: which indices of which tensors are removed together.
+"""One pass over a model on labels: which indices of which tensors are removed together.
 
-The walk visits every node once, applies its operator's rule, and checks the *conservation law*: every
-live axis that a rule has read is returned in an output, tied, contracted, dropped or frozen. At points
-where several couplings are possible (which factor of a Reshape stays live, whole groups or stripes)
-the finest is taken first; where that ends frozen the next is tried, and kept if it frees more. A node
-of control flow is followed into its bodies when it is reached (:mod:`onnxcop.coupling.control_flow`).
+Every node is visited once. The rule of its operator is applied, and the *conservation law* is checked: every live axis
+that a rule has read is returned in an output, tied, contracted, dropped or frozen. If several couplings are possible
+(which factor of a Reshape stays live, whole groups or stripes), the finest is tried first. If it ends frozen, the next
+is tried, and kept if it frees more. The bodies of a control-flow node are visited with the node
+(:mod:`onnxcop.coupling.control_flow`).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def trace(
     Args:
         model: The model; it is not changed.
         shapes: Shapes and folded values, from :func:`onnxcop.graph.shapes.infer`.
-        rules: What every operator does to labels.
-        policy: Which coupling is preferred where several exist: "finest" or "coarsest".
-        open_axis: An axis of the model's outputs (negative from the end) whose indices may be removed, where nothing
-            else forbids it.
+        rules: The operator rules.
+        policy: The preferred coupling if several exist: "finest" or "coarsest".
+        open_axis: An axis of the model's outputs (negative from the end) whose indices may be removed if nothing else
+            forbids it.
 
     Raises:
         InternalError: A rule broke the conservation law.
@@ -101,7 +101,7 @@ class _Walk:
         self.opsets[""] = self.opsets.get("", self.opsets.get("ai.onnx", 1))
 
     def run(self) -> Coupling:
-        """Walk the whole model and solve the ties."""
+        """Visit the whole model and solve the ties."""
         self._enter(self.scopes.all[0])
         for value in self.model.graph.output:
             self._freeze(value.name, Reason("reaches a graph output", value.name, given=True), self.open_axis)
@@ -169,7 +169,7 @@ class _Walk:
             _rewind(self.findings, marks)
             self._decline(op, str(decline))
             return
-        except (IndexError, KeyError, TypeError, ValueError) as error:  # a node unlike any the rule knows
+        except (IndexError, KeyError, TypeError, ValueError) as error:  # a node in a form that the rule does not know
             _rewind(self.findings, marks)
             self._decline(op, f"{node.op_type} is not of the usual form ({type(error).__name__}: {error})")
             return
@@ -178,7 +178,7 @@ class _Walk:
             self._store(op, node.output[position], label, op.out_infos[position])
 
     def _control(self, op: Op) -> None:
-        """Follow a node into its bodies; one that cannot be followed is declined before it is entered."""
+        """Follow a node into its bodies; if that is impossible, it is declined before they are visited."""
         if any(self.reused & made(graph) for graph in graphs_of(op.node)):
             self._decline(op, f"{op.node.op_type} whose body uses a name twice")
             return
@@ -202,7 +202,7 @@ class _Walk:
                 self.pool.freeze(atoms, reason)
 
     def _shuffled(self, index: int, shuffle: Shuffle) -> bool:
-        """Treat the nodes of a shuffle as one that moves atoms; False where there are none to move."""
+        """Treat the nodes of a shuffle as one permutation of atoms; False if there are none."""
         label = None if shuffle.source in self.derived else self._label(shuffle.source)
         found = None if label is None else shuffle.along(label)
         if label is None or found is None:
@@ -216,7 +216,7 @@ class _Walk:
         return True
 
     def _label(self, name: str) -> Label | None:
-        """Label of a tensor; a constant gets fresh atoms when it is first asked for."""
+        """Label of a tensor; a constant gets new atoms on first use."""
         found = self.labels.get(name)
         if found is not None or name not in self.sources:
             return found
@@ -244,14 +244,14 @@ class _Walk:
         self.labels[name] = label
 
     def _note_hidden(self, node: onnx.NodeProto) -> None:
-        """Remember from which node on shapes are not known."""
+        """Remember the first node behind which shapes are unknown."""
         behind = next((self.hidden[name] for name in node.input if name in self.hidden), None)
         for name in node.output:
             if name and self.shapes[name].shape is None:
                 self.hidden[name] = behind or f"{node.op_type} {node.name or node.output[0]}"
 
     def _decline(self, op: Op, why: str) -> None:
-        """Freeze all that a node touches, captured outer tensors of its bodies included."""
+        """Freeze everything that a node touches, including outer tensors that its bodies read."""
         behind = next((self.hidden[name] for name in op.node.input if name in self.hidden), None)
         if behind is not None and not why.startswith(_NO_RULE):
             why = f"behind {behind}, the shape of whose output is not known"
@@ -262,7 +262,7 @@ class _Walk:
         self.declined.append((op.index, reason))
 
     def _conserve(self, op: Op) -> None:
-        """Every live axis that the rule read must have gone somewhere."""
+        """Check that every live axis that the rule read has a destination."""
         out = [a for label in op.labels_out.values() for a in label or () if a is not None]
         places = [*out, *op.handled]
         identities = {id(a) for a in places}
@@ -287,7 +287,7 @@ def _marks(findings: Findings) -> tuple[int, ...]:
 
 
 def _rewind(findings: Findings, marks: tuple[int, ...]) -> None:
-    """Forget what a rule said before it declined."""
+    """Undo the effects of a rule that declined."""
     lists: tuple[list[Any], ...] = (
         findings.contractions, findings.macs, findings.edits, findings.choices, findings.sections,
         findings.statistics,

@@ -1,6 +1,6 @@
-"""What must hold of a model before it can be followed: names have one maker, weights are whole.
+"""Conditions for analysing a model: every name has one producer, and weights are complete.
 
-The ONNX checker asks for more (that it knows every operator, for one), and refuses models that run.
+The ONNX checker asks for more (e.g. that it knows every operator) and refuses models that run.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def check(model: onnx.ModelProto, where: str) -> None:
 
     Args:
         model: The model, its weights in memory.
-        where: What it is called in messages.
+        where: Name of the model in messages.
 
     Raises:
-        ModelError: It imports no operator set, a name has no maker or several, nodes are not in
-            topological order, or a weight has not as many values as its shape says.
+        ModelError: It imports no operator set, a name has no producer or several, nodes are not in topological order,
+            or a weight has fewer or more values than its shape.
     """
     domains = {opset.domain for opset in model.opset_import}
     if not domains & {"", "ai.onnx"} and any(not node.domain for node in model.graph.node):
@@ -47,15 +47,15 @@ def check(model: onnx.ModelProto, where: str) -> None:
 
 
 def check_text(message: Any, where: str, what: str = "the model") -> None:
-    """Refuse names and other texts that are no UTF-8, which protobuf lets pass and hands out as bytes.
+    """Refuse names and other texts that are not UTF-8; protobuf accepts them and returns bytes.
 
     Args:
         message: A part of a model.
-        where: What the model is called in messages.
-        what: What the part is called.
+        where: Name of the model in messages.
+        what: Name of the part.
 
     Raises:
-        ModelError: One of its texts is no UTF-8.
+        ModelError: One of its texts is not UTF-8.
     """
     for entry, value in message.ListFields():
         if entry.message_type is not None:
@@ -72,13 +72,13 @@ def check_text(message: Any, where: str, what: str = "the model") -> None:
 
 
 def _called(message: Any, what: str) -> str:
-    """A part of a model by its name, where it has one that can be read."""
+    """A part of a model with its name, if it has a readable one."""
     name = getattr(message, "name", "")
     return f"{what} {name!r}" if isinstance(name, str) and name else what
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that is stored in a graph or in the bodies of its control flow."""
+    """All tensors stored in a graph or in the bodies of its control flow."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -111,7 +111,7 @@ def _count(tensor: onnx.TensorProto) -> int:
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
-    """Names that are there before any node has run."""
+    """Names that exist before any node has run."""
     names = {value.name for value in graph.input}
     names |= {tensor.name for tensor in graph.initializer}
     return names | {tensor.values.name for tensor in graph.sparse_initializer}

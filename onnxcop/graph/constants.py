@@ -1,4 +1,4 @@
-"""Stored tensors of a model, and what is computed from them alone."""
+"""Stored tensors of a model, and values computed from them alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxcop.graph.subgraphs import Scopes
 
 @dataclass(frozen=True)
 class Weights:
-    """Reads weights of a model as arrays, evaluating what is computed from constants."""
+    """Reads weights of a model as arrays, and evaluates tensors computed from constants."""
 
     nodes: Sequence[onnx.NodeProto]
     stored: Mapping[str, onnx.TensorProto]

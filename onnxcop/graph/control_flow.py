@@ -1,6 +1,6 @@
 """How tensors pass into and out of the bodies of If, Loop and Scan.
 
-The description is read off a node alone, and serves those who walk the graph: for shapes, for labels.
+The description depends on a node alone. Shape inference and label tracing use it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Passage:
     Attributes:
         outer: Its name outside.
         inner: Its name inside.
-        axis: The axis that only the outer one has, along which the body is repeated; None without.
+        axis: The axis that only the outer one has, along which the body is repeated; None if there is none.
     """
 
     outer: str
@@ -36,12 +36,12 @@ class Body:
     """One body of a node.
 
     Attributes:
-        attribute: Name of the attribute that holds it.
+        attribute: Name of the attribute.
         graph: The body.
-        enters: What is handed in.
+        enters: Tensors passed in.
         carried: Inputs of the body with the outputs that replace them in the next step.
-        leaves: What is given out.
-        rigid: Outputs of the body that steer it.
+        leaves: Tensors returned.
+        rigid: Outputs of the body that control it, such as the loop condition.
     """
 
     attribute: str
@@ -56,7 +56,7 @@ def bodies_of(node: onnx.NodeProto, opset: int) -> tuple[Body, ...]:
     """Describe the bodies of an If, Loop or Scan.
 
     Raises:
-        UnusualForm: It is none of these, or its body has other inputs or outputs than it must have.
+        UnusualForm: It is none of these, or its body has the wrong inputs or outputs.
     """
     attributes = {attribute.name: attribute for attribute in node.attribute}
     if node.domain not in ("", "ai.onnx") or node.op_type not in KINDS:

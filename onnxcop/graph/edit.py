@@ -31,7 +31,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def fresh_name(stem: str, taken: set[str]) -> str:
-    """A name that begins with `stem` and is not taken; it is added to `taken`."""
+    """A name that begins with `stem` and is not in `taken`; it is added to `taken`."""
     name, number = stem, 1
     while name in taken:
         number += 1

@@ -1,4 +1,4 @@
-"""Name, type and shape of a tensor that enters or leaves a model."""
+"""Name, type and shape of an input or output of a model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """Name, type and shape of a tensor at the border of a model.
+    """Name, type and shape of an input or output of a model.
 
     Attributes:
         name: The tensor's name in the graph.
-        dtype: Its numpy dtype; `object` for strings and for what is not a tensor.
+        dtype: Its numpy dtype; `object` for strings and for anything that is not a tensor.
         shape: Per axis a fixed size, the name of a dynamic size, or None for one without a name.
     """
 

@@ -1,4 +1,4 @@
-"""Loading and saving ONNX models: external data, identity, and never half a file."""
+"""Loading and saving ONNX models: external data, identity, and atomic writes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from onnxcop.graph.edit import copied
 
 log = logging.getLogger("onnxcop")
 
-_SMALL = 1024  # bytes; smaller tensors stay in the model
-_PAGE = 4096  # bytes; tensors start at multiples, so that the file can be mapped into memory
+_SMALL = 1024  # bytes; smaller tensors stay inside the model
+_PAGE = 4096  # bytes; tensors start at multiples of it, so that the file can be memory-mapped
 VALUES = {"raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data"}
 EXTERNAL = {"data_location", "external_data"}  # fields of a tensor whose values are in a file
 _Put = Callable[[bytes], tuple[str, int]]
@@ -92,7 +92,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
                 f"{path}: external data of tensor {tensor.name!r} points to {location!r}, outside the model's "
                 "folder; move the data beside the model and save it again"
             )
-        target = path.parent / location  # it may be a link: those in the user's folder are the user's own
+        target = path.parent / location  # it may be a link: the user owns links in the user's folder
         if not target.is_file():
             raise ModelError(
                 f"{path}: external data {location!r} of tensor {tensor.name!r} is missing; put it beside the model"
@@ -113,10 +113,10 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _external_bytes(path: Path, entries: Mapping[str, str]) -> bytes:
-    """What a tensor refers to in a file: all of it from an offset on, or as many bytes as it says.
+    """The bytes of a tensor in a file: all from an offset on, or as many as the tensor declares.
 
     Raises:
-        ValueError: The offset or the length is no number from 0 on, or the file has not so many bytes.
+        ValueError: The offset or length is not a number of at least 0, or the file is shorter.
     """
     offset, length = (int(entries.get(name) or default) for name, default in (("offset", 0), ("length", -1)))
     size = path.stat().st_size
@@ -142,7 +142,7 @@ def _inline(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 def sha256(model: onnx.ModelProto) -> str:
     """Identity of a model: the SHA-256 of its deterministic serialization, part by part.
 
-    The same for a model with its weights inside and beside it.
+    It does not depend on whether weights are inside the model or beside it.
     """
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
@@ -160,13 +160,13 @@ def sha256(model: onnx.ModelProto) -> str:
 
 
 def save(model: onnx.ModelProto, path: Path, *, external_data: bool | None = None) -> None:
-    """Write a model so that `path` holds either the old file or the whole new one.
+    """Write a model; `path` then holds the whole new file, or still the old one if writing fails.
 
     Args:
         model: The model, with its weights in memory.
         path: The file to write; an existing one is replaced in one step.
-        external_data: Write weights to a file beside it; None does so only where the model would
-            not fit a single file (2 GB).
+        external_data: Write weights to a file beside it; None does so only if the model does not fit into a single file
+            (2 GB).
 
     Raises:
         ModelError: The folder is missing or not writable, or the disk is full; nothing is replaced.
@@ -185,11 +185,11 @@ def stage(files: Writing, model: onnx.ModelProto, path: Path, *, external_data: 
         own = _stage_external(files, model, path)
     else:
         files.add(path, model.SerializeToString())
-    files.then(lambda: _name_left_over(path, own))  # only then, since another run may write beside this one
+    files.then(lambda: _name_left_over(path, own))  # only then, because another run may write beside this one
 
 
 def _name_left_over(path: Path, own: Path | None) -> None:
-    """Say which files of weights the model at a path does not read: a copy of an earlier result may still need them."""
+    """Name weight files that the model at a path does not read: a copy of an earlier result may still need them."""
     left = set(data_files(path)) - {own}
     if left:
         listed = ", ".join(sorted(map(str, left)))
@@ -197,7 +197,7 @@ def _name_left_over(path: Path, own: Path | None) -> None:
 
 
 def data_files(path: Path) -> list[Path]:
-    """Files of weights that results at a path were written with, whether they are still in use or not."""
+    """Weight files of results at a path, whether still in use or not."""
     if not path.parent.is_dir():
         return []
     name = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
@@ -205,7 +205,7 @@ def data_files(path: Path) -> list[Path]:
 
 
 def _stage_external(files: Writing, model: onnx.ModelProto, path: Path) -> Path:
-    """Write the weights under a name made from their content, which is returned, then the model that refers to them.
+    """Write the weights under a name made from their content, then the model that refers to them; return the name.
 
     A new data file never overwrites one that an existing model may still refer to.
     """
@@ -221,22 +221,22 @@ def _stage_external(files: Writing, model: onnx.ModelProto, path: Path) -> Path:
 
 
 class WeightFile:
-    """A file of weights that several models share: each tensor is in it once, and ONNX Runtime maps it into memory.
+    """A file of weights that several models share: each tensor is stored once, and ONNX Runtime memory-maps it.
 
-    A model whose weights are in it is light: it can be copied and changed without copying weights. It runs
-    (:class:`onnxcop.runtime.session.Session` finds the file) as long as this object lives.
+    A model with weights in it is light: it can be copied and changed without copying weights. It runs
+    (:class:`onnxcop.runtime.session.Session` finds the file) as long as this object exists.
     """
 
     def __init__(self) -> None:
         self.folder, _ = scratch_folder(self)
-        self.name = f"{self.folder.name}.weights"  # by which light models are known again
+        self.name = f"{self.folder.name}.weights"  # identifies light models
         self._places: dict[bytes, tuple[int, int]] = {}
         self._models = 0
         _files[self.name] = self
 
     @staticmethod
     def of(model: onnx.ModelProto) -> WeightFile | None:
-        """The file that a light model's weights are in; None for other models."""
+        """The file with a light model's weights; None for other models."""
         for tensor in model.graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 return _files.get(next((e.value for e in tensor.external_data if e.key == "location"), ""))
@@ -251,7 +251,7 @@ class WeightFile:
         return _external_bytes(self.folder / self.name, entries)
 
     def put(self, data: bytes) -> tuple[str, int]:
-        """Add the bytes of a tensor, unless they are there already; returns the file's name and their offset."""
+        """Add the bytes of a tensor unless they are stored already; return the file's name and their offset."""
         digest = hashlib.blake2b(data, digest_size=20).digest()
         if digest not in self._places:
             with (self.folder / self.name).open("ab") as file:
@@ -261,13 +261,13 @@ class WeightFile:
         return self.name, self._places[digest][0]
 
     def detach(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """The same tensor with its values in the file; itself where it is small."""
+        """The same tensor with its values in the file; unchanged if it is small."""
         found = onnx.TensorProto()
         _detach(tensor, found, self.put)
         return found
 
     def written(self, model: onnx.ModelProto) -> Path:
-        """Write a light model beside the file; returns its path."""
+        """Write a light model beside the file and return its path."""
         self._models += 1
         path = self.folder / f"{self._models}.onnx"
         path.write_bytes(model.SerializeToString())
@@ -306,7 +306,7 @@ def whole(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def save_externally(model: onnx.ModelProto, folder: Path) -> Path:
-    """Writes a model with its weights in a file beside it, without changing or copying it whole.
+    """Write a model with its weights in a file beside it, without changing or copying the model as a whole.
 
     Returns:
         The path of the model's file inside `folder`.
@@ -323,8 +323,8 @@ def detached(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.Mode
 
     Args:
         model: The model, its weights in memory; it is not changed.
-        location: What the copy calls the file.
-        file: Where the tensors are written.
+        location: Name of the file in the copy.
+        file: The file to write tensors to.
     """
 
     def put(data: bytes) -> tuple[str, int]:
@@ -348,7 +348,7 @@ def _light(model: onnx.ModelProto, put: _Put, *, inner: bool = True) -> onnx.Mod
 
 
 def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
-    """Copy the fields of a message, but for those of some names."""
+    """Copy the fields of a message, except those of some names."""
     for field, value in source.ListFields():
         current = getattr(target, field.name)
         if field.name in without:
@@ -377,7 +377,7 @@ def _detach(source: onnx.TensorProto, target: onnx.TensorProto, put: _Put) -> No
 
 
 def _large_data(tensor: onnx.TensorProto) -> bytes | None:
-    """The bytes of a tensor that is large enough to live outside."""
+    """The bytes of a tensor that is large enough to store outside."""
     if tensor.HasField("raw_data"):
         return None if len(tensor.raw_data) < _SMALL else tensor.raw_data
     size = byte_size(tensor)
@@ -387,7 +387,7 @@ def _large_data(tensor: onnx.TensorProto) -> bytes | None:
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
-    """About the bytes of a model's weights, told from their shapes: to read values copies them."""
+    """Approximate bytes of a model's weights, from their shapes, because reading values copies them."""
     stored = [tensor for tensor in model.graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL]
     sizes = [(tensor, byte_size(tensor)) for tensor in stored]
     return sum(len(tensor.raw_data) if size is None else size for tensor, size in sizes)
@@ -396,7 +396,8 @@ def weight_bytes(model: onnx.ModelProto) -> int:
 def file_size(message: Any) -> int:
     """Serialized size in bytes of a model or another message.
 
-    Added up part by part: asked for as a whole it would double a large model, and fail beyond 2 GiB.
+    Added up part by part, because serializing the whole would double the memory of a large model and fails beyond 2
+    GiB.
     """
     total, plain = 0, type(message)()
     for entry, value in message.ListFields():

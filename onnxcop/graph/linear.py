@@ -1,8 +1,8 @@
-"""One description of linear layers: whatever the operator, weights [groups, in, out, taps].
+"""One description of linear layers of all operators: weights [groups, in, out, taps].
 
-Convolutions of any rank, grouped, depthwise or transposed, Gemm either way round, matrix products with the weights
-on either side: each sums the channels of its data with weights. Here is where these lie in the node, how they are
-stored, and how to put changed ones back.
+Convolutions of any rank (grouped, depthwise or transposed), Gemm with any transposes, and matrix products with weights
+on either side all sum the channels of their data with weights. This module finds the weights of a node, reads them in
+this form, and writes changed ones back.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """How the weights of a node are stored.
+    """Storage of the weights of a node.
 
     Attributes:
-        input: Which input of the node holds them.
-        in_axis: Axis of the weights that runs over the channels that are summed (of one group).
-        out_axis: Axis that runs over the channels that are made (of all groups).
+        input: Input of the node that holds them.
+        in_axis: Axis of the weights over the summed channels (of one group).
+        out_axis: Axis over the output channels (of all groups).
         groups: Number of groups.
-        bias: Which input holds the bias, None where the operator takes none.
+        bias: Input that holds the bias, None if the operator takes none.
         kind: "conv"; "deconv", whose `in_axis` runs over all groups and `out_axis` over those of one; "matmul";
             "recurrent" or "other" for weights that are read, but never changed.
-        zero: Which input holds the zero point of quantized weights.
-        scale: What the operator multiplies the weights by.
-        bias_scale: What it multiplies the bias by.
+        zero: Input that holds the zero point of quantized weights.
+        scale: Factor of the weights in the operator.
+        bias_scale: Factor of the bias.
     """
 
     input: int
@@ -50,11 +50,11 @@ class Kernel:
 
     @property
     def changeable(self) -> bool:
-        """Whether other weights can take their place."""
+        """Whether the weights can be replaced by others."""
         return self.kind not in ("recurrent", "other") and self.zero is None and self.scale != 0.0
 
     def shape(self, stored: Sequence[int]) -> tuple[int, int, int, int]:
-        """The sizes (groups, in, out, taps) of weights that are stored in a shape."""
+        """The sizes (groups, in, out, taps) of weights stored in a given shape."""
         ins, outs = stored[self.in_axis], stored[self.out_axis]
         if self.kind == "deconv":
             ins //= self.groups
@@ -64,7 +64,7 @@ class Kernel:
         return self.groups, ins, outs, every // max(self.groups * ins * outs, 1)
 
     def read(self, stored: Array) -> FloatArray:
-        """What the node multiplies its data by, float64 [groups, in, out, taps]."""
+        """The factors that the node multiplies its data by, float64 [groups, in, out, taps]."""
         moved = np.moveaxis(stored.astype(np.float64), (self.in_axis, self.out_axis), (0, 1))
         groups, ins, outs, taps = self.shape(stored.shape)
         if self.scale != 1.0:
@@ -74,7 +74,7 @@ class Kernel:
         return moved.reshape(ins, groups, outs, taps).swapaxes(0, 1)
 
     def write(self, weights: FloatArray, stored: Sequence[int]) -> FloatArray:
-        """Inverse of :meth:`read`, in the shape that the weights are stored in."""
+        """Inverse of :meth:`read`, in the stored shape of the weights."""
         both = (self.in_axis, self.out_axis)
         rest = [size for axis, size in enumerate(stored) if axis not in both]
         moved = weights if self.kind == "deconv" else weights.swapaxes(0, 1)
@@ -82,17 +82,17 @@ class Kernel:
         return moved if self.scale == 1.0 else moved / self.scale
 
     def by_group(self, values: Array, axis: int) -> Array:
-        """What belongs to every index of `in_axis` or `out_axis`, as [groups, channels of one]."""
+        """Values for every index of `in_axis` or `out_axis`, as [groups, channels of one group]."""
         whole = self.in_axis if self.kind == "deconv" else self.out_axis
         return values.reshape(self.groups, -1) if axis == whole else np.tile(values, (self.groups, 1))
 
 
 def kernel_of(node: onnx.NodeProto, position: int = 1, rank: int = 2) -> Kernel | None:
-    """The description of a node's weights; None if its operator is no linear layer.
+    """The description of a node's weights; None if its operator is not a linear layer.
 
     Args:
         node: The node.
-        position: Which input of a matrix product holds the weights.
+        position: Input of a matrix product that holds the weights.
         rank: Number of their axes.
     """
     known = traits(node)
@@ -155,7 +155,7 @@ def einsum_weights(node: onnx.NodeProto) -> Kernel | None:
 
 
 def flipped(node: onnx.NodeProto, position: int) -> bool:
-    """Whether a matrix product exchanges the last two axes of an operand."""
+    """Whether a matrix product transposes an operand."""
     return bool(_attribute(node, "transB" if position else "transA").i)
 
 
@@ -165,13 +165,13 @@ def _attribute(node: onnx.NodeProto, name: str, default: float = 0.0) -> onnx.At
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
-    """A layer with weights of its own, which may be changed.
+    """A layer with weights of its own, which may change.
 
     Attributes:
-        kernel: How they are stored.
+        kernel: Storage of the weights.
         weight: Name of the weights.
-        bias: Name of a bias of its own, one number for every output; None where it has none.
-        output: Name of the tensor it makes, bias included.
+        bias: Name of a bias of its own, one number for every output; None if it has none.
+        output: Name of its output, bias included.
         stop: The node after the one that makes `output`.
         plain: Whether `output` is the weighted sum and that bias, without another bias, sum or activation.
     """
@@ -188,12 +188,12 @@ def stored_layer(
     nodes: Sequence[onnx.NodeProto], number: int, kernel: Kernel,
     stored: Mapping[str, onnx.TensorProto], uses: Callable[[str], int],
 ) -> StoredLayer | None:  # fmt: skip
-    """Where a layer's weights and bias are stored; None if they may not be changed.
+    """Location of a layer's weights and bias; None if they may not change.
 
     Args:
-        nodes: Those of the top-level graph.
-        number: The layer's.
-        kernel: How its weights are stored.
+        nodes: Nodes of the top-level graph.
+        number: Number of the layer's node.
+        kernel: Storage of its weights.
         stored: Tensors by name.
         uses: How often a tensor is read.
     """

@@ -1,10 +1,9 @@
-"""The shape, type and, where it is small and constant, the value of every tensor of a model.
+"""The shape and type of every tensor of a model, and its value if it is small and constant.
 
-One walk in topological order, into the bodies of control flow too. Dynamic dimensions of the graph
-inputs are given concrete sizes first, so that every computed size (`Shape → Gather → Concat →
-Reshape`) folds to a number. Shapes come from ONNX's own per-operator inference with those numbers at
-hand; what it cannot determine (operators of other domains, loops that the data ends) comes from one run of
-ONNX Runtime.
+The graph is visited once in topological order, including bodies of control flow. Dynamic dimensions of the inputs get
+concrete sizes first, so that every computed size (`Shape → Gather → Concat → Reshape`) folds to a number. Shapes come
+from ONNX's own per-operator inference with those numbers. Those that it cannot determine (operators of other domains,
+loops with a data-dependent end) come from one run of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ __all__ = [
     "shape_value",
 ]  # fmt: skip
 
-# They move elements of their first input (Concat: of all).
+# Operators that move elements of their first input (Concat: of all).
 _PICKING = {"Cast", "Concat", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
             "Transpose", "Unsqueeze"}  # fmt: skip
 RANDOM = frozenset(
@@ -46,12 +45,12 @@ RANDOM = frozenset(
 
 @dataclass(slots=True)
 class ShapeMap:
-    """`TensorInfo` by tensor name, for a model whose tensors all have names of their own.
+    """`TensorInfo` by tensor name, for a model with unique names.
 
     Attributes:
-        infos: What is known of every tensor.
+        infos: Info of every tensor.
         unknown: Tensors of the top-level graph whose shape could not be determined.
-        trouble: Why the model could not be run to read them off.
+        trouble: Why the model could not be run to determine them.
     """
 
     infos: dict[str, TensorInfo] = field(default_factory=dict)
@@ -118,7 +117,7 @@ class _Walker:
             self._infer(node)
 
     def _control(self, node: onnx.NodeProto) -> bool:
-        """Walk the bodies of a node; return whether it has any that can be walked."""
+        """Visit the bodies of a node; return whether it has any that can be visited."""
         try:
             bodies = bodies_of(node, self.opsets[""])
         except UnusualForm:
@@ -132,7 +131,7 @@ class _Walker:
         return True
 
     def _body(self, node: onnx.NodeProto, body: Body) -> None:
-        """Walk a body, again without the sizes of states that grow or shrink from step to step."""
+        """Visit a body; visit it again without the sizes of states that change from step to step."""
         infos = self.map.infos
         infos |= entering(node, body, self.map)
         infos |= {tensor.name: constant_info(tensor) for tensor in body.graph.initializer}
@@ -147,7 +146,7 @@ class _Walker:
         self.depth -= 1
 
     def _fold(self, node: onnx.NodeProto) -> bool:
-        """Evaluate the node if everything it reads is known; return whether that was possible."""
+        """Evaluate the node if all of its inputs are known; return whether that was possible."""
         if node.domain not in ("", "ai.onnx") or any(a.type == a.GRAPH for a in node.attribute):
             return False
         inputs = [self.map[name] if name else None for name in node.input]
@@ -171,7 +170,7 @@ class _Walker:
     def _varying(
         self, node: onnx.NodeProto, inputs: list[TensorInfo | None], results: list[Array]
     ) -> list[Array] | None:
-        """Which elements of the results were computed from the size of a runtime tensor, if any were."""
+        """Which elements of the results depend on the size of a runtime tensor, if any do."""
         if not any(info is not None and info.sized for info in inputs):
             return None
         data = inputs if traits(node) & Trait.JOINS else inputs[:1]
@@ -205,7 +204,7 @@ class _Walker:
         if name in self.known:
             info = TensorInfo(*self.known[name])
         self.map.infos[name] = info
-        if info.shape is None and not self.depth:  # tensors of bodies cannot be read off a run
+        if info.shape is None and not self.depth:  # tensors of bodies are not visible in a run
             self.map.unknown.append(name)
 
     def _inferred_types(self, node: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
@@ -232,14 +231,14 @@ class _Walker:
 
 
 def _marks(info: TensorInfo | None) -> Array | None:
-    """1 where an element was computed from a size, 0 where not."""
+    """1 for elements computed from a size, else 0."""
     if info is None or info.value is None:
         return None
     return np.zeros(info.value.shape, np.int64) if info.varies is None else info.varies.astype(np.int64)
 
 
 def shape_value(node: onnx.NodeProto, shape: Shape) -> Array:
-    """What a Shape or Size node yields for an input of this shape."""
+    """The result of a Shape or Size node for an input of this shape."""
     if node.op_type == "Size":
         return np.array(int(np.prod(shape)), dtype=np.int64)
     bounds = {attribute.name: attribute.i for attribute in node.attribute}
@@ -249,7 +248,7 @@ def shape_value(node: onnx.NodeProto, shape: Shape) -> Array:
 def evaluate(
     node: onnx.NodeProto, inputs: list[Array | None], opset: int, largest: int = LARGEST_FOLDED
 ) -> list[Array] | None:
-    """Run one operator with ONNX's reference implementation; None if it has none, fails, or yields too much."""
+    """Run one operator with ONNX's reference implementation; None if it has none, fails, or returns too much."""
     from onnx.reference.ops import load_op
 
     def silent(*_: object) -> None:
@@ -281,13 +280,13 @@ def has_dynamic_dims(values: Iterable[onnx.ValueInfoProto]) -> bool:
 
 
 class Infos(Protocol):
-    """What is known of tensors, by name."""
+    """Infos of tensors, by name."""
 
     def __getitem__(self, name: str) -> TensorInfo: ...
 
 
 def entering(node: onnx.NodeProto, body: Body, infos: Infos) -> dict[str, TensorInfo]:
-    """What is known of a body's inputs at its first step, but for values, which the steps change."""
+    """Infos of a body's inputs at its first step, without values, which change from step to step."""
     found: dict[str, TensorInfo] = {}
     for value in body.graph.input:
         declared = from_type(value.type)
@@ -310,7 +309,7 @@ def entering(node: onnx.NodeProto, body: Body, infos: Infos) -> dict[str, Tensor
 
 
 def leaving(node: onnx.NodeProto, bodies: Sequence[Body], infos: Infos) -> dict[str, TensorInfo]:
-    """What is known of a node's outputs once its bodies have been walked."""
+    """Infos of a node's outputs after its bodies have been visited."""
     found: dict[str, TensorInfo] = {}
     taken = taken_branch(node, infos)
     for body in bodies:
@@ -331,7 +330,7 @@ def leaving(node: onnx.NodeProto, bodies: Sequence[Body], infos: Infos) -> dict[
 
 
 def taken_branch(node: onnx.NodeProto, infos: Infos) -> str | None:
-    """The branch that an If takes at the analysed sizes, None where the data decides."""
+    """The branch that an If takes at the analysed sizes, None if the data decide."""
     if node.op_type != "If":
         return None
     value = infos[node.input[0]].value
@@ -341,7 +340,7 @@ def taken_branch(node: onnx.NodeProto, infos: Infos) -> str | None:
 
 
 def body_runs(node: onnx.NodeProto, body: Body, infos: Infos) -> int | None:
-    """How often a body runs, None where that is not known before the run."""
+    """How often a body runs, None if that is not known before the run."""
     if node.op_type == "If":
         return 1
     if node.op_type == "Scan":

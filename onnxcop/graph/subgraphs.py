@@ -1,10 +1,8 @@
 """All nodes of a model under one numbering: those of the top-level graph, and those of bodies.
 
-A node of If, Loop or Scan holds graphs of its own, its *bodies*, which read tensors of the graphs
-around them by name. Nodes of the top-level graph have their position as number; those of the bodies
-follow, body by body, so that whoever only knows the top level is not disturbed. Names have to be
-unique over all bodies (:func:`make_names_unique`): a tensor is then known by its name alone, wherever
-it is made and wherever it is read.
+A node of If, Loop or Scan holds graphs of its own, its *bodies*, which read tensors of the graphs around them by name.
+The number of a top-level node is its position. Nodes of bodies follow, body by body, so code that only knows the top
+level is not affected. Names must be unique over all bodies (:func:`make_names_unique`), so a name identifies a tensor.
 """
 
 from __future__ import annotations
@@ -14,11 +12,11 @@ from dataclasses import dataclass
 
 import onnx
 
-FIRST_UNLISTED = 4  # the IR version from which initializers need not be listed among the inputs
+FIRST_UNLISTED = 4  # since this IR version, initializers need not be listed among the inputs
 
 
 def initializers_are_inputs(model: onnx.ModelProto) -> bool:
-    """Whether every initializer has to be listed among the inputs, as in files before IR version 4."""
+    """Whether every initializer must be listed among the inputs, as in files before IR version 4."""
     return bool(model.ir_version < FIRST_UNLISTED)
 
 
@@ -56,7 +54,7 @@ class Scopes:
         """Number the nodes of a model."""
         scopes = [Scope(model.graph, 0)]
         nodes = list(model.graph.node)
-        for scope in scopes:  # grows on the way
+        for scope in scopes:  # grows during the loop
             for number in range(scope.first, scope.first + len(scope.graph.node)):
                 for attribute in nodes[number].attribute:
                     if attribute.type == onnx.AttributeProto.GRAPH:
@@ -74,7 +72,7 @@ class Scopes:
         return {(scope.owner, scope.attribute): scope for scope in self.all[1:]}
 
     def order(self) -> list[int]:
-        """All numbers in the order in which nodes may run: those of bodies just before the node that holds them."""
+        """All numbers in execution order: nodes of a body come just before the node that holds them."""
         inner: dict[int, list[int]] = {}
         found: list[int] = []
         for scope in reversed(self.all):
@@ -85,13 +83,13 @@ class Scopes:
         return found
 
     def place(self, number: int) -> int:
-        """Position of a node in the top-level graph, or of the one there that holds it."""
+        """Position of a node in the top-level graph, or of the top-level node that holds it."""
         while number >= self.outer:
             number = max((s for s in self.all if s.first <= number), key=lambda s: s.first).owner
         return number
 
     def reused(self) -> set[str]:
-        """Names that more than one graph gives to a tensor of its own."""
+        """Names that several graphs give to tensors of their own."""
         seen: set[str] = set()
         twice: set[str] = set()
         for scope in self.all:
@@ -116,7 +114,7 @@ def made(graph: onnx.GraphProto) -> set[str]:
 
 
 def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The bodies that a node holds itself."""
+    """The bodies that a node holds directly."""
     for attribute in node.attribute:
         if attribute.type == attribute.GRAPH:
             yield attribute.g
@@ -124,7 +122,7 @@ def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def captured(node: onnx.NodeProto) -> set[str]:
-    """Names of outer tensors that the graphs held by a node read."""
+    """Names of outer tensors that the bodies of a node read."""
     names: set[str] = set()
     for graph in graphs_of(node):
         own = {t.name for t in graph.initializer} | {v.name for v in graph.input}
@@ -136,10 +134,10 @@ def captured(node: onnx.NodeProto) -> set[str]:
 
 
 def make_names_unique(model: onnx.ModelProto) -> dict[str, str]:
-    """Rename tensors of bodies whose names occur elsewhere too, in place.
+    """Rename tensors of bodies if their names also occur elsewhere, in place.
 
     Returns:
-        The old name by the new one.
+        Old names, keyed by new names.
     """
     scopes = Scopes.of(model)
     reused = scopes.reused()
@@ -165,7 +163,7 @@ def make_names_unique(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def rename(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
-    """Rename tensors in a graph and, where they read them, in the bodies it holds."""
+    """Rename tensors in a graph, and in its bodies where they read them."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = mapping.get(value.name, value.name)
     for tensor in graph.initializer:

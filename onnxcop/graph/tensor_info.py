@@ -1,4 +1,4 @@
-"""What is known of one tensor: its type, its sizes and, where it is small, its value."""
+"""Type, sizes and, if it is small, value of one tensor."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from onnxcop._base.types import Array
 
 Shape = tuple[int, ...]
 
-LARGEST_FOLDED = 4096  # elements of an integer tensor that is evaluated; floats only up to 16
+LARGEST_FOLDED = 4096  # elements of an integer tensor to evaluate; floats only up to 16
 _LARGEST_FOLDED_FLOAT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What is known of a tensor.
+    """Facts about a tensor.
 
     Attributes:
         elem_type: `onnx.TensorProto` data type, 0 if unknown.
         shape: Concrete sizes, None if unknown.
-        value: The tensor itself where it is small and does not depend on the data.
+        value: The tensor itself if it is small and does not depend on the data.
         sized: Whether `value` was computed from the size of a runtime tensor.
-        varies: Where it was, bool like `value`, which of its elements were; the others are plain numbers.
+        varies: If so, bool like `value`: which of its elements were; the others are plain numbers.
     """
 
     elem_type: int = 0
@@ -44,7 +44,7 @@ def foldable(dtype: np.dtype[Any], size: int) -> bool:
 
 
 def constant_info(tensor: onnx.TensorProto) -> TensorInfo:
-    """Describe an initializer, with its value where it is small."""
+    """Describe an initializer, with its value if it is small."""
     shape = tuple(tensor.dims)
     size = int(np.prod(shape, dtype=np.int64))
     value = None
@@ -71,7 +71,7 @@ def constant_node(node: onnx.NodeProto) -> TensorInfo:
 
 
 def from_type(type_proto: onnx.TypeProto | None) -> TensorInfo:
-    """What a declared type says."""
+    """The info that a declared type gives."""
     if type_proto is None or not type_proto.HasField("tensor_type"):
         return TensorInfo()
     tensor_type = type_proto.tensor_type

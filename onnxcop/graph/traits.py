@@ -1,7 +1,7 @@
-"""What kinds of operators there are: one table that every stage asks instead of comparing names.
+"""Kinds of operators: one table that every stage uses instead of comparing names.
 
-Rules (:mod:`onnxcop.coupling.ops`) say what happens to labels. A trait says less, and of more than coupling has
-to know: whether an operator is a linear layer, or only moves elements. An operator without an entry has no trait.
+Rules (:mod:`onnxcop.coupling.ops`) describe the effect on labels. A trait says less, but of operators outside coupling
+too: whether an operator is a linear layer, or only moves elements. An operator without an entry has no trait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MICROSOFT = "com.microsoft"
 
 
 class Trait(Flag):
-    """What is true of an operator, whatever its attributes."""
+    """A property of an operator, whatever its attributes."""
 
     NONE = 0
     LINEAR = auto()
@@ -25,17 +25,17 @@ class Trait(Flag):
     SLIDES = auto()
     """A convolution, transposed or not: its weights slide over space, and channels are axis 1."""
     SPREADS = auto()
-    """A transposed convolution: every place of the input adds to several of the output."""
+    """A transposed convolution: every input position adds to several output positions."""
     RECURRENT = auto()
     """A recurrent layer, whose weights are its second input and those after it."""
     PRODUCT = auto()
     """Sums products over channels, of two activations too: matrix products, attention."""
     KEEPS = auto()
-    """Puts all elements of its first input into another order or shape, or leaves them as they are."""
+    """Reorders or reshapes the elements of its first input, or leaves them unchanged."""
     PICKS = auto()
-    """Picks, repeats or regroups elements of its first input by their places."""
+    """Picks, repeats or regroups elements of its first input by position."""
     SELECTS = auto()
-    """Picks elements of its first input by their values."""
+    """Picks elements of its first input by value."""
     JOINS = auto()
     """Joins elements of several inputs."""
     AVERAGES = auto()
@@ -49,15 +49,15 @@ class Trait(Flag):
     DIVIDES = auto()
     """Divides its first input by its second, element by element."""
     SIZES = auto()
-    """Asks for sizes of its input, not for its elements."""
+    """Reads sizes of its input, not its elements."""
     ACTIVATES = auto()
-    """An activation that ONNX Runtime computes together with the convolution before it."""
+    """An activation that ONNX Runtime fuses with the convolution before it."""
     SQUASHES = auto()
-    """Makes bounded numbers of scores, or leaves them as they are."""
+    """Maps scores to bounded numbers, or leaves them unchanged."""
 
 
 MOVES = Trait.KEEPS | Trait.PICKS | Trait.JOINS
-"""No element is computed, only moved."""
+"""Elements are moved, not computed."""
 
 _LAYER = Trait.LINEAR | Trait.PRODUCT
 _WITH_BIAS = _LAYER | Trait.BIASED
@@ -118,13 +118,13 @@ TRAITS: dict[tuple[str, str], Trait] = {
 
 
 def traits(node: onnx.NodeProto) -> Trait:
-    """What is known of a node's operator."""
+    """The traits of a node's operator."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     return TRAITS.get((domain, node.op_type), Trait.NONE)
 
 
 def scales(node: onnx.NodeProto, names: Sequence[str]) -> bool:
-    """Whether a node multiplies or divides one of its inputs, all that `names` hold, element by element."""
+    """Whether a node multiplies or divides one of its inputs element by element (all others are in `names`)."""
     known = traits(node)
     first = names[0] == node.input[0] if len(names) == 1 else None
     return first is not None and bool(known & Trait.MULTIPLIES or (known & Trait.DIVIDES and first))

@@ -1,7 +1,7 @@
 """What every operator does to labels: one table of small functions.
 
 `DEFAULT_RULES` maps (domain, operator) to its rule. Pass `DEFAULT_RULES | {("my.domain", "MyOp"): rule}`
-to teach the tracer an operator of your own, or register a table as an entry point of
+to add an operator of your own, or register a table as an entry point of
 `onnxcop.operators`. An operator without a rule freezes what it touches, and the rest of the model is still pruned.
 """
 

@@ -95,7 +95,7 @@ def quantized_attention(op: Op) -> None:
 
 
 def _packed_results(op: Op, form: HeadLayout, parts: Parts, past: int) -> None:
-    """The past at an input, the work, and the outputs of x [n, s, c] times w [c, q + k + v]."""
+    """The cached past, the work, and the outputs of x [n, s, c] times w [c, q + k + v]."""
     cache(op, past, parts, None, before=1)
     batch, tokens, inner = op.shape(0)
     summed, columns = op.label(1)
@@ -140,7 +140,7 @@ def multi_head_attention(op: Op) -> None:
 
 
 def _packed_heads(op: Op, heads: int) -> None:
-    """MultiHeadAttention whose queries, keys and values [n, s, heads, 3, dims] (or keys and values) are one."""
+    """MultiHeadAttention with queries, keys and values in one tensor [n, s, heads, 3, dims], or keys and values."""
     last = 0 if len(op.shape(0)) == 5 else 1
     size = op.shape(last)[4]
     form = HeadLayout(heads, heads, size, size)
@@ -236,7 +236,7 @@ def attention(op: Op) -> None:
 
 
 def _apart(op: Op, form: HeadLayout) -> Parts:
-    """Heads and dimensions on axes of their own: both are live."""
+    """Heads and dimensions on separate axes: both are live."""
     inner = op.pool.allocate(form.inner) if form.inner > 1 else None
     value = op.pool.allocate(form.value) if form.value > 1 else None
     atoms = op.label(0)[1]

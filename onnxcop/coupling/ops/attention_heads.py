@@ -1,6 +1,6 @@
-"""The heads of an attention and their dimensions: which of them are live, and what holds them.
+"""Attention heads and their dimensions: which of them are live, and which tensors hold them.
 
-Where heads and dimensions share one axis either the ones or the others can be removed, a choice point.
+If heads and dimensions share one axis, either can be removed, but not both: a choice point.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HeadLayout:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What is live of an attention, by the axes of `form`; None for what stays as it is."""
+    """The live parts of an attention, by the axes of `form`; None for parts that stay."""
 
     form: HeadLayout
     heads: IntArray | None = None
@@ -58,7 +58,7 @@ class Parts:
 
 
 def fold(outer: IntArray | None, count: int, inner: IntArray | None, size: int) -> IntArray | None:
-    """Atoms of an axis of `count` × `size` indices of which one factor is live."""
+    """Atoms of an axis of `count` × `size` indices with one live factor."""
     if outer is not None:
         return np.repeat(outer, size)
     return None if inner is None else np.tile(inner, count)
@@ -82,7 +82,7 @@ def head_atoms(op: Op, form: HeadLayout, members: bool) -> tuple[IntArray | None
 
 
 def choose_parts(op: Op, form: HeadLayout, folded: IntArray | None, dims: bool) -> Parts:
-    """Choose what is live where heads and their dimensions share one axis."""
+    """Choose the live part if heads and their dimensions share one axis."""
     if form.shared < 1 or form.heads % form.shared:
         raise Decline(f"{form.heads} query heads over {form.shared} key and value heads")
     kinds = ["groups"] if form.shared > 1 else []
@@ -99,13 +99,13 @@ def choose_parts(op: Op, form: HeadLayout, folded: IntArray | None, dims: bool) 
 
 
 def explicit_scale(op: Op, parts: Parts) -> None:
-    """The default scale follows the number of dimensions: write the original's down."""
+    """Write the original's default scale into the node, because the default follows from the number of dimensions."""
     if not op.attr("scale", 0.0):
         op.pin("scale", 1.0 / float(np.sqrt(parts.form.inner)), parts.inner)
 
 
 def meet(op: Op, position: int, axis: int, live: IntArray | None) -> None:
-    """Tie one axis of an input, where it is given and not stretched, to its part; freeze the others."""
+    """Tie one axis of an input to its part, unless the input is absent or broadcast; freeze the others."""
     if not op.has(position):
         return
     label, axis = op.label(position), axis % len(op.shape(position))

@@ -1,4 +1,4 @@
-"""What operator rules say beyond ties and freezes: products, their cost, and numbers to rewrite."""
+"""Facts that operator rules state besides ties and freezes: products, their cost, and numbers to rewrite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """A node that sums over channels; where `kernel` is set, one operand holds trained weights."""
+    """A node that sums over channels; if `kernel` is set, one operand holds trained weights."""
 
     node: int
     operands: tuple[Operand, ...]
@@ -29,7 +29,7 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A node that computes a statistic over an axis: its results change when indices of the axis are removed."""
+    """A node that computes a statistic over an axis: removing indices of the axis changes its results."""
 
     node: int
     atoms: IntArray
@@ -48,7 +48,7 @@ class Mac:
 class SizeEdit:
     """Element `element` of a size (an input, or an attribute by name) equals the kept count of `atoms`.
 
-    A negative number counts from the end of `whole`, and is wrong as soon as that axis gets shorter.
+    A negative number counts from the end of `whole`, so it is wrong once that axis is shorter.
     """
 
     node: int
@@ -60,7 +60,7 @@ class SizeEdit:
 
 @dataclass(frozen=True, slots=True)
 class RatioEdit:
-    """Attribute `name` equals the kept count of `atoms` over that of `per` (over `per` where a number)."""
+    """Attribute `name` equals the kept count of `atoms` over that of `per` (or over `per` itself if it is a number)."""
 
     node: int
     name: str
@@ -70,7 +70,7 @@ class RatioEdit:
 
 @dataclass(frozen=True, slots=True)
 class IndexEdit:
-    """Input `input` holds indices into an axis that carries `atoms`; along their `axis` some will be removed."""
+    """Input `input` holds indices into an axis that carries `atoms`; some are removed along their own `axis`."""
 
     node: int
     input: int
@@ -88,7 +88,7 @@ class SplitEdit:
 
 @dataclass(frozen=True, slots=True)
 class AxesEdit:
-    """The node drops all axes of size 1, which are `axes`; the `live` ones must not become such axes."""
+    """The node drops all axes of size 1, which are `axes`; the `live` axes must not shrink to size 1."""
 
     node: int
     axes: tuple[int, ...]
@@ -97,7 +97,7 @@ class AxesEdit:
 
 @dataclass(frozen=True, slots=True)
 class PinEdit:
-    """Attribute `name`, whose default follows from sizes, is written down as `value` once `atoms` lose any."""
+    """Attribute `name`, with a default that follows from sizes, is set to `value` once `atoms` lose any."""
 
     node: int
     name: str
@@ -107,9 +107,9 @@ class PinEdit:
 
 @dataclass(frozen=True, slots=True)
 class OrderEdit:
-    """Nodes (a chain that ends with `node`) put an axis of their input into another order.
+    """Nodes (a chain that ends with `node`) that permute an axis of their input.
 
-    Position i of their output has what the input, which carries `label`, has at `order[i]` of the axis.
+    Position i of the output holds position `order[i]` of the input, which carries `label`.
     """
 
     node: int
@@ -120,7 +120,7 @@ class OrderEdit:
 
     @property
     def atoms(self) -> IntArray:
-        """What the axis carries."""
+        """The atoms of the axis."""
         atoms = self.label[self.axis]
         assert atoms is not None
         return atoms
@@ -141,7 +141,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Findings:
-    """What the rules of a whole graph say beyond ties and freezes."""
+    """Facts from the rules of a whole graph, besides ties and freezes."""
 
     contractions: list[Contraction] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)

@@ -72,7 +72,7 @@ def slice_(op: Op) -> None:
 
 
 def _strided(op: Op, live: IntArray, cut: slice, element: int) -> IntArray | None:
-    """An axis cut in steps, which stay as they are: whole runs of as many neighbours as a step is long are removed."""
+    """An axis sliced in steps: whole runs of neighbours are removed, each as long as a step, so the steps stay."""
     first, last, step = cut.indices(len(live))
     positions = np.arange(first, last, step)
     rotated = step == -1 and len(positions) == len(live)
@@ -85,12 +85,12 @@ def _strided(op: Op, live: IntArray, cut: slice, element: int) -> IntArray | Non
         op.tie(live, live[runs])
         if last < len(live) or 0 <= cut.stop <= len(live):
             until = min(len(positions) * step, len(live))
-            op.size(2, element, live[:until], live)  # opsets that give bounds as attributes know no steps
+            op.size(2, element, live[:until], live)  # opsets that give bounds as attributes have no steps
     return live[positions]
 
 
 def _cut_by_size(op: Op, element: int) -> bool:
-    """Whether weights (e.g. a table of positions) are cut to the size of what is fed."""
+    """Whether weights (e.g. a table of positions) are sliced to the size of a fed input."""
     bounds = [position for position in (1, 2) if op.has(position)]
     return op.constant(0) and not all(op.written(position, element) for position in bounds)
 
@@ -123,7 +123,7 @@ def gather(op: Op) -> None:
 
 
 def _picked(op: Op, axis: int, live: IntArray, indices: Array) -> list[IntArray | None]:
-    """The axes that a constant list of indices makes of a live one: at most one of them stays live."""
+    """The axes that a constant list of indices makes from a live one: at most one of them stays live."""
     result: list[IntArray | None] = [None] * indices.ndim
     taken = live[indices]
     wide = [place for place, size in enumerate(indices.shape) if size > 1]

@@ -114,9 +114,9 @@ def expand(op: Op) -> None:
 
 
 def _fresh(op: Op, position: int, elements: Mapping[int, int], label: list[IntArray | None]) -> None:
-    """Give axes that hold copies of one value atoms of their own, where their sizes are plain numbers."""
+    """Give axes that hold copies of one value atoms of their own, if their sizes are plain numbers."""
     if op.out_infos[0].value is not None:
-        return  # what reads it may take the values for sizes
+        return  # its readers may use the values as sizes
     for axis, element in elements.items():
         size = op.out_shape()[axis]
         if size > 1 and op.written(position, element):

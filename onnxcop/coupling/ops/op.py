@@ -1,9 +1,9 @@
-"""What an operator rule sees and says: one node, its operands' labels, and the verbs of coupling.
+"""The interface of an operator rule: one node, the labels of its operands, and the verbs of coupling.
 
-A *label* has one entry per axis of a tensor: the atoms along that axis (int64, as long as the axis),
-or None where the axis is rigid, that is, never pruned. A rule reads the labels of its inputs, relates
-them (`tie`, `freeze`, `contract`), states which sizes and indices written in the graph follow from
-them (`size`, `ratio`, `index`, `split`), and gives every output a label (`emit`).
+A *label* has one entry per axis of a tensor: the atoms along that axis (int64, as long as the axis), or None if the
+axis is rigid, that is, never pruned. A rule reads the labels of its inputs and relates them (`tie`, `freeze`,
+`contract`). It states which sizes and indices stored in the graph follow from them (`size`, `ratio`, `index`, `split`),
+and gives every output a label (`emit`).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ RuleTable = Mapping[tuple[str, str], Rule]
 
 
 class Decline(Exception):
-    """The verdict of a rule that cannot follow its node: all that touches it is frozen, with the reason."""
+    """Raised by a rule that cannot follow its node: everything that the node touches is frozen, with the reason."""
 
 
 @dataclass(slots=True)
 class Op:
-    """One node as a rule sees it. Inputs and outputs are addressed by their position."""
+    """One node as a rule sees it; inputs and outputs are addressed by position."""
 
     index: int
     node: onnx.NodeProto
@@ -66,29 +66,29 @@ class Op:
     # ---- reading -----------------------------------------------------------------------------
     @property
     def count(self) -> int:
-        """Number of inputs, trailing absent ones included."""
+        """Number of inputs, including absent ones before the last."""
         return len(self.infos)
 
     def has(self, position: int) -> bool:
-        """Whether input `position` is given."""
+        """Whether input `position` is present."""
         return position < len(self.infos) and self.infos[position] is not None
 
     def shape(self, position: int) -> Shape:
-        """Concrete shape of an input; declines where it is unknown."""
+        """Concrete shape of an input; raises :class:`Decline` if it is unknown."""
         info = self.infos[position] if position < len(self.infos) else None
         if info is None or info.shape is None:
             raise Decline(f"{self.node.op_type} with an input of unknown shape")
         return info.shape
 
     def out_shape(self, position: int = 0) -> Shape:
-        """Concrete shape of an output; declines where it is unknown."""
+        """Concrete shape of an output; raises :class:`Decline` if it is unknown."""
         shape = self.out_infos[position].shape
         if shape is None:
             raise Decline(f"{self.node.op_type} with an output of unknown shape")
         return shape
 
     def label(self, position: int) -> Label:
-        """Label of an input; all None where it carries no atoms or is absent."""
+        """Label of an input; all None if it carries no atoms or is absent."""
         if position in self.seen:
             return self.seen[position]
         if not self.has(position):
@@ -102,7 +102,7 @@ class Op:
         return found
 
     def value(self, position: int) -> Array | None:
-        """The constant value of an input, None where it is not known before the run."""
+        """The constant value of an input, None if it is not known before the run."""
         if not self.has(position):
             return None
         self.findings.values_read.add(self.node.input[position])
@@ -137,7 +137,7 @@ class Op:
 
     # ---- relating ----------------------------------------------------------------------------
     def tie(self, left: IntArray | None, right: IntArray | None, what: str = "") -> IntArray | None:
-        """Tie two axes; where one is rigid, the other is frozen. Returns the label of both."""
+        """Tie two axes and return the common label; if one is rigid, the other is frozen."""
         if left is None or right is None:
             live = left if left is not None else right
             if live is not None:
@@ -155,7 +155,7 @@ class Op:
         self.pool.balance(groups, Reason(why, self.where))
 
     def freeze(self, atoms: IntArray | None, why: str, *, given: bool = False) -> None:
-        """Forbid the removal of `atoms` because of this node, or (`given`) of what the model is for."""
+        """Forbid the removal of `atoms` because of this node, or (`given`) because of the purpose of the model."""
         if atoms is not None:
             self.handled.append(atoms)
             self.pool.freeze(atoms, Reason(why, self.where, given))
@@ -193,7 +193,7 @@ class Op:
             self.findings.contractions.append(Contraction(self.index, (), kernel, produced))
 
     def drop(self, atoms: IntArray | None) -> None:
-        """State that this node leaves out (part of) an axis, so that its indices end here."""
+        """State that this node drops (part of) an axis, so that its indices end here."""
         if atoms is not None:
             self.handled.append(atoms)
 
@@ -208,13 +208,13 @@ class Op:
         self.findings.macs.append(Mac(self.index, float(scale), tuple(live)))
 
     def choose(self, options: int, atoms: IntArray, default: int = 0) -> int:
-        """Pick one of several couplings; another is tried later where this one ends frozen."""
+        """Pick one of several couplings; another is tried later if this one ends frozen."""
         taken = self.preferred.get(self.index, default)
         taken = taken if taken < options else default
         self.findings.choices.append(Choice(self.index, taken, options, atoms))
         return taken
 
-    # ---- what rewriting needs ----------------------------------------------------------------
+    # ---- facts for rewriting -----------------------------------------------------------------
     def size(self, where: int | str, element: int, atoms: IntArray | None, whole: IntArray | None = None) -> None:
         """A number written in the graph equals the kept count of `atoms` (a leading part of `whole`)."""
         if atoms is not None:
@@ -228,7 +228,7 @@ class Op:
             self.findings.edits.append(RatioEdit(self.index, name, atoms, per))
 
     def pin(self, name: str, value: float | list[int], atoms: IntArray | None) -> None:
-        """An attribute whose default would change with `atoms` keeps the value it has."""
+        """An attribute with a default that would change with `atoms` keeps its value."""
         if atoms is not None:
             self.findings.edits.append(PinEdit(self.index, name, value, atoms))
 
@@ -256,7 +256,7 @@ class Op:
 
     @property
     def where(self) -> str:
-        """The node's name, or its type and first output where it has none."""
+        """The node's name, or its type and first output if it has none."""
         if self.node.name:
             return self.node.name
         named = next((name for name in self.node.output if name), "")

@@ -14,7 +14,7 @@ from onnxcop.graph.linear import matrix
 
 
 def _per_tensor(op: Op, positions: Sequence[int]) -> None:
-    """Decline where a scale or zero point has more than one value."""
+    """Decline if a scale or zero point has more than one value."""
     for position in positions:
         if op.has(position) and op.shape(position) not in ((), (1,)):
             raise Decline(f"{op.node.op_type} with a scale per channel")

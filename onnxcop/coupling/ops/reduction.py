@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops.op import Op
 
-# A sum of powers leaves out what is zero, so removing a channel equals masking it.
+# A sum of powers ignores zeros, so removing a channel equals masking it.
 _SUMS = {"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"}
 
 

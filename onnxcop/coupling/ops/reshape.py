@@ -1,10 +1,9 @@
-"""Reshape and Flatten: the one hard movement, because axes merge and come apart.
+"""Reshape and Flatten, which merge and split axes.
 
-Both shapes are cut into minimal blocks of equal product. Inside a block one live input axis is spread
-over the block, reshaped with numpy, and one output axis is chosen to stay live: its indices are the
-slices of the block that hold the same atoms, and atoms that fall into one slice are tied. Flatten,
-attention heads, channel shuffle, pixel shuffle and group norm written as InstanceNormalization all
-follow from this.
+Both shapes are cut into minimal blocks of equal product. Inside a block, one live input axis is spread over the block
+and reshaped with numpy, and one output axis is chosen to stay live. Its indices are the slices of the block that hold
+the same atoms, and atoms in one slice are tied. Flatten, attention heads, channel shuffle, pixel shuffle and a
+GroupNormalization written as InstanceNormalization all follow from this.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from onnxcop._base.types import IntArray
 from onnxcop.coupling.ops.op import Decline, Op
 from onnxcop.graph.shapes import Shape
 
-_LARGEST_BLOCK = 1 << 25  # elements; a larger block is frozen rather than spread out in memory
+_LARGEST_BLOCK = 1 << 25  # elements; a larger block is frozen instead of being spread in memory
 
 Blocks = list[tuple[tuple[int, ...], tuple[int, ...]]]
 Way = tuple[int, int, IntArray]  # an axis of the input, one of the output, [size, ...] the atoms in its slices
@@ -39,7 +38,7 @@ def reshape(op: Op) -> None:
 
 
 def _copied(op: Op, result: list[IntArray | None]) -> None:
-    """A target of 0 copies the input's size: freeze where that axis and the result's differ."""
+    """A target of 0 copies the input's size: freeze if that axis and the result's differ."""
     target = op.value(1)
     if target is None or op.attr("allowzero", 0):
         return
@@ -64,7 +63,7 @@ def flatten(op: Op) -> None:
 def blocks_of(left: Shape, right: Shape) -> Blocks:
     """Cut two shapes of equal product into minimal blocks of equal product, as tuples of axes.
 
-    Axes of size 1 join the block before them, or are a block alone.
+    Axes of size 1 join the block before them, or form a block alone.
     """
     blocks: Blocks = []
     i = j = 0
@@ -115,7 +114,7 @@ def _relabel(op: Op, shape: Shape, result: Shape) -> list[IntArray | None]:
 def _spread(
     op: Op, shape: Shape, result: Shape, ins: tuple[int, ...], outs: tuple[int, ...], live: list[int]
 ) -> tuple[int, int, IntArray]:
-    """Choose which axis stays live inside a block; returns it, the output axis, and its label."""
+    """Choose the axis that stays live inside a block; return it, the output axis, and its label."""
     label = op.label(0)
     dims_in, dims_out = [shape[a] for a in ins], [result[a] for a in outs]
     if int(np.prod(dims_in)) > _LARGEST_BLOCK:
@@ -140,17 +139,17 @@ def _spread(
 
 
 def settle(op: Op, ways: Sequence[Way], atoms: IntArray) -> tuple[int, int, IntArray]:
-    """Choose which axis stays live where several could, and tie what falls into one slice of it.
+    """Choose the axis that stays live if several could, and tie the atoms of each of its slices.
 
     Args:
         op: The node.
-        ways: What to choose from.
+        ways: The options.
         atoms: All atoms that take part.
 
     Returns:
         The chosen axis of the input, that of the output, and the output axis's atoms.
     """
-    # The finest coupling first; among equals the longer axis, then the first.
+    # The finest coupling first; among equals the longer axis, then the first one.
     ranked = [(_pieces(lines), -op.shape(0)[axis], axis, target, lines) for axis, target, lines in ways]
     ranked.sort(key=lambda way: (-way[0], *way[1:4]))
     if op.policy == "coarsest":

@@ -39,7 +39,7 @@ class AddedBiases:
         return cls(_add(model), _repeat(model))
 
     def undo(self, model: onnx.ModelProto) -> None:
-        """Move the biases into normalizations where one follows, and take out those that are zero, in place."""
+        """Move the biases into a following normalization, if there is one, and remove those that are zero, in place."""
         move_into_normalization(model, self.names)
         drop_idle(model, self.names)
         for tensor in model.graph.initializer:
@@ -121,7 +121,7 @@ def _add(model: onnx.ModelProto) -> frozenset[str]:
 
 
 def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
-    """Take out the added biases that are still zero, in place."""
+    """Remove the added biases that are still zero, in place."""
     graph = model.graph
     idle = {
         tensor.name for tensor in graph.initializer
@@ -150,9 +150,9 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
 
 
 def move_into_normalization(model: onnx.ModelProto, added: frozenset[str]) -> None:
-    """Make added biases part of the running mean of the BatchNormalization that alone reads the layer, in place.
+    """Move added biases into the running mean of a BatchNormalization that is their only reader, in place.
 
-    γ(x + b - μ)/σ + β is the same for μ - b and no bias: the re-estimated mean is where the model keeps it.
+    γ(x + b - μ)/σ + β equals the same expression with mean μ - b and no bias.
     """
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}

@@ -1,9 +1,9 @@
-"""Weights that the graph computes from constants in ways that mix channels, computed once and stored.
+"""Weights that the graph computes from constants by mixing channels, computed once and stored.
 
-Weight-standardized networks normalize each filter on its way to its layer: a BatchNormalization in training
-mode, or means and roots, on weights alone. Such a weight is a constant; stored, it can be cut like any other.
-Done to the working copy before it is traced. Chains that only move or convert values stay, and so do quantized
-weights, which would grow.
+Weight-standardized networks normalize each filter before its layer: a BatchNormalization in training mode, or means and
+roots, on weights alone. The result is a constant; once stored, it can be cut like any other weight. The pass changes
+the working copy before tracing. Chains that only move or convert values stay, and so do quantized weights, which would
+grow.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from onnxcop.graph.traits import MOVES, Trait, traits
 Run = Callable[[onnx.ModelProto, Sequence[str]], Mapping[str, Array]]
 
 _KEPT = RANDOM | {"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"}
-_DROPPED = 1024  # bytes; smaller constants may be left with other readers
+_DROPPED = 1024  # bytes; smaller constants may have other readers
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
-    """Whether a node leaves every value as it is, up to its place and type."""
+    """Whether a node keeps every value, up to position and type."""
     return bool(traits(node) & MOVES) or node.op_type in ("Cast", "Constant")
 
 
@@ -37,8 +37,8 @@ def fold_weights(model: onnx.ModelProto, run: Run) -> int:
     """Compute weights of layers that depend on constants alone, and store them, in place.
 
     Args:
-        model: The model, all of whose tensors have names of their own.
-        run: Computes the named tensors of a model without inputs; what it raises is the caller's.
+        model: The model, with unique names.
+        run: Computes the named tensors of a model without inputs; its exceptions reach the caller.
 
     Returns:
         How many were stored.
@@ -68,7 +68,7 @@ def fold_weights(model: onnx.ModelProto, run: Run) -> int:
 
 
 def _constant_nodes(graph: onnx.GraphProto) -> set[int]:
-    """Positions of the nodes that compute from constants alone."""
+    """Positions of the nodes that depend on constants alone."""
     known = {tensor.name for tensor in graph.initializer}
     found = set()
     for index, node in enumerate(graph.node):
@@ -79,7 +79,7 @@ def _constant_nodes(graph: onnx.GraphProto) -> set[int]:
 
 
 def _chain(graph: onnx.GraphProto, makers: Mapping[str, int], last: int) -> set[int]:
-    """A node and all that it computes from."""
+    """A node and all nodes that it depends on."""
     found: set[int] = set()
     pending = [last]
     while pending:
@@ -93,7 +93,7 @@ def _chain(graph: onnx.GraphProto, makers: Mapping[str, int], last: int) -> set[
 def _without_shared(
     graph: onnx.GraphProto, chains: Mapping[str, set[int]], stored: Mapping[str, onnx.TensorProto]
 ) -> dict[str, set[int]]:
-    """The chains without those that start from large tensors which something else reads too: files must not grow."""
+    """The chains that start from no large tensor with other readers, because files must not grow."""
     chains = dict(chains)
     while True:
         folded = set().union(*chains.values()) if chains else set()
@@ -137,11 +137,11 @@ def _computing(model: onnx.ModelProto, chains: Mapping[str, set[int]]) -> onnx.M
 
 
 def _replace(graph: onnx.GraphProto, found: Mapping[str, onnx.TensorProto], chains: Mapping[str, set[int]]) -> None:
-    """Store tensors in place of the nodes that make them, and drop what then nothing reads."""
+    """Store tensors in place of the nodes that compute them, and drop everything that is then unread."""
     uses = Counter(name for node in graph.node for name in (*node.input, *captured(node)))
     uses.update(value.name for value in graph.output)
     before, removed = set(uses), set()
-    for index in sorted(set().union(*chains.values()), reverse=True):  # readers before what they read
+    for index in sorted(set().union(*chains.values()), reverse=True):  # readers before their inputs
         node = graph.node[index]
         if all(name in found or not uses[name] for name in node.output if name):
             removed.add(index)
@@ -154,7 +154,7 @@ def _replace(graph: onnx.GraphProto, found: Mapping[str, onnx.TensorProto], chai
 
 
 def drop_unread(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Remove stored tensors that nothing reads any more."""
+    """Remove stored tensors that have no reader."""
     for place in reversed(range(len(graph.initializer))):
         if graph.initializer[place].name in names:
             del graph.initializer[place]

@@ -1,8 +1,8 @@
 """If nodes that always take the same branch, replaced by that branch.
 
-Exporters write an If where a size decides (a Squeeze of an axis that may have size 1). Where no input
-can change the condition, because it is a constant or all sizes are fixed, the other branch is dead, and
-often does not even fit the shapes. Done to the working copy before it is traced.
+Exporters write an If that depends on a size (a Squeeze of an axis that may have size 1). If no input can change the
+condition, because it is a constant or all sizes are fixed, the other branch is dead and often does not even fit the
+shapes. The pass changes the working copy before tracing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def inline_settled(model: onnx.ModelProto, shapes: ShapeMap) -> int:
     """Replace every If whose condition no input can change, in place.
 
     Args:
-        model: The model, all of whose tensors have names of their own.
+        model: The model, with unique names.
         shapes: Its shapes and folded values.
 
     Returns:
@@ -59,7 +59,7 @@ class _Inliner:
 
 
 def _opened(graph: onnx.GraphProto, node: onnx.NodeProto, branch: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes of a branch under the names of the node's outputs; what it stores goes to `graph`."""
+    """The nodes of a branch under the names of the node's outputs; stored tensors go to `graph`."""
     inner = {name for entry in branch.node for name in entry.output}
     names: dict[str, str] = {}
     copies = []

@@ -1,8 +1,7 @@
-"""Weights that nodes make, stored where recovery can change them.
+"""Weights that nodes compute, stored as initializers so that recovery can change them.
 
-Some exporters keep every weight in a Constant node, or in a stored tensor that is reshaped or transposed
-on its way to the layer that reads it. Done to the working copy before it is traced; an older file, in
-which every initializer would have to be an input, stays as it is.
+Some exporters keep every weight in a Constant node, or reshape or transpose a stored tensor before its layer. The pass
+changes the working copy before tracing. Older files, in which every initializer must be an input, stay as they are.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def lift_constants(model: onnx.ModelProto) -> int:
 
 
 def _evaluate(model: onnx.ModelProto) -> int:
-    """Store weights of layers that are computed from stored tensors which nothing else reads."""
+    """Store weights of layers that are computed from stored tensors without other readers."""
     graph = model.graph
     uses = Counter(name for node in graph.node for name in (*node.input, *captured(node)))
     uses.update(value.name for value in graph.output)
@@ -67,7 +66,7 @@ def _evaluate(model: onnx.ModelProto) -> int:
 
 
 def _own_chain(name: str, makers: dict[str, onnx.NodeProto], uses: Counter[str], weights: Weights) -> bool:
-    """Whether a tensor comes from stored ones by nodes that nothing else needs."""
+    """Whether a tensor comes from stored ones through nodes without other readers."""
     while name in makers:
         node = makers[name]
         if uses[name] != 1 or not node.input:
@@ -79,7 +78,7 @@ def _own_chain(name: str, makers: dict[str, onnx.NodeProto], uses: Counter[str],
 
 
 def _drop(graph: onnx.GraphProto, made: Iterable[str]) -> None:
-    """Remove the nodes that make these tensors, and those that then nothing reads."""
+    """Remove the nodes that make these tensors, and nodes that then have no reader."""
     removed = set(made)
     sources: set[str] = set()
     while removed:

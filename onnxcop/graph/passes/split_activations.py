@@ -1,7 +1,7 @@
-"""Layers with an activation inside, taken apart for the time of recovery.
+"""Layers with a fused activation, split during recovery.
 
-ONNX Runtime's optimizer writes a convolution, what is added to it and the activation as one FusedConv, a Gemm and its
-activation as one FusedGemm. What such a layer sums cannot be seen inside, so that no weights could be fitted to it.
+ONNX Runtime's optimizer fuses a convolution, an addition and an activation into one FusedConv, and a Gemm and its
+activation into one FusedGemm. The sum inside such a layer is not observable, so no weights could be fitted to it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "ThresholdedRelu": ("alpha",),
 }  # fmt: skip
 _PREFIX = "activation"
-_CLIP_INPUTS = 11  # the opset from which the bounds of a Clip are inputs
+_CLIP_INPUTS = 11  # since this opset, the bounds of a Clip are inputs
 
 
 @dataclass(frozen=True, slots=True)
 class SplitActivations:
-    """The pass that takes fused layers of the top-level graph apart.
+    """The pass that splits fused layers of the top-level graph.
 
     Attributes:
-        split: Each with what stands for it: the bounds of a Clip, the layer, the sum, the activation.
+        split: Each fused layer with its parts: the bounds of a Clip, the layer, the sum, the activation.
     """
 
     split: tuple[tuple[onnx.NodeProto, tuple[onnx.NodeProto, ...]], ...] = ()
 
     @classmethod
     def forward(cls, model: onnx.ModelProto) -> SplitActivations:
-        """Take fused layers apart, in place."""
+        """Split fused layers, in place."""
         taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         stand_ins = [_parts(node, taken, types, opset_of(model)) for node in model.graph.node]
@@ -50,7 +50,7 @@ class SplitActivations:
         return cls(tuple(found))
 
     def undo(self, model: onnx.ModelProto) -> None:
-        """Fuse them again where nothing has come between their parts, in place."""
+        """Fuse them again if nothing has come between their parts, in place."""
         graph = model.graph
         makers = {name: node for node in graph.node for name in node.output}
         reads = Counter(name for node in graph.node for name in node.input)
@@ -70,7 +70,7 @@ class SplitActivations:
 
 
 def _parts(node: onnx.NodeProto, taken: set[str], types: dict[str, int], opset: int) -> tuple[onnx.NodeProto, ...]:
-    """What stands for a fused node; nothing where it is none, or not known in full."""
+    """The parts of a fused node; empty if it is not fused, or not fully understood."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     activation = attributes.get(_PREFIX, b"").decode()
     if node.domain != MICROSOFT or kernel_of(node) is None or node.input[1] not in types:
@@ -105,7 +105,7 @@ def _parts(node: onnx.NodeProto, taken: set[str], types: dict[str, int], opset: 
 
 
 def _fused(whole: onnx.NodeProto, parts: Sequence[onnx.NodeProto]) -> onnx.NodeProto:
-    """One node for a layer, what is added to it, and its activation, as they have become."""
+    """One node for a layer, its addition and its activation, in their current form."""
     layer, *sums, _ = parts
     fused = copied(whole)
     del fused.input[:]

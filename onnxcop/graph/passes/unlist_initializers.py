@@ -1,19 +1,18 @@
-"""Stored tensors that are listed as inputs of the graph as well, taken off that list.
+"""Stored tensors that are also listed as inputs of the graph, removed from that list.
 
-Old exporters listed every weight among the inputs. A caller may then put another value in its place, so
-ONNX Runtime takes none of them for constant, and neither folds nor fuses: such a model can take several
-times as long as the same one without the list.
+Old exporters listed every weight among the inputs. A caller may then replace it, so ONNX Runtime treats none of them as
+constant and neither folds nor fuses. Such a model can take several times as long as the same one without the list.
 """
 
 from __future__ import annotations
 
 import onnx
 
-_OPTIONAL_SINCE = 4  # the IR version from which stored tensors need not be inputs
+_OPTIONAL_SINCE = 4  # since this IR version, stored tensors need not be inputs
 
 
 def unlist_initializers(model: onnx.ModelProto) -> int:
-    """Take stored tensors off the inputs, in place.
+    """Remove stored tensors from the inputs, in place.
 
     Returns:
         How many were inputs.

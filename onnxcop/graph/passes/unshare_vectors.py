@@ -1,9 +1,8 @@
-"""Vectors that exporters share between layers, given to each layer for the time of pruning.
+"""Vectors that exporters share between layers, copied for each layer during pruning.
 
-Exporters store equal constants once: two layers with the same bias (e.g. all zeros) then read one
-initializer, and pruning one layer would have to prune the other. Vectors cost next to nothing, so
-each use gets a copy before tracing; copies that end up equal are joined again afterwards. Matrices
-stay shared: tied weights are tied on purpose.
+Exporters store equal constants once: two layers with the same bias (e.g. all zeros) then read one initializer, and
+pruning one layer would force pruning of the other. Vectors are small, so each use gets a copy before tracing; copies
+that end up equal are merged afterwards. Matrices stay shared: tied weights are tied on purpose.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class UnsharedVectors:
         return cls(_unshare(model))
 
     def undo(self, model: onnx.ModelProto) -> None:
-        """Join copies that are equal to their original (or to one another) again, in place."""
+        """Merge copies that are equal to their original (or to one another) again, in place."""
         _reshare(model, self.copies)
 
 
