@@ -23,7 +23,7 @@ import numpy as np
 
 with atheris.instrument_imports(include=["onnxcop"]):
     from onnxcop.calibration.statistics import CalibrationStats, Moments
-    from onnxcop.data.arrays import NpyParcel, NpzParcel
+    from onnxcop.data.arrays import NpyFile, NpzFile
     from onnxcop.errors import OnnxcopError
     from onnxcop.graph import io as models
     from onnxcop.rewrite.plan import Cut, PruningPlan
@@ -32,13 +32,13 @@ _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
 
 def _read_npz(path: Path) -> None:
-    parcel = NpzParcel(path)
-    parcel.load(list(parcel.outline()))
+    array_file = NpzFile(path)
+    array_file.load(list(array_file.outline()))
 
 
 def _read_npy(path: Path) -> None:
-    parcel = NpyParcel(path)
-    parcel.load(list(parcel.outline()))
+    array_file = NpyFile(path)
+    array_file.load(list(array_file.outline()))
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {

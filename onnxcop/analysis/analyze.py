@@ -1,4 +1,4 @@
-"""From a model to its structure: everything that is known before anything is chosen."""
+"""Analysis of a model: structure, cost and input shapes, before anything is chosen."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class Analysis:
 
     Attributes:
         original: The model as loaded.
-        model: The same with shared vectors taken apart; what all stages work on.
+        model: The working copy of all stages, with shared vectors copied.
         sha256: Identity of the original.
-        input_shapes: The concrete shapes that the analysis was made with.
+        input_shapes: The concrete shapes of the analysis.
         structure: Units, groups and axes.
         cost: The cost model.
-        source: Where the model came from, for messages.
+        source: Source of the model, for messages.
         vectors: The pass that gave each use of a shared vector a copy.
         biases: The pass that gave layers biases.
-        activations: The pass that took fused layers apart.
-        images: What the model or its folder says about its images.
-        unlisted: How many stored tensors were inputs of the original as well, and are none in `model`.
-        kept: The classes that the original has left, where it was cut down to some of them.
+        activations: The pass that split fused layers.
+        images: Preprocessing that the model or its folder declares.
+        unlisted: Number of stored tensors that are inputs of the original, but not of `model`.
+        kept: The classes that are kept, if the model was reduced to some of them.
     """
 
     original: onnx.ModelProto
@@ -72,7 +72,7 @@ class Analysis:
     kept: KeptClasses | None = None
 
     def undo(self, model: onnx.ModelProto) -> None:
-        """Undo in a pruned model, in place, what was done to `model` for the time of pruning."""
+        """Undo the preparation of `model` in a pruned model, in place."""
         self.biases.undo(model)
         self.vectors.undo(model)
         self.activations.undo(model)
@@ -94,24 +94,24 @@ def analyze(
     keep_initializer_inputs: bool = True,
     open_axis: int | None = None,
 ) -> Analysis:
-    """Load a model and find what can be pruned in it.
+    """Load a model and determine what can be pruned.
 
     Args:
         model: A path or a model in memory (never changed).
-        input_shapes: Concrete shapes for dynamic inputs, by name; chosen by trial where not given.
-        rules: What every operator does to labels; None for :func:`onnxcop.coupling.ops.known_rules`.
+        input_shapes: Concrete shapes for dynamic inputs, by name; chosen by trial if not given.
+        rules: The operator rules; None for :func:`onnxcop.coupling.ops.known_rules`.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
-        options: How to run the model where shapes cannot be inferred.
-        biases: Make the weights ready for recovery: stored as initializers, and each layer with a bias.
+        options: How to run the model if shapes cannot be inferred.
+        biases: Prepare the weights for recovery: stored as initializers, and each layer with a bias.
         keep_initializer_inputs: Leave stored tensors that are inputs as well on the list of inputs.
         open_axis: An axis of the outputs whose indices may be removed too (see :mod:`onnxcop.rewrite.classes`).
 
     Raises:
         ModelError: The model cannot be read.
-        EngineError: The provider or a library of operators that was asked for does not work here.
+        EngineError: The requested provider or library of operators does not work here.
     """
     if options.provider != "auto":
-        resolve_provider(options.provider)  # asked for by name: it works, or nothing is done
+        resolve_provider(options.provider)  # a provider that was named must work
     check_operators(options.custom_ops)
     source = "the model" if isinstance(model, onnx.ModelProto) else str(model)
     original = models.load(model)
@@ -140,7 +140,7 @@ def analyze(
 
 
 def _allow_unlisted(model: onnx.ModelProto) -> None:
-    """Give a file of an old IR version that breaks its rule, all initializers among the inputs, one without it."""
+    """Upgrade a file of an old IR version whose initializers are not all inputs, as that version requires."""
     listed = {value.name for value in model.graph.input}
     if model.ir_version < FIRST_UNLISTED and any(tensor.name not in listed for tensor in model.graph.initializer):
         model.ir_version = FIRST_UNLISTED

@@ -1,4 +1,4 @@
-"""The filters of every layer: how many there are, how many may be removed, and why not the others."""
+"""The filters of every layer: how many there are, how many can be removed, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _WHOLE = Reason("the whole axis would have to be removed")
 
 @dataclass(frozen=True, slots=True)
 class FilterCensus:
-    """How many filters a layer has, and how many of them may be removed.
+    """Number of filters of a layer, and how many of them can be removed.
 
     Attributes:
         node: Index of the layer's node.
         name: The node's name (or type and output).
-        filters: How many it has.
-        prunable: How many may be removed.
-        reasons: Why the others may not, by how many of them each holds.
-        given: How many of the others the model's purpose fixes: they are given out or weighed by a
-            softmax, or there is only one.
+        filters: Number of filters.
+        prunable: Number of filters that can be removed.
+        reasons: Reasons for the others, with the number of filters for each.
+        given: Number of the others that the model's purpose fixes: they feed an output or a softmax, or there is only
+            one.
     """
 
     node: int
@@ -45,7 +45,7 @@ class FilterCensus:
 
 
 def census(analysis: Analysis) -> list[FilterCensus]:
-    """Every layer that makes channels, with how many of its filters may be removed and why not the rest."""
+    """Count the filters of every layer that produces channels, how many can be removed, and why the others cannot."""
     structure, found = analysis.structure, []
     coupling = structure.coupling
     for contraction in coupling.findings.contractions:
@@ -82,7 +82,7 @@ def _is_depthwise(analysis: Analysis, node: int, weight_input: int) -> bool:
 
 
 def _why(structure: Structure, atoms: IntArray) -> tuple[int, dict[Reason, int], int]:
-    """How many filters may be removed, why the others may not, and for how many it is given."""
+    """Count the filters that can be removed, the reasons for the others, and those fixed by the model's purpose."""
     classes = structure.coupling.classes
     units = structure.units_on(atoms)
     reasons: Counter[Reason] = Counter()
@@ -99,12 +99,12 @@ def _name(node: onnx.NodeProto) -> str:
 
 
 def node_name(analysis: Analysis, index: int) -> str:
-    """A node's name for people."""
+    """A readable name of a node."""
     return _name(analysis.nodes[index])
 
 
 def group_name(analysis: Analysis, index: int) -> str:
-    """A dependency group's name for people: its first producer, and how many others."""
+    """A readable name of a dependency group: its first producer, and the number of others."""
     group = analysis.structure.groups[index]
     nodes = group.producers or group.consumers
     if not nodes:
@@ -115,12 +115,12 @@ def group_name(analysis: Analysis, index: int) -> str:
 
 
 def prunable_share(filters: Sequence[FilterCensus]) -> float:
-    """Fraction of all filters that may be removed."""
+    """Fraction of all filters that can be removed."""
     total = sum(entry.filters for entry in filters)
     return sum(entry.prunable for entry in filters) / total if total else 0.0
 
 
 def inner_share(filters: Sequence[FilterCensus]) -> float | None:
-    """The same among the filters that the model's purpose leaves open; None where it fixes all."""
+    """The same among the filters that the model's purpose does not fix; None if it fixes all."""
     total = sum(entry.filters - entry.given for entry in filters)
     return sum(entry.prunable for entry in filters) / total if total else None

@@ -1,9 +1,9 @@
-"""Where a model's classes are: the axis of an output whose entries separate filters make.
+"""The classes of a model: the axis of an output with entries that separate filters produce.
 
-A model is analysed with its outputs open. An entry of an output then is a unit like any other: the row of the last
-layer, its bias, and all that is computed from it. Classes are neighbouring entries of one axis that are
-interchangeable, one unit each. No architecture is known by name: a classifier's whole axis is such a run, and in a
-detector's `[N, 4 + C, A]` the boxes before it are not.
+The model is analysed with its outputs open, so an entry of an output is a unit like any other: the row of the last
+layer, its bias, and everything computed from it. Classes are neighbouring, interchangeable entries of one axis, one
+unit each. No architecture is known by name: a classifier's whole axis is such a run, and in a detector's `[N, 4 + C,
+A]` the boxes before it are not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from onnxcop.errors import ModelError
 from onnxcop.images.declared import class_names
 
 _BOX = 4  # entries of an output of boxes
-_FEWEST = 16  # places from which an axis beside one of four entries is one of boxes
+_FEWEST = 16  # sizes from which an axis beside an axis of size four is one of boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class ClassAxis:
 
 
 def open_rules(rules: RuleTable, weighed: list[IntArray]) -> dict[tuple[str, str], Rule]:
-    """Rules by which entries that a softmax runs over may be removed.
+    """Rules that allow removing entries that a softmax runs over.
 
     Args:
         rules: The usual rules.
-        weighed: Gets the atoms of the axes that a softmax runs over.
+        weighed: Receives the atoms of the axes that a softmax runs over.
     """
 
     def along(usual: Rule) -> Rule:
@@ -68,14 +68,14 @@ def open_rules(rules: RuleTable, weighed: list[IntArray]) -> dict[tuple[str, str
 
 
 def find_classes(analysis: Analysis, wish: ClassWish) -> tuple[tuple[ClassAxis, ...], KeptClasses]:
-    """The axes that hold the classes, in every output that shares them, and what is to stay.
+    """Find the axes with the classes, in every output that shares them, and the entries to keep.
 
     Args:
         analysis: A model analysed with open outputs.
-        wish: Which classes are wanted.
+        wish: The classes to keep.
 
     Raises:
-        ModelError: No output holds classes that can be cut, several might, or there is no such class.
+        ModelError: No output holds removable classes, several might, or a class does not exist.
     """
     names = class_names(analysis.original)
     if wish.output not in (None, *(value.name for value in analysis.original.graph.output)):
@@ -95,7 +95,7 @@ def find_classes(analysis: Analysis, wish: ClassWish) -> tuple[tuple[ClassAxis, 
 
 
 def has_classes(analysis: Analysis, wish: ClassWish) -> bool:
-    """Whether an output may hold classes on the axis that is open."""
+    """Whether an output may hold classes on the open axis."""
     return bool(_candidates(analysis, wish, len(class_names(analysis.original))))
 
 
@@ -117,7 +117,7 @@ def _kept(wish: ClassWish, place: ClassAxis, names: Sequence[str], analysis: Ana
 
 
 def _candidates(analysis: Analysis, wish: ClassWish, named: int) -> list[ClassAxis]:
-    """Every axis of an output that may hold classes, and the run of them."""
+    """All axes of outputs that may hold classes, with their runs."""
     structure = analysis.structure
     found: list[ClassAxis] = []
     for value in analysis.original.graph.output:
@@ -143,7 +143,7 @@ def _holds_boxes(entry: ClassAxis, analysis: Analysis) -> bool:
 def _classes(
     units: IntArray, group_of: IntArray, shape: Sequence[int], axis: int, named: int
 ) -> tuple[int, IntArray] | None:
-    """The run of an axis that holds classes: as many as are named, else the longest; its start and its units."""
+    """The run of classes on an axis: as many as are named, else the longest; its start and its units."""
     _, places, counts = np.unique(units, return_inverse=True, return_counts=True)
     alone = (units >= 0) & (counts[places] == 1)
     groups = -1 - np.arange(len(units))
@@ -153,21 +153,21 @@ def _classes(
     if not runs:
         return None
     first, last = max(runs, key=lambda run: (run[1] - run[0] == named, run[1] - run[0]))
-    if named and last - first > named:  # what stands before the classes is made like them: whether there is anything
+    if named and last - first > named:  # an entry before the classes is produced like them: objectness
         first = last - named
     elif not named and first == _BOX and axis == len(shape) - 1 and last - first > 2:
-        first += 1  # [N, A, 5 + C], as `onnxcop.outputs.detections` reads it: box, whether there is anything, classes
+        first += 1  # [N, A, 5 + C], as `onnxcop.outputs.detections` reads it: box, objectness, classes
     return first, units[first:last]
 
 
 def _obstacle(analysis: Analysis, wish: ClassWish) -> str:
-    """Why not, for the outputs in question."""
+    """Why the given outputs hold no removable classes."""
     asked = [value.name for value in analysis.original.graph.output if wish.output in (None, value.name)]
     return "; ".join(f"{name!r}: {_reason(analysis, name)}" for name in asked[:3])
 
 
 def _reason(analysis: Analysis, output: str) -> str:
-    """What keeps entries of an output from being removed: the nearest node before it that forbids it."""
+    """The reason why entries of an output cannot be removed: the nearest node before it that forbids it."""
     coupling = analysis.structure.coupling
     makers = {name: node for node in analysis.model.graph.node for name in node.output}
     names, seen = [output], {output}

@@ -1,7 +1,7 @@
-"""What a model costs, as a function of which units remain: MACs, parameters, bytes.
+"""The cost of a model as a function of the remaining units: MACs, parameters, bytes.
 
-Every cost is a sum of terms `scale × Π kept(axis)`, so the cost of any selection follows from how
-many indices each axis keeps, without building the pruned model.
+Every cost is a sum of terms `scale × Π kept(axis)`, so the cost of any selection follows from how many indices each
+axis keeps, without building the pruned model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS = ("macs", "params", "bytes")
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """`scale[kind] × Π kept(axes)`, of one node's arithmetic or one tensor's storage.
+    """`scale[kind] × Π kept(axes)`: the arithmetic of one node or the storage of one tensor.
 
     Attributes:
         owner: Node index for arithmetic, tensor name for storage.
@@ -39,12 +39,12 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """What leaves with the units of a group: the terms that it is in, laid out so that many numbers are tried at once.
+    """The savings from a group's units: its terms, in a layout that evaluates many counts at once.
 
     Attributes:
         axes: int64, all axes of the terms.
-        times: int64, how many indices of each leave with a unit.
-        factors: int64 [terms, factors], places in `axes`; one beyond its end means 1.
+        times: int64, number of indices of each axis that a unit removes.
+        factors: int64 [terms, factors], positions in `axes`; one beyond its end means 1.
         scales: float64 [terms, 3].
     """
 
@@ -54,7 +54,7 @@ class Savings:
     scales: FloatArray
 
     def of(self, kept: IntArray, counts: IntArray) -> FloatArray:
-        """How much is saved, float64 [counts, 3], if so many more units leave."""
+        """Savings from removing so many more units, float64 [counts, 3]."""
         sizes = np.ones((1 + len(counts), len(self.axes) + 1))
         sizes[:, :-1] = kept[self.axes]
         sizes[1:, :-1] -= counts[:, None] * self.times
@@ -68,10 +68,10 @@ class CostModel:
 
     Attributes:
         terms: All terms.
-        by_axis: For every axis the numbers of the terms it is in.
-        file_overhead: Bytes of the file that are not counted tensors.
-        batch: Batch size that shapes were inferred with; costs are of one sample.
-        times: How long a run takes, where that is known.
+        by_axis: For every axis the numbers of its terms.
+        file_overhead: Bytes of the file outside the counted tensors.
+        batch: Batch size of the inferred shapes; costs are per sample.
+        times: The time of a run, if it is known.
     """
 
     structure: Structure
@@ -82,14 +82,14 @@ class CostModel:
     times: TimeModel | None = None
 
     def at(self, kept: IntArray) -> FloatArray:
-        """Cost, float64 [3], when axis a keeps `kept[a]` indices."""
+        """Cost, float64 [3], if axis a keeps `kept[a]` indices."""
         total = np.zeros(len(KINDS))
         for term in self.terms:
             total += term.scale * _product(term, kept)
         return total
 
     def by_node(self, kept: IntArray) -> dict[int, float]:
-        """Multiply-accumulates of every node that has any, when axis a keeps `kept[a]` indices."""
+        """Multiply-accumulates of every node that has any, if axis a keeps `kept[a]` indices."""
         found: dict[int, float] = {}
         for term in self.terms:
             if isinstance(term.owner, int):
@@ -97,7 +97,7 @@ class CostModel:
         return found
 
     def original(self) -> FloatArray:
-        """Cost of the model as it is, float64 [3]."""
+        """Cost of the original, float64 [3]."""
         return self.at(self.structure.axis_sizes)
 
     def of_units(self, removed: IntArray) -> FloatArray:
@@ -112,14 +112,14 @@ class CostModel:
         return kept
 
     def shares(self, kept: IntArray) -> dict[int | str, FloatArray]:
-        """What every node's arithmetic and every stored tensor costs, float64 [3] by owner."""
+        """Cost of every node's arithmetic and every stored tensor, float64 [3] by owner."""
         found: dict[int | str, FloatArray] = {}
         for term in self.terms:
             found[term.owner] = found.get(term.owner, np.zeros(len(KINDS))) + term.scale * _product(term, kept)
         return found
 
     def change(self, kept: IntArray, axes: IntArray, counts: IntArray) -> FloatArray:
-        """How much is saved, float64 [3], when `counts[i]` more indices leave `axes[i]`."""
+        """Savings, float64 [3], from removing `counts[i]` more indices from `axes[i]`."""
         touched = sorted({term for axis in axes.tolist() for term in self.by_axis[axis]})
         after = kept.copy()
         after[axes] -= counts
@@ -130,7 +130,7 @@ class CostModel:
         return saved
 
     def savings(self, axes: IntArray, times: IntArray) -> Savings:
-        """What leaves with units of which each takes `times[i]` indices from `axes[i]`."""
+        """Savings from units of which each removes `times[i]` indices from `axes[i]`."""
         touched = [self.terms[i] for i in sorted({term for axis in axes.tolist() for term in self.by_axis[axis]})]
         every = sorted({axis for term in touched for axis in term.axes})
         place = {axis: number for number, axis in enumerate(every)}
@@ -153,7 +153,7 @@ def _product(term: Term, kept: IntArray) -> float:
 
 
 def cost_model(model: onnx.ModelProto, structure: Structure) -> CostModel:
-    """Read the cost terms off a traced model."""
+    """Derive the cost terms from a traced model."""
     coupling = structure.coupling
     batch = _batch(model, structure)
     terms = []
@@ -213,7 +213,7 @@ def _itemsize(elem_type: int) -> float:
 
 
 def _batch(model: onnx.ModelProto, structure: Structure) -> float:
-    """The batch size that shapes were inferred with, so that MACs are of one sample."""
+    """The batch size of the inferred shapes, so that MACs are per sample."""
     inner = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         if value.name not in inner:

@@ -1,4 +1,4 @@
-"""What could be pruned in a model, what not and why, and what it would save."""
+"""A report before pruning: what can be pruned, what cannot and why, and how much it would save."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class GroupEntry:
     """A dependency group.
 
     Attributes:
-        name: Its first layer, and how many others.
+        name: Its first layer, and the number of others.
         layers: The layers whose filters are removed together.
-        readers: The layers that lose the input channels.
+        readers: The layers that lose input channels.
         width: Number of filters (of every layer).
-        exact: Whether pruning it leaves what remains as it was.
-        reasons: For inexact groups, why.
-        macs: Multiply-accumulates saved by the first filter that is removed, of one sample.
-        params: Parameters saved by it.
+        exact: Whether pruning it leaves the other channels unchanged.
+        reasons: Why the group is inexact, if it is.
+        macs: Multiply-accumulates per sample that removing the first filter saves.
+        params: Parameters that it saves.
         half_macs: Multiply-accumulates saved if half of the group is removed, and nothing else.
         half_params: Parameters saved by that.
     """
@@ -48,7 +48,7 @@ class GroupEntry:
 
 @dataclass(frozen=True, slots=True)
 class FrozenLayer:
-    """A layer some of whose filters may not be removed."""
+    """A layer with filters that cannot be removed."""
 
     name: str
     filters: int
@@ -58,22 +58,22 @@ class FrozenLayer:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is known of a model before anything is chosen.
+    """The result of an inspection.
 
     Attributes:
         model: Path or description.
         sha256: Identity of the model.
-        input_shapes: The shapes it was analysed with.
-        cost: What it costs.
+        input_shapes: The shapes of the analysis.
+        cost: Its cost.
         filters: Number of filters in all layers.
-        prunable: Fraction of them that may be removed.
-        given: Number of filters that what the model is for fixes: they are given out or weighed by a
-            softmax, or a layer has only one.
-        prunable_inner: Fraction of all others that may be removed; None where there are none.
-        groups: Every dependency group, those first whose half saves the most multiply-accumulates.
-        halved: What the model would cost if half of every group were removed.
-        frozen: Filters by the reason that freezes them; together with what may be removed, all.
-        frozen_layers: Layers with filters that may not be removed.
+        prunable: Fraction of them that can be removed.
+        given: Number of filters that the model's purpose fixes: they feed an output or a softmax, or a layer has only
+            one.
+        prunable_inner: Fraction of the others that can be removed; None if there are none.
+        groups: Every dependency group, sorted by the multiply-accumulates that removing half of it saves.
+        halved: Cost of the model with half of every group removed.
+        frozen: Number of filters by the reason that freezes them.
+        frozen_layers: Layers with filters that cannot be removed.
         declined: Nodes that could not be followed, with the reason.
     """
 
@@ -120,7 +120,7 @@ def inspect(analysis: Analysis) -> Inspection:
 
 
 def _warn_of_unknown_shapes(analysis: Analysis) -> None:
-    """Log which shapes that matter are unknown, and what helps."""
+    """Log relevant shapes that are unknown, and the remedy."""
     shapes = analysis.structure.coupling.shapes
     read = {name for node in analysis.model.graph.node for name in node.input}
     unknown = [name for name in shapes.unknown if name in read]
@@ -142,7 +142,7 @@ def _halved(analysis: Analysis) -> Totals:
 
 
 def frozen_layers(analysis: Analysis) -> tuple[FrozenLayer, ...]:
-    """Layers with filters that may not be removed, in the order of the graph."""
+    """Layers with filters that cannot be removed, in graph order."""
     return tuple(
         FrozenLayer(layer.name, layer.filters, layer.prunable, tuple(map(str, list(layer.reasons)[:_MOST_REASONS])))
         for layer in census(analysis)

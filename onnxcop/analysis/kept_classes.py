@@ -1,4 +1,4 @@
-"""Which classes of a model are wanted, and what a model with fewer classes gives out."""
+"""The classes to keep, and the outputs of a model with fewer classes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from onnxcop.errors import ModelError
 
-_SHOWN = 8  # classes named in a line
+_SHOWN = 8  # classes to name in a line
 
 
 @dataclass(frozen=True, slots=True)
 class ClassWish:
-    """Which classes are wanted.
+    """The classes to keep.
 
     Attributes:
-        entries: Numbers from 0 on, or names that the model's metadata give.
-        output: Name of the output that holds them; None where only one can be meant.
+        entries: Numbers from 0, or names from the model's metadata.
+        output: Name of the output that holds them; None if there is only one candidate.
     """
 
     entries: tuple[int | str, ...]
@@ -29,7 +29,7 @@ class ClassWish:
         """Read `0,2,5`, `person,car`, `output0:0,2,5`, or a list of such entries.
 
         Raises:
-            ModelError: Nothing is named, or something twice.
+            ModelError: No class is named, or one is named twice.
         """
         output: str | None = None
         parts: Sequence[int | str]
@@ -46,16 +46,16 @@ class ClassWish:
 
 @dataclass(frozen=True, slots=True)
 class KeptClasses:
-    """What a model with fewer classes gives out.
+    """The classes of a reduced model.
 
     Attributes:
-        output: The output that holds the classes, the first where several do.
+        output: The output that holds the classes, the first if several do.
         axis: Their axis.
         first: The entry of the first class on that axis.
-        kept: Numbers of the classes that stay, ascending: the order in which they are given out.
-        count: How many there were.
+        kept: Numbers of the classes that stay, ascending, which is their order in the output.
+        count: Number of classes before.
         names: Names of those that stay, if the model's metadata have them.
-        renormalized: Whether a softmax over the classes now runs over those that stay.
+        renormalized: Whether a softmax over the classes now runs over the kept ones.
         original: SHA-256 of the model with all classes.
     """
 
@@ -70,7 +70,7 @@ class KeptClasses:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> KeptClasses:
-        """From plain data, as :meth:`to_dict` makes it."""
+        """Build from plain data, the inverse of :meth:`to_dict`."""
         return cls(**{**document, "kept": tuple(document["kept"]), "names": tuple(document.get("names", ()))})
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,11 +79,11 @@ class KeptClasses:
 
     @property
     def wish(self) -> ClassWish:
-        """What asks for the same again."""
+        """The wish that selects the same classes again."""
         return ClassWish(self.kept, self.output)
 
     def line(self) -> str:
-        """What was kept, in a line."""
+        """Description of the kept classes, in a line."""
         named = [f"{number} {name}" for number, name in zip(self.kept, self.names, strict=True)] if self.names else []
         shown = (named or [str(number) for number in self.kept])[:_SHOWN]
         more = ", …" if len(self.kept) > _SHOWN else ""

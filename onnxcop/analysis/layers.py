@@ -1,7 +1,7 @@
-"""Layers as criteria and recovery see them: a consumer's weights, channel by channel.
+"""Layers as criteria and recovery use them: the weights of a consumer, channel by channel.
 
-Whatever the operator (see :mod:`onnxcop.graph.linear`), a layer is a data tensor with a channel axis and weights
-[groups, channels, outputs, taps]. Positions of a flattened map count as taps of their channel.
+For every operator (see :mod:`onnxcop.graph.linear`) a layer is a data tensor with a channel axis and weights [groups,
+channels, outputs, taps]. Positions of a flattened map count as taps of their channel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxcop.graph.linear import Kernel
 from onnxcop.graph.subgraphs import Scopes
 
 UNREAD = Kernel(0, 0, 0, kind="other")
-"""In the place of weights, where channels are only watched."""
+"""Stands for weights if channels are only observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Layer:
 
     Attributes:
         node: Number of the node (see :mod:`onnxcop.graph.subgraphs`).
-        kernel: Where its weights are.
-        tensor: Name of the data tensor it reads.
+        kernel: Storage of its weights.
+        tensor: Name of its data input.
         axis: The channel axis of that tensor.
-        units: int64 [groups × channels], the unit of every channel, -1 where it may not be removed.
+        units: int64 [groups × channels], the unit of every channel, -1 if it cannot be removed.
         outer: How many blocks of all channels follow one another on the axis (a map flattened with
             channels last).
         inner: How many neighbouring positions belong to one channel (a map flattened with channels first).
@@ -74,7 +74,7 @@ class Layer:
 
 
 def layers_of(model: onnx.ModelProto, structure: Structure) -> list[Layer]:
-    """All layers that consume prunable channels, in the order of the graph."""
+    """All layers that consume prunable channels, in graph order."""
     found, nodes = [], Scopes.of(model).nodes
     for contraction in structure.coupling.findings.contractions:
         layer = _layer(nodes, structure, contraction)
@@ -109,7 +109,7 @@ def _layer(nodes: Sequence[onnx.NodeProto], structure: Structure, contraction: C
 
 
 def _blocks(classes: IntArray) -> tuple[int, int]:
-    """How a flattened axis is made of channels: (blocks of all channels, positions per channel)."""
+    """How a flattened axis consists of channels: (blocks of all channels, positions per channel)."""
     _, counts = np.unique(classes, return_counts=True)
     times = int(counts[0])
     if times == 1 or (counts != times).any():

@@ -1,8 +1,8 @@
-"""The operators of a model as small models of their own, at any widths, to be timed.
+"""The operators of a model as small models at any width, for timing.
 
-Every operator that works on channels that can be removed is written down with the sizes of its inputs, its
-attributes and the activation that ONNX Runtime fuses into it. Weights are filled in when a session is
-made, so that such a model is a few hundred bytes, whatever it computes.
+Every operator on removable channels is described by the sizes of its inputs, its attributes and the activation that
+ONNX Runtime fuses into it. Weights are filled in when a session is created, so such a model has a few hundred bytes,
+however much it computes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onnxcop.runtime.kernel_times import MARK, REFERENCE
 _VIEWS = frozenset(
     "Reshape Squeeze Unsqueeze Flatten Identity Shape Size Constant Dropout Expand Slice If Loop Scan".split()
 )
-_LARGEST_VALUE = 64  # elements of a constant that is written down as it is
+_LARGEST_VALUE = 64  # elements of a constant to store as it is
 
 Dims = tuple[int, ...]
 
@@ -34,11 +34,11 @@ class OperatorInput:
     """An input of an operator.
 
     Attributes:
-        name: The tensor, "" where the input is left out.
+        name: The tensor, "" if the input is absent.
         elem_type: Its type.
-        dims: Its sizes; minus one minus the number of an axis where that axis sets it.
+        dims: Its sizes; -1 - a if axis a sets the size.
         stored: Whether the model stores it.
-        value: What it holds, of small stored tensors that are no weights.
+        value: Value of a small stored tensor that holds no weights.
     """
 
     name: str
@@ -48,7 +48,7 @@ class OperatorInput:
     value: Array | None = None
 
     def shape(self, kept: IntArray) -> Dims:
-        """Its sizes when axis a keeps `kept[a]` indices."""
+        """Its sizes if axis a keeps `kept[a]` indices."""
         return tuple(size if size >= 0 else int(kept[-1 - size]) for size in self.dims)
 
 
@@ -59,8 +59,8 @@ class Operator:
     Attributes:
         node: The operator.
         operands: Its inputs.
-        outputs: Sizes of its outputs, as of operands.
-        fused: The activation, None without.
+        outputs: Sizes of its outputs, in the same form.
+        fused: The activation, None if there is none.
         activation: Other inputs of the activation.
         opset: Imports of the model.
     """
@@ -80,7 +80,7 @@ class Operator:
 
     @property
     def parts(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Its operands as a factor and places in :attr:`axes`, whose product are its elements."""
+        """Its operands as a factor and positions in :attr:`axes`; their product is the number of elements."""
         place = {axis: number for number, axis in enumerate(self.axes)}
         return tuple(
             (int(np.prod([size for size in one.dims if size >= 0], dtype=np.int64)),
@@ -90,7 +90,7 @@ class Operator:
 
     @property
     def signature(self) -> str:
-        """What it is, widths left out: equal for operators that differ by their widths alone."""
+        """Identity without widths: equal for operators that differ only in widths."""
         place = {axis: -1 - number for number, axis in enumerate(self.axes)}
         every = (*self.operands, *self.activation)
         sizes = [[size if size >= 0 else place[-1 - size] for size in one.dims] for one in every]
@@ -110,7 +110,7 @@ class Operator:
         return _Writer(self, kept, f"{MARK}{number}").graph()
 
     def key(self, kept: IntArray) -> str:
-        """What its time depends on, in short: equal for operators that compute the same."""
+        """Short key of its time: equal for operators that compute the same."""
         digest = hashlib.sha256(repr(self.opset).encode())
         digest.update(self.small_model(kept).SerializeToString(deterministic=True))
         sizes = ",".join("x".join(map(str, operand.shape(kept))) for operand in self.operands)
@@ -169,14 +169,14 @@ class _Writer:
             self.inputs.append(helper.make_tensor_value_info(name, operand.elem_type, shape))
         elif operand.value is not None:
             self.stored.append(numpy_helper.from_array(operand.value, name))
-        else:  # made when the session is
+        else:  # filled in when the session is created
             self.stored.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
             value = helper.make_tensor("value", operand.elem_type, [1], [1])
             self.nodes.append(helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=value))
         return name
 
     def _split(self, node: onnx.NodeProto, names: list[str]) -> None:
-        """Sections as long as the outputs are."""
+        """Sections as long as the outputs."""
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
         sizes = [one.shape(self.kept)[axis] for one in self.operator.outputs]
         version = dict(self.operator.opset).get("", 1)
@@ -190,7 +190,7 @@ class _Writer:
         names[1:] = [f"{self.name}_sizes"]
 
     def _groups(self, node: onnx.NodeProto) -> None:
-        """As many groups of a convolution as its weights leave."""
+        """The number of groups of a convolution that its remaining weights imply."""
         for attribute in node.attribute:
             if attribute.name == "group" and attribute.i > 1:
                 channels, weights = (operand.shape(self.kept) for operand in self.operator.operands[:2])
@@ -199,7 +199,7 @@ class _Writer:
 
 
 def operators_of(analysis: Analysis) -> list[Operator]:
-    """All operators of the top-level graph whose time a width changes."""
+    """All operators of the top-level graph whose time depends on a width."""
     model, shapes = analysis.model, analysis.structure.coupling.shapes
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -212,7 +212,7 @@ def operators_of(analysis: Analysis) -> list[Operator]:
         if node.op_type in _VIEWS or any(name in done for name in node.output):
             continue
         if any(name and shapes[name].value is not None for name in node.output):
-            continue  # a size, which is computed in no time
+            continue  # a size takes no time to compute
         after = None
         if traits(node) & Trait.SLIDES and node.output[0] not in given:
             following = readers.get(node.output[0], [])
@@ -228,7 +228,7 @@ def operators_of(analysis: Analysis) -> list[Operator]:
 def _operator(
     analysis: Analysis, node: onnx.NodeProto, fused: onnx.NodeProto | None, opset: tuple[tuple[str, int], ...]
 ) -> Operator | None:
-    # A bias is added in no time, and layers get one for the time of recovery.
+    # Adding a bias takes no time, and layers get one during recovery.
     names = node.input[:2] if traits(node) & Trait.SLIDES and len(node.input) == 3 else node.input
     operands = [_operand(analysis, name) for name in names]
     outputs = [_operand(analysis, name) for name in node.output if name]
@@ -247,7 +247,7 @@ def _operator(
 
 
 def _operand(analysis: Analysis, name: str) -> OperatorInput | None:
-    """An input or output with its sizes; None where they are not known."""
+    """An input or output with its sizes; None if they are unknown."""
     if not name:
         return OperatorInput("", 0, (), stored=True)
     structure = analysis.structure
@@ -268,7 +268,7 @@ def _operand(analysis: Analysis, name: str) -> OperatorInput | None:
 
 
 def reference() -> onnx.GraphProto:
-    """An operator that does next to nothing, timed beside others to know what timing itself takes."""
+    """An operator that does almost nothing, timed beside others to measure the overhead of timing."""
     name, one = f"{MARK}{REFERENCE}", onnx.TensorProto.FLOAT
     ends = [helper.make_tensor_value_info(end, one, [1]) for end in (f"{name}_in0", name)]
     node = helper.make_node("Neg", [ends[0].name], [name], name)
@@ -276,7 +276,7 @@ def reference() -> onnx.GraphProto:
 
 
 def in_one(graphs: Sequence[onnx.GraphProto], opset: Iterable[tuple[str, int]]) -> onnx.ModelProto:
-    """Several small models side by side in one."""
+    """Several small models merged into one, side by side."""
     whole = onnx.GraphProto(name="operators")
     for graph in graphs:
         whole.node.extend(graph.node)

@@ -1,4 +1,4 @@
-"""Short codes for the reasons that freeze filters, for programs; the words beside them are for people."""
+"""Short codes of the reasons that freeze filters, for programs; the texts are for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model costs in all, and why filters of it are frozen."""
+"""Total cost of a model, and the reasons that freeze its filters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def totals(model: onnx.ModelProto, macs: float) -> Totals:
 
 
 def frozen_reasons(analysis: Analysis) -> tuple[int, float, dict[str, int]]:
-    """Filters in all, the fraction that is prunable, and filters by the reason that freezes them."""
+    """Number of filters, the prunable fraction, and frozen filters by reason."""
     layers = census(analysis)
     reasons: Counter[str] = Counter()
     for entry in layers:

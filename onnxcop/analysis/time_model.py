@@ -1,9 +1,8 @@
-"""How long a model takes, as a function of which units remain: the sum of its operators' times at their widths.
+"""The time of a model as a function of the remaining units: the sum of its operators' times at their widths.
 
-The times of operators are looked up on a grid of widths (:mod:`onnxcop.analysis.operators`) and are
-straight lines in between; of convolutions they are stairs. What the sum leaves out, operators that no
-width changes, calls, and what fusing saves, is one share of the whole, which comparisons of whole models
-put right.
+Times of operators are measured on a grid of widths (:mod:`onnxcop.analysis.operators`) and interpolated linearly; times
+of convolutions are staircases. The sum leaves out operators without prunable widths, call overhead, and savings from
+fusion. One share of the total accounts for all of these; it is fitted to timed whole models.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import numpy as np
 
 from onnxcop._base.types import FloatArray, IntArray
 
-_DOUBT, _TRUST = 0.03, 0.1  # standard deviations: of one whole model's time from the truth, of the share from 1
-_LEAST_SHARE, _MOST_SHARE = 0.2, 1.3  # of the whole time, that the sum of operators may stand for
+_DOUBT, _TRUST = 0.03, 0.1  # standard deviations: of the measured time of one whole model, and of the share from 1
+_LEAST_SHARE, _MOST_SHARE = 0.2, 1.3  # bounds of the share of the total time that the sum of operators represents
 
 
 @dataclass(frozen=True, slots=True)
 class TimedOperator:
-    """An operator's time by widths.
+    """Time of an operator by widths.
 
     Attributes:
         axes: Numbers of the axes that it depends on.
-        levels: Of every axis the widths that were timed, ascending.
+        levels: Timed widths of every axis, ascending.
         seconds: float64, one dimension per axis.
-        block: Channels that are computed at once: widths above it count up to the next multiple.
+        block: Channels computed at once: larger widths are rounded up to the next multiple.
     """
 
     axes: tuple[int, ...]
@@ -36,7 +35,7 @@ class TimedOperator:
     block: int = 1
 
     def at(self, widths: Sequence[int]) -> float:
-        """Seconds at one width for every axis; below the narrowest level the last line continues."""
+        """Seconds at one width for every axis, extrapolated linearly below the narrowest level."""
         values = self.seconds
         for levels, width in zip(self.levels, widths, strict=True):
             values = self._along(values, levels, width)
@@ -50,18 +49,18 @@ class TimedOperator:
         right = int(np.clip(np.searchsorted(levels, place), 1, len(levels) - 1))
         low, high = levels[right - 1], levels[right]
         share = (place - low) / (high - low)
-        if share < 0:  # no noise makes what is narrower than all that was timed slower than that
+        if share < 0:  # noise must not make a narrower layer slower than all timed ones
             return np.asarray(values[0] + share * np.maximum(values[1] - values[0], 0.0))
         return np.asarray(values[right - 1] * (1 - share) + values[right] * share)
 
 
 @dataclass(frozen=True, slots=True)
 class CopiedOperator:
-    """An operator of many widths, such as a Concat, whose time is a straight line over the elements that it touches.
+    """An operator with many widths, such as a Concat, with a time that is linear in the number of its elements.
 
     Attributes:
         axes: Numbers of the axes that it depends on.
-        parts: Its operands: a factor, and places in `axes` of the widths that it is multiplied by.
+        parts: Its operands: a factor, and positions in `axes` of the widths to multiply.
         base: Seconds without elements.
         each: Seconds per element.
     """
@@ -82,10 +81,10 @@ class TimeModel:
     """Seconds of a run at any widths.
 
     Attributes:
-        operators: All that depend on a width.
+        operators: All operators that depend on a width.
         sizes: int64 [axes], the original's.
-        share: How much of the original's time is proportional to their sum.
-        timer: Times a whole model without some units beside the original, and returns what is left of the time.
+        share: Share of the original's time that is proportional to their sum.
+        timer: Times a whole model without some units beside the original, and returns the ratio.
     """
 
     operators: tuple[TimedOperator | CopiedOperator, ...]
@@ -107,7 +106,7 @@ class TimeModel:
         self.whole = self.seconds(self.sizes)
 
     def seconds(self, kept: IntArray) -> float:
-        """The sum of the operators when axis a keeps `kept[a]` indices."""
+        """The sum of the operators if axis a keeps `kept[a]` indices."""
         if self._last is None:
             self._last, self._each = kept.copy(), np.array([self._at(n, kept) for n in range(len(self.operators))])
         changed = np.flatnonzero(kept != self._last).tolist()
@@ -117,11 +116,11 @@ class TimeModel:
         return float(self._each.sum())
 
     def fraction(self, kept: IntArray) -> float:
-        """What is left of the time of a whole run."""
+        """Time of a whole run as a fraction of the original's."""
         return 1.0 - self.share * (1.0 - self.seconds(kept) / max(self.whole, 1e-30))
 
     def saving(self, kept: IntArray, axes: IntArray, times: IntArray, counts: IntArray) -> FloatArray:
-        """Share of the whole time saved, float64 [counts], when so many units leave that are `times` on `axes`."""
+        """Share of the whole time saved, float64 [counts], by removing so many units that lie `times` on `axes`."""
         touched = sorted({number for axis in axes.tolist() for number in self.by_axis.get(axis, ())})
         before = sum(self._at(number, kept) for number in touched)
         saved = np.empty(len(counts))
@@ -132,12 +131,12 @@ class TimeModel:
         return np.asarray(self.share * saved / max(self.whole, 1e-30))
 
     def fit(self, cuts: Sequence[IntArray], ratios: Sequence[float]) -> None:
-        """Set the share by whole models that were timed beside the original.
+        """Fit the share to whole models that were timed beside the original.
 
-        Least squares, with a share of 1 expected: neither the sum nor a few whole models tell all.
+        Regularized least squares with prior 1, because neither the sum nor a few whole models are exact.
 
         Args:
-            cuts: Of every one how many indices each axis keeps, int64 [axes].
+            cuts: Number of indices that each axis keeps, int64 [axes], for every model.
             ratios: Their times as fractions of the original's.
         """
         predicted = np.array([1.0 - self.seconds(kept) / max(self.whole, 1e-30) for kept in cuts])

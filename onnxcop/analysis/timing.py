@@ -1,4 +1,4 @@
-"""From a model and a table of times to its time model: which widths to time, and what to make of them."""
+"""The time model of a model: the widths to time, and the model made from their times."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from onnxcop.runtime.session import EngineOptions
 from onnxcop.runtime.staircase import Staircase
 from onnxcop.runtime.time_table import TimeTable
 
-_SHARES = (1 / 3, 2 / 3, 1.0)  # of a width, that are timed
-_MOST_AXES = 2  # of an operator that is timed on a grid
+_SHARES = (1 / 3, 2 / 3, 1.0)  # shares of a width to time
+_MOST_AXES = 2  # shares of a width to time, for operators on a grid
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An operator with the widths that it is timed at.
+class TimingPlan:
+    """An operator with the widths to time it at.
 
     Attributes:
         operator: The operator.
-        levels: Of each of its axes the widths, ascending; of an operator of many axes as many for all.
-        points: int64 [axes], kept indices, of every combination, the last level running fastest.
-        keys: What the points are called in a table.
+        levels: Widths of each axis, ascending; equally many for all axes of an operator with many.
+        points: int64 [axes], kept indices, for every combination; the last axis varies fastest.
+        keys: Keys of the points in a table.
     """
 
     operator: Operator
@@ -38,8 +38,8 @@ class Wanted:
     keys: tuple[str, ...]
 
 
-def wanted(analysis: Analysis, staircase: Staircase) -> list[Wanted]:
-    """All that has to be timed of a model."""
+def timing_plans(analysis: Analysis, staircase: Staircase) -> list[TimingPlan]:
+    """All operators of a model to time."""
     sizes = analysis.structure.axis_sizes
     known: dict[tuple[str, tuple[int, ...]], str] = {}
     found = []
@@ -53,7 +53,7 @@ def wanted(analysis: Analysis, staircase: Staircase) -> list[Wanted]:
             name = (operator.signature, tuple(point[list(operator.axes)].tolist()))
             known.setdefault(name, operator.key(point) if name not in known else "")
             keys.append(known[name])
-        found.append(Wanted(operator, levels, tuple(points), tuple(keys)))
+        found.append(TimingPlan(operator, levels, tuple(points), tuple(keys)))
     return found
 
 
@@ -64,34 +64,36 @@ def time_model(
 
     Args:
         analysis: The model.
-        table: Times; what it lacks is timed.
+        table: Known times; missing ones are measured.
         staircase: The widths that the machine computes well.
-        options: How operators are run.
+        options: How to run operators.
         progress: Called with (stage, done, total).
     """
-    asked = wanted(analysis, staircase)
-    points = points_of(asked)
+    plans = timing_plans(analysis, staircase)
+    points = points_of(plans)
 
     def bundle(keys: Sequence[str]) -> bytes:
         return bundled([points[key] for key in keys])
 
     table.complete(list(points), bundle, options, progress)
-    return modelled(analysis, asked, table.seconds, staircase.block)
+    return modelled(analysis, plans, table.seconds, staircase.block)
 
 
-def modelled(analysis: Analysis, asked: Sequence[Wanted], seconds: Mapping[str, float | None], block: int) -> TimeModel:
+def modelled(
+    analysis: Analysis, plans: Sequence[TimingPlan], seconds: Mapping[str, float | None], block: int
+) -> TimeModel:
     """The time model of an analysed model from times by key; `block` channels are computed at once."""
-    operators = [_timed(one, seconds, block) for one in asked]
+    operators = [_timed(one, seconds, block) for one in plans]
     return TimeModel(tuple(one for one in operators if one is not None), analysis.structure.axis_sizes.copy())
 
 
-def points_of(asked: Sequence[Wanted]) -> dict[str, tuple[Operator, IntArray]]:
+def points_of(plans: Sequence[TimingPlan]) -> dict[str, tuple[Operator, IntArray]]:
     """Operators with the widths to time them at, by their keys in a table."""
-    return {key: (one.operator, point) for one in asked for key, point in zip(one.keys, one.points, strict=True)}
+    return {key: (one.operator, point) for one in plans for key, point in zip(one.keys, one.points, strict=True)}
 
 
 def bundled(operators: Sequence[tuple[Operator, IntArray]]) -> bytes:
-    """Operators at widths as one serialized model, with a reference where they are several."""
+    """Operators at widths as one serialized model, with a reference operator if there are several."""
     graphs = [operator.small_model(point, place) for place, (operator, point) in enumerate(operators)]
     if len(graphs) > 1:
         graphs.append(reference())
@@ -105,7 +107,7 @@ def _levels(size: int, staircase: Staircase) -> IntArray:
 
 
 def _together(levels: Sequence[IntArray]) -> list[tuple[int, ...]]:
-    """All axes at their narrowest, and all as they are."""
+    """All axes at their narrowest, and all at full width."""
     return [tuple(int(one[0]) for one in levels), tuple(int(one[-1]) for one in levels)]
 
 
@@ -115,8 +117,8 @@ def _with(sizes: IntArray, axes: Sequence[int], widths: Sequence[int]) -> IntArr
     return kept
 
 
-def _timed(one: Wanted, times: Mapping[str, float | None], computed: int) -> TimedOperator | CopiedOperator | None:
-    """An operator with its times; None where it could not be timed."""
+def _timed(one: TimingPlan, times: Mapping[str, float | None], computed: int) -> TimedOperator | CopiedOperator | None:
+    """An operator with its times; None if it could not be timed."""
     seconds = [times.get(key) for key in one.keys]
     known = [value for value in seconds if value is not None]
     if len(known) < len(seconds):

@@ -1,18 +1,16 @@
-"""Calibration: one pass over the user's data, of which only per-channel statistics are kept.
+"""Calibration: one pass over the user's data that keeps only per-channel statistics.
 
-The statistics are computed inside the graph (:mod:`onnxcop.calibration.instrument`) and added up here in double
-precision, so memory does not grow with the number of samples. They are taken about a *shift*, the
-channel means of a first sample: sums of squares of data far from zero would otherwise lose their
-digits in single precision.
+The statistics are computed inside the graph (:mod:`onnxcop.calibration.instrument`) and summed here in double
+precision, so memory does not grow with the number of samples. They are taken about a *shift*, the channel means of a
+first sample. Otherwise sums of squares of data far from zero would lose digits in single precision.
 
-**Positions.** Neighbouring positions of a feature map say much the same, so of large maps an evenly
-spread grid is taken: at most `positions` of a sample of the first one's size. `"auto"` chooses
-that number so that the statistics cost about :data:`SHARE` of the model's own arithmetic, but never
-below :data:`FEWEST`. It depends only on the model and the size of the first sample, hence shards of
-the same data agree. None takes everything.
+**Positions.** Neighbouring positions of a feature map are similar, so an evenly spaced grid is taken from large maps:
+at most `positions` of a sample of the size of the first one. `"auto"` chooses that number so that the statistics cost
+about :data:`SHARE` of the model's own arithmetic, but at least :data:`FEWEST`. It depends only on the model and the
+size of the first sample, so shards of the same data agree. None takes all positions.
 
-**Width.** Tensors of more than :data:`WIDEST` channels are left out: the second moments of each
-would take more than 128 MB.
+**Width.** Tensors of more than :data:`WIDEST` channels are left out, because the second moments of each would take more
+than 128 MB.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ def gather_statistics(
     Args:
         analysis: The model.
         data: Samples.
-        options: How the model is run.
+        options: How to run the model.
         progress: Called with (stage, done, total).
     """
     layers = layers_of(analysis.model, analysis.structure)
@@ -81,21 +79,21 @@ def calibrate(
     progress: Progress = silent,
     stage: str = "calibration",
 ) -> CalibrationStats:
-    """Gather the moments of what flows into layers.
+    """Gather the moments of the inputs of layers.
 
     Args:
         model: The model; it is not changed.
-        layers: The layers to watch; those that read the same channels share statistics.
+        layers: The layers to observe; layers that read the same channels share statistics.
         data: The samples.
         options: How to run the model.
         sha: Identity of the model, see :func:`onnxcop.graph.io.sha256`.
-        positions: Most positions taken of a sample's feature map, "auto" to choose them by cost, None
-            for all: the statistics are then those of the whole maps, summed in double precision.
+        positions: Largest number of positions of a sample's feature map, "auto" to choose it by cost, None for whole
+            maps, summed in double precision.
         progress: Called with (stage, done, total) in samples.
         stage: Its name in `progress`.
 
     Raises:
-        CalibrationError: There are no samples, or a tensor holds what is not finite.
+        CalibrationError: There are no samples, or a tensor holds values that are not finite.
         OutOfMemory: A single sample does not fit into the device's memory.
         EngineError: The model cannot be run on the data.
     """
@@ -179,11 +177,11 @@ def _samples(feed: Feed, data: CalibrationData) -> int:
 
 
 def merge(stats: Sequence[CalibrationStats], names: Sequence[object] | None = None) -> CalibrationStats:
-    """The statistics of the samples of all, as if they had been gathered in one run.
+    """Merge statistics as if all samples had been gathered in one run.
 
     Args:
-        stats: Of different samples.
-        names: What to call them, their files say.
+        stats: Statistics of different samples.
+        names: Names for messages, e.g. of their files.
 
     Raises:
         CalibrationError: There is nothing to merge, or the same samples would count twice.
@@ -202,10 +200,10 @@ def merge(stats: Sequence[CalibrationStats], names: Sequence[object] | None = No
 
 
 def affordable_positions(taps: Sequence[Tap], budget: float) -> int:
-    """The most positions of a sample, FEWEST at least, with which statistics stay within a budget.
+    """The largest number of positions of a sample, at least FEWEST, with which statistics stay within a budget.
 
     Args:
-        taps: What is watched.
+        taps: The observed tensors.
         budget: Multiply-accumulates per sample.
     """
 
@@ -220,7 +218,7 @@ def affordable_positions(taps: Sequence[Tap], budget: float) -> int:
 
 
 def _macs(model: onnx.ModelProto, shapes: ShapeMap) -> float:
-    """Multiply-accumulates of a model's convolutions and matrix products, for the shapes given."""
+    """Multiply-accumulates of a model's convolutions and matrix products, for the given shapes."""
     total = 0.0
     for node in model.graph.node:
         if not traits(node) & Trait.LINEAR:
@@ -266,7 +264,7 @@ def _shifts(watched: Instrumented, result: Mapping[str, FloatArray]) -> Feed:
 
 
 class _NotFinite(CalibrationError):
-    """Some sample makes a tensor that is not finite."""
+    """Raised if a sample makes a tensor that is not finite."""
 
 
 def _not_finite(tap: Tap) -> _NotFinite:
@@ -297,7 +295,7 @@ class _Sums:
         self.second += second
 
     def moments(self, shift: FloatArray) -> Moments:
-        """The moments about the mean; uses up the sums."""
+        """The moments about the mean; this consumes the sums."""
         mean = self.total / max(self.count, 1)
         for start in range(0, len(mean), _BLOCK):  # in place and by blocks: matrices are large
             rows, rest = slice(start, start + _BLOCK), slice(start, None)

@@ -1,8 +1,8 @@
-"""Appends to a model the nodes that reduce what flows into its layers to per-channel statistics.
+"""Nodes that reduce the inputs of a model's layers to per-channel statistics.
 
-For a tap of C channels the added nodes take at most some positions of every sample, subtract a
-shift that is fed with every batch, and give the number of observations, the sum [C] and the second
-moment [C, C]. The model's own outputs are dropped: what no tap needs is not computed.
+For a tap of C channels the added nodes select positions of every sample, subtract a shift that is fed with every batch,
+and return the number of observations, the sum [C] and the second moment [C, C]. The model's own outputs are dropped, so
+only nodes that a tap needs are computed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PREFIX = "onnxcop_tap_"
 
 @dataclass(frozen=True, slots=True)
 class TapNames:
-    """What the added nodes read and give: an input [C], and outputs (), [C] and [C, C]."""
+    """Tensors of a tap's added nodes: an input [C], and outputs (), [C] and [C, C]."""
 
     shift: str
     count: str
@@ -36,11 +36,11 @@ class TapNames:
 
 @dataclass(frozen=True, slots=True)
 class Instrumented:
-    """A model that gives statistics.
+    """A model that returns statistics.
 
     Attributes:
         model: The model; it shares nothing with the original.
-        taps: What is watched.
+        taps: The observed tensors.
         names: Inputs and outputs of every tap, in the order of `taps`.
     """
 
@@ -54,8 +54,8 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
 
     Args:
         model: The model; it is not changed.
-        taps: What to watch.
-        positions: Most positions taken of a sample, on a grid that the shapes of the taps settle.
+        taps: The tensors to observe.
+        positions: Largest number of positions of a sample, on a grid that follows from the shapes of the taps.
             Models below opset 10 have no Slice with steps; all positions are taken there. None for
             all of them, summed in double precision: sums of many thousand products in single
             precision are good to 1e-5 at best.
@@ -66,8 +66,8 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
     del graph.output[:]
     _remove_unread(graph, {tap.tensor for tap in taps})
     names: list[TapNames] = []
-    # ONNX Runtime starts from the last node that nothing reads and runs what that needs. Taps that
-    # stand in the order of the graph would run after all else, with every feature map still held.
+    # ONNX Runtime starts from the last node without readers and runs its inputs. Taps in graph order
+    # would run after everything else, while every feature map is still in memory.
     for number, tap in reversed(list(enumerate(taps))):
         builder = _Builder(opset, f"{_PREFIX}{number}_")
         names.insert(0, builder.build(tap, positions))
@@ -144,10 +144,10 @@ class _Builder:
         )
 
     def thin(self, data: str, tap: Tap, stride: int) -> str:
-        """Every `stride`-th entry of the position axes, from half a stride on.
+        """Take every `stride`-th entry of the position axes, starting from half a stride.
 
-        Half of the stride is taken from the first entry on, which no map is too small for, then every
-        other entry from the second on, where there is one.
+        Half of the stride is taken from the first entry on, which no map is too small for, then every other entry from
+        the second on, if there is one.
         """
         if stride == 1:
             return data
@@ -165,10 +165,10 @@ class _Builder:
         return self.node("Slice", data, starts, ends, axes, self.constant([2] * len(wanted)))
 
     def is_blocked(self, tap: Tap) -> bool:
-        """Whether ONNX Runtime may hold this map in blocks of channels, as it does on the CPU.
+        """Whether ONNX Runtime may store this map in blocks of channels, as it does on the CPU.
 
-        A pooling of single entries reads that layout, and ends up with a map that is soon put in
-        order. For any other operator the whole map is put in order first.
+        A pooling of single entries reads that layout and returns a map that is quickly reordered. For any other
+        operator the whole map is reordered first.
         """
         spatial = set(tap.position_axes) <= {2, 3}
         return tap.kind == TensorProto.FLOAT and len(tap.shape) == 4 and tap.axis == 1 and spatial

@@ -1,10 +1,10 @@
-"""Statistics of all features that a layer sums over: channel by tap of a patch, or by place of a flattened axis.
+"""Statistics of all features that a layer sums over: channels by taps of a patch, or by entries of a flattened axis.
 
-With the covariance of channels alone, a lost channel can only be compensated at the same place of the
-map. A kernel sees a neighbourhood, and with the covariance of the whole patch every tap of every kept
-channel helps. The patches are unfolded in the graph, by a convolution with one-hot kernels appended to
-it, so that they stay on the device, take their padding as the layer does, and are reduced there. Of a
-large map every other position is unfolded: a grid of twice the stride meets the border as often.
+With the covariance of channels alone, a removed channel can only be compensated at the same position of the map. A
+kernel sees a neighbourhood, and with the covariance of the whole patch every tap of every kept channel helps. The
+patches are unfolded in the graph by a convolution with one-hot kernels, so they stay on the device, are padded as in
+the layer, and are reduced there. In a large map every other position is unfolded: a grid of twice the stride meets the
+border equally often.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from onnxcop.graph.linear import kernel_of
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import initializers_are_inputs
 
-WIDEST = 1152  # features of a patch up to which its covariance is gathered
-_ENOUGH = 2  # observations of every feature of a flattened axis, below which all entries of a channel count as one
-_LARGE = 256  # positions of a map that are more than a sample can add to its covariance
+WIDEST = 1152  # features of a patch; larger patches get no covariance
+_ENOUGH = 2  # observations of every feature of a flattened axis; with fewer, all entries of a channel count as one
+_LARGE = 256  # positions of a map; more add little to the covariance from a sample
 
 _GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
 @dataclass(frozen=True, slots=True)
 class PatchStatistics:
-    """Moments of what layers sum over.
+    """Moments of the features that layers sum over.
 
     Attributes:
-        stats: As gathered.
-        patches: By node, the layer that stands for a convolution's unfolded input.
+        stats: The gathered statistics.
+        patches: By node, the layer that represents a convolution's unfolded input.
     """
 
     stats: CalibrationStats
     patches: Mapping[int, Layer]
 
     def moments(self, layer: Layer) -> Moments | None:
-        """Of [channels × taps] features, channel by channel, where all were watched, else of [channels]."""
+        """Moments of [channels × taps] features, channel by channel, if all were observed, else of [channels]."""
         found = self._of_features(layer)
         if found is not None and (layer.outer * layer.inner == 1 or found.count >= _ENOUGH * len(found.mean)):
             return found
@@ -81,12 +81,12 @@ def averaged(moments: Moments, channels: int) -> Moments:
 def unfolded(
     model: onnx.ModelProto, layers: Iterable[Layer], shapes: ShapeMap, widest: int = WIDEST
 ) -> tuple[onnx.ModelProto, dict[int, Layer]]:
-    """Append the patches of convolutions to a copy of a model, and watch flattened axes entry by entry.
+    """Append the patches of convolutions to a copy of a model, and observe flattened axes entry by entry.
 
     Args:
         model: The model; it is not changed.
         layers: Its layers.
-        shapes: Of its tensors.
+        shapes: Shapes of its tensors.
         widest: Convolutions whose patches have more features are left out.
 
     Returns:
@@ -132,14 +132,14 @@ def unfolded(
 
 
 def _flattened(layer: Layer, shapes: ShapeMap, widest: int) -> bool:
-    """Whether a matrix product sums over an axis of several entries a channel, and over one at many positions."""
+    """Whether a matrix product sums over an axis with several entries per channel, at many positions."""
     several = 1 < layer.outer * layer.inner <= widest // layer.channels
     rank = len(shapes[layer.tensor].shape or ())
     return several and layer.kernel.kind == "matmul" and layer.groups == 1 and rank > 2
 
 
 def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int] | None) -> dict[str, Any]:
-    """Where a convolution places its kernel; at every other position of a large map."""
+    """Positions at which a convolution applies its kernel; every other position of a large map."""
     found = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _GEOMETRY}
     if made is not None and "auto_pad" not in found and int(np.prod(made[2:], dtype=int)) >= _LARGE:
         strides = found.get("strides", [1] * len(kernel))
@@ -148,7 +148,7 @@ def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int]
 
 
 def _unfolds(layer: Layer, node: onnx.NodeProto) -> bool:
-    """Whether a layer is a convolution of a map's channels, all of them together."""
+    """Whether a layer is a convolution over all channels of a map together."""
     kernel = kernel_of(node)
     plain = kernel is not None and kernel == layer.kernel and kernel.kind == "conv" and kernel.groups == 1
     return plain and layer.outer * layer.inner == 1 and layer.axis == 1

@@ -1,4 +1,4 @@
-"""Second-moment statistics of what flows into layers: additive, mergeable, tied to their model."""
+"""Second-moment statistics of the inputs of layers: additive, mergeable, tied to their model."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ class Moments:
 
 
 def tap_key(layer: Layer) -> str:
-    """Name of the statistics a layer needs; layers that read the same channels share them."""
+    """Name of the statistics that a layer needs; layers that read the same channels share them."""
     return f"{layer.tensor}|{layer.axis}|{layer.outer}|{layer.inner}"
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationStats:
-    """What a calibration run saw.
+    """Statistics of a calibration run.
 
     Attributes:
         model: SHA-256 of the model it belongs to.
-        samples: Number of samples seen.
+        samples: Number of samples.
         taps: Moments by tap (see :func:`tap_key`).
     """
 
@@ -76,11 +76,11 @@ class CalibrationStats:
     taps: Mapping[str, Moments]
 
     def moments(self, layer: Layer) -> Moments | None:
-        """Moments of a layer's input channels; None where none were gathered."""
+        """Moments of a layer's input channels; None if there are none."""
         return self.taps.get(tap_key(layer))
 
     def equals(self, other: CalibrationStats) -> bool:
-        """Whether both are of the same samples, to the last bit."""
+        """Whether both are statistics of the same samples, to the last bit."""
         return (
             (self.model, self.samples, self.taps.keys()) == (other.model, other.samples, other.taps.keys())
             and all(np.array_equal(moments.mean, other.taps[key].mean) for key, moments in self.taps.items())
@@ -102,10 +102,10 @@ class CalibrationStats:
 
     @classmethod
     def of_model(cls, given: CalibrationStats | str | Path, sha: str) -> CalibrationStats:
-        """Statistics of the model with this SHA-256, read from a file where its name is given.
+        """Statistics of the model with this SHA-256, read from a file if its name is given.
 
         Raises:
-            CalibrationError: The file holds no statistics.
+            CalibrationError: The file contains no statistics.
             PlanMismatchError: They belong to another model.
         """
         found = given if isinstance(given, CalibrationStats) else cls.load(Path(given))
@@ -139,7 +139,7 @@ class CalibrationStats:
         """Read what :meth:`save` wrote.
 
         Raises:
-            CalibrationError: The file is missing, or holds no statistics of this version.
+            CalibrationError: The file is missing, or contains no statistics of this version.
         """
         try:
             with np.load(path, allow_pickle=False) as file:

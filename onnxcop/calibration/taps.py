@@ -1,4 +1,4 @@
-"""Which tensors calibration watches, and how densely their positions are sampled."""
+"""The tensors that calibration observes, and how densely their positions are sampled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnxcop.graph.subgraphs import made
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """A tensor whose channels are watched.
+    """A tensor with observed channels.
 
     Attributes:
         key: Name of its statistics, see :func:`onnxcop.calibration.statistics.tap_key`.
@@ -84,7 +84,7 @@ def taps_of(
     outer = made(model.graph)
     for layer in layers:
         if layer.tensor not in outer:
-            continue  # inside a body of control flow, from where nothing can be given out
+            continue  # inside a body of control flow, which cannot return tensors here
         info = shapes[layer.tensor]
         key = tap_key(layer)
         if layer.channels > widest or key in taps or info.shape is None:
@@ -105,10 +105,9 @@ def taps_of(
 
 
 def stride(tap: Tap, positions: int) -> int:
-    """A stride, 1 or even, that leaves at most `positions` of a sample, and few less.
+    """A stride, 1 or even, that leaves at most `positions` of a sample, and not many fewer.
 
-    It is the same for all position axes, and divides the longest about evenly. Every axis keeps one
-    entry at least.
+    It is the same for all position axes, and divides the longest about evenly. Every axis keeps at least one entry.
     """
     sizes = tap.position_axes.values()
     if not sizes:
@@ -123,5 +122,5 @@ def stride(tap: Tap, positions: int) -> int:
 
 
 def _kept(size: int, stride: int) -> int:
-    """How many entries of an axis are at half a stride and every stride from there."""
+    """How many entries of an axis lie at half a stride and every stride from there."""
     return size if stride == 1 else max(1, -(-(size - stride // 2) // stride))

@@ -1,8 +1,8 @@
-"""What a filter is worth: the `Criterion` protocol, and what a criterion may look at.
+"""Importance of filters: the `Criterion` protocol, and the data that a criterion may use.
 
-A criterion turns a traced model (and, if it wants, calibration statistics) into a `Ranking`: an
-importance per unit, comparable over the whole network. The allocator removes the least important
-unit, updates the ranking, and continues.
+A criterion turns a traced model (and optionally calibration statistics) into a `Ranking`: an importance per unit that
+is comparable over the whole network. The allocator removes the least important unit, updates the ranking, and
+continues.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnxcop.graph.constants import Weights
 
 @dataclass(frozen=True)
 class PruningContext:
-    """Everything a criterion may look at.
+    """The data that a criterion may use.
 
     Attributes:
         model: The original model.
@@ -31,7 +31,7 @@ class PruningContext:
         layers: The layers that consume units.
         weights: Access to weight values.
         stats: Statistics of the calibration run, None without data.
-        seed: For criteria that draw.
+        seed: Random seed, for random criteria.
     """
 
     model: onnx.ModelProto
@@ -52,18 +52,18 @@ class PruningContext:
 
 
 class Ranking(Protocol):
-    """Importance of units while a selection grows."""
+    """Importance of units, updated as units are removed."""
 
     def importance(self, kept: IntArray) -> FloatArray:
-        """float64 [units], lowest is removed first, when axis a keeps `kept[a]` indices."""
+        """float64 [units], the lowest is removed first, if axis a keeps `kept[a]` indices."""
         ...
 
     def remove(self, unit: int) -> None:
-        """Learn that a unit has been removed."""
+        """Update after a unit has been removed."""
         ...
 
     def terms(self, kept: IntArray) -> dict[str, FloatArray]:
-        """The parts that the importance is made of, by name, each float64 [units]."""
+        """The terms that make up the importance, by name, each float64 [units]."""
         ...
 
 
@@ -71,8 +71,8 @@ class Criterion(Protocol):
     """A way of ranking units.
 
     Attributes:
-        name: How users call it.
-        needs_stats: Whether it cannot work without calibration data.
+        name: Its value for `--criterion`.
+        needs_stats: Whether it needs calibration data.
     """
 
     @property
@@ -86,7 +86,7 @@ class Criterion(Protocol):
         ...
 
     def parameters(self) -> dict[str, Any]:
-        """What a plan records, so that a result can be explained."""
+        """The parameters to record in a plan."""
         ...
 
 
@@ -102,7 +102,7 @@ class StaticRanking:
         return self.scores
 
     def remove(self, unit: int) -> None:
-        """Nothing to learn."""
+        """Do nothing: the scores are fixed."""
 
     def terms(self, kept: IntArray) -> dict[str, FloatArray]:
         """The named parts."""

@@ -23,9 +23,9 @@ SUMMARIES = {
     "cop-activation": "the same with the correlation of feature maps (needs data)",
 }
 
-_DEAD = -1.0  # importance of a channel whose removal changes nothing: below every other
+_DEAD = -1.0  # importance of a channel that has no effect: below every other
 _EPSILON = 1e-10  # relative to a layer's largest deviation
-_NEARLY_DEAD = 1e-5  # norm of outgoing weights, relative to the layer's largest, of a channel that does nothing
+_NEARLY_DEAD = 1e-5  # norm of outgoing weights, relative to the layer's largest, of a channel without effect
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class Cop:
 
         I_i = α (1 - s_i) + β (1 - log2 C / max log2 C) + γ (1 - log2 P / max log2 P)
 
-    with C the FLOPs and P the parameters of the layer and the next, at their current widths. The lowest
-    is removed first, and is no evidence for others any more. Channels whose outgoing weights come to less than
-    1e-5 of the layer's largest, as weight decay makes them, are removed before all and are evidence for none.
+    with C the FLOPs and P the parameters of the layer and the next, at their current widths. The lowest is removed
+    first; then it no longer counts as evidence for others. Channels with outgoing weights below 1e-5 of the layer's
+    largest, a result of weight decay, are removed before all others and never count as evidence.
 
     Source: W. Wang et al., "COP: Customized Deep Model Compression via Regularized Correlation-Based
-    Filter-Level Pruning", 2019, arXiv 1906.10337; "cop-activation" puts feature maps in place of weights.
+    Filter-Level Pruning", 2019, arXiv 1906.10337; "cop-activation" uses feature maps instead of weights.
 
     Attributes:
         name: "cop" or "cop-activation".
         alpha: Weight of correlation.
         beta: Preference for removing FLOPs.
         gamma: Preference for removing parameters.
-        top_k: How many of the largest correlations count.
+        top_k: Number of largest correlations to average.
         normalization: "max", "l1" or "l2" of a layer's off-diagonal correlations.
         measure: "pearson", "cosine" or "inner" (product), for outgoing weights.
-        narrow_correction: Take off s_i what unrelated vectors of N outputs would reach by chance (see
-            :func:`chance_level`), so that a layer before a narrow one does not look redundant. The paper
-            does not.
+        narrow_correction: Subtract from s_i the level that unrelated vectors of N outputs reach by chance (see
+            :func:`chance_level`), so that a layer before a narrow one does not look redundant. The paper does not do
+            this.
     """
 
     name: str = "cop"
@@ -69,13 +69,13 @@ class Cop:
 
     @property
     def needs_stats(self) -> bool:
-        """Feature maps have to be seen for the activation variant."""
+        """The activation variant needs statistics of feature maps."""
         return self.name == "cop-activation"
 
     def rank(self, context: PruningContext) -> Ranking:
         """Correlate, normalize and regularize.
 
-        Units whose readers are all inside a body of control flow, where nothing can be watched, are compared by
+        Units whose readers are all inside a body of control flow, where nothing can be observed, are compared by
         their outgoing weights even in the activation variant.
         """
         tables, watched = [], np.zeros(len(context.structure.unit_class), dtype=np.bool_)
@@ -137,7 +137,7 @@ class Cop:
 
 
 def nearly_dead(weights: FloatArray) -> BoolArray:
-    """Channels whose outgoing weights [channels, outputs, taps] are nothing beside the largest, bool [channels]."""
+    """Which channels have negligible outgoing weights [channels, outputs, taps], bool [channels]."""
     norms = np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
     return np.asarray(norms <= _NEARLY_DEAD * norms.max(initial=0.0))
 
@@ -169,17 +169,17 @@ def weight_correlation(weights: FloatArray, measure: str = "pearson") -> FloatAr
 
 
 def chance_level(freedom: int, taps: int, others: int, top_k: int) -> float:
-    """What the largest correlations of a channel come to when it has nothing to do with any other.
+    """The expected size of a channel's largest correlations if it is independent of all others.
 
     |cos| of two random directions in d dimensions has the mean Γ(d/2) / (√π Γ((d+1)/2)), about 0.8/√d,
     and its square follows Beta(1/2, (d-1)/2); the mean over taps is taken as the beta distribution with
-    the same mean and variance. Of these the `top_k` upper quantiles among `others` draws are averaged.
+    the same mean and variance. The `top_k` upper quantiles among `others` draws are averaged.
 
     Args:
         freedom: Dimensions d: the outputs, less one for Pearson's correlation.
         taps: Kernel taps averaged over.
         others: Number of channels to be correlated with.
-        top_k: How many of the largest count.
+        top_k: Number of largest correlations to average.
     """
     from scipy.special import betaincinv
 

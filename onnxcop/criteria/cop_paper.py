@@ -36,8 +36,8 @@ class CopPaper(Cop):
       before they are read; projections, a stem, and the layer before the classifier are left out.
     * A depthwise layer in between counts with all its weights and one bias.
 
-    Kernels are scored as they are stored. Where an exporter has folded a normalization into them, their
-    outputs carry its scale, which the reference never sees; `unit_filters` undoes most of that.
+    Kernels are scored as they are stored. If an exporter has folded a normalization into them, their outputs carry its
+    scale, which the reference code never sees; `unit_filters` undoes most of that.
 
     Source: W. Wang et al., "COP: Customized Deep Model Compression via Regularized Correlation-Based
     Filter-Level Pruning", 2019, arXiv 1906.10337, and the implementation that its authors released.
@@ -106,7 +106,7 @@ def paper_correlation(weights: FloatArray, measure: str = "pearson") -> FloatArr
 
 
 def paper_normalizer(correlation: FloatArray, how: str) -> float:
-    """Largest value off the diagonal, half the sum of all there (l1) or their Frobenius norm (l2)."""
+    """Largest value off the diagonal, half the sum of those values (l1), or their Frobenius norm (l2)."""
     apart = correlation * (1.0 - np.eye(len(correlation)))
     if how == "max":
         scale = float(apart.max(initial=0.0))
@@ -120,7 +120,7 @@ def paper_normalizer(correlation: FloatArray, how: str) -> float:
 
 
 def scored_pairs(context: PruningContext) -> list[list[tuple[int, ...]]]:
-    """For every group the chains (layer, depthwise layers …, reader) whose scores are averaged.
+    """The chains (layer, depthwise layers …, reader) of every group; their scores are averaged.
 
     A layer is scored by the reader from which the way to the outputs is longest: the first layer of the
     next block, not the projection beside it. In a group with sums, a layer that is read before any sum (a
@@ -161,7 +161,7 @@ def _can_be_cut(context: PruningContext, produced: IntArray | None) -> bool:
 
 
 def _upstream(context: PruningContext, tensor: str, makers_of: dict[str, int], stops: Iterable[int]) -> set[int]:
-    """Nodes that a tensor is computed by, back to the nearest of `stops` on every way."""
+    """Nodes that a tensor depends on, back to the nearest of `stops` on every path."""
     nodes, ends = Scopes.of(context.model).nodes, set(stops)
     seen: set[int] = set()
     waiting = [tensor]
@@ -195,9 +195,9 @@ class PaperCorrelations:
     Attributes:
         units: int64 [channels].
         correlation: float64 [channels, channels].
-        top_k: How many values after the very largest count.
-        evidence: float64 [channels], their mean.
-        threshold: float64 [channels], the smallest of them.
+        top_k: Number of values to average, after the largest.
+        evidence: float64 [channels], the mean of those values.
+        threshold: float64 [channels], the smallest of those values.
     """
 
     units: IntArray
@@ -222,7 +222,7 @@ class PaperCorrelations:
         self.threshold[rows] = top[:, 0]
 
     def remove(self, position: int) -> None:
-        """A channel is removed, and is no evidence for others any more."""
+        """Remove a channel; it no longer counts as evidence for others."""
         affected = np.flatnonzero(self.correlation[:, position] >= self.threshold)
         self.correlation[position, :] = 0.0
         self.correlation[:, position] = 0.0
@@ -273,7 +273,7 @@ class PaperRanking:
         return {"correlation": 1.0 - redundancy, "flops": flops, "params": params}
 
     def remove(self, unit: int) -> None:
-        """Take the unit's evidence away from the others."""
+        """Remove a unit; it no longer counts as evidence for others."""
         for table, position in self._where.get(unit, ()):
             table.remove(position)
 

@@ -1,9 +1,8 @@
-"""COP's cost regularization: how much computing and how many parameters hang on a layer.
+"""COP's cost regularization: the computation and the parameters that depend on a layer.
 
-For a layer and the next, P = params(l) + params(l+1) and C = FLOPs(l) + FLOPs(l+1), at the current
-widths, with params = taps·Cin·Cout + Cout and FLOPs = 2·positions·taps·Cin·Cout. A depthwise layer in
-between counts with them. Where several layers are coupled (a residual stage), a unit's term is the
-mean over the pairs (layer, next layer) it stands in.
+For a layer and the next, P = params(l) + params(l+1) and C = FLOPs(l) + FLOPs(l+1) at the current widths, with params =
+taps·Cin·Cout + Cout and FLOPs = 2·positions·taps·Cin·Cout. A depthwise layer in between is included. If several layers
+are coupled (a residual stage), a unit's term is the mean over its pairs (layer, next layer).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Regularizer:
     """The FLOPs and parameter terms of every unit.
 
     Attributes:
-        pairs: Nodes that count together: (layer, …, next layer).
+        pairs: Nodes with a common cost: (layer, …, next layer).
         members: For every dependency group the numbers of its pairs.
         group_of: int64 [units].
     """
@@ -78,8 +77,8 @@ class Regularizer:
     def of(cls, context: PruningContext) -> Regularizer:
         """Pair every consumer of a group with the nearest layer before it that produces the group.
 
-        The nearest is the one with the longest way from the inputs: of a block's last convolution and
-        the projection beside it, the former, in whichever order the file has them.
+        The nearest is the one with the longest path from the inputs: the last convolution of a block, not the
+        projection beside it, in whatever order the file lists them.
         """
         structure, depth = context.structure, depths(context.model)
         sizes, between = node_sizes(context), depthwise_nodes(context)
@@ -104,7 +103,7 @@ class Regularizer:
         return cls(sizes, tuple(pairs), tuple(members), group_of)
 
     def pair_costs(self, kept: IntArray) -> tuple[FloatArray, FloatArray]:
-        """C and P of every pair at the given widths; only what has changed is computed again."""
+        """C and P of every pair at the given widths; only pairs that have changed are computed again."""
         changed = np.flatnonzero(self._last != kept) if self._last is not None else None
         stale = set(self.sizes) if changed is None else {n for a in changed.tolist() for n in self._by_axis.get(a, ())}
         for node in stale:
@@ -115,7 +114,7 @@ class Regularizer:
         return self._pair_costs[0], self._pair_costs[1]
 
     def terms(self, kept: IntArray) -> tuple[FloatArray, FloatArray]:
-        """1 - log2 C / max log2 C and the same of P, float64 [units] each."""
+        """1 - log2 C / max log2 C and the same for P, float64 [units] each."""
         if not self.pairs:
             zeros = np.zeros(len(self.group_of))
             return zeros, zeros.copy()
@@ -129,7 +128,7 @@ class Regularizer:
 
 
 def depths(model: onnx.ModelProto) -> list[int]:
-    """Number of nodes on the longest way from the inputs to every node."""
+    """Number of nodes on the longest path from the inputs to every node."""
     reached: dict[str, int] = {}
     depths = []
     for node in Scopes.of(model).nodes:
@@ -140,7 +139,7 @@ def depths(model: onnx.ModelProto) -> list[int]:
 
 
 def depthwise_nodes(context: PruningContext) -> set[int]:
-    """Convolutions that work on every channel alone."""
+    """Convolutions that treat every channel separately."""
     return {
         c.node for c in context.structure.coupling.findings.contractions
         if c.kernel is not None and c.kernel.groups > 1 and not c.operands

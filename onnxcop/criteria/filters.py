@@ -1,4 +1,4 @@
-"""The weights that make units and those that read them, for criteria that measure filters."""
+"""Weights that produce units and weights that read them, for criteria that measure filters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray
 
 
 def produced_filter_counts(context: PruningContext) -> FloatArray:
-    """How many filters every unit represents, float64 [units]: depthwise ones do not count."""
+    """How many filters every unit represents, float64 [units]; depthwise filters do not count."""
     structure = context.structure
     counts = np.zeros(len(structure.unit_class))
     for contraction in structure.coupling.findings.contractions:
@@ -47,8 +47,7 @@ def produced_filter_counts(context: PruningContext) -> FloatArray:
 def per_filter(context: PruningContext, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
     """Average a measure of filters over the coupled layers, each relative to its layer's mean.
 
-    Units that no layer makes (e.g. frequencies of an encoding of positions) are measured by the weights
-    that read them.
+    Units that no layer produces (e.g. frequencies of a positional encoding) are measured by the weights that read them.
     """
     made, seen = _averaged(context, produced_filters(context), measure)
     if seen.all():
@@ -81,5 +80,5 @@ def _reading_weights(context: PruningContext) -> Iterator[tuple[IntArray, FloatA
 
 
 def produced_norms(context: PruningContext) -> FloatArray:
-    """L2 norm of the filters that make each unit, relative to their layer's mean, float64 [units]."""
+    """L2 norm of the filters that produce each unit, relative to their layer's mean, float64 [units]."""
     return per_filter(context, lambda filters: np.linalg.norm(filters, 2, axis=1))

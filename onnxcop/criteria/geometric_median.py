@@ -26,7 +26,7 @@ class GeometricMedian:
     needs_stats: bool = False
 
     def rank(self, context: PruningContext) -> Ranking:
-        """Score by distance to the others."""
+        """Score by distance to the other filters."""
 
         def distances(filters: FloatArray) -> FloatArray:
             squares = (filters**2).sum(axis=1)

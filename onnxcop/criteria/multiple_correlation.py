@@ -1,4 +1,4 @@
-"""COP with multiple instead of pairwise correlation: what is left of a channel after all others."""
+"""COP with multiple instead of pairwise correlation: the part of a channel that all others do not predict."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Multiple:
 
 @dataclass
 class MultipleRanking:
-    """Conditional variances while channels leave."""
+    """Conditional variances as channels are removed."""
 
     solvers: list[LayerObs]
     prices: FloatArray
@@ -89,7 +89,7 @@ class MultipleRanking:
         self._seen[list(self._where)] = True
 
     def importance(self, kept: IntArray) -> FloatArray:
-        """Added relative output error per MAC; units without statistics by their norm, at the median."""
+        """Added relative output error per MAC; units without statistics by their norm, scaled to the median."""
         total = np.zeros(len(self.prices))
         for solver, costs in zip(self.solvers, self._costs, strict=True):
             live = (solver.layer.units >= 0) & np.isfinite(costs)
@@ -105,7 +105,7 @@ class MultipleRanking:
         return {"conditional": self.importance(kept)}
 
     def remove(self, unit: int) -> None:
-        """Let the others take over."""
+        """Let the other channels compensate."""
         for number, channel in self._where.get(unit, ()):
             self.solvers[number].remove(np.array([channel], dtype=np.int64))
             self._costs[number] = self.solvers[number].costs()

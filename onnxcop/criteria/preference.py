@@ -1,4 +1,4 @@
-"""What a user would rather save: COP's β and γ, for criteria and for measured allocation alike."""
+"""Preferences between savings: COP's β and γ, for criteria and for measured allocation alike."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Preference:
     """Weights of arithmetic and of parameters, beside a weight of 1 for accuracy and the budget.
 
     Attributes:
-        beta: Of multiply-accumulates.
-        gamma: Of parameters.
+        beta: Weight of multiply-accumulates.
+        gamma: Weight of parameters.
     """
 
     beta: float
@@ -45,15 +45,15 @@ class Preference:
 
     @property
     def share(self) -> float:
-        """How much of the value of a step the preference decides; the budget decides the rest."""
+        """The share of a step's value that the preference decides; the budget decides the rest."""
         return (self.beta + self.gamma) / (1.0 + self.beta + self.gamma)
 
     def mixed(self, weights: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
-        """What a unit of each resource is worth: the budget's weights mixed with the preferred ones.
+        """The value of a unit of each resource: the budget's weights mixed with the preferred ones.
 
         Args:
-            weights: By resource, `macs` and `params` among them, what the budget makes of them; only ratios matter.
-            totals: How much of each the original uses.
+            weights: By resource, including `macs` and `params`: the budget's weights; only ratios matter.
+            totals: Amount of each resource in the original.
         """
         preferred = self.beta + self.gamma
         shares = {name: weight * totals[name] for name, weight in weights.items()}

@@ -1,8 +1,8 @@
 """Criteria by name: those of the modules beside this one, and those that other packages register.
 
-A module of this folder brings its criteria in `CRITERIA`, and says what they do in `SUMMARIES`, a literal
-that is read without importing the module, so that `onnxcop --help` stays quick. Another package registers
-a criterion (an object, or a class that takes no arguments) as an entry point of `onnxcop.criteria`.
+A module of this folder lists its criteria in `CRITERIA`, and their descriptions in `SUMMARIES`, a literal that is read
+without importing the module, so that `onnxcop --help` stays quick. Another package registers a criterion (an object, or
+a class that takes no arguments) as an entry point of `onnxcop.criteria`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUP = "onnxcop.criteria"
 
 
 class _Criteria(Mapping[str, "Criterion"]):
-    """Criteria by name; names are read without importing anything, a criterion when it is asked for."""
+    """Criteria by name; names are read without imports, a criterion is imported on first use."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(summaries())
@@ -48,7 +48,7 @@ CRITERIA: Mapping[str, Criterion] = _Criteria()
 
 
 def summaries() -> dict[str, str]:
-    """What every criterion does, by name, without importing any."""
+    """Descriptions of all criteria, by name, without importing any."""
     foreign = {entry.name: f"entry point {entry.value}" for entry in registered(GROUP)}
     return {name: summary for name, (_, summary) in _modules().items()} | {
         name: text for name, text in foreign.items() if name not in _modules()
@@ -68,7 +68,7 @@ def criterion_named(name: str, **parameters: object) -> Criterion:
     try:
         found = CRITERIA[name]
     except KeyError:
-        # one whose package fails to load is listed, and does not exist
+        # a criterion from a package that fails to load is listed, but does not exist
         raise unknown("criterion", name, [other for other in CRITERIA if other != name]) from None
     known = parameters_of(found)
     for parameter in parameters:
@@ -80,7 +80,7 @@ def criterion_named(name: str, **parameters: object) -> Criterion:
 
 
 def parameters_of(criterion: Criterion) -> tuple[str, ...]:
-    """The names of the parameters that may be changed: fields of a dataclass that it records in a plan."""
+    """The names of the parameters that can be set: fields of a dataclass that it records in a plan."""
     found = cast(Any, criterion)
     recorded = criterion.parameters() if is_dataclass(found) else {}
     return tuple(entry.name for entry in fields(found) if entry.name in recorded) if recorded else ()
@@ -111,6 +111,6 @@ def _foreign() -> dict[str, Criterion]:
             if not callable(getattr(criterion, "rank", None)):
                 raise TypeError(f"{entry.value} is not a criterion: it has no method rank")
             found[entry.name] = cast("Criterion", criterion)
-        except Exception as error:  # whatever a foreign class raises
+        except Exception as error:  # a foreign class may raise anything
             skipped(entry, f"{type(error).__name__}: {error}")
     return found

@@ -1,4 +1,4 @@
-"""The importance of every filter before anything is cut, and the terms that it is made of."""
+"""The importance of every filter before anything is cut, and its terms."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class UnitScore:
     Attributes:
         unit: Its number.
         group: Its dependency group, named as :class:`onnxcop.analysis.inspect.GroupEntry` names it.
-        layer: The first layer of the group, None where the group is only read.
-        filter: Its place among that layer's filters (among the group's units without a layer).
-        rank: 0 for the one that is removed first, as long as nothing is cut.
+        layer: The first layer of the group, None if the group is only read.
+        filter: Its position among that layer's filters (among the group's units if there is no layer).
+        rank: 0 for the unit that is removed first, before any cut.
         importance: The lowest is removed first.
-        terms: The parts of the importance by name, before they are weighed.
+        terms: The terms of the importance by name, before weighting.
     """
 
     unit: int
@@ -46,14 +46,14 @@ class UnitScore:
     terms: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, the terms among the rest."""
+        """Plain data for JSON, including the terms."""
         head = {name: getattr(self, name) for name in self.__slots__ if name != "terms"}
         return head | self.terms
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a criterion thinks of a model's filters.
+    """The scores of a model's filters by one criterion.
 
     Attributes:
         criterion: Its name.
@@ -78,13 +78,13 @@ class Scores:
 @single_threaded
 def score(analysis: Analysis, criterion: str | Criterion = "cop", stats: CalibrationStats | None = None,
           seed: int = 0) -> Scores:  # fmt: skip
-    """Rank the units of an analysed model, nothing being cut yet.
+    """Rank the units of an analysed model before any cut.
 
     Args:
         analysis: The model.
         criterion: A criterion or its name; "auto" is "cop".
         stats: Statistics of the model, for criteria that need them.
-        seed: For criteria that draw.
+        seed: Random seed, for random criteria.
 
     Raises:
         BudgetError: No criterion has this name.
@@ -120,7 +120,7 @@ def score(analysis: Analysis, criterion: str | Criterion = "cop", stats: Calibra
 
 
 def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
-    """The first layer that makes each unit and the place of the unit among its filters."""
+    """The first layer that produces each unit, and the position of the unit among its filters."""
     structure = analysis.structure
     places: list[tuple[str | None, int]] = [(None, 0)] * len(structure.unit_class)
     produced = {c.node: c.produced for c in structure.coupling.findings.contractions if c.produced is not None}
@@ -138,12 +138,12 @@ def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsOptions(DataOptions):
-    """Where statistics come from.
+    """Options of statistics.
 
     Attributes:
-        stats: A file of statistics, which outranks the data.
-        stats_out: Where to write what was gathered.
-        options: How the model is run; None for what this machine has.
+        stats: A file of statistics, which takes precedence over the data.
+        stats_out: File to write gathered statistics to.
+        options: How to run the model; None for the best provider of this machine.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 

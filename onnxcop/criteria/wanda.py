@@ -17,7 +17,7 @@ SUMMARIES = {"wanda": "outgoing weights times the size of activations (needs dat
 
 @dataclass(frozen=True)
 class Wanda:
-    """Outgoing weights times the size of what flows into them: Σ|W_i| · √E[x_i²], over the layer's mean.
+    """Outgoing weights times the size of their inputs: Σ|W_i| · √E[x_i²], over the layer's mean.
 
     Source: after M. Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
     2024, who score single weights by |w| · ‖x‖. Layers that read the same channels share the mean. Units
@@ -45,7 +45,7 @@ class Wanda:
             live = layer.units >= 0
             np.add.at(total, layer.units[live], scores[live])
             np.add.at(seen, layer.units[live], 1)
-        unseen = produced_norms(context)  # what no layer with statistics reads
+        unseen = produced_norms(context)  # units that no layer with statistics reads
         return StaticRanking(np.divide(total, seen, out=unseen, where=seen > 0))
 
     def parameters(self) -> dict[str, Any]:

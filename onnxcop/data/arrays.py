@@ -1,4 +1,4 @@
-"""Files and objects that hold arrays, read as far as they are asked for."""
+"""Files and objects that hold arrays, read only as far as needed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from onnxcop._base.types import Array
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
 
-LARGEST_IN_MEMORY = 256 * 2**20  # bytes of arrays; beyond that they stay on disk
+LARGEST_IN_MEMORY = 256 * 2**20  # bytes of arrays; larger ones stay on disk
 
 
-_MOST_UNPACKED = 200  # times its packed size that a large array may have; real data pack to a tenth at best
+_MOST_UNPACKED = 200  # times its packed size that a large array may have; real data compress to a tenth at best
 
 
 class ArrayFile(Protocol):
-    """Named arrays from one place; `origin` names it in messages."""
+    """Named arrays from one source; `origin` names it in messages."""
 
     origin: str
 
     def outline(self) -> Mapping[str, Array]:
-        """Stand-ins for the arrays, true in shape and dtype and without memory behind them."""
+        """Stand-ins for the arrays with their shapes and dtypes but no memory."""
         ...
 
     def load(self, keys: Iterable[str]) -> Mapping[str, Array]:
-        """The arrays themselves, mapped from disk where that is possible."""
+        """The arrays themselves, memory-mapped if possible."""
         ...
 
 
-class HeldParcel:
+class ArraysInMemory:
     """Arrays in memory."""
 
     def __init__(self, arrays: Mapping[str, Array], origin: str) -> None:
@@ -54,7 +54,7 @@ class HeldParcel:
         return {key: self._arrays[key] for key in keys}
 
 
-class NpyParcel:
+class NpyFile:
     """A .npy file: one array, under the file's name."""
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class NpyParcel:
             return dict.fromkeys(keys, array)
 
 
-class NpzParcel:
+class NpzFile:
     """A .npz file. Stored arrays are mapped from it; large compressed ones from a copy on disk."""
 
     def __init__(self, path: Path) -> None:
@@ -113,7 +113,7 @@ class NpzParcel:
             return _mapped(raw, header, member.header_offset + 30 + name + extra + start)
 
     def _check_unpacked(self, member: zipfile.ZipInfo) -> None:
-        """Refuse what unpacks to hundreds of times its size, or to more than the temporary folder has room for."""
+        """Refuse archives that unpack to hundreds of times their size, or to more than the temporary folder holds."""
         large, room = member.file_size, shutil.disk_usage(tempfile.gettempdir()).free
         if large > _MOST_UNPACKED * max(member.compress_size, 1) or large > room:
             raise CalibrationError(
@@ -122,10 +122,10 @@ class NpzParcel:
             )
 
 
-class TestSetParcel:
+class TestDataFolder:
     """A folder of `input_0.pb`, `input_1.pb` … as in ONNX's test data."""
 
-    __test__ = False  # no test class, whatever its name begins with
+    __test__ = False  # not a test class, although its name begins like one
 
     def __init__(self, folder: Path, specs: Sequence[InputSpec]) -> None:
         self.origin = str(folder)
@@ -155,7 +155,7 @@ class TestSetParcel:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What the first bytes of a .npy stream say."""
+    """Header of a .npy stream."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -167,7 +167,7 @@ class _Header:
 
 
 def _header(file: Any) -> _Header:
-    """Reads the header of a .npy stream, leaving the stream at the first value."""
+    """Read the header of a .npy stream, leaving the stream at the first value."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     header = _Header(*read(file))
@@ -184,7 +184,7 @@ def _check_length(header: _Header, start: int, size: int) -> None:
 
 
 def release_pages(arrays: Iterable[Array]) -> None:
-    """Lets go of the pages of mapped files, which would otherwise count as memory in use."""
+    """Release the pages of mapped files, which would otherwise count as used memory."""
     for array in arrays:
         pages = getattr(array, "_mmap", None)
         if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
@@ -213,7 +213,7 @@ def _tensor_from_pb(path: Path) -> tuple[str, Array]:
 
 @contextlib.contextmanager
 def _named(origin: str) -> Iterator[None]:
-    """Errors while reading an array file name the file."""
+    """Add the name of the file to errors while an array file is read."""
     try:
         yield
     except CalibrationError:

@@ -1,4 +1,4 @@
-"""Fits arrays to a model's inputs: which array is which input, and where its samples are."""
+"""Binding of arrays to a model's inputs: which array feeds which input, and where its samples are."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class ArrayView:
     """The samples in one array.
 
     Attributes:
-        count: How many there are.
-        take: The i-th of an array of this shape, with the rank of the input and, where the input
-            has a batch axis, size 1 there.
-        shared: Whether the one sample serves for any number of samples of the other inputs.
+        count: Number of samples.
+        take: Takes the i-th sample, with the rank of the input and size 1 on its batch axis, if it has one.
+        shared: Whether one sample is used with every sample of the other inputs.
     """
 
     count: int
@@ -34,7 +33,7 @@ class ArrayView:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which array feeds which input.
+    """The arrays that feed the inputs.
 
     Attributes:
         keys: The array's key by input name.
@@ -48,12 +47,12 @@ class Binding:
 
 
 class Binder:
-    """Fits named arrays to the inputs of one model.
+    """Binds named arrays to the inputs of one model.
 
     Args:
         layout: The model's inputs and their batch axes.
-        preprocess: What the user wants done to images, in files or in arrays of bytes.
-        declared: What the model says about its images.
+        preprocess: Preprocessing that the user asks for, for image files and arrays of bytes.
+        declared: Preprocessing that the model declares.
         settled: Concrete shapes of the inputs, for the size of images if an input leaves it open.
     """
 
@@ -65,13 +64,13 @@ class Binder:
         settled: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.layout = layout
-        self.readers: dict[str, ImageReader] = {}  # of the inputs that images feed, as soon as one does
+        self.readers: dict[str, ImageReader] = {}  # image readers by input, made on first use
         self._preprocess = preprocess
         self._declared = declared
         self._settled = settled or {}
 
     def reader(self, spec: InputSpec) -> ImageReader:
-        """How images are read for an input."""
+        """The image reader of an input."""
         if spec.name not in self.readers:
             settled = self._settled.get(spec.name)
             shape = None if settled is None else tuple(settled)
@@ -79,14 +78,14 @@ class Binder:
         return self.readers[spec.name]
 
     def bind(self, arrays: Mapping[str, Array], origin: str) -> Binding:
-        """Chooses an array for every input.
+        """Choose an array for every input.
 
-        By name; else by position for the names that `numpy.savez` gives to unnamed arrays; else
-        the one array whose rank, sizes and type fit. Arrays left over are ignored.
+        By name; else by position for the names that `numpy.savez` gives to unnamed arrays; else the only array with a
+        fitting rank, sizes and type. Other arrays are ignored.
 
         Args:
-            arrays: Arrays by key, of which only shape and dtype are looked at.
-            origin: The file or object they come from, for messages.
+            arrays: Arrays by key; only shape and dtype are used.
+            origin: The file or object that they come from, for messages.
 
         Raises:
             CalibrationError: An input has no array, or one that does not fit.
@@ -131,7 +130,7 @@ class Binder:
             if len(candidates) == 1:
                 return candidates[0]
         if not found and len(free) == 1 and len(self.layout.specs) == 1:
-            return next(iter(free))  # let the message say why it does not fit
+            return next(iter(free))  # so that the message says why it does not fit
         held = ", ".join(f"'{key}' {_describe(array)}" for key, array in free.items()) or "nothing"
         problem = "several arrays fit" if found else "no array is for"
         raise CalibrationError(
@@ -228,7 +227,7 @@ def _picture_view(shape: tuple[int, ...], reader: ImageReader) -> ArrayView | No
 
 
 def castable(have: np.dtype[np.generic], want: np.dtype[np.generic]) -> bool:
-    """Whether values of one dtype may be given to an input of another without being asked."""
+    """Whether values of one dtype may be converted to that of an input implicitly."""
     if have == want or want.kind == "O":
         return True
     if want.kind == "V":  # bfloat16 and float8, which numpy's rules do not know
@@ -242,7 +241,7 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
     """`array` in the dtype of an input, contiguous and in memory.
 
     Raises:
-        CalibrationError: Values do not fit into the input's type, or are no finite numbers.
+        CalibrationError: Values do not fit into the input's type, or are not finite.
     """
     if array.dtype.kind in "iu" and spec.dtype.kind in "iu" and array.size:
         limits = np.iinfo(spec.dtype)
@@ -264,7 +263,7 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
 
 
 def _check_finite(array: Array, spec: InputSpec, origin: str) -> None:
-    """Refuse NaN and infinity; minus infinity is in masks that are added to scores."""
+    """Refuse NaN and infinity; minus infinity is allowed, because masks that are added to scores contain it."""
     for what, found in (("NaN", np.isnan(array)), ("infinity", np.isposinf(array))):
         if found.any():
             raise CalibrationError(f"{origin}: a sample of the model's input {spec} holds {what}; repair or remove it")

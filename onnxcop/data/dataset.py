@@ -1,4 +1,4 @@
-"""Chosen samples of a source, in batches that a model can be fed with."""
+"""Chosen samples of a source, in batches that fit a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcop._base.types import Array, Feed
 from onnxcop.data.inputs import BatchLayout
-from onnxcop.data.stores import ImageStore, ParcelStore, Store
+from onnxcop.data.stores import ArrayStore, ImageStore, Store
 from onnxcop.errors import CalibrationError
 from onnxcop.images.reader import ImageReader
 
@@ -23,15 +23,15 @@ _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode images
 
 @dataclass(frozen=True, slots=True)
 class FedValues:
-    """What an input of a model is fed with.
+    """Values of one input of a model.
 
     Attributes:
-        name: Of the input.
-        shape: Of a sample.
-        dtype: Of its elements.
-        low: The smallest; None for what has no order.
-        high: The largest.
-        mean: None for what is not floating point.
+        name: Name of the input.
+        shape: Shape of a sample.
+        dtype: Type of its elements.
+        low: The smallest value; None for types without an order.
+        high: The largest value.
+        mean: Mean value; None unless floating point.
         deviation: Standard deviation, as `mean`.
     """
 
@@ -54,14 +54,14 @@ class FedValues:
 
 @dataclass(frozen=True, slots=True)
 class DataRecord:
-    """What a model was calibrated on, for programs.
+    """Record of the calibration data, for programs.
 
     Attributes:
         source: The file, folder, script or object.
-        samples: How many were chosen.
-        available: How many there were.
-        images: How images were read, in words; None if they were no images.
-        images_from: Who said so: "guess …", the model or a file beside it, or "" for the user.
+        samples: Number of chosen samples.
+        available: Number of available samples.
+        images: How images were read, in words; None for other data.
+        images_from: Source of that: "guess …", the model or a file beside it, or "" for the user.
     """
 
     source: str
@@ -75,17 +75,17 @@ class CalibrationData:
     """Chosen samples of a source; may be iterated over more than once.
 
     Args:
-        store: Where samples are read.
-        order: int64, the chosen ones.
+        store: The store to read samples from.
+        order: int64, numbers of the chosen samples.
         layout: As the attribute.
         batch_size: As the attribute.
         description: As the attribute.
-        rest: int64, others of the store that were not chosen.
+        rest: int64, numbers of samples that were not chosen.
 
     Attributes:
-        layout: The batch axis of every input, and the batch size where the model fixes it.
-        batch_size: Samples per batch where the model leaves it open.
-        description: What this is, in one line.
+        layout: The batch axis of every input, and the batch size if the model fixes it.
+        batch_size: Samples per batch unless the model fixes it.
+        description: Description in one line.
         origin: The file, folder, script or object that the samples come from.
     """
 
@@ -109,12 +109,12 @@ class CalibrationData:
 
     @property
     def numbers(self) -> Array:
-        """Which samples of the source these are, in their order, int64 [samples]."""
+        """Numbers of these samples in the source, in order, int64 [samples]."""
         return np.asarray(self._order, np.int64).copy()
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The images of the source, in its order; empty where it holds anything else."""
+        """The image files of the source, in order; empty for other sources."""
         return self._store.paths if isinstance(self._store, ImageStore) else ()
 
     @property
@@ -123,19 +123,19 @@ class CalibrationData:
         return len(self._order)
 
     def spare(self) -> CalibrationData | None:
-        """Samples of the same source that were not chosen; None where there are none."""
+        """Samples of the same source that were not chosen; None if there are none."""
         if self._rest is None or len(self._rest) < (self.layout.size or 1):
             return None
         return self._with(self._rest, f"{len(self._rest)} others of: {self.description}")
 
     @property
     def image_reader(self) -> ImageReader | None:
-        """How images are read, if the samples are images and feed one input; None otherwise."""
-        readers = list(self._store.readers) if isinstance(self._store, ImageStore | ParcelStore) else []
+        """The image reader, if the samples are images and feed one input; None otherwise."""
+        readers = list(self._store.readers) if isinstance(self._store, ImageStore | ArrayStore) else []
         return readers[0] if len(readers) == 1 == len(self.layout.specs) else None
 
     def record(self) -> DataRecord:
-        """What this is, for programs."""
+        """Description of the data, for programs."""
         reader = self.image_reader
         read, origin = (None, None) if reader is None else (str(reader), reader.origin)
         return DataRecord(
@@ -146,7 +146,7 @@ class CalibrationData:
         """The samples in batches, arrays by input name.
 
         Samples of different shapes, or with different values of an input that has no batch axis,
-        come in different batches. A batch is smaller than asked for there and at the end.
+        come in different batches. Such batches and the last one may be smaller.
 
         Args:
             batch_size: Samples per batch, None for :attr:`batch_size`; a model that fixes it wins.
@@ -164,7 +164,7 @@ class CalibrationData:
             yield self._joined(pending)
 
     def values(self) -> tuple[FedValues, ...]:
-        """What a model is fed with, by the first batch."""
+        """Values of a model's inputs, from the first batch."""
         found = []
         for name, array in next(self.batches()).items():
             axis = self.layout.axes[name]
@@ -183,7 +183,7 @@ class CalibrationData:
         return tuple(found)
 
     def first_infinite(self) -> str:
-        """The first sample that holds minus infinity, which alone is let in, in words; empty where none does."""
+        """Name the first sample that holds minus infinity, the only infinity allowed; empty if there is none."""
         for place, sample in enumerate(self._samples(1)):
             for name, array in sample.items():
                 if array.dtype.kind == "f" and np.isinf(array).any():
@@ -191,13 +191,13 @@ class CalibrationData:
         return ""
 
     def in_batches_of(self, size: int) -> CalibrationData:
-        """The same samples, so many in a batch where the model leaves it open."""
+        """The same samples in batches of another size, unless the model fixes it."""
         again = copy(self)
         again.batch_size = size
         return again
 
     def one_by_one(self) -> CalibrationData:
-        """The same samples, for a model that takes one in a run."""
+        """The same samples for a model that takes one sample per run."""
         return CalibrationData(
             store=self._store,
             order=self._order,
@@ -228,11 +228,11 @@ class CalibrationData:
         return self._with(self._order[~chosen]), self._with(self._order[chosen])
 
     def ordered(self, places: Array) -> CalibrationData:
-        """The samples in another order, int64 [count]."""
+        """The same samples in another order, int64 [count]."""
         return self._with(self._order[places], self.description)
 
     def take(self, count: int, seed: int = 0) -> CalibrationData:
-        """`count` of the samples, chosen at random; all of them where there are not so many."""
+        """`count` of the samples, chosen at random; all of them if there are fewer."""
         if count < 1:
             raise CalibrationError(f"{count} samples were asked for; give 1 or more")
         if count >= self.count:
@@ -242,7 +242,7 @@ class CalibrationData:
         return self._with(self._order[np.sort(places)])
 
     def with_crops(self, views: int) -> CalibrationData:
-        """Images of a folder, each in this many views; anything else as it is."""
+        """Several views of each image of a folder; other data are returned unchanged."""
         if not isinstance(self._store, ImageStore) or views < 2:
             return self
         orders = [self._order + view * len(self._store) for view in range(views)]
@@ -260,7 +260,7 @@ class CalibrationData:
         )
 
     def _samples(self, window: int) -> Iterator[Feed]:
-        """Every sample; images are decoded by some threads, at most `window` ahead."""
+        """All samples; several threads decode images, at most `window` ahead."""
         indices = map(int, self._order)
         if not isinstance(self._store, ImageStore):
             yield from map(self._store.sample, indices)

@@ -1,9 +1,9 @@
-"""Whether a guessed preprocessing suits the model: decided by its answers on some of the images.
+"""Check of a guessed preprocessing against the model's predictions on some of the images.
 
-A classifier that sees images as it was trained to is certain of its answers, and gives different ones for different
-images. Both at once is the mutual information of image and class, H(mean p) - mean H(p): too dark, too bright or
-shifted images lower it, since they make answers unsure or alike. A guess is doubted if another usual preprocessing
-has clearly more of it.
+A classifier that gets correctly preprocessed images is certain of its predictions, and predicts different classes for
+different images. Mutual information of image and class, H(mean p) - mean H(p), measures both. Images that are too dark,
+too bright or shifted lower it, because predictions become uncertain or alike. A guess is doubted if another common
+preprocessing has clearly more of it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ log = logging.getLogger("onnxcop")
 _CANDIDATES = ("imagenet", "keras-tf", "unit", "none", "caffe", "mnist")
 _SAMPLES, _FEWEST = 32, 8
 _AFFORDABLE = 3e11  # multiply-accumulates, over all candidates
-_CLEARLY = 0.1  # of the most mutual information there can be
-_DARK = 2.0  # of 255: pixel values that are stored as 0..1
+_CLEARLY = 0.1  # of the largest possible mutual information
+_DARK = 2.0  # of 255: images of smaller values were stored as 0..1
 
 
 def check_guess(
     analysis: Analysis, source: CalibrationData, reopen: Callable[[Preprocess, int], CalibrationData]
 ) -> str:
-    """Why the guessed preprocessing seems wrong, and what to give instead; empty if nothing speaks against it.
+    """Explain why the guessed preprocessing seems wrong and what to use instead; empty if it seems right.
 
     Args:
         analysis: The model.
@@ -74,7 +74,7 @@ def check_guess(
 
 
 def mutual_information(answers: FloatArray) -> float:
-    """Of sample and class, in nats.
+    """Mutual information of sample and class, in nats.
 
     Args:
         answers: float64 [samples, classes], probabilities.
@@ -113,7 +113,7 @@ def _probabilities(values: FloatArray) -> FloatArray:
 
 
 def _brightest(reader: ImageReader, feed: Feed) -> float:
-    """The largest pixel value 0..255 of images, from what became of it."""
+    """The largest pixel value (0..255) of images, recovered from the preprocessed ones."""
     (array,) = feed.values()
     last = array if reader.layout == "nhwc" else np.moveaxis(array, 1, -1)
     return float((last * np.asarray(reader.std or 1.0) + np.asarray(reader.mean or 0.0)).max()) / reader.scale

@@ -22,11 +22,11 @@ _Identity = tuple[int, int]  # device and inode: the same for every name of a fi
 
 @dataclass(frozen=True, slots=True)
 class InputFiles:
-    """What a run is given.
+    """The input files of a run.
 
     Attributes:
-        models: Models, or what else; those that are no path to a file are passed over.
-        data: Calibration data: a file, a folder, a script with its function, or whatever is in memory.
+        models: Models; anything that is not a path is ignored.
+        data: Calibration data: a file, a folder, a script with its function, or objects in memory.
         metric: A script with its function, or a callable.
         others: Statistics, plans, libraries of operators.
     """
@@ -40,7 +40,7 @@ class InputFiles:
         """Check all files that a run will write: see :func:`onnxcop._base.files.check_target`.
 
         Raises:
-            ModelError: One of them cannot be written, is read by the run, or is to be two results at once.
+            ModelError: A file cannot be written, is read by the run, or is the path of two results.
         """
         seen: set[Path] = set()
         for path in targets:
@@ -53,10 +53,10 @@ class InputFiles:
         self.refuse(*(path for path in targets if path is not None))
 
     def refuse(self, *targets: Path) -> None:
-        """Refuse results that are files which the run reads; files that do not exist yet are fine.
+        """Refuse results that overwrite input files; files that do not exist yet are fine.
 
         Raises:
-            ModelError: One of them is read by the run.
+            ModelError: A result is an input file of the run.
         """
         known = {_identity(path): path for path in targets}
         known.pop(None, None)
@@ -68,7 +68,7 @@ class InputFiles:
                 raise ModelError(f"{path} is {role}; choose another output")
 
     def _all(self) -> Iterator[tuple[Path, str]]:
-        """Every file with what it is to the run."""
+        """Every input file with its role."""
         for model in filter(_is_path, self.models):
             yield Path(model), "the input model itself"
             for data in _weight_files(Path(model)):
@@ -88,7 +88,7 @@ class InputFiles:
 
 
 def bytes_of_model(model: Any) -> int:
-    """About the bytes of a model's weights, without loading them; 0 where there is none (loading says so)."""
+    """Approximate bytes of a model's weights, without loading them; 0 if there is no such file (loading reports it)."""
     if isinstance(model, onnx.ModelProto):
         return weight_bytes(model)
     try:
@@ -104,7 +104,7 @@ def _is_path(given: Any) -> bool:
 
 
 def _identity(path: Path) -> _Identity | None:
-    """What all names of an existing file have in common."""
+    """The identity that all names of an existing file share."""
     try:
         about = path.stat()
     except (OSError, ValueError):
@@ -113,10 +113,10 @@ def _identity(path: Path) -> _Identity | None:
 
 
 def _weight_files(model: Path) -> set[Path]:
-    """Files beside a model that its tensors are in; none where it cannot be read (loading it says so)."""
+    """Files beside a model that hold its tensors; none if it cannot be read (loading reports it)."""
     try:
         light = onnx.ModelProto.FromString(model.read_bytes())
-    except Exception:  # whatever is wrong with it
+    except Exception:  # loading reports any problem
         return set()
     return {
         model.parent / entry.value

@@ -1,4 +1,4 @@
-"""What is known of a tensor that enters or leaves a model, and which of its axes is the batch."""
+"""Inputs of a model and their batch axes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from onnxcop.graph.input_spec import InputSpec, format_shape
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """Where the samples of a batch are in each input.
+    """The batch axis of each input.
 
     Attributes:
-        specs: The inputs, with the shapes that the user asked for filled in.
-        axes: Per input name the batch axis, or None where the input has none: it is then fed whole,
-            and samples share a run only where their values of it are equal.
-        size: The number of samples in every batch where the model fixes it, else None.
+        specs: The inputs, with the user's shapes filled in.
+        axes: Batch axis by input name, or None: such an input is fed whole, and samples share a run only if their
+            values of it are equal.
+        size: The number of samples in every batch if the model fixes it, else None.
     """
 
     specs: tuple[InputSpec, ...]
@@ -54,7 +54,7 @@ def with_shapes(inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence
     number fixes it.
 
     Raises:
-        CalibrationError: `input_shapes` names no input, or contradicts the model.
+        CalibrationError: `input_shapes` names an unknown input, or contradicts the model.
     """
     asked = dict(input_shapes or {})
     result = []
@@ -78,12 +78,11 @@ def with_shapes(inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence
 
 
 def batch_layout(specs: Sequence[InputSpec]) -> BatchLayout:
-    """Finds the batch axis of every input.
+    """Find the batch axis of every input.
 
-    A dynamic leading axis is the batch, except where every such input has one axis only (a waveform
-    of any length). Inputs whose leading axis is fixed take the axis that carries the batch's name.
-    Where all leading sizes are fixed and equal they are the batch; sizes above 1 are taken for a
-    batch only in inputs of rank 4 and more, since `[80, 3000]` is rather an image of sound.
+    A dynamic first axis is the batch, unless every such input has one axis only (a waveform of any length). Inputs with
+    a fixed first axis use the axis with the batch's name. If all first sizes are fixed and equal, they are the batch.
+    Sizes above 1 count as a batch only in inputs of rank 4 and more, because `[80, 3000]` is more likely a spectrogram.
     """
     ranked = [spec for spec in specs if spec.shape]
     dynamic = [spec for spec in ranked if not isinstance(spec.shape[0], int)]
@@ -113,5 +112,5 @@ def _dynamic_axes(
                 axes[spec.name] = spec.shape.index(batch_name)
             else:
                 unclear |= any(not isinstance(size, int) for size in spec.shape)
-    # An input with a dynamic axis that may or may not be the batch is safe one sample at a time.
+    # If a dynamic axis may or may not be the batch, one sample at a time is safe.
     return axes, 1 if unclear else None

@@ -1,4 +1,4 @@
-"""Calibration data: from what the user gives to batches that a model can be fed with."""
+"""Opening of calibration data: from the user's path or object to batches for a model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import onnx
 
 from onnxcop._base.types import Array, Feed
 from onnxcop.analysis.analyze import Analysis
-from onnxcop.data.arrays import HeldParcel
+from onnxcop.data.arrays import ArraysInMemory
 from onnxcop.data.binding import Binder
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.data.guess_check import check_guess
 from onnxcop.data.inputs import batch_layout, with_shapes
 from onnxcop.data.options import DataOptions
 from onnxcop.data.paths import script_data, store_from_path
-from onnxcop.data.stores import ParcelStore, SpilledStore, Store
+from onnxcop.data.stores import ArrayStore, SpilledStore, Store
 from onnxcop.data.text import TextData, with_tokenizer
 from onnxcop.errors import CalibrationError, EngineError
 from onnxcop.graph.input_spec import InputSpec
@@ -39,16 +39,16 @@ __all__ = [
 
 log = logging.getLogger("onnxcop")
 
-RESERVE = 256  # samples beyond those that are asked for, to report on what no choice has seen
-_SCANNED = 64  # a stream is read up to this many times the samples wanted: it may never end
+RESERVE = 256  # extra samples, to report figures on samples that no choice depended on
+_SCANNED = 64  # at most this many times the needed samples are read from a stream, which may never end
 _MANY = 10_000_000  # samples
-_SAMPLES = 512  # of the data, by default
-_LOOKED_AT = 16  # samples that are looked at before a run
-_AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which there may be more of them
+_SAMPLES = 512  # default number of samples
+_LOOKED_AT = 16  # samples to inspect before a run
+_AFFORDABLE = 5e10  # multiply-accumulates over all samples, up to which more samples are used
 
 
 class Source(Protocol):
-    """What may be given from Python: feed dicts of single samples or of batches, once or often."""
+    """Types accepted from Python: feed dicts of single samples or of batches, once or repeatedly."""
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]: ...
 
@@ -66,21 +66,21 @@ def open_source(
     declared: Declared | None = None,
     log_reading: bool = True,
 ) -> CalibrationData:
-    """Opens calibration data and chooses samples from the whole of it, at random.
+    """Open calibration data and choose samples at random from all of it.
 
     Args:
         data: A folder of images; a .npz or .npy file or a folder of those; a folder of ONNX test
             data; a script, `script.py:load_data`; an array or a dict of arrays; an iterable of feed
             dicts or a callable that returns one; a `CalibrationDataReader` of ONNX Runtime.
         inputs: The model's inputs.
-        preprocess: What is done to images; what it leaves open is as declared, else guessed from the input's shape.
+        preprocess: Preprocessing of images; open fields are as declared, else guessed from the input's shape.
         samples: How many samples to choose.
-        batch_size: How many go into a batch where the model leaves it open.
-        seed: Of the choice.
+        batch_size: Samples per batch unless the model fixes it.
+        seed: Random seed of the choice.
         input_shapes: Sizes for dynamic axes, by input name: samples must have them.
-        settled_shapes: Sizes that images are read at, by input name, where `input_shapes` says nothing.
-        declared: What the model says about its images.
-        log_reading: Whether the log says how images are read.
+        settled_shapes: Sizes that images are read at, by input name, if `input_shapes` does not give them.
+        declared: Preprocessing that the model declares.
+        log_reading: Whether to log how images are read.
 
     Raises:
         CalibrationError: The data cannot be read or do not fit the inputs.
@@ -107,7 +107,7 @@ def open_source(
             else f"{origin}: it holds no samples; give at least {unit}"
         )
     order, rest = np.split(_chosen(len(store), max(samples, unit) + RESERVE, seed), [max(samples, unit)])
-    if isinstance(store, ParcelStore) and len(store) > len(store.parcels) > 1:
+    if isinstance(store, ArrayStore) and len(store) > len(store.array_files) > 1:
         order.sort()  # so that files of many samples are opened once each
     description = f"{len(order)} of {total} samples from {origin}"
     for name, reader in binder.readers.items():
@@ -127,9 +127,9 @@ def open_source(
 
 
 def _chosen(count: int, wanted: int, seed: int) -> Array:
-    """Different samples of many, in random order."""
+    """Choose different samples in random order."""
     rng = np.random.default_rng(seed)
-    if count > _MANY and wanted < count:  # a permutation of all would take more memory than the samples
+    if count > _MANY and wanted < count:  # a permutation of all samples would take more memory than the chosen ones
         return rng.choice(count, wanted, replace=False)
     return rng.permutation(count)[:wanted]
 
@@ -149,12 +149,14 @@ def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, in
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         data = {"array": np.asarray(data)}
     if isinstance(data, Mapping):
-        held = HeldParcel(_feed(data, binder, "the arrays"), "the arrays")
-        store = ParcelStore([held], binder)
+        held = ArraysInMemory(_feed(data, binder, "the arrays"), "the arrays")
+        store = ArrayStore([held], binder)
         return store, len(store), "arrays in memory"
     if isinstance(data, list | tuple):
-        parcels = [HeldParcel(_feed(item, binder, f"item {place}"), f"item {place}") for place, item in enumerate(data)]
-        store = ParcelStore(parcels, binder)
+        array_files = [
+            ArraysInMemory(_feed(item, binder, f"item {place}"), f"item {place}") for place, item in enumerate(data)
+        ]
+        store = ArrayStore(array_files, binder)
         return store, len(store), f"a {type(data).__name__} of feeds"
     if isinstance(data, Iterable):
         return _streamed(iter(data), binder, samples, seed, f"a {type(data).__name__}")
@@ -167,7 +169,7 @@ def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, in
 
 
 def _streamed(items: Iterator[Any], binder: Binder, samples: int, seed: int, origin: str) -> tuple[Store, int, str]:
-    """Keeps `samples` of a stream, each with the same chance whatever the stream's length."""
+    """Keep `samples` of a stream, each with equal probability whatever the stream's length."""
     store, rng, seen = SpilledStore(), np.random.default_rng(seed), 0
     wanted = max(samples, binder.layout.size or 1)
     for number, item in enumerate(items):
@@ -189,7 +191,7 @@ def _feed(item: Any, binder: Binder, origin: str) -> dict[str, Array]:
     """An item of an iterable as arrays by input name."""
     specs = binder.layout.specs
     if isinstance(item, list | tuple) and not all(np.isscalar(value) for value in item):
-        # A tuple lists the inputs in order; what follows them, as labels do, is left out.
+        # A tuple lists the inputs in order; extra items, such as labels, are ignored.
         item = {spec.name: value for spec, value in zip(specs, item, strict=False)}
     elif not isinstance(item, Mapping) and hasattr(item, "__array__"):
         item = {specs[0].name if len(specs) == 1 else "array": item}
@@ -197,12 +199,12 @@ def _feed(item: Any, binder: Binder, origin: str) -> dict[str, Array]:
         raise CalibrationError(f"{origin}: it is of type {type(item).__name__}; give a dict of arrays by input name")
     try:
         return {str(key): np.asarray(value) for key, value in item.items()}
-    except Exception as error:  # whatever a foreign tensor raises
+    except Exception as error:  # a foreign tensor may raise anything
         raise CalibrationError(f"{origin}: it is not a dict of arrays ({error})") from error
 
 
 def fit_batch_size(model: onnx.ModelProto, source: CalibrationData) -> CalibrationData:
-    """The samples as the model takes them: one by one where it cannot be run, or mixes them, with two."""
+    """Batches of the size that the model takes: one sample if it mixes samples or cannot run with two."""
     layout = source.layout
     if layout.size is not None or all(axis is None for axis in layout.axes.values()):
         return source
@@ -214,7 +216,7 @@ def fit_batch_size(model: onnx.ModelProto, source: CalibrationData) -> Calibrati
 
 
 def _takes(model: onnx.ModelProto, two: Feed, one: Feed) -> bool:
-    """Whether it runs with two samples and then gives more than with one; so too where it does not run at all."""
+    """Whether the model accepts two samples and then returns more than for one; also true if it does not run at all."""
     try:
         with Session(model, EngineOptions(provider="cpu")) as session:
             alone = session.run(one)
@@ -222,7 +224,7 @@ def _takes(model: onnx.ModelProto, two: Feed, one: Feed) -> bool:
                 return not _same_shapes(session.run(two), alone)
             except EngineError:
                 return False
-    except EngineError as error:  # whoever needs it to run will say so
+    except EngineError as error:  # the code that needs it to run will report it
         log.debug("trying two samples in a run: %s", error)
         return True
 
@@ -235,7 +237,7 @@ log = logging.getLogger("onnxcop")
 
 
 def input_specs(analysis: Analysis) -> list[InputSpec]:
-    """What the model must be fed with."""
+    """The inputs that the model must be fed."""
     return [
         InputSpec(
             value.name,
@@ -264,7 +266,7 @@ def open_data(
     """
     asked = options.preprocess
     if isinstance(asked, str):
-        asked = Preprocess.named(asked)  # a name that does not exist is refused without data too
+        asked = Preprocess.named(asked)  # an unknown name is refused even without data
     if options.data is None:
         return None
     data = with_tokenizer(options.data, options.tokenizer)
@@ -291,7 +293,7 @@ def open_data(
 
 
 def emptiness(source: CalibrationData) -> str:
-    """Why statistics of the data mean nothing, decided on some samples; empty where they may."""
+    """Explain why statistics of the data would be meaningless, judged on some samples; empty if they are fine."""
     taken = source.take(_LOOKED_AT)
     samples = [{name: array for name, array in feed.items() if array.dtype.kind in "biuf"} for feed in taken.batches(1)]
     real = [array for feed in samples for array in feed.values() if array.dtype.kind == "f" and array.size > 1]
@@ -308,6 +310,6 @@ def emptiness(source: CalibrationData) -> str:
 
 
 def default_samples(analysis: Analysis) -> int:
-    """How many samples to calibrate on: more of a network that is quickly run, where they cost little."""
+    """The default number of samples: more for a network that runs quickly."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
     return int(np.clip(_AFFORDABLE / macs, _SAMPLES, 2 * _SAMPLES))

@@ -1,4 +1,4 @@
-"""What to calibrate on, as one object."""
+"""Options of calibration data, as one object."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from onnxcop.images.preprocess import Preprocess
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
-    """What to calibrate on.
+    """Options of calibration data.
 
     Attributes:
         data: Calibration data: a path, arrays, feed dicts, a loader or a `SCRIPT.py:FUNCTION` (see
             :func:`onnxcop.data.open.open_source`); without it synthetic inputs are used.
         tokenizer: The model's `tokenizer.json`, or its folder, for data that are a text file, one text a line.
-        preprocess: How images become inputs, or the name of such a preprocessing, e.g. `imagenet`; what it
-            leaves open is as the model declares, else guessed.
-        samples: How many samples of the data are used; None for 512, or up to 1,024 of a model that runs quickly.
+        preprocess: How images become inputs, or the name of such a preprocessing, e.g. `imagenet`; open fields are as
+            the model declares, else guessed.
+        samples: How many samples of the data are used; None for 512, or up to 1,024 for a model that runs quickly.
         batch_size: Samples that run at once.
         seed: Random seed.
     """

@@ -1,9 +1,8 @@
-"""Padding at the end of sequences, which says nothing: found by a mask among the inputs, and left out.
+"""Padding at the end of sequences, found by an input mask and removed.
 
-Sequences of different lengths are filled up to one, and a mask of ones and zeros says how far each is meant.
-Where the model takes sequences of any length, samples of about the same length are run together, without the
-padding that all of them share: statistics are then of what the sequences hold, and runs are shorter. Whoever does
-so checks first that the outputs stay the same.
+Sequences are padded to equal length, and a mask of ones and zeros marks the real part. If the model takes sequences of
+any length, samples of similar length run together without the padding that all of them share. Then statistics describe
+the sequences alone, and runs are shorter. The caller first checks that outputs stay the same.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Padding:
     """How batches lose the padding that all their samples share.
 
     Attributes:
-        mask: Name of the input that says what is meant.
+        mask: Name of the input that marks the real part.
         axes: By input, the axis along which sequences run.
     """
 
@@ -31,7 +30,7 @@ class Padding:
     axes: Mapping[str, int]
 
     def lengths(self, batch: Mapping[str, Array]) -> IntArray:
-        """How much of every sample's sequence is meant."""
+        """Length of the real part of every sample's sequence."""
         return np.asarray((batch[self.mask] != 0).sum(axis=1), dtype=np.int64)
 
     def trimmed(self, batch: Feed) -> Feed:
@@ -45,7 +44,7 @@ class Padding:
 
 
 def padding_of(data: CalibrationData) -> Padding | None:
-    """The padding of data, None where there is no mask of such a form, or the model fixes the length."""
+    """The padding of data; None if there is no such mask, or the model fixes the length."""
     first = next(data.batches(), None)
     if first is None:
         return None
@@ -66,7 +65,7 @@ def _is_mask(values: Array) -> bool:
 
 
 def _sequence_axes(layout: BatchLayout, mask: str, batch: Mapping[str, Array]) -> dict[str, int]:
-    """The axis of every input that runs along with the second one of a mask; none where a size is fixed."""
+    """The axis of every input that varies with the second axis of a mask; empty if a size is fixed."""
     if layout.axes[mask] != 0 or batch[mask].ndim != 2:
         return {}
     wanted, size = layout.spec(mask).shape[1], batch[mask].shape[1]

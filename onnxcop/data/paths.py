@@ -1,4 +1,4 @@
-"""What a path holds that a model can be calibrated on."""
+"""Calibration data in files and folders."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from types import ModuleType
 from typing import Any
 
 from onnxcop._base.scripts import cause_of, importing_from
-from onnxcop.data.arrays import NpyParcel, NpzParcel, TestSetParcel
+from onnxcop.data.arrays import NpyFile, NpzFile, TestDataFolder
 from onnxcop.data.binding import Binder
-from onnxcop.data.stores import ImageStore, ParcelStore, Store
+from onnxcop.data.stores import ArrayStore, ImageStore, Store
 from onnxcop.errors import CalibrationError
 from onnxcop.images.reader import IMAGE_SUFFIXES
 
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb"}  # of files that are read from a folder of data
+DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb"}  # files to read from a folder of data
 _FORMS = "images, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
 
 
 def store_from_path(path: Path, binder: Binder) -> Store:
-    """Opens a file or folder of images or arrays.
+    """Open a file or folder of images or arrays.
 
     Raises:
-        CalibrationError: There is nothing there, or nothing of a known kind.
+        CalibrationError: The path does not exist, or holds nothing of a known kind.
     """
     if path.is_dir():
         return _store_from_folder(path, binder)
@@ -36,7 +36,7 @@ def store_from_path(path: Path, binder: Binder) -> Store:
     if suffix in IMAGE_SUFFIXES:
         return _images([path], path, binder)
     if suffix in (".npz", ".npy"):
-        return ParcelStore([_parcel(path)], binder)
+        return ArrayStore([_array_file(path)], binder)
     if suffix == ".pb":
         raise CalibrationError(f"{path}: this is one tensor; give the folder that holds it")
     if suffix in _ARCHIVES:
@@ -55,14 +55,14 @@ def _store_from_folder(folder: Path, binder: Binder) -> Store:
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if test_sets and not arrays and not images:
         specs = binder.layout.specs
-        return ParcelStore([TestSetParcel(part, specs) for part in test_sets], binder)
+        return ArrayStore([TestDataFolder(part, specs) for part in test_sets], binder)
     if len([kind for kind in (test_sets, arrays, images) if kind]) > 1:
         raise CalibrationError(
             f"{folder}: it holds {len(images)} images, {len(arrays)} array files and "
             f"{len(test_sets)} sets of test data; give a folder of one kind"
         )
     if arrays:
-        return ParcelStore([_parcel(path) for path in arrays], binder)
+        return ArrayStore([_array_file(path) for path in arrays], binder)
     if images:
         return _images(images, folder, binder)
     kinds = ", ".join(sorted({path.suffix or path.name for path in files})[:5])
@@ -70,8 +70,8 @@ def _store_from_folder(folder: Path, binder: Binder) -> Store:
     raise CalibrationError(f"{folder}: this folder holds {found}; give {_FORMS}")
 
 
-def _parcel(path: Path) -> NpzParcel | NpyParcel:
-    return NpzParcel(path) if path.suffix.lower() == ".npz" else NpyParcel(path)
+def _array_file(path: Path) -> NpzFile | NpyFile:
+    return NpzFile(path) if path.suffix.lower() == ".npz" else NpyFile(path)
 
 
 def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
@@ -86,16 +86,16 @@ def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
 
 
 def script_of(text: str) -> Path | None:
-    """The script that a `script.py:function` names; None where the text names none."""
+    """The script that a `script.py:function` names; None if the text names none."""
     match = _SCRIPT.fullmatch(text)
     return None if match is None else Path(match["path"])
 
 
 @contextlib.contextmanager
 def script_data(text: str) -> Iterator[Any]:
-    """Runs a script's function, `script.py:load_data` by default, and gives what it returns.
+    """Run a script's function, `script.py:load_data` by default, and return its result.
 
-    None where `text` names no script. The script's folder can be imported from inside the context.
+    The result is None if `text` names no script. Inside the context, modules in the script's folder can be imported.
 
     Raises:
         CalibrationError: There is no such script or function, or it fails.

@@ -1,7 +1,7 @@
-"""Where samples come from: files of arrays, folders of images, test data sets, iterables.
+"""Sources of samples: files of arrays, folders of images, test data sets, iterables.
 
-A *parcel* is one file or one object that holds arrays (:mod:`onnxcop.data.arrays`); a *store* gives the
-samples of one or many parcels by number, reading what is asked for and no more.
+An *array file* is one file or one object that holds arrays (:mod:`onnxcop.data.arrays`). A *store* returns the samples
+of one or many array files by number and reads nothing else.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from onnxcop.data.binding import Binder, Binding, cast
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.images.reader import ImageReader
 
-LARGEST_STREAM = 64 * 2**20  # bytes of samples kept from a stream; beyond that they go to disk
-_OPEN_PARCELS = 2
-_MAPPED = 32 * 2**20  # bytes read through maps after which the pages are handed back
+LARGEST_STREAM = 64 * 2**20  # bytes of samples kept from a stream; more go to disk
+_OPEN_FILES = 2
+_MAPPED = 32 * 2**20  # bytes read through memory maps after which their pages are released
 
 
 class Store(Protocol):
@@ -37,13 +37,13 @@ class Store(Protocol):
         ...
 
 
-class ParcelStore:
-    """The samples of many parcels."""
+class ArrayStore:
+    """The samples of many array files."""
 
-    def __init__(self, parcels: Sequence[ArrayFile], binder: Binder) -> None:
-        self.parcels = parcels
+    def __init__(self, array_files: Sequence[ArrayFile], binder: Binder) -> None:
+        self.array_files = array_files
         self._binder = binder
-        self._bindings = [binder.bind(parcel.outline(), parcel.origin) for parcel in parcels]
+        self._bindings = [binder.bind(array_file.outline(), array_file.origin) for array_file in array_files]
         self._ends = list(accumulate(binding.count for binding in self._bindings))
         self._open: OrderedDict[int, Mapping[str, Array]] = OrderedDict()
         self._read = 0
@@ -53,15 +53,15 @@ class ParcelStore:
 
     @property
     def readers(self) -> Collection[ImageReader]:
-        """How arrays of bytes that are images are read."""
+        """How to read arrays of bytes that are images."""
         return self._binder.readers.values()
 
     def sample(self, index: int) -> Feed:
         place = bisect_right(self._ends, index)
-        binding, parcel = self._bindings[place], self.parcels[place]
+        binding, array_file = self._bindings[place], self.array_files[place]
         first = self._ends[place] - binding.count
-        arrays = self._arrays(place, binding, parcel)
-        feed = self._binder.sample(binding, arrays, index - first, parcel.origin)
+        arrays = self._arrays(place, binding, array_file)
+        feed = self._binder.sample(binding, arrays, index - first, array_file.origin)
         self._read += sum(array.nbytes for array in feed.values())
         if self._read > _MAPPED:
             self._read = 0
@@ -69,11 +69,11 @@ class ParcelStore:
                 release_pages(opened.values())
         return feed
 
-    def _arrays(self, place: int, binding: Binding, parcel: ArrayFile) -> Mapping[str, Array]:
+    def _arrays(self, place: int, binding: Binding, array_file: ArrayFile) -> Mapping[str, Array]:
         if place not in self._open:
-            if len(self._open) >= _OPEN_PARCELS:
+            if len(self._open) >= _OPEN_FILES:
                 self._open.popitem(last=False)
-            self._open[place] = parcel.load(set(binding.keys.values()))
+            self._open[place] = array_file.load(set(binding.keys.values()))
         self._open.move_to_end(place)
         return self._open[place]
 
@@ -99,7 +99,7 @@ class ImageStore:
 
     @property
     def readers(self) -> Collection[ImageReader]:
-        """How the images are read."""
+        """How to read the images."""
         return (self._reader,)
 
     def sample(self, index: int) -> Feed:
@@ -110,7 +110,7 @@ class ImageStore:
 
 
 class SpilledStore:
-    """Samples that were given once: in memory up to a limit, in a temporary folder beyond it."""
+    """Samples that can be read only once: kept in memory up to a limit, in a temporary folder beyond it."""
 
     def __init__(self) -> None:
         self._items: list[Feed | Path] = []
@@ -122,7 +122,7 @@ class SpilledStore:
         return len(self._items)
 
     def put(self, place: int, feed: Feed) -> None:
-        """Puts a sample at `place`, which may be one past the end."""
+        """Put a sample at `place`, which may be one past the end."""
         size = sum(array.nbytes for array in feed.values())
         old = self._items[place] if place < len(self._items) else None
         if isinstance(old, dict):

@@ -1,9 +1,9 @@
 """Synthetic inputs for a model without data, of several families.
 
-Natural signals are smooth: their spectrum falls off with the frequency, and the channels of an image
-say much the same. *Noise* has such a spectrum with random phases everywhere; *waves* are a few pure
-frequencies, some of them clipped to steps; *white* noise has all frequencies alike. No family is like
-what the model is made for; what holds on all of them has the best chance to hold there.
+Natural signals are smooth: their spectrum falls off with frequency, and the channels of an image are similar. *Noise*
+has such a spectrum with random phases; *waves* are a few pure frequencies, some of them clipped to steps; *white* noise
+has a flat spectrum. No family resembles the model's real inputs, but a property that holds on all of them is likely to
+hold there.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from onnxcop.graph.input_spec import InputSpec
 
 Family = Callable[[np.random.Generator, Sequence[int]], FloatArray]
 
-_LONG = 4  # an axis of more entries is one along which signals are smooth; others are channels
-_WAVES = 12  # frequencies in a sample, at most
+_LONG = 4  # a longer axis is one along which signals are smooth; others are channels
+_WAVES = 12  # most frequencies in a sample
 
 
 def synthetic_data(
@@ -29,11 +29,11 @@ def synthetic_data(
     """Synthetic samples for a model's inputs.
 
     Args:
-        analysis: The model, with the shapes it was analysed at.
+        analysis: The model, with the shapes of its analysis.
         samples: How many.
-        batch_size: Of a run.
-        seed: Of everything drawn.
-        family: What real-valued inputs look like; :func:`random_family` by default. Integers are 0 or 1, or
+        batch_size: Samples per batch.
+        seed: Random seed.
+        family: The family of real-valued inputs; :func:`random_family` by default. Integers are 0 or 1, or
             bytes of any value.
     """
     rng = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def white(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
 
 
 def noise(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
-    """Gaussian noise whose amplitude falls off with the frequency to a random power, float64 `shape`."""
+    """Gaussian noise with an amplitude that falls off with frequency to a random power, float64 `shape`."""
     values = np.asarray(rng.standard_normal(tuple(shape)))
     axes = _long(shape)
     if not axes:
@@ -102,12 +102,12 @@ def waves(rng: np.random.Generator, shape: Sequence[int]) -> FloatArray:
 
 
 def rescaled(rng: np.random.Generator, values: FloatArray) -> FloatArray:
-    """Values of a random deviation about a random mean, as inputs of any normalization have."""
+    """Values of a random deviation about a random mean, like inputs of any normalization."""
     return values / max(float(values.std()), 1e-12) * rng.uniform(0.5, 1.5) + 0.3 * rng.standard_normal()
 
 
 def correlated(rng: np.random.Generator, values: FloatArray, axes: Sequence[int]) -> FloatArray:
-    """Values whose channels (axes that are not long, after the first) have much in common."""
+    """Values with correlated channels (axes that are not long, after the first)."""
     others = tuple(axis for axis in range(1, values.ndim) if axis not in axes)
     if not others:
         return values
@@ -131,5 +131,5 @@ def _radius(shape: Sequence[int], axes: Sequence[int]) -> FloatArray:
 
 
 def _along(axis: int, values: Array, rank: int) -> Array:
-    """Values laid along one axis of an array, so that they broadcast over the others."""
+    """Values along one axis of an array, in a shape that broadcasts over the others."""
     return values.reshape([-1 if other == axis else 1 for other in range(rank)])

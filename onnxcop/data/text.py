@@ -1,4 +1,4 @@
-"""Texts as data: one a line, turned into numbers by the model's own tokenizer (extra `text`)."""
+"""Texts as data: one a line, tokenized by the model's own tokenizer (extra `text`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxcop._base.types import Feed
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
 
-LONGEST = 128  # tokens of a text, unless the model or its tokenizer says otherwise; longer ones are cut
+LONGEST = 128  # tokens of a text, unless the model or its tokenizer sets a limit; longer texts are truncated
 _FORMS = {
     "input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids", "position_ids": "",
 }  # fmt: skip
@@ -34,10 +34,10 @@ class TextData:
     tokenizer: Path
 
     def arrays(self, inputs: Sequence[InputSpec]) -> Feed:
-        """Token numbers and what goes with them, int64 [texts, tokens], by input name.
+        """Token numbers and masks, int64 [texts, tokens], by input name.
 
         Args:
-            inputs: Those of the model: any of input_ids, attention_mask, token_type_ids and position_ids.
+            inputs: Inputs of the model: any of input_ids, attention_mask, token_type_ids and position_ids.
 
         Raises:
             CalibrationError: A file cannot be read, or the model has other inputs.
@@ -63,10 +63,10 @@ class TextData:
         }
 
     def texts(self) -> list[str]:
-        """The lines that hold anything.
+        """The lines that are not empty.
 
         Raises:
-            CalibrationError: The file cannot be read, or holds none.
+            CalibrationError: The file cannot be read, or is empty.
         """
         try:
             lines = [line.strip() for line in self.path.read_text(encoding="utf-8").splitlines()]
@@ -112,7 +112,7 @@ class TextData:
 
 
 def with_tokenizer(data: Any, tokenizer: str | Path | None) -> Any:
-    """Data that are texts, with their tokenizer; anything else as it is.
+    """Data that are texts, with their tokenizer; other data unchanged.
 
     Raises:
         CalibrationError: One of the two is missing.

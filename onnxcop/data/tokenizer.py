@@ -1,8 +1,8 @@
-"""The part of a tokenizer that some texts need: its vocabulary, with tokens numbered anew.
+"""The part of a tokenizer that some texts need: its vocabulary, with new token numbers.
 
-WordPiece, WordLevel, Unigram and BPE of Hugging Face's `tokenizer.json`. The texts get the same tokens as before: a
-longest match, a best path and a lowest merge stay so if only what they never use goes. Tokens of single ASCII
-characters, a BPE's alphabet, bytes and special tokens stay as well, so that other texts can still be spelled.
+Supports WordPiece, WordLevel, Unigram and BPE of Hugging Face's `tokenizer.json`. The texts get the same tokens as
+before: a longest match, a best path and a lowest merge do not change if only unused entries are removed. Tokens of
+single ASCII characters, a BPE's alphabet, bytes and special tokens also stay, so that other texts can still be spelled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnxcop.data.text import TextData
 from onnxcop.errors import CalibrationError
 
 _KINDS = ("WordPiece", "WordLevel", "Unigram", "BPE")
-_MARKS = "▁Ġ"  # what stands for a blank before a word
+_MARKS = "▁Ġ"  # stands for a blank before a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Vocabulary:
     """A tokenizer with fewer tokens.
 
     Attributes:
-        kept: int64 [tokens], the old number of every token that stays, ascending; its place is the new one.
-        count: How many tokens there were.
+        kept: int64 [tokens], the old number of every token that stays, ascending; its position is the new number.
+        count: Number of tokens before.
         files: The files of the tokenizer, rewritten, by name.
     """
 
@@ -38,7 +38,7 @@ class Vocabulary:
     files: Mapping[str, bytes]
 
     def renumbered(self, old: int) -> int | None:
-        """The new number of a token; None where it is gone."""
+        """The new number of a token; None if it is removed."""
         place = int(np.searchsorted(self.kept, old))
         return place if place < len(self.kept) and self.kept[place] == old else None
 
@@ -79,7 +79,7 @@ def trimmed_vocabulary(texts: TextData) -> Vocabulary:
 
 
 def _check(found: Vocabulary, lines: list[str], tokenizer: Any, texts: TextData) -> None:
-    """The texts must have the same tokens, under their new numbers."""
+    """Check that the texts have the same tokens, under their new numbers."""
     after = type(tokenizer).from_str(found.files["tokenizer.json"].decode())
     after.no_truncation()
     after.no_padding()
@@ -115,13 +115,13 @@ def _joined(left: str, right: str, model: Mapping[str, Any]) -> str:
 
 
 def _alphabet(model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[int]:
-    """What no merge makes."""
+    """Tokens that no merge makes."""
     made = {_joined(left, right, model) for _, left, right in _merges(model)}
     return {number for piece, number in pieces.items() if piece not in made}
 
 
 def _with_parts(used: set[int], model: Mapping[str, Any], pieces: Mapping[str, int]) -> set[int]:
-    """Tokens with all that they are merged of."""
+    """Tokens with all tokens that they are merged from."""
     parts: dict[str, list[tuple[str, str]]] = {}
     for _, left, right in _merges(model):
         parts.setdefault(_joined(left, right, model), []).append((left, right))
@@ -135,7 +135,7 @@ def _with_parts(used: set[int], model: Mapping[str, Any], pieces: Mapping[str, i
 
 
 def _numbers_named(processor: Any) -> Iterator[tuple[int, str]]:
-    """Numbers of tokens in what comes after the model, wherever they stand."""
+    """Token numbers in the sections after the model, at any depth."""
     if isinstance(processor, Mapping):
         for key, value in processor.items():
             if key == "ids" and isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Images: how they become inputs, by presets, by what a model declares, or by a guess.
+"""Images: preprocessing by presets, by the model's declaration, or by a guess.
 
 It may import `graph` and the packages below it. Start at `preprocess`, then `reader`.
 """

@@ -1,7 +1,7 @@
-"""What a model says about the images it takes: in its metadata, or in files beside it.
+"""Preprocessing that a model declares, in its metadata or in files beside it.
 
-Four conventions are read: Ultralytics' metadata (`imgsz`, `task`, `names`), RapidOCR's `character` list,
-Hugging Face's `preprocessor_config.json`, and timm's `config.json` with its `pretrained_cfg`.
+Four conventions are read: Ultralytics' metadata (`imgsz`, `task`, `names`), RapidOCR's `character` list, Hugging Face's
+`preprocessor_config.json`, and timm's `config.json` with its `pretrained_cfg`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ log = logging.getLogger("onnxcop")
 _PIL_FILTERS: dict[int, Interpolation] = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area", 5: "bilinear"
 }  # fmt: skip
-_LARGEST_FILE = 2**20  # bytes of a configuration; anything larger is something else
+_LARGEST_FILE = 2**20  # bytes of a configuration; a larger file is something else
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What a model says about its images.
+    """Preprocessing that a model declares.
 
     Attributes:
-        origin: Where it says so, for people.
-        preprocess: What it says; the rest is open.
+        origin: The source, in words.
+        preprocess: The declared fields; the others are open.
     """
 
     origin: str
@@ -40,7 +40,7 @@ class Declared:
 
 
 def read_declared(model: onnx.ModelProto, path: Path | None = None) -> Declared | None:
-    """What a model's metadata or the files beside it say about its images; None if they say nothing.
+    """Read the preprocessing from a model's metadata or the files beside it; None if they declare none.
 
     Args:
         model: The model, for its `metadata_props`.
@@ -116,13 +116,13 @@ def _huggingface(config: Mapping[str, Any]) -> Declared | None:
 
 
 def _huggingface_size(config: Mapping[str, Any]) -> tuple[Resize, tuple[int, int] | None, float | None]:
-    """How images are brought to which size, and the share that a centre crop keeps."""
+    """How images are resized, to which size, and the share that a centre crop keeps."""
     size = config.get("size") if config.get("do_resize", True) else None
     cropped = _height_width(config.get("crop_size")) if config.get("do_center_crop") else None
     if (isinstance(size, Mapping) and "shortest_edge" in size) or (isinstance(size, int) and cropped):
         edge = int(size if isinstance(size, int) else size["shortest_edge"])
         if config.get("do_pad") or (isinstance(size, Mapping) and "longest_edge" in size):
-            return "pad", None, None  # a box for images of any shape: its size is the model's
+            return "pad", None, None  # a box for images of any shape: the model's own size applies
         if cropped is not None:
             return "crop", cropped, min(1.0, min(cropped) / edge)
         return "crop", (edge, edge), float(config.get("crop_pct") or 1.0)

@@ -1,4 +1,4 @@
-"""What is done to an image before a model sees it, as far as somebody said so."""
+"""Preprocessing of images, as far as the user or the model specifies it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CHOICES = {"layout": Layout, "channels": Channels, "resize": Resize, "interpola
 class Preprocess:
     """How an image becomes an input: resized, then `(x * scale - mean) / std`.
 
-    None leaves a field open: what the model declares decides then, else a guess from its input. `scale`, `mean` and
-    `std` belong together: if one of them is given, those that are not are 1/255, 0 and 1. An image of the right size
+    None leaves a field open; then the model's declaration decides, else a guess from its input. `scale`, `mean` and
+    `std` belong together: if one of them is given, the others default to 1/255, 0 and 1. An image of the right size
     is not resized.
 
     Attributes:
@@ -31,7 +31,7 @@ class Preprocess:
             `letterbox` (proportions kept, centred, the rest filled) or `pad` (the same at the top left).
         interpolation: `nearest`, `bilinear`, `bicubic`, `area` or `lanczos`.
         crop: Share of the shorter side that `crop` keeps.
-        fill: Pixel value 0..255 of what `letterbox` and `pad` add.
+        fill: Pixel value 0..255 of the area that `letterbox` and `pad` add.
         scale: Factor of the pixel values 0..255.
         mean: Subtracted after scaling, one number or one per channel (in the order of `channels`).
         std: Divided by last, likewise.
@@ -72,7 +72,7 @@ class Preprocess:
         return PRESETS[name.lower()].preprocess
 
     def over(self, base: Preprocess) -> Preprocess:
-        """These wishes, with what they leave open taken from `base`."""
+        """This preprocessing, with its open fields taken from `base`."""
         settled: dict[str, Any] = {}
         own_numbers = any(getattr(self, name) is not None for name in _NUMBERS)
         for field in fields(self):

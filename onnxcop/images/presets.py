@@ -1,4 +1,4 @@
-"""Preprocessings by name: what trainers and exporters do to images, one line for each."""
+"""Preprocessings by name, as trainers and exporters use them; one line for each."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from onnxcop.images.preprocess import Channels, Interpolation, Preprocess, Resize
 
-GRAY_FILL = 114.0  # the gray around letterboxed images that YOLO models are trained with
+GRAY_FILL = 114.0  # the gray around letterboxed images in the training of YOLO models
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A preprocessing that has a name.
+    """A named preprocessing.
 
     Attributes:
         purpose: Which models are trained with it.
-        preprocess: What it does; nothing is left open but the size, the layout and, mostly, the channels.
+        preprocess: The preprocessing; only the size, the layout and usually the channels are open.
     """
 
     purpose: str

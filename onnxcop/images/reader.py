@@ -1,4 +1,4 @@
-"""Reading images as inputs of one model."""
+"""Reading of images as inputs of one model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".tga", ".jp2", ".avif"}
 )
-DEFAULT_SIZE = 224  # pixels, if neither the model nor the user says how large images are
+DEFAULT_SIZE = 224  # pixels, if neither the model nor the user gives the size of images
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReader:
-    """Makes inputs of images: a :class:`Preprocess` with nothing left open.
+    """Turns images into inputs: a :class:`Preprocess` without open fields.
 
     Attributes:
         size: Height and width in pixels.
-        resizing: How images get that size.
+        resizing: How to resize images.
         scale: Factor of the pixel values 0..255.
         mean: Subtracted after scaling, one number or one per channel, or none.
         std: Divided by last, likewise.
         layout: Order of the axes.
         channels: Order of the channels.
-        origin: Where scale, mean and deviation come from: "guess NAME", what the model says, or "" for the user.
+        origin: Source of scale, mean and deviation: "guess NAME", the model's declaration, or "" for the user.
     """
 
     size: tuple[int, int]
@@ -56,20 +56,20 @@ class ImageReader:
         """Read one image.
 
         Args:
-            path: Of the image.
-            view: 0 for the image as the model is meant to see it; any other number for a part of it elsewhere and of
-                another scale, the same one whenever that number is asked for.
+            path: Path of the image.
+            view: 0 for the standard view; any other number for a crop at another place and scale, always the same one
+                for that number.
 
         Returns:
             float32 (uint8 if nothing is scaled) of shape (C, H, W) or (H, W, C), by layout.
 
         Raises:
-            CalibrationError: The file is no image that Pillow can read.
+            CalibrationError: Pillow cannot read the file as an image.
         """
         module = _pillow()
         try:
             with module.open(path) as image:
-                # Lets a JPEG decoder skip detail that would be thrown away anyway.
+                # Lets a JPEG decoder skip detail that would be discarded anyway.
                 edge = round(2 * max(self.size) / self.resizing.crop)
                 image.draft(None, (edge, edge))
                 whole = self._converted(image)
@@ -109,7 +109,7 @@ class ImageReader:
         return np.ascontiguousarray(pixels if self.layout == "nhwc" else pixels.transpose(2, 0, 1))
 
     def sentence(self, spec: InputSpec) -> str:
-        """How images are read for an input, and who says so."""
+        """A sentence on how images are read for an input, and on whose authority."""
         if self.guessed:
             return f"guessed preprocessing {self.origin.removeprefix('guess ')} for the input {spec}: {self}"
         return f"images are read as {f'{self.origin} says' if self.origin else 'asked for'}: {self}"
@@ -130,19 +130,19 @@ def image_reader(
     spec: InputSpec, wish: Preprocess | None = None, declared: Declared | None = None,
     settled: tuple[int, ...] | None = None,
 ) -> ImageReader:  # fmt: skip
-    """How images are read for an input: as the user wishes, else as the model declares, else by a guess.
+    """Make the image reader of an input: as the user asks, else as the model declares, else by a guess.
 
     The size is the user's, else the input's, else that of the settled shape, else the declared one.
     Integer inputs get the raw values 0..255.
 
     Args:
         spec: The input, of rank 4.
-        wish: What the user asked for.
-        declared: What the model says.
+        wish: The user's preprocessing.
+        declared: The model's declaration.
         settled: A concrete shape of the input, for sizes that it leaves open.
 
     Raises:
-        CalibrationError: The input is no image, or contradicts the preprocessing.
+        CalibrationError: The input is not an image, or contradicts the preprocessing.
     """
     wish = wish or Preprocess()
     layout = wish.layout or image_layout(spec)
@@ -193,8 +193,7 @@ def image_layout(spec: InputSpec) -> Layout | None:
 def _guess(spec: InputSpec, layout: Layout) -> tuple[str, Preprocess]:
     """A preprocessing from the shape and type of an input alone.
 
-    Gray images are taken for values 0..1, three channels in the last axis for Keras' -1..1, and otherwise for
-    ImageNet's normalization.
+    Gray images get values 0..1, three channels on the last axis Keras' -1..1, and others ImageNet's normalization.
     """
     if spec.dtype.kind in "iu":
         name = "none"
@@ -229,9 +228,9 @@ def _resizing(whole: Preprocess) -> Resizing:
 
 
 def _size(spec: InputSpec, wish: Preprocess, known: Sequence[Sequence[int | str | None]]) -> tuple[int, int]:
-    """Height and width: what the user asked for, else for each side the first that is known, fixed sizes first.
+    """Height and width: as the user asks, else for each side the first known size, fixed sizes first.
 
-    A side that nothing is known of is as long as the other one.
+    A side of unknown size is as long as the other one.
     """
     if wish.size is not None:
         if not all(have == want for have, want in zip(wish.size, known[0], strict=True) if isinstance(want, int)):

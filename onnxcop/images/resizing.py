@@ -1,7 +1,7 @@
-"""Bringing an image to the size of a model's input, in one of four ways.
+"""Resizing of an image to the size of a model's input, in one of four ways.
 
 * `crop`: the shorter side is resized to `size / crop`, and the centre is cut out: ImageNet classifiers.
-* `stretch`: both sides are resized, whatever becomes of the proportions: Keras, DBNet.
+* `stretch`: both sides are resized without regard to proportions: Keras, DBNet.
 * `letterbox`: the image keeps its proportions and is centred; the rest is filled: YOLO.
 * `pad`: the same, but the image is at the top left: text recognition.
 """
@@ -16,12 +16,12 @@ import numpy as np
 from onnxcop._base.types import Array
 from onnxcop.images.preprocess import Interpolation, Resize
 
-_SMALLEST_VIEW = 0.8  # of the largest window of the wanted shape, for other views of an image
+_SMALLEST_VIEW = 0.8  # share of the largest window of the target shape, for other views of an image
 
 
 @dataclass(frozen=True, slots=True)
 class Resizing:
-    """How images of any size become images of one size.
+    """How to resize images of any size to one size.
 
     Attributes:
         method: See the module.
@@ -36,7 +36,7 @@ class Resizing:
     fill: float = 0.0
 
     def __call__(self, image: Any, size: tuple[int, int]) -> Array:
-        """Pixels of `image` (of Pillow) at `size`; an image of that size is taken as it is.
+        """Resize `image` (of Pillow) to `size`; an image of that size is returned unchanged.
 
         Returns:
             uint8, or float32 if the fill is no whole number, of shape (H, W) or (H, W, C).
@@ -50,10 +50,10 @@ class Resizing:
         return self._boxed(image, size)
 
     def view(self, image: Any, size: tuple[int, int], rng: np.random.Generator) -> Array:
-        """The same of a random window of the image; a centre crop becomes a crop anywhere, at random mirrored."""
+        """The same for a random window of the image; a centre crop becomes a crop anywhere, randomly mirrored."""
         height, width = size
         if self.method == "crop":
-            # Enlarged only if the whole image has to be.
+            # Enlarged only if the whole image must be.
             whole = min(image.height / height, image.width / width)
             share = whole * rng.uniform(np.clip(1 / whole, _SMALLEST_VIEW, 1.0), 1.0)
             wide, high = min(share * width, image.width), min(share * height, image.height)

@@ -22,7 +22,7 @@ from onnxcop.allocation.rough import rough_choice, without
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.analysis.operators import reference
 from onnxcop.analysis.time_model import TimeModel
-from onnxcop.analysis.timing import modelled, points_of, wanted
+from onnxcop.analysis.timing import modelled, points_of, timing_plans
 from onnxcop.coupling.choices import Policy
 from onnxcop.errors import BudgetError, EngineError, ModelError, PlanMismatchError
 from onnxcop.graph.check import tensors
@@ -123,7 +123,7 @@ def entries_of(
         blobs.append(content)
         return len(blobs) - 1
 
-    points = points_of(wanted(analysis, grid))
+    points = points_of(timing_plans(analysis, grid))
     first = next(iter(points.values()))[0]
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in first.opset]
     header = {
@@ -200,13 +200,13 @@ def times_from(table: DeviceTable, analysis: Analysis, policy: str) -> TimeModel
         PlanMismatchError: The table is of another model, or of another version of the package.
     """
     table.check(analysis.source, analysis.sha256, analysis.input_shapes, policy, analysis.structure.axis_sizes.tolist())
-    asked = wanted(analysis, table.grid)
-    lacking = sum(key not in table.operators for one in asked for key in one.keys)
+    plans = timing_plans(analysis, table.grid)
+    lacking = sum(key not in table.operators for plan in plans for key in plan.keys)
     if lacking:
         raise PlanMismatchError(
             f"{table.source} lacks the times of {lacking} operators: it was made by onnxcop {table.onnxcop}, this is "
             f"{__version__}; run `onnxcop profile {analysis.source}` of this version on the device"
         )
-    times = modelled(analysis, asked, table.operators, (table.staircase or table.grid).block)
+    times = modelled(analysis, plans, table.operators, (table.staircase or table.grid).block)
     times.fit([np.array(cut.kept, np.int64) for cut in table.cuts], [cut.ratio for cut in table.cuts])
     return times

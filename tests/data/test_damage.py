@@ -10,7 +10,7 @@ import onnx
 import pytest
 from small_models import chain, written_with_data
 
-from onnxcop.data.arrays import NpyParcel, NpzParcel
+from onnxcop.data.arrays import NpyFile, NpzFile
 from onnxcop.errors import CalibrationError, ModelError
 from onnxcop.graph import io as models
 
@@ -23,7 +23,7 @@ def test_a_header_that_is_no_literal(tmp_path: Path) -> None:
     header = base64.b64decode(_CUT_HEADER + "=" * (-len(_CUT_HEADER) % 4))
     (tmp_path / "a.npy").write_bytes(header.ljust(10 + 0x76, b"{"))
     with pytest.raises(CalibrationError, match=r"a\.npy: this array file cannot be read"):
-        NpyParcel(tmp_path / "a.npy").outline()
+        NpyFile(tmp_path / "a.npy").outline()
 
 
 def test_an_archive_whose_compressed_bytes_are_damaged(tmp_path: Path) -> None:
@@ -32,9 +32,9 @@ def test_an_archive_whose_compressed_bytes_are_damaged(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[200:2000] = bytes(1800)
     path.write_bytes(bytes(content))
-    parcel = NpzParcel(path)
+    array_file = NpzFile(path)
     with pytest.raises(CalibrationError, match=r"a\.npz: this array file cannot be read"):
-        parcel.load(parcel.outline())
+        array_file.load(array_file.outline())
 
 
 def test_the_place_of_weights_that_is_no_text(tmp_path: Path) -> None:

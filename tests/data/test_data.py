@@ -12,7 +12,7 @@ import pytest
 from data_samples import F32, MEAN, PICTURE, SOURCES, STD, TOKENS, VECTOR, pictures, rows
 from PIL import Image
 
-from onnxcop.data import arrays as parcels
+from onnxcop.data import arrays as array_files
 from onnxcop.data import stores as sources
 from onnxcop.data.inputs import batch_layout
 from onnxcop.data.open import (
@@ -92,11 +92,11 @@ def test_streams_beyond_the_limit_go_to_disk(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("kind", ["npz", "compressed npz", "npy"])
 def test_arrays_on_disk_stay_there(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parcels, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(array_files, "LARGEST_IN_MEMORY", 0)
     path = SOURCES[kind](tmp_path)
-    parcel = parcels.NpyParcel(path) if path.suffix == ".npy" else parcels.NpzParcel(path)
-    key = next(key for key in parcel.outline() if key != "labels")
-    array = parcel.load([key])[key]
+    array_file = array_files.NpyFile(path) if path.suffix == ".npy" else array_files.NpzFile(path)
+    key = next(key for key in array_file.outline() if key != "labels")
+    array = array_file.load([key])[key]
     assert isinstance(array, np.memmap)
     np.testing.assert_array_equal(array, rows(40))
 
