@@ -1,4 +1,4 @@
-"""Budgets and limits: how much must be removed, and what must be kept."""
+"""Budgets: how much of each resource to keep at most."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onnxcop.allocation.resources import RESOURCES, resource
 
 
 class Budget:
-    """Upper bounds on resources; all that are given hold.
+    """Upper bounds on resources; all given bounds hold together.
 
     Args:
-        bounds: By name of a resource (see :data:`onnxcop.allocation.resources.RESOURCES`) what to keep at most:
+        bounds: Largest amount to keep, by name of a resource (see :data:`onnxcop.allocation.resources.RESOURCES`):
             `macs`, `params` and `filters` as a fraction, `0.7` or `"70%"`; `size` likewise, or in bytes, as `"5MB"`.
 
     Raises:
-        BudgetError: A bound is no fraction or no size, or of a resource that does not exist.
+        BudgetError: A bound is not a fraction or size, or its resource does not exist.
     """
 
     __slots__ = ("bounds",)
@@ -53,7 +53,7 @@ class Budget:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether there are no bounds."""
         return not self.bounds
 
     @property
@@ -62,7 +62,7 @@ class Budget:
         return {name: bound for name, bound in self.bounds.items() if resource(name).is_share(bound)}
 
     def but(self, **bounds: float | str | None) -> Budget:
-        """The same with other bounds; None for none."""
+        """The same with other bounds; None removes a bound."""
         return Budget(**(dict(self.bounds) | bounds))
 
 
@@ -71,7 +71,7 @@ def _budget(bounds: dict[str, float]) -> Budget:
 
 
 def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
-    """Intermediate budgets: the same share of what is left is removed in every round."""
+    """Intermediate budgets that remove the same share of the remaining resources in every round."""
     steps = [
         Budget(**{name: float(bound ** (step / rounds)) for name, bound in budget.shares.items()})
         for step in range(1, rounds)
@@ -80,6 +80,6 @@ def round_budgets(budget: Budget, rounds: int) -> list[Budget]:
 
 
 def default_rounds(budget: Budget) -> int:
-    """One round for about every fifth that is removed."""
+    """One round for about every fifth of the resources to remove."""
     tightest = min(budget.shares.values(), default=0.7)
     return int(np.clip(np.ceil(np.log(tightest) / np.log(0.83) - 1e-9), 1, 6))

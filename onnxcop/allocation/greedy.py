@@ -22,7 +22,7 @@ from onnxcop.errors import BudgetError
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which units are removed.
+    """A set of units to remove.
 
     Attributes:
         removed: int64, in the order of removal.
@@ -36,12 +36,12 @@ class Selection:
 
 
 class PruningState:
-    """A growing selection: widths, costs, and which groups may still give.
+    """A growing selection: widths, costs, and groups that can lose more units.
 
     Args:
         context: The traced model.
-        limits: What may not be cut.
-        preference: What is rather saved, where measured curves are spent.
+        limits: The limits on what may be cut.
+        preference: The preference between savings, for measured curves.
     """
 
     def __init__(self, context: PruningContext, limits: Limits, preference: Preference | None = None) -> None:
@@ -72,11 +72,11 @@ class PruningState:
         return incidence.indices[row].astype(np.int64), incidence.data[row].astype(np.int64)
 
     def stands_on(self, group: int) -> tuple[IntArray, IntArray]:
-        """The axes that a unit of a group is on, and how often on each."""
+        """The axes of a group's units, and how often a unit is on each."""
         return self._rows[group]
 
     def may_remove(self, group: int, counts: IntArray) -> BoolArray:
-        """Whether so many more units of a group can be removed without emptying an axis, bool [counts]."""
+        """Whether a number of further units of a group can be removed without emptying an axis, bool [counts]."""
         axes, times = self._rows[group]
         left = self.kept[axes] - counts[:, None] * times
         return np.asarray(
@@ -84,27 +84,27 @@ class PruningState:
         )
 
     def narrowed(self, group: int, count: int) -> IntArray:
-        """How many indices every axis keeps once so many more units of a group are removed, int64 [axes]."""
+        """Indices that every axis keeps after a number of further units of a group are removed, int64 [axes]."""
         axes, times = self._rows[group]
         kept = self.kept.copy()
         kept[axes] -= count * times
         return kept
 
     def saving(self, group: int, counts: IntArray) -> FloatArray:
-        """MACs, parameters and bytes saved by removing so many more units of a group, float64 [counts, 3]."""
+        """MACs, parameters and bytes saved by removing a number of further units of a group, float64 [counts, 3]."""
         found = self._savings.get(group)
         if found is None:
             found = self._savings[group] = self.cost_model.savings(*self._rows[group])
         return found.of(self.kept, counts)
 
     def take_finer_widths(self) -> bool:
-        """Allow widths that suit the machine less, where no others are left; whether there are such."""
+        """Allow finer widths that suit the machine less; return whether there are any."""
         finer = self.ladder.finer
         self.ladder = finer or self.ladder
         return finer is not None
 
     def remove(self, unit: int) -> None:
-        """Take a unit out."""
+        """Remove a unit."""
         group = int(self.structure.group_of[unit])
         axes, times = self._rows[group]
         self.cost = self.cost - self.cost_model.change(self.kept, axes, times)
@@ -115,7 +115,7 @@ class PruningState:
         self.filters_kept -= float(self.filter_weight[unit])
 
     def restore(self, unit: int) -> None:
-        """Put a removed unit back."""
+        """Restore a removed unit."""
         group = int(self.structure.group_of[unit])
         axes, times = self._rows[group]
         self.kept[axes] += times
@@ -126,18 +126,18 @@ class PruningState:
         self.filters_kept += float(self.filter_weight[unit])
 
     def copy(self) -> PruningState:
-        """An independent copy, to try something out."""
+        """An independent copy for trials."""
         other = copy(self)
         other.kept, other.available = self.kept.copy(), self.available.copy()
         other.group_kept, other.removed = self.group_kept.copy(), list(self.removed)
         return other
 
     def assign(self, other: PruningState) -> None:
-        """Become a copy of another state of the same model."""
+        """Take over the values of another state of the same model."""
         self.__dict__.update(other.copy().__dict__)
 
     def level(self, name: str, bound: float = inf) -> float:
-        """What is kept of a resource, as a bound is given: a fraction, or an amount."""
+        """The amount of a resource that is kept, in the form of its bound: a fraction, or an amount."""
         return resource(name).level(self, bound)
 
     def meets(self, budget: Budget) -> bool:
@@ -145,11 +145,11 @@ class PruningState:
         return all(self.level(name, bound) <= bound * (1 + 1e-12) for name, bound in budget.bounds.items())
 
     def in_shares(self, budget: Budget) -> Budget:
-        """The same budget with every bound as a fraction of what the original uses."""
+        """The same budget with every bound as a fraction of the original's amount."""
         return Budget(**{name: resource(name).as_share(self, bound) for name, bound in budget.bounds.items()})
 
     def exhaust(self) -> None:
-        """Take out all that may be removed, group by group."""
+        """Remove all removable units, group by group."""
         for group in self.structure.groups:
             units = group.units[self.available[group.units]]
             counts = self.group_kept[group.index] - np.append(self.ladder.rungs[group.index], 0)
@@ -177,12 +177,13 @@ def choose(
     Args:
         context: The traced model.
         ranking: Importance of units, updated as units are removed.
-        budget: What must hold in the end.
-        limits: What may not be cut.
+        budget: The budget that must hold at the end.
+        limits: The limits on what may be cut.
         progress: Called with (stage, units removed, None).
 
     Raises:
-        BudgetError: All that may be removed is removed and the budget still does not hold; says what can be reached.
+        BudgetError: The budget does not hold even after all removable units are removed; the message names the nearest
+            budget.
     """
     state = PruningState(context, limits)
     group_of = context.structure.group_of
@@ -211,21 +212,21 @@ def choose(
 
 
 def check_reachable(context: PruningContext, budget: Budget, limits: Limits) -> None:
-    """Refuse a budget that not even the smallest network meets, before anything is measured.
+    """Refuse a budget that even the smallest network does not meet, before anything is measured.
 
     Raises:
-        BudgetError: It cannot be met; says what can be.
+        BudgetError: The budget cannot be met; the message names the nearest one.
     """
     any_width = replace(limits, multiple_of=1) if limits.multiple_of == AUTO else limits
     state = PruningState(context, any_width)
     state.exhaust()
-    state.limits = limits  # those that the message names
+    state.limits = limits  # the limits that the message names
     if not state.meets(budget):
         raise infeasible(state, budget)
 
 
 def _step(state: PruningState, scores: FloatArray, candidates: BoolArray) -> tuple[int, list[int]] | None:
-    """The next units to remove, all of one group: as many as the next width is away."""
+    """The next units to remove, all of one group: as many as reach its next width."""
     group_of = state.structure.group_of
     if state.limits.multiple_of == 1:
         unit = int(np.argmin(scores))
@@ -246,7 +247,7 @@ def _step(state: PruningState, scores: FloatArray, candidates: BoolArray) -> tup
 
 
 def _give_back(state: PruningState, paid: FloatArray, budget: Budget) -> None:
-    """Restore what the last steps removed beyond the budget, the most important first."""
+    """Restore units that the last steps removed beyond the budget, the most important first."""
     if state.limits.multiple_of == 1:
         return
     open_groups = set(np.unique(state.structure.group_of[state.removed]).tolist())
@@ -262,7 +263,7 @@ def _give_back(state: PruningState, paid: FloatArray, budget: Budget) -> None:
 
 
 def _last_step(state: PruningState, group: int, paid: FloatArray) -> list[int]:
-    """The units, dearest first, by which a group would get to its next width; empty where it is whole."""
+    """The units that bring a group back to its next wider width, most important first; empty if it is complete."""
     kept = int(state.group_kept[group])
     count = state.ladder.above(group, kept) - kept
     removed = np.array(state.removed, dtype=np.int64)
@@ -272,7 +273,7 @@ def _last_step(state: PruningState, group: int, paid: FloatArray) -> list[int]:
 
 
 def infeasible(state: PruningState, budget: Budget) -> BudgetError:
-    """The error for a budget that cannot be met, with the nearest value that can."""
+    """The error for a budget that cannot be met, with the nearest feasible value."""
     given = ", ".join(state.limits.given())
     if given and not state.removed:
         return BudgetError(f"nothing is left to prune with {given}; loosen that, or see `onnxcop inspect`", 1.0)

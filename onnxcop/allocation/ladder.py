@@ -1,9 +1,9 @@
-"""Which widths groups may take: the stairs on which a machine computes, as far apart as each group can afford.
+"""Widths that groups may take: the steps at which a machine computes, as far apart as each group can afford.
 
-Kernels compute channels in blocks. Widths between two multiples of the block cost the time of the upper
-one, and some widths fall off the fast kernels altogether (see :mod:`onnxcop.runtime.staircase`). A wide
-group loses nothing by whole blocks; a narrow one would be left with two or three widths to choose from,
-so it takes finer ones, down to the finest that the fast kernels compute.
+Kernels compute channels in blocks. A width between two multiples of the block costs the time of the upper one, and some
+widths miss the fast kernels altogether (see :mod:`onnxcop.runtime.staircase`). A wide group loses nothing by whole
+blocks. A narrow one would have only two or three widths left, so it uses finer steps, down to the finest of the fast
+kernels.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from onnxcop._base.types import BoolArray, IntArray
 from onnxcop.coupling.groups import DependencyGroup, Structure
 from onnxcop.runtime.staircase import Staircase
 
-_STEPS = 6  # a group keeps about so many widths to choose from, or more
+_STEPS = 6  # fewest widths that a group should have to choose from
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """Where the units of a group are among the channels of the layers that compute them.
+    """Positions of a group's units among the channels of the layers that compute them.
 
     Attributes:
         times: Channels that a unit represents.
-        others: Channels beside them that stay in any case.
-        joint: Whether other groups share an axis of channels with them somewhere, behind a Concat say, so that
-            every layer there reads the sum of several widths.
+        others: Other channels on the same axis, which always stay.
+        joint: Whether other groups share an axis of channels with them, e.g. behind a Concat, so that a layer there
+            reads the sum of several widths.
     """
 
     times: int
@@ -53,13 +53,13 @@ class Ladder:
 
     @classmethod
     def automatic(cls, structure: Structure, staircase: Staircase) -> Ladder:
-        """Widths that suit a machine; where a budget cannot be met with them, :meth:`finer` has more."""
+        """Widths that suit a machine; if a budget cannot be met with them, :meth:`finer` has more."""
         places = channels_of(structure)
         grains = [_grain(group, place, staircase) for group, place in zip(structure.groups, places, strict=True)]
         ladder: tuple[Ladder, ...] = ()
         most = max(grains, default=1)
         for halvings in reversed(range(most.bit_length())):
-            floor = min(staircase.fine, most >> halvings)  # no group leaves the fast kernels before all are fine
+            floor = min(staircase.fine, most >> halvings)  # no group leaves the fast kernels before all have fine steps
             rungs = tuple(
                 _rungs(group, place, max(min(grain, floor), grain >> halvings), 0 if halvings else staircase.block)
                 for group, place, grain in zip(structure.groups, places, grains, strict=True)
@@ -69,31 +69,31 @@ class Ladder:
 
     @property
     def finer(self) -> Ladder | None:
-        """The same with half the distances; None where every width is allowed already, or nothing else is."""
+        """The same with half the step; None if every width is allowed already or no finer steps exist."""
         return self._finer[0] if self._finer else None
 
     def at_most(self, group: int, kept: int) -> int:
-        """The widest width up to a number of kept units; 0 where there is none."""
+        """The largest width up to a number of kept units; 0 if there is none."""
         rungs = self.rungs[group]
         place = int(np.searchsorted(rungs, kept, side="right"))
         return int(rungs[place - 1]) if place else 0
 
     def above(self, group: int, kept: int) -> int:
-        """The next width above a number of kept units; the group's own at the top."""
+        """The next width above a number of kept units; at the top, the group's own width."""
         rungs = self.rungs[group]
         return int(rungs[min(int(np.searchsorted(rungs, kept, side="right")), len(rungs) - 1)])
 
 
 def _grain(group: DependencyGroup, place: Channels, staircase: Staircase) -> int:
-    """The distance of a group's widths."""
+    """The step between a group's widths."""
     channels = place.times * group.width + place.others
     if place.joint and channels % staircase.block == 0 and channels >= 2 * staircase.block:
-        return staircase.block  # a Concat of anything else leaves the blocked layout
+        return staircase.block  # a Concat of other widths leaves the blocked layout
     return staircase.grain(channels, _STEPS)
 
 
 def _rungs(group: DependencyGroup, place: Channels, grain: int, block: int) -> IntArray:
-    """The widths at a distance; less than a block, which leaves the blocked layout, only half of one."""
+    """The widths at a step; a step below a block leaves the blocked layout, except half a block."""
     kept = np.arange(1, group.width + 1, dtype=np.int64)
     channels = place.times * kept + place.others
     even: BoolArray = channels % grain == 0
@@ -104,7 +104,7 @@ def _rungs(group: DependencyGroup, place: Channels, grain: int, block: int) -> I
 
 
 def channels_of(structure: Structure) -> tuple[Channels, ...]:
-    """Where the units of every group are among the channels of their layers."""
+    """Positions of the units of every group among the channels of their layers."""
     of_units = np.array([group.width for group in structure.groups], dtype=np.int64)
     rows = [_row(structure, group) for group in structure.groups]
     prunable = np.zeros(len(structure.axes), dtype=np.int64)
@@ -130,7 +130,7 @@ def _row(structure: Structure, group: DependencyGroup) -> tuple[IntArray, IntArr
 
 
 def _layer_axes(structure: Structure) -> list[set[int]]:
-    """The axes of channels that layers make or sum over, by group."""
+    """The channel axes that layers produce or sum over, by group."""
     axes: list[set[int]] = [set() for _ in structure.groups]
     for contraction in structure.coupling.findings.contractions:
         if contraction.kernel is None:

@@ -1,4 +1,4 @@
-"""Limits: what selection must keep, in layers and in all."""
+"""Limits on selection: what every layer, or some layers, must keep."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Auto = Literal["auto"]
 AUTO: Auto = "auto"
 
 
-"""As `multiple_of`: every group takes widths that suit the machine (see :mod:`onnxcop.allocation.ladder`)."""
+"""Value of `multiple_of`: every group takes widths that suit the machine (see :mod:`onnxcop.allocation.ladder`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerLimit:
-    """What selection may not do in the groups of some layers.
+    """Limits on the groups of some layers.
 
     Attributes:
         pattern: Names of nodes or tensors.
         max_cut: Largest fraction cut from each group.
-        min_filters: Each group keeps at least so many.
+        min_filters: Smallest number of units that each group keeps.
     """
 
     pattern: str
@@ -50,17 +50,17 @@ class LayerLimit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What selection may not do.
+    """Limits on selection.
 
     Attributes:
         min_filters: Every axis keeps at least this many indices (or all it has).
         max_cut: Largest fraction cut from one group.
-        multiple_of: Kept widths of groups are multiples of this; with :data:`AUTO` they suit the machine.
+        multiple_of: Kept widths of groups are multiples of it; with :data:`AUTO` they suit the machine.
         keep: Patterns of node or tensor names that are never pruned.
-        only: If given, patterns of the only nodes or tensors that are.
+        only: If given, patterns of the only nodes or tensors to prune.
         exact_only: Leave out inexact groups.
         layers: Further limits on some layers; the strictest holds.
-        staircase: What suits the machine; counts with :data:`AUTO`.
+        staircase: Widths that suit the machine, for :data:`AUTO`.
     """
 
     min_filters: int = 1
@@ -81,7 +81,7 @@ class Limits:
             raise BudgetError(f"--max-cut is a fraction between 0 and 1, not {self.max_cut:g}")
 
     def given(self) -> list[str]:
-        """The options that limit anything, as they are called on the command line."""
+        """The options that set a limit, by their names on the command line."""
         return [
             f"--{entry.name.replace('_', '-')}"
             for entry in fields(self)
@@ -96,7 +96,7 @@ class Limits:
 
 
 def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) -> BoolArray:
-    """Units that the patterns and the exactness limit allow, bool [units].
+    """Units that the patterns and `exact_only` allow, bool [units].
 
     Raises:
         BudgetError: A pattern matches no node and no tensor.
@@ -116,7 +116,7 @@ def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) 
 
 
 def group_floors(model: onnx.ModelProto, structure: Structure, limits: Limits) -> IntArray:
-    """How many units every group keeps at least, int64 [groups].
+    """Smallest number of units that every group keeps, int64 [groups].
 
     Raises:
         BudgetError: A pattern matches no node and no tensor.

@@ -1,8 +1,8 @@
-"""What a budget can bound: one entry of `RESOURCES` each, from which options, keywords, checks and messages are made.
+"""Resources that a budget can bound: one entry of `RESOURCES` each.
 
-A resource says how much of it a selection uses and how much is saved when more units of a group are removed. The
-amount may come from anywhere: a sum over the cost model, a count, or a table that is looked up at the
-widths that are kept.
+Options, keywords, checks and messages are made from this table. A resource defines how much of it a selection uses and
+how much is saved by removing more units of a group. The amount may be a sum over the cost model, a count, or a table of
+times at the kept widths.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the command line reads this table before it loads anything 
 
 
 class Meter(Protocol):
-    """How much of a resource the units of a model use."""
+    """Measures how much of a resource the units of a model use."""
 
     def used(self, state: PruningState) -> float:
         """The amount that a selection leaves."""
@@ -33,7 +33,7 @@ class Meter(Protocol):
         ...
 
     def saving(self, state: PruningState, group: int, counts: IntArray) -> FloatArray:
-        """How much is saved if so many more units of a group are removed, float64 [counts]."""
+        """Savings from removing a number of further units of a group, float64 [counts]."""
         ...
 
 
@@ -43,9 +43,9 @@ class Resource:
 
     Attributes:
         name: The keyword, and the option without its dashes.
-        title: What is counted, in messages and in the help.
-        meter: How it is measured.
-        absolute: Bounded by an amount in bytes above 1, or else by a share of the original's as all others.
+        title: Name of the counted amount, in messages and in the help.
+        meter: The meter of the amount.
+        absolute: Whether a bound above 1 is an amount in bytes; otherwise bounds are shares of the original's.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Resource:
         """A bound from a number or a text, `70%` or `5MB`.
 
         Raises:
-            BudgetError: It is no share, or no size.
+            BudgetError: It is not a share or a size.
         """
         try:
             return size_or_share(value) if self.absolute else share(value)
@@ -87,19 +87,19 @@ class Resource:
         return bound if self.is_share(bound) else min(bound / max(self.meter.total(state), 1e-30), 1.0)
 
     def level(self, state: PruningState, bound: float = inf) -> float:
-        """What is used now, as the bound is given: a share, or an amount."""
+        """The current use, in the form of the bound: a share, or an amount."""
         used = self.meter.used(state)
         return used / max(self.meter.total(state), 1e-30) if self.is_share(bound) else used
 
     def weight(self, state: PruningState, bound: float) -> float:
-        """What saving a unit of this resource is worth: the inverse of what is still over the bound, 0 below it."""
+        """The value of saving a unit of this resource: the inverse of the excess over the bound, 0 below the bound."""
         over = self.level(state, bound) - bound
         if over <= 0:
             return 0.0
         return 1.0 / max(over * self.meter.total(state) if self.is_share(bound) else over, 1e-30)
 
     def out_of_reach(self, state: PruningState, bound: float, way_out: str) -> BudgetError:
-        """The error for a bound that cannot be met, with the nearest that can."""
+        """The error for a bound that cannot be met, with the nearest feasible one."""
         from math import ceil
 
         level = self.level(state, bound)
@@ -124,7 +124,7 @@ class Resource:
         )
 
 
-PROVENANCE = 420  # bytes that the result's metadata take; see `onnxcop.rewrite.provenance`
+PROVENANCE = 420  # bytes of the metadata in the result; see `onnxcop.rewrite.provenance`
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class _Cost:
 
 @dataclass(frozen=True, slots=True)
 class _Filters:
-    """The prunable filters, those that depthwise layers copy not counted (COP's measure)."""
+    """The prunable filters without those that depthwise layers copy (COP's measure)."""
 
     def used(self, state: PruningState) -> float:
         return state.filters_kept if state.filters_total else 1.0
@@ -161,7 +161,7 @@ class _Filters:
 
 @dataclass(frozen=True, slots=True)
 class _Time:
-    """The time of a run on this machine, or on the one that a table was made on."""
+    """The time of a run on this machine, or on the one that a table was measured on."""
 
     def used(self, state: PruningState) -> float:
         return _times(state).fraction(state.kept)
@@ -191,9 +191,9 @@ RESOURCES: tuple[Resource, ...] = (
 
 
 def resource(name: str) -> Resource:
-    """The resource of a name.
+    """Look up a resource by name.
 
     Raises:
-        BudgetError: There is none.
+        BudgetError: There is no resource of this name.
     """
     return entry_named(name, RESOURCES, "budget")

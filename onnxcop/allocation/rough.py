@@ -1,6 +1,6 @@
-"""Rough cuts: models of about the size that is asked for, made in no time, to be timed.
+"""Rough cuts: models of about the requested size, made quickly to be timed.
 
-How long a model takes does not depend on the values of its weights, so a rough choice of filters will do.
+The time of a model does not depend on the values of its weights, so a rough choice of filters suffices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnxcop.rewrite.apply import apply
 
 
 def rough_choice(analysis: Analysis, budget: Budget, limits: Limits) -> IntArray:
-    """The units, int64, that the norms of the weights would remove for a budget: good enough for timing.
+    """The units, int64, that the norms of the weights remove for a budget; good enough for timing.
 
     Raises:
         BudgetError: The budget cannot be met.

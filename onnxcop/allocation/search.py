@@ -1,9 +1,8 @@
-"""Which units to cut next: curves that are measured where the budget will be spent, and nowhere else.
+"""Choice of units by curves that are measured only where the budget will be spent.
 
-Beyond its last point a curve is a guess, so each pass buys only a step further than what has been
-measured, and measures there. Between two points it is a straight line, and what is below it is not
-seen: once the budget is met, each pass measures in the middle of the stretch in which a group's width
-ended, and spends anew.
+A curve beyond its last point is a guess, so each pass buys only one step further than the measured points and measures
+there. Between two points a curve is a straight line, which may hide a dip or a bump. So once the budget is met, each
+pass measures in the middle of the interval in which a group's width ended, and spends again.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from onnxcop.allocation.within_time import within_time
 from onnxcop.errors import BudgetError
 
 _KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
-_STEEP = 0.01  # of the price of all that is bought: flatter stretches need no more points
-_NARROW = 0.02  # of a group's width: shorter stretches need no more points
+_STEEP = 0.01  # share of the price of all purchases: flatter intervals need no more points
+_NARROW = 0.02  # share of a group's width: shorter intervals need no more points
 
 Curves = Mapping[int, Curve]
 MeasureCurves = Callable[[Mapping[int, int] | None, Curves | None], Curves]
@@ -38,10 +37,10 @@ class CurveSearch:
         measure: Measures groups at numbers of removed units, and adds these points to known curves; without
             arguments, the first point of every group.
         state: The selection so far; :meth:`run` adds to it.
-        budget: What must hold.
+        budget: The budget that must hold.
         group_of: int64 [units], each unit's group.
-        passes: Most passes of measuring on the way to the budget.
-        sharper: Most passes of measuring between known points after that.
+        passes: Largest number of measuring passes on the way to the budget.
+        sharper: Largest number of later passes that measure between known points.
     """
 
     measure: MeasureCurves
@@ -52,10 +51,10 @@ class CurveSearch:
     sharper: int
 
     def run(self) -> IntArray:
-        """Select until the budget holds; int64, the units selected here.
+        """Select until the budget holds; return the units selected here, int64.
 
         Raises:
-            BudgetError: The budget cannot be met; the state is as it was.
+            BudgetError: The budget cannot be met; the state is unchanged.
         """
         curves = self.measure(None, None)
         for _ in range(self.passes - 1):
@@ -75,7 +74,7 @@ class CurveSearch:
         return units
 
     def _affordable(self, curves: Curves, budget: Budget) -> tuple[PruningState, IntArray]:
-        """What meets the budget by curves that are known or, where that is not enough, guessed."""
+        """Meet the budget by known parts of curves or, if those are not enough, by guessed ones."""
         for reach in (_KNOWN, GROWTH, GROWTH**2):
             with suppress(BudgetError):
                 return self._spent(curves, budget, reach)
@@ -86,7 +85,7 @@ class CurveSearch:
         return trial, spend(trial, list(curves.values()), budget, reach)
 
     def _bought(self, curves: Curves) -> IntArray:
-        """What would be bought if every curve could be followed one step beyond its last point."""
+        """The purchases if every curve could be followed one step beyond its last point."""
         trial = self.state.copy()
         first = len(trial.removed)
         with suppress(BudgetError):
@@ -94,7 +93,7 @@ class CurveSearch:
         return np.array(trial.removed[first:], dtype=np.int64)
 
     def _unmeasured(self, curves: Curves, units: IntArray) -> dict[int, int]:
-        """Groups that were bought beyond what is known of them, with the next count to measure."""
+        """Groups bought beyond their measured points, with the next count to measure."""
         requests = {}
         for group, count in self._counts(units).items():
             curve = curves[group]
@@ -104,7 +103,7 @@ class CurveSearch:
         return requests
 
     def _between(self, curves: Curves, units: IntArray) -> dict[int, int]:
-        """Groups whose widths ended on or below a long and steep stretch, with the count in its middle."""
+        """Groups whose widths ended on or below a long and steep interval, with the count in its middle."""
         bought = self._counts(units)
         total = sum(float(curves[group].price(count)) for group, count in bought.items())
         requests = {}
@@ -121,14 +120,14 @@ class CurveSearch:
         return requests
 
     def _middle(self, group: int, low: int, high: int) -> int:
-        """A count about half way between two others that leaves a width of the ladder; one of them where none does."""
+        """A count about half way between two others that leaves a width of the ladder; one of the two if none does."""
         kept, middle = int(self.state.group_kept[group]), (low + high) // 2
         narrower = kept - self.state.ladder.at_most(group, kept - middle)
         wider = kept - self.state.ladder.above(group, kept - middle)
         return narrower if narrower < high else wider
 
     def _counts(self, units: IntArray) -> dict[int, int]:
-        """Units by group."""
+        """Number of units by group."""
         groups, counts = np.unique(self.group_of[units], return_counts=True)
         return dict(zip(groups.tolist(), counts.tolist(), strict=True))
 

@@ -1,8 +1,8 @@
-"""Measured curves: what each group costs at several widths, in the network's own output.
+"""Sensitivity curves: the cost of each group at several widths, measured at the network's output.
 
-The channels of a group are ordered by what their removal costs the layers that consume them; at a few
-widths the group is cut, the consumers compensate for it, and the rest of the network is run from there on
-held-out samples. Only the consumers' weights change, so everything before them is computed once.
+The channels of a group are ordered by the loss of the layers that consume them. At a few widths the group is cut, the
+consumers compensate, and the rest of the network runs on held-out samples. Only the consumers' weights change, so
+everything before them is computed once.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from onnxcop.reconstruction.ridge import as_features, as_weights, best_ridge, me
 from onnxcop.runtime.segments import PartialExecutor, Prefixes
 from onnxcop.runtime.session import EngineOptions
 
-FIRST_LEVEL = 0.05  # fraction of a group's width at which its curve is measured first
-GROWTH = 2.0  # the next point of a curve is this much further out
+FIRST_LEVEL = 0.05  # share of a group's width at which its curve is measured first
+GROWTH = 2.0  # factor from one point of a curve to the next
 _STEEPNESS = 1.6  # exponent of the divergence beyond the last point: errors add up faster than linearly
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One group's order and price.
+    """The removal order and the curve of one group.
 
     Attributes:
         group: The group's index.
         order: Units in the order of removal.
         counts: int64 [points], numbers of removed units at which the divergence was measured, ascending.
-        values: float64 [points], the divergence there, less that of the network as it was.
+        values: float64 [points], the divergence there minus that of the uncut network.
     """
 
     group: int
@@ -51,7 +51,7 @@ class Curve:
     values: FloatArray
 
     def price(self, count: FloatArray | float) -> FloatArray:
-        """Divergence at any number of removed units: linear between points, a power beyond them."""
+        """Divergence at any number of removed units: linear between points, a power law beyond them."""
         counts = np.concatenate([[0.0], self.counts.astype(np.float64)])
         values = np.concatenate([[0.0], np.maximum.accumulate(np.maximum(self.values, 0.0))])
         inside = np.interp(count, counts, values)
@@ -67,14 +67,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Samples:
-    """What curves are measured with.
+    """Samples and statistics for measuring curves.
 
     Attributes:
-        fit: Statistics that merges are fitted on.
-        held: Statistics of other samples, to choose the regularization by.
-        feeds: Batches of samples that neither has seen, for the divergence.
-        reference: The original's outputs on `feeds`.
-        heads: Groups of heads, whose products are compared head by head.
+        fit: Statistics to fit merges on.
+        held: Statistics of other samples, to choose the regularization.
+        feeds: Batches of further samples, for the divergence.
+        reference: Outputs of the original on `feeds`.
+        heads: Groups of heads with products that are compared head by head.
     """
 
     fit: PatchStatistics
@@ -86,12 +86,12 @@ class Samples:
 
 @dataclass
 class NetworkCache:
-    """What measurements on one network share, as long as it stays as it is.
+    """Data that measurements on one unchanged network share.
 
     Attributes:
-        prefixes: What crosses its cuts on the samples that divergences are measured on.
-        inverses: Of its layers' covariances.
-        base: Its own divergence, once it is known.
+        prefixes: Live tensors at its cuts, on the samples for divergences.
+        inverses: Inverses of its layers' covariances.
+        base: Divergence of the network itself, once measured.
     """
 
     prefixes: Prefixes
@@ -105,18 +105,18 @@ def measure_curves(
     known: Mapping[int, Curve] | None = None, cache: NetworkCache | None = None,
     progress: Progress = silent, stage: str = "curves",
 ) -> dict[int, Curve]:  # fmt: skip
-    """Measure one more point of the groups' curves on the network as it is now.
+    """Measure one more point of the groups' curves on the current network.
 
     Args:
         working: The network; it is not changed.
         samples: Statistics and held-out samples.
-        limits: What may not be cut.
+        limits: The limits on what may be cut.
         fallback: float64 [units], an order for groups without statistics, lowest first.
-        options: How pieces are run.
+        options: How to run pieces of the network.
         ridges: Regularization by layer, from :func:`choose_ridges`.
         requests: Number of units to remove, by group; None measures every group's first point.
         known: Curves so far.
-        cache: Where this is called again on the same network.
+        cache: Data shared by calls on the same network.
         progress: Called with (stage, done, total) in groups.
         stage: Its name in `progress`.
 
@@ -134,7 +134,7 @@ def measure_curves(
         }
     groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_end(working, g))
     cache = cache or NetworkCache(Prefixes(working.partition, samples.feeds, options))
-    known_orders = requests.keys() <= curves.keys()  # importance decides only how channels are ordered
+    known_orders = requests.keys() <= curves.keys()  # importance only decides the order of channels
     importance = {} if known_orders else propagate_importance(working, samples.fit)
     if cache.base is None:
         cache.base = samples.reference.compare(cache.prefixes.at(0).finish()).value
@@ -154,12 +154,12 @@ def measure_curves(
 
 
 def _first_end(working: MaskedNetwork, group: DependencyGroup) -> int:
-    """Position in the top-level graph of the first node whose result changes when units of a group are removed."""
+    """Position in the top-level graph of the first node with a result that changes if units of a group are removed."""
     return min(working.masks.places(group.units))
 
 
 def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntArray, width: int, limits: Limits) -> int:
-    """How many more units of a group may be removed at most."""
+    """The largest number of further units of a group that may be removed."""
     available = int(allowed[units].sum())
     removed = width - available
     return max(0, min(available - 1, int(limits.max_cut * width + 1e-9) - removed))
@@ -169,7 +169,7 @@ def _cut_to(
     solvers: Sequence[LayerObs], losses: Sequence[Loss], units: IntArray, fallback: FloatArray, count: int,
     most: int, known: Curve | None,
 ) -> tuple[list[int], list[FloatArray]]:  # fmt: skip
-    """The order of removal (worked out once), and the consumers' weights after `count` units."""
+    """The removal order (computed once), and the consumers' weights after `count` units."""
     snapshot: list[FloatArray] = []
 
     def note(order: list[int]) -> None:
@@ -185,7 +185,7 @@ def _cut_to(
 
 
 def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
-    """The regularization of every layer, by what it does on held-out samples."""
+    """Choose the regularization of every layer by its effect on held-out samples."""
     ridges = {}
     for layer in working.layers:
         fit, held = samples.fit.moments(layer), samples.held.moments(layer)
@@ -204,7 +204,7 @@ def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
 
 
 def alive_channels(working: MaskedNetwork, layer: Layer) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which of a layer's input channels are still there."""
+    """The input channels of a layer that remain."""
     return np.where(layer.units >= 0, working.alive[layer.units], True)
 
 
@@ -234,7 +234,7 @@ def _variant(
     working: MaskedNetwork, samples: Samples, executor: PartialExecutor, solvers: Sequence[LayerObs],
     weights: Sequence[FloatArray], removed: Sequence[int], base: float,
 ) -> float:  # fmt: skip
-    """Divergence added when a group loses units and its consumers compensate for them."""
+    """Divergence added if a group loses units and its consumers compensate."""
     saved = {name: copied(working.partition.stored[name])
              for name in changed_names(working, solvers)}  # fmt: skip
     try:

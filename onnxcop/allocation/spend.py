@@ -1,9 +1,8 @@
-"""Spending a budget over measured curves: the most saved for the least divergence.
+"""Spending a budget over sensitivity curves: the largest saving for the least divergence.
 
-At every step the group is cut that buys the most of what the budget still lacks per unit of added
-divergence, looking ahead over its whole curve, so that a flat stretch behind a bump is found; what was
-saved too much is given back, the dearest first. With a preference a saving is worth a mix of what the
-budget lacks and what the user would rather save.
+Every step cuts the group with the largest saving towards the budget per unit of added divergence, looking ahead over
+its whole curve, so that a flat part behind a bump is found. Savings beyond the budget are returned, the most expensive
+first. With a preference, a saving is valued by a mix of the missing budget and the preferred resources.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from onnxcop.allocation.resources import Resource, resource
 from onnxcop.allocation.sensitivity import Curve
 
 Prices = list[tuple[Resource, float]]
-"""What a unit saved of each resource is worth."""
+"""Value of a saved unit of each resource."""
 
-_PARTS = 48  # a group is bought in about this many parts
+_PARTS = 48  # a group is bought in about this many steps
 
 
 def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: float = np.inf) -> IntArray:
     """Remove units from `state` until the budget holds.
 
     Args:
-        state: The selection so far; it grows.
-        curves: What every group costs.
+        state: The selection so far; this call extends it.
+        curves: The curve of every group.
         budget: What must hold.
         reach: How far beyond its last measured point a curve may be bought, as a factor.
 
@@ -37,7 +36,7 @@ def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: f
         int64, the units removed here.
 
     Raises:
-        BudgetError: It cannot be met with these curves.
+        BudgetError: The budget cannot be met with these curves.
     """
     first = len(state.removed)
     taken = {curve.group: 0 for curve in curves}
@@ -61,14 +60,14 @@ def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: f
 
 
 def _lacking(state: PruningState, budget: Budget) -> Prices:
-    """What a saving of each resource is worth now, for those that are still over their bounds."""
+    """Values of a saving of each resource, zero for those within their bounds."""
     known = [(resource(name), bound) for name, bound in budget.bounds.items()]
     weights = [(entry, entry.weight(state, bound)) for entry, bound in known]
     return [(entry, weight) for entry, weight in weights if weight]
 
 
 def _worth(state: PruningState, lacking: Prices) -> Prices:
-    """What a saving of each resource is worth, the preference included."""
+    """Values of a saving of each resource, including the preference."""
     if state.preference is None:
         return lacking
     weights = {"macs": 0.0, "params": 0.0} | {entry.name: weight for entry, weight in lacking}
@@ -77,7 +76,7 @@ def _worth(state: PruningState, lacking: Prices) -> Prices:
 
 
 def _saved(state: PruningState, weights: Prices, group: int, counts: IntArray) -> FloatArray:
-    """What it is worth to remove so many more units of a group, float64 [counts]."""
+    """Value of removing a number of further units of a group, float64 [counts]."""
     saved = np.zeros(len(counts))
     for entry, weight in weights:
         saved += weight * entry.meter.saving(state, group, counts)
@@ -87,7 +86,7 @@ def _saved(state: PruningState, weights: Prices, group: int, counts: IntArray) -
 def _best_jump(
     state: PruningState, curve: Curve, taken: int, lacking: Prices, reach: float
 ) -> tuple[float, int] | None:
-    """The cheapest stretch of a curve from here on: (divergence per saving, count to go to)."""
+    """The cheapest interval of a curve from here on: (divergence per saving, count at its end)."""
     part = max(1, len(curve.order) // _PARTS)
     most = min(float(len(curve.order)), max(reach * float(curve.counts[-1]), 1.0))
     found, ahead = [], 1
@@ -99,7 +98,7 @@ def _best_jump(
     counts = np.array(found, dtype=np.int64)
     counts = counts[state.may_remove(curve.group, counts - taken)]
     more = counts - taken
-    nearer = _saved(state, lacking, curve.group, more)  # whatever is preferred, the budget has to come nearer
+    nearer = _saved(state, lacking, curve.group, more)  # whatever the preference, the budget must come closer
     counts, saved = counts[nearer > 0], _saved(state, _worth(state, lacking), curve.group, more[nearer > 0])
     if not len(counts):
         return None
@@ -109,7 +108,7 @@ def _best_jump(
 
 
 def _rounded(state: PruningState, curve: Curve, taken: int, count: int) -> int | None:
-    """The next count whose kept width is one of the ladder's."""
+    """The next count that leaves a width of the ladder."""
     kept = int(state.group_kept[curve.group]) - (count - taken)
     even = state.ladder.at_most(curve.group, kept)
     count += kept - even
@@ -117,7 +116,7 @@ def _rounded(state: PruningState, curve: Curve, taken: int, count: int) -> int |
 
 
 def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, int], budget: Budget) -> None:
-    """Restore what was bought beyond the budget, the dearest first."""
+    """Restore units bought beyond the budget, the most expensive first."""
     while True:
         best: tuple[float, Curve, int] | None = None
         for curve in curves:
@@ -126,7 +125,7 @@ def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, in
             if not 0 < step <= count or not _fits_without(state, curve, count, budget, step):
                 continue
             price = float(curve.price(count) - curve.price(count - step)) / step
-            if state.preference is not None:  # what saves much of what is preferred stays away longest
+            if state.preference is not None:  # units that save much of the preferred resources are restored last
                 back = -_saved(state, _worth(state, _bounded(state, budget)), curve.group, np.array([-step]))[0]
                 price *= step / max(float(back), 1e-30)
             if best is None or price > best[0]:
@@ -140,13 +139,13 @@ def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, in
 
 
 def _bounded(state: PruningState, budget: Budget) -> Prices:
-    """Equal weights of the resources that a budget bounds, by share of the original's."""
+    """Equal weights for the resources that a budget bounds, by share of the original's amount."""
     bounded = [resource(name) for name in budget.bounds]
     return [(entry, 1.0 / max(entry.meter.total(state), 1e-30)) for entry in bounded]
 
 
 def _fits_without(state: PruningState, curve: Curve, count: int, budget: Budget, step: int) -> bool:
-    """Whether the budget still holds when the last units bought of a curve are put back."""
+    """Whether the budget still holds if the units bought last from a curve are restored."""
     units = curve.order[count - step : count]
     for unit in reversed(units):
         state.restore(unit)

@@ -1,8 +1,8 @@
-"""Selections that keep within a time: what a time model thinks is put right by timing whole models.
+"""Selections within a time budget: estimates of the time model are corrected by timing whole models.
 
-The sum of operators' times leaves out what happens between them, so a selection that is thought to take
-70 % of the time may take 73 %. It is timed, with any values of the weights, before anything is recovered;
-then the budget of thought time is moved, until what was found is as close below the bound as can be.
+The sum of operators' times leaves out the time between them, so a selection with an estimate of 70 % may take 73 %. It
+is timed with arbitrary weights before recovery. Then the budget of estimated time is moved until the measured time is
+as close below the bound as possible.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from onnxcop.allocation.limits import Limits
 from onnxcop.criteria.base import Criterion, PruningContext
 from onnxcop.errors import BudgetError
 
-_TRIALS = 9  # selections that are timed
-_NEAR = 0.012  # of the whole time: near enough below the bound
-_LEAST, _MOST = 1e-3, 0.995  # of the time, that is aimed at
-_FURTHER = 1.1  # times the distance that was found, for the next trial
+_TRIALS = 9  # selections to time
+_NEAR = 0.012  # share of the whole time: close enough below the bound
+_LEAST, _MOST = 1e-3, 0.995  # share of the time to aim below the bound
+_FURTHER = 1.1  # factor of the measured distance for the next trial
 
 Found = TypeVar("Found")
 
@@ -30,16 +30,16 @@ Found = TypeVar("Found")
 def within_time(
     select: Callable[[Budget], Found], removed: Callable[[Found], IntArray], state: PruningState, budget: Budget
 ) -> Found:
-    """Select within a budget, whose time holds for the whole model.
+    """Select units so that the measured time of the whole model meets the budget.
 
     Args:
-        select: Makes a selection that keeps to a budget by the time model.
-        removed: All units that it removes, int64.
+        select: Selects units within a budget of estimated time.
+        removed: All units removed in a state, int64.
         state: Any state of the model.
-        budget: What must hold.
+        budget: The budget that must hold.
 
     Raises:
-        BudgetError: It cannot be met; of time, if not even the quickest selection meets it.
+        BudgetError: It cannot be met; for time, if not even the fastest selection meets it.
     """
     times, bound = state.cost_model.times, budget.latency
     if times is None or times.timer is None or bound is None:
@@ -49,7 +49,7 @@ def within_time(
     for _ in range(_TRIALS):
         try:
             found = select(budget.but(latency=aim))
-        except BudgetError as error:  # so little time is out of reach: what is left is tried, and no less
+        except BudgetError as error:  # if so little time cannot be reached, the smallest model is tried
             if error.nearest is None or not aim < error.nearest < 1 or (high is not None and error.nearest >= high):
                 if best is None:
                     raise
@@ -86,14 +86,14 @@ def within_time(
 
 
 def _better(ratio: float, other: float, bound: float) -> bool:
-    """Whether a time is nearer below the bound than another, or below it at all."""
+    """Whether a time is closer below the bound than another one, or the only one below it."""
     if (ratio <= bound) != (other <= bound):
         return ratio <= bound
     return ratio > other if ratio <= bound else ratio < other
 
 
 def choose_within(context: PruningContext, criterion: Criterion, budget: Budget, limits: Limits) -> IntArray:
-    """As :func:`onnxcop.allocation.greedy.choose`, with a budget of time that holds for the whole model; int64."""
+    """Like :func:`onnxcop.allocation.greedy.choose`, with a time budget that holds for the whole model; int64."""
     if budget.latency is None:
         return choose(context, criterion.rank(context), budget, limits).removed
 

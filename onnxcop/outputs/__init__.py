@@ -1,4 +1,4 @@
-"""What a model's outputs are (class scores, vectors, boxes …), and how far those of two networks are apart.
+"""Kinds of model outputs (class scores, vectors, boxes …), and the divergence between outputs of two networks.
 
 It may import `calibration` and the packages below it.
 Start at `kinds`: every kind of output is one entry of :data:`onnxcop.outputs.kinds.KINDS`.

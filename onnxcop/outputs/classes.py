@@ -1,4 +1,4 @@
-"""Scores of classes that exclude each other: one choice for a sample, or one at every position."""
+"""Scores of mutually exclusive classes: one choice for a sample, or one at every position."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from onnxcop._base.types import Array, FloatArray
 from onnxcop.outputs.kind import Batches, Finding, MeasureSettings, OutputEvidence, OutputKind
 from onnxcop.outputs.labels import independent
 
-_CONFIDENT = 0.4  # mean probability of the top class above chance, as a share of what is possible, and
-_AMONG_FEW = 0.8  # over the number of classes: of two, one is far ahead by chance
-_VARIED = 0.5  # top classes that really occur, over the root of how many could
-_FEWEST = 4  # rows, below which predictions prove nothing
-_WIDEST = 100.0  # nats from the highest to the lowest: scores of classes are nearer, coordinates in pixels are not
-_LARGE = 2e7  # entries, from which log-probabilities are kept at single precision
-_MOST_ROWS = 20_000  # that are looked at
+_CONFIDENT = 0.4  # mean probability of the top class above chance, as a share of the possible range, and
+_AMONG_FEW = 0.8  # over the number of classes: with two classes, one is far ahead by chance
+_VARIED = 0.5  # top classes that occur, over the square root of how many could
+_FEWEST = 4  # rows; fewer predictions prove nothing
+_WIDEST = 100.0  # nats from the highest to the lowest score: coordinates in pixels differ by more
+_LARGE = 2e7  # entries; larger log-probabilities are stored in single precision
+_MOST_ROWS = 20_000  # rows to look at
 
 
 class ClassMeasure:
@@ -24,7 +24,7 @@ class ClassMeasure:
 
     Args:
         outputs: One output, batch by batch, classes along the last axis.
-        settings: How choices are made.
+        settings: The measurement settings.
     """
 
     def __init__(self, outputs: Sequence[Batches], settings: MeasureSettings) -> None:
@@ -38,17 +38,17 @@ class ClassMeasure:
     def terms(self, place: int, theirs: Sequence[Array]) -> FloatArray:
         """Divergence of every sample (the mean over its positions) and one: float64 [samples, 2]."""
         logs, other = self._logs[place], self._log_shares(class_rows(theirs[0], self._axis))
-        possible = ~np.isneginf(logs)  # a class that is ruled out adds nothing
+        possible = ~np.isneginf(logs)  # an excluded class adds nothing
         gap = np.subtract(logs, other, out=np.zeros_like(logs), where=possible)
         found = np.einsum("npc,npc->np", np.exp(logs), gap, dtype=np.float64).mean(axis=1)
         return np.stack([found, np.ones(len(found))], axis=1)
 
     def value(self, totals: FloatArray) -> FloatArray:
-        """The mean; rounding can leave a little less than nothing."""
+        """The mean, raised to 0 if rounding makes it negative."""
         return np.asarray(np.maximum(totals[..., 0] / np.maximum(totals[..., 1], 1.0), 0.0))
 
     def hits(self, place: int, theirs: Sequence[Array]) -> FloatArray | None:
-        """Positions with the same top class, and all of them."""
+        """Positions with the same top class, and the number of positions."""
         same = self._top[place] == self.top(theirs[0])
         return np.stack([same.sum(axis=1), np.full(len(same), same.shape[1])], axis=1).astype(np.float64)
 
@@ -69,7 +69,7 @@ def class_rows(batch: Array, axis: int) -> Array:
 
 
 def class_axis(batches: Batches) -> int:
-    """The axis of the classes: one along which values are shares of one, else the last of more than one entry."""
+    """The axis of the classes: one along which values sum to one, else the last with more than one entry."""
     shape = batches[0].shape
     axes = [axis for axis in (len(shape) - 1, 1) if axis > 0 and shape[axis] > 1]
     for axis in axes:
@@ -103,9 +103,9 @@ def log_probabilities(scores: Array) -> FloatArray:
 
 
 def confident_and_varied(rows: FloatArray) -> bool:
-    """Whether raw scores [rows, classes] look like predictions: sure of themselves, and not always the same.
+    """Whether raw scores [rows, classes] look like predictions: confident, and not always the same.
 
-    Embeddings and regressors are neither: their softmax is all but uniform, or one entry is the largest of all.
+    Embeddings and regressors are neither: their softmax is nearly uniform, or one entry is the largest in all rows.
     """
     count, classes = rows.shape
     if count < _FEWEST or classes < 2 or not np.isfinite(rows.max(axis=1)).all():
@@ -121,14 +121,14 @@ def confident_and_varied(rows: FloatArray) -> bool:
 
 
 def occurring(top: Array, classes: int) -> float:
-    """How many of the classes really occur: the exponential of the entropy of how often each is the top one."""
+    """The effective number of classes: the exponential of the entropy of the top class's frequencies."""
     often = np.bincount(top.reshape(-1), minlength=classes) / max(top.size, 1)
     often = often[often > 0]
     return float(np.exp(-(often * np.log(often)).sum()))
 
 
 def looks_like_classes(output: OutputEvidence, *, at_positions: bool) -> str:
-    """Why an output is one of class scores; empty where there is no evidence."""
+    """The evidence that an output holds class scores; empty if there is none."""
     axis, softmax = class_axis(output.batches), output.activation in ("softmax", "log-softmax")
     if shares_along(output.batches, axis):
         return f"a {output.activation} in the graph" if softmax else "its values are probabilities that sum to one"
@@ -139,7 +139,7 @@ def looks_like_classes(output: OutputEvidence, *, at_positions: bool) -> str:
 
 
 def squeezed(shape: Sequence[int]) -> int:
-    """The number of axes of more than one entry, the samples' always among them."""
+    """The number of axes with more than one entry; the axis of the samples always counts."""
     return 1 + sum(size > 1 for size in shape[1:])
 
 

@@ -1,8 +1,8 @@
-"""Boxes with scores, of detectors, in one output or in two.
+"""Boxes with scores from detectors, in one output or in two.
 
-The forms that are known: `[N, 4 + C, A]` (box, then a score per class), `[N, A, 4 + C]`, `[N, A, 5 + C]` (box,
-whether there is anything, scores per class), `[N, A, 6]` (corners, score, number of the class), and two outputs
-`[N, A, 4]` and `[N, A, C]` or `[N, A]`, for A places or boxes.
+Known forms: `[N, 4 + C, A]` (box, then a score per class), `[N, A, 4 + C]`, `[N, A, 5 + C]` (box, objectness, scores
+per class), `[N, A, 6]` (corners, score, class number), and two outputs `[N, A, 4]` and `[N, A, C]` or `[N, A]`, for A
+anchors or boxes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from onnxcop._base.types import Array, FloatArray
 from onnxcop.outputs.kind import Batches, Finding, MeasureSettings, OutputEvidence, OutputKind
 from onnxcop.outputs.values import ErrorMeasure, within_one
 
-_SHOWN = 0.25  # score from which a box counts
-_OVERLAP = 0.45  # of two boxes of one network, from which they are the same thing
-_MATCH = 0.5  # of a box and one of the other network, from which they agree
-_MOST = 300  # boxes of a sample, the likeliest
-_FEWEST = 16  # places; an output of fewer holds no detections
-_PIXELS = 2.0  # coordinates beyond are no shares
+_SHOWN = 0.25  # lowest score of a box that counts
+_OVERLAP = 0.45  # overlap of two boxes of one network that are the same object
+_MATCH = 0.5  # overlap of boxes of two networks that agree
+_MOST = 300  # boxes of a sample to compare, those with the highest scores
+_FEWEST = 16  # anchors; an output with fewer holds no detections
+_PIXELS = 2.0  # larger coordinates are in pixels, not shares
 _BOX = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """What is shown of one sample.
+    """The detections in one sample.
 
     Attributes:
         corners: float64 [boxes, 4].
@@ -41,13 +41,13 @@ class Boxes:
 
 @dataclass(frozen=True, slots=True)
 class BoxLayout:
-    """Where boxes and scores are.
+    """Layout of boxes and scores.
 
     Attributes:
-        across: Whether places are the last axis, `[N, 4 + C, A]`.
-        objectness: Whether a score of there being anything comes before those of classes.
-        numbered: Whether a score and the number of the class follow, and nothing else.
-        classes: Scores of classes that count; what follows (masks, key points) does not. None for all.
+        across: Whether anchors are the last axis, `[N, 4 + C, A]`.
+        objectness: Whether an objectness score comes before the class scores.
+        numbered: Whether only a score and the number of the class follow.
+        classes: Number of class scores; entries after them (masks, key points) are ignored. None for all.
         cornered: Whether boxes are two corners; else centre, width and height.
     """
 
@@ -58,16 +58,16 @@ class BoxLayout:
     cornered: bool = False
 
     def rows(self, values: Array) -> FloatArray:
-        """An output of one sample as [places, entries]."""
+        """An output of one sample as [anchors, entries]."""
         found = values.astype(np.float64)
         return found.T if self.across and found.ndim == 2 else found.reshape(len(found), -1)
 
     def shown(self, boxes: FloatArray, scores: FloatArray) -> Boxes:
-        """The boxes that a user sees: sure ones, of those that overlap the surest.
+        """The boxes that a user sees: confident ones and, among overlapping ones, the most confident.
 
         Args:
             boxes: [places, 4].
-            scores: [places, entries], what follows the boxes.
+            scores: [anchors, entries], the entries after the boxes.
         """
         if self.numbered:
             best, classes = scores[:, 0], np.rint(scores[:, 1]).astype(np.int64)
@@ -84,7 +84,7 @@ class BoxLayout:
 
 
 def corners_of(boxes: FloatArray) -> FloatArray:
-    """Boxes given by centre, width and height, by two corners."""
+    """Convert boxes from centre, width and height to two corners."""
     half = boxes[:, 2:] / 2
     return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
 
@@ -100,7 +100,7 @@ def overlaps(one: FloatArray, other: FloatArray) -> FloatArray:
 
 
 def distinct(corners: FloatArray, classes: Array) -> list[int]:
-    """Places, in order, of boxes that overlap none before them of the same class (non-maximum suppression)."""
+    """Indices, in order, of boxes that overlap none before them of the same class (non-maximum suppression)."""
     apart = (overlaps(corners, corners) < _OVERLAP) | (classes[:, None] != classes[None, :])
     kept: list[int] = []
     for place in range(len(corners)):
@@ -110,7 +110,7 @@ def distinct(corners: FloatArray, classes: Array) -> list[int]:
 
 
 def matched(one: Boxes, other: Boxes) -> int:
-    """How many boxes of one network have one of the other to themselves: of the same class, the nearest first."""
+    """The number of boxes that can be paired one to one with boxes of the other network: same class, nearest first."""
     shares = overlaps(one.corners, other.corners) * (one.classes[:, None] == other.classes[None, :])
     count = 0
     while shares.size and shares.max() >= _MATCH:
@@ -121,11 +121,11 @@ def matched(one: Boxes, other: Boxes) -> int:
 
 
 class DetectionMeasure:
-    """Relative error of every output, parts of different size alike, and the boxes that both networks show.
+    """Relative error of every output, by parts of different magnitude, and the boxes that both networks detect.
 
     Args:
         outputs: One output, or boxes and scores, batch by batch.
-        settings: How choices are made.
+        settings: The measurement settings.
     """
 
     def __init__(self, outputs: Sequence[Batches], settings: MeasureSettings) -> None:
@@ -134,7 +134,7 @@ class DetectionMeasure:
         self._shown = [self._shown_in(values) for values in zip(*outputs, strict=True)]
 
     def terms(self, place: int, theirs: Sequence[Array]) -> FloatArray:
-        """Those of the relative errors, side by side."""
+        """The terms of the relative errors, side by side."""
         found = [error.terms(place, [values]) for error, values in zip(self._errors, theirs, strict=True)]
         return np.concatenate(found, axis=1)
 
@@ -163,7 +163,7 @@ class DetectionMeasure:
 
 
 def form_of(outputs: Sequence[Batches], metadata: Mapping[str, str]) -> BoxLayout:
-    """Where boxes and scores are in outputs that are known to hold them, read off their values."""
+    """The layout of boxes and scores in outputs that hold them, derived from their values."""
     first = outputs[0]
     across = len(outputs) == 1 and first[0].ndim == 3 and first[0].shape[1] < first[0].shape[2]
     rows = np.concatenate([BoxLayout(across).rows(sample) for batch in first for sample in batch])
@@ -186,14 +186,14 @@ def _whole(values: FloatArray) -> bool:
 
 
 def _names(metadata: Mapping[str, str]) -> int:
-    """How many classes the metadata name; 0 where they do not."""
+    """The number of classes in the metadata; 0 if they name none."""
     try:
         return len(ast.literal_eval(metadata.get("names", "")))
     except (ValueError, SyntaxError, TypeError):
         return 0
 
 
-_TASKS = {"detect", "segment", "pose", "obb"}  # whose first output holds boxes and scores
+_TASKS = {"detect", "segment", "pose", "obb"}  # models with boxes and scores in the first output
 
 
 def _detections(outputs: Sequence[OutputEvidence]) -> Iterator[Finding]:
@@ -220,7 +220,7 @@ def _holds_boxes(output: OutputEvidence) -> bool:
 
 
 def _scores_of(boxes: OutputEvidence, scores: OutputEvidence) -> bool:
-    """Whether an output holds scores, from 0 to 1, of the same places."""
+    """Whether an output holds scores from 0 to 1 for the same anchors."""
     shape = scores.shape
     return (
         len(shape) in (2, 3) and shape[:2] == boxes.shape[:2] and shape[2:] != (_BOX,)

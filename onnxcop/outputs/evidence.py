@@ -1,4 +1,4 @@
-"""What a model says of its outputs: what the graph ends in before them, its metadata, where samples are."""
+"""Evidence about outputs: the operators that end the graph, its metadata, and the axis of the samples."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from onnxcop.graph.traits import MOVES, Trait, traits
 
 _ENDS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid", "HardSigmoid": "sigmoid"}
 _ROUNDS = frozenset(("Cast", "QuantizeLinear", "DequantizeLinear"))
-_FARTHEST = 64  # nodes on the way back from an output
+_FARTHEST = 64  # nodes to follow back from an output
 
 
 def activations(model: onnx.ModelProto) -> dict[str, str]:
-    """The activation that each output ends in, by name; empty for outputs that end in something else."""
+    """The final activation of each output, by name; empty for outputs without one."""
     makers = {name: node for node in model.graph.node for name in node.output if name}
     return {value.name: _activation(value.name, makers) for value in model.graph.output}
 
 
 def _activation(name: str, makers: Mapping[str, onnx.NodeProto], steps: int = _FARTHEST) -> str:
-    """The activation before a tensor, back through nodes that only move its elements; of a Concat that of all parts."""
+    """The activation before a tensor, behind nodes that only move its elements; for a Concat, the one of all parts."""
     node = makers.get(name)
     if node is None or steps == 0:
         return ""
@@ -46,19 +46,19 @@ def _is_written_out_softmax(node: onnx.NodeProto, makers: Mapping[str, onnx.Node
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
-    """What the exporter wrote into the model's file."""
+    """The metadata of the model."""
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def sample_axis(shapes: Sequence[Sequence[int]], counts: Sequence[int]) -> int | None:
-    """The axis of an output of the samples: its size is their number (or a multiple) in every batch.
+    """The axis of the samples in an output: its size is their number (or a multiple) in every batch.
 
     Args:
-        shapes: Of the output, batch by batch.
-        counts: Samples of every batch.
+        shapes: Shapes of the output, batch by batch.
+        counts: Number of samples of every batch.
 
     Returns:
-        The axis; None where there is none, and a batch can only be taken as a whole.
+        The axis; None if there is none, so that a batch counts as a whole.
     """
     ranks = {len(shape) for shape in shapes}
     if len(ranks) != 1 or ranks == {0}:
@@ -73,7 +73,7 @@ def sample_axis(shapes: Sequence[Sequence[int]], counts: Sequence[int]) -> int |
 
 
 def by_sample(values: Array, axis: int | None, count: int) -> Array:
-    """An output of one batch with its samples along axis 0: one sample if no axis holds them."""
+    """An output of one batch with its samples along axis 0; one sample if no axis holds them."""
     if axis is None:
         return values[None]
     moved = np.moveaxis(values, axis, 0)

@@ -1,4 +1,4 @@
-"""How uncertain a figure is that was measured on some samples."""
+"""Uncertainty of a figure that was measured on a sample."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from onnxcop._base.types import FloatArray
 
 _LEVEL = 0.975  # quantile on either side of a 95 % interval
 _EVEN = 1e-6  # skewness of a mean that changes no interval
-_MOST_SKEWED = 0.35  # beyond, the transformation widens intervals by more than they gain in truth
-_NORMAL = 1.959963984540054  # the normal distribution's
+_MOST_SKEWED = 0.35  # above it, the transformation widens intervals more than it corrects them
+_NORMAL = 1.959963984540054  # deviations of the normal distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,10 @@ class Estimate:
     """A figure with its 95 % interval.
 
     Attributes:
-        value: What was measured.
-        low: Lower end; None where there are too few samples (or numbers that are not finite).
+        value: The measured figure.
+        low: Lower end; None if there are too few samples (or values that are not finite).
         high: Upper end, as `low`.
-        samples: How many samples it was measured on.
+        samples: Number of samples.
     """
 
     value: float
@@ -47,7 +47,7 @@ def _within(low: str | None, high: str | None) -> str:
 
 
 def standard_error(without_one: FloatArray) -> float:
-    """Of a figure, from its values without each one of the samples: the jackknife (Tukey 1958).
+    """Standard error of a figure from its values without each one of the samples: the jackknife (Tukey 1958).
 
     Args:
         without_one: float64 [samples].
@@ -57,14 +57,14 @@ def standard_error(without_one: FloatArray) -> float:
 
 
 def _ends(value: float, without_one: FloatArray) -> tuple[float, float]:
-    """The 95 % interval of a figure whose samples contribute unevenly.
+    """The 95 % interval of a figure to which samples contribute unevenly.
 
-    A t interval with the jackknife's error, whose ends are moved by the cubic transformation that removes the
-    skewness (Hall 1992, On the removal of skewness by transformation). Without it, a few large errors among
+    A t interval with the jackknife's error; the cubic transformation that removes the skewness moves its ends (Hall
+    1992, On the removal of skewness by transformation). Without it, a few large errors among
     hundreds of small ones are missing from most draws, and the interval lies too low.
 
     Args:
-        value: On all samples.
+        value: The figure on all samples.
         without_one: float64 [samples], at least two.
     """
     from scipy.special import stdtrit
@@ -87,9 +87,9 @@ def of_distance(value: float, without_one: FloatArray, samples: int) -> Estimate
 
     Args:
         value: Measured on all samples.
-        without_one: float64 [samples], measured without each of them; or without each batch, where what a
-            sample contributes cannot be distinguished.
-        samples: How many there are.
+        without_one: float64 [samples], measured without each of them, or without each batch if samples cannot be
+            separated.
+        samples: Number of samples.
     """
     if value == 0 and not without_one.any():
         return Estimate(value, 0.0 if len(without_one) > 1 else None, 0.0 if len(without_one) > 1 else None, samples)
@@ -103,11 +103,11 @@ def of_distance(value: float, without_one: FloatArray, samples: int) -> Estimate
 
 
 def of_share(hits: FloatArray, samples: int) -> Estimate:
-    """The interval of a share: Wilson's (1927), with as many cases as the spread between samples is worth.
+    """The interval of a share: Wilson's (1927), with an effective number of cases from the spread between samples.
 
     Args:
-        hits: float64 [samples, 2], what agrees and of how much; not all of the latter are 0.
-        samples: How many there are.
+        hits: float64 [samples, 2], agreeing and total cases; not all totals are 0.
+        samples: Number of samples.
     """
     agreeing, whole = hits.sum(axis=0)
     share = float(agreeing / whole)
@@ -123,11 +123,11 @@ def of_share(hits: FloatArray, samples: int) -> Estimate:
     centre = (share + spread / 2) / (1 + spread)
     reach = math.sqrt(spread) / (1 + spread) * math.sqrt(share * (1 - share) + spread / 4)
     low, high = max(centre - reach, 0.0), min(centre + reach, 1.0)
-    return Estimate(share, min(low, share), max(high, share), samples)  # rounding could put an end beyond
+    return Estimate(share, min(low, share), max(high, share), samples)  # rounding could exceed the range
 
 
 def of_mean(hits: FloatArray, samples: int) -> Estimate:
-    """The interval of a mean of numbers that are 1 at best, as cosines: that of their distance from 1."""
+    """The interval of a mean of numbers of at most 1, such as cosines: that of their distance from 1."""
     values = 1.0 - hits[:, 0] / hits[:, 1]
     count = len(values)
     rest = (values.sum() - values) / max(count - 1, 1)

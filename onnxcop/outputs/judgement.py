@@ -1,4 +1,4 @@
-"""Which kind every output of a model is, decided on evidence or given by the user."""
+"""The kind of every output of a model, decided on evidence or given by the user."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from onnxcop.outputs.kind import OutputEvidence, OutputKind
 from onnxcop.outputs.kinds import KINDS
 from onnxcop.outputs.tasks import TASKS
 
-Outputs = Sequence[Mapping[str, Array]]  # of a network, batch by batch
+Outputs = Sequence[Mapping[str, Array]]  # outputs of a network, batch by batch
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What outputs are, and why.
+    """The kind of an output, and the evidence.
 
     Attributes:
-        outputs: Names of the outputs that are of the kind together.
-        kind: What they are.
-        why: On what evidence.
-        axes: For each of them the axis of the samples, None where there is none.
+        outputs: Names of the outputs that form this kind together.
+        kind: Their kind.
+        why: The evidence.
+        axes: The axis of the samples in each of them, None if there is none.
     """
 
     outputs: tuple[str, ...]
@@ -37,18 +37,18 @@ class Judgement:
     axes: tuple[int | None, ...]
 
     def __str__(self) -> str:
-        """In words, for a summary."""
+        """A sentence for the summary."""
         names = " and ".join(self.outputs)
         return f"output {names}: {self.kind.title}, compared by {self.kind.compared_by} ({self.why})"
 
 
 @dataclass(frozen=True, slots=True)
 class Judgements:
-    """What all outputs of a model are.
+    """The kinds of all outputs of a model.
 
     Attributes:
-        entries: One for every output, or for outputs that belong together.
-        metadata: Of the model.
+        entries: One entry for every output, or for outputs that belong together.
+        metadata: Metadata of the model.
     """
 
     entries: tuple[Judgement, ...]
@@ -56,23 +56,23 @@ class Judgements:
 
 
 def sample_counts(outputs: Outputs) -> list[int]:
-    """The number of samples in each batch, by the first axis of the first output that has one."""
+    """The number of samples in each batch, from the first axis of the first output that has one."""
     return [next((len(a) for a in batch.values() if isinstance(a, np.ndarray) and a.ndim), 1) for batch in outputs]
 
 
 def judge(
     outputs: Outputs, counts: Sequence[int] | None = None, model: onnx.ModelProto | None = None, task: str | None = None
 ) -> Judgements:
-    """Decide what every output is.
+    """Decide the kind of every output.
 
     Args:
-        outputs: Of the original on calibration data, batch by batch.
-        counts: Samples of every batch; None to read them off the outputs.
-        model: The original, for what its graph and its metadata say.
-        task: What the user says that the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`.
+        outputs: Outputs of the original on calibration data, batch by batch.
+        counts: Number of samples of every batch; None to take it from the outputs.
+        model: The original, for evidence from its graph and metadata.
+        task: The task that the user names, one of :data:`onnxcop.outputs.tasks.TASKS`.
 
     Raises:
-        CalibrationError: No output has the form that the task asks for.
+        CalibrationError: No output has the form that the task needs.
     """
     counts = sample_counts(outputs) if counts is None else counts
     ends = {} if model is None else activations(model)
@@ -109,7 +109,7 @@ def judge(
 
 
 def _of_task(outputs: Sequence[OutputEvidence], task: str) -> list[tuple[OutputKind, tuple[str, ...]]]:
-    """The outputs that may be what the user says, each by itself; boxes and scores that belong together as one."""
+    """The outputs that fit the user's task, each by itself; boxes and scores that belong together as one."""
     check_known(task, TASKS, "task", CalibrationError)
     if task in DETECTIONS.tasks and (pairs := [f.outputs for f in DETECTIONS.recognize(outputs) if len(f.outputs) > 1]):
         return [(DETECTIONS, pair) for pair in pairs]

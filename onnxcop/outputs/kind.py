@@ -1,4 +1,4 @@
-"""What a kind of output has to say: how it is recognized, how its divergence is computed, what agreement means."""
+"""Kinds of outputs: how a kind is recognized, how its divergence is computed, and what agreement means."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Batches = Sequence[Array]  # of one output, one array a batch, samples along axi
 
 @dataclass(frozen=True, slots=True)
 class OutputEvidence:
-    """What is known of one output.
+    """Evidence about one output.
 
     Attributes:
-        name: Of the output.
+        name: Name of the output.
         batches: Its values on calibration data, samples along axis 0.
-        activation: What the graph ends in before it: "softmax", "log-softmax", "sigmoid", or empty.
-        metadata: Of the model.
+        activation: The final activation: "softmax", "log-softmax", "sigmoid", or empty.
+        metadata: Metadata of the model.
     """
 
     name: str
@@ -29,13 +29,13 @@ class OutputEvidence:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the first batch, samples along axis 0."""
+        """Shape of the first batch, samples along axis 0."""
         return tuple(self.batches[0].shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Outputs that are of a kind together (e.g. boxes and their scores), and why."""
+    """Outputs that form a kind together (e.g. boxes and their scores), and why."""
 
     outputs: tuple[str, ...]
     why: str
@@ -43,14 +43,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class MeasureSettings:
-    """How choices are made.
+    """Settings of a measure.
 
     Attributes:
-        temperature: What logits are divided by before their softmax. Above 1 all classes of a sample show how
-            far it is off, not the likeliest alone, so that a difference shows on fewer samples.
-        roots: Whether outputs from 0 to 1 are compared by their square roots (Hellinger's distance of
-            probabilities): where all are next to 0, as for inputs that are synthetic, few would outweigh the rest.
-        metadata: Of the model.
+        temperature: Divisor of logits before the softmax. Above 1, all classes of a sample contribute to its
+            divergence, not only the likeliest one, so that fewer samples suffice.
+        roots: Whether outputs from 0 to 1 are compared by their square roots (the Hellinger distance of probabilities).
+            Otherwise, if all are close to 0, as for synthetic inputs, a few would outweigh the rest.
+        metadata: Metadata of the model.
     """
 
     temperature: float = 1.0
@@ -61,20 +61,19 @@ class MeasureSettings:
 class Measure(Protocol):
     """Distance from the original's outputs, as sums over samples.
 
-    Sums, since these can be taken sample by sample, and the distance without any one of them shows how
-    uncertain the distance is.
+    Sums can be taken sample by sample, and the distance without any one sample shows how uncertain the distance is.
     """
 
     def terms(self, place: int, theirs: Sequence[Array]) -> FloatArray:
-        """What adds up over samples, float64 [samples, terms], of batch `place`; not finite where `theirs` are not."""
+        """Terms to sum over samples, float64 [samples, terms], of batch `place`; not finite where `theirs` are not."""
         ...
 
     def value(self, totals: FloatArray) -> FloatArray:
-        """The divergence, float64 [...], that sums of terms, float64 [..., terms], come to."""
+        """The divergence, float64 [...], from sums of terms, float64 [..., terms]."""
         ...
 
     def hits(self, place: int, theirs: Sequence[Array]) -> FloatArray | None:
-        """Agreement as a share: float64 [samples, 2], what agrees and of how much; None where there is no such."""
+        """Agreement as a share: float64 [samples, 2], agreeing and total cases; None if there is no agreement."""
         ...
 
 
@@ -84,16 +83,16 @@ class OutputKind:
 
     Attributes:
         name: A word for it, in JSON too.
-        title: What such an output is, "class scores".
-        distance: What its divergence is, "relative error".
+        title: Description of such an output, e.g. "class scores".
+        distance: Name of its divergence, e.g. "relative error".
         compared_by: Both figures in words, for the summary.
-        agreement: Name of the agreement figure; empty where there is none.
+        agreement: Name of the agreement figure; empty if there is none.
         tasks: Values of `--task` that name it, and the number of axes (samples along the first) it then has.
-        recognize: Which of the outputs left are of this kind, on evidence.
-        measure: Made of the original's values: per output, per batch.
+        recognize: Finds those of the remaining outputs that are of this kind.
+        measure: Constructed from the original's values, by output and batch.
         threshold: Agreement below which (without agreement: divergence above which) the user is warned.
-        meaning: What the warning says, of the share that disagrees (or the divergence).
-        counted: Whether the agreement counts cases (a share of them), and is not a mean of numbers.
+        meaning: Text of the warning, with the disagreeing share (or the divergence).
+        counted: Whether the agreement is a share of counted cases, not a mean of numbers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The kinds of outputs there are, in the order in which they are asked whether an output is one of theirs."""
+"""The kinds of outputs, in the order in which they are tried."""
 
 from __future__ import annotations
 

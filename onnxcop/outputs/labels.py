@@ -1,4 +1,4 @@
-"""Probabilities of labels that do not exclude each other."""
+"""Probabilities of labels that are not mutually exclusive."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from onnxcop._base.types import Array, FloatArray
 from onnxcop.outputs.kind import Batches, Finding, MeasureSettings, OutputEvidence, OutputKind
 from onnxcop.outputs.values import ErrorMeasure, within_one
 
-_CLEAR = 0.1  # as near to 0 or 1 a probability says no or yes
-_DECISIVE = 0.5  # of the values of a map are as near, or
-_ONE_SIDED = 0.95  # lie on one side of one half, or it is an image
+_CLEAR = 0.1  # distance from 0 or 1 of a decided probability
+_DECISIVE = 0.5  # share of the values of a map that are decided, or
+_ONE_SIDED = 0.95  # that lie on one side of one half; else it is an image
 
 
 class LabelMeasure(ErrorMeasure):
-    """Relative error, and which labels both networks set.
+    """Relative error, and the labels that both networks set.
 
     Args:
         outputs: One output, batch by batch.
-        settings: How choices are made.
+        settings: The measurement settings.
     """
 
     def __init__(self, outputs: Sequence[Batches], settings: MeasureSettings) -> None:
@@ -28,7 +28,7 @@ class LabelMeasure(ErrorMeasure):
         self._set = [batch >= 0.5 for batch in outputs[0]]
 
     def hits(self, place: int, theirs: Sequence[Array]) -> FloatArray | None:
-        """Twice the labels that both set, of those that either sets, counted twice where both do."""
+        """Twice the labels that both set, and the labels that each sets."""
         mine, other = self._set[place], theirs[0] >= 0.5
         axes = tuple(range(1, mine.ndim))
         both, either = (mine & other).sum(axis=axes), mine.sum(axis=axes) + other.sum(axis=axes)
@@ -53,7 +53,7 @@ def _labels(outputs: Sequence[OutputEvidence]) -> Iterator[Finding]:
 
 
 def _decisive(batches: Batches) -> bool:
-    """Whether most values say yes or no; those of an image do not."""
+    """Whether most values are decided; those of an image are not."""
     count = sum(batch.size for batch in batches)
     clear = sum(int(((batch < _CLEAR) | (batch > 1 - _CLEAR)).sum()) for batch in batches)
     high = sum(int((batch > 0.5).sum()) for batch in batches)

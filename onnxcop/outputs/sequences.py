@@ -1,4 +1,4 @@
-"""Sequences that are read off greedily: class scores at every step, with a class that means nothing (CTC)."""
+"""Sequences that are decoded greedily: class scores at every step, with a blank class (CTC)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from onnxcop.outputs.classes import ClassMeasure, class_rows, looks_like_classes
 from onnxcop.outputs.kind import Batches, Finding, MeasureSettings, OutputEvidence, OutputKind
 
 _FEWEST_STEPS = 4
-_OFTEN = 0.2  # the blank is the top class of this share of the steps at least
+_OFTEN = 0.2  # smallest share of steps at which the blank is the top class
 
 
 class SequenceMeasure(ClassMeasure):
-    """Divergence per step, and whether the same string is read.
+    """Divergence per step, and whether the decoded string is the same.
 
     Args:
         outputs: One output [samples, steps, classes], batch by batch.
-        settings: How choices are made.
+        settings: The measurement settings.
     """
 
     def __init__(self, outputs: Sequence[Batches], settings: MeasureSettings) -> None:
@@ -28,7 +28,7 @@ class SequenceMeasure(ClassMeasure):
         self._strings = [[self._decoded(row) for row in top] for top in self._top]
 
     def hits(self, place: int, theirs: Sequence[Array]) -> FloatArray | None:
-        """Whether the strings are equal, and one."""
+        """Whether the strings are equal (0 or 1), and one."""
         mine, other = self._strings[place], map(self._decoded, self.top(theirs[0]))
         same = np.array([a == b for a, b in zip(mine, other, strict=True)], dtype=np.float64)
         return np.stack([same, np.ones(len(same))], axis=1)
@@ -38,13 +38,13 @@ class SequenceMeasure(ClassMeasure):
 
 
 def decoded(top: Array, blank: int | None) -> tuple[int, ...]:
-    """What is read: runs of the same class once, blanks left out (Graves et al. 2006, eq. 1)."""
+    """The decoded string: runs of the same class once, blanks left out (Graves et al. 2006, eq. 1)."""
     first = np.append(True, top[1:] != top[:-1]) if len(top) else np.empty(0, np.bool_)
     return tuple(int(step) for step in top[first] if step != blank)
 
 
 def blank_of(tops: Sequence[Array], classes: int) -> int | None:
-    """The class that means nothing: the first or the last, where it is the most frequent one; else None."""
+    """The blank class: the first or the last, if it is the most frequent one; else None."""
     often = np.sum([np.bincount(top.reshape(-1), minlength=classes) for top in tops], axis=0)
     most = int(often.argmax())
     return most if most in (0, classes - 1) and often[most] >= _OFTEN * often.sum() else None

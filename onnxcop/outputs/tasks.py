@@ -1,4 +1,4 @@
-"""What a user may say that a model is for, if its outputs do not show it."""
+"""Tasks that a user may name if the outputs of a model do not show its kind."""
 
 from __future__ import annotations
 

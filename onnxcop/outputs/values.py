@@ -1,4 +1,4 @@
-"""Numbers of any kind, compared by the relative error; vectors, by their cosine too."""
+"""Numbers of any kind, compared by relative error; vectors also by their cosine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from onnxcop._base.types import Array, FloatArray
 from onnxcop.outputs.kind import Batches, Finding, MeasureSettings, OutputEvidence, OutputKind
 
-_UNEVEN = 1e4  # ratio of energies, from which parts of an output are quantities of different kinds
+_UNEVEN = 1e4  # ratio of energies above which parts of an output are quantities of different kinds
 _UNIT = 1e-2  # how far lengths may be from one
 _FEWEST_VECTORS = 4
-_SHORTEST = 4  # entries of a vector; fewer may have length one by their meaning, as quaternions do not
+_SHORTEST = 4  # entries of a vector; shorter ones may have length one by definition, such as quaternions
 
 
 class ErrorMeasure:
     """Relative error ‖y - y₀‖ / ‖y₀‖, over all samples.
 
-    An output whose parts are of very different size along an axis (a detector's boxes, in pixels, and scores)
-    is averaged over these parts, none of which counts more than wholly wrong.
+    If the parts of an output along an axis have very different magnitudes (a detector's boxes, in pixels, and scores),
+    the error is averaged over these parts, and each counts at most 1.
 
     Args:
         outputs: One output, batch by batch.
-        settings: How choices are made.
+        settings: The measurement settings.
     """
 
     def __init__(self, outputs: Sequence[Batches], settings: MeasureSettings) -> None:
@@ -39,7 +39,7 @@ class ErrorMeasure:
 
     @property
     def uneven_axis(self) -> int | None:
-        """The axis of parts that are quantities of different size; None if there is none."""
+        """The axis of parts with different magnitudes; None if there is none."""
         return self._axis
 
     def terms(self, place: int, theirs: Sequence[Array]) -> FloatArray:
@@ -57,7 +57,7 @@ class ErrorMeasure:
         return np.asarray(np.sqrt(np.clip(shares, 0.0, 1.0).mean(axis=-1)))
 
     def hits(self, place: int, theirs: Sequence[Array]) -> FloatArray | None:
-        """None: numbers agree more or less."""
+        """None: numbers have no agreement."""
         return None
 
     def _read(self, batch: Array) -> FloatArray:
@@ -65,7 +65,7 @@ class ErrorMeasure:
         return np.sqrt(np.maximum(values, 0.0)) if self._rooted else values
 
     def _uneven_axis(self) -> int | None:
-        """The axis along which an output holds quantities of very different size."""
+        """The axis along which an output holds quantities of very different magnitude."""
         shape = self._batches[0].shape
         if len(shape) <= 2:
             return None

@@ -1,9 +1,8 @@
-"""Applying a selection to a copy of the model, with onnx-graphsurgeon.
+"""Removal of selected units from a copy of the model, with onnx-graphsurgeon.
 
-Every graph of the model, bodies of control flow included, is cut for itself (:mod:`onnxcop.rewrite.edit`),
-and the result merged into a copy of the original (:mod:`onnxcop.rewrite.edit`), so that everything the
-pruning does not touch stays as it was, to the byte: weights, node names, doc strings, metadata, opset,
-dynamic axes.
+Every graph of the model, including bodies of control flow, is edited separately (:mod:`onnxcop.rewrite.edit`) and
+merged into a copy of the original. Everything that pruning does not touch stays identical to the byte: weights, node
+names, doc strings, metadata, opset, dynamic axes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.edit import GraphEditor, Merger
 from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_positions, moved_orders, size_fixes
 
-_LARGE = 2**20  # bytes; larger tensors are cut one by one, when the copy gets them
+_LARGE = 2**20  # bytes; larger tensors are cut one by one when the copy receives them
 
 
 def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
@@ -66,7 +65,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
 
 @contextmanager
 def _quiet_surgeon() -> Iterator[None]:
-    """Keep what GraphSurgeon logs off standard output, where the results of a run go; its errors are raised."""
+    """Keep GraphSurgeon's log off standard output, which is for results; its errors are raised."""
     from onnx_graphsurgeon.logger.logger import G_LOGGER
 
     with G_LOGGER.suppress():
@@ -74,7 +73,7 @@ def _quiet_surgeon() -> Iterator[None]:
 
 
 def _copy_without(model: onnx.ModelProto, names: Container[str]) -> onnx.ModelProto:
-    """A copy of a model without the values of some initializers, which get others."""
+    """A copy of a model without the values of some initializers, which are filled in later."""
     result = onnx.ModelProto()
     copy_fields(model, result, {"graph"})
     copy_fields(model.graph, result.graph, {"initializer"})

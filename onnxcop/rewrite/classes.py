@@ -1,7 +1,7 @@
-"""Fewer classes: the head of a model cut down to some entries of its outputs, exactly.
+"""Fewer classes: the head of a model reduced to some entries of its outputs, exactly.
 
-Unlike pruning, this changes the shape of an output. What stays is computed from the same numbers as before, and
-given out in the same order. A softmax over the classes runs over those that stay, so that they sum to one.
+Unlike pruning, this changes the shape of an output. The remaining entries are computed from the same numbers as before
+and stay in order. A softmax over the classes runs over the remaining ones, so that they sum to one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _NAMES = "names"  # the key of Ultralytics' metadata
 
 
 def cut_classes(analysis: Analysis, axes: Sequence[ClassAxis], kept: KeptClasses) -> onnx.ModelProto:
-    """A copy of a model that gives out some of its classes.
+    """A copy of a model that returns only some of its classes.
 
     Args:
         analysis: The model, analysed with open outputs.
-        axes: Where the classes are.
-        kept: Which of them stay.
+        axes: The axes of the classes.
+        kept: The classes to keep.
 
     Raises:
         ModelError: GraphSurgeon cannot represent the model.
@@ -50,7 +50,7 @@ def cut_classes(analysis: Analysis, axes: Sequence[ClassAxis], kept: KeptClasses
 
 
 def _rename(model: onnx.ModelProto, kept: KeptClasses) -> None:
-    """Number the names in the metadata anew, in the form that they have."""
+    """Renumber the class names in the metadata, keeping their format."""
     for entry in model.metadata_props:
         if entry.key == _NAMES and kept.names:
             names: object = list(kept.names)

@@ -1,8 +1,8 @@
-"""The cuts in one graph of a model, with onnx-graphsurgeon.
+"""Edits of one graph of a model, with onnx-graphsurgeon.
 
-GraphSurgeon edits a light copy, without the weights that stay and without bodies of control flow. The result is
-merged into a copy of the original: nodes that were not touched are taken over as they were, as are initializers
-that lose nothing, so that names, doc strings, metadata and bytes survive.
+GraphSurgeon edits a light copy, without unchanged weights and without bodies of control flow. The result is merged into
+a copy of the original. Unchanged nodes and initializers are taken from the original, so that names, doc strings,
+metadata and bytes survive.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from onnxcop.rewrite.sizes import (
 
 
 class GraphEditor:
-    """One application of a selection to one graph; bodies in it are the concern of others.
+    """Applies a selection to one graph, but not to bodies inside it.
 
     Args:
         model: The model the graph belongs to.
         scope: The graph.
         structure: The model's structure.
-        keep: What is kept.
+        keep: The positions to keep.
         weights: New values of stored tensors of the whole model.
-        fixed: Which sizes are the same whatever the dynamic sizes of the inputs are.
+        fixed: The sizes that do not depend on the dynamic sizes of the inputs.
         taken: Names of tensors anywhere in the model; new ones are added.
 
     Attributes:
-        graph: The graph under the knife.
+        graph: The graph being edited.
         original: Position in the original graph of every node that comes from there, by its id.
         touched: Positions of original nodes that change.
         weights: New values of tensors that this graph stores.
@@ -74,7 +74,7 @@ class GraphEditor:
         if len(self.graph.nodes) != len(scope.graph.node):
             raise InternalError("onnx-graphsurgeon changed the number of nodes on import")
         for tensor in (*self.graph.inputs, *self.graph.outputs):
-            tensor.dtype = tensor.dtype or np.float32  # bodies need not say, GraphSurgeon wants to know
+            tensor.dtype = tensor.dtype or np.float32  # bodies need not state it, but GraphSurgeon requires it
         self.held = {name for node in scope.graph.node for name in captured(node)}
         self.fixed, self.taken, self.renamed = fixed, taken, dict[int, str]()
         self.original = {id(node): index for index, node in enumerate(self.graph.nodes)}
@@ -88,16 +88,16 @@ class GraphEditor:
     def perform(
         self, fixes: Sequence[SizeFix], edits: Mapping[int, Sequence[Edit]], orders: Sequence[OrderEdit]
     ) -> None:
-        """Run all edits.
+        """Apply all edits.
 
         Args:
             fixes: Numbers that the graph's nodes (and outputs) must read.
-            edits: What rules said of the graph's nodes, by number.
+            edits: Facts that rules state about the graph's nodes, by number.
             orders: Shuffles in the graph that lose indices.
         """
         idle = {id(node) for node in self.nodes if not self._is_used(node)}
         for name, values in self.weights.items():
-            if name in self.tensors:  # not so where only bodies read it
+            if name in self.tensors:  # not if only bodies read it
                 self._replace_constant(name, values)
         for fix in fixes:
             self._fix(fix)
@@ -132,7 +132,7 @@ class GraphEditor:
                 self._explicit_axes(index, edit)
 
     def _explicit_axes(self, index: int, edit: AxesEdit) -> None:
-        """A Squeeze of all axes of size 1 must not drop one that pruning made so."""
+        """Write the axes of a Squeeze that drops all axes of size 1, so that it drops none that pruning made so."""
         if all(len(self.keep(axis)) > 1 for axis in edit.live):
             return
         node = self.nodes[index]
@@ -146,7 +146,7 @@ class GraphEditor:
             node.inputs.append(self._constant(name, np.array(edit.axes, np.int64)))
 
     def _explicit_split(self, index: int, edit: SplitEdit) -> None:
-        """A Split into equal parts whose parts are no longer equal needs its sizes written down."""
+        """Write the sizes of a Split into equal parts if its parts are no longer equal."""
         node = self.nodes[index]
         sizes = [len(self.keep(section)) for section in edit.sections]
         if sizes == [len(section) for section in edit.sections] or len(node.inputs) > 1 or "split" in node.attrs:
@@ -172,7 +172,7 @@ class GraphEditor:
         self.graph.nodes.insert(place - len(edit.chain) + 1, gather)
 
     def _fix(self, fix: SizeFix) -> None:
-        """Make one input of one node read the number it must."""
+        """Make one input of one node read the required number."""
         if fix.node < 0:
             self._fix_output(fix)
             return
@@ -192,13 +192,13 @@ class GraphEditor:
             self._override(fix, old)
 
     def _is_fixed(self, fix: SizeFix, old: Any) -> bool:
-        """Whether a computed size can be written down."""
+        """Whether a computed size can be replaced by a constant."""
         return fix.actual.shape != fix.required.shape or bool(self.fixed(old.name).all())
 
     def _joined_anew(self, fix: SizeFix, old: Any) -> bool:
-        """Write down the fixed parts of a size that a Concat puts together; whether all that is wrong lies in them.
+        """Replace the fixed parts of a size that a Concat joins; return whether that corrects all of it.
 
-        ONNX Runtime fuses a Concat of sizes and numbers with its Reshape, and no arithmetic in between.
+        ONNX Runtime fuses a Concat of sizes and numbers with its Reshape, but not arithmetic in between.
         """
         if not old.inputs or old.inputs[0].op != "Concat" or fix.required.ndim != 1:
             return False
@@ -223,14 +223,14 @@ class GraphEditor:
         return True
 
     def _is_written_down(self, part: Any) -> bool:
-        """Whether a part of a size is a number, or is computed but the same whatever the dynamic sizes are."""
+        """Whether a part of a size is constant, or computed but independent of dynamic sizes."""
         if isinstance(part, self.gs.Constant) or (part.inputs and part.inputs[0].op == "Constant"):
             return True
         info = self.structure.coupling.shapes[part.name]
         return info.value is not None and (not info.sized or bool(self.fixed(part.name).all()))
 
     def _override(self, fix: SizeFix, old: Any) -> None:
-        """Replace some elements of a size that is computed at run time, and leave the others dynamic."""
+        """Replace some elements of a size computed at run time, and leave the others dynamic."""
         name = self._fresh(f"{old.name}_pruned")
         out = self.gs.Variable(name, dtype=old.dtype or fix.required.dtype, shape=fix.required.shape)
         node = self.nodes[fix.node - self.first]
@@ -239,10 +239,10 @@ class GraphEditor:
         node.inputs[fix.input] = out
 
     def _fix_output(self, fix: SizeFix) -> None:
-        """Give out a size as it was, where its element changed."""
+        """Return a size that is an output unchanged, although its element changed."""
         output = self.graph.outputs[fix.input]
         name = self._fresh(f"{output.name}_pruned")
-        if not output.inputs:  # a body that gives out what it was given, or what it captures
+        if not output.inputs:  # a body that returns one of its inputs or a captured tensor
             new = self.gs.Variable(name, dtype=output.dtype or fix.required.dtype, shape=fix.required.shape)
             self.graph.nodes += self._replacing(fix, output, new)
             self.graph.outputs[fix.input] = new
@@ -256,7 +256,7 @@ class GraphEditor:
         self.graph.nodes[place:place] = self._replacing(fix, found, output)
 
     def _replacing(self, fix: SizeFix, old: Any, out: Any) -> list[Any]:
-        """Nodes that make `out` of `old`, a number that is computed at run time, by putting it right."""
+        """Nodes that compute `out` from `old`, a number computed at run time, by correcting it."""
         name = out.name if out.name in self.added else old.name
         values, last = old, len(steps := corrections(fix, self.opset)) - 1
         nodes = []
@@ -272,7 +272,7 @@ class GraphEditor:
         return nodes
 
     def _constant(self, name: str, values: Array) -> Any:
-        # numpy makes scalars of what is computed from arrays without axes
+        # numpy makes scalars when it computes with arrays without axes
         return self.gs.Constant(self._fresh(name), np.asarray(values))
 
     def _fresh(self, name: str) -> str:
@@ -281,7 +281,7 @@ class GraphEditor:
         return fresh
 
     def _drop_dead(self, idle: set[int]) -> None:
-        """Remove nodes that only served a size which is now written down."""
+        """Remove nodes that only served a size that is now constant."""
         for node in list(reversed(self.graph.nodes)):
             if id(node) not in idle and not self._is_used(node):
                 node.inputs.clear()
@@ -313,10 +313,10 @@ def _light_copy(model: onnx.ModelProto, graph: onnx.GraphProto) -> onnx.ModelPro
 
 
 class Merger:
-    """Merges one cut graph into a copy of what it was cut from.
+    """Merges an edited graph into a copy of the graph that it was made from.
 
     Args:
-        solver: The cuts.
+        solver: The editor with its result.
         graph: A copy of the graph, whose own bodies are already cut.
         top: Whether it is the top-level graph, whose inputs and outputs stay as they are.
         inputs_listed: Whether the model lists initializers as inputs too, as old ones must.
@@ -383,10 +383,10 @@ class Merger:
         values = self.weights[name]
         if isinstance(values, Sliced):
             return numpy_helper.from_array(values.values(), name)
-        return exported.get(name) or numpy_helper.from_array(values, name)  # not there where only bodies read it
+        return exported.get(name) or numpy_helper.from_array(values, name)  # not there if only bodies read it
 
     def _refresh_shapes(self) -> None:
-        """Write the new sizes into value_info, initializers listed as inputs, and the border of a body."""
+        """Write the new sizes into value_info, initializers listed as inputs, and inputs and outputs of a body."""
         graph = self.graph
         live = {name for node in graph.node for name in (*node.output, *node.input)}
         for index in reversed(range(len(graph.value_info))):
@@ -417,7 +417,7 @@ class Merger:
 
 
 def _refill(tensor: onnx.TensorProto, new: onnx.TensorProto) -> None:
-    """Give a tensor new values, and nothing else that it did not have: files must not grow."""
+    """Give a tensor new values and add no other fields: files must not grow."""
     doc = tensor.doc_string
     tensor.CopyFrom(new)
     tensor.ClearField("data_location")
@@ -427,7 +427,7 @@ def _refill(tensor: onnx.TensorProto, new: onnx.TensorProto) -> None:
 
 
 def _restored(proto: onnx.NodeProto, source: onnx.NodeProto) -> onnx.NodeProto:
-    """Keep what the original says of a node, and its attribute messages where their value did not change."""
+    """Restore the original's description of a node, and its attribute messages with unchanged values."""
     if source.doc_string:
         proto.doc_string = source.doc_string
     proto.metadata_props.extend(source.metadata_props)

@@ -1,4 +1,4 @@
-"""The decision as a file: which indices of which tensors are removed, for which model, and how it was made."""
+"""The plan: a file that says which indices of which tensors are removed, for which model, and how it was made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLICIES = ("finest", "coarsest")
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Indices of one tensor's axis that are removed, with everything coupled to them."""
+    """Removed indices of one tensor's axis, with everything coupled to them."""
 
     tensor: str
     axis: int
@@ -37,10 +37,10 @@ class PruningPlan:
 
     Attributes:
         model: SHA-256 of the model it was made for.
-        cuts: What is removed, named by one stored tensor per unit.
-        input_shapes: The shapes the model was analysed with.
-        policy: The coupling policy it was analysed with.
-        budget: What was asked for.
+        cuts: The removed units, each named by one stored tensor.
+        input_shapes: The shapes of the analysis.
+        policy: The coupling policy of the analysis.
+        budget: The requested budget.
         criterion: Name and parameters of the criterion.
         settings: Everything else that led to the decision (limits, seed, allocation, recovery).
     """
@@ -55,18 +55,18 @@ class PruningPlan:
 
     @property
     def kept(self) -> KeptClasses | None:
-        """The classes that the model was cut down to before; None where it gives out all."""
+        """The classes that the model was reduced to first; None if it keeps all."""
         found = self.settings.get("classes")
         return None if found is None else KeptClasses.from_dict(found)
 
     @property
     def wish(self) -> ClassWish | None:
-        """What asks for those classes."""
+        """The wish that selects those classes."""
         return None if self.kept is None else self.kept.wish
 
     @property
     def original(self) -> str:
-        """SHA-256 of the file that the user gave: of the model with all its classes."""
+        """SHA-256 of the user's file: the model with all its classes."""
         return self.model if self.kept is None else self.kept.original
 
     def to_json(self) -> str:
@@ -82,7 +82,7 @@ class PruningPlan:
         return json.dumps(document, indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the plan, never half of it."""
+        """Write the plan atomically."""
         write_atomically(Path(path), self.to_json().encode())
 
     @classmethod
@@ -113,7 +113,7 @@ class PruningPlan:
 
 
 def cuts_of(analysis: Analysis, removed: IntArray) -> tuple[Cut, ...]:
-    """Name the removed units by stored tensors: the filters that make them, where there are any."""
+    """Name the removed units by stored tensors: by their filters, if there are any."""
     structure = analysis.structure
     wanted = np.zeros(len(structure.unit_class), dtype=np.bool_)
     wanted[removed] = True
@@ -147,7 +147,7 @@ def units_of(analysis: Analysis, plan: PruningPlan) -> IntArray:
     """The units that a plan removes from this model, ascending.
 
     Raises:
-        PlanMismatchError: The plan is for another model, or names what cannot be removed.
+        PlanMismatchError: The plan is for another model, or names units that cannot be removed.
     """
     if plan.model != analysis.sha256:
         raise PlanMismatchError(

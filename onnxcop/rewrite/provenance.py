@@ -1,4 +1,4 @@
-"""Where a pruned model comes from, written into the model itself: `metadata_props` that start with `onnxcop.`."""
+"""Provenance of a pruned model, written into the model itself: `metadata_props` that start with `onnxcop.`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CLASSES = f"{PREFIX}classes"
 
 
 def provenance(plan: PruningPlan) -> dict[str, str]:
-    """What is written, by key: the program's version, the budget, SHA-256 of the original and of the plan, and classes.
+    """The entries by key: version of the program, budget, SHA-256 of the original and of the plan, and classes.
 
-    The original's is that of the plan (see :func:`onnxcop.graph.io.sha256`); the plan's is that of its file.
+    The original's hash is that in the plan (see :func:`onnxcop.graph.io.sha256`); the plan's hash is that of its file.
     """
     classes = {} if plan.kept is None else {CLASSES: json.dumps(plan.kept.to_dict(), separators=(",", ":"))}
     return classes | {
@@ -30,9 +30,9 @@ def provenance(plan: PruningPlan) -> dict[str, str]:
 
 
 def stamp(model: onnx.ModelProto, plan: PruningPlan) -> None:
-    """Write where a model comes from into it, in place of what an earlier run wrote; other keys stay.
+    """Write the provenance into a model, replacing that of an earlier run; other keys stay.
 
-    What an earlier run wrote of classes stays true, and stays, where this one cuts none.
+    An earlier entry about classes remains true, and stays, if this run does not change classes.
     """
     lasting = {CLASSES} if plan.kept is None else set()
     kept = [entry for entry in model.metadata_props if entry.key in lasting or not entry.key.startswith(PREFIX)]

@@ -1,12 +1,12 @@
-"""What the numbers written in a graph must become, and what they will be if nothing is done.
+"""Numbers stored in a graph that depend on pruned sizes: their required and their current values.
 
-A size reaches an operator in one of three ways: written down (a constant), computed from the size of
-a runtime tensor (`Shape → Gather → Concat`), or mixed. Computed sizes often follow the pruning on
-their own. So for every number that an operator reads, this module computes the value it *must* have
-and the value it *would* have; the rewriter corrects the difference and leaves the rest alone.
+A size reaches an operator in one of three ways: as a constant, computed from the size of a runtime tensor (`Shape →
+Gather → Concat`), or mixed. Computed sizes often follow the pruning by themselves. So for every number that an operator
+reads, this module computes the value that it *must* have and the value that it *would* have. The rewriter corrects the
+difference and leaves the rest alone.
 
-A number that is computed at run time may be a count of channels, a dynamic size, or a product of both: a wrong one
-is scaled, which is right whatever the dynamic sizes are. Only what cannot be scaled is overwritten.
+A number computed at run time may be a count of channels, a dynamic size, or a product of both. A wrong one is scaled,
+which is correct for all dynamic sizes. Only numbers that cannot be scaled are overwritten.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def pruned_shape(structure: Structure, name: str, keep: Keep) -> Shape | None:
 
 @dataclass(frozen=True, slots=True)
 class Sliced:
-    """What is kept of a stored tensor; cut when it is asked for, so that large ones are not held twice."""
+    """The kept part of a stored tensor, cut on access so that large tensors are not in memory twice."""
 
     tensor: onnx.TensorProto
     label: tuple[IntArray | None, ...]
@@ -165,7 +165,7 @@ def size_fixes(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iter
 
 
 def moved_orders(structure: Structure, keep: Keep) -> list[OrderEdit]:
-    """The shuffles that lose indices, so that a Gather must take their place."""
+    """The shuffles that lose indices and must be replaced by a Gather."""
     edits = [edit for edit in structure.coupling.findings.edits if isinstance(edit, OrderEdit)]
     return [edit for edit in edits if any(a is not None and len(keep(a)) < len(a) for a in edit.label)]
 
@@ -196,7 +196,7 @@ def _refold(
 def _required(
     node: onnx.NodeProto, position: int, value: Array, edits: list[Edit], structure: Structure, keep: Keep
 ) -> Array:
-    """The value an input must have after pruning."""
+    """The value that an input must have after pruning."""
     label = structure.coupling.labels.get(node.input[position])
     required = value if label is None else slice_label(value, label, keep)
     for edit in edits:
@@ -214,13 +214,13 @@ def _required(
 
 
 def _stale(edit: SizeEdit, number: int, keep: Keep) -> bool:
-    """Whether a written size is no longer right."""
+    """Whether a constant size is no longer correct."""
     axis = edit.whole if edit.whole is not None and number < 0 else edit.atoms
     return len(keep(axis)) < len(axis)
 
 
 def remap(indices: Array, atoms: IntArray, keep: Keep, axis: int = 0) -> Array:
-    """Indices into the kept part of an axis; those of removed positions disappear along the indices' `axis`."""
+    """Indices into the kept part of an axis; indices of removed positions are dropped along the indices' `axis`."""
     kept = keep(atoms)
     if len(kept) == len(atoms):
         return indices
@@ -234,14 +234,14 @@ def remap(indices: Array, atoms: IntArray, keep: Keep, axis: int = 0) -> Array:
 
 
 class FixedSizes:
-    """Which numbers that are computed from sizes stay the same, whatever the dynamic sizes of the inputs are.
+    """Which numbers computed from sizes do not depend on the dynamic sizes of the inputs.
 
-    The head size behind the √d of attention is such a number, though it is read off a tensor whose batch is dynamic.
-    The model's sizes are inferred again with two other sets of input sizes, and what stays the same is fixed.
+    An example is the head size behind the √d of attention, although it is read from a tensor with a dynamic batch. The
+    model's sizes are inferred again with two other sets of input sizes; numbers that stay the same are fixed.
 
     Args:
         model: The traced model.
-        shapes: What is known of its tensors.
+        shapes: Shapes and values of its tensors.
     """
 
     def __init__(self, model: onnx.ModelProto, shapes: ShapeMap) -> None:
@@ -284,11 +284,11 @@ _WHERE_SINCE = 9  # the opset
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A node that reads the number (or what the one before made of it) and constants.
+    """A node that reads the number (or the result of the node before it) and constants.
 
     Attributes:
         op_type: Its operator.
-        name: What it does, for its name.
+        name: Purpose, used in its name.
         constants: Its other inputs, by a name for each.
     """
 
@@ -302,7 +302,7 @@ class Correction:
 
 
 def corrections(fix: SizeFix, opset: int) -> list[Correction]:
-    """The nodes that turn what is read into what must be read, one after the other."""
+    """The nodes that turn the number that is read into the required one, in order."""
     required = fix.required
     actual = np.asarray(np.broadcast_to(fix.actual, required.shape))
     wrong = np.asarray(actual != required)
