@@ -278,7 +278,7 @@ _files: weakref.WeakValueDictionary[str, WeightFile] = weakref.WeakValueDictiona
 
 
 def inlined(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    """A tensor that holds its values: itself, or a copy where they are in a file of weights."""
+    """A tensor with its values: itself, or a copy if they are in a weight file."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return tensor
     entries = {entry.key: entry.value for entry in tensor.external_data}

@@ -1,7 +1,7 @@
-"""Biases for layers that have none, or one number for all outputs, so that recovery has somewhere to put a mean.
+"""Biases for layers that have none, or one number for all outputs, so that recovery can correct means.
 
-Added as zeros before tracing; those that stay zero are taken out again at the end. One number is repeated for every
-output, and is one number again at the end if all stay equal.
+They are added as zeros before tracing; those that stay zero are removed at the end. A single number is repeated for
+every output, and becomes a single number again at the end if all stay equal.
 """
 
 from __future__ import annotations
