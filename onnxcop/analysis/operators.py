@@ -26,7 +26,14 @@ _VIEWS = frozenset(
 )
 _LARGEST_VALUE = 64  # elements of a constant to store as it is
 
-Dims = tuple[int, ...]
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSize:
+    """The size that an axis, by its number, sets."""
+
+    axis: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +43,30 @@ class OperatorInput:
     Attributes:
         name: The tensor, "" if the input is absent.
         elem_type: Its type.
-        dims: Its sizes; -1 - a if axis a sets the size.
+        dims: Its sizes, or the axes that set them.
         stored: Whether the model stores it.
         value: Value of a small stored tensor that holds no weights.
     """
 
     name: str
     elem_type: int
-    dims: Dims
+    dims: tuple[int | AxisSize, ...]
     stored: bool
     value: Array | None = None
 
-    def shape(self, kept: IntArray) -> Dims:
+    @property
+    def fixed(self) -> Sizes:
+        """The sizes that no axis sets."""
+        return tuple(size for size in self.dims if isinstance(size, int))
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes that set the others."""
+        return tuple(size.axis for size in self.dims if isinstance(size, AxisSize))
+
+    def shape(self, kept: IntArray) -> Sizes:
         """Its sizes if axis a keeps `kept[a]` indices."""
-        return tuple(size if size >= 0 else int(kept[-1 - size]) for size in self.dims)
+        return tuple(int(kept[size.axis]) if isinstance(size, AxisSize) else size for size in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +93,23 @@ class Operator:
     def axes(self) -> tuple[int, ...]:
         """Numbers of the axes that it depends on, ascending."""
         every = (*self.operands, *self.outputs)
-        return tuple(sorted({-1 - size for operand in every for size in operand.dims if size < 0}))
+        return tuple(sorted({axis for operand in every for axis in operand.axes}))
 
     @property
     def parts(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """Its operands as a factor and positions in :attr:`axes`; their product is the number of elements."""
         place = {axis: number for number, axis in enumerate(self.axes)}
         return tuple(
-            (int(np.prod([size for size in one.dims if size >= 0], dtype=np.int64)),
-             tuple(place[-1 - size] for size in one.dims if size < 0))
+            (int(np.prod(one.fixed, dtype=np.int64)), tuple(place[axis] for axis in one.axes))
             for one in (*self.operands, *self.outputs) if one.elem_type
         )  # fmt: skip
 
     @property
     def signature(self) -> str:
         """Identity without widths: equal for operators that differ only in widths."""
-        place = {axis: -1 - number for number, axis in enumerate(self.axes)}
+        place = {axis: -1 - number for number, axis in enumerate(self.axes)}  # negative: no size
         every = (*self.operands, *self.activation)
-        sizes = [[size if size >= 0 else place[-1 - size] for size in one.dims] for one in every]
+        sizes = [[place[size.axis] if isinstance(size, AxisSize) else size for size in one.dims] for one in every]
         values = [None if one.value is None else one.value.tolist() for one in every]
         parts = [self.node.op_type, self.node.domain, sizes, values, [one.elem_type for one in every]]
         for node in (self.node, *(() if self.fused is None else (self.fused,))):
@@ -259,12 +275,11 @@ def _operand(analysis: Analysis, name: str) -> OperatorInput | None:
         None if atoms is None or not (structure.units_on(atoms) >= 0).any() else structure.axis_id(atoms)
         for atoms in label
     ]
-    dims = tuple(size if axis is None else -1 - axis for size, axis in zip(info.shape, live, strict=True))
+    dims = tuple(size if axis is None else AxisSize(axis) for size, axis in zip(info.shape, live, strict=True))
     stored = name in structure.coupling.constants or name in structure.coupling.derived or info.value is not None
-    small = info.value is not None and info.value.size <= _LARGEST_VALUE and all(size >= 0 for size in dims)
-    return OperatorInput(
-        name=name, elem_type=info.elem_type, dims=dims, stored=stored, value=info.value if small else None
-    )
+    small = info.value is not None and info.value.size <= _LARGEST_VALUE and dims == info.shape
+    value = info.value if small else None
+    return OperatorInput(name=name, elem_type=info.elem_type, dims=dims, stored=stored, value=value)
 
 
 def reference() -> onnx.GraphProto:

@@ -27,13 +27,13 @@ class Scope:
     Attributes:
         graph: The graph.
         first: Number of its first node; the others follow.
-        owner: Number of the node that holds it, -1 for the top-level graph.
+        owner: Number of the node that holds it, None for the top-level graph.
         attribute: Name of the attribute it is held in.
     """
 
     graph: onnx.GraphProto
     first: int
-    owner: int = -1
+    owner: int | None = None
     attribute: str = ""
 
 
@@ -69,11 +69,11 @@ class Scopes:
 
     def bodies(self) -> Mapping[tuple[int, str], Scope]:
         """The bodies by the number of their node and the name of the attribute."""
-        return {(scope.owner, scope.attribute): scope for scope in self.all[1:]}
+        return {(scope.owner, scope.attribute): scope for scope in self.all if scope.owner is not None}
 
     def order(self) -> list[int]:
         """All numbers in execution order: nodes of a body come just before the node that holds them."""
-        inner: dict[int, list[int]] = {}
+        inner: dict[int | None, list[int]] = {}
         found: list[int] = []
         for scope in reversed(self.all):
             found = []
@@ -84,9 +84,8 @@ class Scopes:
 
     def place(self, number: int) -> int:
         """Position of a node in the top-level graph, or of the top-level node that holds it."""
-        while number >= self.outer:
-            number = max((s for s in self.all if s.first <= number), key=lambda s: s.first).owner
-        return number
+        holder = max((scope for scope in self.all if scope.first <= number), key=lambda scope: scope.first).owner
+        return number if holder is None else self.place(holder)
 
     def reused(self) -> set[str]:
         """Names that several graphs give to tensors of their own."""

@@ -67,19 +67,19 @@ def basis_of(
             return None
         sides[site.dual].append(site.moments(moments))
     for site in block.stored:
-        if site.layer >= 0:
-            sides[site.dual].append(_read_by(network, site, importance))
+        if site.layer is not None:
+            sides[site.dual].append(_read_by(network, site, site.layer, importance))
     if not sides[False] or not sides[True]:
         return None
     one, other = (_averaged(sides[side]) for side in (False, True))
     return None if one is None or other is None else nested_basis(other, one)
 
 
-def _read_by(network: MaskedNetwork, site: Site, importance: Mapping[int, FloatArray]) -> FloatArray:
+def _read_by(network: MaskedNetwork, site: Site, node: int, importance: Mapping[int, FloatArray]) -> FloatArray:
     """Σ W diag(m) Wᵀ of the weights that read a block."""
-    layer = next(one for one in network.layers if one.node == site.layer)
+    layer = next(one for one in network.layers if one.node == node)
     rows = layer.kernel.read(network.read(site.tensor))[0, site.positions]
-    matter = importance.get(site.layer, np.ones(rows.shape[1]))
+    matter = importance.get(node, np.ones(rows.shape[1]))
     return np.asarray(np.einsum("iot,o,jot->ij", rows, matter, rows))
 
 

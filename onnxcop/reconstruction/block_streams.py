@@ -42,7 +42,7 @@ class Site:
         axis: The axis.
         positions: int64 [channels].
         dual: Whether it holds M⁻ᵀ x when the block is written as M x.
-        layer: Number of the node whose stored weights sum over the block here; -1 if there is none.
+        layer: Number of the node whose stored weights sum over the block here, None if there is none.
         centred: Whether the mean of the channels has no effect, or a bias compensates for it.
     """
 
@@ -50,7 +50,7 @@ class Site:
     axis: int
     positions: IntArray
     dual: bool
-    layer: int = -1
+    layer: int | None = None
     centred: bool = False
 
     def moments(self, found: Moments) -> FloatArray:
@@ -170,7 +170,7 @@ class _Tracer:
             raise _Spoiled
         return found[0]
 
-    def _stored(self, name: str, layer: int = -1) -> IntArray:
+    def _stored(self, name: str, layer: int | None = None) -> IntArray:
         """Assign new block numbers along the axis of a stored tensor, -1 for other positions."""
         stored = self.working.partition.stored.get(name)
         if stored is None or self.working.uses(name) != 1 or stored.data_type not in _EXACT_TYPES:

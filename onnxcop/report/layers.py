@@ -48,8 +48,8 @@ def layer_changes(analysis: Analysis, removed: IntArray) -> tuple[LayerChange, .
         op = analysis.nodes[node].op_type
         layers.append(_change(node_name(analysis, node), op, widths[node], before, after))
     others: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
-    for node, pair in costs.items():
-        op = "stored tensors" if node < 0 else analysis.nodes[node].op_type
+    for number, pair in costs.items():
+        op = "stored tensors" if number is None else analysis.nodes[number].op_type
         others.setdefault(op, []).append(pair)
     for op, pairs in others.items():
         before, after = (np.sum([pair[side] for pair in pairs], axis=0) for side in (0, 1))
@@ -83,13 +83,13 @@ def _widths(analysis: Analysis, removed: IntArray) -> dict[int, tuple[int, int]]
     return found
 
 
-def _costs(analysis: Analysis, removed: IntArray) -> dict[int, tuple[FloatArray, FloatArray]]:
-    """Cost before and after by node; stored tensors count for the node that works with them, -1 for none."""
+def _costs(analysis: Analysis, removed: IntArray) -> dict[int | None, tuple[FloatArray, FloatArray]]:
+    """Cost before and after by node; stored tensors count for the node that works with them, None for none."""
     cost = analysis.cost
     before = cost.shares(analysis.structure.axis_sizes)
     after = cost.shares(cost.kept_counts(removed))
     readers = _readers(analysis, (owner for owner in before if isinstance(owner, str)))
-    found: dict[int, tuple[FloatArray, FloatArray]] = {}
+    found: dict[int | None, tuple[FloatArray, FloatArray]] = {}
     for owner, value in before.items():
         if isinstance(owner, str) and owner in analysis.vectors.copies:
             continue  # stored once: its original counts
@@ -99,13 +99,13 @@ def _costs(analysis: Analysis, removed: IntArray) -> dict[int, tuple[FloatArray,
     return found
 
 
-def _readers(analysis: Analysis, tensors: Iterable[str]) -> dict[str, int]:
+def _readers(analysis: Analysis, tensors: Iterable[str]) -> dict[str, int | None]:
     """The first node that works with each stored tensor, through nodes that only see constants."""
     graph = analysis.model.graph
     names = set(tensors)
     stored = names | {tensor.name for tensor in graph.initializer}
     origin = {name: {name} for name in names}
-    found: dict[str, int] = dict.fromkeys(names, -1)
+    found: dict[str, int | None] = dict.fromkeys(names)
     constant = set(stored)
     for index, node in enumerate(graph.node):
         inputs = [name for name in node.input if name]
@@ -116,6 +116,6 @@ def _readers(analysis: Analysis, tensors: Iterable[str]) -> dict[str, int]:
                 origin[name] = origin.get(name, set()) | sources
         else:
             for name in sources:
-                if found[name] < 0:
+                if found[name] is None:
                     found[name] = index
     return found

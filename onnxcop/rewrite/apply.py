@@ -55,7 +55,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
                 model=model, scope=scope, structure=structure, keep=keep, weights=weights, fixed=fixed, taken=taken
             )
             solver.perform(
-                [fix for fix in fixes if fix.node in own or fix.node == -1 - index],
+                [fix for fix in fixes if (fix.scope == index if fix.node is None else fix.node in own)],
                 {number: found for number, found in edits.items() if number in own},
                 [order for order in orders if order.node in own],
             )

@@ -100,7 +100,10 @@ class GraphEditor:
             if name in self.tensors:  # not if only bodies read it
                 self._replace_constant(name, values)
         for fix in fixes:
-            self._fix(fix)
+            if fix.node is None:
+                self._fix_output(fix)
+            else:
+                self._fix(fix, fix.node - self.first)
         for number, found in edits.items():
             self._edit(number - self.first, found)
         for edit in orders:
@@ -171,12 +174,8 @@ class GraphEditor:
         gather = self.gs.Node("Gather", last.name, {"axis": edit.axis}, [source, order], [result])
         self.graph.nodes.insert(place - len(edit.chain) + 1, gather)
 
-    def _fix(self, fix: SizeFix) -> None:
+    def _fix(self, fix: SizeFix, index: int) -> None:
         """Make one input of one node read the required number."""
-        if fix.node < 0:
-            self._fix_output(fix)
-            return
-        index = fix.node - self.first
         node = self.nodes[index]
         old = node.inputs[fix.input]
         info = self.structure.coupling.shapes[old.name]
@@ -188,14 +187,14 @@ class GraphEditor:
             self.weights.setdefault(old.name, fix.required)
         elif stored or not (info.sized and self.dynamic) or self._is_fixed(fix, old):
             node.inputs[fix.input] = self._constant(f"{old.name}_pruned", fix.required)
-        elif not self._joined_anew(fix, old):
-            self._override(fix, old)
+        elif not self._joined_anew(fix, old, node):
+            self._override(fix, old, node)
 
     def _is_fixed(self, fix: SizeFix, old: Any) -> bool:
         """Whether a computed size can be replaced by a constant."""
         return fix.actual.shape != fix.required.shape or bool(self.fixed(old.name).all())
 
-    def _joined_anew(self, fix: SizeFix, old: Any) -> bool:
+    def _joined_anew(self, fix: SizeFix, old: Any, node: Any) -> bool:
         """Replace the fixed parts of a size that a Concat joins; return whether that corrects all of it.
 
         ONNX Runtime fuses a Concat of sizes and numbers with its Reshape, but not arithmetic in between.
@@ -216,7 +215,6 @@ class GraphEditor:
             start = stop
         parts = [self._constant(f"{name}_part", part) if isinstance(part, np.ndarray) else part for part in parts]
         out = self.gs.Variable(self._fresh(name), dtype=old.dtype or fix.required.dtype, shape=fix.required.shape)
-        node = self.nodes[fix.node - self.first]
         joined = self.gs.Node("Concat", f"{out.name}_concat", {"axis": 0}, parts, [out])
         self.graph.nodes.insert(self.graph.nodes.index(node), joined)
         node.inputs[fix.input] = out
@@ -229,11 +227,10 @@ class GraphEditor:
         info = self.structure.coupling.shapes[part.name]
         return info.value is not None and (not info.sized or bool(self.fixed(part.name).all()))
 
-    def _override(self, fix: SizeFix, old: Any) -> None:
+    def _override(self, fix: SizeFix, old: Any, node: Any) -> None:
         """Replace some elements of a size computed at run time, and leave the others dynamic."""
         name = self._fresh(f"{old.name}_pruned")
         out = self.gs.Variable(name, dtype=old.dtype or fix.required.dtype, shape=fix.required.shape)
-        node = self.nodes[fix.node - self.first]
         place = self.graph.nodes.index(node)
         self.graph.nodes[place:place] = self._replacing(fix, old, out)
         node.inputs[fix.input] = out

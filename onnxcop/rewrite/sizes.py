@@ -37,14 +37,15 @@ Keep = Callable[[IntArray], IntArray]
 class SizeFix:
     """Input `input` of node `node` reads `actual` after pruning but must read `required`.
 
-    Node -1 represents the top-level graph, and its inputs the graph's outputs; -2 for the next of
-    :class:`onnxcop.graph.subgraphs.Scopes`, and so on.
+    Node None stands for a graph whose outputs are read: that of number `scope` in
+    :class:`onnxcop.graph.subgraphs.Scopes`.
     """
 
-    node: int
+    node: int | None
     input: int
     required: Array
     actual: Array
+    scope: int = 0
 
 
 def kept_positions(structure: Structure, removed: IntArray) -> Keep:
@@ -161,7 +162,8 @@ def size_fixes(model: onnx.ModelProto, structure: Structure, keep: Keep) -> Iter
     for place, scope in enumerate(scopes.all):
         for position, output in enumerate(scope.graph.output):
             if output.name in changed:
-                yield SizeFix(-1 - place, position, np.asarray(shapes[output.name].value), changed[output.name])
+                required = np.asarray(shapes[output.name].value)
+                yield SizeFix(None, position, required, changed[output.name], scope=place)
 
 
 def moved_orders(structure: Structure, keep: Keep) -> list[OrderEdit]:
