@@ -1,4 +1,4 @@
-"""The command line: commands, options, and what the terminal shows.
+"""The command line: commands, options, and output on the terminal.
 
 It may import everything; nothing imports it. Start at `main`, then `options`.
 """

@@ -1,7 +1,6 @@
-"""What the options of the command line mean: arguments of the package's functions.
+"""From options of the command line to arguments of the package's functions.
 
-Nothing heavy is imported until an option's value is turned into what the package takes, so that
-`onnxcop --help` stays quick.
+Nothing heavy is imported before a value is converted, so that `onnxcop --help` stays quick.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ _COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
 
 
 def default_output(model: Path) -> Path:
-    """Where the result goes without `-o`: `net.onnx` → `net.pruned.onnx`."""
+    """Path of the result without `-o`: `net.onnx` → `net.pruned.onnx`."""
     stem = model.name.removesuffix(".onnx")
     return model.with_name(f"{stem}.pruned.onnx")
 
 
 def target_of(output: Output | None, model: Path) -> Path:
-    """Where the pruned model goes."""
+    """Path of the pruned model."""
     if output is None:
         return default_output(model)
     if not output.whole:
@@ -46,7 +45,7 @@ def target_of(output: Output | None, model: Path) -> Path:
 
 
 def check_outputs(inputs: InputFiles, output: Output | None, target: Path, *others: Path | None) -> None:
-    """Refuse results that cannot be written where they should go; a folder that is not there is made at the end."""
+    """Refuse results that cannot be written at their paths; a missing folder is created at the end."""
     if output is not None and output.whole and not output.path.exists():
         inputs.check(output.path, *(one for one in others if one is None or one.parent != target.parent))
     else:
@@ -62,12 +61,12 @@ def inputs_from(values: Mapping[str, Any], model: Path | None, *others: Path) ->
 
 
 def default_table(model: Path) -> Path:
-    """Where the table of a sweep goes without `-o`: `net.onnx` → `net.sweep.csv`."""
+    """Path of a sweep's table without `-o`: `net.onnx` → `net.sweep.csv`."""
     return model.with_name(f"{model.name.removesuffix('.onnx')}.sweep.csv")
 
 
 def prune_options(values: Mapping[str, Any], progress: ProgressBars) -> PruneOptions:
-    """What a command that prunes was asked for."""
+    """Options of a command that prunes."""
     from onnxcop.pipeline.options import PruneOptions
 
     made = {
@@ -87,7 +86,7 @@ def prune_options(values: Mapping[str, Any], progress: ProgressBars) -> PruneOpt
 
 
 def apply_options(values: Mapping[str, Any], progress: ProgressBars) -> ApplyOptions:
-    """What the command that replays a plan was asked for."""
+    """Options of the command that replays a plan."""
     from onnxcop.pipeline.options import ApplyOptions
 
     return ApplyOptions(
@@ -98,7 +97,7 @@ def apply_options(values: Mapping[str, Any], progress: ProgressBars) -> ApplyOpt
 
 
 def limits_from(values: Mapping[str, Any]) -> Limits:
-    """What may not be cut."""
+    """Limits on what may be cut."""
     from onnxcop.allocation.limits import LayerLimit, Limits
 
     given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
@@ -111,28 +110,28 @@ def limits_from(values: Mapping[str, Any]) -> Limits:
 
 
 def analysis_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of :func:`onnxcop.analyze` that say how to read a model."""
+    """Keyword arguments of :func:`onnxcop.analyze` for reading a model."""
     return {"input_shapes": dict(values["input_shape"]) or None, "policy": values["policy"]}
 
 
 def engine_from(values: Mapping[str, Any]) -> EngineOptions:
-    """How models are run."""
+    """How to run models."""
     from onnxcop.runtime.session import EngineOptions
 
     return EngineOptions(values["provider"], values["threads"], custom_ops=tuple(values["custom_ops"]))
 
 
 def progress_from(values: Mapping[str, Any]) -> ProgressBars:
-    """How a run says how far it has come."""
+    """The progress display of a run."""
     from onnxcop._base.progress import ProgressBars
 
     return ProgressBars(enabled=not values["quiet"], lines=not values["as_json"])
 
 
 def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
-    """The criterion with its parameters; numbers given one by one outrank `--prefer`.
+    """The criterion with its parameters; separate numbers take precedence over `--prefer`.
 
-    Parameters without a name are those of COP; without either the choice is left open, and `--prefer` with it.
+    Parameters without a criterion apply to COP. Without either the choice stays open, and so does `--prefer`.
     """
     from onnxcop.criteria.registry import criterion_named, parameters_of
 
@@ -152,7 +151,7 @@ def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
 
 
 def _preferred(values: Mapping[str, Any]) -> dict[str, float]:
-    """COP's numbers for what is preferred."""
+    """COP's weights for a preference."""
     return {} if values["prefer"] is None else dict(zip(("beta", "gamma"), values["prefer"], strict=True))
 
 
@@ -160,7 +159,7 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
     """The criterion whose scores `inspect` shows, None without `--scores`.
 
     Raises:
-        click.UsageError: Options that say nothing without `--scores`, or data that nothing asks for.
+        click.UsageError: Options have no effect without `--scores`, or data are not used.
     """
     from onnxcop.criteria.registry import CRITERIA, criterion_named
 
@@ -191,13 +190,13 @@ def statistics_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`onnxcop.data.options.DataOptions`: what to calibrate on."""
+    """The fields of :class:`onnxcop.data.options.DataOptions`."""
     names = ("data", "tokenizer", "samples", "batch_size", "seed")
     return {"preprocess": preprocess_from(values), **{name: values[name] for name in names}}
 
 
 def preprocess_from(values: Mapping[str, Any]) -> Preprocess | None:
-    """What is done to images: a named preprocessing with some of it changed; None leaves it to the model."""
+    """Preprocessing of images: a preset with some fields changed; None leaves it to the model."""
     names = ("mean", "std", "scale", "layout", "channels", "resize", "interpolation")
     changes = {name: values[name] for name in names if values[name] is not None}
     if values["preprocess"] is None and not changes:

@@ -1,4 +1,4 @@
-"""What the terminal shows: log lines, and the tables of results.
+"""Output on the terminal: log lines, and the tables of results.
 
 Results go to standard output; log lines, warnings, errors and progress go to standard error.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxcop.report.result import PruneResult
     from onnxcop.report.summary import Report
 
-_MOST_REASONS, _MOST_GROUPS = 4, 3  # so that the summary of a run fits one screen
+_MOST_REASONS, _MOST_GROUPS = 4, 3  # so that the summary of a run fits on one screen
 
 _ASCII = {"→": "->", "±": "+-", "…": "...", "µ": "u", "×": "x", "≡": "==", "–": "-", "─": "-"}
 
@@ -35,7 +35,7 @@ log = logging.getLogger("onnxcop")
 
 
 class _EchoHandler(logging.Handler):
-    """Writes records to standard error, warnings marked as such."""
+    """Writes records to standard error, with a mark on warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -62,7 +62,7 @@ def logging_to_stderr(*, quiet: bool = False, debug: bool = False) -> Iterator[N
 
 
 def say(line: str) -> None:
-    """Write one line to standard error; what is before its colon is coloured on a terminal."""
+    """Write one line to standard error; on a terminal the part before its colon is coloured."""
     head, colon, rest = line.partition(":")
     coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     style = {"error": "red", "warning": "yellow"}.get(head)
@@ -71,12 +71,12 @@ def say(line: str) -> None:
 
 
 def _to_stderr(line: str) -> None:
-    """Write where standard error is now: while a bar is drawn, above it."""
+    """Write to the current standard error; above a bar while one is drawn."""
     click.echo(line, file=sys.stderr, color=True)
 
 
 def write_anything() -> None:
-    """Let standard output and error take any text, whatever their encoding: → becomes -> where there is no arrow."""
+    """Let standard output and error accept any text in any encoding: → becomes -> if there is no arrow."""
     codecs.register_error("onnxcop", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -90,7 +90,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def show_json(kind: str, document: Mapping[str, Any]) -> None:
-    """Write one JSON object to standard output: what it is, in which version, and by which release, comes first."""
+    """Write one JSON object to standard output; its kind, schema version and release come first."""
     from onnxcop._base.records import JSON_VERSION, finite
 
     head = {"format": f"onnxcop-{kind}", "version": JSON_VERSION, "onnxcop": __version__}
@@ -98,7 +98,7 @@ def show_json(kind: str, document: Mapping[str, Any]) -> None:
 
 
 def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool = False) -> None:
-    """Show what a run found, what it saw, what it cut, and what that comes to."""
+    """Show the result of a run: model, data, cut and figures."""
     from rich.text import Text
 
     from onnxcop.report import text as story
@@ -134,7 +134,7 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
 
 
 def _print(console: Console, *lines: str) -> None:
-    """Print prose, the first word in bold; in a pipe a line stays one line, for other programs to read."""
+    """Print prose with the first word in bold; in a pipe a line stays one line, for other programs."""
     from rich.padding import Padding
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""What the terminal shows of a model before any run: what may be removed, what not and why, what it would save."""
+"""Output of `inspect`: what can be pruned, what is frozen and why, and possible savings."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from onnxcop.analysis.inspect import GroupEntry, Inspection
     from onnxcop.criteria.scores import Scores
 
-_MOST_GROUPS = 24  # so that a usual model fits one or two screens
+_MOST_GROUPS = 24  # so that a typical model fits on one or two screens
 _MOST_FROZEN = 12
 _MOST_SCORES = 20
 
 
 def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
-    """Draw what could be pruned and what it would save, what not and why."""
+    """Print what can be pruned and how much it saves, and what is frozen and why."""
     console = terminal()
     shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.input_shapes.items())
     console.print(f"{found.model} with {shapes}")
@@ -47,7 +47,7 @@ def show_inspection(found: Inspection, *, verbose: bool = False) -> None:
 
 
 def _groups(found: Inspection, width: int, *, verbose: bool) -> Table:
-    """One line per group; with -v all names and costs per filter too."""
+    """One line per group; with -v also all names and costs per filter."""
     inexact = any(not group.exact for group in found.groups)
     columns = ["width", "MACs/filter", *(["params/filter"] if verbose else []), "MACs", "params"]
     table = new_table(
@@ -65,7 +65,7 @@ def _groups(found: Inspection, width: int, *, verbose: bool) -> Table:
 
 
 def _one_line(group: GroupEntry, room: int) -> str:
-    """The first layer of a group, the end of its name if need be, and how many more."""
+    """The first layer of a group, shortened to its end if necessary, and the number of others."""
     more = f" +{len(group.layers) - 1}" if len(group.layers) > 1 else ""
     return shortened((group.layers or (group.name,))[0], room - len(more)) + more
 
@@ -91,7 +91,7 @@ def _show_inexact(console: Console, found: Inspection) -> None:
 
 
 def show_scores(found: Scores, model: str, *, verbose: bool = False) -> None:
-    """Draw what filters are worth: the least important ones, or all."""
+    """Print the importance of filters: the least important ones, or all."""
     console, most = terminal(), len(found.units) if verbose else _MOST_SCORES
     settings = ", ".join(f"{name} {value}" for name, value in found.parameters.items())
     console.print(f"{model} by {found.criterion}" + (f" ({settings})" if settings else ""))

@@ -1,4 +1,4 @@
-"""What the terminal shows of studies: two models side by side, and trade-off curves."""
+"""Output of `compare` and `sweep`: two models side by side, and trade-off curves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
-    """Draw two models side by side: cost, latency, operators, and how far the outputs agree."""
+    """Print two models side by side: cost, latency, operators, and agreement of the outputs."""
     from rich.text import Text
 
     console, a, b = terminal(), found.a, found.b
@@ -50,12 +50,12 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
 
 
 def _colour(times: Latency) -> str:
-    """Of a latency: green where it is shorter, red where it is longer, beyond doubt."""
+    """Colour of a latency: green if it is clearly shorter, red if clearly longer."""
     return "" if times.undecided else "red" if times.slower else "green"
 
 
 def show_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """Draw the conditions of a gate, if there are any."""
+    """Print the conditions of a gate, if there are any."""
     if not verdicts:
         return
     table = new_table("gate", "measured", "")
@@ -65,7 +65,7 @@ def show_verdicts(verdicts: Sequence[Verdict]) -> None:
 
 
 def verdict_text(verdict: Verdict) -> str:
-    """What a condition was held against."""
+    """The measured value for a condition."""
     return "not measured" if verdict.value is None else f"{verdict.value:.4g}"
 
 
@@ -85,12 +85,12 @@ _ENDS = ("_low", "_high")
 
 
 def curve_head(row: CurveRow) -> str:
-    """The line above the rows of a trade-off curve that are to come: what the first one measured."""
+    """The line above the rows of a trade-off curve, with the columns of the first row."""
     return "  ".join(f"{_column(name)[0]:>{_width(name)}}" for name in _shown(row))
 
 
 def curve_line(row: CurveRow, first: CurveRow) -> str:
-    """A point of a trade-off curve, under the columns of the first one; in red the time of a slower model."""
+    """A point of a trade-off curve, in the columns of the first row; the time of a slower model in red."""
     cells = []
     for name in _shown(first):
         value, low = row.get(name), row.get(f"{name}_low")
@@ -116,7 +116,7 @@ def _width(name: str) -> int:
 
 
 def _operators(found: Comparison, *, verbose: bool) -> Table:
-    """Operators that compute something, or that only one model has so many of; all where asked for."""
+    """Operators that compute something, or that differ in number between the models; all on request."""
     a, b = found.a.operators, found.b.operators
     table = new_table("operator", "nodes A", "nodes B", "MACs A", "MACs B", "B/A")
     for name in dict.fromkeys((*a, *b)):
@@ -134,7 +134,7 @@ def _macs(cost: OperatorCost | None) -> float:
 
 
 def _outputs(found: Agreement) -> Table:
-    """One line per output; columns that no output has anything for are left out."""
+    """One line per output; empty columns are left out."""
     columns = {
         "relative error": [_written(gap.error, "{:.3g}") for gap in found.outputs],
         "largest": [_written(gap.worst, "{:.3g}") for gap in found.outputs],

@@ -1,4 +1,4 @@
-"""How failures are reported: one line on standard error, an object on standard output with `--json`, an exit code."""
+"""Reports of failures: a line on standard error, an object on standard output with `--json`, an exit code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def tell_failure(error: BaseException, *, debug: bool, as_json: bool) -> int:
     """Report why a run ended, and return its exit code.
 
     Args:
-        error: What ended it.
+        error: The exception that ended the run.
         debug: Whether to show the traceback.
-        as_json: Whether to write an object too.
+        as_json: Whether to write a JSON object too.
     """
     if isinstance(error, click.ClickException):
         error.show()

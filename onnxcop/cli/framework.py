@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from onnxcop._base.plugins import registered
 
-MAIN = ""  # the name of the main form among the commands: none that a model could have
+MAIN = ""  # name of the main form among the commands; no model can have it
 _USAGE = "MODEL [-o OUT] [OPTIONS]"
 
 _SHARE = "budgets say what to keep: --macs 0.7 (or --params, --filters) removes 30%"
@@ -200,7 +200,7 @@ class Program(click.Group):
 
 
 class ModelFile(click.Path):
-    """The model of the main form, which is not the name of a command."""
+    """The model of the main form; it may not be the name of a command."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""

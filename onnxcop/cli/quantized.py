@@ -1,4 +1,4 @@
-"""`--then-quantize`: the int8 model beside the pruned one, and what the terminal shows of it."""
+"""`--then-quantize`: the int8 model beside the pruned one, and its line on the terminal."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Quantized:
 
     Attributes:
         mode: `static` or `dynamic`.
-        path: Where it is written.
+        path: Its path.
         model: The model.
-        comparison: Of it with the original, on the data of the run.
+        comparison: Comparison with the original, on the data of the run.
     """
 
     mode: str
@@ -33,7 +33,7 @@ class Quantized:
     comparison: Comparison
 
     def line(self) -> str:
-        """What it costs and how far it agrees with the original, in a line."""
+        """Cost and agreement with the original, in a line."""
         a, b, latency = self.comparison.a.cost, self.comparison.b.cost, self.comparison.latency
         parts = [f"file size {sized(b.bytes)}, {percent(b.bytes, a.bytes)}"]
         if latency is not None:
@@ -54,12 +54,12 @@ class Quantized:
 
 
 def int8_path(target: Path) -> Path:
-    """Where the int8 model goes: `small.onnx` → `small.int8.onnx`."""
+    """Path of the int8 model: `small.onnx` → `small.int8.onnx`."""
     return target.with_name(f"{target.name.removesuffix('.onnx')}.int8.onnx")
 
 
 def quantized(original: Path, pruned: onnx.ModelProto, target: Path, values: Mapping[str, Any]) -> Quantized | None:
-    """Quantize a pruned model as `--then-quantize` says, and hold the result against the original.
+    """Quantize a pruned model as `--then-quantize` says, and compare the result with the original.
 
     Both are calibrated and compared on the data of the run; without data, `dynamic` is compared on synthetic inputs.
     """

@@ -29,10 +29,10 @@ def take_recipe(ctx: click.Context, param: click.Parameter, value: Path | None) 
 
 
 def read_recipe(path: Path) -> Mapping[str, Any]:
-    """The table in a file.
+    """Read the table in a file.
 
     Raises:
-        click.UsageError: There is no such file, or it holds no table.
+        click.UsageError: The file does not exist, or contains no table.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def read_recipe(path: Path) -> Mapping[str, Any]:
 
 
 def defaults(command: click.Command, recipe: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A recipe as defaults of a command's parameters.
+    """Convert a recipe to defaults of a command's parameters.
 
     Raises:
         click.UsageError: The recipe names an option that the command does not have.
@@ -71,7 +71,7 @@ def defaults(command: click.Command, recipe: Mapping[str, Any], path: Path) -> d
 
 
 def recipe_of(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe that a plan was made with: its budget, its method, its limits.
+    """The recipe of a plan: its budget, its method, its limits.
 
     Args:
         plan: The document of a plan (`--plan-out`).
@@ -102,7 +102,7 @@ def recipe_of(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def written_recipe(recipe: Mapping[str, Any], path: Path) -> str:
-    """A recipe as text, in the form that the suffix of its file says."""
+    """A recipe as text, in the format of its file's suffix."""
     if path.suffix.lower() == ".json":
         return json.dumps(recipe, indent=1) + "\n"
     import yaml
@@ -136,7 +136,7 @@ def _layer(entry: Any, path: Path) -> dict[str, Any]:
 
 
 def _written(value: Any, *, multiple: bool) -> Any:
-    """A value as the command line would have it."""
+    """A value in the form of the command line."""
     if multiple:
         return [str(entry) for entry in (value if isinstance(value, list) else [value])]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: a request to end is taken as Ctrl-C is, so that nothing is left behind."""
+"""Stopping a run from outside: signals to end are treated like Ctrl-C, so that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by a signal.
+    """A signal asked the process to end.
 
     Attributes:
-        code: The exit code that says so.
+        code: The exit code for the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,7 +25,7 @@ def stop_cleanly() -> None:
 
     def end(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN if os.getpid() == own else signal.SIG_DFL)  # once is enough
-        if os.getpid() != own:  # a process that a script forked: ends as it would without this handler
+        if os.getpid() != own:  # a process that a script forked ends as it would without this handler
             os.kill(os.getpid(), number)
             return
         raise Terminated(number)
@@ -37,7 +37,7 @@ def stop_cleanly() -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of a run that was stopped: 130 on Ctrl-C, 128 and its number after another signal."""
+    """The exit code of a stopped run: 130 on Ctrl-C, 128 plus the number of another signal."""
     for found in (error, error.__cause__):
         if isinstance(found, Terminated):
             return found.code

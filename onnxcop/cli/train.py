@@ -1,4 +1,4 @@
-"""The command that trains: `onnxcop finetune`."""
+"""The command `onnxcop finetune`."""
 
 from __future__ import annotations
 

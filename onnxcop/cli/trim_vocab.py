@@ -1,4 +1,4 @@
-"""The command that trims a vocabulary: `onnxcop trim-vocab`."""
+"""The command `onnxcop trim-vocab`."""
 
 from __future__ import annotations
 

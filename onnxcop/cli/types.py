@@ -1,4 +1,4 @@
-"""Types of command-line values: what is written on the command line, and what it becomes."""
+"""Types of command-line values: their form on the command line, and their Python values."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Fraction(click.ParamType[float]):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a result goes.
+    """Destination of a result.
 
     Attributes:
-        path: The file that was named, or the folder.
-        whole: Whether it is a folder that also gets what stands beside the model.
+        path: The file or folder.
+        whole: Whether it is a folder that also gets config.json and the tokenizer beside the model.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class OutputPath(click.ParamType[Output]):
 
 
 class ReportFile(click.ParamType[Path]):
-    """A file whose suffix is a form of report."""
+    """A file with the suffix of a report format."""
 
     name = "file"
 
@@ -194,23 +194,23 @@ class PreferenceWeights(click.ParamType[tuple[float, float]]):
 
 
 class _Name(click.ParamType[str]):
-    """A name of a catalogue: offered by the shell, and refused with the others if there is none."""
+    """A name from a catalogue: completed by the shell, and refused with a list of all names if unknown."""
 
     name = "name"
     kind = ""
 
     def summaries(self) -> Mapping[str, str]:
-        """The catalogue, with a line on each; imported late, since it may be heavy."""
+        """The catalogue, with a description of each; imported late, because it may be heavy."""
         raise NotImplementedError
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The names that begin so, with what each does."""
+        """The names with this beginning, with their descriptions."""
         return [
             CompletionItem(name, help=text) for name, text in self.summaries().items() if name.startswith(incomplete)
         ]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name, if there is such a one."""
+        """The name, if it exists."""
         known = self.summaries()
         if value not in known:
             self.fail(f"unknown {self.kind} {value!r}; choose {', '.join(known)}", param, ctx)
@@ -254,7 +254,7 @@ class TargetName(_Name):
 
 
 class ProviderName(_Name):
-    """The name of an execution provider; ONNX Runtime may know others than those that have a short name."""
+    """The name of an execution provider; besides the short names ONNX Runtime may have others."""
 
     kind = "provider"
 
@@ -265,7 +265,7 @@ class ProviderName(_Name):
         return SHORT_NAMES
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name as it is."""
+        """The name, unchanged."""
         return str(value)
 
 

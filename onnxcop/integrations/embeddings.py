@@ -1,7 +1,7 @@
-"""A text model with the part of its vocabulary that some texts need: fewer rows in the table of embeddings.
+"""Text models with a smaller vocabulary: rows of unused tokens are removed from the embedding tables.
 
-Token numbers may reach the graph's tables of embeddings only. The rows of tokens that no text uses go, those that stay
-move up, and the tokenizer numbers them anew, so that every text gets the embeddings that it had before.
+Token numbers may only index embedding tables of the graph. Rows of tokens that no text uses are removed, the others
+move up, and the tokenizer renumbers them, so that every text gets the same embeddings as before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TrimmedModel:
         model: The model.
         vocabulary: The tokens that stay, and the tokenizer's files.
         tables: Names of the tables of embeddings that lost rows.
-        before: Rows that these tables had.
+        before: Number of rows of these tables before.
     """
 
     model: onnx.ModelProto
@@ -53,10 +53,10 @@ def trim_vocabulary(
     Args:
         model: A text model whose token numbers come in as `input_ids`; it is not changed.
         texts: The texts, and the model's tokenizer.
-        options: How both models are run for the proof.
+        options: How to run both models for the proof.
 
     Raises:
-        ModelError: Token numbers reach more than tables of embeddings, or the tables are used for more.
+        ModelError: Token numbers reach more than embedding tables, or the tables have other uses.
         CalibrationError: The texts or the tokenizer cannot be read.
         VerificationError: The outputs are not those of the original.
     """
@@ -115,7 +115,7 @@ def _tables(model: onnx.ModelProto, vocabulary: Vocabulary) -> tuple[str, ...]:
 
 
 def _table_of(node: onnx.NodeProto, place: int) -> str | None:
-    """The table that a node picks rows of, by the token numbers at one of its inputs."""
+    """The table from which a node picks rows by the token numbers at one of its inputs."""
     if node.op_type == "Gather" and place == 1 and all(a.name != "axis" or a.i == 0 for a in node.attribute):
         return str(node.input[0])
     if (node.domain, node.op_type, place) == (MICROSOFT, "EmbedLayerNormalization", 0):
@@ -124,7 +124,7 @@ def _table_of(node: onnx.NodeProto, place: int) -> str | None:
 
 
 def _compares(node: onnx.NodeProto, place: int, stored: dict[str, onnx.TensorProto], vocabulary: Vocabulary) -> bool:
-    """Whether a node compares token numbers with one that stays the same, that of padding say."""
+    """Whether a node compares token numbers with one that stays the same, e.g. that of padding."""
     if node.op_type != "Equal" or place > 1 or node.input[1 - place] not in stored:
         return False
     value = numpy_helper.to_array(stored[node.input[1 - place]]).reshape(-1)
@@ -132,7 +132,7 @@ def _compares(node: onnx.NodeProto, place: int, stored: dict[str, onnx.TensorPro
 
 
 def _other_readers(graph: onnx.GraphProto, tables: set[str], names: set[str]) -> Iterator[tuple[onnx.NodeProto, str]]:
-    """Nodes that read a table otherwise than by its rows, or anything of it in a body of control flow."""
+    """Nodes that use a table other than by its rows, or that use it in a body of control flow."""
     for node in graph.node:
         for name in captured(node) & (tables | names):
             yield node, name
@@ -143,7 +143,7 @@ def _other_readers(graph: onnx.GraphProto, tables: set[str], names: set[str]) ->
 
 
 def _prove(original: onnx.ModelProto, result: onnx.ModelProto, vocabulary: Vocabulary, options: EngineOptions) -> None:
-    """Both models must give the same outputs, each for its own numbers of the same tokens."""
+    """Check that both models give the same outputs, each for its own numbers of the same tokens."""
     shapes = settle_shapes(original, None, options)
     rng = np.random.default_rng(0)
     with Session(original, options) as before, Session(result, options) as after:

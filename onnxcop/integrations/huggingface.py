@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: what stands beside a model goes with the pruned one, with its sizes brought up to date."""
+"""Folders of Hugging Face: files beside a model are copied with the pruned one, and their sizes are updated."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _BESIDE = (
     "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json", "LICENSE",
 )  # fmt: skip
 UNREWRITTEN = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-"""Tokenizers in a form that cannot be written anew; `tokenizer.json` holds the same."""
-_ONNX = "onnx"  # the folder of the models in a repository that holds other formats too
-_PRUNED = "onnxcop"  # the entry of config.json that tells of widths which its own fields cannot
+"""Tokenizer files that cannot be rewritten; `tokenizer.json` has the same contents."""
+_ONNX = "onnx"  # folder of the models in a repository that has other formats too
+_PRUNED = "onnxcop"  # entry of config.json for widths that its own fields cannot express
 
 
 def home_of(model: Path) -> Path:
-    """The folder that a model's configuration lies in: its own, or the one above a folder called `onnx`."""
+    """The folder with a model's configuration: its own, or the parent of a folder called `onnx`."""
     return model.parent.parent if model.parent.name == _ONNX else model.parent
 
 
 def companions(model: Path, result: PruneResult) -> Iterator[tuple[Path, bytes]]:
-    """What goes with a pruned model, by its path in the folder of the result.
+    """Files to write with a pruned model, by path in the folder of the result.
 
     Args:
         model: The original's file.
@@ -41,7 +41,7 @@ def companions(model: Path, result: PruneResult) -> Iterator[tuple[Path, bytes]]
 
 
 def files_beside(model: Path) -> Iterator[tuple[str, bytes]]:
-    """What stands beside a model and belongs to it, by its path in the folder."""
+    """Files beside a model that belong to it, by path in the folder."""
     home = home_of(model)
     for name in _BESIDE:
         if (home / name).is_file():
@@ -49,7 +49,7 @@ def files_beside(model: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def stage_companions(files: Writing, model: Path, target: Path, result: PruneResult) -> None:
-    """Make the folder of a result, and have what stands beside the original written into it."""
+    """Create the folder of a result, and write the files beside the original into it."""
     home = home_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for name, content in companions(model, result):
@@ -58,10 +58,10 @@ def stage_companions(files: Writing, model: Path, target: Path, result: PruneRes
 
 
 def updated(content: bytes, result: PruneResult) -> bytes:
-    """A `config.json` with the sizes of a pruned model, where it has fields for them.
+    """A `config.json` with the sizes of a pruned model, if it has fields for them.
 
-    A width is written where all layers of the old width have one new width. Where they differ, the field stays, and
-    the entry `onnxcop` lists the widths of the layers, in their order. Labels follow the classes that were kept.
+    A width is updated if all layers of the old width have one new width. If they differ, the field stays, and the entry
+    `onnxcop` lists the widths of the layers in order. Labels follow the kept classes.
     """
     try:
         config = json.loads(content)
@@ -82,7 +82,7 @@ def updated(content: bytes, result: PruneResult) -> bytes:
 
 
 def _resized(config: Mapping[str, Any], widths: Mapping[int, list[int]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields that hold widths of layers, new, and those that one number cannot tell."""
+    """The updated width fields, and those that one number cannot express."""
     result, uneven = dict(config), {}
     for name, value in config.items():
         if not _names_widths(name):
@@ -99,7 +99,7 @@ def _resized(config: Mapping[str, Any], widths: Mapping[int, list[int]]) -> tupl
 
 
 def _names_widths(name: str) -> bool:
-    """Whether a field holds widths of layers: `hidden_sizes`, `intermediate_size`, `d_ff`, not the size of images."""
+    """Whether a field holds widths of layers: `hidden_sizes`, `intermediate_size`, `d_ff`, but not an image size."""
     return name in ("d_ff", "d_model", "ffn_dim", "dim", "hidden_dim") or (
         name.endswith(("hidden_size", "hidden_sizes", "intermediate_size", "embedding_size", "ffn_dim", "_channels"))
         and name != "num_channels"
@@ -115,7 +115,7 @@ def _common(widths: list[int]) -> int | None:
 
 
 def _labels(config: Mapping[str, Any], kept: tuple[int, ...]) -> dict[str, Any]:
-    """Names of the classes that stay, numbered anew."""
+    """Names of the kept classes, renumbered."""
     names = config.get("id2label")
     found: dict[str, Any] = {"num_labels": len(kept)} if "num_labels" in config else {}
     if isinstance(names, Mapping) and all(str(number) in names for number in kept):

@@ -47,7 +47,7 @@ PACKAGE_ENTRY: dict[str, Any] = {
 
 
 class OnnxCop(Pass):
-    """Removes filters from an ONNX model within a budget, and lets the rest compensate for them."""
+    """Removes filters from an ONNX model within a budget, and lets the others compensate for them."""
 
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:

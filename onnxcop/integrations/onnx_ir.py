@@ -1,4 +1,4 @@
-"""Pruning as a pass of `onnx_ir`, for use among others in a `Sequential` or a `PassManager`.
+"""Pruning as a pass of `onnx_ir`, e.g. in a `Sequential` or a `PassManager`.
 
 Needs the package `onnx-ir` (`pip install "onnxcop[onnx-ir]"`).
 """
@@ -13,10 +13,10 @@ from onnxcop.pipeline.prune import PruneResult, prune
 
 
 class PrunePass(ir.passes.FunctionalPass):
-    """Prunes a model; the one that came in stays as it was.
+    """Prunes a model; the input model is not changed.
 
     Attributes:
-        result: What the last call did (plan, report, statistics), None before the first.
+        result: Result of the last call (plan, report, statistics), None before the first.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -1,8 +1,8 @@
-"""Back to PyTorch: what a plan leaves of the state dict that a model was exported from.
+"""Back to PyTorch: the state dict of an exported model, cut as a plan cut the ONNX model.
 
 Stored tensors of the ONNX model are found in the state dict by name, by value, transposed (Linear layers), or scaled
-channel by channel (a BatchNorm that the exporter folded into the convolution before it). PyTorch itself is not needed
-to slice a state dict.
+channel by channel (a BatchNorm that the exporter folded into the convolution before it). Slicing a state dict does not
+need PyTorch itself.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from onnxcop.graph.traits import Trait, traits
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.rewrite.sizes import kept_positions
 
-_CLOSE = 1e-4  # relative difference of weights that are the same up to rounding
-_EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-8, 0.0)  # of BatchNorm, the usual ones
+_CLOSE = 1e-4  # relative difference of weights that are equal up to rounding
+_EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-8, 0.0)  # common values of BatchNorm
 
 
 @dataclass(frozen=True, slots=True)
 class TorchState:
-    """What a plan leaves of a state dict.
+    """A state dict after a plan.
 
     Attributes:
-        state: All entries of the state dict, those that lose channels sliced.
-        placed: By name of an ONNX tensor the entry that it was found as.
-        unplaced: What the plan cuts and could not be found, in words; such a state does not fit together.
+        state: All entries of the state dict, sliced if they lose channels.
+        placed: The matching entry, by name of the ONNX tensor.
+        unplaced: Descriptions of cut tensors without a matching entry; with any of these, the state is inconsistent.
     """
 
     state: dict[str, Any]
@@ -46,12 +46,12 @@ class TorchState:
 
 @dataclass(frozen=True, slots=True)
 class _Match:
-    """Where a stored tensor of the model is in the state dict.
+    """The entry of the state dict that matches a stored tensor of the model.
 
     Attributes:
         key: The entry.
         axes: For every axis of the ONNX tensor, the axis of the entry.
-        epsilon: Of the BatchNorm that was folded into the tensor; None without one.
+        epsilon: Epsilon of the BatchNorm that was folded into the tensor; None without one.
         norm: Entries of that BatchNorm.
     """
 
@@ -68,13 +68,13 @@ def torch_state(
     """Cut a PyTorch state dict as a plan cut the ONNX model that was exported from it.
 
     Args:
-        plan: What was decided, or its file.
-        state_dict: Of the module that was exported; its values are tensors or arrays, and are not changed.
+        plan: The plan, or its file.
+        state_dict: State dict of the exported module; its values are tensors or arrays, and are not changed.
         model: The original ONNX model, or its file.
-        pruned: The pruned model, to take its weights (recovered, fine-tuned) in place of the sliced originals.
+        pruned: The pruned model, to use its weights (recovered, fine-tuned) instead of the sliced originals.
 
     Returns:
-        The sliced state dict, and what could not be placed. :func:`resize_module` puts it into a module.
+        The sliced state dict, and the tensors without an entry. :func:`resize_module` puts it into a module.
 
     Raises:
         PlanMismatchError: The plan was made for another model, or its channels are not those of the state dict.
@@ -102,7 +102,7 @@ def torch_state(
 
 
 class _Slicing:
-    """A state dict that is being sliced, tensor by tensor of the ONNX model."""
+    """Slices a state dict, tensor by tensor of the ONNX model."""
 
     def __init__(
         self, *, model: onnx.ModelProto, given: Mapping[str, Any], recovered: Mapping[str, onnx.TensorProto],
@@ -118,12 +118,12 @@ class _Slicing:
         self.unplaced: list[str] = []
 
     def namesake(self, name: str) -> str | None:
-        """The entry of a tensor's own name."""
+        """The entry with a tensor's own name."""
         return _dotted(name, self.arrays)
 
     def place_all(self) -> None:
         """Slice the entry of every stored tensor that is cut or has new values."""
-        # Those of the same name first: equal values are a guess that must not take another's entry.
+        # Equal names first: a match by equal values is a guess and must not take another tensor's entry.
         for name, tensor in sorted(self.stored.items(), key=lambda entry: self.namesake(entry[0]) is None):
             cuts = self.cuts(name)
             changes = cuts or name in self.recovered
@@ -148,14 +148,14 @@ class _Slicing:
             self.result[found.key] = _turned_back(self.recovered[name], found, self.given[found.key])
 
     def add_biases(self) -> None:
-        """Store the biases that the state dict has no entry for: those of recovery, and of folded BatchNorms."""
+        """Add biases without an entry in the state dict: those of recovery, and of folded BatchNorms."""
         for name, bias in self.biases.items():
             if bias in self.placed:
                 continue
             values = _stored(self.recovered, bias)
             if values is not None and name in self.folded:
                 _neutral(self.result, self.given, self.folded[name], values)
-            elif values is not None and name in self.placed:  # recovery gave a bias to a layer without one
+            elif values is not None and name in self.placed:  # recovery added a bias to a layer without one
                 key = self.placed[name].removesuffix("weight") + "bias"
                 self.result[key] = _like(self.given[self.placed[name]], values)
         missing = {bias for name, bias in self.biases.items() if bias not in self.placed and name not in self.folded}
@@ -164,13 +164,13 @@ class _Slicing:
 
 
 def resize_module(module: Any, found: TorchState) -> None:
-    """Make a PyTorch module as narrow as a sliced state dict, in place, and load it.
+    """Resize a PyTorch module to a sliced state dict, in place, and load it.
 
     Parameters and buffers get the new shapes; `in_channels`, `out_channels`, `groups`, `in_features`, `out_features`
-    and `num_features` follow. Sizes that the module's code spells out are its author's to change.
+    and `num_features` follow. Sizes that are constants in the module's code must be changed there.
 
     Raises:
-        PlanMismatchError: Something that the plan cuts was not found in the state dict, so nothing would fit.
+        PlanMismatchError: A cut tensor has no entry in the state dict, so the result would be inconsistent.
     """
     if found.unplaced:
         raise PlanMismatchError(f"the state dict lacks what the plan cuts: {'; '.join(found.unplaced)}")
@@ -207,7 +207,7 @@ def _resize(owner: Any, shape: tuple[int, ...]) -> None:
 
 
 def _found(name: str, array: Array, arrays: Mapping[str, Array], taken: set[str]) -> _Match | None:
-    """Where a stored tensor is in the state dict."""
+    """The entry that matches a stored tensor."""
     straight = tuple(range(array.ndim))
     key = _dotted(name, arrays)
     if key is not None and arrays[key].shape == array.shape:
@@ -229,12 +229,12 @@ def _found(name: str, array: Array, arrays: Mapping[str, Array], taken: set[str]
 
 
 def _dotted(name: str, arrays: Mapping[str, Array]) -> str | None:
-    """The entry of a tensor's own name."""
+    """The entry with a tensor's own name."""
     return next((key for key in (name, name.replace("/", ".").strip(".")) if key in arrays), None)
 
 
 def _folded(key: str, value: Array, array: Array, arrays: Mapping[str, Array]) -> tuple[float, tuple[str, ...]] | None:
-    """The epsilon and the entries of the BatchNorm that makes `array` of the weights `value`."""
+    """The epsilon and the entries of the BatchNorm that turns the weights `value` into `array`."""
     raw, scaled = (part.reshape(len(part), -1).astype(np.float64) for part in (value, array))
     scale = (raw * scaled).sum(1) / np.maximum((raw * raw).sum(1), 1e-30)
     if not _same(scale[:, None] * raw, scaled):
@@ -248,7 +248,7 @@ def _folded(key: str, value: Array, array: Array, arrays: Mapping[str, Array]) -
 
 
 def _norms(key: str, arrays: Mapping[str, Array], channels: int) -> Iterator[dict[str, str]]:
-    """BatchNorms of so many channels, entries by their last names; those right after the weights first."""
+    """BatchNorms of a number of channels, as entries by their last names; those right after the weights first."""
     keys = list(arrays)
     place = keys.index(key)
     for other in keys[place:] + keys[:place]:
@@ -259,7 +259,7 @@ def _norms(key: str, arrays: Mapping[str, Array], channels: int) -> Iterator[dic
 
 
 def _neutral(result: dict[str, Any], state_dict: Mapping[str, Any], found: _Match, bias: Array) -> None:
-    """Let a folded BatchNorm add the bias of the folded layer and do nothing else."""
+    """Set a folded BatchNorm so that it only adds the bias of the folded layer."""
     parts = {entry.rpartition(".")[2]: entry for entry in found.norm}
     ones = np.ones_like(bias)
     values = {
@@ -272,7 +272,7 @@ def _neutral(result: dict[str, Any], state_dict: Mapping[str, Any], found: _Matc
 
 
 def _bias_of(found: _Match) -> str:
-    """The entry of the bias beside the weights, which the folded BatchNorm adds to."""
+    """The entry of the bias beside the weights, to which the folded BatchNorm adds."""
     return found.key.removesuffix("weight") + "bias"
 
 
@@ -286,20 +286,20 @@ def _biases(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _turned_back(tensor: onnx.TensorProto, found: _Match, entry: Any) -> Any:
-    """New values of a tensor, in the shape that the state dict has them in."""
+    """New values of a tensor, in the shape of the state dict."""
     values = onnx.numpy_helper.to_array(tensor)
     flat = len(found.axes) > entry.ndim
     return _like(entry, values.reshape(-1) if flat else np.transpose(values, np.argsort(found.axes)))
 
 
 def _with_copies(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Stored tensors, and what nodes pass on of them unchanged: an exporter writes equal tensors once."""
+    """Stored tensors, and their unchanged copies made by nodes: an exporter writes equal tensors once."""
     found = constant_tensors(model)
     return found | {copy: found[name] for name, copies in _passed_on(model).items() for copy in copies}
 
 
 def _passed_on(model: onnx.ModelProto) -> dict[str, list[str]]:
-    """Names under which nodes pass on a stored tensor unchanged."""
+    """Names of unchanged copies of a stored tensor."""
     stored, found = constant_tensors(model), dict[str, list[str]]()
     for node in Scopes.of(model).nodes:
         if node.op_type == "Identity" and node.input[0] in stored:
@@ -312,7 +312,7 @@ def _stored(tensors: Mapping[str, onnx.TensorProto], name: str) -> Array | None:
 
 
 def _cuts(label: Any, keep: Any) -> dict[int, IntArray]:
-    """Positions that are kept, by axis, of the axes that lose some."""
+    """Kept positions of the axes that lose some, by axis."""
     cuts = {}
     for axis, atoms in enumerate(label or ()):
         if atoms is not None:
@@ -337,7 +337,7 @@ def _array(value: Any) -> Array:
 
 
 def _like(value: Any, array: Array) -> Any:
-    """An array as the kind of tensor that `value` is."""
+    """An array converted to the kind of tensor that `value` is."""
     array = np.ascontiguousarray(array)
     return value.new_tensor(array) if hasattr(value, "new_tensor") else array.astype(value.dtype)
 

@@ -1,4 +1,4 @@
-"""Two models side by side: what each costs, how long each takes, and how far their outputs agree."""
+"""Comparison of two models: cost, latency, and agreement of their outputs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure_times
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.verification.agreement import Agreement, agreement, paired
 
-_SYNTHETIC = 32  # samples where no data are given
-_REAL = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}  # that may replace one another
+_SYNTHETIC = 32  # samples if no data are given
+_REAL = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}  # types that may replace one another
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorCost:
-    """All nodes of one operator.
+    """Total cost of all nodes of one operator.
 
     Attributes:
-        nodes: How many there are at the top level of the graph.
-        macs: Multiply-accumulates of one sample in them.
+        nodes: Number of nodes at the top level of the graph.
+        macs: Their multiply-accumulates per sample.
     """
 
     nodes: int
@@ -50,7 +50,7 @@ class Side:
 
     Attributes:
         model: Path or description.
-        cost: What it costs.
+        cost: Its cost.
         filters: Number of filters in all layers.
         operators: Cost by operator.
     """
@@ -63,14 +63,14 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models side by side.
+    """Result of a comparison.
 
     Attributes:
         a: The first one.
         b: The second one.
-        latency: Of both, where both run.
-        agreement: Of the outputs of `b` with those of `a`, where both take the same inputs.
-        data: What the outputs were compared on.
+        latency: Latency of both, if both run.
+        agreement: Agreement of the outputs of `b` with those of `a`, if both take the same inputs.
+        data: The data on which outputs were compared.
         notes: What could not be compared, and why.
     """
 
@@ -88,13 +88,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareOptions(DataOptions):
-    """How two models are compared.
+    """Options of a comparison.
 
     Attributes:
         input_shapes: Concrete shapes for dynamic inputs.
-        options: How models are run; None for what this machine has.
+        options: How to run models; None for the best provider of this machine.
         latency_seconds: How long to measure latency; 0 to skip it.
-        task: What the models are for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to decide by evidence.
+        task: Task of the models, one of :data:`onnxcop.outputs.tasks.TASKS`; None to decide by evidence.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
@@ -110,7 +110,7 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
     """Compare two models.
 
     Args:
-        a: The model that the other is compared with: a path, or a model in memory.
+        a: The reference: a path, or a model in memory.
         b: The other model.
         asked: The fields of :class:`CompareOptions`, as keyword arguments; outputs are compared on the data.
 
@@ -124,7 +124,7 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
     shapes = {theirs: first.input_shapes[ours] for ours, theirs in pairs.items()}
     try:
         second = analyze(other, input_shapes=shapes, options=engine)
-    except ModelError:  # they do not fit it
+    except ModelError:  # the data do not fit the model
         second = analyze(other, options=engine)
     notes = _differences(first, second, pairs)
     found, where = None, ""
@@ -161,7 +161,7 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
 
 
 def _differences(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> list[str]:
-    """Why one model cannot be fed with the inputs of the other."""
+    """Explain why one model cannot be fed with the inputs of the other."""
     one, two = ({spec.name: spec for spec in input_specs(side)} for side in (a, b))
     same = len(pairs) == len(one) == len(two) and all(
         (one[name].dtype == two[other].dtype or {one[name].dtype, two[other].dtype} <= _REAL)
@@ -175,7 +175,7 @@ def _differences(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> list[str
 
 
 def _casts(a: Analysis, b: Analysis, pairs: Mapping[str, str]) -> Iterator[str]:
-    """Inputs that are given to one model in another precision than to the other."""
+    """Inputs that the two models take in different precisions."""
     one, two = ({spec.name: spec.dtype for spec in input_specs(side)} for side in (a, b))
     for name, other in pairs.items():
         if one[name] != two[other]:

@@ -1,4 +1,4 @@
-"""Which units are removed, and which weights the rest has: by criterion or by measurement."""
+"""Choice of units and weights: by a criterion or by measurement."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class Request:
     """Everything that a decision depends on.
 
     Attributes:
-        asked: The user's options, as they were given.
+        asked: The user's options, unchanged.
         analysis: The model.
         modes: How units are chosen and compensated.
-        budget: What to keep at most.
-        limits: What may not be cut.
+        budget: The budget.
+        limits: The limits on what may be cut.
         source: The calibration data, opened.
-        unseen: Samples that no choice may see, to report on.
+        unseen: Samples for the report, which no choice may use.
         stats: Statistics of an earlier run.
         progress: Called with (stage, done, total).
-        clock: Where the seconds of each stage are added up.
-        choices: What was chosen by measurement on the way, in words.
-        table: Times of the device that the result is for, where that is another one.
+        clock: Sums the seconds of each stage.
+        choices: Choices made by measurement, in words.
+        table: Times of the target device, if that is not this machine.
     """
 
     asked: PruneOptions
@@ -75,34 +75,34 @@ class Request:
 
     @property
     def options(self) -> EngineOptions:
-        """How models are run."""
+        """How to run models."""
         return self.asked.engine
 
     def without_quality_bounds(self) -> Request:
-        """The same without bounds on quality, for those who check them on the result."""
+        """The same without bounds on quality, for callers that check them on the result."""
         return replace(self, asked=replace(self.asked, divergence=None, max_drop=None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What is removed, and the model (in the original's shapes) whose weights compensate for it.
+    """The units to remove, and the model (in the original's shapes) with compensated weights.
 
     Attributes:
         removed: int64, units.
-        model: The analysed model, with recovered weights where there was recovery.
-        stats: Statistics of the original, where gathered.
-        warnings: What the user should know.
+        model: The analysed model, with recovered weights if there was recovery.
+        stats: Statistics of the original, if gathered.
+        warnings: Warnings for the user.
         calibration: One line on the data.
-        inputs: What the model was fed with.
-        record: What it was calibrated on.
-        held_out: Quality on held-out samples, by name, which choices were made on.
-        judgements: What the outputs are.
-        unseen: Samples that no choice has seen.
-        belief: What recovery believes of the network, to be held against the written file.
+        inputs: Values of the model's inputs.
+        record: Record of the calibration data.
+        held_out: Quality on held-out samples, by name; choices were made on these samples.
+        judgements: Kinds of the outputs.
+        unseen: Samples that no choice has used.
+        belief: The recovered network, to check the written file against.
         metric: The user's score.
-        way: What was measured after every round.
-        seen: What recovery saw flow through the original.
-        choices: What was chosen by measurement on the way, in words.
+        way: Measurements after every round.
+        seen: Statistics that recovery gathered on the original.
+        choices: Choices made by measurement, in words.
         rotated: Groups whose channels are principal channels.
     """
 
@@ -131,7 +131,7 @@ class Decision:
 
 
 def decide(request: Request, *, again: bool = False) -> Decision:
-    """Choose units and recover from their loss; `again` if the same was asked for before, and warned of."""
+    """Choose units and recover; `again` if the same was requested before, so that warnings are not repeated."""
     metric = metric_of(request)
     for line in () if again else lack_of_data(request):
         log.warning("no calibration data: %s", line)
@@ -144,7 +144,7 @@ def decide(request: Request, *, again: bool = False) -> Decision:
 
 
 def lack_of_data(request: Request) -> tuple[str, ...]:
-    """A warning where there are no data."""
+    """A warning if there are no data."""
     if request.source is not None:
         return ()
     inputs = "using synthetic inputs" if request.modes.allocate == "measured" else "using the weights alone"
@@ -152,7 +152,7 @@ def lack_of_data(request: Request) -> tuple[str, ...]:
 
 
 def metric_of(request: Request) -> Metric | None:
-    """The user's score, where there is one."""
+    """The user's metric, if there is one."""
     return None if request.asked.metric is None else Metric.of(request.asked.metric, request.analysis.original)
 
 
@@ -175,7 +175,7 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
     with request.clock.stage("recovery"):
         chosen = prepared or prepared_recovery(request)
         found = _recovered(chosen, removed, _described(request.source, chosen.untouched))
-    if request.source is None:  # what was measured on synthetic inputs says little
+    if request.source is None:  # divergences on synthetic inputs say little
         seen = "" if stats is not None else found.calibration
         return Decision(
             removed=removed, model=found.model, stats=stats, warnings=warnings, calibration=seen, metric=metric,
@@ -185,7 +185,7 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
 
 
 def prepared_recovery(request: Request) -> PreparedRecovery:
-    """What a request's recovery starts from; on synthetic inputs where there are no data."""
+    """The start of a request's recovery, on synthetic inputs if there are no data."""
     return PreparedRecovery.of(_recovery(request))
 
 
@@ -205,7 +205,7 @@ def recover_units(
     options: EngineOptions, progress: Progress, clock: Clock, *, principal: bool = False,
     task: str | None = None,
 ) -> Decision:  # fmt: skip
-    """Cut given units (principal channels, where linear streams have such) and compensate for them with data."""
+    """Cut given units (principal channels of linear streams included) and compensate with data."""
     with clock.stage("recovery"):
         recovery = recovery_on(analysis, source, settings, options, progress, task=task)
         if principal:
@@ -235,7 +235,7 @@ def _by_measurement(request: Request, metric: Metric | None) -> Decision:
 
 
 def measured_recovery(request: Request) -> tuple[Recovery, CalibrationStats | None, FloatArray]:
-    """An untouched network, statistics for the user if asked for, and an order for units without statistics."""
+    """An unpruned network, statistics if the user wants them, and an order for units without statistics."""
     analysis = request.analysis
     stats = _statistics(request) if request.asked.gathers_stats else None
     with request.clock.stage("selection and recovery"):
@@ -249,7 +249,7 @@ def measured_recovery(request: Request) -> tuple[Recovery, CalibrationStats | No
 def measured_decision(
     request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
 ) -> Decision:
-    """What a recovering network is now."""
+    """The decision that a recovered network represents."""
     found = Decision(
         removed=recovery.working.removed(), model=recovery.working.model, stats=stats, warnings=lack_of_data(request),
         calibration=_described(request.source, recovery), metric=metric, rotated=recovery.rotated,
@@ -257,7 +257,7 @@ def measured_decision(
     if not request.modes.recover.writes:
         return replace(found, model=request.analysis.model, seen=recovery.seen, rotated=())
     found = replace(found, belief=recovery.belief())
-    if request.source is None:  # what was measured on synthetic inputs says little
+    if request.source is None:  # divergences on synthetic inputs say little
         return found
     return replace(
         found, held_out=recovery.measured_quality(), judgements=recovery.reference.judgements,
@@ -266,7 +266,7 @@ def measured_decision(
 
 
 def _schedules(request: Request, settings: RecoverySettings) -> tuple[int, ...]:
-    """In how many rounds to reach the budget: more than one way is tried where the network is cheap."""
+    """Numbers of rounds in which to reach the budget: several are tried if the network is cheap."""
     rounds = settings.rounds or default_rounds(_in_shares(request))
     cheap = float(request.analysis.cost.original()[0]) < _CHEAP
     if request.source is None and not cheap:
@@ -283,7 +283,7 @@ def _in_shares(request: Request) -> Budget:
 
 
 def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, schedules: tuple[int, ...]) -> Recovery:
-    """Reach the budget in each of the numbers of rounds, and keep what comes nearest on the held-out samples."""
+    """Reach the budget in each number of rounds, and keep the closest network on the held-out samples."""
 
     def reached(rounds: int) -> Recovery:
         recovery = fresh.restarted()
@@ -307,7 +307,7 @@ def _statistics(request: Request) -> CalibrationStats:
 
 
 def calibrated_on(decision: Decision) -> str:
-    """What was seen, in a line; empty where nothing was."""
+    """Description of the calibration data, in a line; empty if there were none."""
     if decision.calibration or decision.stats is None:
         return decision.calibration
     return f"statistics of {decision.stats.samples} samples, gathered earlier"

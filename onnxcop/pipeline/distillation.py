@@ -1,4 +1,4 @@
-"""Distillation at the end of a run: the pruned model learns the original's answers."""
+"""Distillation at the end of a run: the pruned model learns the original's outputs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger("onnxcop")
 
 
 def check_distillation(options: PruneOptions) -> None:
-    """Refuse what cannot be distilled, before any work is done.
+    """Refuse impossible distillation, before any work is done.
 
     Raises:
-        CalibrationError: There are no data, or the effort is none.
+        CalibrationError: There are no data, or the effort is not valid.
     """
     if options.distill is None:
         if options.checkpoint is not None:
@@ -31,14 +31,14 @@ def check_distillation(options: PruneOptions) -> None:
 
 
 def distilled(request: Request, result: PruneResult) -> PruneResult:
-    """Distill a result as the user asked for; the better of both on held-out samples.
+    """Distill a result as requested; return the better of both on held-out samples.
 
     Args:
-        request: What was asked for.
-        result: What closed form gave.
+        request: The request.
+        result: The result of closed-form recovery.
 
     Raises:
-        OnnxcopError: The samples or the model cannot be used for it.
+        OnnxcopError: The samples or the model cannot be used for distillation.
     """
     asked, source = request.asked, request.source
     if asked.distill is None or source is None:

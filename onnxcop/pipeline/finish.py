@@ -33,7 +33,7 @@ log = logging.getLogger("onnxcop")
 
 
 def conclude(request: Request, decision: Decision) -> PruneResult:
-    """Make a decision a plan, and carry it out."""
+    """Turn a decision into a plan, and carry it out."""
     asked, analysis, modes, source = request.asked, request.analysis, request.modes, request.source
     bounds = dict(request.budget.bounds) | {"divergence": asked.divergence}
     plan = PruningPlan(
@@ -57,7 +57,7 @@ def conclude(request: Request, decision: Decision) -> PruneResult:
 
 
 def _expected(request: Request, decision: Decision) -> Expected | None:
-    """What the result will take on the device that it is for."""
+    """The expected time of the result on its target device."""
     table, times = request.table, request.analysis.cost.times
     if table is None or times is None:
         return None
@@ -88,7 +88,7 @@ def _unlisted_line(analysis: Analysis) -> tuple[str, ...]:
 
 
 def fed(decision: Decision, source: CalibrationData | None) -> Decision:
-    """The decision, with what the network was fed with."""
+    """The decision with a description of the model's inputs."""
     return decision if source is None else replace(decision, inputs=source.values(), record=source.record())
 
 
@@ -128,12 +128,12 @@ def finish(
 def beside_original(
     analysis: Analysis, model: onnx.ModelProto, engine: EngineOptions, seconds: float
 ) -> Latency | None:
-    """The time of a cut model beside the original's; None where it cannot be taken."""
+    """The time of a cut model beside the original's; None if it cannot be measured."""
     return timed(analysis.original, model, analysis.input_shapes, engine, seconds)
 
 
 def with_hints_logged(result: PruneResult) -> PruneResult:
-    """The result, with what was found out about it in the log; before, a run may make others and drop them."""
+    """The result, with hints in the log; only the final result is logged, not those that a run drops."""
     report = result.report
     for line in (*slowness(report.latency), *(() if report.figures is None else report.figures.warnings)):
         if line in report.warnings:
@@ -151,7 +151,7 @@ def _notes(report: Report, plan: PruningPlan, analysis: Analysis) -> tuple[str, 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What was checked and measured of a pruned model."""
+    """Checks and measurements of a pruned model."""
 
     verification: Verification
     latency: Latency | None
@@ -165,7 +165,7 @@ class _Measured:
 def _report(
     analysis: Analysis, decision: Decision, plan: PruningPlan, pruned: onnx.ModelProto, clock: Clock, found: _Measured
 ) -> Report:
-    """The numbers of a finished run."""
+    """The figures of a finished run."""
     filters, share, frozen = frozen_reasons(analysis)
     removed = np.sort(decision.removed)
     scores = decision.scores(pruned)

@@ -23,7 +23,7 @@ class Condition:
     Attributes:
         name: A key of :data:`QUANTITIES`.
         sign: `<=`, `>=`, `<` or `>`.
-        bound: What the quantity is held against.
+        bound: The bound on the quantity.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A condition and what was measured.
+    """A condition with the measured value.
 
     Attributes:
-        condition: As it was written.
-        value: What was measured; None if nothing could be.
-        holds: Whether the condition holds; not so without a value.
+        condition: The condition as written.
+        value: The measured value; None if there is none.
+        holds: Whether the condition holds; False without a value.
     """
 
     condition: str
@@ -67,7 +67,7 @@ def _divergence(found: Comparison) -> float | None:
 
 
 def _error(found: Comparison) -> float | None:
-    """The largest relative error of all outputs; an output that cannot be compared leaves it unknown."""
+    """The largest relative error of all outputs; None if an output cannot be compared."""
     gaps = () if found.agreement is None else found.agreement.outputs
     errors = [gap.error if gap.equal is None else 1 - gap.equal for gap in gaps]
     known = [error for error in errors if error is not None]
@@ -90,7 +90,7 @@ def read_gate(text: str) -> tuple[Condition, ...]:
     """Conditions from a text such as `agreement>=.97, time<=80%`.
 
     Raises:
-        OnnxcopError: It is none; says what to write.
+        OnnxcopError: It is not a condition; the message says what to write.
     """
     found = []
     for part in text.split(","):
@@ -109,7 +109,7 @@ def read_gate(text: str) -> tuple[Condition, ...]:
 
 
 def check_gate(conditions: tuple[Condition, ...], found: Comparison) -> tuple[Verdict, ...]:
-    """Hold every condition against a comparison; what was not measured fails."""
+    """Check every condition on a comparison; quantities that were not measured fail."""
     verdicts = []
     for condition in conditions:
         value = QUANTITIES[condition.name][1](found)

@@ -1,9 +1,9 @@
-"""Decisions for one budget after another, each tighter than the one before.
+"""Decisions for several budgets, each tighter than the one before.
 
-What does not depend on the budget is done once: the analysis, the data, the statistics of the original.
-By a criterion every budget is decided afresh from those. By measurement the statistics belong to the
-network as it is now, and a cut is reached in rounds anyway; so each budget continues from where the one
-before ended, and costs only the rounds between them.
+Everything that does not depend on the budget is done once: the analysis, the data, the statistics of the original. With
+a criterion, every budget is decided separately from those. With measurement, statistics belong to the current network
+and a cut takes several rounds anyway. So each budget continues from the one before, and costs only the rounds between
+them.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ log = logging.getLogger("onnxcop")
 
 
 class IncrementalPruner:
-    """A network on its way through ever tighter budgets.
+    """Prunes one network to tighter and tighter budgets.
 
     Args:
-        request: What is asked for, but for the budget.
+        request: The request without a budget.
     """
 
     def __init__(self, request: Request) -> None:
@@ -51,10 +51,10 @@ class IncrementalPruner:
             log.warning("no calibration data: %s", line)
 
     def decide(self, budget: Budget, clock: Clock) -> Decision:
-        """Choose and recover for a budget that is no looser than the last one.
+        """Choose and recover for a budget that is at least as tight as the last one.
 
         Raises:
-            BudgetError: It cannot be met; the next one may not be decided any more.
+            BudgetError: The budget cannot be met; no further budget may be decided.
         """
         request = replace(self.request, budget=budget, clock=clock)
         if request.modes.allocate == "measured":
@@ -85,7 +85,7 @@ class IncrementalPruner:
 
 @dataclass
 class _Path:
-    """How far a recovering network has come."""
+    """The current state of a recovering network."""
 
     recovery: Recovery
     stats: CalibrationStats | None
@@ -94,12 +94,12 @@ class _Path:
 
 
 def budgets_between(state: PruningState, budget: Budget, rounds: int | None = None) -> list[Budget]:
-    """Budgets on the way from a selection to a tighter one: the same share of what is left is removed in each.
+    """Budgets between a selection and a tighter budget; each removes the same share of the remaining resources.
 
     Args:
         state: The selection so far.
-        budget: Where to go.
-        rounds: In how many steps, None for as many as the way is long.
+        budget: The final budget.
+        rounds: Number of steps; None to choose it by the distance.
     """
     if state.meets(budget):
         return []

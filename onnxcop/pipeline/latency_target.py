@@ -1,4 +1,4 @@
-"""A budget of time: spent like any other resource, over measured times of operators, and checked on the result."""
+"""Time budgets: spent like any other resource on measured times of operators, and checked on the result."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency
 
 log = logging.getLogger("onnxcop")
 
-_AIM = 0.985  # of the bound, so that the noise of the last measurement does not spoil it
-_TIGHTER = 0.98  # of the aim, after a result that is still too slow
+_AIM = 0.985  # share of the bound to aim at, so that noise of the last measurement does not exceed it
+_TIGHTER = 0.98  # factor of the aim after a result that is still too slow
 _ATTEMPTS = 3
-_LONGER = 3  # times the time is taken for a measurement that has to decide
+_LONGER = 3  # factor of the measuring time for a measurement that decides
 
 
 def prune_within(request: Request, bound: float) -> PruneResult:
-    """Cut until a run takes no more than a fraction of the original's time.
+    """Prune until a run takes at most a fraction of the original's time.
 
     Args:
-        request: What is asked for; its other budgets hold too.
+        request: The request; its other budgets hold too.
         bound: The fraction.
 
     Raises:
-        BudgetError: It cannot be reached; says what can.
-        EngineError: The model does not run on random inputs, so that nothing can be measured.
+        BudgetError: It cannot be reached; the message names the nearest bound.
+        EngineError: The model does not run on random inputs, so its time cannot be measured.
     """
     asked = request.asked
     request = replace(request, asked=replace(asked, latency_seconds=asked.latency_seconds or DEFAULT_SECONDS))
@@ -61,10 +61,10 @@ def prune_within(request: Request, bound: float) -> PruneResult:
 
 
 def prune_by_table(request: Request, bound: float) -> PruneResult:
-    """Cut until a run takes no more than a fraction of the original's time on the device of a table.
+    """Prune until a run takes at most a fraction of the original's time on the device of a table.
 
     Args:
-        request: What is asked for, with the table; nothing is timed on this machine.
+        request: The request with the table; nothing is timed on this machine.
         bound: The fraction.
 
     Raises:
@@ -74,7 +74,7 @@ def prune_by_table(request: Request, bound: float) -> PruneResult:
 
 
 def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneResult, Latency]:
-    """A result that is thought to take so much of the time, and what it takes."""
+    """A result with so much of the estimated time, and its measured time."""
     aimed = replace(request.without_quality_bounds(), budget=request.budget.but(latency=aim))
     result = conclude(request, decide(aimed, again=again))
     times = result.report.latency
@@ -93,12 +93,12 @@ def _upwards(ratio: float) -> float:
 
 
 def _as_asked(error: BudgetError, aim: float, bound: float) -> BudgetError:
-    """The error with the bound that was asked for, instead of what was aimed at."""
+    """The error with the bound that the user gave instead of the internal aim."""
     return BudgetError(str(error).replace(f"--latency {aim:g}", f"--latency {bound:g}"), error.nearest)
 
 
 def _checked(request: Request, result: PruneResult, bound: float) -> PruneResult:
-    """The result, if the bounds on its quality hold as well."""
+    """The result, after a check that the bounds on its quality hold as well."""
     asked, quality, held_out = request.asked, result.report.quality, result.report.held_out
     if asked.divergence is not None and held_out.get("divergence", 0.0) > asked.divergence:
         raise BudgetError(

@@ -1,9 +1,9 @@
-"""A result that is no slower than its original: other widths, other groups, and in the end fewer units.
+"""Results that are not slower than the original: other widths, other groups, and finally fewer removed units.
 
-A cut that saves arithmetic can cost time, where a layer leaves its fast kernel or the layers around it are
-no longer fused. Where the written model is slower beyond doubt, whole blocks are tried, then the groups
-whose cut costs time stay whole while others give more, then fewer multiply-accumulates are cut, and in the
-end none. Bounds on anything but multiply-accumulates hold in any case, since they stand for no time.
+A cut that saves arithmetic can cost time if a layer leaves its fast kernel or is no longer fused with its neighbours.
+If the written model is slower beyond doubt, whole blocks are tried first. Then groups that cost time to cut stay whole
+while others lose more. Then fewer multiply-accumulates are cut, and finally none. Bounds on other resources always
+hold, because they do not stand for time.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from onnxcop.runtime.staircase import Staircase
 
 log = logging.getLogger("onnxcop")
 
-_LONGER = 2.0  # times the time is taken to be sure that a result is slower
-_SECONDS, _TOGETHER, _MOST = 1.5, 12, 60  # for one measurement of groups, groups in it, and groups in all
+_LONGER = 2.0  # factor of the measuring time to be sure that a result is slower
+_SECONDS, _TOGETHER, _MOST = 1.5, 12, 60  # seconds for one measurement of groups, groups in it, and groups in all
 _MEMORY = 1 << 30  # bytes of models that are measured together
-_SHARES = (0.5, 0.25)  # of what was to be cut, that is cut where the whole is slower
-_NAMED = 3  # groups that a line names
+_SHARES = (0.5, 0.25)  # shares of the requested cut to try if the whole is slower
+_NAMED = 3  # groups to name in a line
 
 
 def prune_faster(request: Request) -> PruneResult:
-    """Prune; where the result is slower than the original on this machine, find one that is not.
+    """Prune; if the result is slower than the original on this machine, find one that is not.
 
-    Where the latency of results is not measured, or widths are given by the user, nothing is compared.
+    If the latency of results is not measured, or the user gives the widths, nothing is compared.
     """
     first = conclude(request, decide(request))
     if request.limits.multiple_of != AUTO or not _slower(first):
@@ -71,13 +71,13 @@ def prune_faster(request: Request) -> PruneResult:
 
 @dataclass
 class _Search:
-    """Requests that are tried, and the quickest result so far."""
+    """Requests to try, and the fastest result so far."""
 
     request: Request
     best: PruneResult
 
     def tried(self, request: Request) -> bool:
-        """Whether a request gives a result that is no slower than the original; then it is the best one."""
+        """Whether a request gives a result that is not slower than the original; if so, it becomes the best one."""
         if not _promising(request):
             return False
         try:
@@ -89,7 +89,7 @@ class _Search:
         return not _slower(result)
 
     def in_blocks(self, request: Request) -> Request | None:
-        """The same with whole blocks only; None where that changes nothing."""
+        """The same request with whole blocks only; None if that changes nothing."""
         stairs = request.limits.staircase
         if stairs.fine == stairs.block:
             return None
@@ -98,7 +98,7 @@ class _Search:
         return replace(request, limits=coarser, choices=(line,))
 
     def spared(self, request: Request) -> Request | None:
-        """The same with those groups whole that cost time to cut; None where there are none."""
+        """The same request without the groups that cost time to cut; None if there are none."""
         analysis = request.analysis
         with request.clock.stage("widths"):
             groups = _losing(analysis, units_of(analysis, self.best.plan), request)
@@ -126,7 +126,7 @@ def _share(result: PruneResult) -> str:
 
 
 def _sure(request: Request, result: PruneResult) -> PruneResult:
-    """The result, measured for longer where it seems to be slower than the original."""
+    """The result, measured for longer if it seems slower than the original."""
     if not _slower(result):
         return result
     with request.clock.stage("latency"):
@@ -136,9 +136,9 @@ def _sure(request: Request, result: PruneResult) -> PruneResult:
 
 
 def _promising(request: Request) -> bool:
-    """Whether a rough cut of that size, which takes no time to make, is no slower than the original."""
+    """Whether a rough cut of that size, which is quick to make, is not slower than the original."""
     if request.asked.bounded:
-        return True  # how much is cut is only known in the end
+        return True  # the size of the cut is known only at the end
     analysis = request.analysis
     try:
         cut = without(analysis, rough_choice(analysis, request.budget, request.limits))
@@ -150,7 +150,7 @@ def _promising(request: Request) -> bool:
 
 
 def _losing(analysis: Analysis, removed: IntArray, request: Request) -> list[int]:
-    """Groups whose cut makes a model slower, each measured beside the model in which it alone is whole."""
+    """Groups that make a model slower if cut, each measured beside the model with only this group whole."""
     groups = np.unique(analysis.structure.group_of[removed])[:_MOST].tolist()
     feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
     cut, found = without(analysis, removed), []
@@ -174,13 +174,13 @@ def _patterns(analysis: Analysis, groups: list[int]) -> tuple[str, ...]:
 
 
 def _looser(budget: Budget) -> tuple[float, ...]:
-    """Bounds on multiply-accumulates that cut less, where they are bounded."""
+    """Looser bounds on multiply-accumulates, if they are bounded."""
     bound = budget.macs
     return () if bound is None else tuple(1.0 - share * (1.0 - bound) for share in _SHARES)
 
 
 def _whole(request: Request) -> PruneResult:
-    """The model as it was."""
+    """The unpruned model."""
     free = request.without_quality_bounds()
     nothing = Decision(removed=np.empty(0, np.int64), model=request.analysis.model)
     return conclude(replace(free, budget=Budget(), choices=()), nothing)
@@ -208,7 +208,7 @@ def _whole_line(asked: str) -> str:
 
 
 def _slow_after_all(request: Request, result: PruneResult) -> PruneResult:
-    """The quickest result within bounds that hold whatever it costs."""
+    """The fastest result within bounds that hold whatever the time."""
     latency = result.report.latency
     if latency is None:
         return result

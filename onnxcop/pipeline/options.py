@@ -1,4 +1,4 @@
-"""What the user asks for, and how units are chosen and compensated once every "auto" is decided."""
+"""Options of a run, and its modes once every "auto" is decided."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ DEFAULT_MACS = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyOptions(DataOptions):
-    """How a decision is carried out.
+    """Options for carrying out a decision.
 
     Attributes:
-        rules: What every operator does to labels; None for :data:`onnxcop.DEFAULT_RULES` and those that
+        rules: The operator rules; None for :data:`onnxcop.DEFAULT_RULES` and those that
             other packages register.
-        options: How models are run; None for what this machine has.
-        task: What the model is for, one of :data:`onnxcop.outputs.tasks.TASKS`; None to decide by evidence.
-        latency_seconds: How long to measure the latency of both models in the end; 0 to skip it.
-        metadata: Whether the result says in its metadata where it comes from (see
+        options: How to run models; None for the best provider of this machine.
+        task: Task of the model, one of :data:`onnxcop.outputs.tasks.TASKS`; None to decide by evidence.
+        latency_seconds: How long to measure the latency of both models, in seconds; 0 to skip it.
+        metadata: Whether to write the provenance into the result's metadata (see
             :func:`onnxcop.rewrite.provenance.provenance`).
-        keep_initializer_inputs: Leave stored tensors that are inputs as well on the list of inputs. By default they
-            leave it, since they keep ONNX Runtime from fusing.
+        keep_initializer_inputs: Keep stored tensors that are also inputs in the list of inputs. By default they are
+            removed from it, because they prevent fusion in ONNX Runtime.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
@@ -58,50 +58,49 @@ class ApplyOptions(DataOptions):
 
     @property
     def engine(self) -> EngineOptions:
-        """How models are run."""
+        """How to run models."""
         return self.options or EngineOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOptions(ApplyOptions):
-    """All that can be asked of a run; every field is a keyword argument of :func:`onnxcop.prune`.
+    """All options of a run; every field is a keyword argument of :func:`onnxcop.prune`.
 
     Attributes:
-        macs: Fraction of multiply-accumulates to keep at most, `0.7` or `"70%"`; 0.7 if no budget is given.
-        params: Fraction of parameters to keep at most.
-        filters: Fraction of prunable filters to keep at most.
-        size: Size of the file at most, in bytes, as `"5MB"`, or as a fraction such as `0.5` or `"50%"`.
+        macs: Largest fraction of multiply-accumulates to keep, `0.7` or `"70%"`; 0.7 if no budget is given.
+        params: Largest fraction of parameters to keep.
+        filters: Largest fraction of prunable filters to keep.
+        size: Largest size of the file: in bytes, as `"5MB"`, or as a fraction such as `0.5` or `"50%"`.
         budgets: Bounds on other resources, by name (see :data:`onnxcop.allocation.resources.RESOURCES`).
-        latency: Fraction of the time of a run to keep at most, measured on this machine with the provider of
+        latency: Largest fraction of the time of a run, measured on this machine with the provider of
             `options`, or on the device of `latency_table`.
         divergence: Instead of a budget: the largest output divergence allowed on held-out samples.
-        metric: A score of your own, `script.py:function` or a callable that takes a ModelProto and returns a number,
-            higher is better; measured before and after, and with `max_drop` the bound.
+        metric: A score, `script.py:function` or a callable that takes a ModelProto and returns a number (higher is
+            better); measured before and after, and bounded by `max_drop`.
         max_drop: Instead of a budget: the largest loss of the metric allowed.
-        stats: Statistics of an earlier run, to rank (and merge) by without data.
-        stats_out: Where to write the statistics of the original in the end; True only gathers them, for the `stats`
-            of the result.
-        criterion: Name of a criterion or one of your own; "auto" measures, and is "cop" where nothing is run.
+        stats: Statistics of an earlier run, for ranking (and merging) without data.
+        stats_out: File for the statistics of the original; True only gathers them, for `stats` of the result.
+        criterion: Name of a criterion, or a criterion object; "auto" measures, or is "cop" if nothing is run.
         allocate: How layers share the cut; "auto" is "measured" unless a criterion was named, or there are neither
             data nor recovery.
-        prefer: What to save rather than the rest: "faster" (multiply-accumulates), "smaller" (parameters), "balanced",
+        prefer: What to save first: "faster" (multiply-accumulates), "smaller" (parameters), "balanced",
             or COP's weights (beta, gamma). Measured allocation and the COP criteria follow it.
         recover: How to compensate for removed filters: "auto", or a name of
             :data:`onnxcop.recovery.methods.RECOVERIES`, or a method of your own;
             without data, recovery works on synthetic inputs.
         distill: How long to distill the pruned model from the original at the end: `"5m"`, `"20 epochs"` or `"auto"`;
-            None for not at all. Needs data, no labels.
-        checkpoint: File that keeps the state of distillation; a run that finds it resumes from there.
-        settings: How much effort recovery makes; None for the usual.
-        limits: What may not be cut; widths suit this machine, unless they say otherwise.
-        target: A device other than this one, by its name in :data:`onnxcop.runtime.staircase.TARGETS`, whose widths are
-            taken; None for what this machine computes well.
-        latency_table: Times of another device (see :func:`onnxcop.profile`), whose widths are taken and of which
-            `latency` is a fraction; nothing is timed on this machine then.
+            None to skip it. Needs data, no labels.
+        checkpoint: File for the state of distillation; if it exists, the run resumes from it.
+        settings: How thorough recovery is; None for the default.
+        limits: Limits on what may be cut; by default widths suit this machine.
+        target: A device other than this one, by its name in :data:`onnxcop.runtime.staircase.TARGETS`, to choose widths
+            for; None for this machine.
+        latency_table: Times of another device (see :func:`onnxcop.profile`), to choose widths for; `latency` is then a
+            fraction of the time there, and nothing is timed on this machine.
         input_shapes: Concrete shapes for dynamic inputs.
         policy: "finest" coupling or "coarsest" (whole heads and groups).
-        classes: Numbers or names of the classes that the result gives out, `[0, 2, 5]` or `"0,2,5"`; None for all.
-            The model is cut down to them before anything else (see :mod:`onnxcop.rewrite.classes`).
+        classes: Numbers or names of the classes to keep, `[0, 2, 5]` or `"0,2,5"`; None for all.
+            The model is reduced to them before anything else (see :mod:`onnxcop.rewrite.classes`).
     """
 
     macs: float | str | None = None
@@ -131,25 +130,25 @@ class PruneOptions(ApplyOptions):
 
     @property
     def bounded(self) -> bool:
-        """Whether a bound on quality takes the place of a budget."""
+        """Whether a bound on quality replaces a budget."""
         return self.divergence is not None or self.max_drop is not None
 
     @property
     def gathers_stats(self) -> bool:
-        """Whether statistics of the original are wanted."""
+        """Whether statistics of the original are needed."""
         return self.stats_out is not None and self.stats_out is not False
 
     def budget(self) -> Budget:
-        """What to keep at most.
+        """The budget.
 
         Raises:
-            BudgetError: A bound is no fraction or no size.
+            BudgetError: A bound is not a fraction or a size.
         """
         return Budget(macs=DEFAULT_MACS) if self.unbounded else self._named()
 
     @property
     def unbounded(self) -> bool:
-        """Whether neither a budget nor a bound on quality is asked for, so that the default is in force."""
+        """Whether there is neither a budget nor a bound on quality, so that the default budget applies."""
         return self._named().empty and not self.bounded
 
     def _named(self) -> Budget:
@@ -157,13 +156,13 @@ class PruneOptions(ApplyOptions):
         return Budget(**given | dict(self.budgets or {}))
 
     def recovery(self) -> RecoverySettings:
-        """How much effort recovery makes."""
+        """How thorough recovery is."""
         return replace(self.settings or RecoverySettings(), seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """What was asked for, with every "auto" decided."""
+    """The requested modes, with every "auto" decided."""
 
     criterion: Criterion
     allocate: str
@@ -172,11 +171,11 @@ class Modes:
 
     @classmethod
     def of(cls, options: PruneOptions) -> Modes:
-        """Decide what is left open.
+        """Decide the open modes.
 
         Raises:
-            BudgetError: A mode that does not exist, or modes that exclude each other.
-            CalibrationError: A mode that needs data, without any.
+            BudgetError: A mode does not exist, or modes exclude each other.
+            CalibrationError: A mode needs data and there are none.
         """
         allocate: str = options.allocate
         check_known(allocate, ALLOCATE, "allocation")
@@ -199,7 +198,7 @@ class Modes:
         if preference is not None and allocate == "cop":
             if not {"beta", "gamma"} <= {*parameters_of(found)}:
                 raise BudgetError(f"--prefer applies to measured allocation and the cop criteria, not to {found.name}")
-            if isinstance(criterion, str):  # a criterion of the user's own has numbers of its own
+            if isinstance(criterion, str):  # a criterion of the user has parameters of its own
                 found = criterion_named(found.name, beta=preference.beta, gamma=preference.gamma)
         if found.needs_stats and not (has_data or has_stats):
             raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")

@@ -1,4 +1,4 @@
-"""Times of a model on another device: what to time, the script that does it there, and the table in a time model."""
+"""Times of a model on another device: what to time, the script that times it there, and the table in a time model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from onnxcop.runtime.latency import as_deployed
 from onnxcop.runtime.session import LARGEST_IN_MEMORY, EngineOptions, resolve_provider
 from onnxcop.runtime.staircase import Staircase, stair_models, target_named
 
-_GRID = Staircase(4, 16)  # widths that lie on the stairs of every processor
-_CUTS = (0.85, 0.65, 0.45, 0.25)  # of the multiply-accumulates, of whole models that are timed
+_GRID = Staircase(4, 16)  # widths at steps of every processor
+_CUTS = (0.85, 0.65, 0.45, 0.25)  # shares of the multiply-accumulates of whole models to time
 _LARGE = 64  # elements; smaller tensors may be sizes and thresholds, and keep their values
 _FILLED = frozenset(
     (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
@@ -52,12 +52,12 @@ def profile(
 
     Args:
         model: A path or a model in memory (never changed).
-        output: Where to write the table, if anywhere.
-        options: How models are run; the table holds for their provider and threads.
+        output: File for the table, None to write none.
+        options: How to run models; the table is valid for their provider and threads.
         input_shapes: Concrete shapes for dynamic inputs.
         policy: "finest" coupling or "coarsest".
-        target: The widths to time, by the name of a device; None for those of processors.
-        seconds: How long to time one cut of the whole model beside the original, at most.
+        target: Device with the widths to time; None for widths of CPUs.
+        seconds: Longest time for one cut of the whole model beside the original.
         progress: True for bars, or a function called with (stage, done, total).
 
     Raises:
@@ -84,8 +84,7 @@ def profile_script(
 ) -> str:  # fmt: skip
     """A Python script that times a model on a device with ONNX Runtime and NumPy, and writes a table.
 
-    Its arguments are those of :func:`profile`; `options` say how to run the model here, where that is needed to
-    find out shapes.
+    Its arguments are those of :func:`profile`; `options` say how to run the model here if shapes cannot be inferred.
 
     Raises:
         OnnxcopError: The model cannot be read, or has nothing to prune.
@@ -108,7 +107,7 @@ def entries_of(
     model: onnx.ModelProto | str | Path, options: EngineOptions, input_shapes: Mapping[str, Sequence[int]] | None,
     policy: Policy, target: str | None,
 ) -> str:  # fmt: skip
-    """All that has to be timed of a model, as text; see :func:`onnxcop.runtime.on_device.packed`."""
+    """Everything to time of a model, as text; see :func:`onnxcop.runtime.on_device.packed`."""
     grid = _GRID if target is None else target_named(target).staircase
     analysis = analyze(
         model, input_shapes=input_shapes, policy=policy, options=options, biases=True, keep_initializer_inputs=False
@@ -159,7 +158,7 @@ def _cuts(analysis: Analysis, limits: Limits) -> list[tuple[list[int], bytes]]:
     for macs in _CUTS:
         try:
             removed = rough_choice(analysis, Budget(macs=macs), limits)
-        except BudgetError:  # so much cannot go
+        except BudgetError:  # so much cannot be removed
             break
         kept = analysis.cost.kept_counts(removed).tolist()
         if not any(kept == other for other, _ in found):
@@ -168,7 +167,7 @@ def _cuts(analysis: Analysis, limits: Limits) -> list[tuple[list[int], bytes]]:
 
 
 def plain(model: onnx.ModelProto) -> bytes:
-    """A model whose weights are each a number over and over, serialized: it takes the same time, and packs small.
+    """A serialized model with constant weights: it takes the same time and compresses well.
 
     Activations stay of the size of the inputs: weights are averages, other tensors are near 1.
     """
@@ -187,7 +186,7 @@ def plain(model: onnx.ModelProto) -> bytes:
 
 
 def _body(module: ModuleType) -> str:
-    """The source of a module for the script: without imports of the package and what comes first in the script."""
+    """The source of a module for the script, without package imports and parts that the script already has."""
     lines = inspect.getsource(module).splitlines()
     kept = [line for line in lines if not re.match(r"from (onnxcop|__future__)\b", line)]
     return "\n".join(kept).strip()

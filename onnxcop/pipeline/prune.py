@@ -1,4 +1,4 @@
-"""The whole way: analyse, calibrate, choose, recover, rewrite, verify, report."""
+"""A whole run: analyse, calibrate, choose, recover, rewrite, verify, report."""
 
 from __future__ import annotations
 
@@ -85,17 +85,17 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
 
 
 def write_stats(result: PruneResult, stats_out: str | Path | bool | None) -> None:
-    """Write the statistics of a finished run where they were asked for; only now, since a failed run writes nothing."""
+    """Write the statistics of a finished run to the requested file, because a failed run must write nothing."""
     if isinstance(stats_out, str | Path) and result.stats is not None:
         result.stats.save(Path(stats_out))
 
 
 def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress: Progress = silent) -> Request:
-    """Analyse a model and open its data: all that comes before the choice.
+    """Analyse a model and open its data: everything before the choice.
 
     Args:
         model: A path or a model in memory.
-        options: What is asked for.
+        options: The options of the run.
         progress: Called with (stage, done, total).
 
     Raises:
@@ -119,13 +119,13 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
-    if analysis.structure.coupling.shapes.trouble:  # it was tried to run it and failed: better said now than later
+    if analysis.structure.coupling.shapes.trouble:  # running it was tried and failed: say so now
         feeds = random_feeds(analysis.original, analysis.input_shapes, options.seed)
         require_running(analysis.original, feeds, options.engine)
     if table is not None:
         times = times_from(table, analysis, options.policy)
         analysis = replace(analysis, cost=replace(analysis.cost, times=times))
-    untimed = budget.but(latency=None)  # how little time can be reached is only known when operators are timed
+    untimed = budget.but(latency=None)  # the lowest reachable time is known only after operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
     source, unseen = data_of(analysis, options, options.input_shapes)
     limits, choices = suited(limits, options, table, clock)
@@ -139,7 +139,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
 
 @by_keywords(ApplyOptions)
 def apply_plan(model: onnx.ModelProto | str | Path, plan: PruningPlan, asked: ApplyOptions) -> PruneResult:
-    """Replay a plan on the model it was made for: the same cut, and with data the same kind of recovery.
+    """Replay a plan on its model: the same cut, and with data the same kind of recovery.
 
     Args:
         model: A path or a model in memory (never changed).
@@ -189,7 +189,7 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
 def data_of(
     analysis: Analysis, options: ApplyOptions, input_shapes: Mapping[str, Sequence[int]] | None
 ) -> tuple[CalibrationData | None, UnseenSamples | None]:
-    """The samples to calibrate on, and those to report on; None where there are no data."""
+    """The samples to calibrate on, and those for the report; None if there are no data."""
     source = open_data(analysis, options, input_shapes)
     if source is None:
         return None, None
@@ -200,7 +200,7 @@ def data_of(
 
 
 def _that_fits(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneOptions:
-    """The same without recovery where nobody asked for it, it had synthetic inputs alone, and memory is too short."""
+    """The request without recovery if nobody asked for it, there are only synthetic inputs, and memory is short."""
     asked = options.recover != "auto" or options.data is not None or options.stats is not None
     if asked or options.criterion == "auto" or options.allocate == "measured":
         return options
@@ -221,7 +221,7 @@ def _say_what_does_not_fit(model: onnx.ModelProto | str | Path, *, recovers: boo
 
 
 def nothing_reason(analysis: Analysis) -> str:
-    """Why a model cannot be pruned at all, in a few words."""
+    """Explain in a few words why a model cannot be pruned at all."""
     filters, _, frozen = frozen_reasons(analysis)
     if any(reason.text == REWRITTEN for _, reason in analysis.structure.coupling.declined):
         return REWRITTEN
@@ -248,23 +248,22 @@ def recover(
     seed: int = 0,
     progress: Progress | bool | None = None,
 ) -> onnx.ModelProto:
-    """Let the units that stay compensate for those that are removed, in closed form.
+    """Compensate for removed units with those that stay, in closed form.
 
     Args:
         analysis: The model, analysed with `biases=True` so that every layer has a bias to correct.
         removed: int64, the units to remove.
         data: Calibration data (see :func:`onnxcop.data.open.open_source`).
-        preprocess: What is done to images, or its name, e.g. `imagenet`; None to guess it.
-        samples: How many samples of the data are used; None for 512, or up to 1,024 of a quick model.
+        preprocess: Preprocessing of images, or its name, e.g. `imagenet`; None to guess it.
+        samples: Number of samples to use; None for 512, or up to 1,024 for a fast model.
         batch_size: Samples that run at once.
-        settings: How hard recovery tries.
-        options: How models are run.
-        seed: Of the choice of samples.
+        settings: How thorough recovery is.
+        options: How to run models.
+        seed: Random seed of the choice of samples.
         progress: True for bars, or a function called with (stage, done, total).
 
     Returns:
-        The analysed model, in the shapes of the original, with other weights: what
-        :func:`onnxcop.apply` cuts to size.
+        The analysed model, in the shapes of the original, with other weights, for :func:`onnxcop.apply` to cut to size.
 
     Raises:
         CalibrationError: There are no data, or they do not fit.

@@ -25,7 +25,7 @@ from onnxcop.verification.dequantize import rounds
 log = logging.getLogger("onnxcop")
 
 Mode = Literal["static", "dynamic"]
-_SAMPLES = 128  # that ranges of activations are taken from
+_SAMPLES = 128  # samples for the ranges of activations
 
 
 @by_keywords(PruneOptions)
@@ -33,11 +33,11 @@ def quantize(model: onnx.ModelProto | str | Path, mode: Mode, asked: PruneOption
     """Quantize a model to int8 with ONNX Runtime.
 
     `static` inserts QuantizeLinear and DequantizeLinear pairs, with ranges of activations from the data and a scale
-    per channel of the weights. `dynamic` quantizes weights, and activations while the model runs.
+    per channel of the weights. `dynamic` quantizes weights ahead of time and activations at run time.
 
     Args:
         model: A path or a model in memory (never changed).
-        mode: How.
+        mode: `static` or `dynamic`.
         asked: The fields of :class:`onnxcop.PruneOptions` that say what the data are and how models are run, as
             keyword arguments.
 
@@ -54,7 +54,7 @@ def quantize(model: onnx.ModelProto | str | Path, mode: Mode, asked: PruneOption
     with tempfile.TemporaryDirectory(prefix="onnxcop-") as folder, _quiet():
         try:
             return _quantized(analysis, source, mode, Path(folder))
-        except Exception as error:  # whatever it raises for a graph that it does not take
+        except Exception as error:  # the quantizer may raise anything for a graph that it does not accept
             cause = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(f"ONNX Runtime cannot quantize {analysis.source}: {cause}") from error
 
@@ -67,7 +67,7 @@ def _quantized(analysis: Analysis, source: CalibrationData | None, mode: Mode, f
     models.save(analysis.original, plain)
     try:
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-    except Exception as error:  # it is an aid only
+    except Exception as error:  # preparation is optional
         log.debug("preparing for quantization: %s", error)
         prepared = plain
     if mode == "dynamic":
@@ -87,7 +87,7 @@ def _quantized(analysis: Analysis, source: CalibrationData | None, mode: Mode, f
 
 
 class _Reader:
-    """Feeds one by one, as ONNX Runtime's calibration reads them."""
+    """Feeds one by one, for ONNX Runtime's calibration."""
 
     def __init__(self, source: CalibrationData) -> None:
         self._source = source
@@ -103,7 +103,7 @@ class _Reader:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the quantizer prints and logs at the root off the terminal."""
+    """Keep output of the quantizer, and its messages in the root log, off the terminal."""
     root: Any = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

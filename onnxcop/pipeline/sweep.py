@@ -1,4 +1,4 @@
-"""The trade-off curve of a model: what is left of its quality at one budget after another."""
+"""The trade-off curve of a model: its quality at several budgets."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def sweep(
     macs: Sequence[float],
     **settings: Any,
 ) -> Iterator[Point]:
-    """Prune a model to one budget after another, from the loosest to the tightest.
+    """Prune a model to several budgets, from the loosest to the tightest.
 
-    Statistics are gathered once. By a criterion each point is what :func:`onnxcop.prune` makes of its
-    budget; by measurement each continues from the one before, so that the whole curve costs little more than
-    its last point.
+    Statistics are gathered once. With a criterion, each point equals the result of :func:`onnxcop.prune` for its
+    budget. With measurement, each point continues from the one before, so the whole curve costs little more than its
+    last point.
 
     Args:
         model: A path or a model in memory (never changed).
@@ -44,7 +44,7 @@ def sweep(
         **settings: The fields of :class:`onnxcop.PruneOptions`; its other budgets hold at every point.
 
     Yields:
-        The points, as they are done. Where a budget cannot be met a warning is logged, and the curve ends.
+        Each point when it is finished. If a budget cannot be met, a warning is logged and the curve ends.
 
     Raises:
         BudgetError: No budget was given, or not even the loosest can be met.
@@ -83,18 +83,18 @@ def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], optio
 
 
 class Record:
-    """Files of a trade-off curve, each whole after every point.
+    """Files of a trade-off curve, complete after every point.
 
     Args:
-        model: The original's file, which names what is written.
-        table: Where the numbers are written, as comma-separated values.
-        plot: Where the plot is written, if anywhere.
-        folder: Where the models are written, if anywhere; created if it does not exist.
+        model: The original's file, from which names of results are derived.
+        table: File for the table of figures (CSV).
+        plot: File for the plot, None for none.
+        folder: Folder for the models, None for none; created if it does not exist.
         external_data: Write the models' weights beside them.
-        inputs: What the sweep reads, which nothing is written over; by default the original alone.
+        inputs: Input files, which are never overwritten; by default the original alone.
 
     Raises:
-        ModelError: One of them cannot be written.
+        ModelError: A file cannot be written.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Record:
                 ) from None
 
     def add(self, point: Point) -> CurveRow:
-        """Write a point; what was written before it stays as it is if that fails."""
+        """Write a point; if that fails, earlier points stay."""
         if self._folder is not None:
             name = f"{self._model.name.removesuffix('.onnx')}.macs-{point.macs:g}.onnx"
             point = replace(point, file=self._folder / name)

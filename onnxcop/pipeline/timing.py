@@ -1,4 +1,4 @@
-"""Time as something to spend: a request with a time model of this machine, corrected by whole models."""
+"""Time budgets on this machine: a request with a time model, corrected by timing whole models."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from onnxcop.runtime.time_table import TimeTable
 
 log = logging.getLogger("onnxcop")
 
-_SECONDS, _ENOUGH = 1.5, 0.004  # for timing a whole model beside the original
+_SECONDS, _ENOUGH = 1.5, 0.004  # seconds for timing a whole model beside the original
 
 
 @dataclass(frozen=True, slots=True)
 class CutTimer:
-    """Times models beside the original on this machine, and remembers what it found.
+    """Times models beside the original on this machine, and caches the results.
 
     Attributes:
         analysis: The original.
-        options: How models are run.
-        machine: Where.
+        options: How to run models.
+        machine: The machine.
     """
 
     analysis: Analysis
@@ -38,7 +38,7 @@ class CutTimer:
     machine: Machine
 
     def __call__(self, removed: IntArray) -> float:
-        """What is left of the time of a run without some units, int64."""
+        """Time of a run without some units, int64, as a share of the original's."""
         analysis = self.analysis
         cut = hashlib.sha256(analysis.cost.kept_counts(removed).tobytes()).hexdigest()[:16]
         key = [self.machine.to_dict(), analysis.sha256, cut, sorted(analysis.input_shapes.items())]
@@ -57,10 +57,10 @@ def with_times(request: Request) -> Request:
     """The request with a time model in its cost model.
 
     Args:
-        request: What is asked for.
+        request: The request.
 
     Raises:
-        EngineError: The model does not run on random inputs, so that nothing can be measured.
+        EngineError: The model does not run on random inputs, so its time cannot be measured.
     """
     analysis, options = request.analysis, request.asked.engine
     with request.clock.stage("operator times"):

@@ -1,8 +1,7 @@
-"""The written model against the original, on samples that no choice has seen.
+"""Comparison of the written model with the original, on samples that no choice has used.
 
-What chooses widths, weights and steps is biased towards the samples that it chose on: their divergence is too
-low. So some samples are set aside before anything is chosen, and both files are run on them in the end, in
-plain sessions of ONNX Runtime.
+The choice of widths, weights and steps is biased towards its samples: their divergence is too low. So some samples are
+set aside before anything is chosen, and at the end both files run on them in plain sessions of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ from onnxcop.outputs.judgement import Judgements, judge
 from onnxcop.reconstruction.divergence import Figures, Reference
 from onnxcop.runtime.session import EngineOptions, Session
 
-_SHARE, _MOST_SHARE = 1 / 8, 1 / 4  # of the samples that are set aside; of few samples up to a quarter
-_FEWEST, _MOST = 64, 256  # samples that are set aside, where there are enough
-_USELESS = 4  # samples; fewer mean nothing, and are better calibrated on
+_SHARE, _MOST_SHARE = 1 / 8, 1 / 4  # share of the samples to set aside; up to a quarter if there are few
+_FEWEST, _MOST = 64, 256  # samples to set aside, if there are enough
+_USELESS = 4  # samples; fewer mean nothing and are better used for calibration
 _KEPT = 1 << 28  # bytes of the original's outputs
 
 
 def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, CalibrationData | None]:
-    """What to calibrate on, and what to report on.
+    """Split data into samples to calibrate on and samples to report on.
 
-    Samples beyond those asked for are set aside first; where there are too few of them, some of the others.
+    Samples beyond the requested number are set aside first; if there are too few of them, some of the others.
 
     Args:
         source: The calibration data.
-        seed: Of the choice.
+        seed: Random seed of the choice.
 
     Returns:
-        Both parts; None for the second where all samples are needed for calibration.
+        Both parts; None for the second if all samples are needed for calibration.
     """
     wanted = min(max(round(_SHARE * source.count), _FEWEST), _MOST)
     share = min(wanted, int(_MOST_SHARE * source.count))
@@ -50,14 +49,14 @@ def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, Cali
 
 @dataclass
 class UnseenSamples:
-    """The original on samples that no choice has seen.
+    """The original on samples that no choice has used.
 
     Attributes:
         model: The original.
         data: The samples.
-        options: How models are run.
-        task: What the user says that the model is for.
-        seen: Whether choices were made on them after all, since there are too few samples to set any aside.
+        options: How to run models.
+        task: The task of the model, if the user names it.
+        seen: Whether choices used them after all, because there are too few samples to set any aside.
     """
 
     model: onnx.ModelProto
@@ -71,11 +70,11 @@ class UnseenSamples:
         """Run the pruned model, and compare its outputs with the original's.
 
         Args:
-            pruned: The model as it is written.
-            judgements: What the outputs are; None to decide it on these samples.
+            pruned: The written model.
+            judgements: Kinds of the outputs; None to decide them on these samples.
 
         Returns:
-            What was measured; None where no output holds real numbers.
+            The figures; None if no output holds real numbers.
 
         Raises:
             EngineError: One of the models does not run on the samples.
@@ -90,7 +89,7 @@ class UnseenSamples:
 
     @property
     def described(self) -> str:
-        """On how many samples of what sort figures were taken."""
+        """Description of the samples behind the figures."""
         count = self.data.count if self._reference is None else sum(self._reference.counts)
         if self.seen:
             return (

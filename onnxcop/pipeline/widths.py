@@ -17,11 +17,11 @@ log = logging.getLogger("onnxcop")
 
 
 def for_device(options: PruneOptions) -> tuple[PruneOptions, DeviceTable | None]:
-    """The options, without times of this machine where the result is for another, and the times of that.
+    """The options without times of this machine if the result is for another device, and the table of that device.
 
     Raises:
-        BudgetError: There is no such target, or another option asks for other widths or for times of this machine.
-        PlanMismatchError: The table cannot be read, or is of another provider than the one asked for.
+        BudgetError: There is no such target, or another option sets widths or times of this machine.
+        PlanMismatchError: The table cannot be read, or belongs to another provider than the requested one.
     """
     if options.latency_table is not None:
         if options.target is not None:
@@ -45,7 +45,7 @@ def for_device(options: PruneOptions) -> tuple[PruneOptions, DeviceTable | None]
 def suited(
     limits: Limits, options: PruneOptions, table: DeviceTable | None, clock: Clock
 ) -> tuple[Limits, tuple[str, ...]]:
-    """Limits with the stairs of the device, where they leave widths open, and lines that say so."""
+    """Limits with the staircase of the device, if they leave widths open, and lines that describe it."""
     told = () if table is None else (f"latency: expected from {table.source}, measured on {table.device}, not here",)
     if limits.multiple_of != AUTO:
         return limits, told
@@ -65,7 +65,7 @@ def suited(
 
 
 def described(stairs: Staircase) -> str:
-    """Stairs in words."""
+    """Description of a staircase."""
     if stairs.fine == stairs.block:
         return f"multiples of {stairs.block}"
     return f"multiples of {stairs.block}, of {stairs.fine} in narrow layers"

@@ -1,4 +1,4 @@
-"""Charts of the report page, as inline SVG that takes its colours from the page."""
+"""Charts of the report page, as inline SVG with the colours of the page."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from onnxcop.report.importance import Histogram
 
 _WIDTH, _HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 24, 16, 42
-_WIDE_RANGE = 30  # from here on a logarithmic axis shows more
+_WIDE_RANGE = 30  # ratio from which a logarithmic axis shows more
 
 
 def meter(before: float, after: float, most: float) -> str:
-    """A bar of what there was, with what is left of it in front.
+    """A bar for the original amount, with the remaining amount in front.
 
     Args:
-        before: What there was.
-        after: What is left.
-        most: What a full bar means; more is cut off.
+        before: The original amount.
+        after: The remaining amount.
+        most: The amount of a full bar; larger amounts are cut off.
     """
     scale = 100 / most if most > 0 else 0.0
     before, after = min(before, most), min(after, most)
@@ -34,13 +34,13 @@ def meter(before: float, after: float, most: float) -> str:
 def way_chart(
     way: Sequence[Waypoint], chosen: tuple[float, float], macs: float | None, divergence: float | None
 ) -> str:
-    """Divergence against the share of multiply-accumulates that is left.
+    """Divergence against the share of multiply-accumulates that remains.
 
     Args:
-        way: What was measured; points whose divergence is not finite are left out.
+        way: The measurements; points without a finite divergence are left out.
         chosen: Share and divergence of the result.
-        macs: The budget, where it was one of multiply-accumulates.
-        divergence: The bound, where it was one of divergence.
+        macs: The budget, if it bounds multiply-accumulates.
+        divergence: The bound, if it is one on divergence.
     """
     points = [(point.macs, point.divergence, point.name) for point in way if math.isfinite(point.divergence)]
     across, labels_x = _shares([*(x for x, _, _ in points), chosen[0], *([] if macs is None else [macs])])
@@ -73,11 +73,11 @@ def way_chart(
 
 
 def histogram(counts: Histogram, label: str) -> str:
-    """Units by importance: bars of those that are left, with the removed ones on top.
+    """Units by importance: bars of the remaining units, with the removed ones on top.
 
     Args:
         counts: The bins.
-        label: What the axis shows.
+        label: Label of the axis.
     """
     most = max(1, *(k + r for k, r in zip(counts.kept, counts.removed, strict=True)))
     bottom, right, bins = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT, len(counts.kept)
@@ -116,7 +116,7 @@ def _result(x: float, y: float, chosen: tuple[float, float]) -> str:
 
 
 def _best(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float]]:
-    """The point of the lowest divergence at each share (in whole percents), ascending."""
+    """The point of lowest divergence at each share (in whole percents), ascending."""
     lowest: dict[float, tuple[float, float]] = {}
     for x, y, _ in points:
         key = round(x, 2)
@@ -156,7 +156,7 @@ def _logarithmic(values: Sequence[float]) -> tuple[_Scale, list[tuple[float, str
 
 
 class _Scale:
-    """From a quantity to a place on the chart; what is out of range stays at the edge."""
+    """Maps a quantity to a position on the chart; values out of range stay at the edge."""
 
     def __init__(self, low: float, high: float, start: float, end: float, *, logarithmic: bool = False) -> None:
         self.low, self.high, self.start, self.end, self.logarithmic = low, high, start, end, logarithmic

@@ -19,22 +19,22 @@ from onnxcop.calibration.statistics import CalibrationStats
 from onnxcop.criteria.cop import activation_correlation, weight_correlation
 from onnxcop.graph.constants import Weights
 
-MOST_CHANNELS = 256  # of a matrix
-_MOST_BYTES = 1_400_000  # of all matrices: a page of two megabytes
+MOST_CHANNELS = 256  # channels of a matrix
+_MOST_BYTES = 1_400_000  # bytes of all matrices: a page of two megabytes
 _LARGEST = 1 << 24  # weights of a layer
 
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """How much the channels that a layer reads resemble one another.
+    """Similarity of the channels that a layer reads.
 
     Attributes:
         layer: Name of the node that reads them.
-        measure: "weights" for the outgoing weights, as in the COP paper, or "activations" for what
-            flowed during calibration.
+        measure: "weights" for the outgoing weights, as in the COP paper, or "activations" for the inputs during
+            calibration.
         width: Number of channels.
-        channels: Those that are shown, ascending.
-        removed: Which of the shown ones are removed, as places in `channels`.
+        channels: The channels that are shown, ascending.
+        removed: The removed ones among them, as positions in `channels`.
         values: uint8, 255 |ρ| for each pair of shown channels: the upper triangle without the diagonal,
             row after row.
     """
@@ -61,7 +61,7 @@ class Correlation:
         return full + full.T
 
     def strongest(self) -> tuple[float | None, float | None]:
-        """Mean over the removed and over the kept channels of each one's largest correlation with a kept one."""
+        """Mean, over the removed and over the kept channels, of each one's largest correlation with a kept channel."""
         size = len(self.channels)
         is_removed = np.zeros(size, dtype=np.bool_)
         is_removed[list(self.removed)] = True
@@ -74,12 +74,12 @@ class Correlation:
 def correlations(
     analysis: Analysis, removed: IntArray, stats: CalibrationStats | None
 ) -> tuple[tuple[Correlation, ...], tuple[str, ...]]:
-    """Matrices of the layers that lost the most channels, in the order of the graph, and what was left out.
+    """Matrices of the layers that lost the most channels, in graph order, and notes on those left out.
 
     Args:
         analysis: The model.
         removed: int64, units.
-        stats: What was seen of the original, where anything was.
+        stats: Statistics of the original, if there are any.
     """
     is_removed: BoolArray = np.zeros(len(analysis.structure.unit_class), dtype=np.bool_)
     is_removed[removed] = True
@@ -116,7 +116,7 @@ def correlations(
 
 
 def _chosen(layers: Sequence[Layer], is_removed: BoolArray, stats: CalibrationStats | None) -> tuple[list[Layer], int]:
-    """Layers whose matrices fit, in the order of the graph, and how many do not."""
+    """Layers with matrices that fit, in graph order, and the number of others."""
     order = sorted(range(len(layers)), key=lambda place: -int(_is_removed(layers[place], is_removed).sum()))
     room, chosen = _MOST_BYTES, []
     for place in order:
@@ -132,7 +132,7 @@ def _chosen(layers: Sequence[Layer], is_removed: BoolArray, stats: CalibrationSt
 
 
 def _names(analysis: Analysis, layers: Sequence[Layer]) -> list[str]:
-    """Unique names: a recurrent node reads channels twice, and nodes may bear the same name."""
+    """Unique names: a recurrent node reads channels twice, and several nodes may have one name."""
     names: list[str] = []
     seen: Counter[str] = Counter()
     for layer in layers:
@@ -154,7 +154,7 @@ def _shown(width: int) -> IntArray:
 def _matrices(
     layer: Layer, weights: Weights, stats: CalibrationStats | None, shown: IntArray
 ) -> list[tuple[str, FloatArray]]:
-    """|ρ| of the shown channels by each measure that can be had."""
+    """|ρ| of the shown channels by each available measure."""
     found = []
     moments = None if stats is None else stats.moments(layer)
     name = weights.nodes[layer.node].input[layer.kernel.input]

@@ -18,8 +18,8 @@ class Point:
 
     Attributes:
         macs: The budget: fraction of the multiply-accumulates to keep at most.
-        result: What came of it.
-        file: Where the model was written, if it was.
+        result: The result.
+        file: Path of the written model, if it was written.
     """
 
     macs: float
@@ -27,7 +27,7 @@ class Point:
     file: Path | None = None
 
     def row(self) -> CurveRow:
-        """The numbers by name; shares are of the original's, None is what was not measured."""
+        """The figures by name; shares are of the original's, None was not measured."""
         report = self.result.report
         before, after, times = report.before, report.after, report.latency
         quality = dict(report.quality)

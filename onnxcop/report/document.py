@@ -1,4 +1,4 @@
-"""All that a report shows, as plain data: the numbers of a run and where they come from."""
+"""Everything that a report shows, as plain data: the figures of a run and their provenance."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FORMAT, VERSION = "onnxcop-report", JSON_VERSION
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a finished run leaves behind for its report.
+    """Data of a finished run for its report.
 
     Attributes:
         analysis: The original model, traced.
-        removed: int64, the units that are removed.
-        stats: What was seen of the original, where there was data.
-        way: What was measured after every step towards the budget.
+        removed: int64, the removed units.
+        stats: Statistics of the original, if there were data.
+        way: Measurements after every step towards the budget.
     """
 
     analysis: Analysis
@@ -43,23 +43,23 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """What a report shows.
+    """The contents of a report.
 
     Attributes:
         report: The numbers of the run.
         sha256: Identity of the original model.
-        input_shapes: What it was analysed with.
-        command: The command line; empty where the run was started from Python.
-        budget: What was asked for.
+        input_shapes: Input shapes of the analysis.
+        command: The command line; empty if the run was started from Python.
+        budget: The requested budget.
         criterion: Name and parameters of the criterion.
         settings: Everything else that led to the decision.
-        versions: Of the programs and the machine.
+        versions: Versions of the programs, and the machine.
         layers: Width and cost of every layer before and after.
-        frozen: Layers with filters that may not be removed, with the reasons.
-        way: Divergence at the share of multiply-accumulates that was left, step by step.
+        frozen: Layers with filters that cannot be removed, with the reasons.
+        way: Divergence at the remaining share of multiply-accumulates, step by step.
         correlations: Correlation matrices of layers.
-        importance: Histograms of COP's importance, where it could be had.
-        left_out: What did not fit.
+        importance: Histograms of COP's importance, if available.
+        left_out: Notes on contents that were left out.
     """
 
     report: Report
@@ -98,13 +98,13 @@ class ReportData:
 
 
 def report_data(report: Report, plan: PruningPlan, evidence: Evidence, command: str = "") -> ReportData:
-    """Work out what a report shows.
+    """Collect the contents of a report.
 
     Args:
         report: The numbers of the run.
         plan: The decision.
-        evidence: What the run left behind.
-        command: The command line, as it was typed.
+        evidence: Data of the run.
+        command: The command line of the run.
     """
     analysis, removed = evidence.analysis, evidence.removed
     matrices, left_out = correlations(analysis, removed, evidence.stats)
@@ -119,7 +119,7 @@ def report_data(report: Report, plan: PruningPlan, evidence: Evidence, command: 
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with."""
+    """Versions of the software that the run used."""
     import numpy
     import onnx
     import onnxruntime

@@ -1,4 +1,4 @@
-"""Measured figures in words: what every output is, and how far it is from the original's."""
+"""Measured figures as text: the kind of every output, and its distance from the original's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def figure_lines(found: Figures) -> Iterator[str]:
-    """Two lines for every output, what it is and what was measured of it; a line on all of several."""
+    """Two lines for every output, its kind and its figures; one more line on all outputs if there are several."""
     for output in found.outputs:
         yield output.described
         yield f"  {figures_text(output)}"
@@ -20,7 +20,7 @@ def figure_lines(found: Figures) -> Iterator[str]:
 
 
 def quality_of(found: Figures | None) -> dict[str, float]:
-    """The figures as plain numbers, by name; those of several outputs with the output's name."""
+    """The figures as plain numbers, by name; if there are several outputs, with the output's name."""
     if found is None:
         return {}
     quality = {"divergence": found.divergence.value}
@@ -64,7 +64,7 @@ def figures_text(output: OutputFigures) -> str:
 
 
 def agreement_text(output: OutputFigures) -> str:
-    """The agreement as a share, or as a number where it is a mean of such."""
+    """The agreement as a share, or as a number if it is a mean."""
     found = output.agreement
     if found is None:
         return ""

@@ -1,4 +1,4 @@
-"""Reports as files: which forms there are, by the suffix of the file."""
+"""Report formats, by the suffix of the file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SUFFIXES = (".html", ".md", ".json")
 
 
 def rendered(data: ReportData, path: Path) -> bytes:
-    """A report in the form that its file's suffix says.
+    """A report in the format of its file's suffix.
 
     Raises:
-        ModelError: There is no such form.
+        ModelError: There is no such format.
     """
     suffix = path.suffix.lower()
     if suffix == ".html":

@@ -1,6 +1,6 @@
-"""What to say to a user whom the result will surprise: why nothing was removed, why the file is as large as before.
+"""Hints on surprising results: why nothing was removed, why the file is hardly smaller.
 
-The longer answers are in docs/faq.md.
+Longer answers are in docs/faq.md.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 
 from onnxcop.report.summary import Report
 
-_APART = 0.15  # shares of MACs and of the file that are so far apart are worth a word
-_FEW = 64  # samples; below this statistics of wide layers say little
+_APART = 0.15  # shares of MACs and of the file that differ this much deserve a hint
+_FEW = 64  # samples; with fewer, statistics of wide layers are unreliable
 
 
 def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quantized: bool = False) -> Iterator[str]:
@@ -18,9 +18,9 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
 
     Args:
         report: Its numbers.
-        budget: What was asked for, by name.
-        samples: How many the network was calibrated on; 0 where there were no data.
-        quantized: Whether the original is.
+        budget: The requested budget, by name.
+        samples: Number of calibration samples; 0 without data.
+        quantized: Whether the original is quantized.
     """
     if all(group.kept == group.width for group in report.groups):
         if budget:

@@ -16,18 +16,18 @@ from onnxcop.criteria.cop import Cop
 from onnxcop.criteria.registry import CRITERIA, criterion_named
 
 _BINS = 24
-_MOST_PARAMS = 5e7  # of a model that COP is worked out for only to be shown
+_MOST_PARAMS = 5e7  # weights of a model; larger ones get no histogram that is only for display
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many units have an importance in each of equally wide bins.
+    """Number of units by importance, in bins of equal width.
 
     Attributes:
-        low: Where the first bin begins.
-        high: Where the last bin ends.
-        kept: Units that are left, bin by bin.
-        removed: Units that are removed.
+        low: Start of the first bin.
+        high: End of the last bin.
+        kept: Remaining units, bin by bin.
+        removed: Removed units, bin by bin.
     """
 
     low: float
@@ -69,12 +69,12 @@ class Importance:
 def importance(
     analysis: Analysis, removed: IntArray, stats: CalibrationStats | None, criterion: Mapping[str, Any], ranked: bool
 ) -> Importance | None:
-    """Work out the histograms; None where the criterion cannot be had, or only to be shown for a large model.
+    """Compute the histograms; None if unavailable, or if only for display and the model is large.
 
     Args:
         analysis: The model.
         removed: int64, units.
-        stats: What was seen of the original, where anything was.
+        stats: Statistics of the original, if there are any.
         criterion: Name and parameters, as the plan has them.
         ranked: Whether a criterion chose the units; if not one of the COP family, COP is shown for comparison.
     """

@@ -1,4 +1,4 @@
-"""Where filters, multiply-accumulates and parameters were removed, layer by layer."""
+"""Changes of filters, multiply-accumulates and parameters, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from onnxcop.analysis.cost import KINDS
 
 @dataclass(frozen=True, slots=True)
 class LayerChange:
-    """A layer before and after, or all nodes of one operator that make no channels of their own.
+    """A layer before and after, or all nodes of one operator that is not a layer.
 
     Attributes:
         name: The node's name, or the operator with the number of its nodes.
         op: The operator.
-        width: Channels it made, None for what is not a layer.
-        kept: Channels that are left.
-        macs: Multiply-accumulates before, of one sample.
-        macs_after: And after.
+        width: Number of output channels, None if it is not a layer.
+        kept: Number of remaining channels.
+        macs: Multiply-accumulates per sample before.
+        macs_after: Multiply-accumulates after.
         params: Parameters before.
-        params_after: And after.
+        params_after: Parameters after.
     """
 
     name: str
@@ -39,7 +39,7 @@ class LayerChange:
 
 
 def layer_changes(analysis: Analysis, removed: IntArray) -> tuple[LayerChange, ...]:
-    """Every layer in the order of the graph, then what the other operators cost, one entry each."""
+    """Every layer in graph order, then the cost of other operators, one entry each."""
     costs = _costs(analysis, removed)
     widths = _widths(analysis, removed)
     layers = []
@@ -69,7 +69,7 @@ def _change(
 
 
 def _widths(analysis: Analysis, removed: IntArray) -> dict[int, tuple[int, int]]:
-    """Channels that every layer makes, before and after, by node."""
+    """Output channels of every layer, before and after, by node."""
     structure = analysis.structure
     is_removed: BoolArray = np.zeros(len(structure.unit_class), dtype=np.bool_)
     is_removed[removed] = True

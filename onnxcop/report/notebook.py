@@ -1,4 +1,4 @@
-"""A result that shows itself: as a line, as text, as a table of rich, as HTML in a notebook."""
+"""Displays of a result: a line, text, a table of rich, HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MOST_REASONS = 4
 
 
 def table_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """Every quantity before, after, and what share of it is kept."""
+    """Every quantity before and after, and the share that is kept."""
     return [(row.name, row.before, row.after, row.said) for row in story.rows(report)]
 
 
 def remarks(report: Report) -> Iterator[str]:
-    """What there is to say beside the table: data, frozen filters, verification."""
+    """Remarks below the table: data, frozen filters, verification."""
     cut = sum(group.kept < group.width for group in report.groups)
     yield f"cut {story.filters_cut(report)} filters from {cut} of {len(report.groups)} groups"
     yield from report.choices
@@ -52,7 +52,7 @@ def as_table(report: Report) -> Table:
 
 
 def as_rich(report: Report) -> Group:
-    """The table and what there is to say beside it, for a console of rich."""
+    """The table and the remarks, for a console of rich."""
     from rich.console import Group
     from rich.text import Text
 

@@ -1,7 +1,7 @@
-"""The report as a page of HTML that loads nothing, and as GitHub-flavoured Markdown, from templates in `page/`.
+"""The report as an HTML page that loads nothing, and as GitHub-flavoured Markdown, from templates in `page/`.
 
-All that a model brings along, names above all, is escaped. The HTML page's own policy forbids it to load or run
-anything but what is written in it.
+All text from a model, above all names, is escaped. The HTML page's own content policy forbids loading or running
+anything that is not part of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def html(data: ReportData) -> str:
     values = {
         "style": _resource("style.css"), "script": _resource("script.js"), "sections": _SECTIONS,
         "file": PurePath(data.report.model).name, "most_layers": _MOST_LAYERS,
-        # A wide layer that stays as it is, an embedding's or a classifier's, would make dots of all others.
+        # A wide unchanged layer, such as an embedding or a classifier, would shrink all others to dots.
         "makers": makers, "widest": widest,
         "most": max((layer.width or 0 for layer in makers if layer.kept != layer.width), default=widest),
         "costly": costly, "savings": lambda what: _largest_savings(costly, what),
@@ -58,7 +58,7 @@ def markdown(data: ReportData) -> str:
 
 def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
     loader: BaseLoader = FunctionLoader(_resource)
-    environment = Environment(  # names come from whoever made the model: the page escapes them, Markdown by filters
+    environment = Environment(  # names come from the author of the model: the page escapes them, Markdown by filters
         loader=loader,
         autoescape=".html" in name,
         undefined=StrictUndefined,
@@ -86,7 +86,7 @@ def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
 
 
 def _largest_savings(layers: Sequence[LayerChange], what: str) -> list[tuple[float, str]]:
-    """Which layers gave most of what was removed, each with its share of it."""
+    """The layers with the largest shares of the savings."""
     savings = [(getattr(layer, what) - getattr(layer, f"{what}_after"), layer.name) for layer in layers]
     total = sum(saved for saved, _ in savings)
     return [(saved / total, name) for saved, name in sorted(savings, reverse=True)[:3] if saved] if total > 0 else []
@@ -116,7 +116,7 @@ def _change(before: float | None, after: float | None) -> str:
 
 
 def _name(name: str) -> Markup:
-    """A name of whoever made the model: it may be broken at its joints, and does not turn the text around it."""
+    """A name from the author of the model: it may be broken at separators, and cannot change the text direction."""
     return Markup("<bdi>{}</bdi>").format(Markup(re.sub(r"(?<=\w)/", "<wbr>/", escape(name))))
 
 
@@ -125,7 +125,7 @@ def _unbroken(number: str) -> str:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that cannot end the element that it is in."""
+    """JSON that cannot end the element around it."""
     return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
@@ -138,7 +138,7 @@ def _resource(name: str) -> str:
 
 
 def _code(name: Any) -> str:
-    """Text as code of Markdown, whatever it holds, in a cell of a table too."""
+    """Text as Markdown code, with any content, also in a table cell."""
     flat = " ".join(str(name).split()).replace("|", "\\|")
     fence = "`" * (1 + _longest_run(flat))
     pad = " " if "`" in flat else ""
@@ -146,12 +146,12 @@ def _code(name: Any) -> str:
 
 
 def _plain(line: Any) -> str:
-    """Text in which nothing is markup of Markdown."""
+    """Text without Markdown markup."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(str(line).split()))
 
 
 def _fence(code: str) -> str:
-    """Backticks that are not in a block of code."""
+    """A fence of backticks that do not occur in a block of code."""
     return "`" * max(3, 1 + _longest_run(code))
 
 

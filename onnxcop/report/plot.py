@@ -23,7 +23,7 @@ def check_plot(path: Path) -> None:
     """Refuse a plot that cannot be drawn, before any work is done.
 
     Raises:
-        ModelError: matplotlib is missing, or the file's name ends in no format it is asked for.
+        ModelError: matplotlib is missing, or the file's name has no known suffix.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ModelError(f"{path}: the plot's name must end in {', '.join(SUFFIXES)}")
@@ -47,7 +47,7 @@ def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
 
     upper = _quality(rows)
     figure = Figure(figsize=(6.4, 2.6 + 2.2 * len(upper)), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot, which would choose a window
+    FigureCanvasAgg(figure)  # without pyplot, which would open a window
     axes: Any = figure.subplots(len(upper) + 1, 1, sharex=True, squeeze=False)[:, 0]
     for place, (name, label) in enumerate(upper.items()):
         _line(axes[place], rows, name, label)
@@ -64,7 +64,7 @@ def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
     for axis in axes:
         axis.grid(alpha=0.3)
     out = io.BytesIO()
-    # Without a date and random identifiers the same numbers give the same file.
+    # Without a date and random identifiers, equal figures give equal files.
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "onnxcop"}):
@@ -73,7 +73,7 @@ def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
 
 
 def _quality(rows: Sequence[CurveRow]) -> dict[str, str]:
-    """What was measured of the quality, by column: divergence, agreement, the user's metric."""
+    """Measures of quality by column: divergence, agreement, the user's metric."""
     measured = {name: name for row in rows for name, value in row.items() if isinstance(value, int | float)}
     return {name: label for name, label in measured.items() if not _is_cost(name)}
 
@@ -97,7 +97,7 @@ def _least(rows: Sequence[CurveRow]) -> float:
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Draw a run with matplotlib.
+    """Plot a training run with matplotlib.
 
     Args:
         path: A name that ends in .svg, .png or .pdf.
@@ -112,7 +112,7 @@ def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot, which would choose a window
+    FigureCanvasAgg(figure)  # without pyplot, which would open a window
     axes: Any = figure.subplots(2, 1, sharex=True)
     for axis, name, label in zip(axes, ("loss", "score"), ("loss", "held-out score"), strict=True):
         axis.plot([entry["step"] for entry in history], [entry[name] for entry in history], marker=".")

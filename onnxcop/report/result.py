@@ -1,4 +1,4 @@
-"""What a run returns: the pruned model with how it came about."""
+"""The result of a run: the pruned model and the record of the run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from onnxcop.rewrite.plan import PruningPlan
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A pruned model with how it came about.
+    """A pruned model with its plan and report.
 
     Attributes:
         model: The pruned model.
         plan: The decision, replayable.
-        report: The numbers.
-        stats: Statistics of the original, where they were gathered.
-        evidence: What a report is drawn from; it keeps the original model in memory.
+        report: The figures.
+        stats: Statistics of the original, if they were gathered.
+        evidence: Data for detailed reports; it keeps the original model in memory.
     """
 
     model: onnx.ModelProto
@@ -47,7 +47,7 @@ class PruneResult:
         models.save(self.model, Path(path), external_data=external_data)
 
     def __repr__(self) -> str:
-        """What is kept, in a line."""
+        """The kept shares, in a line."""
         return display.one_line(self.report)
 
     def __str__(self) -> str:
@@ -63,17 +63,17 @@ class PruneResult:
         return display.as_html(self.report)
 
     def report_data(self, command: str = "") -> ReportData:
-        """All that a report shows, as plain data.
+        """All data of a report, as plain data.
 
         Args:
-            command: The command line that the run was started with, if there was one.
+            command: The command line of the run, if there was one.
         """
         if self.evidence is None:
             raise ModelError("this result was put together without what a report needs; prune the model again")
         return report_data(self.report, self.plan, self.evidence, command)
 
     def save_report(self, path: str | Path) -> None:
-        """Write a report; the suffix chooses its form.
+        """Write a report; the suffix chooses its format.
 
         Args:
             path: A file ending in .html (one page that loads nothing), .md or .json.

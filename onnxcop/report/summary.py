@@ -1,4 +1,4 @@
-"""The result in numbers: what was found, what was cut, what it saves, and what was checked."""
+"""The result in figures: what could be pruned, what was removed, what it saves, and what was checked."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class GroupReport:
     """One dependency group before and after.
 
     Attributes:
-        name: Its first layer, and how many others.
+        name: Its first layer, and the number of others.
         layers: The layers whose filters are removed together.
         width: Number of units in the original.
-        kept: Number of units left.
-        exact: Whether removing them leaves what remains as it was.
-        filters: How many filters, over all layers, a unit represents.
+        kept: Number of remaining units.
+        exact: Whether removing units leaves the others unchanged.
+        filters: Number of filters, over all layers, that a unit represents.
     """
 
     name: str
@@ -45,7 +45,7 @@ class GroupReport:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a run of the result will take on another device, by a table of times.
+    """Expected time of the result on another device, from a table of times.
 
     Attributes:
         device: The device.
@@ -60,7 +60,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run did.
+    """The report of a run.
 
     Attributes:
         model: Path or description of the original.
@@ -68,23 +68,23 @@ class Report:
         after: The cost of the result.
         groups: Every dependency group.
         filters: Number of filters in all layers.
-        prunable: Fraction of the filters that may be removed.
-        frozen: Why others may not, with how many filters.
+        prunable: Fraction of the filters that can be removed.
+        frozen: Reasons for the others, with numbers of filters.
         declined: Nodes that could not be followed, with the reason.
-        verification: What was checked.
+        verification: The checks and their results.
         criterion: Name of the criterion.
-        warnings: What the user should know.
-        calibration: One line on the data that was seen.
-        inputs: The values that the model was fed with.
-        data: What it was calibrated on.
-        figures: What was measured of the written file, on samples that no choice has seen; None without data.
-        measured_on: Which samples these are, in words.
+        warnings: Warnings for the user.
+        calibration: One line on the calibration data.
+        inputs: Values of the model's inputs.
+        data: Record of the calibration data.
+        figures: Figures of the written file on samples that no choice has used; None without data.
+        measured_on: Description of these samples.
         quality: The same as plain numbers (divergence, agreement, the user's metric), by name.
         held_out: Divergence and agreement on the held-out samples that choices were made on.
         seconds: Time spent, by stage.
         latency: Of the original and of the result, measured side by side on this machine.
-        choices: What was chosen by measurement on the way, in words.
-        expected: The latency on the device of a table of times, where one was given.
+        choices: Choices made by measurement, in words.
+        expected: The latency on the device of a table of times, if one was given.
         provider: The execution provider that models ran on.
     """
 
@@ -128,12 +128,12 @@ class Report:
 
 
 def with_latency(report: Report, latency: Latency, instead: str = "") -> Report:
-    """The report with another measurement, and what is said of it.
+    """The report with another measurement of latency, and the remarks on it.
 
     Args:
         report: The report.
-        latency: What was measured.
-        instead: What to warn of, where the result is slower, in place of the usual line.
+        latency: The measurement.
+        instead: Warning to use instead of the usual one, if the result is slower.
     """
     lines = (instead,) if instead and latency.slower else slowness(latency)
     said = {*slowness(report.latency), *undecided(report.latency)}
@@ -145,7 +145,7 @@ def with_latency(report: Report, latency: Latency, instead: str = "") -> Report:
 
 
 def slowness(latency: Latency | None) -> tuple[str, ...]:
-    """A warning where the result was measured to be slower than the original."""
+    """A warning if the result was measured to be slower than the original."""
     if latency is None or not latency.slower:
         return ()
     return (
@@ -155,7 +155,7 @@ def slowness(latency: Latency | None) -> tuple[str, ...]:
 
 
 def undecided(latency: Latency | None) -> tuple[str, ...]:
-    """A line where the measurement leaves open whether the result is faster."""
+    """A line if the measurement leaves open whether the result is faster."""
     if latency is None or not latency.undecided:
         return ()
     return (f"latency: undecided, as {latency.share} of the original's time may be more or less than all of it",)

@@ -1,4 +1,4 @@
-"""What a run reports, in words and numbers, for any display."""
+"""The text of a report, for any display."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BEFORE, _AFTER = " before", " after"
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A line of the final table: a quantity before and after, what is left of it, and whether that is good or bad."""
+    """A row of the final table: a quantity before and after, the kept share, and whether it is good or bad."""
 
     name: str
     before: str
@@ -36,7 +36,7 @@ class TableRow:
 
     @property
     def said(self) -> str:
-        """What is left, with a word where it is bad: "104 ±2%, slower"."""
+        """The kept share, with a remark if it is bad: "104 ±2%, slower"."""
         if not self.worse:
             return self.kept
         return f"{self.kept}, slower" if self.kept else "too low" if self.name != "divergence" else "too high"
@@ -84,19 +84,19 @@ def rows(report: Report) -> Iterator[TableRow]:
 
 
 def filters_cut(report: Report) -> int:
-    """How many filters are removed, over all layers."""
+    """Number of removed filters, over all layers."""
     return sum(group.filters * (group.width - group.kept) for group in report.groups)
 
 
 def found(report: Report) -> str:
-    """What there was to prune."""
+    """Description of the prunable model."""
     inexact = sum(not group.exact for group in report.groups)
     text = f"{report.filters} filters, {report.prunable:.1%} prunable, in {plural(len(report.groups), 'group')}"
     return text + (f" ({inexact} inexact)" if inexact else "")
 
 
 def cut(report: Report, settings: Mapping[str, Any]) -> str:
-    """What was cut, and how it was chosen and compensated."""
+    """Description of the cut, and of how it was chosen and compensated."""
     touched = [group for group in report.groups if group.kept < group.width]
     how = "by measurement" if settings.get("allocate") == "measured" else f"by {report.criterion}"
     text = f"{plural(filters_cut(report), 'filter')} from {len(touched)} of {plural(len(report.groups), 'group')}"
@@ -106,12 +106,12 @@ def cut(report: Report, settings: Mapping[str, Any]) -> str:
 
 
 def fed_with(report: Report) -> str:
-    """What the network was fed with, in a line."""
+    """Description of the model's inputs, in a line."""
     return "; ".join(map(str, report.inputs))
 
 
 def times(report: Report, most: int = 4) -> str:
-    """How long a run took, on which execution provider, and the phases that took most of it, in their order."""
+    """Time of a run, its execution provider, and its longest phases, in order."""
     total = sum(report.seconds.values())
     longest = sorted(report.seconds, key=report.seconds.__getitem__, reverse=True)[:most]
     parts = [f"{name} {report.seconds[name]:.1f}" for name in report.seconds if name in longest]
@@ -120,7 +120,7 @@ def times(report: Report, most: int = 4) -> str:
 
 
 def most_cut(report: Report, most: int) -> str:
-    """The groups that lost the largest shares, "conv2 64→40, …"; empty where none was cut."""
+    """The groups that lost the largest shares, "conv2 64→40, …"; empty if none was cut."""
     touched = sorted((g for g in report.groups if g.kept < g.width), key=_share_kept)
     text = ", ".join(f"{shortened(group.name, _NAME)} {group.width}→{group.kept}" for group in touched[:most])
     return text + (", …" if len(touched) > most else "")
@@ -131,7 +131,7 @@ def _share_kept(group: GroupReport) -> float:
 
 
 def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
-    """The story of a run, but for the table."""
+    """The text of a report without the table."""
     yield f"Found {found(report)}."
     if report.frozen:
         yield f"Frozen: {sum(report.frozen.values())} of {report.filters} filters."
@@ -145,7 +145,7 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def origin(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """What led to a result, and what it was made with, under headings."""
+    """Settings and versions behind a result, under headings."""
     shapes = [(name, str(list(shape))) for name, shape in data.input_shapes.items()]
     yield "Model", [("file", data.report.model), ("SHA-256", data.sha256), *shapes]
     yield "Budget", [(name, str(value)) for name, value in data.budget.items()]
@@ -166,7 +166,7 @@ def origin(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def frozen(report: Report, most: int) -> Iterator[str]:
-    """How many filters had to stay, and why, the most frequent reasons first."""
+    """Number of frozen filters and the reasons, most frequent first."""
     if not report.frozen:
         return
     yield f"frozen: {sum(report.frozen.values())} of {report.filters} filters"
@@ -179,7 +179,7 @@ def frozen(report: Report, most: int) -> Iterator[str]:
 
 
 def quality_lines(report: Report) -> Iterator[str]:
-    """What the outputs are and how far they are from the original's; what follows the first line is indented."""
+    """Kinds of the outputs and their distance from the original's; lines after the first are indented."""
     if report.figures is None:
         why = "no output holds real numbers" if report.measured_on else "no data was given"
         yield f"not measured: how far the outputs are from the original's ({why})"
@@ -189,7 +189,7 @@ def quality_lines(report: Report) -> Iterator[str]:
 
 
 def verified(report: Report) -> str:
-    """What was checked, in a line."""
+    """The checks in one line."""
     found = report.verification
     if found is None:
         return "nothing was verified"

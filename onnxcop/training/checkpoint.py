@@ -1,4 +1,4 @@
-"""The state of a run, in a file from which it resumes as if it had not been stopped."""
+"""The state of a training run in a file, from which it resumes as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checkpoint:
     notes: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write it in one piece.
+        """Write the checkpoint atomically.
 
         Raises:
             ModelError: The folder is missing or not writable, or the disk is full.
@@ -51,7 +51,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, run: str) -> Checkpoint | None:
-        """Read one; None if there is none yet.
+        """Read a checkpoint; None if there is none yet.
 
         Raises:
             CalibrationError: It is damaged, or belongs to another run.

@@ -1,8 +1,8 @@
-"""Self-distillation: a pruned model learns its original's answers, on unlabelled samples.
+"""Self-distillation: a pruned model learns the original's outputs on unlabelled samples.
 
-Everything learns together here, where closed-form recovery takes layer after layer. Samples are views of those that
-recovery saw; a part that neither of the two was fitted on decides in the end, and keeps what closed form gave unless
-distillation is nearer to the original there.
+All layers learn together, whereas closed-form recovery treats one layer after another. Samples are views of those used
+for recovery. A held-out part that neither used decides at the end: the closed-form result is kept unless distillation
+is closer to the original there.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from onnxcop.training.trainer import Trainer, TrainingState
 
 log = logging.getLogger("onnxcop")
 
-_TEMPERATURE = 4.0  # of the divergence on the held-out set
-_HELD_OUT = 1 / 4  # of the samples
+_TEMPERATURE = 4.0  # improvement of the divergence on the held-out set
+_HELD_OUT = 1 / 4  # share of the samples
 _VIEWS = 8
-_BEARABLE = 0.8  # agreement of the original with itself on another view, from which views are used
+_BEARABLE = 0.8  # agreement of the original with itself on another view that makes the view usable
 _RATES = (1e-3, 3e-4, 1e-4, 3e-5)
-_TRIAL = 1 / 8  # of the steps, that are spent on trying one rate
-_BETTER = 0.97  # of the divergence of the closed form, that a trial has to reach
-_FEWEST_STEPS = 12  # of a trial
-_MEASURED = 3  # steps that are timed
-_EVALUATIONS = 4  # on the held-out samples, the last at the end
+_TRIAL = 1 / 8  # share of the steps spent on trying one rate
+_BETTER = 0.97  # of the closed form's divergence, that a trial must reach
+_FEWEST_STEPS = 12  # steps of a trial
+_MEASURED = 3  # steps to time
+_EVALUATIONS = 4  # evaluations on the held-out samples, the last at the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillOptions:
-    """How to distill.
+    """Options of distillation.
 
     Attributes:
-        effort: How long.
+        effort: Length of the training.
         rate: The highest learning rate; None to find it by short trials scored on the held-out samples.
         batch_size: Samples of a step.
         seed: Random seed.
-        checkpoint: Where to write how far the run is; a run that finds it resumes from there.
-        engine: How models are run.
+        checkpoint: File for the training state; if it exists, the run resumes from it.
+        engine: How to run models.
     """
 
     effort: Effort = AUTO
@@ -71,20 +71,20 @@ class DistillOptions:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """What distillation gave.
+    """Result of distillation.
 
     Attributes:
-        model: The better of the two: distilled, or as it was.
+        model: The better model: the distilled or the unchanged one.
         before: Distance from the original on held-out samples before.
-        after: After; that of `before` where it was not nearer.
+        after: Distance afterwards; equal to `before` if there was no improvement.
         kept: Whether the distilled weights are in the model.
         rate: The highest learning rate.
-        steps: Steps that were made.
-        views: How many views of each sample were learned from.
-        seconds: Of the clock.
+        steps: Number of steps.
+        views: Number of views of each sample.
+        seconds: Wall time.
         interrupted: Whether the user ended it.
         stops: Nodes that gradients do not pass, in words.
-        agreement_name: What the agreement of the two divergences is, in words.
+        agreement_name: Name of the agreement of the two divergences.
     """
 
     model: onnx.ModelProto
@@ -100,7 +100,7 @@ class Distilled:
     agreement_name: str = "agreement"
 
     def __str__(self) -> str:
-        """In words."""
+        """A sentence for the log."""
         size = f"{self.steps} steps at {self.rate:g}, {self.seconds:.0f} s"
         if not self.kept:
             return f"distillation did not improve on held-out samples ({size}): the result in closed form is kept"
@@ -114,13 +114,13 @@ def distill(
     student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData,
     options: DistillOptions = DistillOptions(), progress: Progress = silent,
 ) -> Distilled:  # fmt: skip
-    """Bring a model nearer to another of the same inputs and outputs.
+    """Train a model to match the outputs of another with the same inputs and outputs.
 
     Args:
-        student: The model that is trained; not changed.
-        teacher: The model whose answers it learns.
+        student: The model to train; not changed.
+        teacher: The model with the target outputs.
         source: Samples; no labels are needed.
-        options: How long and how.
+        options: Options of the training.
         progress: Called with (stage, done, total).
 
     Raises:
@@ -162,7 +162,7 @@ class _Distillation:
         self.softened = self.reference.softened(_TEMPERATURE)
 
     def _bearable_views(self, session: Session) -> Sequence[ImageView]:
-        """Views on which the original still says what it says of the plain images; else the plain ones alone."""
+        """Views on which the original predicts the same as on the plain images; only the plain ones if there are none."""
         views = views_of(self.samples, _VIEWS, self.options.seed)
         if len(views) == 1 or not all(len(j.kind.tasks) and "classify" in j.kind.tasks and
                                       self.reference.outputs[0][j.outputs[0]].ndim == 2
@@ -215,7 +215,7 @@ class _Distillation:
         )
 
     def _feed(self, epoch: int, indices: IntArray) -> Feed:
-        """A batch in this pass's view, with the original's answers."""
+        """A batch in this pass's view, with the original's outputs."""
         view = epoch % len(self.views)
         feed = self.samples.batch(indices, self.views[view])
         answers = self.answers.answers(indices, view, feed)
@@ -227,7 +227,7 @@ class _Distillation:
             return reference.compare([session.run(feed) for feed in self.feeds])
 
     def _steps(self, trainer: Trainer, start: Array) -> int:
-        """How many steps the effort allows."""
+        """The number of steps that the effort allows."""
         each = max(1, self.samples.count // self.size)
         if self.options.effort.epochs is not None:
             return max(1, round(self.options.effort.epochs * each))
@@ -242,7 +242,7 @@ class _Distillation:
         return max(1, int(left / (1.1 * min(times[1:]))))
 
     def _loop(self, trainer: Trainer, graph: StepGraph, start: Array, score: float, run: str) -> tuple[float, Loop]:
-        """The loop at the rate that was given, or that short trials find best; that of the checkpoint, if any."""
+        """The loop at the given rate, at that of the checkpoint, or at the best rate of short trials."""
 
         def made(rate: float, count: int, stage: str, evaluations: int, checkpoint: Path | None = None) -> Loop:
             trainer.restore(TrainingState.fresh(start))
@@ -277,21 +277,21 @@ class _Distillation:
             loop.run(score)
             left -= count
             if loop.best_score < _BETTER * score:
-                rate = trial  # lower rates may do better in a trial as short as this, and do worse in the end
+                rate = trial  # lower rates may win in such a short trial and lose at the end
                 break
         if self.options.effort.epochs is not None:
             left = steps
         return rate, made(rate, max(left, 1), "distillation", _EVALUATIONS, path)
 
     def _identity(self, layout: WeightLayout) -> str:
-        """What a checkpoint must be of, for the run to resume from it."""
+        """Identity of a checkpoint that the run can resume from."""
         parts = (sha256(self.student), sha256(self.teacher_model), self.description, self.options.effort,
                  self.options.rate, self.size, self.options.seed, layout.names)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _count(feed: Mapping[str, Array], samples: SampleSet) -> int:
-    """Samples in a feed."""
+    """Number of samples in a feed."""
     name, axis = next(((n, a) for n, a in samples.axes.items() if a is not None), ("", None))
     return 1 if axis is None else feed[name].shape[axis]
 

@@ -40,33 +40,33 @@ log = logging.getLogger("onnxcop")
 BatchNorm = Literal["frozen", "batch"]
 
 _ALL = 1 << 31  # more samples than there are
-_ESTIMATED_ON = 2048  # samples, that statistics are estimated on
+_ESTIMATED_ON = 2048  # samples to estimate statistics on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneOptions:
-    """How to fine-tune.
+    """Options of fine-tuning.
 
     Attributes:
         labels: See :func:`onnxcop.training.labels.labels_of`.
-        teacher: A model whose answers count as much as the labels, or its path.
+        teacher: A model whose outputs count as much as the labels, or its path.
         loss: "auto", "cross-entropy", "mse", or a small ONNX model or its path (see
             :func:`onnxcop.training.objectives.objective`).
         epochs: Passes over the samples.
         rate: The highest learning rate.
         batch_size: Samples of a step.
         decay: Weight decay of AdamW, of tensors of two and more axes.
-        held_out: Share of the samples that is held out to score the weights.
+        held_out: Share of the samples to hold out for scoring the weights.
         augment: Whether images are shifted and mirrored at random.
         batch_norm: "frozen" keeps the statistics of BatchNormalization; "batch" trains with those of the batch and
             estimates the stored ones anew.
         metric: A score of models, higher is better; None for the accuracy, or minus the squared error.
         tokenizer: The model's `tokenizer.json`, or its folder, for data that are a text file, one text a line.
-        preprocess: How images become inputs; None for what the model declares, else guessed.
-        samples: How many samples of the data are used; None for all.
-        checkpoint: Where to write how far the run is; a run that finds it resumes from there.
+        preprocess: Preprocessing of images; None for the model's declaration, or else a guess.
+        samples: Number of samples to use; None for all.
+        checkpoint: File for the training state; if it exists, the run resumes from it.
         seed: Random seed.
-        engine: How models are run.
+        engine: How to run models.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
     """
 
@@ -92,15 +92,15 @@ class FinetuneOptions:
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """What fine-tuning gave.
+    """Result of fine-tuning.
 
     Attributes:
         model: The model with the best weights on the held-out samples.
-        before: Its score there before, higher is better.
-        after: After.
-        last: That of the last weights.
-        steps: Steps that were made.
-        seconds: Of the clock.
+        before: Held-out score before, higher is better.
+        after: Held-out score of these weights.
+        last: Held-out score of the last weights.
+        steps: Number of steps.
+        seconds: Wall time.
         history: Step, mean loss since the entry before, and held-out score.
         interrupted: Whether the user ended it.
     """
@@ -115,7 +115,7 @@ class Finetuned:
     interrupted: bool = False
 
     def __str__(self) -> str:
-        """In words."""
+        """A sentence for the log."""
         return (
             f"fine-tuning: held-out score {self.before:.4g} to {self.after:.4g} (last {self.last:.4g}; "
             f"{self.steps} steps, {self.seconds:.0f} s)"
@@ -253,7 +253,7 @@ class _Finetuning:
         return feed | extra
 
     def _score(self, layout: WeightLayout, weights: Array) -> float:
-        """On the held-out samples, higher is better: the metric, or that of the objective, or minus its loss."""
+        """Score on the held-out samples, higher is better: the metric, or that of the objective, or minus its loss."""
         if not self.objective.output and self.options.metric is None:
             return self._minus_loss(self._with_weights(self.objective.model, layout, weights))
         model = self._with_weights(self.model, layout, weights)
@@ -287,7 +287,7 @@ class _Finetuning:
         return -float(np.average(losses, weights=sizes))
 
     def _identity(self, layout: WeightLayout) -> str:
-        """What a checkpoint must be of, for the run to resume from it."""
+        """Identity of a checkpoint that the run can resume from."""
         options = self.options
         teacher = None if self.teacher is None else sha256(self.teacher)
         parts = (sha256(self.objective.model), teacher, self.description, options.epochs, options.rate, self.size,
@@ -299,7 +299,7 @@ class _Finetuning:
 def _normalized(
     model: onnx.ModelProto, options: FinetuneOptions
 ) -> tuple[onnx.ModelProto, tuple[BatchStatistics, ...]] | None:
-    """The model with statistics of the batch, if that was asked for."""
+    """The model with batch statistics, if requested."""
     choice, known = options.batch_norm, get_args(BatchNorm)
     if choice not in known:
         raise CalibrationError(f"--batch-norm {choice!r} does not exist; choose one of {', '.join(known)}")
@@ -315,7 +315,7 @@ def _normalized(
 
 
 def _augmented(feed: Feed, samples: SampleSet, rng: np.random.Generator) -> Feed:
-    """Every image moved by up to an eighth of its side, half of them mirrored."""
+    """Every image shifted by up to an eighth of its side, half of them mirrored."""
     assert samples.image is not None
     name, axes = samples.image
     images = feed[name]

@@ -1,4 +1,4 @@
-"""Labels of samples: folders by class, arrays beside the samples, files, scripts."""
+"""Labels of samples: folders by class, arrays, files, scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def labels_of(source: CalibrationData, data: Any, labels: Any = None) -> Array:
 
     Args:
         source: The opened data.
-        data: What was opened.
+        data: The data as given by the user.
         labels: An array, a .npy or .npz file, the name of an array in the data's .npz file or mapping,
             `script.py:function`, or None: images are then labelled by the folders that they are in, and arrays by one
             named `labels`, `label`, `targets`, `target` or `y`.
@@ -31,7 +31,7 @@ def labels_of(source: CalibrationData, data: Any, labels: Any = None) -> Array:
         Labels of all samples, in the order of the source: int64 [samples] of classes, or floating-point targets.
 
     Raises:
-        CalibrationError: There are none, or not as many as samples.
+        CalibrationError: There are no labels, or a different number than samples.
     """
     found = _by_folder(source) if labels is None and source.files else _array(data, labels)
     total = int(source.numbers.max(initial=-1)) + 1

@@ -1,8 +1,8 @@
-"""The training loop that distillation and fine-tuning share.
+"""The training loop of distillation and fine-tuning.
 
-The order of samples and views follows from the seed and the number of the step alone, and the schedule from the
-number of steps, which is settled at the start. So a run that resumes from a checkpoint makes the steps that it would
-have made.
+The order of samples and views follows from the seed and the step number alone, and the schedule from the number of
+steps, which is fixed at the start. So a run that resumes from a checkpoint makes the same steps as one that was never
+stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onnxcop.training.trainer import StepResult, Trainer
 
 log = logging.getLogger("onnxcop")
 
-_HALVINGS = 3  # of the rate, after steps whose loss is no number
+_HALVINGS = 3  # factor of the rate after steps without a finite loss
 _SAVED_EVERY = 20.0  # seconds between checkpoints
 
 Batch = Callable[[int, IntArray], Feed]  # the feed of a step: the number of the pass, and the samples
@@ -34,17 +34,17 @@ Batch = Callable[[int, IntArray], Feed]  # the feed of a step: the number of the
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """How to go through the samples.
+    """Settings of the loop.
 
     Attributes:
-        schedule: The learning rate, and how many steps.
-        samples: How many there are.
-        batch_size: How many a step takes.
-        seed: Of their order.
-        evaluations: How often the result so far is scored, the end included.
-        checkpoint: Where to write how far the run is.
-        run: What identifies the run.
-        stage: Its name for the display of progress.
+        schedule: The learning rate and the number of steps.
+        samples: Number of samples.
+        batch_size: Samples per step.
+        seed: Random seed of their order.
+        evaluations: Number of evaluations, including the end.
+        checkpoint: File for the training state.
+        run: Identity of the run.
+        stage: Name of the stage in the progress display.
     """
 
     schedule: Schedule
@@ -59,7 +59,7 @@ class LoopSettings:
 
 @dataclass
 class History:
-    """What a run recorded.
+    """Record of a run.
 
     Attributes:
         losses: Mean loss of the steps since the last evaluation, with the number of the step.
@@ -73,10 +73,10 @@ class History:
 
 
 class _ReadAhead:
-    """Reads the batch of the next step in a thread of its own while ONNX Runtime computes the current one.
+    """Reads the batch of the next step in a separate thread while ONNX Runtime computes the current one.
 
     Args:
-        read: From (number of the step, parts that it is split into) to the feeds.
+        read: Maps (step number, number of parts) to the feeds.
     """
 
     def __init__(self, read: Callable[[int, int], list[Feed]]) -> None:
@@ -85,7 +85,7 @@ class _ReadAhead:
         self._pending: dict[tuple[int, int], Future[list[Feed]]] = {}
 
     def batch(self, number: int, parts: int, last: bool) -> list[Feed]:
-        """The feeds of a step; reading goes on with the next step unless this is the last."""
+        """The feeds of a step; reading continues with the next step unless this is the last."""
         wanted = [(number, parts)] if last else [(number, parts), (number + 1, parts)]
         self._pending = {key: self._pending.get(key) or self._pool.submit(self._read, *key) for key in wanted}
         return self._pending[number, parts].result()
@@ -96,13 +96,13 @@ class _ReadAhead:
 
 
 class Loop:
-    """Steps over samples, scored now and then.
+    """Training steps over samples, with regular evaluations.
 
     Args:
-        trainer: Makes the steps.
-        batch: Makes the feeds.
-        measure: The score of weights (lower is better).
-        settings: How to go through the samples.
+        trainer: Runs the steps.
+        batch: Builds the feeds.
+        measure: Scores weights (lower is better).
+        settings: Settings of the loop.
         progress: Called with (stage, done, total).
     """
 
@@ -127,7 +127,7 @@ class Loop:
             score: The score of the weights at the start.
 
         Raises:
-            ModelError: The loss stays no number although the rate was halved.
+            ModelError: The loss is not finite even after the rate was halved.
             OutOfMemory: A single sample does not fit.
         """
         total, started = self.settings.schedule.steps, time.monotonic()
@@ -144,7 +144,7 @@ class Loop:
                 self.progress(self.settings.stage, done, total)
                 self._save_now_and_then(done in evaluated)
         except KeyboardInterrupt as stop:
-            if type(stop) is not KeyboardInterrupt:  # the process is to end at once
+            if type(stop) is not KeyboardInterrupt:  # the process must end at once
                 raise
             self.history.interrupted = True
             log.warning("stopped after %d of %d steps; the best so far is kept", self.trainer.steps, total)
@@ -154,7 +154,7 @@ class Loop:
         return self.history
 
     def _step(self, number: int) -> None:
-        """One step; one whose loss is no number is undone, and the rate halved."""
+        """One step; if its loss is not finite, it is undone and the rate is halved."""
         result, indices = self._attempt(number)
         while not result.finite:
             self._halvings += 1
@@ -231,7 +231,7 @@ class Loop:
         Checkpoint(self.settings.run, self.trainer.state, self.best, notes).save(path)
 
     def _resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Continue from the checkpoint, if there is one."""
         if self.settings.checkpoint is None:
             return
         found = Checkpoint.load(self.settings.checkpoint, self.settings.run)

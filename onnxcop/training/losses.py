@@ -1,7 +1,7 @@
-"""Losses as nodes: a model with targets among its inputs and one number among its outputs.
+"""Losses as nodes: a model with targets among its inputs and a scalar among its outputs.
 
-The loss of self-distillation is the divergence that the rest of the package measures by (see
-:mod:`onnxcop.reconstruction.divergence`), in a form that has a gradient: for class scores the Kullback–Leibler
+The loss of self-distillation is the divergence used in the rest of the package (see
+:mod:`onnxcop.reconstruction.divergence`), in a differentiable form. For class scores it is the Kullback–Leibler
 divergence at a temperature, for other outputs the squared error over the energy of each of their parts.
 """
 
@@ -23,7 +23,7 @@ from onnxcop.outputs.kind import MeasureSettings
 from onnxcop.outputs.values import ErrorMeasure
 
 LOSS = "loss"
-TARGET = "target/"  # what the names of targets begin with
+TARGET = "target/"  # prefix of the names of targets
 _TEMPERATURE = 4.0
 _SMALL = 1e-12
 
@@ -68,8 +68,8 @@ def divergence_loss(
 
     Args:
         model: The student.
-        judgements: What the outputs are.
-        reference: The teacher's outputs, batch by batch, from which the size of their parts is taken.
+        judgements: Kinds of the outputs.
+        reference: The teacher's outputs, batch by batch, which give the magnitude of their parts.
 
     Raises:
         ModelError: None of the outputs can be compared.
@@ -114,7 +114,7 @@ def _logits(scores: Tensor, probabilities: bool) -> Tensor:
 
 
 def relative_error(y: Tensor, target: Tensor, batches: Sequence[Array]) -> Tensor:
-    """Squared errors over the teacher's mean square, part by part where parts are of very different size."""
+    """Squared errors over the teacher's mean square, separately for parts of very different magnitude."""
     measure = ErrorMeasure([batches], MeasureSettings())
     gap = (y - target) * (y - target)
     axis = measure.uneven_axis
@@ -129,7 +129,7 @@ def relative_error(y: Tensor, target: Tensor, batches: Sequence[Array]) -> Tenso
 
 
 def cross_entropy(y: Tensor, labels: Tensor, *, probabilities: bool) -> Tensor:
-    """-log of the probability of the right class, the mean over samples; labels int64 [samples]."""
+    """-log of the probability of the correct class, averaged over samples; labels int64 [samples]."""
     logs = _logits(y, True) if probabilities else y.op("LogSoftmax", axis=1)
     return -logs.op("GatherElements", labels.unsqueeze([1]), axis=1).op("ReduceMean", keepdims=0)
 

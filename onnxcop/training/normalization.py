@@ -28,7 +28,7 @@ _EPSILON = 1e-5  # the default of the operator
 
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
-    """Where a node's statistics are.
+    """Names of a node's statistics.
 
     Attributes:
         stored: Names of the stored mean and variance.
@@ -50,7 +50,7 @@ def use_batch_statistics(
 
     Args:
         model: The model; not changed.
-        options: How it is run where shapes have to be found.
+        options: How to run it if shapes cannot be inferred.
 
     Returns:
         The model at opset 18 or later, and the nodes that changed.
@@ -110,7 +110,7 @@ def estimated_statistics(
         model: As :func:`use_batch_statistics` gives it, with the weights in question.
         nodes: As it gives them.
         batches: Inputs, each of the size that training uses.
-        options: How the model is run.
+        options: How to run the model.
 
     Returns:
         Means and variances, float64 [channels], by the names under which the original stores them.

@@ -1,4 +1,4 @@
-"""What fine-tuning minimizes: cross-entropy, squared error, a loss of the user's, and a teacher's answers."""
+"""Objectives of fine-tuning: cross-entropy, squared error, a loss of the user, and a teacher's outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onnxcop.outputs.classes import shares_along
 from onnxcop.training.losses import LOSS, TARGET, cross_entropy, soft_cross_entropy, squared_error
 
 LABELS = "labels"
-_TEACHER = 0.5  # weight of the teacher's answers, that of the labels is the rest
+_TEACHER = 0.5  # weight of the teacher's outputs; the labels get the rest
 LOSSES = ("cross-entropy", "mse")
 
 
@@ -30,7 +30,7 @@ class Objective:
     Attributes:
         model: The model with inputs `labels` (and `target/NAME` for a teacher's answers), and the output `loss`.
         name: "cross-entropy", "mse", or "own".
-        output: Name of the output that is trained; empty for a loss of the user's.
+        output: Name of the trained output; empty for a loss of the user.
     """
 
     model: onnx.ModelProto
@@ -38,7 +38,7 @@ class Objective:
     output: str
 
     def score(self, output: Array, labels: Array) -> float:
-        """Higher is better: the share of right classes, or minus the mean squared error."""
+        """Higher is better: the share of correct classes, or minus the mean squared error."""
         if self.name == "cross-entropy":
             return float((output.argmax(axis=1) == labels).mean())
         return -float(np.mean((output.astype(np.float64) - labels) ** 2))
@@ -52,14 +52,14 @@ def objective(
 
     Args:
         model: The model.
-        example: Outputs of it on some samples.
+        example: Its outputs on some samples.
         labels: All labels.
         loss: "cross-entropy", "mse", "auto" (by the type of the labels), or a small model that computes a scalar from
             outputs of the model, which it reads by their names, and from one further input, the labels.
         teacher: Outputs of a teacher on the same samples.
 
     Raises:
-        CalibrationError: Labels do not fit the outputs, or the teacher has others.
+        CalibrationError: Labels do not fit the outputs, or the teacher has other outputs.
         ModelError: The loss cannot be joined to the model.
     """
     if isinstance(loss, onnx.ModelProto):
@@ -132,7 +132,7 @@ def _finish(work: onnx.ModelProto, build: Builder, loss: Tensor) -> None:
 
 
 def _with_own(model: onnx.ModelProto, loss: onnx.ModelProto, labels: Array) -> onnx.ModelProto:
-    """Join a loss model: inputs named as outputs of the model read these, the other one is the labels."""
+    """Join a loss model: its inputs named like outputs of the model read these, the other one is the labels."""
     outputs = {value.name for value in model.graph.output}
     stored = {tensor.name for tensor in loss.graph.initializer}
     inputs = [value for value in loss.graph.input if value.name not in stored]

@@ -1,4 +1,4 @@
-"""Samples to train on, and views of them: mirrored and shifted images."""
+"""Samples for training, and views of them: mirrored and shifted images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from onnxcop.data.dataset import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.images.reader import image_layout
 
-MOST_BYTES = 2**30  # of samples that are kept in memory; more are read from a temporary file
-_SHIFT = 1 / 8  # of an image's side, by which views are moved at most
+MOST_BYTES = 2**30  # bytes of samples to keep in memory; more are read from a temporary file
+_SHIFT = 1 / 8  # share of an image's side by which views are shifted at most
 
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """One look at an image.
+    """A view of an image.
 
     Attributes:
-        mirrored: Left and right exchanged.
-        down: Pixels by which it is moved down, or up if negative; the border is reflected.
+        mirrored: Whether left and right are exchanged.
+        down: Pixels of the shift down, or up if negative; the border is reflected.
         right: The same to the right.
     """
 
@@ -58,9 +58,9 @@ class SampleSet:
     Attributes:
         arrays: By input name.
         axes: The batch axis of every input, None for one that all samples share.
-        count: How many there are.
-        image: Name of the input that holds images, with the axes of height and width; None without one.
-        store: Owner of the temporary file, which is removed with it.
+        count: Number of samples.
+        image: Name of the input that holds images, with the axes of height and width; None if there is none.
+        store: Owner of the temporary file; the file is removed with it.
     """
 
     arrays: Mapping[str, Array]
@@ -113,7 +113,7 @@ class _Store:
     Args:
         feed: The first batch.
         axes: The batch axis of every input, None for one that all samples share.
-        count: How many samples there will be.
+        count: Total number of samples.
     """
 
     def __init__(self, feed: Feed, axes: Mapping[str, int | None], count: int) -> None:
@@ -164,7 +164,7 @@ def _image(source: CalibrationData, arrays: Mapping[str, Array]) -> tuple[str, t
 
 
 def views_of(samples: SampleSet, count: int, seed: int) -> Sequence[ImageView]:
-    """Views to train on: the images as they are, and moved and mirrored at random; one where there are no images."""
+    """Views for training: the plain images, then randomly shifted and mirrored ones; one view if there are no images."""
     if samples.image is None:
         return [PLAIN]
     name, axes = samples.image

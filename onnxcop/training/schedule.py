@@ -1,4 +1,4 @@
-"""How long to train, and how fast at each step."""
+"""Length of training, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from onnxcop.errors import CalibrationError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_WARM_UP = 0.05  # of the steps
+_WARM_UP = 0.05  # share of the steps
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long training may take: one of the two.
+    """Length of training: either a time or a number of epochs.
 
     Attributes:
-        seconds: Of the clock.
+        seconds: Wall time.
         epochs: Passes over the samples.
     """
 
@@ -50,7 +50,7 @@ class Schedule:
 
     Attributes:
         rate: The highest learning rate.
-        steps: How many steps there are.
+        steps: Number of steps.
     """
 
     rate: float

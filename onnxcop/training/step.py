@@ -1,11 +1,11 @@
 """One training step as one graph: forward, backward, clipping and AdamW.
 
-All trained tensors are one after the other in a single vector, so that weights and both moments are three tensors
-that stay where they are computed. The graph reads them and returns them anew; a step moves nothing but the batch.
+All trained tensors are concatenated in a single vector, so that weights and both moments are three tensors that stay on
+the device. The graph reads them and returns their new values; a step only transfers the batch.
 
 AdamW (Loshchilov and Hutter 2019, algorithm 2), with the gradient scaled so that its norm is at most `clip`:
 
-    m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²,
+m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²,
     w ← w - η (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + ε) + λ w)
 """
 
@@ -40,8 +40,8 @@ class Optimizer:
     Attributes:
         decay: λ, of tensors of two and more axes; vectors are biases and scales, which do not decay.
         clip: Largest norm of the gradient.
-        beta1: Of the first moment.
-        beta2: Of the second.
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second.
         epsilon: Added to the root of the second.
     """
 
@@ -54,11 +54,11 @@ class Optimizer:
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """Where trained tensors are in the vector.
+    """Positions of trained tensors in the vector.
 
     Attributes:
-        names: Of the tensors.
-        shapes: Of each.
+        names: Names of the tensors.
+        shapes: Shape of each.
         types: Element type of each, in the model.
     """
 
@@ -107,9 +107,9 @@ class StepGraph:
     """A training step.
 
     Attributes:
-        model: Inputs are the model's, the targets', the three vectors, the rate and the number of the step; outputs
-            are the three vectors anew, the loss and the gradient's norm.
-        layout: What is in the vectors.
+        model: Inputs are the model's, the targets', the three vectors, the rate and the number of the step; outputs are
+            the new vectors, the loss and the gradient's norm.
+        layout: Layout of the vectors.
         stops: Nodes at which gradients ended.
         missing: Weights that no gradient reaches.
     """
@@ -120,11 +120,12 @@ class StepGraph:
     missing: tuple[str, ...]
 
     def in_two(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-        """The step as two graphs, for a batch that comes in parts whose gradients are averaged.
+        """Split the step into two graphs, for a batch that comes in parts with averaged gradients.
 
         Returns:
-            One that gives the loss and the gradient [elements] of a part, and one that takes the gradient and updates
-            the three vectors.
+            A graph that returns the loss and the gradient [elements] of a part, and a graph that updates the three
+            vectors by
+            the gradient.
         """
         count = sum(self.layout.sizes)
         gradient = onnx.helper.make_tensor_value_info(GRADIENT, onnx.TensorProto.FLOAT, [count])
@@ -132,7 +133,7 @@ class StepGraph:
 
 
 def _excerpt(model: onnx.ModelProto, outputs: Sequence[str], cut: onnx.ValueInfoProto) -> onnx.ModelProto:
-    """What computes some tensors; tensor `cut` becomes an output if it is among them, else an input."""
+    """The nodes that compute some tensors; tensor `cut` becomes an output if it is among them, else an input."""
     work = copied(model)
     graph, wanted, nodes = work.graph, set(outputs), []
     for node in reversed(model.graph.node):
@@ -156,9 +157,9 @@ def build_step(
     Args:
         model: The model.
         optimizer: The optimizer's settings.
-        tensors: What is trained, None for all that can be.
+        tensors: Tensors to train, None for all that can be.
         input_shapes: An example of the inputs' shapes.
-        options: How the model is run where shapes have to be found.
+        options: How to run the model if shapes cannot be inferred.
 
     Raises:
         ModelError: No gradient reaches any of the weights.
@@ -184,7 +185,7 @@ def build_step(
 
 
 def _read_from_vector(graph: onnx.GraphProto, build: Builder, layout: WeightLayout) -> None:
-    """Take trained tensors out of the stored ones, and read them from the vector instead."""
+    """Replace stored tensors that are trained by slices of the vector."""
     trained = set(layout.names)
     kept = [tensor for tensor in graph.initializer if tensor.name not in trained]
     listed = [value for value in graph.input if value.name not in trained]

@@ -1,4 +1,4 @@
-"""The original's answers: computed once for every sample and view, and kept."""
+"""Outputs of the original, computed once for every sample and view, and kept."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from onnxcop.training.samples import ImageView, SampleSet
 
 
 class Teacher:
-    """Answers of a model on views of samples.
+    """Outputs of a model on views of samples.
 
     Args:
         model: The model.
         samples: The samples.
         views: The views.
-        outputs: Names of the outputs that are wanted.
+        outputs: Names of the required outputs.
         options: How to run it.
     """
 
@@ -36,14 +36,14 @@ class Teacher:
         """Outputs on some samples.
 
         Args:
-            indices: Of the samples.
+            indices: Indices of the samples.
             view: Number of the view.
             feed: These samples in that view.
         """
         if not self._known[view, indices].all():
             found = self._session.run(feed, self._outputs)
             if any(np.ndim(value) == 0 or len(value) != len(indices) for value in found.values()):
-                return found  # samples are not along the first axis: nothing to keep
+                return found  # samples are not along the first axis: outputs cannot be stored by sample
             held = self._answers.setdefault(view, {})
             for name, value in found.items():
                 if name not in held:

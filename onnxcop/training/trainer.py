@@ -1,4 +1,4 @@
-"""Running training steps: one session, its state bound where it is computed."""
+"""Execution of training steps: one session with its state on the device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from onnxcop.training.step import FIRST, GRADIENT, NEXT, NORM, RATE, SECOND, STE
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """All that a run needs to resume.
+    """Everything that a run needs to resume.
 
     Attributes:
         weights: float32 [elements].
         first: First moments, like it.
         second: Second moments.
-        step: Steps that were made.
+        step: Number of finished steps.
     """
 
     weights: Array
@@ -33,17 +33,17 @@ class TrainingState:
 
     @classmethod
     def fresh(cls, weights: Array) -> TrainingState:
-        """Before the first step."""
+        """The state before the first step."""
         return cls(weights.copy(), np.zeros_like(weights), np.zeros_like(weights), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step reports.
+    """Result of a step.
 
     Attributes:
-        loss: Before the step, on its batch.
-        norm: Of the gradient, before clipping.
+        loss: Loss on the batch, before the step.
+        norm: Norm of the gradient, before clipping.
     """
 
     loss: float
@@ -51,16 +51,16 @@ class StepResult:
 
     @property
     def finite(self) -> bool:
-        """Whether the step counts."""
+        """Whether loss and gradient are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 class Trainer:
-    """Makes steps.
+    """Runs training steps.
 
     Args:
         graph: The step.
-        state: What to begin with.
+        state: The initial state.
         options: How to run it.
 
     Raises:
@@ -74,12 +74,12 @@ class Trainer:
         self.restore(state)
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self._session.set_state({WEIGHTS: state.weights, FIRST: state.first, SECOND: state.second})
         self._steps = state.step
 
     def step(self, feeds: Mapping[str, Array], rate: float) -> StepResult:
-        """Make one step; one whose loss or gradient is not finite is undone.
+        """Make one step; it is undone if its loss or gradient is not finite.
 
         Args:
             feeds: Inputs of the model, and targets.
@@ -92,11 +92,11 @@ class Trainer:
         return self._done(StepResult(float(values[LOSS]), float(values[NORM])))
 
     def step_in_parts(self, parts: Sequence[Mapping[str, Array]], shares: Sequence[float], rate: float) -> StepResult:
-        """One step on a batch that comes in parts, whose gradients are averaged.
+        """Make one step on a batch that comes in parts; their gradients are averaged.
 
         Args:
             parts: Feeds, as :meth:`step` takes them; only one of them is computed at a time.
-            shares: Of the batch's samples, that each of them holds.
+            shares: Share of the batch's samples in each part.
             rate: Learning rate.
 
         Raises:
@@ -115,7 +115,7 @@ class Trainer:
         return self._done(StepResult(loss, float(result[NORM])))
 
     def _split(self) -> Session:
-        """Run the gradient and the update apart from now on."""
+        """Run the gradient and the update separately from now on."""
         if self._gradients is None:
             first, second = self._graph.in_two()
             state = self.state
@@ -130,7 +130,7 @@ class Trainer:
         return self._session.run_bound({**feeds, **scalars}, outputs)
 
     def _done(self, result: StepResult) -> StepResult:
-        """Take over what a step wrote, if it is finite."""
+        """Accept the result of a step if it is finite."""
         if result.finite:
             self._session.advance()
             self._steps += 1
@@ -138,18 +138,18 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps that were made."""
+        """Number of finished steps."""
         return self._steps
 
     @property
     def state(self) -> TrainingState:
-        """A copy of what a run needs to resume."""
+        """A copy of the state from which a run can resume."""
         held = self._session.state()
         return TrainingState(held[WEIGHTS], held[FIRST], held[SECOND], self._steps)
 
     @property
     def weights(self) -> Array:
-        """A copy of the weights as they are, float32 [elements]."""
+        """A copy of the current weights, float32 [elements]."""
         return self._session.state([WEIGHTS])[WEIGHTS]
 
     def close(self) -> None:
