@@ -2,10 +2,10 @@
 
     from onnxcop.gradient import differentiate, trainable
 
-    found = differentiate(model, "loss")        # d loss / d weight for every trainable weight
-    found.model                                 # forward and backward graph, standard operators only
-    found.names["conv1.weight"]                 # the output that holds its gradient
-    found.stops                                 # nodes that the gradient does not pass, and why
+    gradients = differentiate(model, "loss")    # d loss / d weight for every trainable weight
+    gradients.model                             # forward and backward graph, standard operators only
+    gradients.names["conv1.weight"]             # the output that holds its gradient
+    gradients.stops                             # nodes that no gradient passes, and why
 
 The rules are one table, `DEFAULT_GRADIENTS`; pass `DEFAULT_GRADIENTS | {("my.domain", "MyOp"): rule}` for operators
 of your own. Operators without a rule that the ONNX specification defines by others are written out first.

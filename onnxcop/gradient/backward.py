@@ -1,8 +1,8 @@
-"""The walk that writes the backward graph: from the loss to the tensors that are trained.
+"""Construction of the backward graph: from the loss to the trained tensors.
 
-Nodes are visited from the last to the first. Each whose output has a gradient emits the gradients of those of its
-inputs that depend on a trained tensor; what a tensor gets from several readers is added up. A node that no rule
-covers stops the gradient there, with its name and the reason, and the walk continues with the rest.
+Nodes are visited from the last to the first. If the output of a node has a gradient, the node emits gradients of those
+of its inputs that depend on a trained tensor. The gradients that a tensor gets from several readers are added. A node
+without a rule stops the gradient; its name and the reason are recorded, and the other nodes are still visited.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from onnxcop.runtime.session import EngineOptions
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A node that the gradient does not pass.
+    """A node that no gradient passes.
 
     Attributes:
         node: Its name, or that of its first output.
@@ -44,12 +44,12 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """A model that computes gradients beside its own outputs.
+    """A model that computes gradients besides its own outputs.
 
     Attributes:
         model: The forward graph, raised to opset 18 where it was older, and the backward graph.
         names: The output that holds the gradient of each tensor, by the tensor's name.
-        missing: Tensors that were asked for and that no gradient reaches.
+        missing: Requested tensors that no gradient reaches.
         stops: Nodes at which gradients ended.
     """
 
@@ -60,11 +60,11 @@ class Gradients:
 
 
 def trainable(model: onnx.ModelProto, rules: GradientRules = DEFAULT_GRADIENTS) -> list[str]:
-    """Stored floating-point tensors of more than one element that are no statistics, sizes, bounds or scales.
+    """Stored floating-point tensors of more than one element that are not statistics, sizes, bounds or scales.
 
     Args:
         model: The model.
-        rules: How gradients pass operators: what is only read where none passes is not trained.
+        rules: The gradient rules; tensors that only operators without a rule read are not trained.
     """
     settings: set[str] = set()
     values: set[str] = set()
@@ -101,12 +101,12 @@ def differentiate(
         model: A model, not changed. Its weights may be in Constant nodes.
         loss: A scalar that it computes.
         tensors: Names of stored tensors, or of inputs; None for all of :func:`trainable`.
-        rules: How gradients pass operators.
-        input_shapes: An example of the inputs' shapes, from which ranks are found; what is dynamic stays so.
-        options: How to run the model where shapes have to be read off a run.
+        rules: The gradient rules.
+        input_shapes: An example of the inputs' shapes, to determine ranks; dynamic sizes stay dynamic.
+        options: How to run the model if shapes cannot be inferred.
 
     Raises:
-        ModelError: The loss is not there or no floating-point scalar, or a tensor is not there.
+        ModelError: The loss is missing or not a floating-point scalar, or a tensor is missing.
     """
     work = copied(model)
     work = raised(work)
@@ -124,7 +124,7 @@ def differentiate(
 
 
 def _require(model: onnx.ModelProto, known: Known, loss: str, wanted: Collection[str]) -> None:
-    """Check that the loss is a scalar and that all tensors are there."""
+    """Check that the loss is a scalar and that all tensors exist."""
     info = known.shapes[loss]
     if loss not in {name for node in model.graph.node for name in node.output}:
         raise ModelError(f"the model computes no tensor {loss!r} to take the gradient of; name one of its outputs")
@@ -138,7 +138,7 @@ def _require(model: onnx.ModelProto, known: Known, loss: str, wanted: Collection
 
 
 class _Walk:
-    """One backward graph in the making."""
+    """The state of one backward graph under construction."""
 
     def __init__(self, model: onnx.ModelProto, known: Known, rules: GradientRules, wanted: Collection[str]) -> None:
         self.model, self.known, self.rules = model, known, rules
@@ -149,7 +149,7 @@ class _Walk:
         self.stops: list[Stop] = []
 
     def _depending(self, wanted: Collection[str]) -> set[str]:
-        """Tensors whose values depend on the wanted ones."""
+        """Tensors with values that depend on the trained tensors."""
         active = set(wanted)
         for node in self.nodes:
             reads = () if traits(node) & Trait.SIZES else (*node.input, *captured(node))
@@ -158,13 +158,13 @@ class _Walk:
         return active
 
     def tensor(self, name: str) -> Tensor | None:
-        """A tensor of the forward graph, None for an input or output that is left out."""
+        """A tensor of the forward graph, None for an absent input or output."""
         if not name:
             return None
         return self.build.known(name, self.known.shapes[name].elem_type, self.known.shape(name))
 
     def gradient(self, name: str) -> Tensor | None:
-        """What a tensor got from all its readers, None if nothing."""
+        """The sum of the gradients from a tensor's readers, None if there are none."""
         parts = self.parts.get(name)
         return replace(total(parts), shape=self.known.shape(name)) if parts else None
 
@@ -203,7 +203,7 @@ class _Walk:
     def _through(
         self, rule: GradientRule, node: onnx.NodeProto, grads: Sequence[Tensor | None], reached: Sequence[int]
     ) -> list[tuple[int, Tensor]]:
-        """Gradients of the inputs that are reached, by their places."""
+        """Gradients of the inputs that depend on trained tensors, by position."""
         inputs, outputs = [self.tensor(name) for name in node.input], [self.tensor(name) for name in node.output]
         access = Node(builder=self.build, proto=node, grads=grads, outputs=outputs, values=self.known.value)
         given = {key: value for key, value in attributes_of(node).items()}
@@ -256,7 +256,7 @@ class _Walk:
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove nodes and constants that no output needs, which rules that declined have left."""
+    """Remove nodes and constants that no output needs, left by rules that declined."""
     read = {value.name for value in graph.output}
     kept = []
     for node in reversed(graph.node):

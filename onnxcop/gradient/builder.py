@@ -1,7 +1,7 @@
-"""Emitting nodes as mathematics: tensors with operators, `g * y * (1 - y)`.
+"""Nodes written as mathematics: tensors with operators, `g * y * (1 - y)`.
 
-A :class:`Tensor` represents a tensor of the graph that is being extended; arithmetic on it emits a node.
-Equal nodes are emitted once, so that rules may repeat an expression instead of passing it around.
+A :class:`Tensor` represents a tensor of the graph under construction; arithmetic on it emits a node. Equal nodes are
+emitted once, so rules may repeat an expression instead of passing it around.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Builder:
 
     Args:
         graph: The graph, changed in place.
-        prefix: What the names of new tensors begin with.
+        prefix: Prefix of the names of new tensors.
     """
 
     def __init__(self, graph: onnx.GraphProto, prefix: str = "grad") -> None:
@@ -40,11 +40,11 @@ class Builder:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = {}
 
     def name(self, stem: str) -> str:
-        """A name that no tensor has yet."""
+        """A new, unique name."""
         return fresh_name(f"{self.prefix}/{stem}", self._taken)
 
     def known(self, name: str, elem_type: int, shape: tuple[Size, ...] | None = None) -> Tensor:
-        """A tensor that the graph holds already."""
+        """A tensor that exists in the graph."""
         return Tensor(self, name, elem_type, shape)
 
     def emit(
@@ -93,10 +93,10 @@ class Tensor:
     """A tensor of a graph under construction.
 
     Attributes:
-        builder: Where nodes that read it are emitted.
+        builder: The builder that emits nodes which read it.
         name: Its name.
         elem_type: Its element type, as ONNX numbers them.
-        shape: What is known of its shape, None for tensors that rules make.
+        shape: Its shape as far as known, None for tensors that rules make.
     """
 
     builder: Builder
@@ -186,11 +186,11 @@ class Tensor:
         )
 
     def dims(self) -> Tensor:
-        """The shape when the graph runs, int64 [rank]."""
+        """The shape at run time, int64 [rank]."""
         return self.op("Shape", elem_type=INT64)
 
     def dim(self, axis: int) -> Tensor:
-        """One size when the graph runs, int64 [1]; `axis` counts from the front."""
+        """One size at run time, int64 [1]; `axis` counts from the front."""
         return self.op("Shape", elem_type=INT64, start=axis, end=axis + 1)
 
     def reshape(self, shape: Tensor | Sequence[int]) -> Tensor:

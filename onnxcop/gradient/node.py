@@ -1,4 +1,4 @@
-"""What a gradient rule is given: values, and its node where values are not enough."""
+"""The arguments of a gradient rule: values, and the node itself for rules that need more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Vjp = Callable[..., Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What rules that need more than values may ask of their node.
+    """The node, for rules that need more than values.
 
     Attributes:
         builder: Where nodes are emitted.
@@ -34,7 +34,7 @@ class Node:
     values: Callable[[str], Array | None]
 
     def extra(self, index: int, elem_type: int) -> Tensor:
-        """An optional output, which the node computes from now on."""
+        """An optional output, which the node now computes."""
         while len(self.proto.output) <= index:
             self.proto.output.append("")
         if not self.proto.output[index]:
@@ -42,7 +42,7 @@ class Node:
         return self.builder.known(self.proto.output[index], elem_type)
 
     def value(self, tensor: Tensor | None) -> list[int] | None:
-        """The elements of a vector of integers, None if they show only when the graph runs."""
+        """The elements of a vector of integers, None if they are known only at run time."""
         array = None if tensor is None else self.values(tensor.name)
         return None if array is None else [int(value) for value in array.reshape(-1)]
 

@@ -1,4 +1,4 @@
-"""A model made ready for its backward graph: a recent opset, plain operators, weights as stored tensors."""
+"""Preparation of a model for its backward graph: a recent opset, plain operators, weights as stored tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DOMAIN = "onnxcop.inlined"
 
 
 def raised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at opset 18 at least; itself where it is.
+    """The model at opset 18 or later; unchanged if it is.
 
     Raises:
         ModelError: ONNX cannot convert it.
@@ -59,7 +59,7 @@ def store_constants(model: onnx.ModelProto) -> None:
 def inline_functions(
     model: onnx.ModelProto, shapes: ShapeMap, ruled: Container[tuple[str, str]]
 ) -> onnx.ModelProto | None:
-    """Write out operators that have no rule but a function body in the ONNX specification.
+    """Replace operators that have no rule but a function body in the ONNX specification.
 
     Args:
         model: The model; not changed.
@@ -67,7 +67,7 @@ def inline_functions(
         ruled: Operators that have rules.
 
     Returns:
-        The model in which they are written out, None if there are none.
+        The model with their function bodies in place, None if there are none.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     found = copied(model)
@@ -93,7 +93,7 @@ def inline_functions(
 
 
 def _function(node: onnx.NodeProto, opsets: Mapping[str, int], shapes: ShapeMap) -> onnx.FunctionProto | None:
-    """What an operator means in terms of others, for its opset and types; attributes get their defaults."""
+    """The function body of an operator, for its opset and types; attributes get their defaults."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     opset = opsets.get(domain, 1)
     try:
@@ -128,7 +128,7 @@ def _parsed(data: bytes) -> onnx.FunctionProto | None:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of the tensors of a model.
+    """Shapes and values of the tensors of a model.
 
     Attributes:
         shapes: Element types and ranks, from one concrete shape of the inputs.
@@ -159,13 +159,13 @@ class Known:
         return cls(concrete, sizes)
 
     def shape(self, name: str) -> tuple[Size, ...] | None:
-        """The sizes of a tensor, None where not even its rank is known."""
+        """The sizes of a tensor, None if not even its rank is known."""
         shape, sizes = self.shapes[name].shape, self.sizes.get(name)
         if shape is None:
             return sizes
         return sizes if sizes is not None and len(sizes) == len(shape) else (None,) * len(shape)
 
     def value(self, name: str) -> Array | None:
-        """What a tensor holds, if it is small and the same for all inputs."""
+        """The value of a tensor, if it is small and the same for all inputs."""
         info = self.shapes[name]
         return None if info.value is None or (info.varies is not None and info.varies.any()) else info.value

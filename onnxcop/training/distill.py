@@ -162,7 +162,7 @@ class _Distillation:
         self.softened = self.reference.softened(_TEMPERATURE)
 
     def _bearable_views(self, session: Session) -> Sequence[ImageView]:
-        """Views on which the original predicts the same as on the plain images; only the plain ones if there are none."""
+        """Views on which the original predicts the same as on the plain images; else only the plain ones."""
         views = views_of(self.samples, _VIEWS, self.options.seed)
         if len(views) == 1 or not all(len(j.kind.tasks) and "classify" in j.kind.tasks and
                                       self.reference.outputs[0][j.outputs[0]].ndim == 2

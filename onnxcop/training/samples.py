@@ -164,7 +164,7 @@ def _image(source: CalibrationData, arrays: Mapping[str, Array]) -> tuple[str, t
 
 
 def views_of(samples: SampleSet, count: int, seed: int) -> Sequence[ImageView]:
-    """Views for training: the plain images, then randomly shifted and mirrored ones; one view if there are no images."""
+    """Views for training: the plain images, then randomly shifted and mirrored ones; one view without images."""
     if samples.image is None:
         return [PLAIN]
     name, axes = samples.image

@@ -5,7 +5,7 @@ the device. The graph reads them and returns their new values; a step only trans
 
 AdamW (Loshchilov and Hutter 2019, algorithm 2), with the gradient scaled so that its norm is at most `clip`:
 
-m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²,
+    m ← β₁ m + (1 - β₁) g,   v ← β₂ v + (1 - β₂) g²,
     w ← w - η (m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + ε) + λ w)
 """
 

@@ -27,7 +27,7 @@ from onnxcop.gradient.rules.reduction import REDUCTIONS
 
 @dataclass(frozen=True, slots=True)
 class GradientRule:
-    """How gradients pass an operator.
+    """How gradients pass through an operator.
 
     Attributes:
         inputs: A function per input, None for one that no gradient reaches.

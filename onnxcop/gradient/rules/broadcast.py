@@ -25,7 +25,7 @@ def unbroadcast(g: Tensor, sizes: Sequence[Size], x: Tensor) -> Tensor:
             summed.append(axis)
         elif not isinstance(mine, int):
             unknown = True
-    if unknown:  # which axes have a size of 1 shows when the graph runs
+    if unknown:  # axes of size 1 are known only at run time
         ones = x.dims().equals(1).op("Cast", elem_type=INT64, to=INT64).op("NonZero").reshape([-1])
         if lead:
             g = g.sum(range(lead))
