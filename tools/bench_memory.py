@@ -2,6 +2,7 @@
 
     ONNXCOP_ZOO=... python tools/bench_memory.py                 # all that are found, as a table in Markdown
     python tools/bench_memory.py bert large                      # some of them
+    python tools/bench_memory.py large --recover                 # with recovery on synthetic inputs, the default
     python tools/bench_memory.py mobilenet --samples 300
 
 `bert`, `large` and `unet` are made here, with random weights: transformer encoders of BERT-base's shape and of 2.2 GB,
@@ -33,6 +34,7 @@ from onnxcop._base.memory import Need  # noqa: E402
 
 ZOO = Path(os.environ.get("ONNXCOP_ZOO") or ROOT.parent / "shared" / "zoo")
 _L2 = ("--criterion", "l2", "--recover", "none")
+_L2_RECOVERED = ("--criterion", "l2", "--recover", "full")  # the default, where it fits into memory
 
 
 @dataclass(frozen=True)
@@ -195,32 +197,33 @@ def unet(widths: Sequence[int], data: BinaryIO | None = None, rows: int = 16) ->
                      ["N", 4, rows, rows])  # fmt: skip
 
 
-def cases(names: list[str], samples: int, folder: Path) -> Iterator[Case]:
-    """The chosen cases, whose models are made or found one by one."""
+def cases(names: list[str], samples: int, folder: Path, *, recover: bool = False) -> Iterator[Case]:
+    """The chosen cases, whose models are made or found one by one; with or without recovery on synthetic inputs."""
+    plain, how = (_L2_RECOVERED, "l2 and recovery") if recover else (_L2, "l2")
     if "bert" in names:
         onnx.save(encoder(12, 768, 3072, 30522), folder / "bert.onnx")
-        yield Case("BERT-base's shape, l2", folder / "bert.onnx", _L2)
+        yield Case(f"BERT-base's shape, {how}", folder / "bert.onnx", plain)
     if "large" in names:
         with (folder / "large.data").open("wb") as data:
             onnx.save(encoder(16, 1600, 6400, 30522, heads=25, data=data), folder / "large.onnx")
-        yield Case("transformer encoder, weights beside it, l2", folder / "large.onnx", _L2)
+        yield Case(f"transformer encoder, weights beside it, {how}", folder / "large.onnx", plain)
     if "unet" in names:
         with (folder / "unet.data").open("wb") as data:
             onnx.save(unet((320, 640, 1280, 1280), data), folder / "unet.onnx")
-        yield Case("UNet, weights beside it, l2", folder / "unet.onnx", _L2)
+        yield Case(f"UNet, weights beside it, {how}", folder / "unet.onnx", plain)
     for name, skeleton in (("alexnet", "tv_alexnet.legacy"), ("resnet50", "resnet50.legacy")):
         if name in names and (ZOO / "skeletons" / f"{skeleton}.onnx").exists():
             path = folder / f"{name}.onnx"
             source = ZOO / "skeletons" / f"{skeleton}.onnx"
             subprocess.run([sys.executable, ZOO / "skeleton.py", "fill", source, path], check=True)
-            yield Case(f"{name}, l2", path, _L2)
+            yield Case(f"{name}, {how}", path, plain)
     data = ("--data", str(ZOO / "data" / "imagenet_calib"), "--samples", str(samples))
     model = ZOO / "trained" / "imagenet_mobilenet_v2.onnx"
     if "mobilenet" in names and model.exists():
         yield Case(f"MobileNetV2, {samples} images, measured", model, data)
     model = ZOO / "trained" / "yolov8n_320.onnx"
     if "yolo" in names and model.exists():
-        yield Case("YOLOv8n, l2", model, _L2)
+        yield Case(f"YOLOv8n, {how}", model, plain)
 
 
 def size(path: Path) -> int:
@@ -245,11 +248,12 @@ def main() -> int:
     every = ["bert", "alexnet", "resnet50", "mobilenet", "yolo", "large", "unet"]
     parser.add_argument("name", nargs="*", help=f"of {', '.join(every)}; all by default")
     parser.add_argument("--samples", type=int, default=300, help="images for MobileNetV2")
+    parser.add_argument("--recover", action="store_true", help="cut by l2 with recovery on synthetic inputs")
     options = parser.parse_args()
     print("| model | size | peak | peak / size | CPU |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for case in cases(options.name or every, options.samples, folder):
+        for case in cases(options.name or every, options.samples, folder, recover=options.recover):
             bytes_ = size(case.model)
             shortage = Need(bytes_, recovers=case.options != _L2).shortage()
             if shortage:
