@@ -196,8 +196,8 @@ def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
         if len(trial) < 2 or fit.count < 2:
             continue
         (weights,) = working.weights(layer)
-        solver = LayerObs.of(layer, weights, fit, 1e-2, alive)
-        removed = np.sort(trial[np.argsort(solver.errors()[trial], kind="stable")][: max(1, len(trial) // 5)])
+        errors = LayerObs.of(layer, weights, fit, 1e-2, alive).errors()[trial]
+        removed = np.sort(trial[np.argsort(errors, kind="stable")][: max(1, len(trial) // 5)])
         keep = np.setdiff1d(np.flatnonzero(alive), removed)
         ridges[layer.node] = best_ridge(weights, fit, held, keep, removed)
     return ridges

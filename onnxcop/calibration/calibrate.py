@@ -46,8 +46,9 @@ log = logging.getLogger("onnxcop")
 WIDEST = 4096  # channels of a tensor whose statistics are gathered
 SHARE = 0.2  # of the model's multiply-accumulates, that statistics may cost with "auto"
 FEWEST = 4  # positions of a sample that "auto" takes at least
-TOGETHER = 1 << 30  # bytes of sums in one pass over the data; if there are more, moments go to files
-_SUM_BYTES = 12  # of an entry of a second moment: the sum, and what one batch adds to it
+TOGETHER = 2 << 30  # bytes of sums in one pass over the data
+LARGEST_HELD = 1 << 29  # bytes of second moments; more of them go to files
+_SUM_BYTES, _ENTRY_BYTES = 12, 8  # of an entry: the sum and what one batch adds to it; the second moment
 _BLOCK = 128  # rows of a matrix
 _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of a feature map
 
@@ -114,7 +115,8 @@ def calibrate(
     if positions == "auto":
         positions = affordable_positions(taps, SHARE * _macs(model, shapes) / samples)
     parts = list(_parts(taps))
-    moments: dict[str, Moments] | SpilledMoments = {} if len(parts) == 1 else SpilledMoments()
+    large = _ENTRY_BYTES * sum(tap.channels**2 for tap in taps) > LARGEST_HELD
+    moments: dict[str, Moments] | SpilledMoments = SpilledMoments() if large else {}
     count = 0
     for place, part in enumerate(parts):
         watched = instrument(model, part, positions)

@@ -38,10 +38,13 @@ class InverseCache:
         """float64 [features, features], zero for removed channels; read-only."""
         if layer.node in self.kept:
             return self.kept[layer.node]
-        covariance = moments.covariance
-        found = np.zeros_like(covariance)
-        live = np.flatnonzero(np.repeat(alive, len(covariance) // len(alive)))
-        found[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
+        if alive.all():
+            found = regularized_inverse(moments.covariance, ridge).T  # symmetric, so its rows may be its columns
+        else:
+            covariance = moments.covariance
+            found = np.zeros_like(covariance)
+            live = np.flatnonzero(np.repeat(alive, len(covariance) // len(alive)))
+            found[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
         if found.nbytes + sum(one.nbytes for one in self.kept.values()) <= _MEMORY:
             self.kept[layer.node] = found
         return found

@@ -59,20 +59,21 @@ def regularized(covariance: FloatArray, ridge: float) -> FloatArray:
     """
     own = np.diagonal(covariance)
     floor = max(_LEAST * float(own.mean()) if len(own) else 0.0, 1e-12)
-    return np.asarray(covariance + ridge * np.diag(np.maximum(own, floor)))
+    loaded = np.array(covariance, order="F")  # as LAPACK takes it: it factorizes in place, since matrices are large
+    loaded[np.diag_indices(len(own))] += ridge * np.maximum(own, floor)
+    return loaded
 
 
 def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
     """(Σ + λD)⁻¹, by Cholesky factorization if it is definite."""
     from scipy.linalg.lapack import dpotrf, dpotri
 
-    loaded = regularized(covariance, ridge)
-    factor, failed = dpotrf(loaded, lower=1)
+    factor, failed = dpotrf(regularized(covariance, ridge), lower=1, overwrite_a=1)
     if not failed:
-        inverse, failed = dpotri(factor, lower=1)
+        inverse, failed = dpotri(factor, lower=1, overwrite_c=1)
         if not failed:
             return _mirrored(inverse)
-    return np.asarray(np.linalg.pinv(loaded))
+    return np.asarray(np.linalg.pinv(regularized(covariance, ridge)))
 
 
 def _mirrored(lower: FloatArray) -> FloatArray:
@@ -89,13 +90,12 @@ def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -
     """(Σ + λD)⁻¹ times a matrix [features, sums], without the inverse if Σ + λD is definite."""
     from scipy.linalg.lapack import dpotrf, dpotrs
 
-    loaded = regularized(covariance, ridge)
-    factor, failed = dpotrf(loaded, lower=1)
+    factor, failed = dpotrf(regularized(covariance, ridge), lower=1, overwrite_a=1)
     if not failed:
         solved, failed = dpotrs(factor, right, lower=1)
         if not failed:
             return np.asarray(solved)
-    return np.asarray(np.linalg.pinv(loaded) @ right)
+    return np.asarray(np.linalg.pinv(regularized(covariance, ridge)) @ right)
 
 
 def compensated(

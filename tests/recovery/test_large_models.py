@@ -32,6 +32,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxcop.runtime.segments.LARGEST_COPIED", 0)
     monkeypatch.setattr("onnxcop.verification.verify.LARGEST_COPIED", 0)
     monkeypatch.setattr("onnxcop.calibration.calibrate.TOGETHER", 20_000)
+    monkeypatch.setattr("onnxcop.calibration.calibrate.LARGEST_HELD", 20_000)
     monkeypatch.setattr("onnxcop.graph.io._SMALL", 64)
 
 
@@ -86,6 +87,7 @@ def test_statistics_in_several_passes_are_the_same(models_dir: Path, monkeypatch
     reports: list[tuple[str, int, int]] = []
     once = gather_statistics(analysis, data, CPU)
     monkeypatch.setattr("onnxcop.calibration.calibrate.TOGETHER", 20_000)
+    monkeypatch.setattr("onnxcop.calibration.calibrate.LARGEST_HELD", 20_000)
     parts = gather_statistics(analysis, data, CPU, lambda *report: reports.append(report))
     assert not isinstance(once.taps, SpilledMoments)
     assert isinstance(parts.taps, SpilledMoments)
