@@ -41,7 +41,7 @@ from peers_files import ZOO
 
 import onnxcop
 from onnxcop.runtime.inputs import random_feeds
-from onnxcop.runtime.latency import measure
+from onnxcop.runtime.latency import measure_times
 
 OURS, ANY, PEER, DATA = "ours", "any-width", "onnxsim-l2", "with-data"
 METHODS = (OURS, ANY, PEER, DATA)
@@ -179,7 +179,7 @@ def timed(case: Timed, path: Path, made_files: Mapping[str, Path], seconds: floa
     models = [onnx.load(file) for file in made_files.values()]
     inputs = [{value.name for value in model.graph.input} for model in (original, *models)]
     each = [{name: value for name, value in feeds.items() if name in names} for names in inputs]
-    found = measure([original, *models], each, ENGINE, seconds=seconds)
+    found = measure_times([original, *models], each, ENGINE, seconds=seconds)
     peers_files.GIVEN_SHAPES.update(analysis.input_shapes)
     rows: dict[str, Row] = {}
     for place, (method, model) in enumerate(zip(made_files, models, strict=True), start=1):

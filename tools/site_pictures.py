@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 import onnxcop  # noqa: E402
 from onnxcop.allocation import sensitivity as curves  # noqa: E402
 from onnxcop.allocation.greedy import PruningState  # noqa: E402
-from onnxcop.analysis.analyze import group_name  # noqa: E402
+from onnxcop.analysis.census import group_name  # noqa: E402
 from onnxcop.criteria import cop  # noqa: E402
 from onnxcop.criteria.filters import produced_norms  # noqa: E402
 from onnxcop.criteria.registry import criterion_named  # noqa: E402

@@ -18,6 +18,7 @@ from onnxcop.criteria.base import PruningContext, Ranking
 from onnxcop.criteria.filters import produced_filter_counts
 from onnxcop.criteria.preference import Preference
 from onnxcop.errors import BudgetError
+from onnxcop.rewrite.blocks import Blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class PruningState:
         self.filter_weight = produced_filter_counts(context)
         self.filters_total = float(self.filter_weight.sum())
         self.filters_kept = self.filters_total
+        self.blocks = Blocks(context.model, structure) if limits.blocks else None
         self._rows: list[tuple[IntArray, IntArray]] = [self._row(int(g.units[0])) for g in structure.groups]
         self._savings: dict[int, Savings] = {}
 
@@ -82,6 +84,17 @@ class PruningState:
         return np.asarray(
             (self.group_kept[group] - counts >= self.group_floor[group]) & (left >= self.floor[axes]).all(axis=1)
         )
+
+    def may_empty(self, group: int) -> bool:
+        """Whether all that is left of a group can be removed, as a block, so that axes of its own are empty."""
+        if self.blocks is None or self.group_floor[group] or not self.group_kept[group]:
+            return False
+        axes, times = self._rows[group]
+        own = self.structure.axis_sizes[axes] == times * self.structure.groups[group].width
+        left = self.kept[axes] - self.group_kept[group] * times
+        if not (own | (left >= self.floor[axes])).all() or not self.blocks.may_go(group):
+            return False
+        return self.blocks.without((*np.flatnonzero(self.group_kept == 0).tolist(), group)) is not None
 
     def narrowed(self, group: int, count: int) -> IntArray:
         """Indices that every axis keeps after a number of further units of a group are removed, int64 [axes]."""
@@ -159,6 +172,11 @@ class PruningState:
             counts = counts[self.may_remove(group.index, counts)]
             for unit in units[: int(counts.max(initial=0))].tolist():
                 self.remove(unit)
+        for group in self.structure.groups if self.blocks else ():
+            units = group.units[self.available[group.units]]
+            if len(units) == self.group_kept[group.index] and self.may_empty(group.index):
+                for unit in units.tolist():
+                    self.remove(unit)
 
     def selection(self) -> Selection:
         """The units removed so far."""

@@ -61,6 +61,7 @@ class Limits:
         exact_only: Leave out inexact groups.
         layers: Further limits on some layers; the strictest holds.
         staircase: Widths that suit the machine, for :data:`AUTO`.
+        blocks: Let groups go whole, where measured curves say so (see :mod:`onnxcop.rewrite.blocks`).
     """
 
     min_filters: int = 1
@@ -71,6 +72,7 @@ class Limits:
     exact_only: bool = False
     layers: tuple[LayerLimit, ...] = ()
     staircase: Staircase = field(default_factory=Staircase)
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         if self.min_filters < 1 or (
@@ -85,7 +87,7 @@ class Limits:
         return [
             f"--{entry.name.replace('_', '-')}"
             for entry in fields(self)
-            if entry.name != "staircase" and getattr(self, entry.name) != entry.default
+            if entry.name not in ("staircase", "blocks") and getattr(self, entry.name) != entry.default
         ]
 
     def ladder(self, structure: Structure) -> Ladder:

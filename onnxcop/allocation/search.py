@@ -98,8 +98,8 @@ class CurveSearch:
         for group, count in self._counts(units).items():
             curve = curves[group]
             last = int(curve.counts[-1])
-            if count > _KNOWN * last and last < len(curve.order):
-                requests[group] = min(max(last + 1, count), len(curve.order))
+            if _KNOWN * last < count <= curve.most and last < curve.most:
+                requests[group] = min(max(last + 1, count), curve.most)
         return requests
 
     def _between(self, curves: Curves, units: IntArray) -> dict[int, int]:

@@ -7,8 +7,8 @@ everything before them is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -43,15 +43,28 @@ class Curve:
         order: Units in the order of removal.
         counts: int64 [points], numbers of removed units at which the divergence was measured, ascending.
         values: float64 [points], the divergence there minus that of the uncut network.
+        whole: The divergence without the group, where it may go whole; its last unit is then the last of the order.
     """
 
     group: int
     order: tuple[int, ...]
     counts: IntArray
     values: FloatArray
+    whole: float | None = None
+
+    @property
+    def most(self) -> int:
+        """How many units can be removed without removing the whole group."""
+        return len(self.order) - (self.whole is not None)
 
     def price(self, count: FloatArray | float) -> FloatArray:
         """Divergence at any number of removed units: linear between points, a power law beyond them."""
+        if self.whole is None:
+            return self._below(count)
+        counts = np.asarray(count, dtype=np.float64)
+        return np.where(counts > self.most, max(self.whole, 0.0), self._below(count))
+
+    def _below(self, count: FloatArray | float) -> FloatArray:
         counts = np.concatenate([[0.0], self.counts.astype(np.float64)])
         values = np.concatenate([[0.0], np.maximum.accumulate(np.maximum(self.values, 0.0))])
         inside = np.interp(count, counts, values)
@@ -62,7 +75,7 @@ class Curve:
         """The curve with one more measured point."""
         counts, values = np.append(self.counts, count), np.append(self.values, value)
         order = np.argsort(counts, kind="stable")
-        return Curve(self.group, self.order, counts[order], values[order])
+        return replace(self, counts=counts[order], values=values[order])
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ def measure_curves(
     working: MaskedNetwork, samples: Samples, limits: Limits, fallback: FloatArray, options: EngineOptions,
     ridges: Mapping[int, float], *, requests: Mapping[int, int] | None = None,
     known: Mapping[int, Curve] | None = None, cache: NetworkCache | None = None,
-    progress: Progress = silent, stage: str = "curves",
+    may_go: Callable[[int], bool] = lambda group: False, progress: Progress = silent, stage: str = "curves",
 ) -> dict[int, Curve]:  # fmt: skip
     """Measure one more point of the groups' curves on the current network.
 
@@ -117,6 +130,7 @@ def measure_curves(
         requests: Number of units to remove, by group; None measures every group's first point.
         known: Curves so far.
         cache: Data shared by calls on the same network.
+        may_go: Whether a group may be removed whole; that is measured with its first point.
         progress: Called with (stage, done, total) in groups.
         stage: Its name in `progress`.
 
@@ -147,7 +161,14 @@ def measure_curves(
         losses = [] if group.index in curves else losses_for(working, samples.fit, group, samples.heads)
         order, weights = _cut_to(solvers, losses, units, fallback, count, most, curves.get(group.index))
         value = _variant(working, samples, executor, solvers, weights, order[:count], cache.base)
-        curve = curves.get(group.index) or Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
+        curve = curves.get(group.index)
+        if curve is None:
+            curve = Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
+            if len(units) == most + 1 and may_go(group.index):
+                solvers = solvers_for(working, samples.fit, ridges, group, importance, cache.inverses)
+                rest = tuple(np.setdiff1d(units, order).tolist())
+                gone = _without(working, samples, executor, solvers, units, cache.base)
+                curve = replace(curve, order=(*curve.order, *rest), whole=gone)
         curves[group.index] = curve.with_point(count, value)
         progress(stage, done, len(groups))
     return curves
@@ -228,6 +249,16 @@ def solvers_for(
                 importance=importance.get(layer.node), channels=channels, inverses=inverses,
             ))  # fmt: skip
     return found
+
+
+def _without(
+    working: MaskedNetwork, samples: Samples, executor: PartialExecutor, solvers: Sequence[LayerObs], units: IntArray,
+    base: float,
+) -> float:  # fmt: skip
+    """Divergence added when all that is left of a group goes, and its consumers keep the mean of what they lose."""
+    for solver in solvers:
+        solver.remove(np.flatnonzero(np.isin(solver.units, units)))
+    return _variant(working, samples, executor, solvers, [s.weights for s in solvers], units.tolist(), base)
 
 
 def _variant(

@@ -88,7 +88,7 @@ def _best_jump(
 ) -> tuple[float, int] | None:
     """The cheapest interval of a curve from here on: (divergence per saving, count at its end)."""
     part = max(1, len(curve.order) // _PARTS)
-    most = min(float(len(curve.order)), max(reach * float(curve.counts[-1]), 1.0))
+    most = min(float(curve.most), max(reach * float(curve.counts[-1]), 1.0))
     found, ahead = [], 1
     while taken + ahead * part <= most:
         count = _rounded(state, curve, taken, taken + ahead * part)
@@ -97,6 +97,9 @@ def _best_jump(
             found.append(count)
     counts = np.array(found, dtype=np.int64)
     counts = counts[state.may_remove(curve.group, counts - taken)]
+    whole = len(curve.order)
+    if curve.whole is not None and whole - taken == state.group_kept[curve.group] and state.may_empty(curve.group):
+        counts = np.append(counts, whole)
     more = counts - taken
     nearer = _saved(state, lacking, curve.group, more)  # whatever the preference, the budget must come closer
     counts, saved = counts[nearer > 0], _saved(state, _worth(state, lacking), curve.group, more[nearer > 0])
@@ -112,7 +115,7 @@ def _rounded(state: PruningState, curve: Curve, taken: int, count: int) -> int |
     kept = int(state.group_kept[curve.group]) - (count - taken)
     even = state.ladder.at_most(curve.group, kept)
     count += kept - even
-    return count if even > 0 and count <= len(curve.order) else None
+    return count if even > 0 and count <= curve.most else None
 
 
 def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, int], budget: Budget) -> None:

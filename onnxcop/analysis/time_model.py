@@ -35,7 +35,9 @@ class TimedOperator:
     block: int = 1
 
     def at(self, widths: Sequence[int]) -> float:
-        """Seconds at one width for every axis, extrapolated linearly below the narrowest level."""
+        """Seconds at one width for every axis: a line below the narrowest level, and 0 where an axis is empty."""
+        if 0 in widths:
+            return 0.0
         values = self.seconds
         for levels, width in zip(self.levels, widths, strict=True):
             values = self._along(values, levels, width)

@@ -100,7 +100,7 @@ def limits_from(values: Mapping[str, Any]) -> Limits:
     """Limits on what may be cut."""
     from onnxcop.allocation.limits import LayerLimit, Limits
 
-    given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only")}
+    given = {name: values[name] for name in ("min_filters", "max_cut", "multiple_of", "exact_only", "blocks")}
     return Limits(
         keep=tuple(values["keep"]),
         only=tuple(values["only"]),

@@ -279,6 +279,7 @@ limit_options: Decorator[Any, Any] = _options(
         "--exact-only", is_flag=True,
         help="Skip groups that the statistics of a normalization (e.g. LayerNorm) depend on.",
     ),
+    _option("--blocks", is_flag=True, help="Let terms of sums, operands of Concat and gates go as a whole too."),
 )  # fmt: skip
 input_shape_option: Decorator[Any, Any] = _options(
     "Model",

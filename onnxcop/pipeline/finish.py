@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 
 from onnxcop._base.timing import Clock
+from onnxcop._base.types import IntArray
 from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.census import group_name
 from onnxcop.analysis.summary import frozen_reasons, totals
 from onnxcop.data.open import CalibrationData
 from onnxcop.pipeline.decide import Decision, Request, calibrated_on
@@ -21,6 +23,7 @@ from onnxcop.report.hints import hints
 from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import Expected, Report, group_reports, slowness, undecided
 from onnxcop.rewrite.apply import apply as rewrite
+from onnxcop.rewrite.blocks import emptied
 from onnxcop.rewrite.plan import PruningPlan, cuts_of
 from onnxcop.rewrite.provenance import stamp
 from onnxcop.runtime.latency import Latency, timed
@@ -30,6 +33,8 @@ from onnxcop.verification.dequantize import rounds
 from onnxcop.verification.verify import Verification, verify
 
 log = logging.getLogger("onnxcop")
+
+_NAMED = 3  # blocks that a line names
 
 
 def conclude(request: Request, decision: Decision) -> PruneResult:
@@ -85,6 +90,12 @@ def _unlisted_line(analysis: Analysis) -> tuple[str, ...]:
         f"{analysis.unlisted} weights were inputs as well, which keeps ONNX Runtime from fusing: they are inputs no "
         "more (--keep-initializer-inputs keeps them)",
     )
+
+
+def _blocks_line(analysis: Analysis, removed: IntArray) -> tuple[str, ...]:
+    names = [group_name(analysis, group) for group in emptied(analysis.structure, removed)]
+    more = " …" if len(names) > _NAMED else ""
+    return (f"blocks: {len(names)} removed whole: {', '.join(names[:_NAMED])}{more}",) if names else ()
 
 
 def fed(decision: Decision, source: CalibrationData | None) -> Decision:
@@ -180,5 +191,8 @@ def _report(
         figures=found.figures, measured_on="" if decision.unseen is None else decision.unseen.described,
         quality=quality_of(found.figures) | scores, held_out=decision.held_out, seconds=dict(clock.seconds),
         latency=found.latency, inputs=decision.inputs, data=decision.record,
-        choices=(*_kept_line(analysis), *decision.choices, *_unlisted_line(analysis), *undecided(found.latency)),
+        choices=(
+            *_kept_line(analysis), *decision.choices, *_blocks_line(analysis, removed),
+            *_unlisted_line(analysis), *undecided(found.latency),
+        ),
     )  # fmt: skip

@@ -120,7 +120,8 @@ def compensated(
     kept, lost = (features_of(np.sort(c), block) for c in (keep, gone))
     shared = covariance[np.ix_(kept, lost)] @ flat[lost]
     merged = np.zeros_like(flat)
-    merged[kept] = flat[kept] + regularized_solve(covariance[np.ix_(kept, kept)], ridge, shared)
+    if len(kept):
+        merged[kept] = flat[kept] + regularized_solve(covariance[np.ix_(kept, kept)], ridge, shared)
     return as_weights(merged, weights), mean_output(flat - merged, moments.mean, weights.shape[1])
 
 
@@ -143,7 +144,7 @@ def merge_channels(
     result, change = np.zeros_like(weights), np.zeros((groups, outputs))
     for group, own in enumerate(np.arange(groups * width).reshape(groups, width)):
         keep, lost = np.flatnonzero(alive[own]), np.flatnonzero(gone[own])
-        if moments is None or not len(keep) or not len(lost):
+        if moments is None or not len(lost):
             result[group, keep] = weights[group, keep]
             continue
         part = moments if groups == 1 else Moments(moments.count, moments.mean[own], moments.scatter[np.ix_(own, own)])

@@ -280,7 +280,7 @@ class Recovery:
     ) -> CurveSearch:  # fmt: skip
         measured = partial(
             measure_curves, self.working, samples, limits, fallback, self.options, ridges,
-            cache=NetworkCache(Prefixes(self.working.partition, samples.feeds, self.options)),
+            cache=NetworkCache(Prefixes(self.working.partition, samples.feeds, self.options)), may_go=state.may_empty,
             progress=self.progress, stage=f"curves, {name}",
         )  # fmt: skip
         return CurveSearch(

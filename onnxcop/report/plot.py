@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".svg", ".png", ".pdf")
 _UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+_COSTS = {
+    "macs_kept": "multiply-accumulates", "latency_kept": "time", "params_kept": "parameters", "bytes_kept": "file size",
+}  # fmt: skip
 _FIXED = {"budget", "macs", "macs_kept", "params", "params_kept", "bytes", "bytes_kept", "seconds", "file"}
 
 
@@ -32,7 +35,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
-    """Draw a trade-off curve.
+    """Draw a trade-off curve: over the multiply-accumulates that are kept and, where it was measured, over time.
 
     Args:
         rows: Its points, as :meth:`onnxcop.report.curve.Point.row` gives them; the original comes first.
@@ -46,22 +49,19 @@ def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
     from matplotlib.figure import Figure
 
     upper = _quality(rows)
-    figure = Figure(figsize=(6.4, 2.6 + 2.2 * len(upper)), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot, which would open a window
-    axes: Any = figure.subplots(len(upper) + 1, 1, sharex=True, squeeze=False)[:, 0]
-    for place, (name, label) in enumerate(upper.items()):
-        _line(axes[place], rows, name, label)
-        axes[place].set_ylabel(label)
-    costs = {"latency_kept": "latency", "params_kept": "parameters", "bytes_kept": "file size"}
-    for name, label in costs.items():
-        _line(axes[-1], rows, name, label)
-    axes[-1].plot([1.0, _least(rows)], [1.0, _least(rows)], ":", color="gray", label="as many as MACs")
-    axes[-1].set_ylabel("kept")
-    axes[-1].set_xlabel("multiply-accumulates kept")
-    axes[-1].legend()
-    axes[0].set_title(title)
-    axes[0].invert_xaxis()
-    for axis in axes:
+    timed = sum(row.get("latency_kept") is not None for row in rows) > 1
+    across = ("macs_kept", "latency_kept") if timed else ("macs_kept",)
+    figure = Figure(figsize=(6.4 * len(across), 2.6 + 2.2 * len(upper)), layout="constrained")
+    FigureCanvasAgg(figure)  # without pyplot, which would choose a window
+    grid: Any = figure.subplots(len(upper) + 1, len(across), sharex="col", sharey="row", squeeze=False)
+    for column, over in enumerate(across):
+        for place, (name, label) in enumerate(upper.items()):
+            _line(grid[place, column], rows, name, label, over)
+            grid[place, 0].set_ylabel(label)
+        _costs(grid[-1, column], rows, over)
+        grid[0, column].invert_xaxis()
+    figure.suptitle(title)
+    for axis in grid.flat:
         axis.grid(alpha=0.3)
     out = io.BytesIO()
     # Without a date and random identifiers, equal figures give equal files.
@@ -70,6 +70,18 @@ def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
     with rc_context({"svg.hashsalt": "onnxcop"}):
         figure.savefig(out, format=suffix.lstrip("."), metadata=_UNDATED.get(suffix.lower()))
     return out.getvalue()
+
+
+def _costs(axis: Any, rows: Sequence[CurveRow], over: str) -> None:
+    """What is kept of every cost, over one of them."""
+    for place, (name, label) in enumerate(_COSTS.items()):
+        if name != over:
+            _line(axis, rows, name, label, over, color=f"C{place}")
+    least = min(float(row.get(over) or 1.0) for row in rows)
+    axis.plot([1.0, least], [1.0, least], ":", color="gray", label=f"as much as {_COSTS[over]}")
+    axis.set_ylabel("kept")
+    axis.set_xlabel(f"{_COSTS[over]} kept")
+    axis.legend()
 
 
 def _quality(rows: Sequence[CurveRow]) -> dict[str, str]:
@@ -82,18 +94,15 @@ def _is_cost(name: str) -> bool:
     return name in _FIXED or name.startswith("latency") or name.endswith(("_low", "_high"))
 
 
-def _line(axis: Any, rows: Sequence[CurveRow], name: str, label: str) -> None:
-    points = [(row["macs_kept"], row[name]) for row in rows if row.get(name) is not None]
+def _line(axis: Any, rows: Sequence[CurveRow], name: str, label: str, over: str, color: str = "C0") -> None:
+    known = [row for row in rows if row.get(over) is not None]
+    points = [(row[over], row[name]) for row in known if row.get(name) is not None]
     if points:
-        axis.plot(*zip(*points, strict=True), "o-", label=label)
-    band = [(row["macs_kept"], row[f"{name}_low"], row[f"{name}_high"]) for row in rows
+        axis.plot(*zip(*points, strict=True), "o-", label=label, color=color)
+    band = [(row[over], row[f"{name}_low"], row[f"{name}_high"]) for row in known
             if row.get(f"{name}_low") is not None and row.get(f"{name}_high") is not None]  # fmt: skip
     if band:
-        axis.fill_between(*zip(*band, strict=True), alpha=0.2)
-
-
-def _least(rows: Sequence[CurveRow]) -> float:
-    return min(float(row["macs_kept"] or 0.0) for row in rows)
+        axis.fill_between(*zip(*band, strict=True), alpha=0.2, color=color)
 
 
 def write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -16,10 +16,13 @@ import onnx
 from onnxcop._base.types import Array, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import Edit
+from onnxcop.errors import ModelError
 from onnxcop.graph.check import byte_size
 from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.io import EXTERNAL, VALUES, copy_fields, inlined
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
+from onnxcop.rewrite.blocks import Blocks, Remains, emptied
+from onnxcop.rewrite.constants import take_out
 from onnxcop.rewrite.edit import GraphEditor, Merger
 from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_positions, moved_orders, size_fixes
 
@@ -35,15 +38,21 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
         removed: int64, numbers of the units to remove.
 
     Raises:
-        ModelError: GraphSurgeon cannot represent the model.
+        ModelError: GraphSurgeon cannot represent the model, or nothing is left of an axis that is needed.
     """
     keep = kept_positions(structure, removed)
+    blocks = emptied(structure, removed)
+    remains = Blocks(model, structure).without(blocks) if blocks else Remains()
+    if remains is None:
+        raise ModelError("groups cannot be removed whole: without them an output no longer depends on the inputs")
+    idle = {*remains.ends, *remains.constant, *remains.joins, *remains.dead}
     weights = sliced_constants(model, structure, keep)
-    scopes, fixes = Scopes.of(model), list(size_fixes(model, structure, keep))
+    scopes, fixes = Scopes.of(model), [fix for fix in size_fixes(model, structure, keep) if fix.node not in idle]
     orders = moved_orders(structure, keep)
     edits: dict[int, list[Edit]] = defaultdict(list)
     for edit in structure.coupling.findings.edits:
-        edits[edit.node].append(edit)
+        if edit.node not in idle:
+            edits[edit.node].append(edit)
     result = _copy_without(model, weights)
     taken, fixed = scopes.names(), FixedSizes(model, structure.coupling.shapes)
     copies = Scopes.of(result).all
@@ -57,9 +66,11 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
             solver.perform(
                 [fix for fix in fixes if (fix.scope == index if fix.node is None else fix.node in own)],
                 {number: found for number, found in edits.items() if number in own},
-                [order for order in orders if order.node in own],
+                [order for order in orders if order.node in own and order.node not in idle],
             )
             Merger(solver, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
+    if blocks:
+        take_out(result, model, remains)
     return result
 
 

@@ -17,6 +17,7 @@ from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.kept_classes import ClassWish, KeptClasses
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import PlanMismatchError
+from onnxcop.rewrite.blocks import Blocks, emptied
 
 _KIND = DocumentKind("onnxcop-plan", 1, "pruning plan", "--plan-out makes one")
 POLICIES = ("finest", "coarsest")
@@ -174,7 +175,7 @@ def _refuse_empty_axes(analysis: Analysis, units: IntArray) -> None:
     structure = analysis.structure
     left = analysis.cost.kept_counts(units)[structure.limited_axes]
     empty = structure.limited_axes[left < 1]
-    if len(empty):
+    if len(empty) and Blocks(analysis.model, structure).without(emptied(structure, units)) is None:
         name = next(
             name
             for name, label in structure.coupling.labels.items()

@@ -326,7 +326,7 @@ def test_budgets_limits_shapes_and_seed_are_used(model: Path) -> None:
     assert document["settings"]["seed"] == 3
     assert document["settings"]["limits"] == {
         "min_filters": 2, "max_cut": 0.6, "multiple_of": 2, "keep": ["head"], "only": ["w*"],
-        "exact_only": True, "layers": [], "staircase": {"fine": 4, "block": 8},
+        "exact_only": True, "layers": [], "staircase": {"fine": 4, "block": 8}, "blocks": False,
     }  # fmt: skip
 
 

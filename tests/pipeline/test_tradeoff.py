@@ -206,3 +206,6 @@ def test_the_plot_is_drawn_and_the_same_every_time(tmp_path: Path) -> None:
     rows: Any = [{"budget": 1.0, "macs_kept": 1.0, "divergence": 0.0}, {"budget": 0.5, "macs_kept": 0.5}]
     assert plot_curve(rows, "net", ".svg") == plot_curve(rows, "net", ".svg")
     assert plot_curve(rows, "net", ".png").startswith(b"\x89PNG")
+    timed = [row | {"latency_kept": time} for row, time in zip(rows, (1.0, 0.6), strict=True)]
+    assert b"<!-- time kept -->" in plot_curve(timed, "net", ".svg")
+    assert b"<!-- time kept -->" not in plot_curve(rows, "net", ".svg")
