@@ -9,6 +9,7 @@ from .allocation.limits import AUTO as AUTO
 from .allocation.limits import Limits as Limits
 from .analysis.analyze import Analysis as Analysis
 from .analysis.analyze import analyze as analyze
+from .analysis.layers import layer_weights as layer_weights
 from .coupling.ops import DEFAULT_RULES as DEFAULT_RULES
 from .coupling.ops import Op as Op
 from .criteria.base import Criterion as Criterion
@@ -18,6 +19,10 @@ from .criteria.base import StaticRanking as StaticRanking
 from .criteria.registry import criterion_named as criterion_named
 from .criteria.scores import statistics as statistics
 from .errors import OnnxcopError as OnnxcopError
+from .gradient import DEFAULT_GRADIENTS as DEFAULT_GRADIENTS
+from .gradient import GradientRule as GradientRule
+from .gradient import differentiate as differentiate
+from .images.preprocess import Preprocess as Preprocess
 from .integrations.pytorch import resize_module as resize_module
 from .integrations.pytorch import torch_state as torch_state
 from .pipeline.compare import compare as compare
@@ -29,6 +34,8 @@ from .pipeline.prune import prune as prune
 from .pipeline.prune import recover as recover
 from .pipeline.quantize import quantize as quantize
 from .pipeline.sweep import sweep as sweep
+from .recovery.methods import RecoveryMethod as RecoveryMethod
+from .recovery.rounds import RecoverySettings as RecoverySettings
 from .report.result import PruneResult as PruneResult
 from .report.summary import Report as Report
 from .rewrite.apply import apply as apply

@@ -27,12 +27,15 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam
 from olive.search.search_parameter import Categorical
 
 from onnxcop.allocation.limits import Limits
+from onnxcop.allocation.resources import RESOURCES
 from onnxcop.pipeline.prune import prune
+from onnxcop.recovery.methods import RECOVERIES
 from onnxcop.runtime.session import EngineOptions
 
+_METHODS = ", ".join(method.name for method in RECOVERIES)
 _DIRECT = (
-    "macs", "params", "filters", "size", "latency", "divergence", "metric", "max_drop", "samples", "batch_size",
-    "criterion", "allocate", "recover", "input_shapes", "task", "seed",
+    "divergence", "metric", "max_drop", "samples", "batch_size", "criterion", "allocate", "recover", "input_shapes",
+    "task", "seed",
 )  # fmt: skip
 
 PACKAGE_ENTRY: dict[str, Any] = {
@@ -51,7 +54,7 @@ class OnnxCop(Pass):
 
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
-        def option(text: str, kind: type = float, default: Any = None) -> PassConfigParam:
+        def option(text: str, kind: Any = float, default: Any = None) -> PassConfigParam:
             return PassConfigParam(type_=kind, default_value=default, description=text)
 
         return {
@@ -59,10 +62,10 @@ class OnnxCop(Pass):
                 type_=float, default_value=None, search_defaults=Categorical([0.9, 0.8, 0.7, 0.6, 0.5]),
                 description="Fraction of multiply-accumulates to keep at most; 0.7 where no budget is given.",
             ),
-            "params": option("Fraction of parameters to keep at most."),
-            "filters": option("Fraction of prunable filters to keep at most."),
-            "size": option("Bytes of the file at most.", int),
-            "latency": option("Fraction of the time of a run to keep at most, measured on this machine."),
+            **{
+                resource.name: option(f"What to keep at most: {resource.help}", float | str)
+                for resource in RESOURCES if resource.name != "macs"
+            },
             "divergence": option("Instead of a size: the largest output divergence on held-out samples."),
             "metric": option("Function that scores a model, script.py:function; higher is better.", str),
             "max_drop": option("Instead of a size: the largest loss of the metric."),
@@ -74,10 +77,10 @@ class OnnxCop(Pass):
             "batch_size": option("Number of samples in one inference.", int, 32),
             "criterion": option("Which filters to remove: auto, cop, l1 …", str, "auto"),
             "allocate": option("How to divide the cut among layers: auto, cop or measured.", str, "auto"),
-            "recover": option("How to compensate for removed filters: auto, none, merge or full.", str, "auto"),
+            "recover": option(f"How to compensate for removed filters: auto, {_METHODS}.", str, "auto"),
             "keep": option("Patterns of nodes or tensors that are never pruned.", list[str], []),
             "only": option("Patterns of the only nodes or tensors that are pruned.", list[str], []),
-            "multiple_of": option("Multiple of the kept widths; 0 for widths that suit the machine.", int, 0),
+            "multiple_of": option("Multiple of kept widths; auto: what suits the machine.", int | str, "auto"),
             "max_cut": option("Largest share of a group that may be removed.", float, 1.0),
             "input_shapes": option("Sizes of dynamic inputs, by name.", dict[str, list[int]]),
             "task": option("classify, detect, embed, regress or sequence; by default detected.", str),
@@ -96,11 +99,13 @@ class OnnxCop(Pass):
         limits = Limits(
             keep=tuple(config.keep),
             only=tuple(config.only),
-            multiple_of=config.multiple_of or "auto",
+            multiple_of=config.multiple_of,
             max_cut=config.max_cut,
         )
+        bounds = {resource.name: getattr(config, resource.name) for resource in RESOURCES}
         result = prune(
             model.model_path, data=data, limits=limits, options=EngineOptions(provider=config.provider),
+            budgets={name: bound for name, bound in bounds.items() if bound is not None},
             **{name: getattr(config, name) for name in _DIRECT},
         )  # fmt: skip
         target = resolve_onnx_path(output_model_path, Path(model.model_path).name)

@@ -35,7 +35,7 @@ def for_device(options: PruneOptions) -> tuple[PruneOptions, DeviceTable | None]
     target_named(options.target)
     if options.limits is not None and options.limits.multiple_of != AUTO:
         raise BudgetError("--target and --multiple-of exclude each other: both say which widths to keep")
-    if options.latency is not None:
+    if options.budget().latency is not None:
         raise BudgetError(
             "--latency measures this machine, and --target names another; give --macs, or a --latency-table of it"
         )

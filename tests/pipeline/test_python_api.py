@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import REPO_ROOT
 from small_models import chain, nothing_to_prune, outputs, shapes, written
 
 import onnxcop
@@ -152,6 +154,18 @@ def test_the_options_are_the_keyword_arguments_of_prune() -> None:
         onnxcop.prune("net.onnx", mac=0.7)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"prune\(\) missing a required argument: 'model'"):
         onnxcop.prune(macs=0.7)  # type: ignore[call-arg]
+
+
+def test_what_the_documents_import_is_exported() -> None:
+    pages = [REPO_ROOT / "README.md", *(REPO_ROOT / "docs").rglob("*.md")]
+    imports = {
+        match[1]
+        for page in pages
+        for match in re.finditer(r"^\s*(?:from|import) (onnxcop\S*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    others = {"onnxcop", "onnxcop.errors", "onnxcop.ops"}
+    assert {name for name in imports - others if not name.startswith("onnxcop.integrations.")} == set()
+    assert others <= imports
 
 
 def test_all_that_the_package_exports_is_listed() -> None:
