@@ -44,6 +44,11 @@ def target_of(output: Output | None, model: Path) -> Path:
     return output.path / model.relative_to(home_of(model))
 
 
+def int8_of(target: Path) -> Path:
+    """Where the int8 model goes: `small.onnx` → `small.int8.onnx`."""
+    return target.with_name(f"{target.name.removesuffix('.onnx')}.int8.onnx")
+
+
 def check_outputs(inputs: InputFiles, output: Output | None, target: Path, *others: Path | None) -> None:
     """Refuse results that cannot be written at their paths; a missing folder is created at the end."""
     if output is not None and output.whole and not output.path.exists():

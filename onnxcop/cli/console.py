@@ -118,14 +118,13 @@ def show_result(result: PruneResult, written: Sequence[Path], *, verbose: bool =
     if most:
         _print(console, f"  {most}")
     _print(console, *report.choices)
-    table = new_table("", "before", "after", "kept")
+    table = new_table(*story.head(report))
     table.columns[0].no_wrap = True
     for row in story.rows(report):
-        table.add_row(
-            row.name, row.before, row.after, Text(row.said, "green" if row.better else "red" if row.worse else "")
-        )
+        name, before, after, said, *rest = story.cells(row, report)
+        table.add_row(name, before, after, Text(said, "green" if row.better else "red" if row.worse else ""), *rest)
     console.print(table)
-    _print(console, *story.quality_lines(report))
+    _print(console, *story.quality_lines(report), *story.int8_lines(report))
     notes = () if report.verification is None else report.verification.notes
     _print(console, f"verified: {story.verified(report)}", *(f"  {note}" for note in notes))
     _print(console, f"wrote {', '.join(map(str, written))} in {story.times(report)}")

@@ -21,6 +21,7 @@ from onnxcop.cli.arguments import (
     criterion_to_show,
     engine_from,
     inputs_from,
+    int8_of,
     progress_from,
     prune_options,
     statistics_arguments,
@@ -50,7 +51,6 @@ from onnxcop.cli.options import (
     verbose_option,
     verify_options,
 )
-from onnxcop.cli.quantized import Quantized, int8_path, quantized
 from onnxcop.cli.stopping import stop_cleanly
 from onnxcop.cli.study import compare_command, profile_command, sweep_command
 from onnxcop.cli.train import finetune_command
@@ -101,15 +101,14 @@ def prune_command(model: Path, output: Output | None, plan_out: Path | None, **v
     from onnxcop.pipeline.prune import prune_with
 
     target = target_of(output, model)
-    int8 = None if values["then_quantize"] is None else int8_path(target)
+    int8 = None if values["then_quantize"] is None else int8_of(target)
     check_outputs(inputs_from(values, model), output, target, int8, plan_out, values["stats_out"], *values["reports"])
     if values["then_quantize"] == "static" and values["data"] is None:
         raise click.UsageError("--then-quantize static takes ranges from calibration data; give --data, or use dynamic")
     stats = values["stats_out"] is not None  # gathered now, written together with the model
     with progress_from(values) as progress:
         result = prune_with(model, prune_options(values | {"stats_out": stats}, progress))
-    int8_too = quantized(model, result.model, target, values)
-    _write(result, target, plan_out, values, int8_too, beside=model if output is not None and output.whole else None)
+    _write(result, target, plan_out, values, int8, beside=model if output is not None and output.whole else None)
 
 
 @app.command(
@@ -303,7 +302,7 @@ app.add_command(trim_vocab_command)
 
 
 def _write(
-    result: Any, target: Path, plan_out: Path | None, values: dict[str, Any], int8: Quantized | None = None,
+    result: Any, target: Path, plan_out: Path | None, values: dict[str, Any], int8: Path | None = None,
     *, beside: Path | None = None,
 ) -> None:  # fmt: skip
     """Write a finished result and show it; from the folder `beside`, config.json and the tokenizer are copied."""
@@ -319,7 +318,7 @@ def _write(
             stage_companions(files, beside, target, result)
         stage(files, result.model, target, external_data=values["external_data"] or None)
         if int8 is not None:
-            stage(files, int8.model, int8.path, external_data=values["external_data"] or None)
+            stage(files, result.int8, int8, external_data=values["external_data"] or None)
         if plan_out is not None:
             files.add(plan_out, result.plan.to_json().encode())
         if values.get("stats_out") is not None:
@@ -329,12 +328,11 @@ def _write(
             for path in reports:
                 files.add(path, rendered(data, path))
     if values["as_json"]:
-        quantized_too = {} if int8 is None else {"quantized": int8.record()}
-        console.show_json("result", _result_record(result, target, plan_out, values) | quantized_too)
+        record = _result_record(result, target, plan_out, values)
+        console.show_json("result", record | ({} if int8 is None else {"int8_output": int8}))
     elif not values["quiet"]:
-        console.show_result(result, (target, *reports), verbose=values["verbose"])
-        if int8 is not None:
-            click.echo(f"{int8.line()}\nwrote {int8.path}")
+        shown = (target, *([] if int8 is None else [int8]), *reports)
+        console.show_result(result, shown, verbose=values["verbose"])
 
 
 def _result_record(result: Any, target: Path, plan_out: Path | None, values: dict[str, Any]) -> dict[str, Any]:

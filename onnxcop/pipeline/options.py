@@ -27,6 +27,7 @@ from onnxcop.runtime.session import EngineOptions
 
 Allocate = Literal["auto", "cop", "measured"]
 ALLOCATE: tuple[str, ...] = get_args(Allocate)
+Quantization = Literal["static", "dynamic"]
 
 DEFAULT_MACS = 0.7
 
@@ -101,6 +102,8 @@ class PruneOptions(ApplyOptions):
         policy: "finest" coupling or "coarsest" (whole heads and groups).
         classes: Numbers or names of the classes to keep, `[0, 2, 5]` or `"0,2,5"`; None for all.
             The model is reduced to them before anything else (see :mod:`onnxcop.rewrite.classes`).
+        then_quantize: Also make an int8 model of the result, the `int8` of the result: "static" with the calibration
+            data, or "dynamic"; see :func:`onnxcop.quantize`.
     """
 
     macs: float | str | None = None
@@ -127,6 +130,7 @@ class PruneOptions(ApplyOptions):
     input_shapes: Mapping[str, Sequence[int]] | None = None
     policy: Policy = "finest"
     classes: str | Sequence[int | str] | None = None
+    then_quantize: Quantization | None = None
 
     @property
     def bounded(self) -> bool:

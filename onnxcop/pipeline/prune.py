@@ -35,6 +35,7 @@ from onnxcop.pipeline.latency_target import prune_by_table, prune_within
 from onnxcop.pipeline.never_slower import prune_faster
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
 from onnxcop.pipeline.profile import times_from
+from onnxcop.pipeline.quantize import check_quantization, with_int8
 from onnxcop.pipeline.unseen import UnseenSamples, set_aside
 from onnxcop.pipeline.widths import for_device, suited
 from onnxcop.recovery.rounds import RecoverySettings
@@ -79,7 +80,7 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
             result = prune_within(request, request.budget.latency)
         else:
             result = prune_faster(request)
-        result = with_hints_logged(distilled(request, result))
+        result = with_int8(request, with_hints_logged(distilled(request, result)))
     write_stats(result, options.stats_out)
     return result
 
@@ -102,6 +103,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         OnnxcopError: The model, the data or the budget cannot be used, or there is nothing to prune.
     """
     check_distillation(options)
+    check_quantization(options.then_quantize, options.data)
     options, table = for_device(options)
     options = _that_fits(model, options)
     modes, budget = Modes.of(options), options.budget()

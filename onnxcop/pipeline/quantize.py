@@ -5,35 +5,48 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 
 from onnxcop._base.keywords import by_keywords
+from onnxcop._base.lookup import check_known
 from onnxcop._base.types import Array
-from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.analyze import analyze
 from onnxcop.data.open import CalibrationData, open_data
-from onnxcop.errors import CalibrationError, ModelError
+from onnxcop.errors import CalibrationError, ModelError, OnnxcopError
 from onnxcop.graph import io as models
-from onnxcop.pipeline.options import PruneOptions
+from onnxcop.pipeline.decide import Request
+from onnxcop.pipeline.options import PruneOptions, Quantization
+from onnxcop.pipeline.unseen import UnseenSamples
+from onnxcop.recovery.int8 import with_fitted_biases
+from onnxcop.report.result import PruneResult
+from onnxcop.report.summary import Int8Report
+from onnxcop.runtime.latency import timed
 from onnxcop.verification.dequantize import rounds
 
 log = logging.getLogger("onnxcop")
 
-Mode = Literal["static", "dynamic"]
 _SAMPLES = 128  # samples for the ranges of activations
+_HELD_OUT = 64  # other samples, which choose between candidates; of few samples a third
+_FEWEST = 6  # samples of which some are held out
+_FITTED_ON = 32  # samples that biases are fitted on
 
 
 @by_keywords(PruneOptions)
-def quantize(model: onnx.ModelProto | str | Path, mode: Mode, asked: PruneOptions) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto | str | Path, mode: Quantization, asked: PruneOptions) -> onnx.ModelProto:
     """Quantize a model to int8 with ONNX Runtime.
 
     `static` inserts QuantizeLinear and DequantizeLinear pairs, with ranges of activations from the data and a scale
-    per channel of the weights. `dynamic` quantizes weights ahead of time and activations at run time.
+    per channel of the weights. Whether ranges are extremes or means of extremes, and whether biases are fitted to the
+    rounding, is decided on held-out samples. `dynamic` quantizes weights ahead of
+    time and activations at run time.
 
     Args:
         model: A path or a model in memory (never changed).
@@ -45,45 +58,136 @@ def quantize(model: onnx.ModelProto | str | Path, mode: Mode, asked: PruneOption
         CalibrationError: `static` without data.
         ModelError: The model is already quantized, or ONNX Runtime cannot quantize it.
     """
-    if mode == "static" and asked.data is None:
-        raise CalibrationError("static quantization takes ranges from calibration data; give --data, or use dynamic")
+    check_quantization(mode, asked.data)
     analysis = analyze(model, input_shapes=asked.input_shapes, options=asked.engine)
-    if rounds(analysis.original):
-        raise ModelError(f"{analysis.source} is already quantized")
     source = open_data(analysis, asked, asked.input_shapes)
+    return in_int8(analysis.original, mode, source, asked, name=analysis.source)[0]
+
+
+def check_quantization(mode: str | None, data: object) -> None:
+    """Refuse what cannot be quantized before anything is run.
+
+    Raises:
+        CalibrationError: Static quantization without data.
+        ModelError: A mode that does not exist.
+    """
+    if mode is not None:
+        check_known(mode, get_args(Quantization), "quantization")
+    if mode == "static" and data is None:
+        raise CalibrationError("static quantization takes ranges from calibration data; give --data, or use dynamic")
+
+
+def with_int8(request: Request, result: PruneResult) -> PruneResult:
+    """The result, with an int8 model beside it where one is asked for, timed and compared like the pruned one."""
+    asked, analysis, unseen = request.asked, request.analysis, request.unseen
+    if asked.then_quantize is None:
+        return result
+    with request.clock.stage("quantization"):
+        name = f"the pruned {analysis.source}"
+        model, chosen = in_int8(result.model, asked.then_quantize, request.source, asked, analysis.original, name)
+        engine, seconds = asked.engine, asked.latency_seconds
+        latency = timed(analysis.original, model, analysis.input_shapes, engine, seconds) if seconds > 0 else None
+        figures = None if unseen is None else unseen.figures(model)
+    found = Int8Report(
+        mode=asked.then_quantize, chosen=chosen, bytes=model.ByteSize(), latency=latency, figures=figures
+    )
+    report = replace(result.report, int8=found, seconds=dict(request.clock.seconds))
+    return replace(result, report=report, int8=model)
+
+
+def in_int8(
+    model: onnx.ModelProto, mode: str, source: CalibrationData | None, asked: PruneOptions,
+    original: onnx.ModelProto | None = None, name: str = "the model",
+) -> tuple[onnx.ModelProto, str]:  # fmt: skip
+    """Quantize a model, in the way that comes nearest to an original on held-out samples.
+
+    Args:
+        model: The model in floating point.
+        mode: `static` or `dynamic`.
+        source: Calibration data; None for dynamic quantization without any.
+        asked: How models are run, and what for.
+        original: What it is compared with; None for the model itself.
+        name: Of the model, in messages.
+
+    Returns:
+        The int8 model, and in words how it was made.
+
+    Raises:
+        ModelError: The model is already quantized, or ONNX Runtime cannot quantize it.
+    """
+    if rounds(model):
+        raise ModelError(f"{name} is already quantized")
     with tempfile.TemporaryDirectory(prefix="onnxcop-") as folder, _quiet():
         try:
-            return _quantized(analysis, source, mode, Path(folder))
+            plain = prepared(model, Path(folder))
+            if mode == "dynamic" or source is None:
+                found, chosen = _dynamic(plain, Path(folder)), ""
+            else:
+                found, chosen = _static(plain, Path(folder), source, asked, original or model)
+        except OnnxcopError:
+            raise
         except Exception as error:  # the quantizer may raise anything for a graph that it does not accept
             cause = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"ONNX Runtime cannot quantize {analysis.source}: {cause}") from error
+            raise ModelError(f"ONNX Runtime cannot quantize {name}: {cause}") from error
+    for entry in model.metadata_props:  # the quantizer drops some
+        if entry.key not in {kept.key for kept in found.metadata_props}:
+            found.metadata_props.append(entry)
+    return found, chosen
 
 
-def _quantized(analysis: Analysis, source: CalibrationData | None, mode: Mode, folder: Path) -> onnx.ModelProto:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+def prepared(model: onnx.ModelProto, folder: Path) -> Path:
+    """Where a model lies that is ready for the quantizer: shapes inferred, batch normalizations folded."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    plain, prepared, result = (folder / f"{name}.onnx" for name in ("plain", "prepared", "int8"))
-    models.save(analysis.original, plain)
+    plain, prepared = folder / "plain.onnx", folder / "prepared.onnx"
+    models.save(model, plain)
     try:
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
     except Exception as error:  # preparation is optional
         log.debug("preparing for quantization: %s", error)
-        prepared = plain
-    if mode == "dynamic":
-        quantize_dynamic(prepared, result, per_channel=True, weight_type=QuantType.QInt8)
-    else:
-        assert source is not None
+        return plain
+    return prepared
+
+
+def _dynamic(plain: Path, folder: Path) -> onnx.ModelProto:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(plain, folder / "int8.onnx", per_channel=True, weight_type=QuantType.QInt8)
+    return models.load(folder / "int8.onnx")
+
+
+def _static(
+    plain: Path, folder: Path, source: CalibrationData, asked: PruneOptions, original: onnx.ModelProto
+) -> tuple[onnx.ModelProto, str]:
+    """The better of two ways to take ranges, with biases fitted where that helps on held-out samples."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    both = source.take(_SAMPLES + _HELD_OUT, asked.seed)
+    share = min(_HELD_OUT, both.count // 3) / both.count
+    fit, held = both.split(share, asked.seed) if both.count >= _FEWEST else (both, both)
+    judge = UnseenSamples(original, held, asked.engine, asked.task)
+    tried: list[tuple[float, onnx.ModelProto, str]] = []
+    for averaged in (False, True):
         quantize_static(
-            prepared, result, _Reader(source.take(_SAMPLES)), quant_format=QuantFormat.QDQ, per_channel=True,
+            plain, folder / "int8.onnx", _Reader(fit), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibration_providers=["CPUExecutionProvider"],
+            calibration_providers=["CPUExecutionProvider"], extra_options={"CalibMovingAverage": averaged},
         )  # fmt: skip
-    found = models.load(result)
-    for entry in analysis.original.metadata_props:  # the quantizer drops some
-        if entry.key not in {kept.key for kept in found.metadata_props}:
-            found.metadata_props.append(entry)
-    return found
+        found = models.load(folder / "int8.onnx")
+        tried.append((_distance(judge, found), found, "means of extremes" if averaged else "extremes"))
+    value, rounded, ranges = min(tried, key=lambda entry: entry[0])
+    feeds = [*fit.take(_FITTED_ON, asked.seed).batches()]
+    fitted = with_fitted_biases(models.load(plain), rounded, feeds, asked.engine)
+    if fitted is not rounded and _distance(judge, fitted) < value:
+        return fitted, f"ranges are {ranges} of {fit.count} samples, biases fitted"
+    return rounded, f"ranges are {ranges} of {fit.count} samples, biases as they were"
+
+
+def _distance(judge: UnseenSamples, model: onnx.ModelProto) -> float:
+    """Divergence from the original on held-out samples."""
+    figures = judge.figures(model)
+    log.debug("int8: divergence %s", None if figures is None else figures.divergence.value)
+    return math.inf if figures is None else figures.divergence.value
 
 
 class _Reader:

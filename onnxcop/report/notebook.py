@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-_HEAD = ("", "before", "after", "kept")
 _MOST_REASONS = 4
 
 
-def table_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """Every quantity before and after, and the share that is kept."""
-    return [(row.name, row.before, row.after, row.said) for row in story.rows(report)]
+def table_rows(report: Report) -> list[tuple[str, ...]]:
+    """Every quantity before and after, and the share that is kept; in int8 too if there is such a model."""
+    return [story.cells(row, report) for row in story.rows(report)]
 
 
 def remarks(report: Report) -> Iterator[str]:
@@ -34,18 +33,19 @@ def remarks(report: Report) -> Iterator[str]:
     yield from story.frozen(report, _MOST_REASONS)
     yield f"verified: {story.verified(report)}"
     yield from story.quality_lines(report)
+    yield from story.int8_lines(report)
     yield from (f"warning: {warning}" for warning in report.warnings)
 
 
 def one_line(report: Report) -> str:
     """The result in a line, for `repr`."""
-    kept = ", ".join(f"{name} {share}" for name, _, _, share in table_rows(report)[1:4])
+    kept = ", ".join(f"{name} {share}" for name, _, _, share, *_ in table_rows(report)[1:4])
     return f"<PruneResult of {report.model}: keeps {kept}>"
 
 
 def as_table(report: Report) -> Table:
     """The numbers as a table of rich."""
-    table = new_table(*_HEAD)
+    table = new_table(*story.head(report))
     for row in table_rows(report):
         table.add_row(*row)
     return table
@@ -76,14 +76,14 @@ def as_html(report: Report) -> str:
     ]
     return (
         f"<div><strong>{escape(report.model)}</strong>"
-        f"{_html_table(_HEAD, table_rows(report))}"
+        f"{_html_table(story.head(report), table_rows(report))}"
         + "".join(f"<div>{escape(line)}</div>" for line in remarks(report))
         + f"<details><summary>{len(groups)} groups</summary>"
         f"{_html_table(('layers', 'width', 'kept', ''), groups)}</details></div>"
     )
 
 
-def _html_table(head: tuple[str, ...], rows: list[tuple[str, str, str, str]]) -> str:
+def _html_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     left, right = ' style="text-align:left"', ' style="text-align:right"'
 
     def line(cells: tuple[str, ...], tag: str) -> str:

@@ -68,7 +68,7 @@ def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
     )
     environment.filters.update(
         name=_name, digest=_digest, unbroken=_unbroken, counted=counted, code=_code, plain=_plain, fence=_fence,
-        cells=lambda row: (row.name, row.before, row.after, row.said),
+        cells=lambda row: text.cells(row, data.report),
     )  # fmt: skip
     environment.globals.update(meter=lambda *shares: Markup(charts.meter(*shares)), change=_change, text=text)
     steps = [

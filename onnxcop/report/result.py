@@ -29,6 +29,7 @@ class PruneResult:
         report: The figures.
         stats: Statistics of the original, if they were gathered.
         evidence: Data for detailed reports; it keeps the original model in memory.
+        int8: The pruned model in int8, if one was asked for.
     """
 
     model: onnx.ModelProto
@@ -36,6 +37,7 @@ class PruneResult:
     report: Report
     stats: CalibrationStats | None = None
     evidence: Evidence | None = None
+    int8: onnx.ModelProto | None = None
 
     def save(self, path: str | Path, *, external_data: bool | None = None) -> None:
         """Write the model; see :func:`onnxcop.graph.io.save`.

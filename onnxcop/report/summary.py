@@ -59,6 +59,25 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
+class Int8Report:
+    """The result in int8.
+
+    Attributes:
+        mode: `static` or `dynamic`.
+        chosen: How it was made, in words; empty where there was no choice.
+        bytes: Size of the file.
+        latency: Of the original and of this model; None where none was measured.
+        figures: What was measured of it on the samples of the report's figures; None without data.
+    """
+
+    mode: str
+    chosen: str
+    bytes: int
+    latency: Latency | None
+    figures: Figures | None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The report of a run.
 
@@ -86,6 +105,7 @@ class Report:
         choices: Choices made by measurement, in words.
         expected: The latency on the device of a table of times, if one was given.
         provider: The execution provider that models ran on.
+        int8: The same of the result in int8, where one was asked for.
     """
 
     model: str
@@ -111,6 +131,7 @@ class Report:
     choices: tuple[str, ...] = ()
     expected: Expected | None = None
     provider: str = ""
+    int8: Int8Report | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

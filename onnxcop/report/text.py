@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnxcop._base.formatting import counted, duration, percent, plural, shortened, sized
@@ -25,7 +25,10 @@ _BEFORE, _AFTER = " before", " after"
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row of the final table: a quantity before and after, the kept share, and whether it is good or bad."""
+    """A row of the final table: a quantity before and after, the kept share, and whether it is good or bad.
+
+    `int8` is the quantity in the int8 model, with its share of the original's.
+    """
 
     name: str
     before: str
@@ -33,6 +36,7 @@ class TableRow:
     kept: str = ""
     better: bool = False
     worse: bool = False
+    int8: str = ""
 
     @property
     def said(self) -> str:
@@ -42,8 +46,35 @@ class TableRow:
         return f"{self.kept}, slower" if self.kept else "too low" if self.name != "divergence" else "too high"
 
 
+def head(report: Report) -> tuple[str, ...]:
+    """The names of the columns of the final table; what is in int8 has one of its own."""
+    return ("", "before", "after", "kept") if report.int8 is None else ("", "before", "after", "kept", "int8")
+
+
+def cells(row: TableRow, report: Report) -> tuple[str, ...]:
+    """A line of the final table, as wide as its head."""
+    return (row.name, row.before, row.after, row.said, row.int8)[: len(head(report))]
+
+
 def rows(report: Report) -> Iterator[TableRow]:
     """The final table."""
+    in_int8 = _in_int8(report)
+    for row in _rows(report):
+        yield replace(row, int8=in_int8.get(row.name, ""))
+
+
+def _in_int8(report: Report) -> dict[str, str]:
+    """What the table says of the result in int8, by quantity."""
+    found = report.int8
+    if found is None:
+        return {}
+    cells = {"file size": f"{sized(found.bytes)}, {percent(found.bytes, report.before.bytes)}"}
+    if found.latency is not None:
+        cells["latency"] = f"{found.latency.after}, {found.latency.share}{', slower' if found.latency.slower else ''}"
+    return cells | {name: text for name, text, _ in figure_rows(found.figures)}
+
+
+def _rows(report: Report) -> Iterator[TableRow]:
     before, after = report.before, report.after
     for name, old, new, form in (
         ("filters", report.filters, report.filters - filters_cut(report), counted),
@@ -140,7 +171,7 @@ def sentences(report: Report, settings: Mapping[str, Any]) -> Iterator[str]:
     yield f"Cut {cut(report, settings)}."
     yield from (f"{choice[:1].upper()}{choice[1:]}." for choice in report.choices)
     yield f"Verified: {verified(report)}."
-    for line in quality_lines(report):
+    for line in (*quality_lines(report), *int8_lines(report)):
         yield f"{line.strip()[:1].upper()}{line.strip()[1:]}."
 
 
@@ -186,6 +217,16 @@ def quality_lines(report: Report) -> Iterator[str]:
         return
     yield f"measured on {report.measured_on}, running both files"
     yield from (f"  {line}" for line in figure_lines(report.figures))
+
+
+def int8_lines(report: Report) -> Iterator[str]:
+    """How the int8 model was made, if one was, and what was measured of its outputs."""
+    found = report.int8
+    if found is None:
+        return
+    yield f"int8: {found.mode} quantization by ONNX Runtime" + (f"; {found.chosen}" if found.chosen else "")
+    if found.figures is not None:
+        yield from (f"  {line}" for line in figure_lines(found.figures))
 
 
 def verified(report: Report) -> str:

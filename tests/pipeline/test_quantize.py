@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 from cli_runs import BARE
+from onnx import numpy_helper
 from small_models import chain
 
 import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.errors import CalibrationError, ModelError
-from onnxcop.pipeline.quantize import quantize
+from onnxcop.pipeline.quantize import prepared, quantize
+from onnxcop.recovery.int8 import with_fitted_biases
+from onnxcop.report.schema import json_schema
 from onnxcop.runtime.session import Session
 
 CPU = onnxcop.EngineOptions("cpu", 1)
@@ -52,12 +57,53 @@ def test_the_command_writes_and_compares_an_int8_model(
     assert "give --data" in capsys.readouterr().err
     assert not out.exists()
     assert cli.run([*arguments, "--data", str(data)]) == 0
-    assert "int8 (static): file size" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "int8: static quantization by ONNX Runtime; ranges are " in shown
+    assert re.search(r"kept +int8", shown) and re.search(r"file size .* kB, [\d.]+%", shown)
+    assert f"wrote {out}, {tmp_path / 'small.int8.onnx'} in" in shown
     assert {node.op_type for node in onnx.load(tmp_path / "small.int8.onnx").graph.node} >= {"QuantizeLinear"}
     assert "onnxcop.version" in {entry.key for entry in onnx.load(tmp_path / "small.int8.onnx").metadata_props}
     assert cli.run([*arguments, "--data", str(data), "--json", "-q"]) == 0
-    record = json.loads(capsys.readouterr().out)["quantized"]
-    assert record["mode"] == "static" and record["comparison"]["agreement"]["figures"]["divergence"]["value"] >= 0
+    record = json.loads(capsys.readouterr().out)
+    jsonschema.validate(record, json_schema())
+    assert record["int8_output"] == str(tmp_path / "small.int8.onnx")
+    assert record["int8"]["mode"] == "static" and record["int8"]["figures"]["divergence"]["value"] >= 0
+
+
+def test_a_result_shows_its_int8_model_everywhere(tmp_path: Path) -> None:
+    result = onnxcop.prune(chain(), then_quantize="static", data=DATA, options=CPU, criterion="l2", recover="none")
+    assert result.int8 is not None and result.report.int8 is not None
+    assert result.report.int8.bytes == result.int8.ByteSize()
+    assert re.search(r"kept +int8\n", str(result))
+    for suffix in (".html", ".md"):
+        result.save_report(tmp_path / f"run{suffix}")
+        assert "int8: static quantization" in (tmp_path / f"run{suffix}").read_text().replace("Int8", "int8")
+
+
+def test_fitted_biases_bring_the_means_of_layers_back(tmp_path: Path) -> None:
+    model = onnx.load(prepared(chain(), tmp_path))
+    rounded = quantize(model, "static", data=DATA, options=CPU)
+    spoiled = onnx.ModelProto()
+    spoiled.CopyFrom(rounded)
+    moved = [
+        t
+        for t in spoiled.graph.initializer
+        if t.data_type == onnx.TensorProto.INT32 and np.any(numpy_helper.to_array(t))
+    ]
+    assert moved
+    for tensor in moved:
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array((values + 5000).astype(np.int32), tensor.name))
+    fitted = with_fitted_biases(model, spoiled, [{"x": DATA}], CPU)
+    assert distance(model, fitted) < 0.1 < distance(model, spoiled)
+    assert distance(model, fitted) < 1.5 * distance(model, rounded)
+
+
+def distance(model: onnx.ModelProto, other: onnx.ModelProto) -> float:
+    """How far the outputs of two models are apart, relative to those of the first."""
+    with Session(model, CPU) as one, Session(other, CPU) as two:
+        (wanted,), (found,) = one.run({"x": DATA}).values(), two.run({"x": DATA}).values()
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
 @pytest.mark.zoo
@@ -66,6 +112,6 @@ def test_a_pruned_classifier_in_int8(zoo: Path, tmp_path: Path, capsys: pytest.C
     model, out = zoo / "trained" / "digit_cnn.onnx", tmp_path / "small.onnx"
     command = [str(model), "-o", str(out), "--macs", "0.9", "--criterion", "l2", *BARE, *data]
     assert cli.run([*command, "--then-quantize", "static", "--json", "-q"]) == 0
-    found = json.loads(capsys.readouterr().out)["quantized"]["comparison"]
-    assert found["b"]["cost"]["bytes"] < 0.35 * found["a"]["cost"]["bytes"]
-    assert found["agreement"]["figures"]["outputs"][0]["agreement"]["value"] > 0.9
+    found = json.loads(capsys.readouterr().out)
+    assert found["int8"]["bytes"] < 0.35 * found["before"]["bytes"]
+    assert found["int8"]["figures"]["outputs"][0]["agreement"]["value"] > 0.9
