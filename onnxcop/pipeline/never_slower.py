@@ -3,7 +3,8 @@
 A cut that saves arithmetic can cost time if a layer leaves its fast kernel or is no longer fused with its neighbours.
 If the written model is slower beyond doubt, whole blocks are tried first. Then groups that cost time to cut stay whole
 while others lose more. Then fewer multiply-accumulates are cut, and finally none. Bounds on other resources always
-hold, because they do not stand for time.
+hold, because they do not stand for time. If it is open whether the model is faster at all, whole blocks are
+taken if they make one that is.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _LONGER = 2.0  # factor of the measuring time to be sure that a result is slower
 _SECONDS, _TOGETHER, _MOST = 1.5, 12, 60  # seconds for one measurement of groups, groups in it, and groups in all
 _MEMORY = 1 << 30  # bytes of models that are measured together
 _SHARES = (0.5, 0.25)  # shares of the requested cut to try if the whole is slower
+_LITTLE = 0.99  # share of the original's time that saves next to nothing
+_WORSE = 1.25  # times the divergence that a result may have if it saves time and the other saves next to none
 _NAMED = 3  # groups to name in a line
 
 
@@ -47,11 +50,11 @@ def prune_faster(request: Request) -> PruneResult:
     If the latency of results is not measured, or the user gives the widths, nothing is compared.
     """
     first = conclude(request, decide(request))
-    if request.limits.multiple_of != AUTO or not _slower(first):
+    if request.limits.multiple_of != AUTO or not (_slower(first) or _idle(first)):
         return first
     search = _Search(request, _sure(request, first))
     if not _slower(search.best):
-        return search.best
+        return search.quicker(request) if _idle(search.best) else search.best
     log.info("the result is slower than the original: other widths are tried")
     asked = _share(search.best)
     coarse = search.in_blocks(request)
@@ -88,13 +91,29 @@ class _Search:
             self.best = result
         return not _slower(result)
 
-    def in_blocks(self, request: Request) -> Request | None:
-        """The same request with whole blocks only; None if that changes nothing."""
+    def quicker(self, request: Request) -> PruneResult:
+        """The best result, or one of whole blocks that saves time beyond doubt, if the best one saves next to none.
+
+        A bound on multiply-accumulates stands for time; others hold the widths that meet them best.
+        """
+        free = {*request.budget.bounds} <= {"macs"} and not request.asked.bounded
+        coarse = self.in_blocks(request, "saved next to no time") if free else None
+        if coarse is None or not _promising(coarse, faster=True):
+            return self.best
+        log.info("the result saves next to no time: whole blocks are tried")
+        try:
+            result = conclude(coarse, decide(coarse, again=True))
+        except BudgetError:
+            return self.best
+        return self.best if _slower(result) or _idle(result) or _worse(result, self.best) else result
+
+    def in_blocks(self, request: Request, why: str = "were slower than the original") -> Request | None:
+        """The same request with whole blocks only, and why; None if that changes nothing."""
         stairs = request.limits.staircase
         if stairs.fine == stairs.block:
             return None
         coarser = replace(request.limits, staircase=Staircase(stairs.block, stairs.block))
-        line = f"widths: {described(coarser.staircase)}, as finer ones were slower than the original"
+        line = f"widths: {described(coarser.staircase)}, as finer ones {why}"
         return replace(request, limits=coarser, choices=(line,))
 
     def spared(self, request: Request) -> Request | None:
@@ -117,6 +136,18 @@ def _slower(result: PruneResult) -> bool:
     return result.report.latency is not None and result.report.latency.slower
 
 
+def _idle(result: PruneResult) -> bool:
+    """Whether a result may take as long as the original, or all but as long."""
+    latency = result.report.latency
+    return latency is not None and latency.interval[0] <= 1.0 and latency.interval[1] > _LITTLE
+
+
+def _worse(result: PruneResult, other: PruneResult) -> bool:
+    """Whether a result is clearly further from the original than another on held-out samples."""
+    own, known = (one.report.held_out.get("divergence") for one in (result, other))
+    return own is not None and known is not None and own > _WORSE * known
+
+
 def _ratio(result: PruneResult) -> float:
     return np.inf if result.report.latency is None else result.report.latency.ratio
 
@@ -135,8 +166,8 @@ def _sure(request: Request, result: PruneResult) -> PruneResult:
     return result if again is None else replace(result, report=with_latency(result.report, again))
 
 
-def _promising(request: Request) -> bool:
-    """Whether a rough cut of that size, which is quick to make, is not slower than the original."""
+def _promising(request: Request, *, faster: bool = False) -> bool:
+    """Whether a rough cut of that size, which is quick to make, is not slower than the original, or is `faster`."""
     if request.asked.bounded:
         return True  # the size of the cut is known only at the end
     analysis = request.analysis
@@ -146,7 +177,9 @@ def _promising(request: Request) -> bool:
         return False
     with request.clock.stage("widths"):
         found = beside_original(analysis, cut, request.options, _SECONDS)
-    return found is None or not found.slower
+    if found is None:
+        return not faster
+    return found.interval[1] < 1.0 if faster else not found.slower
 
 
 def _losing(analysis: Analysis, removed: IntArray, request: Request) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,33 @@ def test_undecided_is_not_slower(on: Any) -> None:
     assert kept(result.report) <= 0.6
     assert machine.lasted == [0.1]
     assert any("undecided" in line for line in result.report.choices)
+
+
+def test_a_cut_that_may_save_no_time_is_made_in_whole_blocks(on: Any) -> None:
+    def in_blocks(one: int, two: int) -> float:
+        return arithmetic(-(-one // 16) * 16, -(-two // 16) * 16)
+
+    model = chain(widths=(32, 40))
+    original = in_blocks(32, 40)
+    on(lambda one, two: in_blocks(one, two) / original, error=0.004, fine=4)
+    result = onnxcop.prune(model, macs=0.9, **RUN)
+    assert result.report.latency is not None
+    assert result.report.latency.ratio < 0.9
+    assert any(line == "widths: multiples of 16, as finer ones saved next to no time" for line in result.report.choices)
+    params = onnxcop.prune(model, params=0.9, **RUN)  # stands for no time
+    assert params.report.latency is not None
+    assert params.report.latency.undecided
+
+
+def test_time_is_not_bought_with_accuracy(on: Any) -> None:
+    on(arithmetic)
+    result = onnxcop.prune(chain(widths=WIDE), macs=0.6, **RUN)
+    near, less_near, far = (
+        replace(result, report=replace(result.report, held_out={"divergence": value})) for value in (0.1, 0.12, 0.13)
+    )
+    assert not never_slower._worse(less_near, near)
+    assert never_slower._worse(far, near)
+    assert not never_slower._worse(far, result)  # nothing was held out
 
 
 def test_what_seems_slower_is_measured_for_longer_before_it_is_believed(on: Any, monkeypatch: Any) -> None:
