@@ -113,6 +113,7 @@ class _Slicing:
         self.arrays = {key: _array(value) for key, value in given.items()}
         self.named = {key for key in map(self.namesake, self.stored) if key is not None}
         self.result = dict(given)
+        self.weight_of = {bias: weight for weight, bias in self.biases.items()}
         self.placed: dict[str, str] = {}
         self.folded: dict[str, _Match] = {}
         self.unplaced: list[str] = []
@@ -123,15 +124,23 @@ class _Slicing:
 
     def place_all(self) -> None:
         """Slice the entry of every stored tensor that is cut or has new values."""
-        # Equal names first: a match by equal values is a guess and must not take another tensor's entry.
-        for name, tensor in sorted(self.stored.items(), key=lambda entry: self.namesake(entry[0]) is None):
+        for name in sorted(self.stored, key=self._order):
             cuts = self.cuts(name)
             changes = cuts or name in self.recovered
-            if changes and not (name in self.passed_on and self.namesake(name) is None):
-                self._place(name, onnx.numpy_helper.to_array(tensor), cuts)
+            if changes and not (name in self.passed_on and self.namesake(name) in (None, *self.placed.values())):
+                self._place(name, onnx.numpy_helper.to_array(self.stored[name]), cuts)
+
+    def _order(self, name: str) -> tuple[bool, bool, bool]:
+        """Equal names first: a match by equal values is a guess, and must not take another tensor's entry.
+
+        Biases follow the weights of their layers, beside which they are found. What only stands for its copies comes
+        last.
+        """
+        return name in self.passed_on, name in self.weight_of, self.namesake(name) is None
 
     def _place(self, name: str, array: Array, cuts: Mapping[int, IntArray]) -> None:
-        found = _found(name, array, self.arrays, self.named | set(self.placed.values()))
+        found = _beside(self.placed.get(self.weight_of.get(name, "")), array, self.arrays)
+        found = found or _found(name, array, self.arrays, self.named | set(self.placed.values()))
         if found is None:
             if cuts and name not in self.biases.values():
                 self.unplaced.append(f"{name} {list(array.shape)}, which keeps {_words(cuts)}")
@@ -204,6 +213,14 @@ def _resize(owner: Any, shape: tuple[int, ...]) -> None:
         owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
     elif hasattr(owner, "out_channels"):
         owner.in_channels, owner.out_channels = shape[0], shape[1] * owner.groups
+
+
+def _beside(weights: str | None, array: Array, arrays: Mapping[str, Array]) -> _Match | None:
+    """The bias of the layer whose weights were found, if it has these values: exporters write equal biases once."""
+    key = "" if weights is None else f"{weights.removesuffix('weight')}bias"
+    if key in arrays and arrays[key].shape == array.shape and _same(arrays[key], array):
+        return _Match(key, (0,))
+    return None
 
 
 def _found(name: str, array: Array, arrays: Mapping[str, Array], taken: set[str]) -> _Match | None:

@@ -87,6 +87,27 @@ def _untrained() -> Any:
     return net
 
 
+class _Gates(nn.Module):
+    """Layers that gate one another, whose biases are all zeros and of one size; two are pruned apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.squeezed = nn.ModuleList([nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1)])
+        self.widened = nn.ModuleList([nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 1)])
+        self.apart = nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+        for part in (*self.squeezed, *self.widened, self.apart):
+            nn.init.zeros_(part.bias)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.stem(x))
+        for squeeze, widen in zip(self.squeezed, self.widened, strict=True):
+            x = torch.relu(self.apart(x)) if squeeze is self.squeezed[1] else x
+            x = x * torch.sigmoid(widen(torch.relu(squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.head(x.mean((2, 3)))
+
+
 def _exported(net: Any, path: Path) -> Any:
     x = torch.randn(4, 3, 12, 12)
     with warnings.catch_warnings():
@@ -96,7 +117,7 @@ def _exported(net: Any, path: Path) -> Any:
 
 
 @pytest.mark.parametrize("recover", ["none", "merge"])
-@pytest.mark.parametrize("make", [_residual, _mobile, _preactivated, _untrained])
+@pytest.mark.parametrize("make", [_residual, _mobile, _preactivated, _untrained, _Gates])
 def test_a_module_computes_what_its_pruned_export_does(make: Callable[[], Any], recover: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = make().eval()
