@@ -103,7 +103,7 @@ def calibrate(
         raise CalibrationError(f"{data.description}: no samples to calibrate on; give at least one")
     if isinstance(positions, int) and positions < 1:
         raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
-    samples = _samples(first, data)
+    samples = data.layout.samples_in(first)
     shapes = shapes_of(model, _input_shapes(model, first), options)
     taps = taps_of(model, layers, shapes, samples, WIDEST)
     wide = sorted({layer.tensor for layer in layers if layer.channels > WIDEST})
@@ -166,16 +166,10 @@ def _gather(
     for feed, result in run_batched(session, feeds, data.layout.axes):
         for tap, total, names in zip(watched.taps, sums, watched.names, strict=True):
             total.add(tap, result[names.count], result[names.total], result[names.second])
-        done += _samples(feed, data)
+        done += data.layout.samples_in(feed)
         progress(done, data.count)
     pairs = zip(watched.taps, watched.names, strict=True)
     return done, ((tap.key, sums.pop(0).moments(shifts[names.shift])) for tap, names in pairs)
-
-
-def _samples(feed: Feed, data: CalibrationData) -> int:
-    """The number of samples in a batch."""
-    axes = data.layout.axes
-    return next((feed[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
 
 
 def merge(stats: Sequence[CalibrationStats], names: Sequence[object] | None = None) -> CalibrationStats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -244,9 +244,7 @@ class ChannelCorrelations:
     threshold: FloatArray
 
     @classmethod
-    def of(
-        cls, units: IntArray, correlation: FloatArray, dead: Array, top_k: int, chance: float = 0.0
-    ) -> ChannelCorrelations:
+    def of(cls, units: IntArray, correlation: FloatArray, dead: Array, top_k: int, chance: float = 0.0) -> Self:
         """Rank the correlations of every channel."""
         table = cls(units, correlation.copy(), dead, top_k, chance, np.zeros(len(units)), np.zeros(len(units)))
         table._refresh(np.arange(len(units)))

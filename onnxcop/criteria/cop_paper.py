@@ -14,7 +14,7 @@ import numpy as np
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.analysis.layers import layer_weights
 from onnxcop.criteria.base import PruningContext, Ranking
-from onnxcop.criteria.cop import Cop
+from onnxcop.criteria.cop import ChannelCorrelations, Cop
 from onnxcop.criteria.cop_regularization import Regularizer, depths, depthwise_nodes, node_sizes
 from onnxcop.graph.subgraphs import Scopes, captured
 
@@ -63,9 +63,8 @@ class CopPaper(Cop):
                     weights = weights / np.maximum(norms, np.finfo(np.float64).tiny)
                 table = paper_correlation(weights, self.measure)
                 units = readers[node].units[: len(weights)]
-                tables[node] = PaperCorrelations.of(
-                    units, table / paper_normalizer(table, self.normalization), self.top_k
-                )
+                table /= paper_normalizer(table, self.normalization)
+                tables[node] = PaperCorrelations.of(units, table, np.zeros(len(units), np.bool_), self.top_k)
         sizes = node_sizes(context)
         for node in depthwise_nodes(context) & sizes.keys():
             sizes[node] = replace(sizes[node], outputs=1.0, output_axis=None)
@@ -189,29 +188,8 @@ def _heights(context: PruningContext) -> list[int]:
 
 
 @dataclass
-class PaperCorrelations:
-    """Normalized correlations of one reader's channels, diagonal included, and the mean of the largest.
-
-    Attributes:
-        units: int64 [channels].
-        correlation: float64 [channels, channels].
-        top_k: Number of values to average, after the largest.
-        evidence: float64 [channels], the mean of those values.
-        threshold: float64 [channels], the smallest of those values.
-    """
-
-    units: IntArray
-    correlation: FloatArray
-    top_k: int
-    evidence: FloatArray
-    threshold: FloatArray
-
-    @classmethod
-    def of(cls, units: IntArray, correlation: FloatArray, top_k: int) -> PaperCorrelations:
-        """Rank the correlations of every channel."""
-        table = cls(units, correlation, top_k, np.zeros(len(units)), np.zeros(len(units)))
-        table._refresh(np.arange(len(units)))
-        return table
+class PaperCorrelations(ChannelCorrelations):
+    """Correlations of one reader's channels, diagonal included; the largest of each is not averaged."""
 
     def _refresh(self, rows: IntArray) -> None:
         count = min(self.top_k, len(self.units) - 1)
@@ -220,13 +198,6 @@ class PaperCorrelations:
         top = np.sort(np.partition(self.correlation[rows], -count - 1, axis=1)[:, -count - 1 :], axis=1)
         self.evidence[rows] = top[:, :-1].mean(axis=1)
         self.threshold[rows] = top[:, 0]
-
-    def remove(self, position: int) -> None:
-        """Remove a channel; it no longer counts as evidence for others."""
-        affected = np.flatnonzero(self.correlation[:, position] >= self.threshold)
-        self.correlation[position, :] = 0.0
-        self.correlation[:, position] = 0.0
-        self._refresh(affected)
 
 
 class PaperRanking:

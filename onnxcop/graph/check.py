@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from onnxcop.errors import ModelError
+from onnxcop.graph.subgraphs import given, made
 
 _TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
@@ -38,9 +39,9 @@ def check(model: onnx.ModelProto, where: str) -> None:
     if not domains & {"", "ai.onnx"} and any(not node.domain for node in model.graph.node):
         raise ModelError(f"{where} imports no version of the ONNX operators; export it again")
     _check_names(model.graph, [], where)
-    made = _names(model.graph) | {name for node in model.graph.node for name in node.output}
+    known = made(model.graph)
     for value in model.graph.output:
-        if value.name not in made:
+        if value.name not in known:
             raise ModelError(f"{where}: no node produces the graph output {value.name!r}; export it again")
     for tensor in tensors(model.graph):
         _check_values(tensor, where)
@@ -110,15 +111,8 @@ def _count(tensor: onnx.TensorProto) -> int:
     return count
 
 
-def _names(graph: onnx.GraphProto) -> set[str]:
-    """Names that exist before any node has run."""
-    names = {value.name for value in graph.input}
-    names |= {tensor.name for tensor in graph.initializer}
-    return names | {tensor.values.name for tensor in graph.sparse_initializer}
-
-
 def _check_names(graph: onnx.GraphProto, outer: list[set[str]], where: str) -> None:
-    known = _names(graph)
+    known = given(graph)
     scopes = [known, *outer]
     later: set[str] | None = None
     for node in graph.node:

@@ -297,9 +297,7 @@ def whole(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model that holds all its weights: itself, or a copy of a light one."""
     if WeightFile.of(model) is None:
         return model
-    result = onnx.ModelProto()
-    copy_fields(model, result, {"graph"})
-    copy_fields(model.graph, result.graph, {"initializer"})
+    result = without_initializers(model)
     for tensor in model.graph.initializer:
         result.graph.initializer.add().CopyFrom(inlined(tensor))
     return result
@@ -337,14 +335,20 @@ def detached(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.Mode
 
 
 def _light(model: onnx.ModelProto, put: _Put, *, inner: bool = True) -> onnx.ModelProto:
-    light = onnx.ModelProto()
-    copy_fields(model, light, {"graph"})
-    copy_fields(model.graph, light.graph, {"initializer"})
+    light = without_initializers(model)
     for tensor in tensors(light.graph) if inner else ():  # constants, and what bodies store: copied already
         _detach(tensor, tensor, put)
     for tensor in model.graph.initializer:
         _detach(tensor, light.graph.initializer.add(), put)
     return light
+
+
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of all of a model except its initializers."""
+    result = onnx.ModelProto()
+    copy_fields(model, result, {"graph"})
+    copy_fields(model.graph, result.graph, {"initializer"})
+    return result
 
 
 def copy_fields(source: Any, target: Any, without: Container[str]) -> None:

@@ -105,11 +105,15 @@ class Scopes:
         return found
 
 
+def given(graph: onnx.GraphProto) -> set[str]:
+    """Names of the tensors that a graph defines before any of its nodes runs."""
+    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    return names | {tensor.values.name for tensor in graph.sparse_initializer}
+
+
 def made(graph: onnx.GraphProto) -> set[str]:
     """Names of the tensors that a graph itself defines."""
-    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    names |= {tensor.values.name for tensor in graph.sparse_initializer}
-    return names | {name for node in graph.node for name in node.output if name}
+    return given(graph) | {name for node in graph.node for name in node.output if name}
 
 
 def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -69,11 +69,8 @@ def regularized_inverse(covariance: FloatArray, ridge: float) -> FloatArray:
     from scipy.linalg.lapack import dpotrf, dpotri
 
     factor, failed = dpotrf(regularized(covariance, ridge), lower=1, overwrite_a=1)
-    if not failed:
-        inverse, failed = dpotri(factor, lower=1, overwrite_c=1)
-        if not failed:
-            return _mirrored(inverse)
-    return np.asarray(np.linalg.pinv(regularized(covariance, ridge)))
+    inverse, failed = (factor, failed) if failed else dpotri(factor, lower=1, overwrite_c=1)
+    return np.asarray(np.linalg.pinv(regularized(covariance, ridge))) if failed else _mirrored(inverse)
 
 
 def _mirrored(lower: FloatArray) -> FloatArray:
@@ -91,11 +88,8 @@ def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -
     from scipy.linalg.lapack import dpotrf, dpotrs
 
     factor, failed = dpotrf(regularized(covariance, ridge), lower=1, overwrite_a=1)
-    if not failed:
-        solved, failed = dpotrs(factor, right, lower=1)
-        if not failed:
-            return np.asarray(solved)
-    return np.asarray(np.linalg.pinv(regularized(covariance, ridge)) @ right)
+    solved, failed = (factor, failed) if failed else dpotrs(factor, right, lower=1)
+    return np.asarray(np.linalg.pinv(regularized(covariance, ridge)) @ right if failed else solved)
 
 
 def compensated(
@@ -150,13 +144,6 @@ def merge_channels(
         part = moments if groups == 1 else Moments(moments.count, moments.mean[own], moments.scatter[np.ix_(own, own)])
         result[group], change[group] = compensated(weights[group], part, ridge, keep, lost)
     return result, change.reshape(-1)
-
-
-def held_out_error(weights: FloatArray, merged: FloatArray, held: Moments) -> float:
-    """Variance of a layer's output error on other samples, relative to the output's."""
-    change, flat = as_features(weights - merged, len(held.mean)), as_features(weights, len(held.mean))
-    error, energy = (float(variances(one, held.covariance).sum()) for one in (change, flat))
-    return error / max(energy, 1e-30)
 
 
 def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray, gone: IntArray) -> float:

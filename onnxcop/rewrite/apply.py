@@ -19,7 +19,7 @@ from onnxcop.coupling.ops.facts import Edit
 from onnxcop.errors import ModelError
 from onnxcop.graph.check import byte_size
 from onnxcop.graph.constants import constant_tensors
-from onnxcop.graph.io import EXTERNAL, VALUES, copy_fields, inlined
+from onnxcop.graph.io import EXTERNAL, VALUES, copy_fields, inlined, without_initializers
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.blocks import Blocks, Remains, emptied
 from onnxcop.rewrite.constants import take_out
@@ -85,9 +85,7 @@ def _quiet_surgeon() -> Iterator[None]:
 
 def _copy_without(model: onnx.ModelProto, names: Container[str]) -> onnx.ModelProto:
     """A copy of a model without the values of some initializers, which are filled in later."""
-    result = onnx.ModelProto()
-    copy_fields(model, result, {"graph"})
-    copy_fields(model.graph, result.graph, {"initializer"})
+    result = without_initializers(model)
     for tensor in model.graph.initializer:
         copy = result.graph.initializer.add()
         if tensor.name in names:

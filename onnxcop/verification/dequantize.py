@@ -245,8 +245,7 @@ def write_twins(model: onnx.ModelProto) -> None:
             nodes.append(node)
             continue
         nodes += writer.nodes
-    kept = nodes
-    replace_all(graph.node, kept)
+    replace_all(graph.node, nodes)
 
 
 def computes_rounded(model: onnx.ModelProto) -> bool:
