@@ -15,7 +15,9 @@ from onnxcop.reconstruction.ridge import (
     best_ridge,
     compensated,
     merge_channels,
+    regularized,
     regularized_inverse,
+    regularized_solve,
 )
 
 CHANNELS, OUTPUTS, TAPS = 9, 5, 3
@@ -306,3 +308,19 @@ def test_merging_patches_keeps_the_mean_and_errs_less_than_merging_channels() ->
     coarse, shift = compensated(weights, by_channel, 1e-9, keep, gone)
     rougher = x @ coarse.transpose(0, 2, 1).reshape(flat.shape) + shift - x @ flat
     assert error < (rougher**2).sum() / len(x)
+
+
+def test_covariances_that_are_not_definite_have_a_pseudoinverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
+    right = np.arange(12.0).reshape(6, 2)
+    indefinite = (turn * [5.0, 4.0, 3.0, 2.0, 1.0, -1.0]) @ turn.T
+    expected = np.linalg.pinv(regularized(indefinite, 1e-3))
+    np.testing.assert_allclose(regularized_inverse(indefinite, 1e-3), expected)
+    np.testing.assert_allclose(regularized_solve(indefinite, 1e-3, right), expected @ right)
+    definite = (turn * [5.0, 4.0, 3.0, 2.0, 1.0, 0.5]) @ turn.T
+    before = definite.copy()
+    expected = np.linalg.inv(regularized(definite, 1e-3))
+    monkeypatch.delattr(np.linalg, "pinv")  # it takes ten times as long
+    np.testing.assert_allclose(regularized_inverse(definite, 1e-3), expected)
+    np.testing.assert_allclose(regularized_solve(definite, 1e-3, right), expected @ right)
+    np.testing.assert_array_equal(definite, before)
