@@ -30,6 +30,7 @@ _RULES = "tests/coupling/ops/test_rules.py"
 # Modules with the tests that are to notice a change: quick ones, the most telling first.
 TARGETS: dict[str, list[str]] = {
     "onnxcop/coupling/atoms.py": [
+        "tests/coupling/test_atoms.py",
         "tests/coupling/test_joined.py", f"{_RULES}::test_rule[Concat]", f"{_RULES}::test_rule[Add]",
     ],
     "onnxcop/coupling/ops/movement.py": [

@@ -324,3 +324,16 @@ def test_covariances_that_are_not_definite_have_a_pseudoinverse(monkeypatch: pyt
     np.testing.assert_allclose(regularized_inverse(definite, 1e-3), expected)
     np.testing.assert_allclose(regularized_solve(definite, 1e-3, right), expected @ right)
     np.testing.assert_array_equal(definite, before)
+
+
+@pytest.mark.parametrize(("width", "step"), [(191, 1), (192, 2), (193, 2)])
+def test_a_group_is_emptied_in_about_a_hundred_steps(width: int, step: int) -> None:
+    units, scores = np.arange(width), np.random.default_rng(0).permutation(width).astype(np.float64)
+    sizes: list[int] = []
+    order = removal_order([], units, scores, leave=1, on_step=lambda gone: sizes.append(len(gone)))
+    assert order == np.argsort(scores)[:-1].tolist()
+    assert sizes[:3] == [step, 2 * step, 3 * step]
+    assert sizes[-1] == width - 1
+    sizes.clear()
+    removal_order([], units, scores, leave=1, on_step=lambda gone: sizes.append(len(gone)), exact=3)
+    assert 3 in sizes
