@@ -39,7 +39,7 @@ def loaded(path: str, options: EngineOptions) -> tuple[onnx.ModelProto, list[lay
     """A model, its layers, and a session that knows its inputs."""
     original = model.load(path)
     shapes = shapes_of(original, settle_shapes(original, None, options), options)
-    structure = groups.structure_of(original, tracing.trace(original, shapes))
+    structure = groups.structure_of(tracing.trace(original, shapes))
     return original, layers.layers_of(original, structure), Session(original, options)
 
 

@@ -131,7 +131,7 @@ def analyze(
     if inline_settled(working, shapes):
         shapes = shapes_of(working, settled, options)
     coupling = tracing.trace(working, shapes, rules or known_rules(), policy, open_axis=open_axis)
-    structure = groups.structure_of(working, coupling)
+    structure = groups.structure_of(coupling)
     return Analysis(
         original=original, model=working, sha256=models.sha256(original), input_shapes=settled, structure=structure,
         cost=cost.cost_model(working, structure), source=source, vectors=vectors, biases=added,

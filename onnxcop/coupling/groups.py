@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import onnx
 from scipy.sparse import csr_array
 
 from onnxcop._base.types import IntArray
@@ -86,7 +85,7 @@ class Structure:
         return np.array([len(axis) for axis in self.axes], dtype=np.int64)
 
 
-def structure_of(model: onnx.ModelProto, coupling: Coupling) -> Structure:
+def structure_of(coupling: Coupling) -> Structure:
     """Group the prunable classes of a coupling."""
     classes, findings = coupling.classes, coupling.findings
     unit_class = np.flatnonzero(_prunable(coupling))

@@ -91,8 +91,8 @@ def _other_size(size: int, batch: bool) -> int:
     return size - 32 if size > 64 else 2 * size
 
 
-def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, Shape], seed: int, scale: float = 1.0) -> Feed:
-    """Random inputs: standard normal floats (times `scale`), small non-negative integers, random booleans."""
+def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, Shape], seed: int) -> Feed:
+    """Random inputs: standard normal floats, small non-negative integers, random booleans."""
     rng = np.random.default_rng(seed)
     feeds: Feed = {}
     for value in model_inputs(model):
@@ -107,5 +107,5 @@ def random_feeds(model: onnx.ModelProto, shapes: Mapping[str, Shape], seed: int,
         elif dtype.kind == "O":
             raise ModelError(f"input {value.name!r} holds strings; random inputs cannot be drawn for it")
         else:
-            feeds[value.name] = np.asarray(rng.standard_normal(shape) * scale).astype(dtype)
+            feeds[value.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
     return feeds

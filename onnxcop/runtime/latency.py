@@ -113,17 +113,13 @@ class Measurement:
         low, median, high = np.percentile(self.seconds[:, model], (25, 50, 75))
         return Timing(float(median), float(low), float(high))
 
-    def latency(self, model: int, original: int = 0) -> Latency:
-        """One of the models compared with another."""
-        ratio, error = ratio_of(self.seconds, model, original)
+    def latency(self, model: int) -> Latency:
+        """One of the models compared with the first."""
+        ratio, error = ratio_of(self.seconds, model, 0)
         return Latency(
-            before=self.timing(original),
-            after=self.timing(model),
-            ratio=ratio,
-            error=error,
-            turns=len(self.seconds),
+            before=self.timing(0), after=self.timing(model), ratio=ratio, error=error, turns=len(self.seconds),
             provider=self.provider,
-        )
+        )  # fmt: skip
 
 
 def measure_times(

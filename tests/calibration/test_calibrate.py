@@ -84,7 +84,7 @@ def _convs(rank: int = 2, size: int | str = 9, **options: Any) -> onnx.ModelProt
 
 def _layers(model: onnx.ModelProto) -> list[layers.Layer]:
     shapes = shapes_of(model, settle_shapes(model, None, CPU), CPU)
-    return layers.layers_of(model, groups.structure_of(model, tracing.trace(model, shapes)))
+    return layers.layers_of(model, groups.structure_of(tracing.trace(model, shapes)))
 
 
 def _source(model: onnx.ModelProto, x: Array, batch_size: int = 4) -> CalibrationData:

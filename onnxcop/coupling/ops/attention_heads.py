@@ -162,14 +162,12 @@ def length(op: Op, position: int) -> int:
     return shape[2] if len(shape) == 4 else shape[1]
 
 
-def surroundings(
-    op: Op, parts: Parts, masks: Sequence[int], biases: Sequence[int], pasts: tuple[int, int], outputs: int = 1
-) -> None:
+def surroundings(op: Op, parts: Parts, masks: Sequence[int], biases: Sequence[int], pasts: tuple[int, int]) -> None:
     """Masks, biases on the products, past and present keys and values, and the products themselves."""
     freeze_all(op, masks, "is a mask or a length")
     for position in biases:
         bias_of_heads(op, position, parts.heads)
     for offset, (position, inner) in enumerate(zip(pasts, (parts.inner, parts.value), strict=True)):
         cache(op, position, parts, inner)
-        op.emit((None, parts.shared, None, inner), outputs + offset)
-    op.emit((None, parts.heads, None, None), outputs + 2)
+        op.emit((None, parts.shared, None, inner), 1 + offset)
+    op.emit((None, parts.heads, None, None), 3)

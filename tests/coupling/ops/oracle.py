@@ -172,7 +172,7 @@ def check_removal(sample: Sample, seed: int = 0) -> None:
 def analyse(model: onnx.ModelProto, inputs: dict[str, tuple[int, ...]] | None = None) -> Structure:
     """Trace a model and group its units."""
     shapes = shapes_of(model, settle_shapes(model, inputs, CPU), CPU)
-    return structure_of(model, trace(model, shapes))
+    return structure_of(trace(model, shapes))
 
 
 def prune_and_verify(
