@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import onnx
 
@@ -32,9 +34,12 @@ from onnxcop.recovery.quality_bound import Bound, cut_within
 from onnxcop.recovery.rounds import Recovery, RecoverySettings
 from onnxcop.recovery.setup import PreparedRecovery, recovery_on, recovery_without_data
 from onnxcop.runtime.device_table import DeviceTable
+from onnxcop.runtime.providers import OutOfMemory
 from onnxcop.runtime.session import EngineOptions
 
 log = logging.getLogger("onnxcop")
+
+Done = TypeVar("Done")
 
 _CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
 _LONG = 1e9  # multiply-accumulates, and
@@ -82,6 +87,19 @@ class Request:
         """The same without bounds on quality, for callers that check them on the result."""
         return replace(self, asked=replace(self.asked, divergence=None, max_drop=None))
 
+    def in_smaller_batches(self) -> Request | None:
+        """The same in batches of half the size; None if samples already run one by one."""
+        settings, source, unseen = self.asked.recovery(), self.source, self.unseen
+        size = settings.synthetic_batch if source is None else source.layout.size or source.batch_size
+        if size <= 1 or (source is not None and source.layout.size is not None):
+            return None
+        if source is not None:
+            source = source.in_batches_of(size // 2)
+        if unseen is not None:
+            unseen = replace(unseen, data=unseen.data.in_batches_of(size // 2))
+        settings = replace(settings, synthetic_batch=max(1, settings.synthetic_batch // 2))
+        return replace(self, asked=replace(self.asked, settings=settings), source=source, unseen=unseen)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -128,6 +146,23 @@ class Decision:
         if self.metric is None:
             return {}
         return {f"{self.metric.name} before": self.metric.base, f"{self.metric.name} after": self.metric(pruned)}
+
+
+def within_memory(carry_out: Callable[[Request], Done], request: Request) -> Done:
+    """Carry out a request, again in batches of half the size whenever one does not fit in memory.
+
+    Raises:
+        OutOfMemory: A single sample does not fit.
+    """
+    while True:
+        try:
+            return carry_out(request)
+        except OutOfMemory as error:
+            smaller = request.in_smaller_batches()
+            if smaller is None:
+                raise OutOfMemory(f"{error}; a single sample does not fit") from error
+            request = smaller
+        log.info("out of memory: the run starts again with batches of half the size")
 
 
 def decide(request: Request, *, again: bool = False) -> Decision:

@@ -28,7 +28,7 @@ from onnxcop.data.open import CalibrationData, Preprocess, open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.graph.io import whole
-from onnxcop.pipeline.decide import Decision, Request, recover_units
+from onnxcop.pipeline.decide import Decision, Request, recover_units, within_memory
 from onnxcop.pipeline.distillation import check_distillation, distilled
 from onnxcop.pipeline.finish import fed, finish, with_hints_logged
 from onnxcop.pipeline.latency_target import prune_by_table, prune_within
@@ -74,15 +74,18 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
         InputFiles([model], options.data, options.metric, read).check(Path(options.stats_out))
     with shown(options.progress) as progress:
         request = prepare(model, options, progress)
-        if request.budget.latency is not None and request.table is not None:
-            result = prune_by_table(request, request.budget.latency)
-        elif request.budget.latency is not None:
-            result = prune_within(request, request.budget.latency)
-        else:
-            result = prune_faster(request)
+        result = within_memory(_carried_out, request)
         result = with_int8(request, with_hints_logged(distilled(request, result)))
     write_stats(result, options.stats_out)
     return result
+
+
+def _carried_out(request: Request) -> PruneResult:
+    if request.budget.latency is None:
+        return prune_faster(request)
+    if request.table is not None:
+        return prune_by_table(request, request.budget.latency)
+    return prune_within(request, request.budget.latency)
 
 
 def write_stats(result: PruneResult, stats_out: str | Path | bool | None) -> None:

@@ -68,6 +68,7 @@ class RecoverySettings:
         views: Crops of each image to fit on, if there are few images.
         seed: Random seed.
         method: The recovery method.
+        synthetic_batch: Synthetic inputs in one run.
     """
 
     rounds: int | None = None
@@ -79,6 +80,7 @@ class RecoverySettings:
     views: int = 2
     seed: int = 0
     method: RecoveryMethod = FULL
+    synthetic_batch: int = 16
 
     def by(self, method: RecoveryMethod) -> RecoverySettings:
         """The same settings with another method; without refinement if the method has none."""

@@ -31,7 +31,6 @@ _SYNTHETIC = 128  # synthetic samples to fit on if there are no data
 _FEWEST = 32
 _FEWEST_HELD = 8  # synthetic samples to measure on; half as many as to fit on if affordable
 _AFFORDABLE = 2e10  # multiply-accumulates over synthetic samples; more samples add little
-_BATCH = 16
 _LARGE = 1e8  # multiply-accumulates of a network above which refinement on synthetic inputs is not worth its time
 _CHECKED = 4  # batches to run with and without padding, the shortest samples first
 _NOISE = 1e-4  # of an output's largest value; sums over fewer zeros round differently
@@ -118,7 +117,7 @@ def recovery_without_data(
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _SYNTHETIC))
     held = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
-    synthetic = synthetic_data(analysis, samples + held, _BATCH, settings.seed)
+    synthetic = synthetic_data(analysis, samples + held, settings.synthetic_batch, settings.seed)
     fit, held_out = synthetic.split(held / (samples + held), settings.seed)
     if macs > _LARGE:
         passes = min(settings.curve_passes, _PASSES)
