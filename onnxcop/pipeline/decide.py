@@ -80,8 +80,8 @@ class Request:
 
     @property
     def options(self) -> EngineOptions:
-        """How to run models."""
-        return self.asked.engine
+        """How to run models, except to time them."""
+        return self.asked.engine.for_computing()
 
     def without_quality_bounds(self) -> Request:
         """The same without bounds on quality, for callers that check them on the result."""

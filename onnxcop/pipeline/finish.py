@@ -112,7 +112,7 @@ def finish(
         pruned = rewrite(decision.model, analysis.structure, removed)
         analysis.undo(pruned)
     with clock.stage("verification"):
-        checked = verify(decision.model, pruned, analysis.structure, removed, options.engine)
+        checked = verify(decision.model, pruned, analysis.structure, removed, options.engine.for_computing())
     if checked.unproven:
         log.warning("the result is not proven: %s", "; ".join((checked.unproven, *checked.notes)))
     if options.metadata:

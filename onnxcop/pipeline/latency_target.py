@@ -83,7 +83,7 @@ def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneRes
     bound = request.budget.latency or 1.0
     if times.interval[0] <= bound < times.ratio:  # too close to decide
         seconds = _LONGER * request.asked.latency_seconds
-        times = beside_original(request.analysis, result.model, request.options, seconds) or times
+        times = beside_original(request.analysis, result.model, request.asked.engine, seconds) or times
         result = replace(result, report=with_latency(result.report, times))
     return result, times
 

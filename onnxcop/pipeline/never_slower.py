@@ -162,7 +162,7 @@ def _sure(request: Request, result: PruneResult) -> PruneResult:
         return result
     with request.clock.stage("latency"):
         seconds = _LONGER * request.asked.latency_seconds
-        again = beside_original(request.analysis, result.model, request.options, seconds)
+        again = beside_original(request.analysis, result.model, request.asked.engine, seconds)
     return result if again is None else replace(result, report=with_latency(result.report, again))
 
 
@@ -176,7 +176,7 @@ def _promising(request: Request, *, faster: bool = False) -> bool:
     except BudgetError:
         return False
     with request.clock.stage("widths"):
-        found = beside_original(analysis, cut, request.options, _SECONDS)
+        found = beside_original(analysis, cut, request.asked.engine, _SECONDS)
     if found is None:
         return not faster
     return found.interval[1] < 1.0 if faster else not found.slower

@@ -184,8 +184,8 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
         settings = RecoverySettings(seed=options.seed)
         with shown(options.progress) as progress:
             found = recover_units(
-                analysis, removed, source, settings, options.engine, progress, clock, principal=principal,
-                task=options.task,
+                analysis, removed, source, settings, options.engine.for_computing(), progress, clock,
+                principal=principal, task=options.task,
             )  # fmt: skip
         decision = replace(fed(found, source), unseen=unseen)
     return with_hints_logged(finish(analysis, decision, plan, options, clock))
@@ -200,7 +200,8 @@ def data_of(
         return None, None
     source = source.in_batches_of(affordable_batch(analysis, source, options.engine))
     rest, held = set_aside(source, options.seed)
-    unseen = UnseenSamples(analysis.original, held or rest, options.engine, options.task, seen=held is None)
+    engine = options.engine.for_computing()
+    unseen = UnseenSamples(analysis.original, held or rest, engine, options.task, seen=held is None)
     return rest, unseen
 
 

@@ -20,10 +20,11 @@ log = logging.getLogger("onnxcop")
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 _PROVIDERS = {
     "cpu": CPU,
     "cuda": CUDA,
-    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt": TENSORRT,
     "dml": "DmlExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
@@ -56,6 +57,11 @@ class OutOfMemory(EngineError):
 
 
 SHORT_NAMES = {"auto": "CUDA if a device is available, else the CPU", **_PROVIDERS}
+
+
+def resolved_name(name: str) -> str:
+    """ONNX Runtime's name of a provider that has a short one, whether or not it is there."""
+    return _PROVIDERS.get(name.lower(), name)
 
 
 def resolve_provider(name: str) -> list[str]:

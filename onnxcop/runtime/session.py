@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,14 @@ from onnxcop._base.types import Array, Feed
 from onnxcop.errors import EngineError
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.graph.io import WeightFile, save_externally, weight_bytes
-from onnxcop.runtime.providers import OutOfMemory, create_session, engine_error, resolve_provider
+from onnxcop.runtime.providers import (
+    TENSORRT,
+    OutOfMemory,
+    create_session,
+    engine_error,
+    resolve_provider,
+    resolved_name,
+)
 
 __all__ = ["EngineOptions", "OutOfMemory", "Runner", "Session", "resolve_provider", "run_batched"]
 
@@ -54,6 +61,12 @@ class EngineOptions:
                 f"threads is {self.threads}, but this machine has {os.cpu_count()} processors; give {_most_threads()} "
                 "or less, or leave it out"
             )
+
+    def for_computing(self) -> EngineOptions:
+        """How to run graphs that change all the time: TensorRT would build an engine for each of them, so CUDA does."""
+        if resolved_name(self.provider) != TENSORRT:
+            return self
+        return replace(self, provider="cuda", provider_options=())
 
 
 def _most_threads() -> int:
