@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from onnxcop._base.formatting import terminal
+from onnxcop._base.whole_run import ROUNDS, WholeRun, time_left
 
 Progress = Callable[[str, float, float | None], None]
 """Called with the name of a step, how much of it is done, and the total (None: unknown)."""
@@ -51,8 +52,9 @@ class ProgressLines:
 
 
 class ProgressBars:
-    """A bar for the current step if it takes over a second; log lines if there is no terminal.
+    """One bar: for the whole run if its rounds are known, else for a step that takes over a second.
 
+    It shows the time left. If there is no terminal, log lines take its place.
     Used as a context manager, and called with the name of a step, how much of it is done, and the total (None if
     unknown). Lines written to standard error meanwhile appear above the bar.
 
@@ -64,6 +66,7 @@ class ProgressBars:
     def __init__(self, *, enabled: bool = True, lines: bool = True) -> None:
         self._enabled = enabled and sys.stderr.isatty()
         self._lines = ProgressLines() if enabled and lines and not self._enabled else None
+        self._whole = WholeRun() if self._enabled else None
         self._bars: Any = None
         self._stage: str | None = None
         self._started = 0.0
@@ -83,10 +86,27 @@ class ProgressBars:
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
         """Report the progress of a step."""
-        if self._lines is not None:
+        if self._lines is not None and stage != ROUNDS:
             self._lines(stage, done, total)
-        if not self._enabled:
+        if self._whole is None:
             return
+        if stage == ROUNDS:
+            self._whole.round(done, total)
+        elif self._whole.known:
+            self._whole.step(stage, done, total)
+        if self._whole.known:
+            self._show_whole(self._whole)
+        else:
+            self._show_step(stage, done, total)
+
+    def _show_whole(self, whole: WholeRun) -> None:
+        if self._task is None or self._stage != ROUNDS:
+            if self._task is not None:
+                self._drawn().remove_task(self._task)
+            self._stage, self._task = ROUNDS, self._drawn().add_task("", total=1.0, left="")
+        self._drawn().update(self._task, completed=whole.share, description=whole.label, left=whole.left)
+
+    def _show_step(self, stage: str, done: float, total: float | None) -> None:
         now = time.monotonic()
         if stage != self._stage or done == total:
             if self._task is not None:
@@ -97,8 +117,9 @@ class ProgressBars:
         if self._task is None:
             if now - self._started < _PATIENCE:
                 return
-            self._task = self._drawn().add_task(stage, total=total)
-        self._drawn().update(self._task, completed=done, total=total)
+            self._task = self._drawn().add_task(stage, total=total, left="")
+        left = time_left(now - self._started, done / total) if total else ""
+        self._drawn().update(self._task, completed=done, total=total, left=left)
 
     def _drawn(self) -> Any:
         if self._bars is None:
@@ -106,7 +127,7 @@ class ProgressBars:
 
             self._bars = progress.Progress(
                 progress.TextColumn("{task.description}"), progress.BarColumn(),
-                progress.TaskProgressColumn(), progress.TimeRemainingColumn(),
+                progress.TaskProgressColumn(), progress.TextColumn("{task.fields[left]}"),
                 console=terminal(error=True), transient=True,
             )  # fmt: skip
             self._bars.start()
@@ -126,6 +147,7 @@ class NotebookBars:
     """Bars in the output of a notebook's cell, without widgets; removed when the run is over."""
 
     def __init__(self) -> None:
+        self._whole = WholeRun()
         self._steps: dict[str, tuple[float, float | None]] = {}
         self._drawn = 0.0
         self._handle: Any = None
@@ -139,7 +161,14 @@ class NotebookBars:
 
     def __call__(self, stage: str, done: float, total: float | None = None) -> None:
         """Report the progress of a step."""
-        self._steps[stage] = (done, total)
+        if stage == ROUNDS:
+            self._whole.round(done, total)
+        elif self._whole.known:
+            self._whole.step(stage, done, total)
+        if self._whole.known:
+            self._steps = {", ".join(filter(None, (self._whole.label, self._whole.left))): (self._whole.share, 1.0)}
+        else:
+            self._steps[stage] = (done, total)
         now = time.monotonic()
         if now - self._drawn >= _EVERY or done == total:
             self._drawn = now

@@ -12,6 +12,7 @@ import onnx
 from onnxcop._base.progress import Progress
 from onnxcop._base.timing import Clock, single_threaded
 from onnxcop._base.types import FloatArray, IntArray
+from onnxcop._base.whole_run import ROUNDS
 from onnxcop.allocation.budget import Budget, default_rounds, round_budgets
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits, allowed_units
@@ -320,13 +321,19 @@ def _in_shares(request: Request) -> Budget:
 def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, schedules: tuple[int, ...]) -> Recovery:
     """Reach the budget in each number of rounds, and keep the closest network on the held-out samples."""
 
+    ended = 0
+    request.progress(ROUNDS, ended, sum(schedules))
+
     def reached(rounds: int) -> Recovery:
+        nonlocal ended
         recovery = fresh.restarted()
         state = recovery.start(request.limits, request.modes.preference)
         budgets = [*round_budgets(state.in_shares(request.budget), rounds)[:-1], request.budget]
         for number, budget in enumerate(budgets, start=1):
             if not state.meets(budget):
                 recovery.round(state, budget, request.limits, fallback, f"round {number} of {len(budgets)}")
+            ended += 1
+            request.progress(ROUNDS, ended, sum(schedules))
         return recovery
 
     found = [reached(rounds) for rounds in schedules]

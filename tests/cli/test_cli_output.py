@@ -17,8 +17,9 @@ import pytest
 from cli_runs import BARE, CPU, lines
 from small_models import chain, shapes, written
 
-from onnxcop._base import progress
+from onnxcop._base import progress, whole_run
 from onnxcop._base.progress import ProgressBars
+from onnxcop._base.whole_run import WholeRun
 from onnxcop._version import __version__
 from onnxcop.cli import console
 from onnxcop.cli import main as cli
@@ -262,3 +263,45 @@ def test_signs_are_spelled_out_where_an_encoding_lacks_them(model: Path) -> None
     text = done.stdout.decode("ascii")
     assert re.search(r"conv[12] \d+->", text)
     assert "?" not in text
+
+
+def test_a_run_of_rounds_has_one_bar_with_the_time_left() -> None:
+    script = (
+        "import time; from onnxcop._base.progress import ProgressBars\n"
+        "with ProgressBars() as progress:\n"
+        "    progress('rounds', 0, 4)\n"
+        "    for number in range(1, 5):\n"
+        "        progress(f'curves, round {number} of 4', 1, 2)\n"
+        "        time.sleep(0.4)\n"
+        "        progress('refinement', 1, 1)\n"
+        "        progress('rounds', number, 4)\n"
+        "        time.sleep(0.2)\n"
+    )
+    shown = terminal_output([sys.executable, "-c", script], {**os.environ, "TERM": "xterm"})
+    assert "round 1 of 4" in shown and "round 3 of 4" in shown and "finishing" in shown
+    assert re.search(r"\d s left", shown)
+    assert not re.search(r"round 5 of 4", shown)
+
+
+def test_the_share_of_a_run_never_falls_and_measures_later_rounds_by_earlier_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(whole_run, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run = WholeRun()
+    assert not run.known
+    run.round(0, 2)
+    run.step("curves, round 1 of 2", 4, 4)
+    assert (run.label, run.left) == ("round 1 of 2, curves", "0 s left")
+    first = run.share
+    now[0] = 100.0
+    run.round(1, 2)
+    assert first < run.share == pytest.approx(1 / 2.3)
+    now[0] = 150.0
+    assert run.share == pytest.approx(1.5 / 2.3)
+    assert run.left == "80 s left"
+    run.round(2, 2)
+    assert run.label == "finishing"
+    before = run.share
+    run.round(0, 3)  # another search begins
+    assert run.label == "round 3 of 5" and run.share == before
