@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, overload
 
 P = ParamSpec("P")
@@ -38,7 +38,8 @@ class by_keywords(Generic[P, O]):
         """Decorate a function whose last parameter is the options object."""
         written = inspect.signature(function)
         *leading, last = written.parameters.values()
-        fields = _fields(self.options)
+        taken = {entry.name for entry in leading}
+        fields = [entry for entry in _fields(self.options) if entry.name not in taken]
         signature = written.replace(parameters=[*leading, *fields])
 
         @functools.wraps(function)
@@ -53,8 +54,8 @@ class by_keywords(Generic[P, O]):
             return function(**first, **{last.name: self.options(**given)})  # type: ignore[call-arg]
 
         run.__signature__ = signature  # type: ignore[attr-defined]
-        text = re.sub(rf"\n    {last.name}: .*", "", inspect.cleandoc(function.__doc__))
-        run.__doc__ = f"{text}\n\nKeyword arguments:\n{_described(self.options)}"
+        text = re.sub(rf"\n    {last.name}: .*(\n {{8}}.*)*", "", inspect.cleandoc(function.__doc__))
+        run.__doc__ = f"{text}\n\nKeyword arguments:\n{_described(self.options, taken)}"
         return run
 
 
@@ -69,14 +70,15 @@ def _fields(options: Callable[..., object]) -> list[inspect.Parameter]:
     return [found[name].replace(annotation=inspect.Parameter.empty) for name in names]
 
 
-def _described(options: Callable[..., object]) -> str:
+def _described(options: Callable[..., object], without: Container[str]) -> str:
     """The `Attributes:` sections of an options class and of those it extends, with the types of the fields."""
-    lines = []
+    lines, shown = [], True
     for kind in _classes(options):
         for line in inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].rstrip().splitlines():
-            name, colon, text = line.strip().partition(": ")
-            starts = colon and line.startswith("    ") and not line.startswith("     ")
-            lines.append(f"    {name} ({_typed(kind, name)}): {text}" if starts else line)
+            field = re.fullmatch(r" {4}(\w+): (.*)", line)
+            shown = field[1] not in without if field else shown
+            if shown:
+                lines.append(f"    {field[1]} ({_typed(kind, field[1])}): {field[2]}" if field else line)
     return "\n".join(lines)
 
 

@@ -8,11 +8,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from onnxcop._base.files import Writing
+from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import shown
 from onnxcop._base.timing import Clock
 from onnxcop.data.input_files import InputFiles
@@ -27,11 +27,8 @@ from onnxcop.report.plot import check_plot, plot_curve
 log = logging.getLogger("onnxcop")
 
 
-def sweep(
-    model: onnx.ModelProto | str | Path,
-    macs: Sequence[float],
-    **settings: Any,
-) -> Iterator[Point]:
+@by_keywords(PruneOptions)
+def sweep(model: onnx.ModelProto | str | Path, macs: Sequence[float], asked: PruneOptions) -> Iterator[Point]:
     """Prune a model to several budgets, from the loosest to the tightest.
 
     Statistics are gathered once. With a criterion, each point equals the result of :func:`onnxcop.prune` for its
@@ -41,7 +38,7 @@ def sweep(
     Args:
         model: A path or a model in memory (never changed).
         macs: Fractions of the multiply-accumulates to keep.
-        **settings: The fields of :class:`onnxcop.PruneOptions`; its other budgets hold at every point.
+        asked: The fields of :class:`onnxcop.PruneOptions`, as keyword arguments; its other budgets hold at every point.
 
     Yields:
         Each point when it is finished. If a budget cannot be met, a warning is logged and the curve ends.
@@ -50,7 +47,7 @@ def sweep(
         BudgetError: No budget was given, or not even the loosest can be met.
         OnnxcopError: As :func:`onnxcop.prune`.
     """
-    return sweep_with(model, macs, PruneOptions(**settings))
+    return sweep_with(model, macs, asked)
 
 
 def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], options: PruneOptions) -> Iterator[Point]:

@@ -152,6 +152,9 @@ def test_the_options_are_the_keyword_arguments_of_prune() -> None:
     assert "asked" not in documentation
     with pytest.raises(TypeError, match=r"prune\(\) got an unexpected keyword argument 'mac'; did you mean 'macs'\?"):
         onnxcop.prune("net.onnx", mac=0.7)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"sweep\(\) got an unexpected keyword argument 'mac'"):
+        onnxcop.sweep("net.onnx", [0.7], mac=0.7)  # type: ignore[call-arg]
+    assert str(onnxcop.sweep.__doc__).count("\n    macs") == 1
     with pytest.raises(TypeError, match=r"prune\(\) missing a required argument: 'model'"):
         onnxcop.prune(macs=0.7)  # type: ignore[call-arg]
 
