@@ -48,7 +48,8 @@ class PruningContext:
         stats: CalibrationStats | None = None, seed: int = 0,
     ) -> PruningContext:  # fmt: skip
         """Gather the layers and weights of a traced model."""
-        return cls(model, structure, cost, tuple(layers_of(model, structure)), Weights.of(model), stats, seed)
+        layers, weights = tuple(layers_of(model, structure)), Weights.of(model)
+        return cls(model, structure, cost, layers, weights=weights, stats=stats, seed=seed)
 
 
 class Ranking(Protocol):

@@ -246,7 +246,8 @@ class ChannelCorrelations:
     @classmethod
     def of(cls, units: IntArray, correlation: FloatArray, dead: Array, top_k: int, chance: float = 0.0) -> Self:
         """Rank the correlations of every channel."""
-        table = cls(units, correlation.copy(), dead, top_k, chance, np.zeros(len(units)), np.zeros(len(units)))
+        evidence, threshold = np.zeros((2, len(units)))
+        table = cls(units, correlation.copy(), dead, top_k=top_k, chance=chance, evidence=evidence, threshold=threshold)
         table._refresh(np.arange(len(units)))
         return table
 

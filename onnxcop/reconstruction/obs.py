@@ -89,7 +89,10 @@ class LayerObs:
         inverse = (inverses or InverseCache()).of(layer, moments, ridge, alive)
         matter = np.repeat(np.ones(outputs) if importance is None else importance, flat.shape[1] // outputs)
         leaving = np.arange(len(alive)) if channels is None else np.sort(channels)
-        return cls(layer, flat, moments, inverse, matter, leaving[alive[leaving]], alive.copy())
+        return cls(
+            layer, before=flat, moments=moments, inverse=inverse, matter=matter, channels=leaving[alive[leaving]],
+            alive=alive.copy(),
+        )  # fmt: skip
 
     @property
     def units(self) -> IntArray:

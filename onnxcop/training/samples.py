@@ -88,7 +88,7 @@ class SampleSet:
                 )
             store.add(feed)
         assert store is not None
-        return cls(store.arrays, axes, source.count, _image(source, store.arrays), store)
+        return cls(store.arrays, axes, source.count, _image(source, store.arrays), store=store)
 
     def batch(self, indices: IntArray, view: ImageView = PLAIN) -> Feed:
         """Some of the samples in one view."""

@@ -60,7 +60,7 @@ class Window:
         else:
             both = list(pads or [0] * (2 * axes)) if auto_pad != "VALID" else [0] * (2 * axes)
             begin, end = both[:axes], both[axes:]
-        return cls(tuple(kernel), steps, taps, tuple(begin), tuple(end))
+        return cls(kernel=tuple(kernel), strides=steps, dilations=taps, begin=tuple(begin), end=tuple(end))
 
     @property
     def pads(self) -> list[int]:
