@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, TypeVar
 
 import onnx
@@ -23,6 +23,13 @@ def replace_all(field: Any, entries: Iterable[Message]) -> None:
     saved = [copied(entry) for entry in entries]
     del field[:]
     field.extend(saved)
+
+
+def drop(field: Any, names: Container[str]) -> None:
+    """Remove the entries of some names from a repeated field, in place; nothing is copied, since weights are large."""
+    for place in reversed(range(len(field))):
+        if field[place].name in names:
+            del field[place]
 
 
 def opset_of(model: onnx.ModelProto) -> int:

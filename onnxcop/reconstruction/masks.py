@@ -9,7 +9,7 @@ operators pass removed channels on. Nodes without removed units stay as they are
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,13 @@ Changed = dict[tuple[Any, ...], "onnx.TensorProto | None"]  # stored tensors wit
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
+Hold = Callable[[onnx.TensorProto], onnx.TensorProto]
+
+
+def _kept(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return tensor
+
+
 @dataclass
 class UnitMasks:
     """Masks of one network for its current weights and units.
@@ -38,11 +45,13 @@ class UnitMasks:
         structure: Units of the original.
         scopes: The network's graphs.
         stored: Its stored tensors, by name.
+        held: Where new tensors of its top-level graph are put; by default they stay in memory.
     """
 
     structure: Structure
     scopes: Scopes
     stored: Mapping[str, onnx.TensorProto]
+    held: Hold = _kept
     _sums: dict[int, list[Contraction]] = field(init=False)
     _statistics: set[int] = field(init=False)
 
@@ -133,6 +142,7 @@ class UnitMasks:
             number=number,
             alive=alive,
             changed=changed,
+            held=self.held if node is None else _kept,
             node=self.scopes.nodes[number] if node is None else node,
         )
         if number in self._statistics:
@@ -146,8 +156,12 @@ class UnitMasks:
 class _Writer:
     """Writes the replacement of one node."""
 
-    def __init__(self, masks: UnitMasks, number: int, alive: BoolArray, changed: Changed, node: onnx.NodeProto) -> None:
+    def __init__(
+        self, *, masks: UnitMasks, number: int, alive: BoolArray, changed: Changed, node: onnx.NodeProto,
+        held: Hold,
+    ) -> None:  # fmt: skip
         self.structure, self.stored, self.number, self.changed = masks.structure, masks.stored, number, changed
+        self.held = held
         self.alive = np.append(alive, True)  # the last label stands for units that are not removable
         self.node = onnx.NodeProto()
         self.node.CopyFrom(node)
@@ -187,14 +201,15 @@ class _Writer:
             values[(slice(None),) * axis + (gone,)] = zero
         if np.array_equal(values, before):
             return None
-        return numpy_helper.from_array(values, f"{self.names[position]}__ended_{self.number}_{position}")
+        return self.held(numpy_helper.from_array(values, f"{self.names[position]}__ended_{self.number}_{position}"))
 
     def _cut(self, position: int, takes: Sequence[tuple[int, IntArray]]) -> onnx.TensorProto:
         """Stored parameters of the remaining channels."""
         values = values_of(self.stored[self.names[position]])
         for axis, kept in takes:
             values = np.take(values, kept, axis=axis)
-        return numpy_helper.from_array(np.ascontiguousarray(values), f"{self.names[position]}__cut_{self.number}")
+        cut = numpy_helper.from_array(np.ascontiguousarray(values), f"{self.names[position]}__cut_{self.number}")
+        return self.held(cut)
 
     def _present(self, atoms: IntArray) -> BoolArray:
         return np.asarray(self.alive[self.structure.units_on(atoms)])

@@ -63,7 +63,7 @@ class MaskedNetwork:
         self.partition = GraphPartition(
             self.model, coupling.shapes, coupling.derived, lambda numbers: self.masks.of(numbers, self.alive)
         )
-        self.masks = UnitMasks(self.analysis.structure, scopes, self.partition.stored)
+        self.masks = UnitMasks(self.analysis.structure, scopes, self.partition.stored, self.partition.held)
         self.layers = layers_of(self.model, self.analysis.structure)
         self.nodes = scopes.nodes
         self._uses = Counter(name for node in self.nodes for name in node.input)

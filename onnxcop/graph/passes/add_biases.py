@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop._base.types import Array
-from onnxcop.graph.edit import fresh_name, replace_all
+from onnxcop.graph.edit import drop, fresh_name, replace_all
 from onnxcop.graph.linear import following_bias, kernel_of
 from onnxcop.graph.subgraphs import initializers_are_inputs
 from onnxcop.graph.traits import Trait, traits
@@ -145,8 +145,8 @@ def drop_idle(model: onnx.ModelProto, added: frozenset[str]) -> None:
             while node.input and not node.input[-1]:
                 del node.input[-1]
     replace_all(graph.node, kept_nodes)
-    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in idle])
-    replace_all(graph.input, [value for value in graph.input if value.name not in idle])
+    drop(graph.initializer, idle)
+    drop(graph.input, idle)
 
 
 def move_into_normalization(model: onnx.ModelProto, added: frozenset[str]) -> None:

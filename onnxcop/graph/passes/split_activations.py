@@ -14,7 +14,7 @@ from itertools import pairwise
 import onnx
 from onnx import helper
 
-from onnxcop.graph.edit import copied, fresh_name, opset_of, replace_all
+from onnxcop.graph.edit import copied, drop, fresh_name, opset_of, replace_all
 from onnxcop.graph.linear import kernel_of
 from onnxcop.graph.traits import MICROSOFT
 
@@ -65,7 +65,7 @@ class SplitActivations:
             if linked and same and all(reads[name] == 1 for name in inner):
                 fused[whole.output[0]] = _fused(whole, found)
                 gone.update(inner)
-        replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in gone])
+        drop(graph.initializer, gone)
         replace_all(graph.node, [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in gone])
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxcop.graph.edit import copied, fresh_name, replace_all
+from onnxcop.graph.edit import copied, drop, fresh_name
 from onnxcop.graph.subgraphs import captured
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
@@ -84,8 +84,7 @@ def _reshare(model: onnx.ModelProto, copies: Mapping[str, str]) -> None:
         for position, name in enumerate(node.input):
             if name in renamed:
                 node.input[position] = renamed[name]
-    kept = [tensor for tensor in graph.initializer if tensor.name not in renamed]
-    replace_all(graph.initializer, kept)
+    drop(graph.initializer, renamed)
 
 
 def _content(tensor: onnx.TensorProto) -> bytes:
