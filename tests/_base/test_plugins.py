@@ -74,7 +74,7 @@ def test_help_lists_what_is_registered_without_loading_it(environment: dict[str,
     shown = run(environment, "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     text = " ".join(shown.stdout.split())
-    assert "wanda, gone, hollow, largest. [default: measurement]" in text
+    assert "wanda, gone, hollow, largest. [default: measured sensitivity]" in text
     assert "squash (my_plugin:RULES)" in text
     script = "import onnxcop.cli.main, sys; onnxcop.cli.main.run(['--help']); print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)

@@ -45,9 +45,8 @@ def _matmul_nbits(draw: Draw) -> Sample:
 
 @st.composite
 def _experts(draw: Draw) -> Sample:
-    tokens, count = (draw(st.integers(2, 3)),), draw(st.integers(2, 4))
-    if draw(st.booleans()):
-        tokens = (2, *tokens)
+    # ONNX Runtime 1.31 lets a MoE of two axes write over the input that it still reads, if nothing else reads it.
+    tokens, count = (2, draw(st.integers(2, 3))), draw(st.integers(2, 4))
     width, inner = 8, 4 * draw(st.integers(1, 3))
     kind, fusion = draw(st.sampled_from([("relu", 0), ("gelu", 0), ("silu", 0), ("swiglu", 1)]))
     gates = 2 if fusion else 1
