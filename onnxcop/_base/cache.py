@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from onnxcop._base.documents import json_table
 from onnxcop._base.files import write_atomically
 
 log = logging.getLogger("onnxcop")
@@ -33,11 +34,8 @@ def remembered(kind: str, key: Any) -> Any:
         kind: Kind of the data, the start of the file's name.
         key: Everything that the data depend on, as plain data.
     """
-    try:
-        document = json.loads(_file(kind, key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document.get("value") if isinstance(document, dict) and document.get("key") == _plain(key) else None
+    document = json_table(_file(kind, key)) or {}
+    return document.get("value") if document.get("key") == _plain(key) else None
 
 
 def remember(kind: str, key: Any, value: Any) -> None:

@@ -63,6 +63,22 @@ class DocumentKind:
             raise PlanMismatchError(f"{source} is a damaged {self.noun}: {what}; {self.again}") from None
 
 
+def json_table(path: Path, largest: int | None = None) -> dict[str, Any] | None:
+    """The table in a JSON file of another program.
+
+    Returns:
+        None if there is no such file, if it cannot be read or holds something else, or if it is of more than `largest`
+        bytes.
+    """
+    try:
+        if largest is not None and path.stat().st_size > largest:
+            return None
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
 def table_in(value: Any) -> dict[str, Any]:
     """A table of names and values."""
     if not isinstance(value, dict):

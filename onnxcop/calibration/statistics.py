@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcop._base.documents import table_in, text_in, whole_in
 from onnxcop._base.files import DAMAGE, write_atomically
 from onnxcop._base.types import FloatArray
 from onnxcop.analysis.layers import Layer
@@ -143,13 +144,11 @@ class CalibrationStats:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                head = json.loads(bytes(file["header"]).decode())
-                if not isinstance(head, dict):
-                    raise ValueError("its header is not a JSON object")
+                head = table_in(json.loads(bytes(file["header"]).decode()))
                 if head.get("version") != VERSION:
                     raise CalibrationError(f"{path}: statistics of version {head.get('version')}, need {VERSION}")
                 taps = {str(key): _moments(file, n) for n, key in enumerate(head["taps"])}
-            return cls(str(head["model"]), int(head["samples"]), taps)
+            return cls(text_in(head["model"]), whole_in(head["samples"]), taps)
         except FileNotFoundError:
             raise CalibrationError(f"{path} does not exist; gather statistics with --stats-out") from None
         except DAMAGE as error:

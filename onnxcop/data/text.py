@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcop._base.documents import json_table
 from onnxcop._base.types import Feed
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
@@ -104,10 +104,7 @@ class TextData:
     def _longest(self) -> int:
         """The length that the tokenizer's settings name, at most the usual one."""
         folder = self.tokenizer if self.tokenizer.is_dir() else self.tokenizer.parent
-        try:
-            longest = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
-        except (OSError, ValueError):
-            return LONGEST
+        longest = (json_table(folder / "tokenizer_config.json") or {}).get("model_max_length")
         return min(LONGEST, longest) if isinstance(longest, int) and longest > 0 else LONGEST
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcop._base.documents import json_table
 from onnxcop._base.types import IntArray
 from onnxcop.data.text import TextData
 from onnxcop.errors import CalibrationError
@@ -199,11 +200,10 @@ def _files(document: dict[str, Any], found: Vocabulary, folder: Path) -> dict[st
 def _settings(folder: Path, found: Vocabulary) -> Iterator[tuple[str, bytes]]:
     """Settings that name tokens by their numbers."""
     for name in ("tokenizer_config.json", "config.json", "generation_config.json", "added_tokens.json"):
-        try:
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        config = json_table(folder / name)
+        if config is None:
             continue
-        for key, value in config.items() if isinstance(config, dict) else ():
+        for key, value in config.items():
             if key == "vocab_size":
                 config[key] = len(found.kept)
             elif (key.endswith("token_id") or name == "added_tokens.json") and isinstance(value, int):

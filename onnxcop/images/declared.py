@@ -7,7 +7,6 @@ Four conventions are read: Ultralytics' metadata (`imgsz`, `task`, `names`), Rap
 from __future__ import annotations
 
 import ast
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import onnx
 
+from onnxcop._base.documents import json_table
 from onnxcop.images.preprocess import Interpolation, Preprocess, Resize
 
 log = logging.getLogger("onnxcop")
@@ -58,7 +58,7 @@ def read_declared(model: onnx.ModelProto, path: Path | None = None) -> Declared 
     )
     for folder in folders:
         for name, read in readers:
-            document = _json(folder / name)
+            document = json_table(folder / name, _LARGEST_FILE)
             found = None if document is None else _tolerant(read, document, folder / name)
             if found is not None:
                 return found
@@ -158,16 +158,6 @@ def _tolerant(
     except (TypeError, ValueError, KeyError) as error:
         log.warning("%s: what it says about images is not understood (%s); give --preprocess", path, error)
         return None
-
-
-def _json(path: Path) -> Mapping[str, Any] | None:
-    try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
-            return None
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, Mapping) else None
 
 
 def _literal(text: str) -> Any:

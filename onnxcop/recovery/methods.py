@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxcop._base.lookup import entry_named
+from onnxcop._base.lookup import unknown
 
 if TYPE_CHECKING:  # the command line reads this table before it loads anything heavy
     from onnxcop._base.types import IntArray
@@ -74,4 +74,7 @@ def recovery_named(name: str | RecoveryMethod) -> RecoveryMethod:
     """
     if isinstance(name, RecoveryMethod):
         return name
-    return entry_named(name, RECOVERIES, "recovery method")
+    known = {method.name: method for method in RECOVERIES}
+    if name not in known:
+        raise unknown("recovery method", name, ("auto", *known))
+    return known[name]

@@ -7,11 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from onnxcop._base.files import write_atomically
+from onnxcop._base.files import DAMAGE, write_atomically
 from onnxcop._base.types import Array
 from onnxcop.errors import CalibrationError
 from onnxcop.training.trainer import TrainingState
@@ -63,7 +62,7 @@ class Checkpoint:
                 header = json.loads(str(held["header"]))
                 state = TrainingState(held["weights"], held["first"], held["second"], int(header["step"]))
                 found = cls(header["run"], state, held["best"], header["notes"])
-        except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+        except DAMAGE:
             raise CalibrationError(
                 f"{path} is not a checkpoint, or is damaged; delete it or name another file"
             ) from None
