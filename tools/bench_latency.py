@@ -51,6 +51,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     ANY: ("--criterion", "l2", "--recover", "none", "--multiple-of", "1"),
     DATA: (),
 }
+PRESETS = {"cifar10": "cifar"}  # of `--preprocess`, where it is not called as the data set
 COLUMNS = (
     "model", "method", "macs_target", "macs_kept", "params_kept", "time", "time_low", "time_high", "original_ms",
     "turns", "accuracy", "base_accuracy", "eval_samples", "seconds", "error", "note",
@@ -129,9 +130,10 @@ def command(method: str, case: Timed, path: Path, out: Path, args: argparse.Name
         given += ["--input-shape", f"{name}:{','.join(map(str, shape))}"]
     if method == DATA:
         known = bench_data.cases()[case.name]
-        data = known.folder or peers_files.CALIB_DATA[peers_files.KINDS[case.name]]
+        kind = peers_files.KINDS[case.name]
+        data = known.folder or peers_files.CALIB_DATA[kind]
         given += ["--data", str(data), "--samples", str(args.samples), "--seed", str(args.seed)]
-        given += ["--preprocess", peers_files.KINDS[case.name]]
+        given += ["--preprocess", PRESETS.get(kind, kind)]
     return given
 
 
