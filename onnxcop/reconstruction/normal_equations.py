@@ -135,7 +135,10 @@ def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, 
     eye = np.eye(gram.shape[1])
     best: tuple[float, FloatArray, FloatArray] | None = None
     for ridge in RIDGES:
-        change = _positive_solve(gram + (ridge * trace)[:, None, None] * eye, cross) * there
+        try:
+            change = _positive_solve(gram + (ridge * trace)[:, None, None] * eye, cross) * there
+        except np.linalg.LinAlgError:  # sums in single precision of inputs that nearly depend on one another
+            continue
         shift = mean_r - np.einsum("gf,gfo->go", mean_a, change)
         error = hold.error(change, shift, layer.outputs)
         if best is not None and error > best[0]:

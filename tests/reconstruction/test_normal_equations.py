@@ -128,6 +128,23 @@ def test_outputs_are_scaled_from_half_to_double(more: float, factor: float) -> N
     np.testing.assert_allclose(weights, factor * subject.weights, rtol=1e-9)
 
 
+def test_sums_that_rounding_made_indefinite_take_more_regularization() -> None:
+    subject, rows, held = layer(), drawn(80, 0), drawn(30, 5)
+    assert subject.bias is not None
+    part = FittedLayer(subject.weights[:1], subject.bias[:1], subject.features[:1], subject.outputs[:1])
+    fit, hold = (RowSums.empty(1, FEATURES, OUTPUTS) for _ in range(2))
+    for total, (inputs, missing) in ((fit, rows), (hold, held)):
+        total.add(inputs[:, :1], missing[:, :1], single=False)
+    covariance = fit.centred()[0][0]
+    lowest = float(np.linalg.eigvalsh(covariance)[0])
+    below = lowest + 3 * RIDGES[0] * float(np.trace(covariance)) / FEATURES
+    fit.gram -= fit.count * below * np.eye(FEATURES)
+    assert np.linalg.eigvalsh(fit.centred()[0][0])[0] < 0
+    found = solve(part, fit, hold)
+    assert found is not None
+    assert all(np.isfinite(values).all() for values in found)
+
+
 def test_one_group_is_solved_as_one_of_several() -> None:
     """Several groups share one λ; of two that are the same it is that of each."""
     subject, rows, held = layer(), drawn(80, 0), drawn(30, 5)
