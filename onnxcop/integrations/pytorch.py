@@ -23,7 +23,7 @@ from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.subgraphs import Scopes
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.rewrite.plan import PruningPlan, units_of
-from onnxcop.rewrite.sizes import kept_positions
+from onnxcop.rewrite.sizes import kept_by_axis, kept_positions
 
 _CLOSE = 1e-4  # relative difference of weights that are equal up to rounding
 _EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-8, 0.0)  # common values of BatchNorm
@@ -94,7 +94,7 @@ def torch_state(
     labels = analysis.structure.coupling.labels
     slicing = _Slicing(
         model=analysis.model, given=state_dict, recovered={} if pruned is None else _with_copies(models.load(pruned)),
-        cuts=lambda name: _cuts(labels.get(name), keep),
+        cuts=lambda name: kept_by_axis(labels.get(name, ()), keep),
     )  # fmt: skip
     slicing.place_all()
     slicing.add_biases()
@@ -326,17 +326,6 @@ def _passed_on(model: onnx.ModelProto) -> dict[str, list[str]]:
 
 def _stored(tensors: Mapping[str, onnx.TensorProto], name: str) -> Array | None:
     return onnx.numpy_helper.to_array(tensors[name]) if name in tensors else None
-
-
-def _cuts(label: Any, keep: Any) -> dict[int, IntArray]:
-    """Kept positions of the axes that lose some, by axis."""
-    cuts = {}
-    for axis, atoms in enumerate(label or ()):
-        if atoms is not None:
-            kept = keep(atoms)
-            if len(kept) < len(atoms):
-                cuts[axis] = kept
-    return cuts
 
 
 def _words(cuts: Mapping[int, IntArray]) -> str:

@@ -24,7 +24,7 @@ from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.blocks import Blocks, Remains, emptied
 from onnxcop.rewrite.constants import take_out
 from onnxcop.rewrite.edit import GraphEditor, Merger
-from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_positions, moved_orders, size_fixes
+from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_by_axis, kept_positions, moved_orders, size_fixes
 
 _LARGE = 2**20  # bytes; larger tensors are cut one by one when the copy receives them
 
@@ -101,7 +101,7 @@ def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -
     result: dict[str, Array | Sliced] = {}
     for name, tensor in constant_tensors(model).items():
         label = coupling.labels.get(name) if name in coupling.constants else None
-        if label is None or all(atoms is None or len(keep(atoms)) == len(atoms) for atoms in label):
+        if label is None or not kept_by_axis(label, keep):
             continue
         found = Sliced(tensor, label, keep)
         result[name] = found if (byte_size(tensor) or 0) > _LARGE else found.values()

@@ -91,12 +91,15 @@ class Sliced:
 
 def slice_label(values: Array, label: tuple[IntArray | None, ...], keep: Keep) -> Array:
     """Cut a tensor down to the kept indices of its label."""
-    for axis, atoms in enumerate(label):
-        if atoms is not None:
-            kept = keep(atoms)
-            if len(kept) < len(atoms):
-                values = np.take(values, kept, axis=axis)
+    for axis, kept in kept_by_axis(label, keep).items():
+        values = np.take(values, kept, axis=axis)
     return np.ascontiguousarray(values)
+
+
+def kept_by_axis(label: Sequence[IntArray | None], keep: Keep) -> dict[int, IntArray]:
+    """Kept positions of the axes that lose some, by axis."""
+    found = {axis: (len(atoms), keep(atoms)) for axis, atoms in enumerate(label) if atoms is not None}
+    return {axis: kept for axis, (size, kept) in found.items() if len(kept) < size}
 
 
 def attribute_values(edits: list[Edit], node: onnx.NodeProto, keep: Keep) -> dict[str, float | list[int]]:
