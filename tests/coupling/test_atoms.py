@@ -91,3 +91,15 @@ def test_what_has_no_share_in_another_group_is_frozen() -> None:
     assert len(free) == 1
     members = np.flatnonzero(found.of == free[0])
     assert sorted((members // 2).tolist()) == [0, 1]
+
+
+def test_what_is_frozen_takes_no_share_from_what_is_free() -> None:
+    pool = AtomPool()
+    atoms = pool.allocate(9).reshape(3, 3)
+    pool.balance(atoms, SUM)
+    pool.freeze(atoms[[0, 1, 2], [0, 2, 1]], ENDS)
+    found = pool.solve()
+    free = [number for number in range(len(found)) if not found.frozen[number]]
+    assert len(free) == 2
+    for number in free:
+        assert sorted((np.flatnonzero(found.of == number) // 3).tolist()) == [0, 1, 2]
