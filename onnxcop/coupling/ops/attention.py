@@ -31,7 +31,7 @@ def packed_attention(op: Op) -> None:
     """Attention of onnxruntime: x [n, s, c], w [c, q + k + v], b [q + k + v], mask, past, bias, length.
 
     Exact: input channels; whole heads, or some dimensions of all heads, for which the scale is
-        written down.
+        stored.
     Frozen: batch and sequence; dimensions with a past or a rotary embedding.
     """
     heads = int(op.attr("num_heads"))
@@ -69,8 +69,8 @@ def packed_attention(op: Op) -> None:
 def quantized_attention(op: Op) -> None:
     """QAttention: x [n, s, c], w [c, 3 · heads · dims], b, their scales, mask, their zero points, past.
 
-    Exact: input channels; whole heads; scales, zero points and bias of columns are cut along.
-    Frozen: batch and sequence; dimensions of heads; all axes where weights are not constant.
+    Exact: input channels; whole heads; scales, zero points and bias of columns are cut too.
+    Frozen: batch and sequence; dimensions of heads; all axes if weights are not constant.
     """
     if not op.constant(1) or any(op.has(p) and op.shape(p) not in ((), (1,)) for p in (3, 6)):
         raise Decline("quantized attention of an unusual form")
@@ -109,7 +109,7 @@ def _packed_results(op: Op, form: HeadLayout, parts: Parts, past: int) -> None:
 def multi_head_attention(op: Op) -> None:
     """MultiHeadAttention of onnxruntime: query, key, value apart or packed, bias, masks, past.
 
-    Exact: whole heads, or some dimensions of all heads, for which the scale is written down.
+    Exact: whole heads, or some dimensions of all heads, for which the scale is stored.
     Frozen: batch and sequence; dimensions of packed inputs or with a past.
     """
     heads = int(op.attr("num_heads"))
@@ -160,8 +160,8 @@ def _packed_heads(op: Op, heads: int) -> None:
 def group_query_attention(op: Op) -> None:
     """GroupQueryAttention of onnxruntime: query, key, value apart or packed, past, lengths, rotation.
 
-    Exact: whole groups of query heads with their key and value head, or as many members of every
-        group.
+    Exact: whole groups of query heads with their key and value head, or equally many members of
+        every group.
     Frozen: batch, sequence and the dimensions of heads.
     """
     heads, shared = int(op.attr("num_heads")), int(op.attr("kv_num_heads"))
@@ -205,9 +205,9 @@ def _packed_groups(op: Op, form: HeadLayout, parts: Parts) -> None:
 def attention(op: Op) -> None:
     """Attention: queries, keys, values [n, s, heads · dims] or [n, heads, s, dims], mask, past, length.
 
-    Exact: whole heads (groups of query heads with their key and value head, or as many members of
-        every group); dimensions of all heads, for which the scale is written down.
-    Frozen: batch and sequence; of heads and dimensions on one axis either the one or the other.
+    Exact: whole heads (groups of query heads with their key and value head, or equally many members of
+        every group); dimensions of all heads, for which the scale is stored.
+    Frozen: batch and sequence; of heads and dimensions on one axis, one of the two.
     """
     q, k, v = op.shape(0), op.shape(1), op.shape(2)
     if not len(q) == len(k) == len(v):
@@ -247,8 +247,8 @@ def _apart(op: Op, form: HeadLayout) -> Parts:
 def rotary_embedding(op: Op) -> None:
     """RotaryEmbedding: x [n, s, heads · dims] or [n, heads, s, dims], with tables of cosines and sines.
 
-    Exact: whole heads; pairs of dimensions that turn together, where all of a head do.
-    Frozen: batch and sequence; dimensions where only some of a head turn.
+    Exact: whole heads; pairs of dimensions that rotate together, if all dimensions of a head do.
+    Frozen: batch and sequence; dimensions if only some of a head rotate.
     """
     own = op.node.domain not in ("", "ai.onnx")
     tables, ids = ((2, 3), 1) if own else ((1, 2), 3)

@@ -17,7 +17,7 @@ def matmul_nbits(op: Op) -> None:
     """MatMulNBits: a [*, k], weights of n bits [n, blocks, bytes], scales, zero points, order, bias.
 
     Exact: columns; whole blocks of the axis summed over, as many as share a byte of zero points.
-    Frozen: all axes where scales or zero points are stored flat, or columns have an order of their own.
+    Frozen: all axes if scales or zero points are stored flat, or columns have an order of their own.
     """
     if op.has(4) or op.attr("weight_prepacked", 0):
         raise Decline("MatMulNBits whose weights are stored in an order of their own")

@@ -21,8 +21,8 @@ def _repeat(blocks: IntArray, times: int) -> IntArray:
 def conv(op: Op) -> None:
     """Conv: `n c *, o c *, o -> n o *`, with groups.
 
-    Exact: input channels and filters; of groups whole ones, or one stripe of inputs
-        across all and equally many filters of each.
+    Exact: input channels and filters; whole groups, or one stripe of inputs
+        across all groups and equally many filters of each.
     Frozen: space.
     """
     _convolution(op, convolution(op.node))
@@ -31,7 +31,7 @@ def conv(op: Op) -> None:
 def conv_transpose(op: Op) -> None:
     """ConvTranspose: `n c *, c o *, o -> n o *`, with groups (c over all groups, o of one).
 
-    Exact: input channels and filters; of groups whole ones, or one stripe across all.
+    Exact: input channels and filters; whole groups, or one stripe across all groups.
     Frozen: space.
     """
     _convolution(op, deconvolution(op.node))
@@ -40,7 +40,7 @@ def conv_transpose(op: Op) -> None:
 def conv_integer(op: Op) -> None:
     """ConvInteger: x, w, x_zero_point, w_zero_point.
 
-    Exact: input channels and filters, as for Conv; zero points are cut along.
+    Exact: input channels and filters, as for Conv; zero points are cut too.
     Frozen: space.
     """
     _convolution(op, replace(convolution(op.node), bias=None, zero=3), tied=(3,))
@@ -49,7 +49,7 @@ def conv_integer(op: Op) -> None:
 def qlinear_conv(op: Op) -> None:
     """QLinearConv: x and w each with scale and zero point, then y's, then the bias.
 
-    Exact: input channels and filters, as for Conv; scales, zero points and bias are cut along.
+    Exact: input channels and filters, as for Conv; scales, zero points and bias are cut too.
     Frozen: space.
     """
     _convolution(op, replace(convolution(op.node), input=3, bias=8, zero=5), tied=(4, 5))
@@ -154,7 +154,7 @@ def _stripes(
 def gemm(op: Op) -> None:
     """Gemm: A [m, k] or transposed, B [k, n] or transposed, C broadcast to [m, n].
 
-    Exact: rows, columns and the axis summed over; the bias is cut along.
+    Exact: rows, columns and the axis summed over; the bias is cut too.
     """
     a_in = 0 if op.attr("transA", 0) else 1
     b_in = 1 if op.attr("transB", 0) else 0
@@ -177,7 +177,7 @@ def matmul(op: Op) -> None:
 
     Exact: rows, columns, batch axes and the axis summed over, whichever operand is constant, if
         one is.
-    Frozen: axes summed against one that is never pruned.
+    Frozen: axes summed with one that is never pruned.
     """
     _matmul(op, 0, 1)
 
@@ -185,8 +185,8 @@ def matmul(op: Op) -> None:
 def qlinear_matmul(op: Op) -> None:
     """QLinearMatMul: operands 0 and 3; per-column parameters of the second are tied.
 
-    Exact: as for MatMul; scales and zero points of columns are cut along.
-    Frozen: all axes where rows have scales of their own; the axis summed over, where the second
+    Exact: as for MatMul; scales and zero points of columns are cut too.
+    Frozen: all axes if rows have scales of their own; the axis summed over, if the second
         operand is not a constant matrix.
     """
     if any(op.has(position) and op.shape(position) not in ((), (1,)) for position in (1, 2, 6, 7)):
@@ -197,8 +197,8 @@ def qlinear_matmul(op: Op) -> None:
 def matmul_integer(op: Op) -> None:
     """MatMulInteger: operands 0 and 1, zero points 2 (rows) and 3 (columns).
 
-    Exact: as for MatMul; zero points of columns are cut along.
-    Frozen: all axes where rows have zero points of their own; the axis summed over, where the
+    Exact: as for MatMul; zero points of columns are cut too.
+    Frozen: all axes if rows have zero points of their own; the axis summed over, if the
         second operand is not a constant matrix.
     """
     if op.has(2) and op.shape(2) not in ((), (1,)):
@@ -260,7 +260,7 @@ def einsum(op: Op) -> None:
     """Einsum: letters shared by operands are tied; letters that the result lacks are summed over.
 
     Exact: every letter.
-    Frozen: all axes with an ellipsis, a letter twice in one operand, or a letter that
+    Frozen: all axes if there is an ellipsis, a letter twice in one operand, or a letter that
         broadcasts.
     """
     terms, result = einsum_terms(op.node)

@@ -32,8 +32,8 @@ def dropout(op: Op) -> None:
 def broadcast(op: Op) -> None:
     """All inputs broadcast against each other, as numpy does.
 
-    Exact: every axis, tied between the operands; constants are cut along.
-    Frozen: axes that meet one that is never pruned.
+    Exact: every axis, tied between the operands; constants are cut too.
+    Frozen: axes combined with one that is never pruned.
     """
     op.emit(broadcast_labels(op, range(op.count)))
 
@@ -41,8 +41,8 @@ def broadcast(op: Op) -> None:
 def comparison(op: Op) -> None:
     """Comparisons, which broadcast. Over an axis of constants alone they make a one-hot encoding.
 
-    Exact: every axis, tied between the operands; constants are cut along.
-    Frozen: axes that meet one that is never pruned, and those that constants have and the data lacks.
+    Exact: every axis, tied between the operands; constants are cut too.
+    Frozen: axes combined with one that is never pruned, and those of constants alone.
     """
     label = broadcast_labels(op, range(op.count))
     data = [position for position in range(op.count) if not op.constant(position)]
@@ -117,8 +117,8 @@ def per_channel(op: Op, axis: int, parameters: Sequence[int]) -> None:
 def prelu(op: Op) -> None:
     """PRelu: the slope broadcasts to the input (only one way).
 
-    Exact: every axis; the slope is cut along.
-    Frozen: axes that meet one that is never pruned.
+    Exact: every axis; the slope is cut too.
+    Frozen: axes combined with one that is never pruned.
     """
     op.emit(broadcast_labels(op, (0, 1)))
 
@@ -127,7 +127,7 @@ def where(op: Op) -> None:
     """Where: condition and both values broadcast.
 
     Exact: every axis, tied between the operands.
-    Frozen: axes that meet one that is never pruned.
+    Frozen: axes combined with one that is never pruned.
     """
     broadcast(op)
 
@@ -135,8 +135,8 @@ def where(op: Op) -> None:
 def quantize(op: Op) -> None:
     """QuantizeLinear and DequantizeLinear, per tensor or per axis; blocked scales are declined.
 
-    Exact: every axis; scales and zero points of an axis are cut along.
-    Frozen: all axes where scales come in blocks.
+    Exact: every axis; scales and zero points of an axis are cut too.
+    Frozen: all axes if scales come in blocks.
     """
     if op.attr("block_size", 0):
         raise Decline("blocked quantization")
@@ -151,7 +151,7 @@ def quantize(op: Op) -> None:
 def batch_normalization(op: Op) -> None:
     """BatchNormalization: `n c ..., c, c, c, c -> n c ...`, exact per channel.
 
-    Exact: every axis; the parameters are cut along the channels.
+    Exact: every axis; the parameters are cut by channel.
     Frozen: all axes in training mode, or with parameters for every element.
     """
     if op.attr("training_mode", 0) or op.attr("is_test", 1) == 0:

@@ -27,7 +27,7 @@ def fused_matmul(op: Op) -> None:
     """FusedMatMul: a scaled MatMul of operands that may be transposed.
 
     Exact: rows, columns, batch axes and the axis summed over.
-    Frozen: all axes of a vector, or where the first axis is moved to the rows.
+    Frozen: all axes of a vector; all axes if the first axis is moved to the rows.
     """
     ranks = (len(op.shape(0)), len(op.shape(1)))
     if op.attr("transBatchA", 0) or op.attr("transBatchB", 0) or min(ranks) < 2:
@@ -38,8 +38,8 @@ def fused_matmul(op: Op) -> None:
 def with_bias(op: Op) -> None:
     """BiasGelu, FastGelu: a bias, which may be left out, and an activation.
 
-    Exact: every axis; the bias is cut along.
-    Frozen: axes that meet one that is never pruned.
+    Exact: every axis; the bias is cut too.
+    Frozen: axes combined with one that is never pruned.
     """
     op.emit(broadcast_labels(op, (0, 1)))
 
@@ -48,7 +48,7 @@ def skip_normalization(op: Op) -> None:
     """SkipLayerNormalization (and simplified): the sum of x, skip and bias, normalized over the last axis.
 
     Exact: batch and sequence.
-    Inexact: the last axis; the parameters are cut along. The sum itself, another output, is exact.
+    Inexact: the last axis; the parameters are cut too. The sum itself, another output, is exact.
     """
     simplified = "Simplified" in op.node.op_type
     parameters = (2, 3) if simplified else (2, 3, 4)
@@ -66,7 +66,7 @@ def skip_normalization(op: Op) -> None:
 def embed_normalization(op: Op) -> None:
     """EmbedLayerNormalization: the sum of three embeddings, normalized.
 
-    Inexact: the width of the embeddings; the parameters are cut along.
+    Inexact: the width of the embeddings; the parameters are cut too.
     Frozen: tokens, positions and segments.
     """
     tables, parameters = (2, 3, 4), (5, 6)

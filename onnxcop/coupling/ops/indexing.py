@@ -34,8 +34,8 @@ def split(op: Op) -> None:
 def slice_(op: Op) -> None:
     """Slice: its bounds along a live axis become counts of kept indices.
 
-    Exact: axes cut in steps of 1, whole axes turned round, and axes cut in steps of s from one of
-        the first s indices, where s neighbours are removed together; the bounds are rewritten.
+    Exact: axes cut in steps of 1, whole axes reversed, and axes cut in steps of s from one of
+        the first s indices, with s neighbours removed together; the bounds are rewritten.
     Frozen: axes cut in other ways; axes of weights cut to a size known only at run time.
     """
     label, shape = list(op.label(0)), op.shape(0)
@@ -98,9 +98,9 @@ def _cut_by_size(op: Op, element: int) -> bool:
 def gather(op: Op) -> None:
     """Gather along a rigid axis, or along a live one with constant indices (then remapped).
 
-    Exact: the other axes; the indexed one where a constant list picks from it, which is
+    Exact: the other axes; the indexed one if a constant list picks from it, which is
         rewritten (of several axes that it makes, one).
-    Frozen: the indexed axis where data, a single number or a size known only at run time picks
+    Frozen: the indexed axis if data, a single number or a size known only at run time picks
         from it.
     """
     label, shape = op.label(0), op.shape(0)
@@ -214,8 +214,8 @@ def scatter_nd(op: Op) -> None:
 def pad(op: Op) -> None:
     """Pad with constants on a live axis adds atoms of its own, free to be removed.
 
-    Exact: every axis, also where it is padded; the padding may be removed as well.
-    Frozen: axes that are cropped, or padded from their own values.
+    Exact: every axis, padded ones included; the padding may be removed as well.
+    Frozen: axes that are cropped, or padded with their own values.
     """
     label, rank = list(op.label(0)), len(op.shape(0))
     pads = op.ints(1, "pads" if "paddings" not in op.attributes else "paddings")

@@ -90,7 +90,7 @@ def _or_rigid(op: Op, live: IntArray | None, size: int) -> IntArray:
 def expand(op: Op) -> None:
     """Expand: an axis that is not stretched keeps its atoms; one stretched from a constant is new.
 
-    Exact: axes that keep their size; a constant's stretched ones of a size written as a number.
+    Exact: axes that keep their size; stretched axes of a constant, if their size is a stored number.
     Frozen: stretched axes.
     """
     shape, label, result = op.shape(0), op.label(0), op.out_shape()
@@ -127,7 +127,7 @@ def _fresh(op: Op, position: int, elements: Mapping[int, int], label: list[IntAr
 def constant_of_shape(op: Op) -> None:
     """ConstantOfShape: axes whose sizes are plain numbers are free to be removed.
 
-    Exact: axes of a size written as a number, which is rewritten.
+    Exact: axes with a stored number as size, which is rewritten.
     Frozen: axes of a computed size.
     """
     label: list[IntArray | None] = [None] * len(op.out_shape())
@@ -150,7 +150,7 @@ def tile(op: Op) -> None:
 def depth_to_space(op: Op) -> None:
     """DepthToSpace: the b·b channels of one output channel are removed together.
 
-    Exact: channels, by the block² that make one output channel.
+    Exact: channels, as sets of block² that make one output channel.
     Frozen: space.
     """
     label, block = op.label(0), int(op.attr("blocksize"))
@@ -170,7 +170,7 @@ def depth_to_space(op: Op) -> None:
 def space_to_depth(op: Op) -> None:
     """SpaceToDepth: every channel becomes b·b channels, the offset outermost.
 
-    Exact: channels, with the block² that are made of one.
+    Exact: channels, with the block² channels made from each.
     Frozen: space.
     """
     label, block = op.label(0), int(op.attr("blocksize"))
@@ -230,7 +230,7 @@ def shape_of(op: Op) -> None:
 def generated(op: Op) -> None:
     """Range, EyeLike, random tensors: nothing to couple.
 
-    Frozen: what meets the tensor they make.
+    Frozen: axes that are combined with their result.
     """
     for position in range(op.count):
         op.value(position)

@@ -9,8 +9,8 @@ from onnxcop.coupling.ops.op import Decline, Op
 def instance_normalization(op: Op) -> None:
     """InstanceNormalization: statistics over space, so channels are exact: `n c *, c, c -> n c *`.
 
-    Exact: channels; the parameters are cut along.
-    Inexact: space, which holds channels where exporters write a GroupNormalization so.
+    Exact: channels; the parameters are cut too.
+    Inexact: space, which holds channels if a GroupNormalization is written this way.
     """
     for live in op.label(0)[2:]:
         op.inexact(live, "statistics over the pruned axis")
@@ -21,7 +21,7 @@ def layer_normalization(op: Op) -> None:
     """LayerNormalization (and simplified): statistics over the axes from `axis` on.
 
     Exact: axes before `axis`.
-    Inexact: normalized axes; the parameters are cut along.
+    Inexact: normalized axes; the parameters are cut too.
     """
     label, rank = op.label(0), len(op.shape(0))
     first = op.attr("axis", -1) % rank

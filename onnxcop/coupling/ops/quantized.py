@@ -24,7 +24,7 @@ def qlinear_unary(op: Op) -> None:
     """QLinearLeakyRelu, QLinearSigmoid: x, its scale and zero point, those of y.
 
     Exact: every axis.
-    Frozen: all axes where there is a scale per channel.
+    Frozen: all axes if there is a scale per channel.
     """
     _per_tensor(op, range(1, op.count))
     op.emit(op.label(0))
@@ -33,8 +33,8 @@ def qlinear_unary(op: Op) -> None:
 def qlinear_binary(op: Op) -> None:
     """QLinearAdd, QLinearMul: a and b, each with scale and zero point, those of the result.
 
-    Exact: every axis, tied between the operands; constants are cut along.
-    Frozen: axes that meet one that is never pruned; all axes where there is a scale per channel.
+    Exact: every axis, tied between the operands; constants are cut too.
+    Frozen: axes combined with one that is never pruned; all axes if there is a scale per channel.
     """
     _per_tensor(op, (1, 2, 4, 5, 6, 7))
     op.emit(broadcast_labels(op, (0, 3)))
@@ -44,7 +44,7 @@ def qlinear_concat(op: Op) -> None:
     """QLinearConcat: scale and zero point of the result, then tensors, each with its own.
 
     Exact: every axis, the joined one included.
-    Frozen: all axes where there is a scale per channel.
+    Frozen: all axes if there is a scale per channel.
     """
     _per_tensor(op, [0, 1, *(p for p in range(2, op.count) if p % 3 != 2)])
     join(op, range(2, op.count, 3))
@@ -54,7 +54,7 @@ def qlinear_pool(op: Op) -> None:
     """QLinearGlobalAveragePool, QLinearAveragePool: over space, which is last or before channels.
 
     Exact: batch and channels.
-    Frozen: space; all axes where there is a scale per channel.
+    Frozen: space; all axes if there is a scale per channel.
     """
     _per_tensor(op, range(1, op.count))
     label = op.label(0)
@@ -68,7 +68,7 @@ def qlinear_where(op: Op) -> None:
     """QLinearWhere: a condition, x and y, each with scale and zero point, those of the result.
 
     Exact: every axis, tied between the operands.
-    Frozen: axes that meet one that is never pruned; all axes where there is a scale per channel.
+    Frozen: axes combined with one that is never pruned; all axes if there is a scale per channel.
     """
     _per_tensor(op, (2, 3, 5, 6, 7, 8))
     op.emit(broadcast_labels(op, (0, 1, 4)))
@@ -93,9 +93,8 @@ def qlinear_softmax(op: Op) -> None:
 def qgemm(op: Op) -> None:
     """QGemm: a and b, each with scale and zero point, a bias, scale and zero point of the result.
 
-    Exact: rows, columns and the axis summed over; bias, scales and zero points of columns are cut
-        along.
-    Frozen: the axis summed over, where the second operand is not constant.
+    Exact: rows, columns and the axis summed over; bias, scales and zero points of columns are cut too.
+    Frozen: the axis summed over, if the second operand is not constant.
     """
     _per_tensor(op, (1, 2, 7, 8))
     a_in = 0 if op.attr("transA", 0) else 1
@@ -117,8 +116,8 @@ def qgemm(op: Op) -> None:
 def matmul_integer_to_float(op: Op) -> None:
     """MatMulIntegerToFloat: a, b, their scales, their zero points, a bias.
 
-    Exact: as for MatMul; bias, scales and zero points of columns are cut along.
-    Frozen: all axes where rows have scales of their own; the axis summed over, where the second
+    Exact: as for MatMul; bias, scales and zero points of columns are cut too.
+    Frozen: all axes if rows have scales of their own; the axis summed over, if the second
         operand is not a constant matrix.
     """
     _per_tensor(op, (2, 4))
@@ -128,7 +127,7 @@ def matmul_integer_to_float(op: Op) -> None:
 def dynamic_quantize_matmul(op: Op) -> None:
     """DynamicQuantizeMatMul: a is quantized by its range while the model runs; b, scale, zero point, bias.
 
-    Exact: columns; their bias, scales and zero points are cut along.
+    Exact: columns; their bias, scales and zero points are cut too.
     Inexact: axes of the first operand.
     """
     for live in op.label(0):

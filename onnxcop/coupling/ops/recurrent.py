@@ -16,10 +16,10 @@ _WHY = "belongs to a recurrent state that is given or never pruned"
 def recurrent(op: Op) -> None:
     """One hidden atom represents its rows in every gate of W, R, B and P, and its state.
 
-    Exact: the input's width; the hidden size where no initial state is given, or one that is
-        stored or made by the graph.
-    Frozen: sequence, batch and directions; the hidden size where a state comes from an input;
-        all with batch-major layout.
+    Exact: the input's width; the hidden size if there is no initial state, or one that is
+        stored or computed by the graph.
+    Frozen: sequence, batch and directions; the hidden size if a state is an input;
+        all axes with batch-major layout.
     """
     if len(op.shape(X)) != 3:
         raise Decline(f"a recurrent layer of an input with {len(op.shape(X))} axes")

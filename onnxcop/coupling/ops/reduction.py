@@ -13,7 +13,7 @@ def pool(op: Op) -> None:
     """Pooling over space: `n c * -> n c *`, and global pooling to size 1.
 
     Exact: batch and channels.
-    Frozen: space; all axes of a MaxPool whose indices are given out.
+    Frozen: space; all axes of a MaxPool that returns indices.
     """
     label = op.label(0)
     op.freeze_axes(0, range(2, len(label)), "spatial axis of a pooling")
@@ -39,7 +39,7 @@ def channels_last_pool(op: Op) -> None:
 def reduce(op: Op) -> None:
     """Reduce*: a sum over channels is a contraction, a mean changes with their number.
 
-    Exact: axes that stay, and axes that Sum, SumSquare, L1 and L2 reduce.
+    Exact: axes that are not reduced, and axes that Sum, SumSquare, L1 and L2 reduce.
     Inexact: axes that Mean reduces.
     Frozen: axes that the others reduce.
     """
