@@ -65,9 +65,9 @@ def _unknown(keywords: dict[str, Any], signature: inspect.Signature) -> str:
 
 def _fields(options: Callable[..., object]) -> list[inspect.Parameter]:
     """The parameters of an options class, its own before those of the classes it extends."""
-    found = inspect.signature(options).parameters
+    parameters = inspect.signature(options).parameters
     names = [name for kind in _classes(options) for name in kind.__annotations__]
-    return [found[name].replace(annotation=inspect.Parameter.empty) for name in names]
+    return [parameters[name].replace(annotation=inspect.Parameter.empty) for name in names]
 
 
 def _described(options: Callable[..., object], without: Container[str]) -> str:

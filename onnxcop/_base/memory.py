@@ -34,8 +34,8 @@ class Need:
     @property
     def bytes(self) -> float:
         """The estimate."""
-        more, times = (_RECOVERY, _RECOVERY_TIMES) if self.recovers else (0.0, _TIMES)
-        return _BASE + more + times * self.weights
+        extra, times = (_RECOVERY, _RECOVERY_TIMES) if self.recovers else (0.0, _TIMES)
+        return _BASE + extra + times * self.weights
 
     def shortage(self, available: float | None = None) -> str:
         """One line on the shortage and what to do; empty if the run fits or the available memory is unknown.
@@ -61,8 +61,8 @@ def _gigabytes(count: float) -> str:
 
 def available_memory() -> int | None:
     """Bytes that this process may still allocate: system, control groups and its own limit; None if unknown."""
-    found = [*_of_system(), *_of_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), *_of_process()]
-    return min(found, default=None)
+    limits = [*_of_system(), *_of_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), *_of_process()]
+    return min(limits, default=None)
 
 
 def _of_system() -> Iterator[int]:

@@ -34,10 +34,10 @@ def size_in_bytes(value: object) -> int:
     """
     if isinstance(value, float) and value >= 1:
         value = int(value)
-    found = _SIZE.fullmatch(str(value).strip())
-    if found is None:
+    match = _SIZE.fullmatch(str(value).strip())
+    if match is None:
         raise ValueError(f"{str(value)!r} is not a size; write 5MB, 5MiB or a number of bytes")
-    number, prefix, binary = found.groups()
+    number, prefix, binary = match.groups()
     size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
     if size < 1:
         raise ValueError(f"{str(value)!r} is less than a byte; write e.g. 5MB")

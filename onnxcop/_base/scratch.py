@@ -75,11 +75,11 @@ def remove_leftovers() -> int:
     """
     if sys.platform == "win32":
         return 0
-    found = [folder for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if _abandoned(folder)]
-    for folder in found:
+    leftovers = [folder for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*") if _abandoned(folder)]
+    for folder in leftovers:
         shutil.rmtree(folder, ignore_errors=True)
         log.debug("removed %s, which a stopped run left", folder)
-    return len(found)
+    return len(leftovers)
 
 
 def _abandoned(folder: Path) -> bool:

@@ -28,8 +28,8 @@ class Budget:
     """The bounds that are given, by name."""
 
     def __init__(self, **bounds: float | str | None) -> None:
-        read = {name: resource(name).read(value) for name, value in bounds.items() if value is not None}
-        object.__setattr__(self, "bounds", MappingProxyType(read))
+        given = {name: resource(name).read(value) for name, value in bounds.items() if value is not None}
+        object.__setattr__(self, "bounds", MappingProxyType(given))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise FrozenInstanceError(f"cannot assign to field {name!r}")

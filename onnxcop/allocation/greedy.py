@@ -105,10 +105,10 @@ class PruningState:
 
     def saving(self, group: int, counts: IntArray) -> FloatArray:
         """MACs, parameters and bytes saved by removing a number of further units of a group, float64 [counts, 3]."""
-        found = self._savings.get(group)
-        if found is None:
-            found = self._savings[group] = self.cost_model.savings(*self._rows[group])
-        return found.of(self.kept, counts)
+        savings = self._savings.get(group)
+        if savings is None:
+            savings = self._savings[group] = self.cost_model.savings(*self._rows[group])
+        return savings.of(self.kept, counts)
 
     def take_finer_widths(self) -> bool:
         """Allow finer widths that suit the machine less; return whether there are any."""

@@ -111,7 +111,7 @@ def channels_of(structure: Structure) -> tuple[Channels, ...]:
     for (axes, times), width in zip(rows, of_units.tolist(), strict=True):
         prunable[axes] += times * width
     layers = _layer_axes(structure)
-    found = []
+    channels = []
     for group, (axes, times) in zip(structure.groups, rows, strict=True):
         places = [
             (int(prunable[axis] - count * group.width), count, int(structure.axis_sizes[axis] - prunable[axis]))
@@ -119,8 +119,8 @@ def channels_of(structure: Structure) -> tuple[Channels, ...]:
             if axis in layers[group.index]
         ]
         _, count, others = min(places, default=(0, 1, 0))
-        found.append(Channels(count, others, any(joint for joint, *_ in places)))
-    return tuple(found)
+        channels.append(Channels(count, others, any(joint for joint, *_ in places)))
+    return tuple(channels)
 
 
 def _row(structure: Structure, group: DependencyGroup) -> tuple[IntArray, IntArray]:

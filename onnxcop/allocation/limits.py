@@ -110,10 +110,10 @@ def allowed_units(model: onnx.ModelProto, structure: Structure, limits: Limits) 
     for pattern in limits.keep:
         allowed[_matching(model, structure, pattern)] = False
     if limits.only:
-        wanted = np.zeros_like(allowed)
+        selected = np.zeros_like(allowed)
         for pattern in limits.only:
-            wanted[_matching(model, structure, pattern)] = True
-        allowed &= wanted
+            selected[_matching(model, structure, pattern)] = True
+        allowed &= selected
     return allowed
 
 
@@ -143,10 +143,10 @@ def _matching(model: onnx.ModelProto, structure: Structure, pattern: str) -> Int
     }
     if not names and not nodes:
         raise BudgetError(f"no node and no tensor is named {pattern!r}; see the names with `onnxcop inspect`")
-    found = [_units_of_nodes(coupling, structure, nodes)]
+    matches = [_units_of_nodes(coupling, structure, nodes)]
     for name in sorted(names):
-        found += [structure.units_on(atoms) for atoms in coupling.labels.get(name, ()) if atoms is not None]
-    units = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        matches += [structure.units_on(atoms) for atoms in coupling.labels.get(name, ()) if atoms is not None]
+    units = np.unique(np.concatenate(matches)) if matches else np.empty(0, np.int64)
     return units[units >= 0]
 
 

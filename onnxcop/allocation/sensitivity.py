@@ -209,8 +209,8 @@ def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
     """Choose the regularization of every layer by its effect on held-out samples."""
     ridges = {}
     for layer in working.layers:
-        fit, held = samples.fit.moments(layer), samples.held.moments(layer)
-        if fit is None or held is None or layer.groups > 1 or not working.is_open(layer):
+        fit, held_out = samples.fit.moments(layer), samples.held.moments(layer)
+        if fit is None or held_out is None or layer.groups > 1 or not working.is_open(layer):
             continue
         alive = alive_channels(working, layer)
         trial = np.flatnonzero(alive & (layer.units >= 0))
@@ -220,7 +220,7 @@ def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
         errors = LayerObs.of(layer, weights, fit, 1e-2, alive).errors()[trial]
         removed = np.sort(trial[np.argsort(errors, kind="stable")][: max(1, len(trial) // 5)])
         keep = np.setdiff1d(np.flatnonzero(alive), removed)
-        ridges[layer.node] = best_ridge(weights, fit, held, keep, removed)
+        ridges[layer.node] = best_ridge(weights, fit, held_out, keep, removed)
     return ridges
 
 
@@ -238,17 +238,17 @@ def solvers_for(
     inverses: InverseCache,
 ) -> list[LayerObs]:
     """The layers that consume a group and can compensate for its channels."""
-    wanted = set(group.consumers)
-    found = []
+    consumers = set(group.consumers)
+    solvers = []
     for layer in working.layers:
-        moments = fit.moments(layer) if layer.node in wanted and layer.node in ridges else None
+        moments = fit.moments(layer) if layer.node in consumers and layer.node in ridges else None
         if moments is not None:
             channels = np.flatnonzero(np.isin(layer.units, group.units))
-            found.append(LayerObs.of(
+            solvers.append(LayerObs.of(
                 layer, working.weights(layer)[0], moments, ridges[layer.node], alive_channels(working, layer),
                 importance=importance.get(layer.node), channels=channels, inverses=inverses,
             ))  # fmt: skip
-    return found
+    return solvers
 
 
 def _without(

@@ -44,9 +44,9 @@ def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: f
         best: tuple[float, Curve, int] | None = None
         lacking = _lacking(state, budget)
         for curve in curves:
-            found = _best_jump(state, curve, taken[curve.group], lacking, reach)
-            if found is not None and (best is None or found[0] < best[0]):
-                best = (found[0], curve, found[1])
+            jump = _best_jump(state, curve, taken[curve.group], lacking, reach)
+            if jump is not None and (best is None or jump[0] < best[0]):
+                best = (jump[0], curve, jump[1])
         if best is None:
             if np.isinf(reach) and state.take_finer_widths():
                 continue
@@ -89,17 +89,17 @@ def _best_jump(
     """The cheapest interval of a curve from here on: (divergence per saving, count at its end)."""
     part = max(1, len(curve.order) // _PARTS)
     most = min(float(curve.most), max(reach * float(curve.counts[-1]), 1.0))
-    found, ahead = [], 1
+    jumps, ahead = [], 1
     while taken + ahead * part <= most:
         count = _rounded(state, curve, taken, taken + ahead * part)
         ahead *= 2
         if count is not None:
-            found.append(count)
-    counts = np.array(found, dtype=np.int64)
+            jumps.append(count)
+    counts = np.array(jumps, dtype=np.int64)
     counts = counts[state.may_remove(curve.group, counts - taken)]
-    whole = len(curve.order)
-    if curve.whole is not None and whole - taken == state.group_kept[curve.group] and state.may_empty(curve.group):
-        counts = np.append(counts, whole)
+    width = len(curve.order)
+    if curve.whole is not None and width - taken == state.group_kept[curve.group] and state.may_empty(curve.group):
+        counts = np.append(counts, width)
     more = counts - taken
     nearer = _saved(state, lacking, curve.group, more)  # whatever the preference, the budget must come closer
     counts, saved = counts[nearer > 0], _saved(state, _worth(state, lacking), curve.group, more[nearer > 0])

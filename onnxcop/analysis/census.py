@@ -46,7 +46,7 @@ class FilterCensus:
 
 def census(analysis: Analysis) -> list[FilterCensus]:
     """Count the filters of every layer that produces channels, how many can be removed, and why the others cannot."""
-    structure, found = analysis.structure, []
+    structure, entries = analysis.structure, []
     coupling = structure.coupling
     for contraction in coupling.findings.contractions:
         kernel = contraction.kernel
@@ -60,7 +60,7 @@ def census(analysis: Analysis) -> list[FilterCensus]:
             shape = coupling.shapes[node.input[kernel.input]].shape or (0,)
             size = shape[kernel.out_axis]
             why = _SINGLE if size == 1 else _COMPUTED
-            found.append(
+            entries.append(
                 FilterCensus(
                     node=contraction.node,
                     name=_name(node),
@@ -71,8 +71,8 @@ def census(analysis: Analysis) -> list[FilterCensus]:
                 )
             )
             continue
-        found.append(FilterCensus(contraction.node, _name(node), len(atoms), *_why(structure, atoms)))
-    return found
+        entries.append(FilterCensus(contraction.node, _name(node), len(atoms), *_why(structure, atoms)))
+    return entries
 
 
 def _is_depthwise(analysis: Analysis, node: int, weight_input: int) -> bool:
@@ -88,9 +88,9 @@ def _why(structure: Structure, atoms: IntArray) -> tuple[int, dict[Reason, int],
     reasons: Counter[Reason] = Counter()
     given = 0
     for index in classes.of[atoms[units < 0]].tolist():
-        found = classes.reasons.get(index)
-        reasons[found[0] if found else _WHOLE] += 1
-        given += any(reason.given for reason in found or ())
+        listed = classes.reasons.get(index)
+        reasons[listed[0] if listed else _WHOLE] += 1
+        given += any(reason.given for reason in listed or ())
     return int((units >= 0).sum()), dict(reasons.most_common()), given
 
 

@@ -80,17 +80,17 @@ def find_classes(analysis: Analysis, wish: ClassWish) -> tuple[tuple[ClassAxis, 
     names = class_names(analysis.original)
     if wish.output not in (None, *(value.name for value in analysis.original.graph.output)):
         raise ModelError(f"--classes: the model has no output {wish.output!r}; {_outputs(analysis)}")
-    found = _candidates(analysis, wish, len(names))
-    if not found:
+    candidates = _candidates(analysis, wish, len(names))
+    if not candidates:
         raise ModelError(f"--classes: no axis of an output holds classes that can be cut: {_obstacle(analysis, wish)}")
-    sets = {frozenset(entry.units.tolist()) for entry in found}
+    sets = {frozenset(entry.units.tolist()) for entry in candidates}
     sized = {units for units in sets if len(units) == len(names)}
     chosen = sized if len(sized) == 1 else sets
     if len(chosen) > 1:
-        listed = ", ".join(f"{entry.output} (axis {entry.axis}, {len(entry.units)})" for entry in found)
+        listed = ", ".join(f"{entry.output} (axis {entry.axis}, {len(entry.units)})" for entry in candidates)
         raise ModelError(f"--classes: several outputs may hold the classes: {listed}; write --classes OUTPUT:0,2,5")
     (units,) = chosen
-    axes = tuple(entry for entry in found if frozenset(entry.units.tolist()) == units)
+    axes = tuple(entry for entry in candidates if frozenset(entry.units.tolist()) == units)
     return axes, _kept(wish, axes[0], names if len(names) == len(units) else (), analysis)
 
 
@@ -119,7 +119,7 @@ def _kept(wish: ClassWish, place: ClassAxis, names: Sequence[str], analysis: Ana
 def _candidates(analysis: Analysis, wish: ClassWish, named: int) -> list[ClassAxis]:
     """All axes of outputs that may hold classes, with their runs."""
     structure = analysis.structure
-    found: list[ClassAxis] = []
+    candidates: list[ClassAxis] = []
     for value in analysis.original.graph.output:
         if wish.output not in (None, value.name):
             continue
@@ -130,9 +130,9 @@ def _candidates(analysis: Analysis, wish: ClassWish, named: int) -> list[ClassAx
                 continue
             run = _classes(structure.units_on(atoms), structure.group_of, shape, axis, named)
             if run is not None:
-                found.append(ClassAxis(value.name, axis, *run))
-    boxes = [entry for entry in found if _holds_boxes(entry, analysis)]
-    return [entry for entry in found if len(boxes) == len(found) or entry not in boxes]
+                candidates.append(ClassAxis(value.name, axis, *run))
+    boxes = [entry for entry in candidates if _holds_boxes(entry, analysis)]
+    return [entry for entry in candidates if len(boxes) == len(candidates) or entry not in boxes]
 
 
 def _holds_boxes(entry: ClassAxis, analysis: Analysis) -> bool:
@@ -162,8 +162,8 @@ def _classes(
 
 def _obstacle(analysis: Analysis, wish: ClassWish) -> str:
     """Why the given outputs hold no removable classes."""
-    asked = [value.name for value in analysis.original.graph.output if wish.output in (None, value.name)]
-    return "; ".join(f"{name!r}: {_reason(analysis, name)}" for name in asked[:3])
+    outputs = [value.name for value in analysis.original.graph.output if wish.output in (None, value.name)]
+    return "; ".join(f"{name!r}: {_reason(analysis, name)}" for name in outputs[:3])
 
 
 def _reason(analysis: Analysis, output: str) -> str:

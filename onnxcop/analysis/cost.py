@@ -90,11 +90,11 @@ class CostModel:
 
     def by_node(self, kept: IntArray) -> dict[int, float]:
         """Multiply-accumulates of every node that has any, if axis a keeps `kept[a]` indices."""
-        found: dict[int, float] = {}
+        macs: dict[int, float] = {}
         for term in self.terms:
             if isinstance(term.owner, int):
-                found[term.owner] = found.get(term.owner, 0.0) + float(term.scale[0]) * _product(term, kept)
-        return found
+                macs[term.owner] = macs.get(term.owner, 0.0) + float(term.scale[0]) * _product(term, kept)
+        return macs
 
     def original(self) -> FloatArray:
         """Cost of the original, float64 [3]."""
@@ -113,10 +113,10 @@ class CostModel:
 
     def shares(self, kept: IntArray) -> dict[int | str, FloatArray]:
         """Cost of every node's arithmetic and every stored tensor, float64 [3] by owner."""
-        found: dict[int | str, FloatArray] = {}
+        costs: dict[int | str, FloatArray] = {}
         for term in self.terms:
-            found[term.owner] = found.get(term.owner, np.zeros(len(KINDS))) + term.scale * _product(term, kept)
-        return found
+            costs[term.owner] = costs.get(term.owner, np.zeros(len(KINDS))) + term.scale * _product(term, kept)
+        return costs
 
     def change(self, kept: IntArray, axes: IntArray, counts: IntArray) -> FloatArray:
         """Savings, float64 [3], from removing `counts[i]` more indices from `axes[i]`."""

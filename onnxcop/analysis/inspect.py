@@ -122,8 +122,8 @@ def inspect(analysis: Analysis) -> Inspection:
 def _warn_of_unknown_shapes(analysis: Analysis) -> None:
     """Log relevant shapes that are unknown, and the remedy."""
     shapes = analysis.structure.coupling.shapes
-    read = {name for node in analysis.model.graph.node for name in node.input}
-    unknown = [name for name in shapes.unknown if name in read]
+    inputs = {name for node in analysis.model.graph.node for name in node.input}
+    unknown = [name for name in shapes.unknown if name in inputs]
     if not shapes.trouble or not unknown:
         return
     first, others = unknown[0], len(unknown) - 1

@@ -75,12 +75,12 @@ class Layer:
 
 def layers_of(model: onnx.ModelProto, structure: Structure) -> list[Layer]:
     """All layers that consume prunable channels, in graph order."""
-    found, nodes = [], Scopes.of(model).nodes
+    layers, nodes = [], Scopes.of(model).nodes
     for contraction in structure.coupling.findings.contractions:
         layer = _layer(nodes, structure, contraction)
         if layer is not None:
-            found.append(layer)
-    return found
+            layers.append(layer)
+    return layers
 
 
 def _layer(nodes: Sequence[onnx.NodeProto], structure: Structure, contraction: Contraction) -> Layer | None:

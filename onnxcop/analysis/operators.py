@@ -223,7 +223,7 @@ def operators_of(analysis: Analysis) -> list[Operator]:
             readers.setdefault(name, []).append(node)
     given = {value.name for value in model.graph.output}
     opset = tuple((entry.domain if entry.domain != "ai.onnx" else "", entry.version) for entry in model.opset_import)
-    found, done = [], set[str]()
+    operators, done = [], set[str]()
     for node in model.graph.node:
         if node.op_type in _VIEWS or any(name in done for name in node.output):
             continue
@@ -237,8 +237,8 @@ def operators_of(analysis: Analysis) -> list[Operator]:
                 done.add(after.output[0])
         operator = _operator(analysis, node, after, opset)
         if operator is not None and operator.axes:
-            found.append(operator)
-    return found
+            operators.append(operator)
+    return operators
 
 
 def _operator(
@@ -292,11 +292,11 @@ def reference() -> onnx.GraphProto:
 
 def in_one(graphs: Sequence[onnx.GraphProto], opset: Iterable[tuple[str, int]]) -> onnx.ModelProto:
     """Several small models merged into one, side by side."""
-    whole = onnx.GraphProto(name="operators")
+    merged = onnx.GraphProto(name="operators")
     for graph in graphs:
-        whole.node.extend(graph.node)
-        whole.input.extend(graph.input)
-        whole.output.extend(graph.output)
-        whole.initializer.extend(graph.initializer)
+        merged.node.extend(graph.node)
+        merged.input.extend(graph.input)
+        merged.output.extend(graph.output)
+        merged.initializer.extend(graph.initializer)
     imports = [helper.make_opsetid(domain, version) for domain, version in opset]
-    return helper.make_model(whole, opset_imports=imports, ir_version=8)
+    return helper.make_model(merged, opset_imports=imports, ir_version=8)

@@ -151,7 +151,7 @@ class TimeModel:
         operator = self.operators[number]
         widths = tuple(int(kept[axis]) for axis in operator.axes)
         key = (number, *widths)
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = operator.at(widths)
-        return found
+        seconds = self._known.get(key)
+        if seconds is None:
+            seconds = self._known[key] = operator.at(widths)
+        return seconds

@@ -42,7 +42,7 @@ def timing_plans(analysis: Analysis, staircase: Staircase) -> list[TimingPlan]:
     """All operators of a model to time."""
     sizes = analysis.structure.axis_sizes
     known: dict[tuple[str, tuple[int, ...]], str] = {}
-    found = []
+    plans = []
     for operator in operators_of(analysis):
         grid = len(operator.axes) <= _MOST_AXES
         levels = tuple(_levels(int(sizes[axis]), staircase) for axis in operator.axes)
@@ -53,8 +53,8 @@ def timing_plans(analysis: Analysis, staircase: Staircase) -> list[TimingPlan]:
             name = (operator.signature, tuple(point[list(operator.axes)].tolist()))
             known.setdefault(name, operator.key(point) if name not in known else "")
             keys.append(known[name])
-        found.append(TimingPlan(operator, levels, tuple(points), tuple(keys)))
-    return found
+        plans.append(TimingPlan(operator, levels, tuple(points), tuple(keys)))
+    return plans
 
 
 def time_model(

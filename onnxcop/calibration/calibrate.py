@@ -123,11 +123,11 @@ def calibrate(
         report = partial(_reported, partial(progress, stage), place, len(parts))
         with Session(watched.model, options) as session:
             try:
-                count, found = _gather(session, watched, first, data, progress=report)
+                count, sums = _gather(session, watched, first, data, progress=report)
             except _NotFinite as error:
                 where = data.first_infinite()
                 raise CalibrationError(f"{error}; {where}" if where else str(error)) from None
-        for key, one in found:
+        for key, one in sums:
             moments[key] = one
     return CalibrationStats(sha, count, moments)
 

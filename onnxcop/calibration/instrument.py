@@ -82,9 +82,9 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
     return Instrumented(copy, tuple(taps), tuple(names))
 
 
-def _remove_unread(graph: onnx.GraphProto, wanted: set[str]) -> None:
+def _remove_unread(graph: onnx.GraphProto, required: set[str]) -> None:
     """Remove the nodes that none of the tensors `wanted` depends on."""
-    needed = set(wanted)
+    needed = set(required)
     kept = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
@@ -151,18 +151,18 @@ class _Builder:
         """
         if stride == 1:
             return data
-        wanted = list(tap.position_axes)
-        axes, zeros = self.constant(wanted), self.constant([0] * len(wanted))
-        ends = self.constant([np.iinfo(np.int64).max] * len(wanted))
+        remaining = list(tap.position_axes)
+        axes, zeros = self.constant(remaining), self.constant([0] * len(remaining))
+        ends = self.constant([np.iinfo(np.int64).max] * len(remaining))
         half = stride // 2
         if half > 1 and self.is_blocked(tap):
             data = self.node("MaxPool", data, kernel_shape=[1, 1], strides=[half, half])
         elif half > 1:
-            steps = self.constant([half] * len(wanted))
+            steps = self.constant([half] * len(remaining))
             data = self.node("Slice", data, zeros, ends, axes, steps)
         sizes = self.node("Gather", self.node("Shape", data), axes, axis=0)
         starts = self.node("Sign", self.node("Sub", sizes, self.constant([1])))
-        return self.node("Slice", data, starts, ends, axes, self.constant([2] * len(wanted)))
+        return self.node("Slice", data, starts, ends, axes, self.constant([2] * len(remaining)))
 
     def is_blocked(self, tap: Tap) -> bool:
         """Whether ONNX Runtime may store this map in blocks of channels, as it does on the CPU.

@@ -46,26 +46,26 @@ class PatchStatistics:
 
     def moments(self, layer: Layer) -> Moments | None:
         """Moments of [channels × taps] features, channel by channel, if all were observed, else of [channels]."""
-        found = self._of_features(layer)
-        if found is not None and (layer.outer * layer.inner == 1 or found.count >= _ENOUGH * len(found.mean)):
-            return found
-        return self.stats.moments(layer) if found is None else averaged(found, layer.channels)
+        moments = self._of_features(layer)
+        if moments is not None and (layer.outer * layer.inner == 1 or moments.count >= _ENOUGH * len(moments.mean)):
+            return moments
+        return self.stats.moments(layer) if moments is None else averaged(moments, layer.channels)
 
     def _of_features(self, layer: Layer) -> Moments | None:
-        found = self.stats.moments(self.patches[layer.node]) if layer.node in self.patches else None
-        if found is None or layer.outer * layer.inner == 1:
-            return found
-        places = np.arange(len(found.mean)).reshape(layer.outer, layer.channels, layer.inner)
+        moments = self.stats.moments(self.patches[layer.node]) if layer.node in self.patches else None
+        if moments is None or layer.outer * layer.inner == 1:
+            return moments
+        places = np.arange(len(moments.mean)).reshape(layer.outer, layer.channels, layer.inner)
         order = places.transpose(1, 0, 2).reshape(-1)
-        return Moments(found.count, found.mean[order], found.scatter[np.ix_(order, order)])
+        return Moments(moments.count, moments.mean[order], moments.scatter[np.ix_(order, order)])
 
     def by_channel(self, layers: Iterable[Layer]) -> CalibrationStats:
         """The same by channel alone, averaged over taps where patches were unfolded."""
         changed = {}
         for layer in layers:
-            found = self._of_features(layer)
-            if found is not None:
-                changed[tap_key(layer)] = averaged(found, layer.channels)
+            moments = self._of_features(layer)
+            if moments is not None:
+                changed[tap_key(layer)] = averaged(moments, layer.channels)
         dropped = frozenset(tap_key(patch) for patch in self.patches.values())
         taps = ChangedMoments(self.stats.taps, changed, dropped)
         return CalibrationStats(self.stats.model, self.stats.samples, taps)
@@ -94,7 +94,7 @@ def unfolded(
     """
     copy = copied(model)
     made: dict[tuple[str, str], str] = {}
-    found: dict[int, Layer] = {}
+    unfolded_layers: dict[int, Layer] = {}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer in layers:
         if layer.node >= len(model.graph.node):
@@ -102,7 +102,7 @@ def unfolded(
         node = model.graph.node[layer.node]
         if _flattened(layer, shapes, widest):
             units = np.tile(np.repeat(layer.units, layer.inner), layer.outer)
-            found[layer.node] = replace(layer, outer=1, inner=1, units=units)
+            unfolded_layers[layer.node] = replace(layer, outer=1, inner=1, units=units)
             continue
         weight = stored.get(node.input[1]) if _unfolds(layer, node) else None
         if weight is None:
@@ -127,8 +127,8 @@ def unfolded(
             copy.graph.node.append(unfold)
             if initializers_are_inputs(copy):
                 copy.graph.input.append(helper.make_tensor_value_info(kernel, kind, hot.shape))
-        found[layer.node] = replace(layer, tensor=made[key], units=np.repeat(layer.units, taps))
-    return copy, found
+        unfolded_layers[layer.node] = replace(layer, tensor=made[key], units=np.repeat(layer.units, taps))
+    return copy, unfolded_layers
 
 
 def _flattened(layer: Layer, shapes: ShapeMap, widest: int) -> bool:
@@ -140,11 +140,11 @@ def _flattened(layer: Layer, shapes: ShapeMap, widest: int) -> bool:
 
 def _geometry(node: onnx.NodeProto, kernel: tuple[int, ...], made: Sequence[int] | None) -> dict[str, Any]:
     """Positions at which a convolution applies its kernel; every other position of a large map."""
-    found = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _GEOMETRY}
-    if made is not None and "auto_pad" not in found and int(np.prod(made[2:], dtype=int)) >= _LARGE:
-        strides = found.get("strides", [1] * len(kernel))
-        found["strides"] = [2 * step if size > 1 else step for step, size in zip(strides, made[2:], strict=True)]
-    return found
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _GEOMETRY}
+    if made is not None and "auto_pad" not in attributes and int(np.prod(made[2:], dtype=int)) >= _LARGE:
+        strides = attributes.get("strides", [1] * len(kernel))
+        attributes["strides"] = [2 * step if size > 1 else step for step, size in zip(strides, made[2:], strict=True)]
+    return attributes
 
 
 def _unfolds(layer: Layer, node: onnx.NodeProto) -> bool:

@@ -35,9 +35,9 @@ class SpilledMoments(Mapping[str, Moments]):
         self._stored[key] = _Stored(moments.count, moments.mean, path)
 
     def __getitem__(self, key: str) -> Moments:
-        found = self._stored[key]
-        scatter = np.fromfile(found.path, np.float64).reshape(len(found.mean), len(found.mean))
-        return Moments(found.count, found.mean, scatter)
+        stored = self._stored[key]
+        scatter = np.fromfile(stored.path, np.float64).reshape(len(stored.mean), len(stored.mean))
+        return Moments(stored.count, stored.mean, scatter)
 
     def __contains__(self, key: object) -> bool:
         return key in self._stored

@@ -109,9 +109,9 @@ class CalibrationStats:
             CalibrationError: The file contains no statistics.
             PlanMismatchError: They belong to another model.
         """
-        found = given if isinstance(given, CalibrationStats) else cls.load(Path(given))
-        found.check(sha, "the statistics" if found is given else str(given))
-        return found
+        stats = given if isinstance(given, CalibrationStats) else cls.load(Path(given))
+        stats.check(sha, "the statistics" if stats is given else str(given))
+        return stats
 
     def check(self, sha: str, source: str = "the statistics") -> None:
         """Refuse statistics of another model."""

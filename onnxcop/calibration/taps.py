@@ -112,13 +112,13 @@ def stride(tap: Tap, positions: int) -> int:
     sizes = tap.position_axes.values()
     if not sizes:
         return 1
-    longest, found = max(sizes), 1
-    while tap.blocks * math.prod(_kept(n, found) for n in sizes) > positions:
-        if found > longest:
-            return found
-        found = 2 if found == 1 else found + 2
-    even = longest / _kept(longest, found)
-    return found if found == 1 else max(found, 2 * round(even / 2))
+    longest, best = max(sizes), 1
+    while tap.blocks * math.prod(_kept(n, best) for n in sizes) > positions:
+        if best > longest:
+            return best
+        best = 2 if best == 1 else best + 2
+    even = longest / _kept(longest, best)
+    return best if best == 1 else max(best, 2 * round(even / 2))
 
 
 def _kept(size: int, stride: int) -> int:

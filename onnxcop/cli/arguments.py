@@ -178,8 +178,8 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
         raise click.UsageError("--stats-out writes what was gathered from --data")
     if values["stats"] is not None and values["data"] is not None:
         raise click.UsageError("--stats and --data exclude each other")
-    found = criterion_from(values)
-    criterion = criterion_named("cop", **_preferred(values)) if isinstance(found, str) else found
+    shown = criterion_from(values)
+    criterion = criterion_named("cop", **_preferred(values)) if isinstance(shown, str) else shown
     if not criterion.needs_stats and values["stats_out"] is None and {"data", "stats"} & {*given}:
         raise click.UsageError(
             f"criterion {criterion.name} looks at the weights alone; with {_flags({'data', 'stats'} & {*given})} "

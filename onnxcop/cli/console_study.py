@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from onnxcop.verification.agreement import Agreement
 
 
-def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
+def show_comparison(comparison: Comparison, *, verbose: bool = False) -> None:
     """Print two models side by side: cost, latency, operators, and agreement of the outputs."""
     from rich.text import Text
 
-    console, a, b = terminal(), found.a, found.b
+    console, a, b = terminal(), comparison.a, comparison.b
     console.print(f"A  {a.model}\nB  {b.model}")
     table = new_table("", "A", "B", "B/A")
     for name, one, two, form in (
@@ -34,18 +34,18 @@ def show_comparison(found: Comparison, *, verbose: bool = False) -> None:
         ("file size", a.cost.bytes, b.cost.bytes, sized),
     ):
         table.add_row(name, form(one), form(two), percent(two, one))
-    if found.latency is not None:
-        times = found.latency
+    if comparison.latency is not None:
+        times = comparison.latency
         table.add_row("latency", str(times.before), str(times.after), Text(times.share, _colour(times)))
     console.print(table)
-    operators = _operators(found, verbose=verbose)
+    operators = _operators(comparison, verbose=verbose)
     if operators.row_count:
         console.print(operators)
-    if found.agreement is not None:
-        console.print(_outputs(found.agreement))
-        for line in _agreement(found.agreement, found.data):
+    if comparison.agreement is not None:
+        console.print(_outputs(comparison.agreement))
+        for line in _agreement(comparison.agreement, comparison.data):
             console.print(line)
-    for note in found.notes:
+    for note in comparison.notes:
         console.print(note)
 
 
@@ -115,9 +115,9 @@ def _width(name: str) -> int:
     return max(len(_column(name)[0]), 7)
 
 
-def _operators(found: Comparison, *, verbose: bool) -> Table:
+def _operators(comparison: Comparison, *, verbose: bool) -> Table:
     """Operators that compute something, or that differ in number between the models; all on request."""
-    a, b = found.a.operators, found.b.operators
+    a, b = comparison.a.operators, comparison.b.operators
     table = new_table("operator", "nodes A", "nodes B", "MACs A", "MACs B", "B/A")
     for name in dict.fromkeys((*a, *b)):
         one, two = a.get(name), b.get(name)
@@ -133,17 +133,17 @@ def _macs(cost: OperatorCost | None) -> float:
     return 0.0 if cost is None else cost.macs
 
 
-def _outputs(found: Agreement) -> Table:
+def _outputs(agreement: Agreement) -> Table:
     """One line per output; empty columns are left out."""
     columns = {
-        "relative error": [_written(gap.error, "{:.3g}") for gap in found.outputs],
-        "largest": [_written(gap.worst, "{:.3g}") for gap in found.outputs],
-        "equal": [_written(gap.equal, "{:.2%}") for gap in found.outputs],
-        "": [gap.note for gap in found.outputs],
+        "relative error": [_written(gap.error, "{:.3g}") for gap in agreement.outputs],
+        "largest": [_written(gap.worst, "{:.3g}") for gap in agreement.outputs],
+        "equal": [_written(gap.equal, "{:.2%}") for gap in agreement.outputs],
+        "": [gap.note for gap in agreement.outputs],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     table = new_table("output", *shown)
-    for row, gap in enumerate(found.outputs):
+    for row, gap in enumerate(agreement.outputs):
         table.add_row(gap.name, *(cells[row] for cells in shown.values()))
     return table
 
@@ -152,7 +152,7 @@ def _written(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _agreement(found: Agreement, data: str) -> Iterator[str]:
-    if found.figures is not None:
-        yield from figure_lines(found.figures)
-    yield f"on {found.samples} samples: {data}"
+def _agreement(agreement: Agreement, data: str) -> Iterator[str]:
+    if agreement.figures is not None:
+        yield from figure_lines(agreement.figures)
+    yield f"on {agreement.samples} samples: {data}"

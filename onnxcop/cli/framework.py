@@ -90,8 +90,8 @@ class SectionCommand(click.Command):
         except click.NoSuchOption as error:
             if error.option_name in _SPEEDUPS and any("--latency" in param.opts for param in self.get_params(ctx)):
                 raise click.UsageError(_speedup(error.option_name, written), ctx) from None
-            meant, how = _ELSEWHERE.get(error.option_name, ("", ""))
-            if not any(meant in param.opts for param in self.get_params(ctx)):
+            equivalent, how = _ELSEWHERE.get(error.option_name, ("", ""))
+            if not any(equivalent in param.opts for param in self.get_params(ctx)):
                 raise
             raise click.UsageError(f"No such option '{error.option_name}'; {how}", ctx) from None
 

@@ -54,11 +54,11 @@ def defaults(command: click.Command, recipe: Mapping[str, Any], path: Path) -> d
         click.UsageError: The recipe names an option that the command does not have.
     """
     params = {option.lstrip("-").replace("-", "_"): one for one in command.params for option in one.opts}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in _flat(recipe):
         key = name.replace("-", "_")
         if key == "layers":
-            found["layers"] = [_layer(entry, path) for entry in value]
+            values["layers"] = [_layer(entry, path) for entry in value]
             continue
         if key not in params or not isinstance(params[key], click.Option):
             near = difflib.get_close_matches(key, params, n=1)
@@ -66,8 +66,8 @@ def defaults(command: click.Command, recipe: Mapping[str, Any], path: Path) -> d
                 f"the recipe {path} names an unknown option: {name}"
                 + (f"; did you mean {near[0].replace('_', '-')}?" if near else "")
             )
-        found[params[key].name or key] = _written(value, multiple=params[key].multiple)
-    return found
+        values[params[key].name or key] = _written(value, multiple=params[key].multiple)
+    return values
 
 
 def recipe_of(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def stop_cleanly() -> None:
 
 def exit_code(error: BaseException) -> int:
     """The exit code of a stopped run: 130 on Ctrl-C, 128 plus the number of another signal."""
-    for found in (error, error.__cause__):
-        if isinstance(found, Terminated):
-            return found.code
+    for cause in (error, error.__cause__):
+        if isinstance(cause, Terminated):
+            return cause.code
     return 130

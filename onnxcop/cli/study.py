@@ -67,18 +67,18 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
     except OnnxcopError as error:
         raise click.UsageError(f"--gate: {error}") from None
     with progress_from(values) as progress:
-        found = compare(
+        comparison = compare(
             a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
             latency_seconds=values["latency_seconds"], task=values["task"], progress=progress,
             **data_arguments(values),
         )  # fmt: skip
-    verdicts = check_gate(conditions, found)
+    verdicts = check_gate(conditions, comparison)
     if values["as_json"]:
         console.show_json(
-            "comparison", found.to_dict() | ({"gate": [asdict(one) for one in verdicts]} if verdicts else {})
+            "comparison", comparison.to_dict() | ({"gate": [asdict(one) for one in verdicts]} if verdicts else {})
         )
     elif not values["quiet"]:
-        show_comparison(found, verbose=values["verbose"])
+        show_comparison(comparison, verbose=values["verbose"])
         show_verdicts(verdicts)
     failed = [verdict for verdict in verdicts if not verdict.holds]
     for verdict in failed:
@@ -156,20 +156,20 @@ def profile_command(model: Path, output: Path | None, script: Path | None, **val
         raise click.UsageError("--script times nothing, so there is no table; give the script -o TABLE.json instead")
     table = output or model.with_name(f"{model.name.removesuffix('.onnx')}.times.json")
     inputs_from(values, model).check(script or table)
-    asked = {
+    settings = {
         "options": engine_from(values), "policy": values["policy"], "target": values["target"],
         "input_shapes": dict(values["input_shape"]) or None,
     }  # fmt: skip
     if script is not None:
-        write_atomically(script, profile_script(model, **asked).encode())
+        write_atomically(script, profile_script(model, **settings).encode())
         if values["as_json"]:
             console.show_json("profile", {"model": model, "script": script})
         elif not values["quiet"]:
             click.echo(f"wrote {script}; on the device: python {script.name} -o {table.name}")
         return
     with progress_from(values) as progress:
-        found = profile(model, table, seconds=values["seconds"], progress=progress, **asked)
+        measured = profile(model, table, seconds=values["seconds"], progress=progress, **settings)
     if values["as_json"]:
-        console.show_json("profile", {"model": model, "table": table, **found.summary()})
+        console.show_json("profile", {"model": model, "table": table, **measured.summary()})
     elif not values["quiet"]:
-        click.echo(f"{found.described}\nwrote {table}")
+        click.echo(f"{measured.described}\nwrote {table}")

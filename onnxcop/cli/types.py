@@ -187,10 +187,10 @@ class PreferenceWeights(click.ParamType[tuple[float, float]]):
         from onnxcop.errors import BudgetError
 
         try:
-            found = Preference.of(value)
+            parsed = Preference.of(value)
         except BudgetError as error:
             self.fail(str(error), param, ctx)
-        return found.beta, found.gamma
+        return parsed.beta, parsed.gamma
 
 
 class _Name(click.ParamType[str]):
@@ -279,15 +279,15 @@ class LayerWish(click.ParamType[dict[str, Any]]):
         if isinstance(value, dict):
             return value
         pattern, _, limits = str(value).rpartition(":")
-        found: dict[str, Any] = {"pattern": pattern}
+        parsed: dict[str, Any] = {"pattern": pattern}
         try:
             for part in limits.split(","):
                 name, number = part.split("=")
                 if name.strip() not in ("max_cut", "min_filters"):
                     raise ValueError(name)
-                found[name.strip()] = int(number) if name.strip() == "min_filters" else share(number, zero=True)
+                parsed[name.strip()] = int(number) if name.strip() == "min_filters" else share(number, zero=True)
         except ValueError:
             self.fail(f"{value!r} is not a limit of layers; write 'PATTERN:max_cut=0.3,min_filters=16'", param, ctx)
         if not pattern:
             self.fail(f"{value!r} names no layers; write 'PATTERN:max_cut=0.3'", param, ctx)
-        return found
+        return parsed

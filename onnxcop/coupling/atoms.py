@@ -111,7 +111,7 @@ class AtomPool:
                     known = reasons.setdefault(index, [])
                     if reason not in known and (len(known) < _MOST_REASONS or reason.given):
                         known.append(reason)
-        return Classes(of, frozen, inexact, {index: tuple(found) for index, found in reasons.items()})
+        return Classes(of, frozen, inexact, {index: tuple(listed) for index, listed in reasons.items()})
 
     def _bundle(self) -> None:
         """Tie classes into equal shares of groups; shares of earlier groups stay equal when later ones are tied."""
@@ -124,9 +124,9 @@ class AtomPool:
         for atoms, _ in self._frozen:
             frozen[of[atoms]] = True
         for groups, reason in self._balanced:
-            found, lone = bundles(of[groups], frozen)
+            bundled, lone = bundles(of[groups], frozen)
             home = np.arange(count)
-            for classes in found:
+            for classes in bundled:
                 home[classes] = classes[0]
                 self.tie(first[classes[:-1]], first[classes[1:]])
             of = home[of]

@@ -48,7 +48,7 @@ def _greedy(shares: IntArray) -> tuple[list[list[int]], list[int]]:
         everything = list(range(len(shares)))
         return ([everything], []) if (total == total[0]).all() else ([], everything)
     waiting = [np.flatnonzero(kind_of.reshape(-1) == kind)[::-1].tolist() for kind in range(len(kinds))]
-    found: list[list[int]] = []
+    bundled: list[list[int]] = []
     while any(waiting):
         first = min((queue[-1], kind) for kind, queue in enumerate(waiting) if queue)[1]
         members, total = [waiting[first].pop()], kinds[first].copy()
@@ -57,9 +57,9 @@ def _greedy(shares: IntArray) -> tuple[list[list[int]], list[int]]:
             lacking = (sums.max(axis=1, keepdims=True) - sums).sum(axis=1)
             order = sorted((int(lacking[k]), queue[-1], k) for k, queue in enumerate(waiting) if queue)
             if not order:
-                return found, members
+                return bundled, members
             kind = order[0][2]
             members.append(waiting[kind].pop())
             total = total + kinds[kind]
-        found.append(members)
-    return found, []
+        bundled.append(members)
+    return bundled, []

@@ -102,9 +102,9 @@ def _freed(coupling: Coupling) -> dict[int, int]:
     classes = coupling.classes
     freed: dict[int, int] = {}
     for choice in coupling.findings.choices:
-        found = classes.of[np.unique(choice.atoms)]
-        lonely = len(np.unique(found)) < 2
-        freed[choice.node] = 0 if lonely else int((~classes.frozen[found] & ~classes.inexact[found]).sum())
+        reached = classes.of[np.unique(choice.atoms)]
+        lonely = len(np.unique(reached)) < 2
+        freed[choice.node] = 0 if lonely else int((~classes.frozen[reached] & ~classes.inexact[reached]).sum())
     return freed
 
 

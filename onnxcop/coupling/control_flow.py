@@ -116,8 +116,8 @@ class Follower:
 
     def _label(self, name: str) -> Label:
         """A tensor's label: all None if it carries no atoms, () if its rank is unknown too."""
-        found = self.op.label_of(name) if name else None
-        if found is not None:
-            return found
+        label = self.op.label_of(name) if name else None
+        if label is not None:
+            return label
         shape = self.shapes[name].shape
         return (None,) * len(shape) if shape is not None else ()

@@ -97,11 +97,11 @@ def structure_of(coupling: Coupling) -> Structure:
     ids: dict[bytes, int] = {}
     limited_ids: list[int] = []
     for position, atoms in enumerate([*limited, *counted]):
-        found = classes.of[atoms]
-        key = found.tobytes()
+        on_axis = classes.of[atoms]
+        key = on_axis.tobytes()
         if key not in ids:
             ids[key] = len(ids)
-            axes[key] = found
+            axes[key] = on_axis
         if position < len(limited):
             limited_ids.append(ids[key])
     incidence = _incidence(list(axes.values()), class_unit, len(unit_class))
@@ -124,19 +124,19 @@ def _prunable(coupling: Coupling) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     classes = coupling.classes
     allowed = ~classes.frozen
     for atoms in axes_of(coupling.labels):
-        found = classes.of[atoms]
-        if (found == found[0]).all():
-            allowed[found[0]] = False
+        on_axis = classes.of[atoms]
+        if (on_axis == on_axis[0]).all():
+            allowed[on_axis[0]] = False
     return allowed
 
 
 def _incidence(axes: list[IntArray], class_unit: IntArray, units: int) -> csr_array:
     rows, columns = [], []
     for column, axis in enumerate(axes):
-        found = class_unit[axis]
-        found = found[found >= 0]
-        rows.append(found)
-        columns.append(np.full(len(found), column, dtype=np.int64))
+        on_axis = class_unit[axis]
+        on_axis = on_axis[on_axis >= 0]
+        rows.append(on_axis)
+        columns.append(np.full(len(on_axis), column, dtype=np.int64))
     row = np.concatenate(rows) if rows else np.empty(0, np.int64)
     column_ids = np.concatenate(columns) if columns else np.empty(0, np.int64)
     matrix = csr_array((np.ones(len(row), np.int64), (row, column_ids)), shape=(units, len(axes)))

@@ -55,17 +55,17 @@ def find(model: onnx.ModelProto, shapes: ShapeMap) -> dict[int, Shuffle]:
 
     If inputs are dynamic, only chains that are the same permutation at other sizes are returned.
     """
-    found = list(_shuffles(model, shapes))
-    if found and (larger := _larger(model, shapes)):
+    shuffles = list(_shuffles(model, shapes))
+    if shuffles and (larger := _larger(model, shapes)):
         others = infer(model, larger)
-        found = [
+        shuffles = [
             shuffle
-            for shuffle in found
+            for shuffle in shuffles
             if (other := _shuffle(model, others, shuffle.nodes)) is not None
             and other.axis == shuffle.axis
             and np.array_equal(other.order, shuffle.order)
         ]
-    return {node: shuffle for shuffle in found for node in shuffle.nodes}
+    return {node: shuffle for shuffle in shuffles for node in shuffle.nodes}
 
 
 def _larger(model: onnx.ModelProto, shapes: ShapeMap) -> dict[str, Shape]:
@@ -144,10 +144,10 @@ def _shuffle(model: onnx.ModelProto, shapes: ShapeMap, chain: tuple[int, ...]) -
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
     moved = numbers
     for node in nodes:
-        found = _moved(node, moved, shapes)
-        if found is None:
+        step = _moved(node, moved, shapes)
+        if step is None:
             return None
-        moved = found
+        moved = step
     if "Gather" in kinds and np.array_equal(moved, numbers):
         return Shuffle(nodes=chain, source=source, result=result, axis=None, order=np.arange(0))
     for axis, size in enumerate(shape):

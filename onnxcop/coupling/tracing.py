@@ -187,11 +187,11 @@ class _Walk:
             self._enter(self.bodies[op.index, attribute])
 
         try:
-            found = Follower(op, self.shapes, self.labels, enter).follow()
+            outputs = Follower(op, self.shapes, self.labels, enter).follow()
         except UnusualForm as form:
             self._decline(op, str(form))
             return
-        for position, label in found.items():
+        for position, label in outputs.items():
             self._store(op, op.node.output[position], label, op.out_infos[position])
 
     def _freeze(self, name: str, reason: Reason, but: int | None = None) -> None:
@@ -204,10 +204,10 @@ class _Walk:
     def _shuffled(self, index: int, shuffle: Shuffle) -> bool:
         """Treat the nodes of a shuffle as one permutation of atoms; False if there are none."""
         label = None if shuffle.source in self.derived else self._label(shuffle.source)
-        found = None if label is None else shuffle.along(label)
-        if label is None or found is None:
+        carried = None if label is None else shuffle.along(label)
+        if label is None or carried is None:
             return False
-        axis, order = found
+        axis, order = carried
         self.findings.values_read.update(self.model.graph.node[index].input[1:])
         if index == shuffle.nodes[-1]:
             edit = OrderEdit(node=index, chain=shuffle.nodes, label=label, axis=axis, order=order)
@@ -217,9 +217,9 @@ class _Walk:
 
     def _label(self, name: str) -> Label | None:
         """Label of a tensor; a constant gets new atoms on first use."""
-        found = self.labels.get(name)
-        if found is not None or name not in self.sources:
-            return found
+        known_label = self.labels.get(name)
+        if known_label is not None or name not in self.sources:
+            return known_label
         info = self.shapes[name]
         if info.shape is None:
             return None

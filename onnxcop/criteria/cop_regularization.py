@@ -82,24 +82,26 @@ class Regularizer:
         """
         structure, depth = context.structure, depths(context.model)
         sizes, between = node_sizes(context), depthwise_nodes(context)
-        found: list[list[tuple[int, ...]]] = []
+        pairs_by_group: list[list[tuple[int, ...]]] = []
         for group in structure.groups:
             makers = [n for n in group.producers if n in sizes and n not in between]
-            found.append([])
+            pairs_by_group.append([])
             for consumer in (n for n in group.consumers if n in sizes):
                 maker = max((n for n in makers if n < consumer), key=depth.__getitem__, default=None)
                 start = -1 if maker is None else maker
                 inner = [n for n in group.producers if n in between and start < n < consumer and n in sizes]
-                found[-1].append((*([] if maker is None else [maker]), *inner, consumer))
-        return cls.of_pairs(sizes, found, structure.group_of)
+                pairs_by_group[-1].append((*([] if maker is None else [maker]), *inner, consumer))
+        return cls.of_pairs(sizes, pairs_by_group, structure.group_of)
 
     @classmethod
     def of_pairs(
-        cls, sizes: dict[int, Sizes], found: Sequence[Sequence[tuple[int, ...]]], group_of: IntArray
+        cls, sizes: dict[int, Sizes], pairs_by_group: Sequence[Sequence[tuple[int, ...]]], group_of: IntArray
     ) -> Regularizer:
         """Average the costs of given pairs of every group; a pair of several groups counts once."""
         pairs: dict[tuple[int, ...], int] = {}
-        members = [tuple(sorted({pairs.setdefault(pair, len(pairs)) for pair in of_group})) for of_group in found]
+        members = [
+            tuple(sorted({pairs.setdefault(pair, len(pairs)) for pair in of_group})) for of_group in pairs_by_group
+        ]
         return cls(sizes, tuple(pairs), tuple(members), group_of)
 
     def pair_costs(self, kept: IntArray) -> tuple[FloatArray, FloatArray]:

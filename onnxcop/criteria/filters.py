@@ -13,7 +13,7 @@ from onnxcop.criteria.base import PruningContext
 
 def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray]]:
     """Filters of every layer that produces units: (unit per filter, float64 [filters, weights])."""
-    structure, found = context.structure, []
+    structure, filters = context.structure, []
     for contraction in structure.coupling.findings.contractions:
         kernel = contraction.kernel
         if kernel is None or contraction.produced is None:
@@ -25,8 +25,8 @@ def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray
         values = context.weights.read(name)
         if values is None:
             continue
-        found.append((units, kernel.read(values).swapaxes(1, 2).reshape(len(units), -1)))
-    return found
+        filters.append((units, kernel.read(values).swapaxes(1, 2).reshape(len(units), -1)))
+    return filters
 
 
 def produced_filter_counts(context: PruningContext) -> FloatArray:
@@ -52,8 +52,8 @@ def per_filter(context: PruningContext, measure: Callable[[FloatArray], FloatArr
     made, seen = _averaged(context, produced_filters(context), measure)
     if seen.all():
         return made
-    read, _ = _averaged(context, _reading_weights(context), measure)
-    return np.where(seen, made, read)
+    readers, _ = _averaged(context, _reading_weights(context), measure)
+    return np.where(seen, made, readers)
 
 
 def _averaged(

@@ -40,8 +40,8 @@ class _Criteria(Mapping[str, "Criterion"]):
 
     def __getitem__(self, name: str) -> Criterion:
         module = _modules().get(name)
-        found = _foreign() if module is None else {entry.name: entry for entry in import_module(module[0]).CRITERIA}
-        return found[name]
+        entries = _foreign() if module is None else {entry.name: entry for entry in import_module(module[0]).CRITERIA}
+        return entries[name]
 
 
 CRITERIA: Mapping[str, Criterion] = _Criteria()
@@ -66,51 +66,51 @@ def criterion_named(name: str, **parameters: object) -> Criterion:
         BudgetError: No criterion has this name, or it has no such parameter.
     """
     try:
-        found = CRITERIA[name]
+        criterion = CRITERIA[name]
     except KeyError:
         # a criterion from a package that fails to load is listed, but does not exist
         raise unknown("criterion", name, [other for other in CRITERIA if other != name]) from None
-    known = parameters_of(found)
+    known = parameters_of(criterion)
     for parameter in parameters:
         if parameter not in known:
             raise BudgetError(
                 f"criterion {name} has no parameter {parameter!r}; it has {', '.join(known) or 'no parameters'}"
             )
-    return replace(cast(Any, found), **parameters) if parameters else found
+    return replace(cast(Any, criterion), **parameters) if parameters else criterion
 
 
 def parameters_of(criterion: Criterion) -> tuple[str, ...]:
     """The names of the parameters that can be set: fields of a dataclass that it records in a plan."""
-    found = cast(Any, criterion)
-    recorded = criterion.parameters() if is_dataclass(found) else {}
-    return tuple(entry.name for entry in fields(found) if entry.name in recorded) if recorded else ()
+    settable = cast(Any, criterion)
+    recorded = criterion.parameters() if is_dataclass(settable) else {}
+    return tuple(entry.name for entry in fields(settable) if entry.name in recorded) if recorded else ()
 
 
 @cache
 def _modules() -> dict[str, tuple[str, str]]:
     """Module and summary of every criterion of this folder, by name."""
     package = util.find_spec("onnxcop.criteria")
-    found = {}
+    modules = {}
     for entry in pkgutil.iter_modules(package.submodule_search_locations if package else None):
         name = f"onnxcop.criteria.{entry.name}"
         loader = util.find_spec(name)
         source = loader.loader.get_source(name) if loader else ""  # type: ignore[union-attr]
         literal = re.search(r"^SUMMARIES = (\{.*?\})$", source, re.MULTILINE | re.DOTALL)
         if literal is not None:
-            found.update({key: (name, text) for key, text in ast.literal_eval(literal[1]).items()})
-    return found
+            modules.update({key: (name, text) for key, text in ast.literal_eval(literal[1]).items()})
+    return modules
 
 
 @cache
 def _foreign() -> dict[str, Criterion]:
     """Criteria that other packages register."""
-    found: dict[str, Criterion] = {}
+    criteria: dict[str, Criterion] = {}
     for entry, value in loaded(GROUP):
         try:
             criterion = value() if isinstance(value, type) else value
             if not callable(getattr(criterion, "rank", None)):
                 raise TypeError(f"{entry.value} is not a criterion: it has no method rank")
-            found[entry.name] = cast("Criterion", criterion)
+            criteria[entry.name] = cast("Criterion", criterion)
         except Exception as error:  # a foreign class may raise anything
             skipped(entry, f"{type(error).__name__}: {error}")
-    return found
+    return criteria

@@ -128,11 +128,11 @@ def _places(analysis: Analysis) -> list[tuple[str | None, int]]:
         layer = group.producers[0] if group.producers else None
         atoms = None if layer is None else produced.get(layer)
         on_axis = group.units if atoms is None else structure.units_on(atoms)
-        found = {unit: place for place, unit in reversed(list(enumerate(on_axis.tolist())))}
+        position = {unit: place for place, unit in reversed(list(enumerate(on_axis.tolist())))}
         name = None if layer is None else node_name(analysis, layer)
         for unit in group.units.tolist():
-            if unit in found:
-                places[unit] = (name, found[unit])
+            if unit in position:
+                places[unit] = (name, position[unit])
     return places
 
 
@@ -171,7 +171,7 @@ def statistics(analysis: Analysis, asked: StatisticsOptions) -> CalibrationStats
     if source is None:
         return None
     with shown(asked.progress) as progress:
-        found = gather_statistics(analysis, source, asked.options or EngineOptions(), progress)
+        stats = gather_statistics(analysis, source, asked.options or EngineOptions(), progress)
     if asked.stats_out is not None:
-        found.save(Path(asked.stats_out))
-    return found
+        stats.save(Path(asked.stats_out))
+    return stats

@@ -169,8 +169,8 @@ class _Header:
 def _header(file: Any) -> _Header:
     """Read the header of a .npy stream, leaving the stream at the first value."""
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    header = _Header(*read(file))
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = _Header(*read_header(file))
     if header.dtype.hasobject:
         raise ValueError("it holds Python objects")
     return header

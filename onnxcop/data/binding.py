@@ -120,21 +120,21 @@ class Binder:
         return feed
 
     def _choose(self, spec: InputSpec, free: Mapping[str, Array], origin: str) -> str:
-        found = [
+        fitting = [
             key
             for key, array in free.items()
             if castable(array.dtype, spec.dtype) and self._find_view(spec, array) is not None
         ]
-        exact = [key for key in found if free[key].dtype == spec.dtype]
-        for candidates in (found, exact):
+        exact = [key for key in fitting if free[key].dtype == spec.dtype]
+        for candidates in (fitting, exact):
             if len(candidates) == 1:
                 return candidates[0]
-        if not found and len(free) == 1 and len(self.layout.specs) == 1:
+        if not fitting and len(free) == 1 and len(self.layout.specs) == 1:
             return next(iter(free))  # so that the message says why it does not fit
-        held = ", ".join(f"'{key}' {_describe(array)}" for key, array in free.items()) or "nothing"
-        problem = "several arrays fit" if found else "no array is for"
+        contents = ", ".join(f"'{key}' {_describe(array)}" for key, array in free.items()) or "nothing"
+        problem = "several arrays fit" if fitting else "no array is for"
         raise CalibrationError(
-            f"{origin}: {problem} the model's input {spec}; it holds {held}; name the array '{spec.name}'"
+            f"{origin}: {problem} the model's input {spec}; it holds {contents}; name the array '{spec.name}'"
         )
 
     def _view(self, spec: InputSpec, array: Array, label: str) -> ArrayView:
@@ -165,8 +165,8 @@ class Binder:
         return _stacked_view(array.shape, spec, axis)
 
     def _is_picture(self, spec: InputSpec) -> bool:
-        asked = self._preprocess is not None and self._preprocess.layout is not None
-        return image_layout(spec) is not None or (asked and len(spec.shape) == 4)
+        explicit = self._preprocess is not None and self._preprocess.layout is not None
+        return image_layout(spec) is not None or (explicit and len(spec.shape) == 4)
 
 
 def _stacked_view(shape: tuple[int, ...], spec: InputSpec, axis: int) -> ArrayView | None:
@@ -181,8 +181,8 @@ def _stacked_view(shape: tuple[int, ...], spec: InputSpec, axis: int) -> ArrayVi
     if len(shape) == rank + 1 and axis == 0 and fits(shape[2:], dims):  # batches of samples
         size = shape[1]
         return ArrayView(shape[0] * size, lambda array, i: array[i // size, i % size : i % size + 1])
-    for place, want in enumerate(spec.shape):  # an axis of size 1 left out, as gray images do
-        if want == 1 and place != axis and len(shape) == rank - 1:
+    for place, expected in enumerate(spec.shape):  # an axis of size 1 left out, as gray images do
+        if expected == 1 and place != axis and len(shape) == rank - 1:
             inner = _stacked_view((*shape[:place], 1, *shape[place:]), spec, axis)
             if inner is not None:
                 return _widened(inner, place)
@@ -226,15 +226,15 @@ def _picture_view(shape: tuple[int, ...], reader: ImageReader) -> ArrayView | No
     return ArrayView(shape[0] if many else 1, take)
 
 
-def castable(have: np.dtype[np.generic], want: np.dtype[np.generic]) -> bool:
+def castable(source: np.dtype[np.generic], target: np.dtype[np.generic]) -> bool:
     """Whether values of one dtype may be converted to that of an input implicitly."""
-    if have == want or want.kind == "O":
+    if source == target or target.kind == "O":
         return True
-    if want.kind == "V":  # bfloat16 and float8, which numpy's rules do not know
-        return have.kind in "iufbV"
-    if have.kind in "iub" and want.kind in "iu":
+    if target.kind == "V":  # bfloat16 and float8, which numpy's rules do not know
+        return source.kind in "iufbV"
+    if source.kind in "iub" and target.kind in "iu":
         return True  # :func:`cast` checks the range
-    return bool(np.can_cast(have, want, casting="same_kind")) and have.kind != "O"
+    return bool(np.can_cast(source, target, casting="same_kind")) and source.kind != "O"
 
 
 def cast(array: Array, spec: InputSpec, origin: str) -> Array:
@@ -264,8 +264,8 @@ def cast(array: Array, spec: InputSpec, origin: str) -> Array:
 
 def _check_finite(array: Array, spec: InputSpec, origin: str) -> None:
     """Refuse NaN and infinity; minus infinity is allowed, because masks that are added to scores contain it."""
-    for what, found in (("NaN", np.isnan(array)), ("infinity", np.isposinf(array))):
-        if found.any():
+    for what, mask in (("NaN", np.isnan(array)), ("infinity", np.isposinf(array))):
+        if mask.any():
             raise CalibrationError(f"{origin}: a sample of the model's input {spec} holds {what}; repair or remove it")
 
 

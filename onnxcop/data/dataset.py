@@ -137,9 +137,9 @@ class CalibrationData:
     def record(self) -> DataRecord:
         """Description of the data, for programs."""
         reader = self.image_reader
-        read, origin = (None, None) if reader is None else (str(reader), reader.origin)
+        images, origin = (None, None) if reader is None else (str(reader), reader.origin)
         return DataRecord(
-            source=self.origin, samples=self.count, available=len(self._store), images=read, images_from=origin
+            source=self.origin, samples=self.count, available=len(self._store), images=images, images_from=origin
         )
 
     def batches(self, batch_size: int | None = None) -> Iterator[Feed]:
@@ -165,7 +165,7 @@ class CalibrationData:
 
     def values(self) -> tuple[FedValues, ...]:
         """Values of a model's inputs, from the first batch."""
-        found = []
+        values = []
         for name, array in next(self.batches()).items():
             axis = self.layout.axes[name]
             shape = tuple(size for place, size in enumerate(array.shape) if place != axis)
@@ -175,12 +175,12 @@ class CalibrationData:
                 low, high = float(known.min()), float(known.max())
                 if array.dtype.kind == "f":
                     mean, deviation = float(known.mean()), float(known.std())
-            found.append(
+            values.append(
                 FedValues(
                     name=name, shape=shape, dtype=array.dtype.name, low=low, high=high, mean=mean, deviation=deviation
                 )
             )
-        return tuple(found)
+        return tuple(values)
 
     def first_infinite(self) -> str:
         """Name the first sample that holds minus infinity, the only infinity allowed; empty if there is none."""
@@ -222,9 +222,9 @@ class CalibrationData:
                 f"({self.description}); give a fraction between 0 and 1 and at least "
                 f"{2 * unit} samples"
             )
-        held = unit * min(max(round(fraction * groups), 1), groups - 1)
+        count = unit * min(max(round(fraction * groups), 1), groups - 1)
         chosen = np.zeros(self.count, np.bool_)
-        chosen[np.random.default_rng(seed).permutation(self.count)[:held]] = True
+        chosen[np.random.default_rng(seed).permutation(self.count)[:count]] = True
         return self._with(self._order[~chosen]), self._with(self._order[chosen])
 
     def ordered(self, places: Array) -> CalibrationData:

@@ -43,7 +43,7 @@ class BatchLayout:
 def fits(shape: Sequence[int], dims: Sequence[int | str | None]) -> bool:
     """Whether an array of `shape` has the rank and the fixed sizes of `dims`."""
     return len(shape) == len(dims) and all(
-        not isinstance(want, int) or have == want for have, want in zip(shape, dims, strict=True)
+        not isinstance(dim, int) or size == dim for size, dim in zip(shape, dims, strict=True)
     )
 
 
@@ -56,10 +56,10 @@ def with_shapes(inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence
     Raises:
         CalibrationError: `input_shapes` names an unknown input, or contradicts the model.
     """
-    asked = dict(input_shapes or {})
+    given = dict(input_shapes or {})
     result = []
     for spec in inputs:
-        shape = asked.pop(spec.name, None)
+        shape = given.pop(spec.name, None)
         if shape is None:
             result.append(spec)
             continue
@@ -71,9 +71,9 @@ def with_shapes(inputs: Sequence[InputSpec], input_shapes: Mapping[str, Sequence
             )
         free = bool(sizes) and sizes[0] == 1 and not isinstance(spec.shape[0], int)
         result.append(replace(spec, shape=spec.shape[:1] + sizes[1:] if free else sizes))
-    if asked:
+    if given:
         known = ", ".join(spec.name for spec in inputs)
-        raise CalibrationError(f"input shape given for '{next(iter(asked))}', but the model's inputs are: {known}")
+        raise CalibrationError(f"input shape given for '{next(iter(given))}', but the model's inputs are: {known}")
     return tuple(result)
 
 

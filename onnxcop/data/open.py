@@ -126,12 +126,12 @@ def open_source(
     )
 
 
-def _chosen(count: int, wanted: int, seed: int) -> Array:
+def _chosen(count: int, needed: int, seed: int) -> Array:
     """Choose different samples in random order."""
     rng = np.random.default_rng(seed)
-    if count > _MANY and wanted < count:  # a permutation of all samples would take more memory than the chosen ones
-        return rng.choice(count, wanted, replace=False)
-    return rng.permutation(count)[:wanted]
+    if count > _MANY and needed < count:  # a permutation of all samples would take more memory than the chosen ones
+        return rng.choice(count, needed, replace=False)
+    return rng.permutation(count)[:needed]
 
 
 def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, int, str]:
@@ -149,8 +149,8 @@ def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, in
     if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
         data = {"array": np.asarray(data)}
     if isinstance(data, Mapping):
-        held = ArraysInMemory(_feed(data, binder, "the arrays"), "the arrays")
-        store = ArrayStore([held], binder)
+        arrays = ArraysInMemory(_feed(data, binder, "the arrays"), "the arrays")
+        store = ArrayStore([arrays], binder)
         return store, len(store), "arrays in memory"
     if isinstance(data, list | tuple):
         array_files = [
@@ -171,17 +171,17 @@ def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, in
 def _streamed(items: Iterator[Any], binder: Binder, samples: int, seed: int, origin: str) -> tuple[Store, int, str]:
     """Keep `samples` of a stream, each with equal probability whatever the stream's length."""
     store, rng, seen = SpilledStore(), np.random.default_rng(seed), 0
-    wanted = max(samples, binder.layout.size or 1)
+    needed = max(samples, binder.layout.size or 1)
     for number, item in enumerate(items):
         name = f"item {number} of {origin}"
         arrays = _feed(item, binder, name)
         binding = binder.bind(arrays, name)
         for index in range(binding.count):
-            place = seen if seen < wanted else int(rng.integers(seen + 1))
-            if place < wanted:
+            place = seen if seen < needed else int(rng.integers(seen + 1))
+            if place < needed:
                 store.put(place, binder.sample(binding, arrays, index, name))
             seen += 1
-        if seen >= _SCANNED * wanted:
+        if seen >= _SCANNED * needed:
             log.info("%s: stopped reading after %d samples", origin, seen)
             break
     return store, seen, origin
@@ -264,9 +264,9 @@ def open_data(
     Raises:
         CalibrationError: The data cannot be read or do not fit the inputs.
     """
-    asked = options.preprocess
-    if isinstance(asked, str):
-        asked = Preprocess.named(asked)  # an unknown name is refused even without data
+    requested = options.preprocess
+    if isinstance(requested, str):
+        requested = Preprocess.named(requested)  # an unknown name is refused even without data
     if options.data is None:
         return None
     data = with_tokenizer(options.data, options.tokenizer)
@@ -282,7 +282,7 @@ def open_data(
         return opened(preprocess, samples, None, log=False)
 
     samples = default_samples(analysis) if options.samples is None else options.samples
-    source = fit_batch_size(analysis.original, opened(asked, samples, analysis.images, log=True))
+    source = fit_batch_size(analysis.original, opened(requested, samples, analysis.images, log=True))
     doubt = emptiness(source)
     if doubt:
         log.warning("the calibration data carry no information: %s; give representative samples", doubt)

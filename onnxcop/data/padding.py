@@ -68,8 +68,8 @@ def _sequence_axes(layout: BatchLayout, mask: str, batch: Mapping[str, Array]) -
     """The axis of every input that varies with the second axis of a mask; empty if a size is fixed."""
     if layout.axes[mask] != 0 or batch[mask].ndim != 2:
         return {}
-    wanted, size = layout.spec(mask).shape[1], batch[mask].shape[1]
-    if isinstance(wanted, int):
+    dynamic, size = layout.spec(mask).shape[1], batch[mask].shape[1]
+    if isinstance(dynamic, int):
         return {}
     axes: dict[str, int] = {}
     for name, values in batch.items():
@@ -77,7 +77,7 @@ def _sequence_axes(layout: BatchLayout, mask: str, batch: Mapping[str, Array]) -
         own = [
             axis for axis, length in enumerate(values.shape)
             if axis != layout.axes[name] and length == size and axis < len(dims)
-            and (dims[axis] == wanted if isinstance(wanted, str) else dims[axis] is None)
+            and (dims[axis] == dynamic if isinstance(dynamic, str) else dims[axis] is None)
         ]  # fmt: skip
         if len(own) > 1:
             return {}
@@ -99,10 +99,10 @@ class TrimmedData(CalibrationData):
 
     @classmethod
     def _made(cls, data: CalibrationData, padding: Padding) -> TrimmedData:
-        found = cls.__new__(cls)
-        found.__dict__.update(vars(data))
-        found.padding = padding
-        return found
+        trimmed = cls.__new__(cls)
+        trimmed.__dict__.update(vars(data))
+        trimmed.padding = padding
+        return trimmed
 
     def batches(self, batch_size: int | None = None) -> Iterator[Feed]:
         """The samples in batches, arrays by input name, without shared padding."""

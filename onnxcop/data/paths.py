@@ -66,8 +66,8 @@ def _store_from_folder(folder: Path, binder: Binder) -> Store:
     if images:
         return _images(images, folder, binder)
     kinds = ", ".join(sorted({path.suffix or path.name for path in files})[:5])
-    found = f"only {kinds}" if files else "no files"
-    raise CalibrationError(f"{folder}: this folder holds {found}; give {_FORMS}")
+    contents = f"only {kinds}" if files else "no files"
+    raise CalibrationError(f"{folder}: this folder holds {contents}; give {_FORMS}")
 
 
 def _array_file(path: Path) -> NpzFile | NpyFile:

@@ -54,10 +54,10 @@ class TextData:
         padding = dict(tokenizer.padding or {})
         kept = {key: padding[key] for key in ("direction", "pad_id", "pad_type_id", "pad_token") if key in padding}
         tokenizer.enable_padding(length=fixed, **kept)
-        found = tokenizer.encode_batch(self.texts())
+        encodings = tokenizer.encode_batch(self.texts())
         return {
             spec.name: np.array(
-                [getattr(text, _FORMS[spec.name]) if _FORMS[spec.name] else range(len(text.ids)) for text in found]
+                [getattr(text, _FORMS[spec.name]) if _FORMS[spec.name] else range(len(text.ids)) for text in encodings]
             ).astype(spec.dtype)
             for spec in inputs
         }

@@ -72,20 +72,20 @@ def trimmed_vocabulary(texts: TextData) -> Vocabulary:
         used |= _alphabet(model, pieces)
         used = _with_parts(used, model, pieces)
     kept = np.array(sorted(used), dtype=np.int64)
-    found = Vocabulary(kept, max([*pieces.values(), *added], default=-1) + 1, {})
-    files = _files(document, found, texts.file().parent)
-    result = Vocabulary(found.kept, found.count, files)
+    vocabulary = Vocabulary(kept, max([*pieces.values(), *added], default=-1) + 1, {})
+    files = _files(document, vocabulary, texts.file().parent)
+    result = Vocabulary(vocabulary.kept, vocabulary.count, files)
     _check(result, lines, tokenizer, texts)
     return result
 
 
-def _check(found: Vocabulary, lines: list[str], tokenizer: Any, texts: TextData) -> None:
+def _check(vocabulary: Vocabulary, lines: list[str], tokenizer: Any, texts: TextData) -> None:
     """Check that the texts have the same tokens, under their new numbers."""
-    after = type(tokenizer).from_str(found.files["tokenizer.json"].decode())
+    after = type(tokenizer).from_str(vocabulary.files["tokenizer.json"].decode())
     after.no_truncation()
     after.no_padding()
     for one, other in zip(tokenizer.encode_batch(lines), after.encode_batch(lines), strict=True):
-        if [found.renumbered(number) for number in one.ids] != other.ids:
+        if [vocabulary.renumbered(number) for number in one.ids] != other.ids:
             raise CalibrationError(f"{texts.file()}: with fewer tokens the texts are cut otherwise; keep all tokens")
 
 
@@ -126,13 +126,13 @@ def _with_parts(used: set[int], model: Mapping[str, Any], pieces: Mapping[str, i
     parts: dict[str, list[tuple[str, str]]] = {}
     for _, left, right in _merges(model):
         parts.setdefault(_joined(left, right, model), []).append((left, right))
-    found = {piece for piece, number in pieces.items() if number in used}
-    waiting = list(found)
+    pieces_used = {piece for piece, number in pieces.items() if number in used}
+    waiting = list(pieces_used)
     while waiting:
         for pair in parts.get(waiting.pop(), ()):
-            waiting += [part for part in pair if part not in found]
-            found.update(pair)
-    return used | {pieces[piece] for piece in found if piece in pieces}
+            waiting += [part for part in pair if part not in pieces_used]
+            pieces_used.update(pair)
+    return used | {pieces[piece] for piece in pieces_used if piece in pieces}
 
 
 def _numbers_named(processor: Any) -> Iterator[tuple[int, str]]:
@@ -150,24 +150,24 @@ def _numbers_named(processor: Any) -> Iterator[tuple[int, str]]:
             yield from _numbers_named(entry)
 
 
-def _renamed(processor: Any, found: Vocabulary) -> Any:
+def _renamed(processor: Any, vocabulary: Vocabulary) -> Any:
     if isinstance(processor, Mapping):
         result = {}
         for key, value in processor.items():
             if key == "ids" and isinstance(value, list):
-                result[key] = [found.renumbered(number) for number in value]
+                result[key] = [vocabulary.renumbered(number) for number in value]
             elif key in ("sep", "cls") and isinstance(value, list):
-                result[key] = [value[0], found.renumbered(value[1])]
+                result[key] = [value[0], vocabulary.renumbered(value[1])]
             else:
-                result[key] = _renamed(value, found)
+                result[key] = _renamed(value, vocabulary)
         return result
-    return [_renamed(entry, found) for entry in processor] if isinstance(processor, list) else processor
+    return [_renamed(entry, vocabulary) for entry in processor] if isinstance(processor, list) else processor
 
 
-def _files(document: dict[str, Any], found: Vocabulary, folder: Path) -> dict[str, bytes]:
+def _files(document: dict[str, Any], vocabulary: Vocabulary, folder: Path) -> dict[str, bytes]:
     """The tokenizer's files with the tokens that stay."""
     model = dict(document["model"])
-    new = {piece: found.renumbered(number) for piece, number in _pieces(model).items()}
+    new = {piece: vocabulary.renumbered(number) for piece, number in _pieces(model).items()}
     new = {piece: number for piece, number in new.items() if number is not None}
     merges = [
         (entry, left, right) for entry, left, right in _merges(model)
@@ -175,16 +175,16 @@ def _files(document: dict[str, Any], found: Vocabulary, folder: Path) -> dict[st
     ]  # fmt: skip
     if isinstance(model["vocab"], list):
         model["vocab"] = [entry for entry in model["vocab"] if entry[0] in new]
-        model["unk_id"] = None if model.get("unk_id") is None else found.renumbered(model["unk_id"])
+        model["unk_id"] = None if model.get("unk_id") is None else vocabulary.renumbered(model["unk_id"])
     else:
         model["vocab"] = new
     if "merges" in model:
         model["merges"] = [entry for entry, _, _ in merges]
-    added = [{**entry, "id": found.renumbered(entry["id"])} for entry in document.get("added_tokens", ())]
+    added = [{**entry, "id": vocabulary.renumbered(entry["id"])} for entry in document.get("added_tokens", ())]
     result = {**document, "model": model, "added_tokens": added}
-    result["post_processor"] = _renamed(document.get("post_processor"), found)
+    result["post_processor"] = _renamed(document.get("post_processor"), vocabulary)
     if isinstance(document.get("padding"), Mapping) and "pad_id" in document["padding"]:
-        pad = found.renumbered(document["padding"]["pad_id"])
+        pad = vocabulary.renumbered(document["padding"]["pad_id"])
         result["padding"] = {**document["padding"], "pad_id": pad}
     files = {"tokenizer.json": _json(result)}
     listed = sorted(new, key=lambda piece: new[piece] or 0)
@@ -194,10 +194,10 @@ def _files(document: dict[str, Any], found: Vocabulary, folder: Path) -> dict[st
         files["vocab.json"] = _json(new)
     if (folder / "merges.txt").is_file():
         files["merges.txt"] = "".join(["#version: 0.2\n", *(f"{a} {b}\n" for _, a, b in merges)]).encode()
-    return files | dict(_settings(folder, found))
+    return files | dict(_settings(folder, vocabulary))
 
 
-def _settings(folder: Path, found: Vocabulary) -> Iterator[tuple[str, bytes]]:
+def _settings(folder: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, bytes]]:
     """Settings that name tokens by their numbers."""
     for name in ("tokenizer_config.json", "config.json", "generation_config.json", "added_tokens.json"):
         config = json_table(folder / name)
@@ -205,11 +205,11 @@ def _settings(folder: Path, found: Vocabulary) -> Iterator[tuple[str, bytes]]:
             continue
         for key, value in config.items():
             if key == "vocab_size":
-                config[key] = len(found.kept)
+                config[key] = len(vocabulary.kept)
             elif (key.endswith("token_id") or name == "added_tokens.json") and isinstance(value, int):
-                config[key] = found.renumbered(value)
+                config[key] = vocabulary.renumbered(value)
             elif key == "added_tokens_decoder" and isinstance(value, dict):
-                config[key] = {str(found.renumbered(int(number))): entry for number, entry in value.items()}
+                config[key] = {str(vocabulary.renumbered(int(number))): entry for number, entry in value.items()}
         yield name, _json(config)
 
 

@@ -31,15 +31,15 @@ def raised(model: onnx.ModelProto) -> onnx.ModelProto:
     if opset >= OPSET:
         return model
     try:
-        found = version_converter.convert_version(model, OPSET)
-        onnx.checker.check_model(found)
+        converted = version_converter.convert_version(model, OPSET)
+        onnx.checker.check_model(converted)
     except Exception as error:  # the C++ side raises many types, all of them about this model
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"the model cannot be raised from opset {opset} to {OPSET} for its gradient: {cause}"
         ) from None
-    found.ir_version = max(found.ir_version, 8)
-    return found
+    converted.ir_version = max(converted.ir_version, 8)
+    return converted
 
 
 def store_constants(model: onnx.ModelProto) -> None:
@@ -70,8 +70,8 @@ def inline_functions(
         The model with their function bodies in place, None if there are none.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    found = copied(model)
-    for number, node in enumerate(found.graph.node):
+    inlined = copied(model)
+    for number, node in enumerate(inlined.graph.node):
         if (node.domain.removeprefix("ai.onnx"), node.op_type) in ruled:
             continue
         body = _function(node, opsets, shapes)
@@ -79,17 +79,17 @@ def inline_functions(
             continue
         body.domain, body.name = _DOMAIN, f"{node.op_type}_{number}"
         replace_all(body.opset_import, model.opset_import)
-        found.functions.append(body)
+        inlined.functions.append(body)
         node.domain, node.op_type = _DOMAIN, body.name
-    if not found.functions:
+    if not inlined.functions:
         return None
-    found.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
+    inlined.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
     from onnx import inliner
 
-    found = inliner.inline_local_functions(found)
-    kept = [entry for entry in found.opset_import if entry.domain != _DOMAIN]
-    replace_all(found.opset_import, kept)
-    return found
+    inlined = inliner.inline_local_functions(inlined)
+    kept = [entry for entry in inlined.opset_import if entry.domain != _DOMAIN]
+    replace_all(inlined.opset_import, kept)
+    return inlined
 
 
 def _function(node: onnx.NodeProto, opsets: Mapping[str, int], shapes: ShapeMap) -> onnx.FunctionProto | None:

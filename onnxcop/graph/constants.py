@@ -59,8 +59,8 @@ class Weights:
 def constant_tensors(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Initializers and tensors of Constant nodes, in bodies too, by the name of the tensor in the graph."""
     scopes = Scopes.of(model)
-    found = {tensor.name: tensor for scope in scopes.all for tensor in scope.graph.initializer}
+    tensors = {tensor.name: tensor for scope in scopes.all for tensor in scope.graph.initializer}
     for node in scopes.nodes:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-    return found
+            tensors[node.output[0]] = node.attribute[0].t
+    return tensors

@@ -262,9 +262,9 @@ class WeightFile:
 
     def detach(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """The same tensor with its values in the file; unchanged if it is small."""
-        found = onnx.TensorProto()
-        _detach(tensor, found, self.put)
-        return found
+        detached = onnx.TensorProto()
+        _detach(tensor, detached, self.put)
+        return detached
 
     def written(self, model: onnx.ModelProto) -> Path:
         """Write a light model beside the file and return its path."""
@@ -282,10 +282,10 @@ def inlined(tensor: onnx.TensorProto) -> onnx.TensorProto:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return tensor
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    found = onnx.TensorProto()
-    copy_fields(tensor, found, EXTERNAL)
-    found.raw_data = _files[entries["location"]].read(entries)
-    return found
+    result = onnx.TensorProto()
+    copy_fields(tensor, result, EXTERNAL)
+    result.raw_data = _files[entries["location"]].read(entries)
+    return result
 
 
 def values_of(tensor: onnx.TensorProto) -> Array:

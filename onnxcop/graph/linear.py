@@ -83,8 +83,8 @@ class Kernel:
 
     def by_group(self, values: Array, axis: int) -> Array:
         """Values for every index of `in_axis` or `out_axis`, as [groups, channels of one group]."""
-        whole = self.in_axis if self.kind == "deconv" else self.out_axis
-        return values.reshape(self.groups, -1) if axis == whole else np.tile(values, (self.groups, 1))
+        all_groups = self.in_axis if self.kind == "deconv" else self.out_axis
+        return values.reshape(self.groups, -1) if axis == all_groups else np.tile(values, (self.groups, 1))
 
 
 def kernel_of(node: onnx.NodeProto, position: int = 1, rank: int = 2) -> Kernel | None:
@@ -101,8 +101,8 @@ def kernel_of(node: onnx.NodeProto, position: int = 1, rank: int = 2) -> Kernel 
     if known & Trait.SLIDES:
         return deconvolution(node) if known & Trait.SPREADS else convolution(node)
     if node.op_type == "Einsum":
-        found = einsum_weights(node)
-        return found if position and rank == 2 and found is not None and found.changeable else None
+        kernel = einsum_weights(node)
+        return kernel if position and rank == 2 and kernel is not None and kernel.changeable else None
     biased = bool(known & Trait.BIASED)
     return None if biased and position == 0 else matrix(node, position, rank, bias=2 if biased else None)
 
@@ -213,9 +213,9 @@ def stored_layer(
         return StoredLayer(kernel=kernel, weight=weight, bias=bias, output=output, stop=stop, plain=plain)
     follower = next((i for i in range(stop, len(nodes)) if output in nodes[i].input), None)
     if follower is not None and uses(output) == 1:
-        found = following_bias(nodes[follower], output, stored, -1 if kernel.input else -2)
-        if found is not None and _own(found, outs, stored, uses):
-            bias, output, stop = found, nodes[follower].output[0], follower + 1
+        following = following_bias(nodes[follower], output, stored, -1 if kernel.input else -2)
+        if following is not None and _own(following, outs, stored, uses):
+            bias, output, stop = following, nodes[follower].output[0], follower + 1
     return StoredLayer(kernel=kernel, weight=weight, bias=bias, output=output, stop=stop, plain=True)
 
 

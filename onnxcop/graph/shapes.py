@@ -124,10 +124,10 @@ class _Walker:
             return False
         for body in bodies:
             self._body(node, body)
-        found = leaving(node, bodies, self.map)
+        infos = leaving(node, bodies, self.map)
         for name in node.output:
             if name:
-                self._note(name, found.get(name, _NOTHING))
+                self._note(name, infos.get(name, _NOTHING))
         return True
 
     def _body(self, node: onnx.NodeProto, body: Body) -> None:
@@ -177,9 +177,9 @@ class _Walker:
         if node.op_type in _PICKING and not any(info is not None and info.sized for info in inputs[len(data) :]):
             marks = [_marks(info) if place < len(data) else info.value if info else None
                      for place, info in enumerate(inputs)]  # fmt: skip
-            found = evaluate(node, marks, self.opsets[""])
-            if found is not None:
-                return [mark.astype(np.bool_) for mark in found]
+            outputs = evaluate(node, marks, self.opsets[""])
+            if outputs is not None:
+                return [mark.astype(np.bool_) for mark in outputs]
         return [np.ones(result.shape, np.bool_) for result in results]
 
     def _store(self, node: onnx.NodeProto, results: list[Array], varies: list[Array] | None) -> None:
@@ -193,11 +193,11 @@ class _Walker:
                 )
 
     def _infer(self, node: onnx.NodeProto) -> None:
-        found = self._inferred_types(node)
+        types = self._inferred_types(node)
         for name in node.output:
             if not name:
                 continue
-            self._note(name, from_type(found.get(name)))
+            self._note(name, from_type(types.get(name)))
 
     def _note(self, name: str, info: TensorInfo) -> None:
         """Record a tensor that was not folded."""
@@ -287,30 +287,30 @@ class Infos(Protocol):
 
 def entering(node: onnx.NodeProto, body: Body, infos: Infos) -> dict[str, TensorInfo]:
     """Infos of a body's inputs at its first step, without values, which change from step to step."""
-    found: dict[str, TensorInfo] = {}
+    entered: dict[str, TensorInfo] = {}
     for value in body.graph.input:
         declared = from_type(value.type)
-        found[value.name] = declared if declared.elem_type else TensorInfo()
+        entered[value.name] = declared if declared.elem_type else TensorInfo()
     if node.op_type == "Loop":
         step, going = (value.name for value in body.graph.input[:2])
-        found[step] = TensorInfo(onnx.TensorProto.INT64, found[step].shape or ())
-        shape: Shape = found[going].shape or ()
+        entered[step] = TensorInfo(onnx.TensorProto.INT64, entered[step].shape or ())
+        shape: Shape = entered[going].shape or ()
         start = infos[node.input[1]].value if node.input[1] else np.ones((), np.bool_)
         goes = start is not None and bool(np.all(start))
-        found[going] = TensorInfo(onnx.TensorProto.BOOL, shape, np.ones(shape, np.bool_) if goes else None)
+        entered[going] = TensorInfo(onnx.TensorProto.BOOL, shape, np.ones(shape, np.bool_) if goes else None)
     for passage in body.enters:
         info = infos[passage.outer]
         outer = info.shape
         if outer is not None and passage.axis is not None:
             axis = passage.axis % len(outer)
             outer = outer[:axis] + outer[axis + 1 :]
-        found[passage.inner] = TensorInfo(info.elem_type, outer)
-    return found
+        entered[passage.inner] = TensorInfo(info.elem_type, outer)
+    return entered
 
 
 def leaving(node: onnx.NodeProto, bodies: Sequence[Body], infos: Infos) -> dict[str, TensorInfo]:
     """Infos of a node's outputs after its bodies have been visited."""
-    found: dict[str, TensorInfo] = {}
+    outgoing: dict[str, TensorInfo] = {}
     taken = taken_branch(node, infos)
     for body in bodies:
         if taken is not None and body.attribute != taken:
@@ -322,11 +322,11 @@ def leaving(node: onnx.NodeProto, bodies: Sequence[Body], infos: Infos) -> dict[
                 count = body_runs(node, body, infos)
                 axis = passage.axis % (len(shape) + 1)
                 shape = None if count is None else (*shape[:axis], count, *shape[axis:])
-            other = found.get(passage.outer)
+            other = outgoing.get(passage.outer)
             if other is not None and other.shape != shape:
                 shape = None
-            found[passage.outer] = TensorInfo(info.elem_type, shape)
-    return found
+            outgoing[passage.outer] = TensorInfo(info.elem_type, shape)
+    return outgoing
 
 
 def taken_branch(node: onnx.NodeProto, infos: Infos) -> str | None:

@@ -74,13 +74,13 @@ class Scopes:
     def order(self) -> list[int]:
         """All numbers in execution order: nodes of a body come just before the node that holds them."""
         inner: dict[int | None, list[int]] = {}
-        found: list[int] = []
+        numbers: list[int] = []
         for scope in reversed(self.all):
-            found = []
+            numbers = []
             for number in range(scope.first, scope.first + len(scope.graph.node)):
-                found += [*inner.get(number, ()), number]
-            inner.setdefault(scope.owner, [])[:0] = found
-        return found
+                numbers += [*inner.get(number, ()), number]
+            inner.setdefault(scope.owner, [])[:0] = numbers
+        return numbers
 
     def place(self, number: int) -> int:
         """Position of a node in the top-level graph, or of the top-level node that holds it."""
@@ -99,10 +99,10 @@ class Scopes:
 
     def names(self) -> set[str]:
         """All names of tensors."""
-        found = {name for node in self.nodes for name in (*node.input, *node.output)}
+        names = {name for node in self.nodes for name in (*node.input, *node.output)}
         for scope in self.all:
-            found |= made(scope.graph) | {value.name for value in scope.graph.output}
-        return found
+            names |= made(scope.graph) | {value.name for value in scope.graph.output}
+        return names
 
 
 def given(graph: onnx.GraphProto) -> set[str]:

@@ -48,20 +48,20 @@ def read_declared(model: onnx.ModelProto, path: Path | None = None) -> Declared 
             folder is called `onnx`, as Hugging Face repositories have it.
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    found = _ultralytics(metadata) or _rapidocr(metadata)
-    if found is not None or path is None:
-        return found
+    declared = _ultralytics(metadata) or _rapidocr(metadata)
+    if declared is not None or path is None:
+        return declared
     folders = [path.parent, path.parent.parent] if path.parent.name == "onnx" else [path.parent]
     readers: tuple[tuple[str, Callable[[Mapping[str, Any]], Declared | None]], ...] = (
         ("preprocessor_config.json", _huggingface),
         ("config.json", _timm),
     )
     for folder in folders:
-        for name, read in readers:
+        for name, reader in readers:
             document = json_table(folder / name, _LARGEST_FILE)
-            found = None if document is None else _tolerant(read, document, folder / name)
-            if found is not None:
-                return found
+            declared = None if document is None else _tolerant(reader, document, folder / name)
+            if declared is not None:
+                return declared
     return None
 
 
@@ -126,26 +126,26 @@ def _huggingface_size(config: Mapping[str, Any]) -> tuple[Resize, tuple[int, int
         if cropped is not None:
             return "crop", cropped, min(1.0, min(cropped) / edge)
         return "crop", (edge, edge), float(config.get("crop_pct") or 1.0)
-    whole = _height_width(size)
+    target = _height_width(size)
     if cropped is None:
-        return "stretch", whole, None
-    if whole is None:
+        return "stretch", target, None
+    if target is None:
         return "crop", cropped, 1.0
-    return "crop", cropped, min(1.0, min(cropped) / min(whole))
+    return "crop", cropped, min(1.0, min(cropped) / min(target))
 
 
 def _timm(config: Mapping[str, Any]) -> Declared | None:
-    found = config.get("pretrained_cfg", config)
-    if not isinstance(found, Mapping) or not {"input_size", "mean", "std"} <= set(found):
+    settings = config.get("pretrained_cfg", config)
+    if not isinstance(settings, Mapping) or not {"input_size", "mean", "std"} <= set(settings):
         return None
-    depth, height, width = (int(size) for size in found["input_size"])
+    depth, height, width = (int(size) for size in settings["input_size"])
     modes: dict[str, Resize] = {"center": "crop", "squash": "stretch", "border": "letterbox"}
-    interpolation = str(found.get("interpolation", "bilinear"))
+    interpolation = str(settings.get("interpolation", "bilinear"))
     known: dict[str, Interpolation] = {name: name for name in _PIL_FILTERS.values()}
     preprocess = Preprocess(
-        size=(height, width), resize=modes.get(str(found.get("crop_mode", "center")), "crop"),
-        interpolation=known.get(interpolation, "bicubic"), crop=float(found.get("crop_pct") or 0.875), scale=1 / 255,
-        mean=_numbers(found["mean"]), std=_numbers(found["std"]), channels="gray" if depth == 1 else None,
+        size=(height, width), resize=modes.get(str(settings.get("crop_mode", "center")), "crop"),
+        interpolation=known.get(interpolation, "bicubic"), crop=float(settings.get("crop_pct") or 0.875), scale=1 / 255,
+        mean=_numbers(settings["mean"]), std=_numbers(settings["std"]), channels="gray" if depth == 1 else None,
     )  # fmt: skip
     return Declared("config.json (timm)", preprocess)
 

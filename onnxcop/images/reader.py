@@ -155,21 +155,21 @@ def image_reader(
     depth, height, width = (spec.shape[place] for place in places)
     guess = _guess(spec, layout)
     base = guess[1] if declared is None else declared.preprocess.over(guess[1])
-    whole = wish.over(base)
-    channels: Channels = whole.channels or ("gray" if depth == 1 else "rgb")
-    _check_channels(spec, whole, layout, channels, depth)
+    complete = wish.over(base)
+    channels: Channels = complete.channels or ("gray" if depth == 1 else "rgb")
+    _check_channels(spec, complete, layout, channels, depth)
     size = _size(spec, wish, [
         (height, width), (None, None) if settled is None else (settled[places[1]], settled[places[2]]),
         (declared and declared.preprocess.size) or (None, None),
     ])  # fmt: skip
-    scale, mean, std = whole.scale, whole.mean, whole.std
+    scale, mean, std = complete.scale, complete.mean, complete.std
     if spec.dtype.kind in "iu":
         scale, mean, std = 1.0, (), ()
-    asked = any(value is not None for value in (wish.scale, wish.mean, wish.std))
-    origin = "" if asked else f"guess '{guess[0]}'" if declared is None else declared.origin
+    explicit = any(value is not None for value in (wish.scale, wish.mean, wish.std))
+    origin = "" if explicit else f"guess '{guess[0]}'" if declared is None else declared.origin
     return ImageReader(
         size=size,
-        resizing=_resizing(whole),
+        resizing=_resizing(complete),
         scale=1 / 255 if scale is None else scale,
         mean=mean or (),
         std=std or (),

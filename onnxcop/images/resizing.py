@@ -54,8 +54,8 @@ class Resizing:
         height, width = size
         if self.method == "crop":
             # Enlarged only if the whole image must be.
-            whole = min(image.height / height, image.width / width)
-            share = whole * rng.uniform(np.clip(1 / whole, _SMALLEST_VIEW, 1.0), 1.0)
+            largest = min(image.height / height, image.width / width)
+            share = largest * rng.uniform(np.clip(1 / largest, _SMALLEST_VIEW, 1.0), 1.0)
             wide, high = min(share * width, image.width), min(share * height, image.height)
         else:
             wide, high = (side * rng.uniform(_SMALLEST_VIEW, 1.0) for side in image.size)

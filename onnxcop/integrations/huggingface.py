@@ -117,8 +117,8 @@ def _common(widths: list[int]) -> int | None:
 def _labels(config: Mapping[str, Any], kept: tuple[int, ...]) -> dict[str, Any]:
     """Names of the kept classes, renumbered."""
     names = config.get("id2label")
-    found: dict[str, Any] = {"num_labels": len(kept)} if "num_labels" in config else {}
+    fields: dict[str, Any] = {"num_labels": len(kept)} if "num_labels" in config else {}
     if isinstance(names, Mapping) and all(str(number) in names for number in kept):
         new = {str(place): names[str(number)] for place, number in enumerate(kept)}
-        found |= {"id2label": new, "label2id": {name: int(place) for place, name in new.items()}}
-    return found
+        fields |= {"id2label": new, "label2id": {name: int(place) for place, name in new.items()}}
+    return fields

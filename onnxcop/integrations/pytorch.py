@@ -139,22 +139,22 @@ class _Slicing:
         return name in self.passed_on, name in self.weight_of, self.namesake(name) is None
 
     def _place(self, name: str, array: Array, cuts: Mapping[int, IntArray]) -> None:
-        found = _beside(self.placed.get(self.weight_of.get(name, "")), array, self.arrays)
-        found = found or _found(name, array, self.arrays, self.named | set(self.placed.values()))
-        if found is None:
+        match = _beside(self.placed.get(self.weight_of.get(name, "")), array, self.arrays)
+        match = match or _found(name, array, self.arrays, self.named | set(self.placed.values()))
+        if match is None:
             if cuts and name not in self.biases.values():
                 self.unplaced.append(f"{name} {list(array.shape)}, which keeps {_words(cuts)}")
             return
-        self.placed[name] = found.key
-        where = {found.axes[axis]: kept for axis, kept in cuts.items()}
-        self.result[found.key] = _sliced(self.result[found.key], where)
-        if found.norm:
-            self.folded[name] = found
-            bias = _bias_of(found)
-            for entry in (*found.norm, *([bias] if bias in self.result else [])):
+        self.placed[name] = match.key
+        where = {match.axes[axis]: kept for axis, kept in cuts.items()}
+        self.result[match.key] = _sliced(self.result[match.key], where)
+        if match.norm:
+            self.folded[name] = match
+            bias = _bias_of(match)
+            for entry in (*match.norm, *([bias] if bias in self.result else [])):
                 self.result[entry] = _sliced(self.result[entry], {0: where[0]} if 0 in where else {})
         if name in self.recovered:
-            self.result[found.key] = _turned_back(self.recovered[name], found, self.given[found.key])
+            self.result[match.key] = _turned_back(self.recovered[name], match, self.given[match.key])
 
     def add_biases(self) -> None:
         """Add biases without an entry in the state dict: those of recovery, and of folded BatchNorms."""
@@ -275,22 +275,22 @@ def _norms(key: str, arrays: Mapping[str, Array], channels: int) -> Iterator[dic
             yield {part: f"{path}.{part}" for part in parts if f"{path}.{part}" in arrays}
 
 
-def _neutral(result: dict[str, Any], state_dict: Mapping[str, Any], found: _Match, bias: Array) -> None:
+def _neutral(result: dict[str, Any], state_dict: Mapping[str, Any], match: _Match, bias: Array) -> None:
     """Set a folded BatchNorm so that it only adds the bias of the folded layer."""
-    parts = {entry.rpartition(".")[2]: entry for entry in found.norm}
+    parts = {entry.rpartition(".")[2]: entry for entry in match.norm}
     ones = np.ones_like(bias)
     values = {
-        "weight": np.sqrt(ones + (found.epsilon or 0.0)), "bias": bias, "running_mean": 0 * ones, "running_var": ones,
+        "weight": np.sqrt(ones + (match.epsilon or 0.0)), "bias": bias, "running_mean": 0 * ones, "running_var": ones,
     }  # fmt: skip
     for part, entry in parts.items():
         result[entry] = _like(state_dict[entry], values[part])
-    if _bias_of(found) in result:
-        result[_bias_of(found)] = _like(state_dict[_bias_of(found)], 0 * ones)
+    if _bias_of(match) in result:
+        result[_bias_of(match)] = _like(state_dict[_bias_of(match)], 0 * ones)
 
 
-def _bias_of(found: _Match) -> str:
+def _bias_of(match: _Match) -> str:
     """The entry of the bias beside the weights, to which the folded BatchNorm adds."""
-    return found.key.removesuffix("weight") + "bias"
+    return match.key.removesuffix("weight") + "bias"
 
 
 def _biases(model: onnx.ModelProto) -> dict[str, str]:
@@ -302,26 +302,26 @@ def _biases(model: onnx.ModelProto) -> dict[str, str]:
     }
 
 
-def _turned_back(tensor: onnx.TensorProto, found: _Match, entry: Any) -> Any:
+def _turned_back(tensor: onnx.TensorProto, match: _Match, entry: Any) -> Any:
     """New values of a tensor, in the shape of the state dict."""
     values = onnx.numpy_helper.to_array(tensor)
-    flat = len(found.axes) > entry.ndim
-    return _like(entry, values.reshape(-1) if flat else np.transpose(values, np.argsort(found.axes)))
+    flat = len(match.axes) > entry.ndim
+    return _like(entry, values.reshape(-1) if flat else np.transpose(values, np.argsort(match.axes)))
 
 
 def _with_copies(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Stored tensors, and their unchanged copies made by nodes: an exporter writes equal tensors once."""
-    found = constant_tensors(model)
-    return found | {copy: found[name] for name, copies in _passed_on(model).items() for copy in copies}
+    tensors = constant_tensors(model)
+    return tensors | {copy: tensors[name] for name, copies in _passed_on(model).items() for copy in copies}
 
 
 def _passed_on(model: onnx.ModelProto) -> dict[str, list[str]]:
     """Names of unchanged copies of a stored tensor."""
-    stored, found = constant_tensors(model), dict[str, list[str]]()
+    stored, copies = constant_tensors(model), dict[str, list[str]]()
     for node in Scopes.of(model).nodes:
         if node.op_type == "Identity" and node.input[0] in stored:
-            found.setdefault(node.input[0], []).append(node.output[0])
-    return found
+            copies.setdefault(node.input[0], []).append(node.output[0])
+    return copies
 
 
 def _stored(tensors: Mapping[str, onnx.TensorProto], name: str) -> Array | None:

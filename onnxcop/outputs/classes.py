@@ -40,8 +40,8 @@ class ClassMeasure:
         logs, other = self._logs[place], self._log_shares(class_rows(theirs[0], self._axis))
         possible = ~np.isneginf(logs)  # an excluded class adds nothing
         gap = np.subtract(logs, other, out=np.zeros_like(logs), where=possible)
-        found = np.einsum("npc,npc->np", np.exp(logs), gap, dtype=np.float64).mean(axis=1)
-        return np.stack([found, np.ones(len(found))], axis=1)
+        divergences = np.einsum("npc,npc->np", np.exp(logs), gap, dtype=np.float64).mean(axis=1)
+        return np.stack([divergences, np.ones(len(divergences))], axis=1)
 
     def value(self, totals: FloatArray) -> FloatArray:
         """The mean, raised to 0 if rounding makes it negative."""
@@ -49,17 +49,17 @@ class ClassMeasure:
 
     def hits(self, place: int, theirs: Sequence[Array]) -> FloatArray | None:
         """Positions with the same top class, and the number of positions."""
-        same = self._top[place] == self.top(theirs[0])
-        return np.stack([same.sum(axis=1), np.full(len(same), same.shape[1])], axis=1).astype(np.float64)
+        agreeing = self._top[place] == self.top(theirs[0])
+        return np.stack([agreeing.sum(axis=1), np.full(len(agreeing), agreeing.shape[1])], axis=1).astype(np.float64)
 
     def top(self, batch: Array) -> Array:
         """The top class, int64 [samples, positions]."""
         return np.asarray(class_rows(batch, self._axis).argmax(axis=-1))
 
     def _log_shares(self, rows: Array) -> FloatArray:
-        found = log_probabilities(rows)
-        found = found if self._temperature == 1 else log_probabilities(found / self._temperature)
-        return found.astype(self._dtype, copy=False)
+        logs = log_probabilities(rows)
+        logs = logs if self._temperature == 1 else log_probabilities(logs / self._temperature)
+        return logs.astype(self._dtype, copy=False)
 
 
 def class_rows(batch: Array, axis: int) -> Array:

@@ -59,8 +59,8 @@ class BoxLayout:
 
     def rows(self, values: Array) -> FloatArray:
         """An output of one sample as [anchors, entries]."""
-        found = values.astype(np.float64)
-        return found.T if self.across and found.ndim == 2 else found.reshape(len(found), -1)
+        entries = values.astype(np.float64)
+        return entries.T if self.across and entries.ndim == 2 else entries.reshape(len(entries), -1)
 
     def shown(self, boxes: FloatArray, scores: FloatArray) -> Boxes:
         """The boxes that a user sees: confident ones and, among overlapping ones, the most confident.
@@ -135,8 +135,8 @@ class DetectionMeasure:
 
     def terms(self, place: int, theirs: Sequence[Array]) -> FloatArray:
         """The terms of the relative errors, side by side."""
-        found = [error.terms(place, [values]) for error, values in zip(self._errors, theirs, strict=True)]
-        return np.concatenate(found, axis=1)
+        terms = [error.terms(place, [values]) for error, values in zip(self._errors, theirs, strict=True)]
+        return np.concatenate(terms, axis=1)
 
     def value(self, totals: FloatArray) -> FloatArray:
         """The mean of the relative errors."""
@@ -154,12 +154,12 @@ class DetectionMeasure:
         )
 
     def _shown_in(self, values: Sequence[Array]) -> list[Boxes]:
-        form, found = self._form, []
+        form, shown = self._form, []
         for sample in zip(*values, strict=True):
             rows = form.rows(sample[0])
             boxes, scores = (rows[:, :_BOX], rows[:, _BOX:]) if len(sample) == 1 else (rows, form.rows(sample[1]))
-            found.append(form.shown(boxes, scores))
-        return found
+            shown.append(form.shown(boxes, scores))
+        return shown
 
 
 def form_of(outputs: Sequence[Batches], metadata: Mapping[str, str]) -> BoxLayout:

@@ -33,8 +33,8 @@ def _activation(name: str, makers: Mapping[str, onnx.NodeProto], steps: int = _F
     if not traits(node) & MOVES and node.op_type not in _ROUNDS:
         return ""
     sources = node.input if traits(node) & Trait.JOINS else node.input[:1]
-    found = {_activation(source, makers, steps - 1) for source in sources}
-    return found.pop() if len(found) == 1 else ""
+    activations = {_activation(source, makers, steps - 1) for source in sources}
+    return activations.pop() if len(activations) == 1 else ""
 
 
 def _is_written_out_softmax(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:

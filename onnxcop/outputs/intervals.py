@@ -109,16 +109,16 @@ def of_share(hits: FloatArray, samples: int) -> Estimate:
         hits: float64 [samples, 2], agreeing and total cases; not all totals are 0.
         samples: Number of samples.
     """
-    agreeing, whole = hits.sum(axis=0)
-    share = float(agreeing / whole)
+    agreeing, total = hits.sum(axis=0)
+    share = float(agreeing / total)
     counted = hits[hits[:, 1] > 0]
     if len(counted) < 2:
         return Estimate(share, None, None, samples)
     cases = float(len(counted))
     if 0 < share < 1:
-        rest = np.array([agreeing, whole]) - counted
+        rest = np.array([agreeing, total]) - counted
         error = standard_error(rest[:, 0] / rest[:, 1])
-        cases = min(share * (1 - share) / error**2, float(whole)) if error > 0 else float(whole)
+        cases = min(share * (1 - share) / error**2, float(total)) if error > 0 else float(total)
     spread = _NORMAL**2 / cases
     centre = (share + spread / 2) / (1 + spread)
     reach = math.sqrt(spread) / (1 + spread) * math.sqrt(share * (1 - share) + spread / 4)
@@ -131,6 +131,6 @@ def of_mean(hits: FloatArray, samples: int) -> Estimate:
     values = 1.0 - hits[:, 0] / hits[:, 1]
     count = len(values)
     rest = (values.sum() - values) / max(count - 1, 1)
-    found = of_distance(max(float(values.mean()), 0.0), np.maximum(rest, 0.0), samples)
-    low, high = (None if end is None else 1.0 - end for end in (found.high, found.low))
-    return Estimate(1.0 - found.value, None if low is None else max(low, -1.0), high, samples)
+    distance = of_distance(max(float(values.mean()), 0.0), np.maximum(rest, 0.0), samples)
+    low, high = (None if end is None else 1.0 - end for end in (distance.high, distance.low))
+    return Estimate(1.0 - distance.value, None if low is None else max(low, -1.0), high, samples)

@@ -91,10 +91,10 @@ def judge(
         )
         for name in names
     ]
-    found: list[Judgement] = []
+    entries: list[Judgement] = []
 
     def add(kind: OutputKind, which: tuple[str, ...], why: str) -> None:
-        found.append(Judgement(which, kind, why, tuple(axes[name] for name in which)))
+        entries.append(Judgement(which, kind, why, tuple(axes[name] for name in which)))
         left[:] = [output for output in left if output.name not in which]
 
     if task is not None:
@@ -104,8 +104,8 @@ def judge(
         for finding in kind.recognize(list(left)):
             add(kind, finding.outputs, finding.why)
     order = {name: place for place, name in enumerate(names)}
-    found.sort(key=lambda judgement: order[judgement.outputs[0]])
-    return Judgements(tuple(found), notes)
+    entries.sort(key=lambda judgement: order[judgement.outputs[0]])
+    return Judgements(tuple(entries), notes)
 
 
 def _of_task(outputs: Sequence[OutputEvidence], task: str) -> list[tuple[OutputKind, tuple[str, ...]]]:

@@ -30,8 +30,8 @@ class SequenceMeasure(ClassMeasure):
     def hits(self, place: int, theirs: Sequence[Array]) -> FloatArray | None:
         """Whether the strings are equal (0 or 1), and one."""
         mine, other = self._strings[place], map(self._decoded, self.top(theirs[0]))
-        same = np.array([a == b for a, b in zip(mine, other, strict=True)], dtype=np.float64)
-        return np.stack([same, np.ones(len(same))], axis=1)
+        equal = np.array([a == b for a, b in zip(mine, other, strict=True)], dtype=np.float64)
+        return np.stack([equal, np.ones(len(equal))], axis=1)
 
     def _decoded(self, top: Array) -> tuple[int, ...]:
         return decoded(top, self._blank)

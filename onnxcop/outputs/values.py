@@ -84,10 +84,10 @@ class VectorMeasure(ErrorMeasure):
         """Cosine of every sample's vectors (the mean over its positions)."""
         a, b = (_finite(values.astype(np.float64)) for values in (self._batches[place], theirs[0]))
         lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        same = np.linalg.norm(a - b, axis=-1) == 0  # two vectors of zeros agree
-        cosines = np.where(lengths > 0, (a * b).sum(axis=-1) / np.where(lengths > 0, lengths, 1.0), same)
-        found = cosines.reshape(len(cosines), -1).mean(axis=1)
-        return np.stack([np.clip(found, -1.0, 1.0), np.ones(len(found))], axis=1)
+        both_zero = np.linalg.norm(a - b, axis=-1) == 0  # two vectors of zeros agree
+        cosines = np.where(lengths > 0, (a * b).sum(axis=-1) / np.where(lengths > 0, lengths, 1.0), both_zero)
+        means = cosines.reshape(len(cosines), -1).mean(axis=1)
+        return np.stack([np.clip(means, -1.0, 1.0), np.ones(len(means))], axis=1)
 
 
 def _finite(values: FloatArray) -> FloatArray:
@@ -111,7 +111,7 @@ def _vectors(outputs: Sequence[OutputEvidence]) -> Iterator[Finding]:
         if len(shape) not in (2, 3) or shape[-1] < _SHORTEST or sum(map(len, output.batches)) < _FEWEST_VECTORS:
             continue
         lengths = [np.linalg.norm(batch.astype(np.float64), axis=-1) for batch in output.batches]
-        if all(np.abs(found - 1.0).max(initial=0.0) < _UNIT for found in lengths):
+        if all(np.abs(values - 1.0).max(initial=0.0) < _UNIT for values in lengths):
             yield Finding((output.name,), "all of length one")
 
 

@@ -210,14 +210,14 @@ def by_criterion(request: Request, metric: Metric | None, prepared: PreparedReco
         )  # fmt: skip
     with request.clock.stage("recovery"):
         chosen = prepared or prepared_recovery(request)
-        found = _recovered(chosen, removed, _described(request.source, chosen.untouched))
+        decision = _recovered(chosen, removed, _described(request.source, chosen.untouched))
     if request.source is None:  # divergences on synthetic inputs say little
-        seen = "" if stats is not None else found.calibration
+        seen = "" if stats is not None else decision.calibration
         return Decision(
-            removed=removed, model=found.model, stats=stats, warnings=warnings, calibration=seen, metric=metric,
-            belief=found.belief,
+            removed=removed, model=decision.model, stats=stats, warnings=warnings, calibration=seen, metric=metric,
+            belief=decision.belief,
         )  # fmt: skip
-    return replace(found, stats=stats, warnings=warnings, metric=metric)
+    return replace(decision, stats=stats, warnings=warnings, metric=metric)
 
 
 def prepared_recovery(request: Request) -> PreparedRecovery:
@@ -286,17 +286,17 @@ def measured_decision(
     request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
 ) -> Decision:
     """The decision that a recovered network represents."""
-    found = Decision(
+    decision = Decision(
         removed=recovery.working.removed(), model=recovery.working.model, stats=stats, warnings=lack_of_data(request),
         calibration=_described(request.source, recovery), metric=metric, rotated=recovery.rotated,
     )  # fmt: skip
     if not request.modes.recover.writes:
-        return replace(found, model=request.analysis.model, seen=recovery.seen, rotated=())
-    found = replace(found, belief=recovery.belief())
+        return replace(decision, model=request.analysis.model, seen=recovery.seen, rotated=())
+    decision = replace(decision, belief=recovery.belief())
     if request.source is None:  # divergences on synthetic inputs say little
-        return found
+        return decision
     return replace(
-        found, held_out=recovery.measured_quality(), judgements=recovery.reference.judgements,
+        decision, held_out=recovery.measured_quality(), judgements=recovery.reference.judgements,
         way=tuple(recovery.way), seen=recovery.seen,
     )  # fmt: skip
 
@@ -336,8 +336,8 @@ def _best_schedule(request: Request, fresh: Recovery, fallback: FloatArray, sche
             request.progress(ROUNDS, ended, sum(schedules))
         return recovery
 
-    found = [reached(rounds) for rounds in schedules]
-    return found[0] if len(found) == 1 else min(found, key=lambda recovery: recovery.divergence().value)
+    candidates = [reached(rounds) for rounds in schedules]
+    return candidates[0] if len(candidates) == 1 else min(candidates, key=lambda recovery: recovery.divergence().value)
 
 
 def _statistics(request: Request) -> CalibrationStats:

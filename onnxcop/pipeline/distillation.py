@@ -47,20 +47,20 @@ def distilled(request: Request, result: PruneResult) -> PruneResult:
         effort=Effort.of(asked.distill), seed=asked.seed, checkpoint=asked.checkpoint, engine=request.options
     )
     with request.clock.stage("distillation"):
-        found = distill(result.model, request.analysis.original, source, options, request.progress)
-    log.info("%s", found)
-    if found.stops:
-        log.info("gradients stop at %d nodes: %s", len(found.stops), "; ".join(found.stops[:3]))
+        distillation = distill(result.model, request.analysis.original, source, options, request.progress)
+    log.info("%s", distillation)
+    if distillation.stops:
+        log.info("gradients stop at %d nodes: %s", len(distillation.stops), "; ".join(distillation.stops[:3]))
     quality = dict(result.report.quality)
-    if found.kept and "divergence" in quality:
-        quality["divergence"] = found.after.value
-        if found.after.agreement is not None and found.agreement_name in quality:
-            quality[found.agreement_name] = found.after.agreement
+    if distillation.kept and "divergence" in quality:
+        quality["divergence"] = distillation.after.value
+        if distillation.after.agreement is not None and distillation.agreement_name in quality:
+            quality[distillation.agreement_name] = distillation.after.agreement
     report = replace(
         result.report,
-        choices=(*result.report.choices, str(found)),
+        choices=(*result.report.choices, str(distillation)),
         seconds=dict(request.clock.seconds),
         quality=quality,
     )  # fmt: skip
     plan = replace(result.plan, settings={**result.plan.settings, "distill": asked.distill})
-    return replace(result, model=found.model, report=report, plan=plan)
+    return replace(result, model=distillation.model, report=report, plan=plan)

@@ -174,7 +174,12 @@ class _Measured:
 
 
 def _report(
-    analysis: Analysis, decision: Decision, plan: PruningPlan, pruned: onnx.ModelProto, clock: Clock, found: _Measured
+    analysis: Analysis,
+    decision: Decision,
+    plan: PruningPlan,
+    pruned: onnx.ModelProto,
+    clock: Clock,
+    measured: _Measured,
 ) -> Report:
     """The figures of a finished run."""
     filters, share, frozen = frozen_reasons(analysis)
@@ -186,13 +191,13 @@ def _report(
         after=totals(pruned, float(analysis.cost.of_units(removed)[0])),
         groups=group_reports(analysis, removed), filters=filters, prunable=share, frozen=frozen,
         declined=tuple(str(reason) for _, reason in analysis.structure.coupling.declined),
-        verification=found.verification, criterion=str(plan.criterion.get("name", "")),
-        warnings=(*decision.warnings, *found.warnings), calibration=calibrated_on(decision),
-        figures=found.figures, measured_on="" if decision.unseen is None else decision.unseen.described,
-        quality=quality_of(found.figures) | scores, held_out=decision.held_out, seconds=dict(clock.seconds),
-        latency=found.latency, inputs=decision.inputs, data=decision.record,
+        verification=measured.verification, criterion=str(plan.criterion.get("name", "")),
+        warnings=(*decision.warnings, *measured.warnings), calibration=calibrated_on(decision),
+        figures=measured.figures, measured_on="" if decision.unseen is None else decision.unseen.described,
+        quality=quality_of(measured.figures) | scores, held_out=decision.held_out, seconds=dict(clock.seconds),
+        latency=measured.latency, inputs=decision.inputs, data=decision.record,
         choices=(
             *_kept_line(analysis), *decision.choices, *_blocks_line(analysis, removed),
-            *_unlisted_line(analysis), *undecided(found.latency),
+            *_unlisted_line(analysis), *undecided(measured.latency),
         ),
     )  # fmt: skip

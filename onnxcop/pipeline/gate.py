@@ -53,22 +53,22 @@ def _ratio(b: float, a: float) -> float | None:
     return b / a if a else None
 
 
-def _agreement(found: Comparison) -> float | None:
+def _agreement(comparison: Comparison) -> float | None:
     """The lowest agreement of all outputs that have one."""
-    if found.agreement is None or found.agreement.figures is None:
+    if comparison.agreement is None or comparison.agreement.figures is None:
         return None
-    shares = [one.agreement.value for one in found.agreement.figures.outputs if one.agreement is not None]
+    shares = [one.agreement.value for one in comparison.agreement.figures.outputs if one.agreement is not None]
     return min(shares, default=None)
 
 
-def _divergence(found: Comparison) -> float | None:
-    figures = None if found.agreement is None else found.agreement.figures
+def _divergence(comparison: Comparison) -> float | None:
+    figures = None if comparison.agreement is None else comparison.agreement.figures
     return None if figures is None else figures.divergence.value
 
 
-def _error(found: Comparison) -> float | None:
+def _error(comparison: Comparison) -> float | None:
     """The largest relative error of all outputs; None if an output cannot be compared."""
-    gaps = () if found.agreement is None else found.agreement.outputs
+    gaps = () if comparison.agreement is None else comparison.agreement.outputs
     errors = [gap.error if gap.equal is None else 1 - gap.equal for gap in gaps]
     known = [error for error in errors if error is not None]
     return max(known) if known and len(known) == len(errors) else None
@@ -92,7 +92,7 @@ def read_gate(text: str) -> tuple[Condition, ...]:
     Raises:
         OnnxcopError: It is not a condition; the message says what to write.
     """
-    found = []
+    conditions = []
     for part in text.split(","):
         match = _CONDITION.fullmatch(part)
         try:
@@ -104,15 +104,15 @@ def read_gate(text: str) -> tuple[Condition, ...]:
                 f"{part.strip()!r} is not a condition; write NAME<=NUMBER or NAME>=NUMBER, where NAME is one of "
                 f"{', '.join(QUANTITIES)}, e.g. agreement>=.97, time<=.8"
             )
-        found.append(Condition(match["name"], match["sign"], bound / 100 if match["percent"] else bound))
-    return tuple(found)
+        conditions.append(Condition(match["name"], match["sign"], bound / 100 if match["percent"] else bound))
+    return tuple(conditions)
 
 
-def check_gate(conditions: tuple[Condition, ...], found: Comparison) -> tuple[Verdict, ...]:
+def check_gate(conditions: tuple[Condition, ...], comparison: Comparison) -> tuple[Verdict, ...]:
     """Check every condition on a comparison; quantities that were not measured fail."""
     verdicts = []
     for condition in conditions:
-        value = QUANTITIES[condition.name][1](found)
+        value = QUANTITIES[condition.name][1](comparison)
         holds = value is not None and _SIGNS[condition.sign](value, condition.bound)
         verdicts.append(Verdict(str(condition), value, holds))
     return tuple(verdicts)

@@ -36,23 +36,23 @@ def prune_within(request: Request, bound: float) -> PruneResult:
     request = replace(request, asked=replace(asked, latency_seconds=asked.latency_seconds or DEFAULT_SECONDS))
     aim = _AIM * bound
     request = with_times(request)
-    found: list[tuple[float, PruneResult]] = []
+    trials: list[tuple[float, PruneResult]] = []
     for _ in range(_ATTEMPTS):
         try:
-            result, times = _cut(request, aim, again=bool(found))
+            result, times = _cut(request, aim, again=bool(trials))
         except BudgetError as error:
-            if not found:
+            if not trials:
                 raise _as_asked(error, aim, bound) from None
             break
         log.info(
             "%.1f%% of the MACs take %s of the time", 100 * result.report.after.macs / result.report.before.macs,
             times.share,
         )  # fmt: skip
-        found.append((times.ratio, result))
+        trials.append((times.ratio, result))
         if times.ratio <= bound:
             return _checked(request, result, bound)
         aim *= _TIGHTER * min(1.0, bound / times.ratio)
-    ratio, result = min(found, key=lambda one: one[0])
+    ratio, result = min(trials, key=lambda one: one[0])
     raise BudgetError(
         f"the budget --latency {bound:g} cannot be reached: the fastest model that was found takes {ratio:.1%} of the "
         f"time; ask for --latency {_upwards(ratio):g} or more",

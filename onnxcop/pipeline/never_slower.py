@@ -56,7 +56,7 @@ def prune_faster(request: Request) -> PruneResult:
     if not _slower(search.best):
         return search.quicker(request) if _idle(search.best) else search.best
     log.info("the result is slower than the original: other widths are tried")
-    asked = _share(search.best)
+    share = _share(search.best)
     coarse = search.in_blocks(request)
     if coarse is not None and search.tried(coarse):
         return search.best
@@ -66,9 +66,9 @@ def prune_faster(request: Request) -> PruneResult:
     for macs in _looser(request.budget):
         for way in (spared, coarse or request):
             if way is not None and search.tried(replace(way, budget=request.budget.but(macs=macs))):
-                return _warned(search.best, _looser_line(request, asked, search.best))
+                return _warned(search.best, _looser_line(request, share, search.best))
     if {*request.budget.bounds} <= {"macs"}:
-        return _warned(_whole(request), _whole_line(asked))
+        return _warned(_whole(request), _whole_line(share))
     return _slow_after_all(request, search.best)
 
 
@@ -176,28 +176,28 @@ def _promising(request: Request, *, faster: bool = False) -> bool:
     except BudgetError:
         return False
     with request.clock.stage("widths"):
-        found = beside_original(analysis, cut, request.asked.engine, _SECONDS)
-    if found is None:
+        latency = beside_original(analysis, cut, request.asked.engine, _SECONDS)
+    if latency is None:
         return not faster
-    return found.interval[1] < 1.0 if faster else not found.slower
+    return latency.interval[1] < 1.0 if faster else not latency.slower
 
 
 def _losing(analysis: Analysis, removed: IntArray, request: Request) -> list[int]:
     """Groups that make a model slower if cut, each measured beside the model with only this group whole."""
     groups = np.unique(analysis.structure.group_of[removed])[:_MOST].tolist()
     feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
-    cut, found = without(analysis, removed), []
+    cut, losing = without(analysis, removed), []
     together = max(1, min(_TOGETHER, _MEMORY // max(cut.ByteSize(), 1)))
     for start in range(0, len(groups), together):
         some = groups[start : start + together]
-        whole = [without(analysis, removed[analysis.structure.group_of[removed] != group]) for group in some]
+        variants = [without(analysis, removed[analysis.structure.group_of[removed] != group]) for group in some]
         try:
-            times = measure_times([cut, *whole], feeds, request.asked.engine, seconds=_SECONDS)
+            times = measure_times([cut, *variants], feeds, request.asked.engine, seconds=_SECONDS)
         except (EngineError, ModelError) as error:
             log.debug("groups could not be timed: %s", error)
             break
-        found += [group for place, group in enumerate(some, start=1) if times.latency(place).interval[1] < 1.0]
-    return found
+        losing += [group for place, group in enumerate(some, start=1) if times.latency(place).interval[1] < 1.0]
+    return losing
 
 
 def _patterns(analysis: Analysis, groups: list[int]) -> tuple[str, ...]:
@@ -224,18 +224,18 @@ def _warned(result: PruneResult, line: str) -> PruneResult:
     return replace(result, report=replace(result.report, warnings=(line, *result.report.warnings)))
 
 
-def _looser_line(request: Request, asked: str, result: PruneResult) -> str:
+def _looser_line(request: Request, share: str, result: PruneResult) -> str:
     kept = result.report.after.macs / max(result.report.before.macs, 1)
-    wanted = "the default budget" if request.asked.unbounded else f"--macs {request.budget.macs:g}"
+    budget = "the default budget" if request.asked.unbounded else f"--macs {request.budget.macs:g}"
     return (
-        f"{wanted} makes a model slower than the original on this machine ({asked} of its time): {kept:.0%} of the "
+        f"{budget} makes a model slower than the original on this machine ({share} of its time): {kept:.0%} of the "
         "multiply-accumulates are kept instead; --latency-seconds 0 keeps to the budget whatever time it takes"
     )
 
 
-def _whole_line(asked: str) -> str:
+def _whole_line(share: str) -> str:
     return (
-        f"no cut is quicker than the original on this machine (what was asked for takes {asked} of its time): nothing "
+        f"no cut is quicker than the original on this machine (what was asked for takes {share} of its time): nothing "
         "is removed; --latency-seconds 0 keeps to the budget whatever time it takes"
     )
 
@@ -245,9 +245,9 @@ def _slow_after_all(request: Request, result: PruneResult) -> PruneResult:
     latency = result.report.latency
     if latency is None:
         return result
-    held = ", ".join(f"--{name} {bound:g}" for name, bound in request.budget.bounds.items() if name != "macs")
+    bounds = ", ".join(f"--{name} {bound:g}" for name, bound in request.budget.bounds.items() if name != "macs")
     line = (
-        f"{held} and a model no slower than the original cannot both be had on this machine: the bound holds, and a "
+        f"{bounds} and a model no slower than the original cannot both be had on this machine: the bound holds, and a "
         f"run takes {latency.share} of the original's time"
     )
     log.warning("%s", line)

@@ -200,12 +200,12 @@ class Modes:
         if options.bounded and not recover.writes:
             raise BudgetError("--divergence and --max-drop bound what recovery leaves; give --recover merge or full")
         preference = None if options.prefer is None else Preference.of(options.prefer)
-        found = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
+        chosen = criterion_named("cop" if not named else criterion) if isinstance(criterion, str) else criterion
         if preference is not None and allocate == "cop":
-            if not {"beta", "gamma"} <= {*parameters_of(found)}:
-                raise BudgetError(f"--prefer applies to measured allocation and the cop criteria, not to {found.name}")
+            if not {"beta", "gamma"} <= {*parameters_of(chosen)}:
+                raise BudgetError(f"--prefer applies to measured allocation and the cop criteria, not to {chosen.name}")
             if isinstance(criterion, str):  # a criterion of the user has parameters of its own
-                found = criterion_named(found.name, beta=preference.beta, gamma=preference.gamma)
-        if found.needs_stats and not (has_data or has_stats):
-            raise CalibrationError(f"criterion {found.name} needs calibration data; give --data or --stats")
-        return cls(found, allocate, recover, preference)
+                chosen = criterion_named(chosen.name, beta=preference.beta, gamma=preference.gamma)
+        if chosen.needs_stats and not (has_data or has_stats):
+            raise CalibrationError(f"criterion {chosen.name} needs calibration data; give --data or --stats")
+        return cls(chosen, allocate, recover, preference)

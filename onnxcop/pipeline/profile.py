@@ -69,8 +69,8 @@ def profile(
     if engine.provider_options:
         providers[0] = (providers[0], dict(as_deployed(engine).provider_options))
     try:
-        with shown(progress) as told:
-            document = on_device.table_of(text, providers, engine.threads, told, engine.custom_ops, seconds)
+        with shown(progress) as report:
+            document = on_device.table_of(text, providers, engine.threads, report, engine.custom_ops, seconds)
     except Exception as error:
         raise EngineError(f"the model could not be timed: {' '.join(str(error).split())[:300]}") from error
     if output is not None:
@@ -154,16 +154,16 @@ def entries_of(
 
 def _cuts(analysis: Analysis, limits: Limits) -> list[tuple[list[int], bytes]]:
     """A few cuts of the whole model: how many indices each axis keeps, and the model."""
-    found: list[tuple[list[int], bytes]] = []
+    cuts: list[tuple[list[int], bytes]] = []
     for macs in _CUTS:
         try:
             removed = rough_choice(analysis, Budget(macs=macs), limits)
         except BudgetError:  # so much cannot be removed
             break
         kept = analysis.cost.kept_counts(removed).tolist()
-        if not any(kept == other for other, _ in found):
-            found.append((kept, plain(without(analysis, removed))))
-    return found
+        if not any(kept == other for other, _ in cuts):
+            cuts.append((kept, plain(without(analysis, removed))))
+    return cuts
 
 
 def plain(model: onnx.ModelProto) -> bytes:

@@ -70,8 +70,8 @@ def prune(model: onnx.ModelProto | str | Path, asked: PruneOptions) -> PruneResu
 def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneResult:
     """Prune a model, as :func:`prune`, with all options in one object."""
     if isinstance(options.stats_out, str | Path):
-        read = [options.stats, options.latency_table, *options.engine.custom_ops]
-        InputFiles([model], options.data, options.metric, read).check(Path(options.stats_out))
+        inputs = [options.stats, options.latency_table, *options.engine.custom_ops]
+        InputFiles([model], options.data, options.metric, inputs).check(Path(options.stats_out))
     with shown(options.progress) as progress:
         request = prepare(model, options, progress)
         result = within_memory(_carried_out, request)
@@ -183,11 +183,11 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
     else:
         settings = RecoverySettings(seed=options.seed)
         with shown(options.progress) as progress:
-            found = recover_units(
+            recovered = recover_units(
                 analysis, removed, source, settings, options.engine.for_computing(), progress, clock,
                 principal=principal, task=options.task,
             )  # fmt: skip
-        decision = replace(fed(found, source), unseen=unseen)
+        decision = replace(fed(recovered, source), unseen=unseen)
     return with_hints_logged(finish(analysis, decision, plan, options, clock))
 
 
@@ -199,16 +199,16 @@ def data_of(
     if source is None:
         return None, None
     source = source.in_batches_of(affordable_batch(analysis, source, options.engine))
-    rest, held = set_aside(source, options.seed)
+    rest, aside = set_aside(source, options.seed)
     engine = options.engine.for_computing()
-    unseen = UnseenSamples(analysis.original, held or rest, engine, options.task, seen=held is None)
+    unseen = UnseenSamples(analysis.original, aside or rest, engine, options.task, seen=aside is None)
     return rest, unseen
 
 
 def _that_fits(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneOptions:
     """The request without recovery if nobody asked for it, there are only synthetic inputs, and memory is short."""
-    asked = options.recover != "auto" or options.data is not None or options.stats is not None
-    if asked or options.criterion == "auto" or options.allocate == "measured":
+    requested = options.recover != "auto" or options.data is not None or options.stats is not None
+    if requested or options.criterion == "auto" or options.allocate == "measured":
         return options
     need = Need(bytes_of_model(model), recovers=True)
     if not need.shortage():
@@ -274,8 +274,8 @@ def recover(
     Raises:
         CalibrationError: There are no data, or they do not fit.
     """
-    asked = DataOptions(data=data, preprocess=preprocess, samples=samples, batch_size=batch_size, seed=seed)
-    source = open_data(analysis, asked, analysis.input_shapes)
+    data_options = DataOptions(data=data, preprocess=preprocess, samples=samples, batch_size=batch_size, seed=seed)
+    source = open_data(analysis, data_options, analysis.input_shapes)
     if source is None:
         raise CalibrationError("recovery needs calibration data; pass data=")
     source = source.in_batches_of(affordable_batch(analysis, source, options))

@@ -88,10 +88,10 @@ def with_int8(request: Request, result: PruneResult) -> PruneResult:
         engine, seconds = asked.engine, asked.latency_seconds
         latency = timed(analysis.original, model, analysis.input_shapes, engine, seconds) if seconds > 0 else None
         figures = None if unseen is None else unseen.figures(model)
-    found = Int8Report(
+    report_int8 = Int8Report(
         mode=asked.then_quantize, chosen=chosen, bytes=model.ByteSize(), latency=latency, figures=figures
     )
-    report = replace(result.report, int8=found, seconds=dict(request.clock.seconds))
+    report = replace(result.report, int8=report_int8, seconds=dict(request.clock.seconds))
     return replace(result, report=report, int8=model)
 
 
@@ -121,18 +121,18 @@ def in_int8(
         try:
             plain = prepared(model, Path(folder))
             if mode == "dynamic" or source is None:
-                found, chosen = _dynamic(plain, Path(folder)), ""
+                quantized, chosen = _dynamic(plain, Path(folder)), ""
             else:
-                found, chosen = _static(plain, Path(folder), source, asked, original or model)
+                quantized, chosen = _static(plain, Path(folder), source, asked, original or model)
         except OnnxcopError:
             raise
         except Exception as error:  # the quantizer may raise anything for a graph that it does not accept
             cause = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(f"ONNX Runtime cannot quantize {name}: {cause}") from error
     for entry in model.metadata_props:  # the quantizer drops some
-        if entry.key not in {kept.key for kept in found.metadata_props}:
-            found.metadata_props.append(entry)
-    return found, chosen
+        if entry.key not in {kept.key for kept in quantized.metadata_props}:
+            quantized.metadata_props.append(entry)
+    return quantized, chosen
 
 
 def prepared(model: onnx.ModelProto, folder: Path) -> Path:
@@ -164,8 +164,8 @@ def _static(
 
     both = source.take(_SAMPLES + _HELD_OUT, asked.seed)
     share = min(_HELD_OUT, both.count // 3) / both.count
-    fit, held = both.split(share, asked.seed) if both.count >= _FEWEST else (both, both)
-    judge = UnseenSamples(original, held, asked.engine, asked.task)
+    fit, held_out = both.split(share, asked.seed) if both.count >= _FEWEST else (both, both)
+    judge = UnseenSamples(original, held_out, asked.engine, asked.task)
     tried: list[tuple[float, onnx.ModelProto, str]] = []
     for averaged in (False, True):
         quantize_static(
@@ -173,8 +173,8 @@ def _static(
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             calibration_providers=["CPUExecutionProvider"], extra_options={"CalibMovingAverage": averaged},
         )  # fmt: skip
-        found = models.load(folder / "int8.onnx")
-        tried.append((_distance(judge, found), found, "means of extremes" if averaged else "extremes"))
+        quantized = models.load(folder / "int8.onnx")
+        tried.append((_distance(judge, quantized), quantized, "means of extremes" if averaged else "extremes"))
     value, rounded, ranges = min(tried, key=lambda entry: entry[0])
     feeds = [*fit.take(_FITTED_ON, asked.seed).batches()]
     fitted = with_fitted_biases(models.load(plain), rounded, feeds, asked.engine)

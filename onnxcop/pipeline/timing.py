@@ -47,10 +47,10 @@ class CutTimer:
             return known
         feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
         models = [analysis.original, without(analysis, removed)]
-        found = measure_times(models, feeds, self.options, seconds=_SECONDS, enough=_ENOUGH).latency(1).ratio
-        remember("cut", key, found)
-        log.debug("a cut to %.1f%% of the time", 100 * found)
-        return found
+        latency = measure_times(models, feeds, self.options, seconds=_SECONDS, enough=_ENOUGH).latency(1).ratio
+        remember("cut", key, latency)
+        log.debug("a cut to %.1f%% of the time", 100 * latency)
+        return latency
 
 
 def with_times(request: Request) -> Request:

@@ -35,16 +35,16 @@ def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, Cali
     Returns:
         Both parts; None for the second if all samples are needed for calibration.
     """
-    wanted = min(max(round(_SHARE * source.count), _FEWEST), _MOST)
-    share = min(wanted, int(_MOST_SHARE * source.count))
+    needed = min(max(round(_SHARE * source.count), _FEWEST), _MOST)
+    share = min(needed, int(_MOST_SHARE * source.count))
     unit, spare = source.layout.size or 1, source.spare()
     if spare is not None and spare.count >= max(share, _USELESS):
         return source, spare.take(_MOST, seed)
     if share < max(_USELESS, unit):
         return source, None
-    rest, held = source.split(share / source.count, seed)
-    rest.description = f"{source.description}, {held.count} of them set aside"
-    return rest, held
+    rest, aside = source.split(share / source.count, seed)
+    rest.description = f"{source.description}, {aside.count} of them set aside"
+    return rest, aside
 
 
 @dataclass
@@ -84,8 +84,8 @@ class UnseenSamples:
         if not self._reference.names:
             return None
         with Session(pruned, self.options) as session:
-            found = [session.run(feed) for feed in self._feeds(len(self._reference.outputs))]
-        return self._reference.figures(found)
+            outputs = [session.run(feed) for feed in self._feeds(len(self._reference.outputs))]
+        return self._reference.figures(outputs)
 
     @property
     def described(self) -> str:

@@ -46,21 +46,21 @@ def suited(
     limits: Limits, options: PruneOptions, table: DeviceTable | None, clock: Clock
 ) -> tuple[Limits, tuple[str, ...]]:
     """Limits with the staircase of the device, if they leave widths open, and lines that describe it."""
-    told = () if table is None else (f"latency: expected from {table.source}, measured on {table.device}, not here",)
+    lines = () if table is None else (f"latency: expected from {table.source}, measured on {table.device}, not here",)
     if limits.multiple_of != AUTO:
-        return limits, told
+        return limits, lines
     if table is not None:
         stairs = table.staircase or limits.staircase
         how = "as that device computes them" if table.staircase else "untested, as no layer could be timed there"
-        return replace(limits, staircase=stairs), (f"widths: {described(stairs)}, {how}", *told)
+        return replace(limits, staircase=stairs), (f"widths: {described(stairs)}, {how}", *lines)
     if options.target is not None:
-        asked = target_named(options.target).staircase
-        line = f"widths: {described(asked)}, as {options.target} asks for; nothing was timed, as it is another device"
-        return replace(limits, staircase=asked), (line,)
+        target = target_named(options.target).staircase
+        line = f"widths: {described(target)}, as {options.target} asks for; nothing was timed, as it is another device"
+        return replace(limits, staircase=target), (line,)
     with clock.stage("widths"):
-        found = staircase_of(options.engine)
-    stairs = found or limits.staircase
-    how = "as this machine computes them" if found else "untested, as no layer could be timed"
+        measured = staircase_of(options.engine)
+    stairs = measured or limits.staircase
+    how = "as this machine computes them" if measured else "untested, as no layer could be timed"
     return replace(limits, staircase=stairs), (f"widths: {described(stairs)}, {how}",)
 
 

@@ -53,9 +53,11 @@ class Site:
     layer: int | None = None
     centred: bool = False
 
-    def moments(self, found: Moments) -> FloatArray:
+    def moments(self, whole_axis: Moments) -> FloatArray:
         """Select the second moments of this site, float64 [channels, channels], from those of the whole axis."""
-        return np.asarray((found.covariance if self.centred else found.second)[np.ix_(self.positions, self.positions)])
+        return np.asarray(
+            (whole_axis.covariance if self.centred else whole_axis.second)[np.ix_(self.positions, self.positions)]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +163,14 @@ class _Tracer:
     def ranks(self, name: str) -> tuple[int, IntArray]:
         """Return the axis of a tensor that carries the group, and the rank within the group of every position."""
         structure = self.working.analysis.structure
-        found = []
+        entries = []
         for axis, atoms in enumerate(structure.coupling.labels[name]):
             ranks = None if atoms is None else self.rank[structure.units_on(atoms)]
             if ranks is not None and (ranks >= 0).any():
-                found.append((axis, ranks))
-        if len(found) != 1:
+                entries.append((axis, ranks))
+        if len(entries) != 1:
             raise _Spoiled
-        return found[0]
+        return entries[0]
 
     def _stored(self, name: str, layer: int | None = None) -> IntArray:
         """Assign new block numbers along the axis of a stored tensor, -1 for other positions."""
@@ -302,10 +304,10 @@ class _Tracer:
         values = [self.working.partition.shapes[name].value if name else None for name in node.input[1:]]
         if any(name and value is None for name, value in zip(node.input[1:], values, strict=True)):
             raise _Spoiled
-        found = evaluate(node, [np.ascontiguousarray(self.numbers[here[0]]), *values], self.opset, _LARGEST)
-        if found is None:
+        moved = evaluate(node, [np.ascontiguousarray(self.numbers[here[0]]), *values], self.opset, _LARGEST)
+        if moved is None:
             raise _Spoiled
-        for name, numbers in zip(node.output, found, strict=False):
+        for name, numbers in zip(node.output, moved, strict=False):
             if name in self.carriers:
                 self.numbers[name] = numbers
 
@@ -335,7 +337,7 @@ class _Tracer:
             neighbours[one].append((other, dual))
             neighbours[other].append((one, dual))
         side: dict[int, bool] = {}
-        found = []
+        blocks = []
         for start in range(len(self.sites)):
             if start in side:
                 continue
@@ -347,8 +349,8 @@ class _Tracer:
                         members.append(other)
                     elif side[other] != (side[number] != dual):
                         raise _Spoiled
-            found.append(self._block(members, side))
-        return found
+            blocks.append(self._block(members, side))
+        return blocks
 
     def _block(self, members: list[int], side: dict[int, bool]) -> Block:
         stored = tuple(

@@ -162,14 +162,14 @@ class Reference:
 
     def softened(self, temperature: float) -> Reference:
         """The reference for choices: at another temperature, and without agreements, which take time."""
-        found = copy(self)
+        reference = copy(self)
         if self.kind != "error":
-            found = Reference(
+            reference = Reference(
                 self.outputs, roots=self._settings.roots, temperature=temperature, judgements=self.judgements,
                 counts=self.counts,
             )  # fmt: skip
-        found._agreements = False
-        return found
+        reference._agreements = False
+        return reference
 
     def __len__(self) -> int:
         return sum(self.counts) if self.names else 0
@@ -195,26 +195,26 @@ class Reference:
         Reading stops at the batch after which the other network is worse by more than the differences between the
         samples seen so far can explain (:data:`_LOST` standard errors). A closer network runs on all samples.
         """
-        found: list[list[FloatArray]] = [[] for _ in self._measures]
+        terms: list[list[FloatArray]] = [[] for _ in self._measures]
         for place, batch in enumerate(outputs):
-            for own, judgement, measure in zip(found, self.judgements.entries, self._measures, strict=True):
+            for own, judgement, measure in zip(terms, self.judgements.entries, self._measures, strict=True):
                 if any(self.outputs[place][name].shape != batch[name].shape for name in judgement.outputs):
                     return None if best is not None else Standing(math.inf)
                 own.append(measure.terms(place, self._by_sample(judgement, dict(batch), place)))
                 if not np.isfinite(own[-1]).all():
                     return None if best is not None else Standing(math.inf)
-            if best is not None and place + 1 < len(self.outputs) and self._lost(found, best):
+            if best is not None and place + 1 < len(self.outputs) and self._lost(terms, best):
                 return None
-        value = float(self._value([np.concatenate(own).sum(axis=0) for own in found])) if found else 0.0
-        return Standing(value, tuple(map(tuple, found))) if best is None or value < best.value else None
+        value = float(self._value([np.concatenate(own).sum(axis=0) for own in terms])) if terms else 0.0
+        return Standing(value, tuple(map(tuple, terms))) if best is None or value < best.value else None
 
-    def _lost(self, found: Sequence[Sequence[FloatArray]], best: Standing) -> bool:
+    def _lost(self, terms: Sequence[Sequence[FloatArray]], best: Standing) -> bool:
         """Whether a network is clearly worse than another on the batches that both have seen."""
         if not best.terms:
             return False
         both = [
             (np.concatenate(own), np.concatenate(other[: len(own)]))
-            for own, other in zip(found, best.terms, strict=True)
+            for own, other in zip(terms, best.terms, strict=True)
         ]
         count = len(both[0][0]) if both else 0
         if count < _FEWEST or any(len(own) != count for own, _ in both):
@@ -234,7 +234,7 @@ class Reference:
 
     def figures(self, outputs: Outputs) -> Figures:
         """The same with intervals, for each output."""
-        found, values, left_out = [], [], []
+        entries, values, left_out = [], [], []
         for judgement, measure in zip(self.judgements.entries, self._measures, strict=True):
             terms = self._gathered(judgement, outputs, measure.terms)
             if terms is None or not np.isfinite(terms).all():
@@ -244,10 +244,10 @@ class Reference:
                 value = float(measure.value(totals))
                 without = measure.value(totals - terms) if len(terms) > 1 else np.empty(0)
             hits = None if math.isinf(value) else self._gathered(judgement, outputs, measure.hits)
-            found.append(self._figures_of(judgement, of_distance(value, without, len(self)), hits))
+            entries.append(self._figures_of(judgement, of_distance(value, without, len(self)), hits))
             values += [value] * len(judgement.outputs)
             left_out += [without] * len(judgement.outputs)
-        return Figures(self._mean(values, left_out), tuple(found))
+        return Figures(self._mean(values, left_out), tuple(entries))
 
     def _mean(self, values: Sequence[float], left_out: Sequence[FloatArray]) -> Estimate:
         """The mean over outputs, with an interval if all of them distinguish samples."""
@@ -288,15 +288,15 @@ class Reference:
         measured: Callable[[int, Sequence[Array]], FloatArray | None],
     ) -> FloatArray | None:  # fmt: skip
         """A measure's values for every sample, float64 [samples, …]; None if shapes differ or it has none."""
-        found = []
+        gathered = []
         for place, (mine, theirs) in enumerate(zip(self.outputs, outputs, strict=True)):
             if any(mine[name].shape != theirs[name].shape for name in judgement.outputs):
                 return None
             one = measured(place, self._by_sample(judgement, dict(theirs), place))
             if one is None:
                 return None
-            found.append(one)
-        return np.concatenate(found)
+            gathered.append(one)
+        return np.concatenate(gathered)
 
 
 def _warning(judgement: Judgement, divergence: Estimate, agreement: Estimate | None) -> str:

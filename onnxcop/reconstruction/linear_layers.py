@@ -72,23 +72,23 @@ class LinearLayer:
             shape = self.working.read(self.own.bias).shape
             self.working.write(self.own.bias, bias.reshape(shape) / self.kernel.bias_scale)
 
-    def rows(self, data: Array, wanted: Array, count: int, rng: np.random.Generator) -> Rows:
+    def rows(self, data: Array, targets: Array, count: int, rng: np.random.Generator) -> Rows:
         """Draw up to `count` positions per sample; a matrix product takes as many rows from the whole batch.
 
         Returns:
             Inputs float64 [rows, groups, features] and target outputs float64 [rows, groups, outputs].
         """
         draw = self._rows if self.kernel.kind == "matmul" else self._patches
-        inputs, outputs = (values.astype(np.float64) for values in draw(data, wanted, count, rng))
+        inputs, outputs = (values.astype(np.float64) for values in draw(data, targets, count, rng))
         groups = self.kernel.groups
         return inputs.reshape(len(inputs), groups, -1), outputs.reshape(len(outputs), groups, -1)
 
-    def _rows(self, data: Array, wanted: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    def _rows(self, data: Array, targets: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
         left = self.kernel.input == 0
         summed = -2 if left != flipped(self.working.nodes[self.index], 1 - self.kernel.input) else -1
         inputs, outputs = (
             np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
-            for values, axis in ((data, summed), (wanted, -2 if left else -1))
+            for values, axis in ((data, summed), (targets, -2 if left else -1))
         )
         most = count * len(data)
         if len(inputs) > most:
@@ -96,8 +96,8 @@ class LinearLayer:
             inputs, outputs = inputs[chosen], outputs[chosen]
         return inputs, outputs
 
-    def _patches(self, data: Array, wanted: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        samples, space, node = len(data), wanted.shape[2:], self.working.nodes[self.index]
+    def _patches(self, data: Array, targets: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        samples, space, node = len(data), targets.shape[2:], self.working.nodes[self.index]
         total = int(np.prod(space))
         flat = np.tile(np.arange(total), (samples, 1))
         if count < total:
@@ -115,7 +115,7 @@ class LinearLayer:
             read_at: tuple[Any, ...] = (batch, slice(None), *places)
             seen.append(np.where(there[..., None], data[read_at], 0))  # [samples, positions, channels]
         made_at: tuple[Any, ...] = (batch, slice(None), *positions)
-        stacked, outputs = np.stack(seen, axis=-1), wanted[made_at]  # [samples, positions, channels, taps]
+        stacked, outputs = np.stack(seen, axis=-1), targets[made_at]  # [samples, positions, channels, taps]
         return stacked.reshape(flat.size, -1), outputs.reshape(flat.size, -1)
 
     def alive_features(self) -> FloatArray:

@@ -214,8 +214,8 @@ class _Finder:
         else:
             self.spoiled.add(group)
 
-    def _note(self, into: dict[int, list[T]], group: int, found: T) -> None:
-        into.setdefault(group, []).append(found)
+    def _note(self, into: dict[int, list[T]], group: int, entry: T) -> None:
+        into.setdefault(group, []).append(entry)
 
     def _own(self, name: str) -> bool:
         """Whether a tensor is stored, read once, and of a type that can be mixed without loss."""

@@ -66,14 +66,14 @@ class UnitMasks:
     @cached_property
     def _units(self) -> dict[int, IntArray]:
         """Units that each node sums over or computes a statistic over."""
-        found: dict[int, set[int]] = defaultdict(set)
+        by_node: dict[int, set[int]] = defaultdict(set)
         for number, contractions in self._sums.items():
             for contraction in contractions:
                 for operand in contraction.operands:
-                    found[number].update(self._known(operand.atoms))
+                    by_node[number].update(self._known(operand.atoms))
         for entry in self.structure.coupling.findings.statistics:
-            found[entry.node].update(self._known(entry.atoms))
-        return {number: np.array(sorted(units), dtype=np.int64) for number, units in found.items() if units}
+            by_node[entry.node].update(self._known(entry.atoms))
+        return {number: np.array(sorted(units), dtype=np.int64) for number, units in by_node.items() if units}
 
     def _known(self, atoms: IntArray) -> list[int]:
         units = np.unique(self.structure.units_on(atoms))
@@ -82,11 +82,11 @@ class UnitMasks:
     @cached_property
     def _inside(self) -> dict[int, list[int]]:
         """By node of the top-level graph: the nodes in its bodies at which a unit ends."""
-        found: dict[int, list[int]] = defaultdict(list)
+        inside: dict[int, list[int]] = defaultdict(list)
         for number in self._units:
             if number >= self.scopes.outer:
-                found[self.scopes.place(number)].append(number)
-        return found
+                inside[self.scopes.place(number)].append(number)
+        return inside
 
     def places(self, units: IntArray) -> list[int]:
         """Positions of the top-level nodes that change when units are removed, ascending."""
@@ -96,7 +96,7 @@ class UnitMasks:
         """Replacements of top-level nodes, by number; unchanged nodes are left out."""
         changed: Changed = {}
         pairs = ((number, self._outer(number, alive, changed)) for number in numbers)
-        return {number: found for number, found in pairs if found is not None}
+        return {number: replacement for number, replacement in pairs if replacement is not None}
 
     def _outer(self, number: int, alive: BoolArray, changed: Changed) -> Replacement | None:
         own = self._replacement(number, alive, changed)
@@ -124,10 +124,12 @@ class UnitMasks:
             for attribute in node.attribute:
                 if attribute.type == attribute.GRAPH:
                     self._mask_body(attribute.g, self._body(number, attribute.name), alive)
-            found = self._replacement(number, alive, changed, node)
-            nodes += [node] if found is None else found.nodes
-            held = {tensor.name for tensor in copy.initializer}
-            copy.initializer.extend(t for t in (() if found is None else found.tensors) if t.name not in held)
+            replacement = self._replacement(number, alive, changed, node)
+            nodes += [node] if replacement is None else replacement.nodes
+            stored = {tensor.name for tensor in copy.initializer}
+            copy.initializer.extend(
+                t for t in (() if replacement is None else replacement.tensors) if t.name not in stored
+            )
         del copy.node[:]
         copy.node.extend(nodes)
 
@@ -175,7 +177,7 @@ class _Writer:
     def found(self) -> Replacement | None:
         """The complete replacement of the node; None if nothing changed."""
         for position, ends in self.ends.items():
-            key = (self.names[position], *(part for axis, gone, _ in ends for part in (axis, gone.tobytes())))
+            key = (self.names[position], *(part for axis, removed, _ in ends for part in (axis, removed.tobytes())))
             if key not in self.changed:
                 self.changed[key] = self._zeroed(position, ends)
             self._replace(position, self.changed[key])
@@ -197,8 +199,8 @@ class _Writer:
         """Stored weights with removed units set to zero; None if they are zero already."""
         before = values_of(self.stored[self.names[position]])
         values = before.copy()
-        for axis, gone, zero in ends:
-            values[(slice(None),) * axis + (gone,)] = zero
+        for axis, removed, zero in ends:
+            values[(slice(None),) * axis + (removed,)] = zero
         if np.array_equal(values, before):
             return None
         return self.held(numpy_helper.from_array(values, f"{self.names[position]}__ended_{self.number}_{position}"))

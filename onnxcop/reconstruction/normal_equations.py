@@ -86,10 +86,10 @@ class RowSums:
             counted: bool [groups, outputs].
         """
         moved = np.einsum("gf,gfo->go", self.inputs, change)
-        found = self.squares - 2 * np.einsum("gfo,gfo->go", self.cross, change)
-        found += np.einsum("gfo,gfo->go", self.gram @ change, change)
-        found += 2 * shift * (moved - self.missing) + self.count * shift**2
-        return float(found[counted].sum())
+        total = self.squares - 2 * np.einsum("gfo,gfo->go", self.cross, change)
+        total += np.einsum("gfo,gfo->go", self.gram @ change, change)
+        total += 2 * shift * (moved - self.missing) + self.count * shift**2
+        return float(total[counted].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,8 @@ def matched_moments(layer: FittedLayer, bias: FloatArray, fit: RowSums) -> tuple
     own = np.einsum("gfo,gfo->go", gram @ weights, weights)
     product = np.einsum("gf,gfo->go", fit.inputs / fit.count, weights)
     varies = own > _STEADY * product**2
-    wanted = np.maximum(own + 2 * np.einsum("gfo,gfo->go", cross, weights) + missing, 0.0)
-    scale = np.sqrt(np.divide(wanted, own, out=np.ones_like(own), where=varies))
+    target = np.maximum(own + 2 * np.einsum("gfo,gfo->go", cross, weights) + missing, 0.0)
+    scale = np.sqrt(np.divide(target, own, out=np.ones_like(own), where=varies))
     scale = np.clip(scale, 0.5, 2.0)
     return weights * scale[:, None, :], product + bias + fit.missing / fit.count - scale * product
 

@@ -39,15 +39,15 @@ class InverseCache:
         if layer.node in self.kept:
             return self.kept[layer.node]
         if alive.all():
-            found = regularized_inverse(moments.covariance, ridge).T  # symmetric, so its rows may be its columns
+            inverse = regularized_inverse(moments.covariance, ridge).T  # symmetric, so its rows may be its columns
         else:
             covariance = moments.covariance
-            found = np.zeros_like(covariance)
+            inverse = np.zeros_like(covariance)
             live = np.flatnonzero(np.repeat(alive, len(covariance) // len(alive)))
-            found[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
-        if found.nbytes + sum(one.nbytes for one in self.kept.values()) <= _MEMORY:
-            self.kept[layer.node] = found
-        return found
+            inverse[np.ix_(live, live)] = regularized_inverse(covariance[np.ix_(live, live)], ridge)
+        if inverse.nbytes + sum(one.nbytes for one in self.kept.values()) <= _MEMORY:
+            self.kept[layer.node] = inverse
+        return inverse
 
 
 @dataclass
@@ -114,9 +114,9 @@ class LayerObs:
         """Current weights after compensation, float64 [features, outputs × taps]."""
         result = self.before.copy()
         if self._gone:
-            gone = features_of(np.sort(self._gone), self.block)
-            rows = self.inverse[gone]
-            result -= rows.T @ np.linalg.solve(rows[:, gone], self.before[gone])
+            removed = features_of(np.sort(self._gone), self.block)
+            rows = self.inverse[removed]
+            result -= rows.T @ np.linalg.solve(rows[:, removed], self.before[removed])
         result[np.repeat(~self.alive, self.block)] = 0.0
         return result
 
@@ -171,10 +171,10 @@ class _Part:
         leaving = np.isin(self.channels, channels)
         if not leaving.any():
             return
-        gone, rest = (np.flatnonzero(np.repeat(which, self.block)) for which in (leaving, ~leaving))
-        rows = self.inverse[np.ix_(gone, rest)]
-        right = np.concatenate([self.weights[gone], rows], axis=1)
-        solved = np.linalg.solve(self.inverse[np.ix_(gone, gone)], right)
+        leaving_features, rest = (np.flatnonzero(np.repeat(which, self.block)) for which in (leaving, ~leaving))
+        rows = self.inverse[np.ix_(leaving_features, rest)]
+        right = np.concatenate([self.weights[leaving_features], rows], axis=1)
+        solved = np.linalg.solve(self.inverse[np.ix_(leaving_features, leaving_features)], right)
         width = self.weights.shape[1]
         self.weights = self.weights[rest] - rows.T @ solved[:, :width]
         self.inverse = self.inverse[np.ix_(rest, rest)]
@@ -210,7 +210,7 @@ def removal_order(
     position = {int(unit): i for i, unit in enumerate(units.tolist())}
     places = [[(i, position[int(u)]) for i, u in enumerate(s.units.tolist()) if int(u) in position] for s in solvers]
     order: list[int] = []
-    gone = np.zeros(len(units), dtype=np.bool_)
+    removed = np.zeros(len(units), dtype=np.bool_)
     step = max(1, len(units) // _ROUNDS)
     while len(order) < len(units) - leave:
         if solvers:
@@ -219,19 +219,19 @@ def removal_order(
                 channel_costs = solver.costs()
                 rows = np.array([i for i, _ in pairs], dtype=np.int64)
                 columns = np.array([j for _, j in pairs], dtype=np.int64)
-                live = ~gone[columns]
+                live = ~removed[columns]
                 np.add.at(cost, columns[live], channel_costs[rows[live]])
         else:
             cost = fallback[units].copy()
-        cost[gone] = np.inf
+        cost[removed] = np.inf
         count = min(step, len(units) - leave - len(order))
         if len(order) < exact < len(order) + count:
             count = exact - len(order)
         chosen = np.argsort(cost, kind="stable")[:count]
-        gone[chosen] = True
+        removed[chosen] = True
         order += units[chosen].tolist()
         for solver, pairs in zip(solvers, places, strict=True):
-            solver.remove(np.array([i for i, j in pairs if gone[j] and solver.alive[i]], dtype=np.int64))
+            solver.remove(np.array([i for i, j in pairs if removed[j] and solver.alive[i]], dtype=np.int64))
         if on_step is not None:
             on_step(order)
     return order

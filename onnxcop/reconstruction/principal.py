@@ -47,11 +47,11 @@ def in_principal_channels(
     """
     importance = propagate_importance(network, seen)
     bases = [(stream, principal_basis(network, stream, seen, importance)) for stream in streams]
-    found = [(stream, basis) for stream, basis in bases if basis is not None]
+    known_bases = [(stream, basis) for stream, basis in bases if basis is not None]
     rotated = network.copy()
-    for stream, basis in found:
+    for stream, basis in known_bases:
         change_basis(rotated, stream, basis)
-    return rotated, tuple(stream for stream, _ in found)
+    return rotated, tuple(stream for stream, _ in known_bases)
 
 
 def principal_basis(

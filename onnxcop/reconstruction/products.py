@@ -114,9 +114,9 @@ def losses_for(
     """Losses of the products that sum over a group; one for each head if heads are known."""
     own = next((stream for stream in heads if stream.group.index == group.index), None)
     if own is not None and any(block.product for block in own.blocks):
-        found = _of_heads(working, seen, own)
-        if found is not None:
-            return [found]
+        losses = _of_heads(working, seen, own)
+        if losses is not None:
+            return [losses]
     return _of_all(working, seen, group)
 
 
@@ -136,7 +136,7 @@ def _of_heads(working: MaskedNetwork, seen: PatchStatistics, heads: BlockStream)
 
 
 def _of_all(working: MaskedNetwork, seen: PatchStatistics, group: DependencyGroup) -> list[ProductLoss]:
-    found = []
+    losses = []
     for product in products(working):
         units = product.watched[0].units
         moments = [seen.moments(layer) for layer in product.watched]
@@ -153,5 +153,5 @@ def _of_all(working: MaskedNetwork, seen: PatchStatistics, group: DependencyGrou
         shares = factors[0] * (factors[1] if len(factors) > 1 else np.eye(len(units)))
         alive = np.append(working.alive, True)[units]
         shares = shares * np.outer(alive, alive)
-        found.append(ProductLoss(units, shares, np.asarray(alive)))
-    return found
+        losses.append(ProductLoss(units, shares, np.asarray(alive)))
+    return losses

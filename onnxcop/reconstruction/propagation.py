@@ -32,7 +32,7 @@ def propagate_importance(working: MaskedNetwork, seen: PatchStatistics) -> dict[
         By node, float64 [outputs] of mean 1.
     """
     units = np.zeros(len(working.alive))
-    found: dict[int, FloatArray] = {}
+    importance: dict[int, FloatArray] = {}
     for layer in sorted(working.layers, key=lambda one: -one.node):
         moments = seen.moments(layer)
         if moments is None or layer.groups > 1 or not working.is_open(layer):
@@ -41,12 +41,12 @@ def propagate_importance(working: MaskedNetwork, seen: PatchStatistics) -> dict[
         channels, outputs, _ = weights.shape
         flat, covariance = as_features(weights, len(moments.mean)), moments.covariance
         made = by_output(variances(flat, covariance), outputs)
-        found[layer.node] = _of_outputs(working, layer, made, units)
+        importance[layer.node] = _of_outputs(working, layer, made, units)
         parts = (flat**2 * np.diag(covariance)[:, None]).reshape(channels, -1, flat.shape[1]).sum(axis=1)
-        lost = parts @ np.repeat(found[layer.node], flat.shape[1] // outputs)
+        lost = parts @ np.repeat(importance[layer.node], flat.shape[1] // outputs)
         known = layer.units >= 0
         np.add.at(units, layer.units[known], lost[known])
-    return found
+    return importance
 
 
 def _of_outputs(working: MaskedNetwork, layer: Layer, made: FloatArray, units: FloatArray) -> FloatArray:

@@ -79,8 +79,8 @@ class Refiner:
     def run(self, progress: Progress = silent) -> tuple[int, int]:
         """Refine every layer that can be fitted; returns how many were tried and how many were kept."""
         self._best = self._race(None)
-        found = (linear_layer(self.working, index) for index in range(self.working.partition.count))
-        layers = [layer for layer in found if layer is not None and layer.features <= _LARGEST]
+        candidates = (linear_layer(self.working, index) for index in range(self.working.partition.count))
+        layers = [layer for layer in candidates if layer is not None and layer.features <= _LARGEST]
         kept = tried = 0
         for done, layer in enumerate(layers):
             for executor in (self._target, self._pruned):
@@ -106,14 +106,14 @@ class Refiner:
         """Fit one layer; returns whether the fit was kept."""
         rng = np.random.default_rng(self.seed + layer.index)
         state = FittedLayer(*layer.read(), layer.alive_features(), layer.alive_outputs())
-        wanted = min(_MOST_ROWS, _ROWS_PER_FEATURE * layer.features + 2000)
+        rows = min(_MOST_ROWS, _ROWS_PER_FEATURE * layer.features + 2000)
         sizes = [(self._pruned.states.shape_of(place)[layer.data] or (1,))[0] for place in self._judge]
         judged = sum(sizes)
         each = sizes[0] * len(self._fit)  # approximate number of samples to fit on
-        count = max(wanted // max(judged + each, 1), _PER_SAMPLE)
+        count = max(rows // max(judged + each, 1), _PER_SAMPLE)
         hold = self._sums(layer, state, self._judge, count, rng)
         drawn = max(hold.count / max(judged, 1), 1e-9)  # rows of a sample
-        batches = int(np.ceil(wanted * each / max(judged + each, 1) / drawn / sizes[0]))
+        batches = int(np.ceil(rows * each / max(judged + each, 1) / drawn / sizes[0]))
         places = self._fit[: max(1, batches)]
         for executor in (self._target, self._pruned):
             executor.advance(layer.index, places=places)
@@ -123,9 +123,9 @@ class Refiner:
         saved = self._save(layer.own)
         for weights, bias in candidates(state, fit, hold):
             layer.write(weights, bias)
-            found = self._race(self._best)
-            if found is not None:
-                self._best = found
+            standing = self._race(self._best)
+            if standing is not None:
+                self._best = standing
                 return True
         for name, tensor in saved.items():
             self.working.partition.stored[name].CopyFrom(tensor)
@@ -135,13 +135,13 @@ class Refiner:
         self, layer: LinearLayer, state: FittedLayer, places: Sequence[int], count: int, rng: np.random.Generator
     ) -> RowSums:
         """Inputs of a layer, and the residual of its output, over some positions of every sample."""
-        found = RowSums.empty(*state.weights.shape)
-        for place, want in zip(places, self._targets(layer, places), strict=True):
+        sums = RowSums.empty(*state.weights.shape)
+        for place, target in zip(places, self._targets(layer, places), strict=True):
             data = self._pruned.states[place][layer.data]
-            inputs, outputs = layer.rows(data, want, count, rng)
+            inputs, outputs = layer.rows(data, target, count, rng)
             missing = outputs - (inputs.transpose(1, 0, 2) @ state.weights).transpose(1, 0, 2)
-            found.add(inputs, missing if state.bias is None else missing - state.bias, single=data.dtype != np.float64)
-        return found
+            sums.add(inputs, missing if state.bias is None else missing - state.bias, single=data.dtype != np.float64)
+        return sums
 
     def _save(self, own: StoredLayer) -> dict[str, onnx.TensorProto]:
         names = [own.weight, *([own.bias] if own.bias else [])]
@@ -152,11 +152,11 @@ class Refiner:
         """The original's output for batches, plus the error of the shortcut that it is added to."""
         shortcut, made = shortcut_of(layer), layer.own.output
         names = [made] if shortcut is None else [made, shortcut]
-        for place, found in zip(places, self._target.stream(layer.own.stop, names, places), strict=True):
-            want = found[made]
-            if shortcut is not None and found[shortcut].shape == want.shape:
-                want = want + (found[shortcut] - self._pruned.states[place][shortcut])
-            yield want
+        for place, live in zip(places, self._target.stream(layer.own.stop, names, places), strict=True):
+            target = live[made]
+            if shortcut is not None and live[shortcut].shape == target.shape:
+                target = target + (live[shortcut] - self._pruned.states[place][shortcut])
+            yield target
 
 
 def shortcut_of(layer: LinearLayer) -> str | None:
@@ -174,9 +174,9 @@ def shortcut_of(layer: LinearLayer) -> str | None:
 
 def candidates(layer: FittedLayer, fit: RowSums, hold: RowSums) -> Iterator[Fit]:
     """Better weights for a layer, the boldest first: least squares, half of its step, matched moments."""
-    found = solve(layer, fit, hold)
-    if found is not None:
-        change, shift = found
+    fitted = solve(layer, fit, hold)
+    if fitted is not None:
+        change, shift = fitted
         for share in (1.0, 0.5):
             yield layer.weights + share * change, None if layer.bias is None else layer.bias + share * shift
     if layer.bias is not None:

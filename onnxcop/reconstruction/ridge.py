@@ -93,7 +93,7 @@ def regularized_solve(covariance: FloatArray, ridge: float, right: FloatArray) -
 
 
 def compensated(
-    weights: FloatArray, moments: Moments, ridge: float, keep: IntArray, gone: IntArray
+    weights: FloatArray, moments: Moments, ridge: float, keep: IntArray, removed: IntArray
 ) -> tuple[FloatArray, FloatArray]:
     """Merge removed channels into kept ones in closed form.
 
@@ -104,14 +104,14 @@ def compensated(
         moments: Of the input channels, or of their patches.
         ridge: λ relative to the variance of every feature.
         keep: Channels that stay.
-        gone: Channels that are removed.
+        removed: Channels that are removed.
 
     Returns:
         New weights (zero for `gone`), and the change of the bias, float64 [outputs].
     """
     covariance, flat = moments.covariance, as_features(weights, len(moments.mean))
     block = len(flat) // len(weights)
-    kept, lost = (features_of(np.sort(c), block) for c in (keep, gone))
+    kept, lost = (features_of(np.sort(c), block) for c in (keep, removed))
     shared = covariance[np.ix_(kept, lost)] @ flat[lost]
     merged = np.zeros_like(flat)
     if len(kept):
@@ -120,7 +120,7 @@ def compensated(
 
 
 def merge_channels(
-    weights: FloatArray, moments: Moments | None, ridge: float, alive: BoolArray, gone: BoolArray
+    weights: FloatArray, moments: Moments | None, ridge: float, alive: BoolArray, removed: BoolArray
 ) -> tuple[FloatArray, FloatArray]:
     """Remove channels of a layer; those that stay in the same group compensate for them.
 
@@ -129,7 +129,7 @@ def merge_channels(
         moments: Of the channels of all groups, or of their patches; None to keep the other weights unchanged.
         ridge: λ relative to the variance of every feature.
         alive: bool [groups × channels], those that stay.
-        gone: bool [groups × channels], those that are removed now.
+        removed: bool [groups × channels], those that are removed now.
 
     Returns:
         New weights, zero for removed channels, and the change of the bias, float64 [groups × outputs].
@@ -137,7 +137,7 @@ def merge_channels(
     groups, width, outputs, _ = weights.shape
     result, change = np.zeros_like(weights), np.zeros((groups, outputs))
     for group, own in enumerate(np.arange(groups * width).reshape(groups, width)):
-        keep, lost = np.flatnonzero(alive[own]), np.flatnonzero(gone[own])
+        keep, lost = np.flatnonzero(alive[own]), np.flatnonzero(removed[own])
         if moments is None or not len(lost):
             result[group, keep] = weights[group, keep]
             continue
@@ -146,10 +146,10 @@ def merge_channels(
     return result, change.reshape(-1)
 
 
-def best_ridge(weights: FloatArray, fit: Moments, held: Moments, keep: IntArray, gone: IntArray) -> float:
+def best_ridge(weights: FloatArray, fit: Moments, held_out: Moments, keep: IntArray, removed: IntArray) -> float:
     """The λ of the merge with the smallest error on held-out samples; on some of the outputs if there are many."""
     weights = weights[:, :: -(-weights[0].size // _JUDGES)]
-    changes = (weights - compensated(weights, fit, ridge, keep, gone)[0] for ridge in RIDGES)
-    covariance = held.covariance
-    errors = [float(variances(as_features(change, len(held.mean)), covariance).sum()) for change in changes]
+    changes = (weights - compensated(weights, fit, ridge, keep, removed)[0] for ridge in RIDGES)
+    covariance = held_out.covariance
+    errors = [float(variances(as_features(change, len(held_out.mean)), covariance).sum()) for change in changes]
     return RIDGES[int(np.argmin(errors))]

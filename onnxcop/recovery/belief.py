@@ -55,11 +55,11 @@ class Belief:
         Raises:
             InternalError: It computes something else; the message names the groups.
         """
-        believed, found = self._run(self.network.masked()), self._run(self._light(written))
-        expected, divergence = self.reference.compare(believed), self.reference.compare(found)
+        believed, actual = self._run(self.network.masked()), self._run(self._light(written))
+        expected, divergence = self.reference.compare(believed), self.reference.compare(actual)
         # Outputs alone may jump if the model rounds or picks the best of many; the printed figures may not.
         apart = abs(divergence.value - expected.value) > max(_SHARE * expected.value, _LEAST)
-        if apart and disagreement(believed, found) > _ROUNDING:
+        if apart and disagreement(believed, actual) > _ROUNDING:
             raise InternalError(
                 f"the written model has a divergence of {divergence.value:.3g}, the search expected "
                 f"{expected.value:.3g}, because of {self._culprits()}; nothing was written; keep these layers "
@@ -95,7 +95,7 @@ class Belief:
         return disagreement(self._run(alone.masked()), self._run(written))
 
 
-def disagreement(believed: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
+def disagreement(believed: Sequence[Mapping[str, Array]], actual: Sequence[Mapping[str, Array]]) -> float:
     """Difference of outputs from the expected ones: ‖found - believed‖ / ‖believed‖, of the worst output.
 
     Infinite if shapes differ, or if values are finite in one of them only.
@@ -105,7 +105,7 @@ def disagreement(believed: Sequence[Mapping[str, Array]], found: Sequence[Mappin
         if not isinstance(first, np.ndarray) or first.dtype.kind != "f":
             continue
         gap = total = 0.0
-        for mine, other in zip(believed, found, strict=True):
+        for mine, other in zip(believed, actual, strict=True):
             a, b = mine[name].astype(np.float64), other[name].astype(np.float64)
             if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
                 return float("inf")

@@ -55,12 +55,12 @@ def with_fitted_biases(
     layers = _layers(plain, int8)
     if not layers:
         return int8
-    wanted = _means(plain, [layer.twin for layer in layers], feeds, options)
+    targets = _means(plain, [layer.twin for layer in layers], feeds, options)
     result = copied(int8)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     for layer in layers:  # one at a time: what a layer lacks depends on those before it
-        found = _means(result, [layer.output], feeds, options)
-        change = np.rint((wanted[layer.twin] - found[layer.output]) / layer.scale)
+        means = _means(result, [layer.output], feeds, options)
+        change = np.rint((targets[layer.twin] - means[layer.output]) / layer.scale)
         old = numpy_helper.to_array(stored[layer.bias])
         limits = np.iinfo(np.int32)
         new = np.clip(old + change.reshape(old.shape), limits.min, limits.max).astype(np.int32)
@@ -73,7 +73,7 @@ def _layers(plain: onnx.ModelProto, int8: onnx.ModelProto) -> list[_Biased]:
     twins = {node.name: node for node in plain.graph.node if node.name}
     makers = {name: node for node in int8.graph.node for name in node.output}
     stored = {tensor.name: tensor for tensor in int8.graph.initializer}
-    found = []
+    layers = []
     for node in int8.graph.node:
         twin, maker = twins.get(node.name), makers.get(node.input[2]) if len(node.input) > 2 else None
         if twin is None or maker is None or not traits(node) & Trait.BIASED or twin.op_type != node.op_type:
@@ -82,9 +82,9 @@ def _layers(plain: onnx.ModelProto, int8: onnx.ModelProto) -> list[_Biased]:
         if bias is None or scale is None or bias.data_type != onnx.TensorProto.INT32:
             continue
         steps = numpy_helper.to_array(scale).astype(np.float64)
-        found.append(_Biased(node.output[0], twin.output[0], bias.name, np.maximum(steps, np.finfo(np.float32).tiny)))
-    read = [layer.bias for layer in found]
-    return [layer for layer in found if read.count(layer.bias) == 1]
+        layers.append(_Biased(node.output[0], twin.output[0], bias.name, np.maximum(steps, np.finfo(np.float32).tiny)))
+    biases = [layer.bias for layer in layers]
+    return [layer for layer in layers if biases.count(layer.bias) == 1]
 
 
 def _means(
@@ -115,9 +115,9 @@ def _up_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
             needed.add(index)
             node = model.graph.node[index]
             waiting += [*node.input, *captured(node)]
-    read = {name for index in needed for name in (*model.graph.node[index].input, *captured(model.graph.node[index]))}
+    inputs = {name for index in needed for name in (*model.graph.node[index].input, *captured(model.graph.node[index]))}
     part = copied(model)
     replace_all(part.graph.node, [model.graph.node[index] for index in sorted(needed)])
-    replace_all(part.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in read])
+    replace_all(part.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in inputs])
     replace_all(part.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
     return part

@@ -31,11 +31,11 @@ def merge_where_it_helps(
     merged, after_merging = recovery.working, recovery.divergence()
     recovery.working = before
     recovery.cut(units, samples, {})
-    found = recovery.divergence()
-    if not found.value < after_merging.value:
-        recovery.working, found = merged, after_merging
+    best = recovery.divergence()
+    if not best.value < after_merging.value:
+        recovery.working, best = merged, after_merging
     level = logging.DEBUG if recovery.settings.refine else logging.INFO
-    recovery.note(f"{name}: {len(units)} units cut and merged", found, level)
+    recovery.note(f"{name}: {len(units)} units cut and merged", best, level)
 
 
 @dataclass(frozen=True, slots=True)

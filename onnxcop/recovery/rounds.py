@@ -153,8 +153,8 @@ class Recovery:
         seen = self._calibrate(self.fit, "streams")
         rotated, known = in_principal_channels(self.original, streams, seen)
         rotated, blocks = in_block_bases(rotated, heads, seen)
-        found = PartialExecutor(rotated.partition, self.held_out_feeds, self.options).finish()
-        if self.reference.compare(found).value < _SAME:
+        outputs = PartialExecutor(rotated.partition, self.held_out_feeds, self.options).finish()
+        if self.reference.compare(outputs).value < _SAME:
             self.original, self.working = rotated, rotated.copy()
             self.rotated = (*(stream.group.index for stream in known), *(stream.group.index for stream in blocks))
 
@@ -262,19 +262,19 @@ class Recovery:
 
     def measured_quality(self) -> dict[str, float]:
         """Divergence and, for classifiers, top-1 agreement on the held-out set."""
-        found = self.divergence()
-        quality = {"divergence": found.value}
-        if found.agreement is not None:
-            quality[self.reference.agreement_name] = found.agreement
+        divergence = self.divergence()
+        quality = {"divergence": divergence.value}
+        if divergence.agreement is not None:
+            quality[self.reference.agreement_name] = divergence.agreement
         return quality
 
-    def note(self, what: str, found: Divergence, level: int = logging.INFO) -> None:
+    def note(self, what: str, divergence: Divergence, level: int = logging.INFO) -> None:
         """Log a step with the divergence after it."""
-        agreement = "" if found.agreement is None else f", agreement {found.agreement:.1%}"
+        agreement = "" if divergence.agreement is None else f", agreement {divergence.agreement:.1%}"
         cost = self.analysis.cost
         macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))
-        self.way.append(Waypoint(what, macs, found.value, found.agreement))
-        log.log(level, "%s: divergence %.4g%s", what, found.value, agreement)
+        self.way.append(Waypoint(what, macs, divergence.value, divergence.agreement))
+        log.log(level, "%s: divergence %.4g%s", what, divergence.value, agreement)
 
     def _selector(
         self, state: PruningState, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,

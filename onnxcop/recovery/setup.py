@@ -90,23 +90,23 @@ def without_padding(analysis: Analysis, source: CalibrationData, options: Engine
         return source
     trimmed = TrimmedData.of(source, padding)
     with Session(analysis.original, options) as session:
-        for whole in islice(CalibrationData.batches(trimmed), _CHECKED):
-            expected = session.run(whole)
+        for batch in islice(CalibrationData.batches(trimmed), _CHECKED):
+            expected = session.run(batch)
             try:
-                found = session.run(padding.trimmed(whole))
+                outputs = session.run(padding.trimmed(batch))
             except EngineError:
                 return source
-            if not all(_same(expected[name], values) for name, values in found.items()):
+            if not all(_same(expected[name], values) for name, values in outputs.items()):
                 return source
     log.info("padding: left out of the statistics, as input %r marks it", padding.mask)
     return trimmed
 
 
-def _same(expected: object, found: object) -> bool:
-    if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray) or expected.shape != found.shape:
+def _same(expected: object, actual: object) -> bool:
+    if not isinstance(expected, np.ndarray) or not isinstance(actual, np.ndarray) or expected.shape != actual.shape:
         return False
     scale = float(np.abs(expected).max()) if expected.size and expected.dtype.kind == "f" else 0.0
-    return bool(np.allclose(expected, found, rtol=0, atol=_NOISE * scale, equal_nan=True))
+    return bool(np.allclose(expected, actual, rtol=0, atol=_NOISE * scale, equal_nan=True))
 
 
 def recovery_without_data(
@@ -116,9 +116,9 @@ def recovery_without_data(
     """An unpruned network that is fitted and measured on synthetic inputs; a large network gets few of them."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
     samples = int(np.clip(_AFFORDABLE / macs, _FEWEST, _SYNTHETIC))
-    held = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
-    synthetic = synthetic_data(analysis, samples + held, settings.synthetic_batch, settings.seed)
-    fit, held_out = synthetic.split(held / (samples + held), settings.seed)
+    held_count = int(np.clip(_AFFORDABLE / macs / 2, _FEWEST_HELD, samples // 2))
+    synthetic = synthetic_data(analysis, samples + held_count, settings.synthetic_batch, settings.seed)
+    fit, held_out = synthetic.split(held_count / (samples + held_count), settings.seed)
     if macs > _LARGE:
         passes = min(settings.curve_passes, _PASSES)
         settings = replace(settings, refine=0, curve_passes=passes, sharper_passes=0)

@@ -85,7 +85,7 @@ def correlations(
     is_removed[removed] = True
     layers = layers_of(analysis.model, analysis.structure)
     chosen, left = _chosen(layers, is_removed, stats)
-    weights, found, wide, large = Weights.of(analysis.model), [], 0, 0
+    weights, chosen_matrices, wide, large = Weights.of(analysis.model), [], 0, 0
     for layer, name in zip(chosen, _names(analysis, chosen), strict=True):
         width = layer.channels // layer.groups
         shown = _shown(width)
@@ -95,7 +95,7 @@ def correlations(
         large += not matrices
         for measure, matrix in matrices:
             upper = np.round(255 * np.nan_to_num(matrix)[np.triu_indices(len(shown), 1)]).astype(np.uint8)
-            found.append(
+            chosen_matrices.append(
                 Correlation(
                     layer=name,
                     measure=measure,
@@ -112,7 +112,7 @@ def correlations(
         notes.append(f"correlation matrices of {plural(large, 'layer')}, whose weights are too many or not constant")
     if wide:
         notes.append(f"channels of {plural(wide, 'wide layer')}: {MOST_CHANNELS} of each, evenly spaced, are shown")
-    return tuple(found), tuple(notes)
+    return tuple(chosen_matrices), tuple(notes)
 
 
 def _chosen(layers: Sequence[Layer], is_removed: BoolArray, stats: CalibrationStats | None) -> tuple[list[Layer], int]:
@@ -155,15 +155,15 @@ def _matrices(
     layer: Layer, weights: Weights, stats: CalibrationStats | None, shown: IntArray
 ) -> list[tuple[str, FloatArray]]:
     """|ρ| of the shown channels by each available measure."""
-    found = []
+    matrices = []
     moments = None if stats is None else stats.moments(layer)
     name = weights.nodes[layer.node].input[layer.kernel.input]
     stored = weights.stored.get(name)
     if stored is None or np.prod(stored.dims, dtype=np.int64) <= _LARGEST:
         values = layer_weights(weights, layer)
         if values is not None:
-            found.append(("weights", np.clip(weight_correlation(values[shown]), 0, 1)))
+            matrices.append(("weights", np.clip(weight_correlation(values[shown]), 0, 1)))
     if moments is not None:
         matrix, _ = activation_correlation(moments.covariance, layer.groups)
-        found.append(("activations", np.clip(matrix[np.ix_(shown, shown)], 0, 1)))
-    return found
+        matrices.append(("activations", np.clip(matrix[np.ix_(shown, shown)], 0, 1)))
+    return matrices

@@ -64,8 +64,11 @@ def _agreement(figures: Figures | None) -> Estimate | None:
     return next((output.agreement for output in outputs if output.agreement is not None), None)
 
 
-def _interval(name: str, found: Estimate | None) -> CurveRow:
-    return {f"{name}_low": None if found is None else found.low, f"{name}_high": None if found is None else found.high}
+def _interval(name: str, estimate: Estimate | None) -> CurveRow:
+    return {
+        f"{name}_low": None if estimate is None else estimate.low,
+        f"{name}_high": None if estimate is None else estimate.high,
+    }
 
 
 def original_row(point: Point) -> CurveRow:

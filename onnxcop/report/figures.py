@@ -10,21 +10,21 @@ if TYPE_CHECKING:
     from onnxcop.reconstruction.divergence import Figures, OutputFigures
 
 
-def figure_lines(found: Figures) -> Iterator[str]:
+def figure_lines(figures: Figures) -> Iterator[str]:
     """Two lines for every output, its kind and its figures; one more line on all outputs if there are several."""
-    for output in found.outputs:
+    for output in figures.outputs:
         yield output.described
         yield f"  {figures_text(output)}"
-    if len(found.outputs) > 1:
-        yield f"all outputs: divergence {found.divergence.number()}"
+    if len(figures.outputs) > 1:
+        yield f"all outputs: divergence {figures.divergence.number()}"
 
 
-def quality_of(found: Figures | None) -> dict[str, float]:
+def quality_of(figures: Figures | None) -> dict[str, float]:
     """The figures as plain numbers, by name; if there are several outputs, with the output's name."""
-    if found is None:
+    if figures is None:
         return {}
-    quality = {"divergence": found.divergence.value}
-    compared = [output for output in found.outputs if output.agreement is not None]
+    quality = {"divergence": figures.divergence.value}
+    compared = [output for output in figures.outputs if output.agreement is not None]
     for output in compared:
         name = output.agreement_name if len(compared) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
         if output.agreement is not None:
@@ -32,14 +32,14 @@ def quality_of(found: Figures | None) -> dict[str, float]:
     return quality
 
 
-def figure_rows(found: Figures | None) -> Iterator[tuple[str, str, bool]]:
+def figure_rows(figures: Figures | None) -> Iterator[tuple[str, str, bool]]:
     """The figures for a table: names, numbers with the ends of their intervals in brackets, and which the user is
     warned of."""
-    if found is None:
+    if figures is None:
         return
-    unnamed = any(output.warning and output.agreement is None for output in found.outputs)
-    yield "divergence", _bracketed(found.divergence, 1.0, ""), unnamed
-    compared = [output for output in found.outputs if output.agreement is not None]
+    unnamed = any(output.warning and output.agreement is None for output in figures.outputs)
+    yield "divergence", _bracketed(figures.divergence, 1.0, ""), unnamed
+    compared = [output for output in figures.outputs if output.agreement is not None]
     for output in compared:
         name = output.agreement_name if len(compared) == 1 else f"{output.agreement_name}, {output.outputs[0]}"
         share = output.kind != "vectors"
@@ -48,11 +48,11 @@ def figure_rows(found: Figures | None) -> Iterator[tuple[str, str, bool]]:
             yield name, figure, bool(output.warning)
 
 
-def _bracketed(found: Estimate, factor: float, unit: str) -> str:
-    text = f"{factor * found.value:.4g}{unit}"
-    if found.low is None or found.high is None:
+def _bracketed(estimate: Estimate, factor: float, unit: str) -> str:
+    text = f"{factor * estimate.value:.4g}{unit}"
+    if estimate.low is None or estimate.high is None:
         return text
-    return f"{text} ({factor * found.low:.3g} to {factor * found.high:.3g})"
+    return f"{text} ({factor * estimate.low:.3g} to {factor * estimate.high:.3g})"
 
 
 def figures_text(output: OutputFigures) -> str:
@@ -65,7 +65,7 @@ def figures_text(output: OutputFigures) -> str:
 
 def agreement_text(output: OutputFigures) -> str:
     """The agreement as a share, or as a number if it is a mean."""
-    found = output.agreement
-    if found is None:
+    agreement = output.agreement
+    if agreement is None:
         return ""
-    return found.number() if output.kind == "vectors" else found.percent()
+    return agreement.number() if output.kind == "vectors" else agreement.percent()

@@ -79,24 +79,24 @@ def importance(
         ranked: Whether a criterion chose the units; if not one of the COP family, COP is shown for comparison.
     """
     chosen = _criterion(criterion) if ranked else None
-    found, decided = chosen or Cop(), chosen is not None
-    if found.needs_stats and stats is None:
+    used, decided = chosen or Cop(), chosen is not None
+    if used.needs_stats and stats is None:
         return None
     if not decided and float(analysis.cost.original()[1]) > _MOST_PARAMS:
         return None
     context = PruningContext.of(analysis.model, analysis.structure, analysis.cost, stats)
-    ranking, kept = found.rank(context), analysis.structure.axis_sizes
+    ranking, kept = used.rank(context), analysis.structure.axis_sizes
     terms, total = ranking.terms(kept), ranking.importance(kept)
     dead = terms.get("dead", np.zeros(len(total))) > 0
     if dead.all():
         return None
     is_removed = np.zeros(len(total), dtype=np.bool_)
     is_removed[removed] = True
-    alone = found.alpha * terms["correlation"]
+    alone = used.alpha * terms["correlation"]
     return Importance(
-        criterion=found.name,
+        criterion=used.name,
         decided=decided,
-        weights=(found.alpha, found.beta, found.gamma),
+        weights=(used.alpha, used.beta, used.gamma),
         correlation=Histogram.of(alone[~dead], is_removed[~dead]),
         regularized=Histogram.of(total[~dead], is_removed[~dead]),
         dead=int(dead.sum()),
@@ -108,5 +108,5 @@ def _criterion(recorded: Mapping[str, Any]) -> Cop | None:
     name = str(recorded.get("name"))
     if not isinstance(CRITERIA.get(name), Cop):
         return None
-    found = criterion_named(name, **{key: value for key, value in recorded.items() if key != "name"})
-    return found if isinstance(found, Cop) else None
+    criterion = criterion_named(name, **{key: value for key, value in recorded.items() if key != "name"})
+    return criterion if isinstance(criterion, Cop) else None

@@ -73,14 +73,14 @@ def _widths(analysis: Analysis, removed: IntArray) -> dict[int, tuple[int, int]]
     structure = analysis.structure
     is_removed: BoolArray = np.zeros(len(structure.unit_class), dtype=np.bool_)
     is_removed[removed] = True
-    found: dict[int, tuple[int, int]] = {}
+    widths: dict[int, tuple[int, int]] = {}
     for contraction in structure.coupling.findings.contractions:
-        if contraction.kernel is None or contraction.produced is None or contraction.node in found:
+        if contraction.kernel is None or contraction.produced is None or contraction.node in widths:
             continue
         units = structure.units_on(contraction.produced)
         width = len(units)
-        found[contraction.node] = width, width - int(is_removed[units[units >= 0]].sum())
-    return found
+        widths[contraction.node] = width, width - int(is_removed[units[units >= 0]].sum())
+    return widths
 
 
 def _costs(analysis: Analysis, removed: IntArray) -> dict[int | None, tuple[FloatArray, FloatArray]]:
@@ -89,14 +89,14 @@ def _costs(analysis: Analysis, removed: IntArray) -> dict[int | None, tuple[Floa
     before = cost.shares(analysis.structure.axis_sizes)
     after = cost.shares(cost.kept_counts(removed))
     readers = _readers(analysis, (owner for owner in before if isinstance(owner, str)))
-    found: dict[int | None, tuple[FloatArray, FloatArray]] = {}
+    costs: dict[int | None, tuple[FloatArray, FloatArray]] = {}
     for owner, value in before.items():
         if isinstance(owner, str) and owner in analysis.vectors.copies:
             continue  # stored once: its original counts
         node = readers[owner] if isinstance(owner, str) else owner
-        old, new = found.get(node, (np.zeros(len(KINDS)), np.zeros(len(KINDS))))
-        found[node] = old + value, new + after[owner]
-    return found
+        old, new = costs.get(node, (np.zeros(len(KINDS)), np.zeros(len(KINDS))))
+        costs[node] = old + value, new + after[owner]
+    return costs
 
 
 def _readers(analysis: Analysis, tensors: Iterable[str]) -> dict[str, int | None]:
@@ -105,7 +105,7 @@ def _readers(analysis: Analysis, tensors: Iterable[str]) -> dict[str, int | None
     names = set(tensors)
     stored = names | {tensor.name for tensor in graph.initializer}
     origin = {name: {name} for name in names}
-    found: dict[str, int | None] = dict.fromkeys(names)
+    readers: dict[str, int | None] = dict.fromkeys(names)
     constant = set(stored)
     for index, node in enumerate(graph.node):
         inputs = [name for name in node.input if name]
@@ -116,6 +116,6 @@ def _readers(analysis: Analysis, tensors: Iterable[str]) -> dict[str, int | None
                 origin[name] = origin.get(name, set()) | sources
         else:
             for name in sources:
-                if found[name] is None:
-                    found[name] = index
-    return found
+                if readers[name] is None:
+                    readers[name] = index
+    return readers

@@ -65,13 +65,13 @@ def rows(report: Report) -> Iterator[TableRow]:
 
 def _in_int8(report: Report) -> dict[str, str]:
     """What the table says of the result in int8, by quantity."""
-    found = report.int8
-    if found is None:
+    int8 = report.int8
+    if int8 is None:
         return {}
-    cells = {"file size": f"{sized(found.bytes)}, {percent(found.bytes, report.before.bytes)}"}
-    if found.latency is not None:
-        cells["latency"] = f"{found.latency.after}, {found.latency.share}{', slower' if found.latency.slower else ''}"
-    return cells | {name: text for name, text, _ in figure_rows(found.figures)}
+    cells = {"file size": f"{sized(int8.bytes)}, {percent(int8.bytes, report.before.bytes)}"}
+    if int8.latency is not None:
+        cells["latency"] = f"{int8.latency.after}, {int8.latency.share}{', slower' if int8.latency.slower else ''}"
+    return cells | {name: text for name, text, _ in figure_rows(int8.figures)}
 
 
 def _rows(report: Report) -> Iterator[TableRow]:
@@ -221,28 +221,28 @@ def quality_lines(report: Report) -> Iterator[str]:
 
 def int8_lines(report: Report) -> Iterator[str]:
     """How the int8 model was made, if one was, and what was measured of its outputs."""
-    found = report.int8
-    if found is None:
+    int8 = report.int8
+    if int8 is None:
         return
-    yield f"int8: {found.mode} quantization by ONNX Runtime" + (f"; {found.chosen}" if found.chosen else "")
-    if found.figures is not None:
-        yield from (f"  {line}" for line in figure_lines(found.figures))
+    yield f"int8: {int8.mode} quantization by ONNX Runtime" + (f"; {int8.chosen}" if int8.chosen else "")
+    if int8.figures is not None:
+        yield from (f"  {line}" for line in figure_lines(int8.figures))
 
 
 def verified(report: Report) -> str:
     """The checks in one line."""
-    found = report.verification
-    if found is None:
+    verification = report.verification
+    if verification is None:
         return "nothing was verified"
-    if found.max_difference is None:
-        text = "valid and runs" + (f", but not proven: {found.unproven}" if found.unproven else "")
+    if verification.max_difference is None:
+        text = "valid and runs" + (f", but not proven: {verification.unproven}" if verification.unproven else "")
     else:
-        gap = "exactly" if found.max_difference == 0 else f"to {found.max_difference:.1e}"
+        gap = "exactly" if verification.max_difference == 0 else f"to {verification.max_difference:.1e}"
         text = f"valid, runs, equals the masked original {gap}"
-    if found.other_shapes:
+    if verification.other_shapes:
         text += ", at other input sizes too"
-    if found.inexact_units:
-        text += f"; {found.inexact_units} of the removed units are inexact"
+    if verification.inexact_units:
+        text += f"; {verification.inexact_units} of the removed units are inexact"
     return text
 
 

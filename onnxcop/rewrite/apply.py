@@ -65,7 +65,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
             )
             solver.perform(
                 [fix for fix in fixes if (fix.scope == index if fix.node is None else fix.node in own)],
-                {number: found for number, found in edits.items() if number in own},
+                {number: facts for number, facts in edits.items() if number in own},
                 [order for order in orders if order.node in own and order.node not in idle],
             )
             Merger(solver, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
@@ -103,6 +103,6 @@ def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -
         label = coupling.labels.get(name) if name in coupling.constants else None
         if label is None or not kept_by_axis(label, keep):
             continue
-        found = Sliced(tensor, label, keep)
-        result[name] = found if (byte_size(tensor) or 0) > _LARGE else found.values()
+        sliced = Sliced(tensor, label, keep)
+        result[name] = sliced if (byte_size(tensor) or 0) > _LARGE else sliced.values()
     return result

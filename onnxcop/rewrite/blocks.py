@@ -100,11 +100,11 @@ class Blocks:
 
     def _may(self, group: int) -> bool:
         """Whether a group is exact, and its layers are where recovery can reach them."""
-        found = self.structure.groups[group]
+        candidate = self.structure.groups[group]
         statistics = self.structure.coupling.findings.statistics
-        inside = max((*found.producers, *found.consumers), default=0) < self._scopes.outer
-        counted = any(np.isin(self.structure.units_on(entry.atoms), found.units).any() for entry in statistics)
-        return found.exact and bool(found.consumers) and inside and not counted
+        inside = max((*candidate.producers, *candidate.consumers), default=0) < self._scopes.outer
+        counted = any(np.isin(self.structure.units_on(entry.atoms), candidate.units).any() for entry in statistics)
+        return candidate.exact and bool(candidate.consumers) and inside and not counted
 
     def _followed(self, empty: set[int]) -> Remains | None:
         """Walk over the graph with some axes empty."""
@@ -120,10 +120,10 @@ class Blocks:
                 remains.dead.add(number)
                 states |= dict.fromkeys(outputs, _State.EMPTY)
                 continue
-            found = self._state(number, node, states, remains)
-            if found is None or (found in (_State.CONSTANT, _State.EMPTY) and not self._held.isdisjoint(outputs)):
+            state = self._state(number, node, states, remains)
+            if state is None or (state in (_State.CONSTANT, _State.EMPTY) and not self._held.isdisjoint(outputs)):
                 return None
-            states |= dict.fromkeys(outputs, found)
+            states |= dict.fromkeys(outputs, state)
         return None if not hollow.isdisjoint(self._held) else remains
 
     def _state(
@@ -131,16 +131,16 @@ class Blocks:
     ) -> _State | None:  # fmt: skip
         """What a node computes whose outputs have elements; None where it cannot run any more."""
         inputs = [states.get(name, _State.STORED) if name else None for name in node.input]
-        gone = [place for place, state in enumerate(inputs) if state is _State.EMPTY]
+        empty = [place for place, state in enumerate(inputs) if state is _State.EMPTY]
         live = any(state is _State.LIVE for state in inputs) or any(
             states.get(name) is _State.LIVE for name in captured(node)
         )
-        if gone:
-            if number in self._kernels and set(gone) == {0, 1}:
+        if empty:
+            if number in self._kernels and set(empty) == {0, 1}:
                 remains.ends.append(number)
                 return _State.CONSTANT
             if node.op_type == "Concat" and _State.CONSTANT not in inputs and live:
-                remains.joins[number] = tuple(gone)
+                remains.joins[number] = tuple(empty)
                 return _State.LIVE
             return None
         if _State.CONSTANT not in inputs:
@@ -153,9 +153,10 @@ class Blocks:
     def _covers(self, node: onnx.NodeProto, inputs: list[_State | None]) -> bool:
         """Whether what depends on the inputs has the shape of the result, so that a constant may be smaller."""
         shapes = self.structure.coupling.shapes
-        whole = shapes[node.output[0]].shape
-        return whole is not None and any(
-            state is _State.LIVE and shapes[name].shape == whole for name, state in zip(node.input, inputs, strict=True)
+        result_shape = shapes[node.output[0]].shape
+        return result_shape is not None and any(
+            state is _State.LIVE and shapes[name].shape == result_shape
+            for name, state in zip(node.input, inputs, strict=True)
         )
 
 

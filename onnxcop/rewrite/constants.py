@@ -74,10 +74,10 @@ class _Surgery:
         return next((node for node in self.nodes if name in node.output), None)
 
     def _made(self, name: str) -> onnx.NodeProto:
-        found = self._maker(name)
-        if found is None:
+        maker = self._maker(name)
+        if maker is None:
             raise ModelError(f"a block cannot be removed: no node makes {name!r} any more")
-        return found
+        return maker
 
     def _readers(self, name: str) -> list[onnx.NodeProto]:
         return [node for node in self.nodes if name in node.input]
@@ -203,7 +203,7 @@ class _Surgery:
 
     def _onwards(self, output: str, change: Array) -> bool:
         """Add what a constant becomes in every layer behind a tensor to their biases; all of them or none."""
-        found: list[tuple[onnx.NodeProto, Kernel]] = []
+        readers: list[tuple[onnx.NodeProto, Kernel]] = []
         pending, seen = [output], {output}
         while pending:
             name = pending.pop()
@@ -217,13 +217,13 @@ class _Surgery:
                     and _sees_no_border(node)
                     and self._biased(node, kernel)
                 ):
-                    found.append((node, kernel))
+                    readers.append((node, kernel))
                 elif traits(node) & Trait.ADDS and node.input[:].count(name) == 1 and own not in seen:
                     pending.append(own)
                     seen.add(own)
                 else:
                     return False
-        shifts = [(node, kernel, self._seen(node, kernel, change)) for node, kernel in found]
+        shifts = [(node, kernel, self._seen(node, kernel, change)) for node, kernel in readers]
         if any(shift is None for *_, shift in shifts):
             return False
         for node, kernel, shift in shifts:
@@ -284,9 +284,11 @@ class _Surgery:
                 break
             self.nodes = [node for node in self.nodes if node not in lost]
         replace_all(graph.node, self.nodes)
-        gone = {tensor.name for tensor in graph.initializer if tensor.name in self.before and tensor.name not in used}
+        removed = {
+            tensor.name for tensor in graph.initializer if tensor.name in self.before and tensor.name not in used
+        }
         for entries in (graph.initializer, graph.input):
-            replace_all(entries, [entry for entry in entries if entry.name not in gone])
+            replace_all(entries, [entry for entry in entries if entry.name not in removed])
         live = {name for node in self.nodes for name in (*node.input, *node.output)}
         stored = {tensor.name for tensor in graph.initializer}
         replace_all(graph.value_info, [v for v in graph.value_info if v.name in live - stored])

@@ -104,8 +104,8 @@ class GraphEditor:
                 self._fix_output(fix)
             else:
                 self._fix(fix, fix.node - self.first)
-        for number, found in edits.items():
-            self._edit(number - self.first, found)
+        for number, changes in edits.items():
+            self._edit(number - self.first, changes)
         for edit in orders:
             self._reorder(edit)
         self._drop_dead(idle)
@@ -246,11 +246,11 @@ class GraphEditor:
             self.renamed[fix.input] = name
             return
         maker = output.inputs[0]
-        found = self.gs.Variable(name, dtype=output.dtype or fix.required.dtype, shape=fix.actual.shape)
-        maker.outputs[maker.outputs.index(output)] = found
+        fixed = self.gs.Variable(name, dtype=output.dtype or fix.required.dtype, shape=fix.actual.shape)
+        maker.outputs[maker.outputs.index(output)] = fixed
         self.touched.add(self.original[id(maker)])
         place = self.graph.nodes.index(maker) + 1
-        self.graph.nodes[place:place] = self._replacing(fix, found, output)
+        self.graph.nodes[place:place] = self._replacing(fix, fixed, output)
 
     def _replacing(self, fix: SizeFix, old: Any, out: Any) -> list[Any]:
         """Nodes that compute `out` from `old`, a number computed at run time, by correcting it."""
@@ -400,10 +400,10 @@ class Merger:
         if value.name in self.weights:
             shape = self.weights[value.name].shape
         else:
-            found = pruned_shape(self.structure, value.name, self.keep)
-            if found is None or value.name not in self.structure.coupling.labels:
+            resized = pruned_shape(self.structure, value.name, self.keep)
+            if resized is None or value.name not in self.structure.coupling.labels:
                 return
-            shape = found
+            shape = resized
         before = self.structure.coupling.shapes[value.name].shape
         dims = value.type.tensor_type.shape.dim
         if before is None or len(dims) != len(shape):

@@ -57,8 +57,8 @@ class PruningPlan:
     @property
     def kept(self) -> KeptClasses | None:
         """The classes that the model was reduced to first; None if it keeps all."""
-        found = self.settings.get("classes")
-        return None if found is None else KeptClasses.from_dict(found)
+        classes = self.settings.get("classes")
+        return None if classes is None else KeptClasses.from_dict(classes)
 
     @property
     def wish(self) -> ClassWish | None:
@@ -116,14 +116,14 @@ class PruningPlan:
 def cuts_of(analysis: Analysis, removed: IntArray) -> tuple[Cut, ...]:
     """Name the removed units by stored tensors: by their filters, if there are any."""
     structure = analysis.structure
-    wanted = np.zeros(len(structure.unit_class), dtype=np.bool_)
-    wanted[removed] = True
+    removal = np.zeros(len(structure.unit_class), dtype=np.bool_)
+    removal[removed] = True
     cuts = []
     for tensor, axis, units in _named_axes(analysis, structure):
-        hit = (units >= 0) & wanted[units]
+        hit = (units >= 0) & removal[units]
         if hit.any():
             cuts.append(Cut(tensor, axis, tuple(np.flatnonzero(hit).tolist())))
-            wanted[units[hit]] = False
+            removal[units[hit]] = False
     return tuple(cuts)
 
 
@@ -156,7 +156,7 @@ def units_of(analysis: Analysis, plan: PruningPlan) -> IntArray:
             f"{analysis.sha256[:12]}…); make a plan for this one with --plan-out"
         )
     structure = analysis.structure
-    found = []
+    removed = []
     for cut in plan.cuts:
         label = structure.coupling.labels.get(cut.tensor, ())
         atoms = label[cut.axis] if cut.axis < len(label) else None
@@ -165,8 +165,8 @@ def units_of(analysis: Analysis, plan: PruningPlan) -> IntArray:
         units = structure.units_on(atoms)[list(cut.indices)]
         if (units < 0).any():
             raise PlanMismatchError(f"the plan removes indices of tensor {cut.tensor!r} that may not be removed")
-        found.append(units)
-    units = np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+        removed.append(units)
+    units = np.unique(np.concatenate(removed)) if removed else np.empty(0, dtype=np.int64)
     _refuse_empty_axes(analysis, units)
     return units
 

@@ -231,11 +231,11 @@ def remap(indices: Array, atoms: IntArray, keep: Keep, axis: int = 0) -> Array:
         return indices
     rank = np.full(len(atoms), -1, dtype=np.int64)
     rank[kept] = np.arange(len(kept))
-    found = rank[indices]
+    remapped = rank[indices]
     if indices.ndim:
-        there = (np.moveaxis(found, axis, 0).reshape(indices.shape[axis], -1) >= 0).all(axis=1)
-        found = np.compress(there, found, axis=axis)
-    return found.astype(indices.dtype)
+        there = (np.moveaxis(remapped, axis, 0).reshape(indices.shape[axis], -1) >= 0).all(axis=1)
+        remapped = np.compress(there, remapped, axis=axis)
+    return remapped.astype(indices.dtype)
 
 
 class FixedSizes:
@@ -255,33 +255,33 @@ class FixedSizes:
 
     def __call__(self, name: str) -> BoolArray:
         """Whether the elements of a tensor are fixed, bool like its value."""
-        found = self._known.get(name)
-        if found is None:
-            found = self._known[name] = self._compared(name)
-        return found
+        fixed = self._known.get(name)
+        if fixed is None:
+            fixed = self._known[name] = self._compared(name)
+        return fixed
 
     def _compared(self, name: str) -> BoolArray:
         value = self._shapes[name].value
         if value is None:
             return np.zeros(0, np.bool_)
-        same = np.full(value.shape, bool(self._others))
+        equal = np.full(value.shape, bool(self._others))
         for other in self._others:
             its = other[name].value
-            same &= its is not None and its.shape == value.shape and its == value
-        return same
+            equal &= its is not None and its.shape == value.shape and its == value
+        return equal
 
     @cached_property
     def _others(self) -> list[ShapeMap]:
         shapes = {value.name: self._shapes[value.name].shape for value in model_inputs(self._model)}
         given = {name: shape for name, shape in shapes.items() if shape is not None}
-        found = []
+        others = []
         for _ in range(2):
             other = next(other_shapes(self._model, given), None) if len(given) == len(shapes) else None
             if other is None:
                 return []
             given = other
-            found.append(infer(self._model, given))
-        return found
+            others.append(infer(self._model, given))
+        return others
 
 
 _WHERE_SINCE = 9  # the opset

@@ -55,13 +55,13 @@ class BoundSession(Session):
         for name, target in self._turns.items():
             binding.bind_ortvalue_input(name, self._now[name])
             binding.bind_ortvalue_output(target, self._next[name])
-        wanted = list(outputs)
-        for name in wanted:
+        requested = list(outputs)
+        for name in requested:
             binding.bind_output(name, "cpu")
         try:
             self._session.run_with_iobinding(binding)
             values = binding.get_outputs()[len(self._turns) :]
-            return {name: value.numpy() for name, value in zip(wanted, values, strict=True)}
+            return {name: value.numpy() for name, value in zip(requested, values, strict=True)}
         except (Exception, MemoryError) as error:
             raise engine_error("the model could not be run", error) from error
 

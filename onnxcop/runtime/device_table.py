@@ -186,9 +186,9 @@ def _staircase(value: Any) -> Staircase:
 def _stairs(value: Any) -> Staircase | None:
     """Staircases by kind of layer, from the times of narrower layers; kinds that do not run are left out."""
     kinds = {kind: ratios for kind, ratios in table_in(value).items() if ratios is not None}
-    found = {kind: [time_in(ratio) for ratio in list_in(ratios)] for kind, ratios in kinds.items()}
-    if any(len(ratios) != len(STEPS) for ratios in found.values()):
+    times = {kind: [time_in(ratio) for ratio in list_in(ratios)] for kind, ratios in kinds.items()}
+    if any(len(ratios) != len(STEPS) for ratios in times.values()):
         raise ValueError(f"the stairs of a kind of layer are {len(STEPS)} times")
-    if not found:
+    if not times:
         return None
-    return from_ratios({step: {kind: found[kind][place] for kind in found} for place, step in enumerate(STEPS)})
+    return from_ratios({step: {kind: times[kind][place] for kind in times} for place, step in enumerate(STEPS)})

@@ -129,27 +129,27 @@ def _fill(sizes: tuple[int | None, ...], image: tuple[int, int], length: int) ->
 def _fit(name: str, sizes: tuple[int | None, ...], given: Sequence[int]) -> Shape:
     shape = tuple(int(size) for size in given)
     if len(shape) != len(sizes) or any(s is not None and s != g for s, g in zip(sizes, shape, strict=True)):
-        wanted = ",".join("?" if size is None else str(size) for size in sizes)
+        declared_sizes = ",".join("?" if size is None else str(size) for size in sizes)
         raise ModelError(
-            f"input {name!r} cannot have the shape {','.join(map(str, shape))}; the model declares {wanted}"
+            f"input {name!r} cannot have the shape {','.join(map(str, shape))}; the model declares {declared_sizes}"
         )
     return shape
 
 
 def shapes_of(model: onnx.ModelProto, inputs: Mapping[str, Shape], options: EngineOptions) -> ShapeMap:
     """Infer all shapes; those that inference cannot determine come from a run of the model, or else from value_info."""
-    found = infer(model, inputs)
-    if not found.unknown:
-        return found
+    shapes = infer(model, inputs)
+    if not shapes.unknown:
+        return shapes
     try:
-        known, trouble = _observe(model, inputs, found.unknown, options), ""
+        known, trouble = _observe(model, inputs, shapes.unknown, options), ""
     except EngineError as error:
-        log.debug("%d shapes stay unknown: %s", len(found.unknown), error)
-        known, trouble = _noted(model, inputs, found.unknown), str(error)
+        log.debug("%d shapes stay unknown: %s", len(shapes.unknown), error)
+        known, trouble = _noted(model, inputs, shapes.unknown), str(error)
     if known:
-        found = infer(model, inputs, known)
-    found.trouble = trouble
-    return found
+        shapes = infer(model, inputs, known)
+    shapes.trouble = trouble
+    return shapes
 
 
 def _noted(model: onnx.ModelProto, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, tuple[int, Shape]]:
@@ -160,22 +160,22 @@ def _noted(model: onnx.ModelProto, inputs: Mapping[str, Shape], names: list[str]
         for dim, size in zip(value.type.tensor_type.shape.dim, inputs[value.name], strict=True)
         if dim.dim_param
     }
-    found = {}
+    noted = {}
     for value in model.graph.value_info:
         kind = value.type.tensor_type
         if value.name in names and kind.HasField("shape") and kind.elem_type:
             shape = tuple(dim.dim_value or sizes.get(dim.dim_param, 0) for dim in kind.shape.dim)
             if all(shape):
-                found[value.name] = (int(kind.elem_type), shape)
-    return found
+                noted[value.name] = (int(kind.elem_type), shape)
+    return noted
 
 
 def _observe(
     model: onnx.ModelProto, inputs: Mapping[str, Shape], names: list[str], options: EngineOptions
 ) -> dict[str, tuple[int, Shape]]:
     exposed = copied(model)
-    have = {value.name for value in exposed.graph.output}
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
+    observed = {value.name for value in exposed.graph.output}
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in observed)
     with Session(exposed, options, optimize=False) as session:
         results = session.run(random_feeds(model, inputs, seed=0), names)
     known: dict[str, tuple[int, Shape]] = {}

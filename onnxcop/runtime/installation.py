@@ -64,7 +64,7 @@ def find_installation(folder: Path, active: str = "") -> Installation:
         folder: The folder that holds `onnxruntime/`.
         active: The package that the files themselves name.
     """
-    found = []
+    packages = []
     for info in folder.glob("*.dist-info"):
         if not info.name.lower().startswith(("onnxruntime", "ort")):
             continue
@@ -73,8 +73,8 @@ def find_installation(folder: Path, active: str = "") -> Installation:
         except OSError:
             continue
         if owns:
-            found.append(re.sub(r"[-_.]+", "-", info.name.removesuffix(".dist-info").rsplit("-", 1)[0]).lower())
-    return Installation(tuple(sorted(found)), active)
+            packages.append(re.sub(r"[-_.]+", "-", info.name.removesuffix(".dist-info").rsplit("-", 1)[0]).lower())
+    return Installation(tuple(sorted(packages)), active)
 
 
 def installation_of(module: ModuleType) -> Installation:

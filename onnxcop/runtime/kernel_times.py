@@ -83,11 +83,11 @@ def times_of(
         together: How many to time in one session.
         tell: Called with (done, total).
     """
-    found: dict[str, float | None] = {}
+    times: dict[str, float | None] = {}
     for start in range(0, len(keys), together):
         tell(start, len(keys))
-        found.update(_by_halves(keys[start : start + together], timed))
-    return found
+        times.update(_by_halves(keys[start : start + together], timed))
+    return times
 
 
 def _by_halves(keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str, float]]) -> dict[str, float | None]:
@@ -99,9 +99,9 @@ def _by_halves(keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str
             log.debug("%s cannot be timed alone: %s", keys[0], error)
             return {keys[0]: None}
         half = len(keys) // 2
-        found = _by_halves(keys[:half], timed)
-        found.update(_by_halves(keys[half:], timed))
-        return found
+        first = _by_halves(keys[:half], timed)
+        first.update(_by_halves(keys[half:], timed))
+        return first
     return {key: times.get(key) for key in keys}
 
 
@@ -147,19 +147,19 @@ def feed_of(session: Any) -> dict[str, Any]:
 
 def from_events(events: Sequence[Mapping[str, Any]], runs: int) -> dict[int, float]:
     """Seconds by number from the events of a profile of several runs."""
-    found: dict[int, dict[str, list[float]]] = {}
+    durations: dict[int, dict[str, list[float]]] = {}
     for event in events:
         match = _KERNEL.match(str(event.get("name", "")))
         if match is not None and event.get("cat") == "Node":
             # whole microseconds are reported, rounded down
-            found.setdefault(int(match[1]), {}).setdefault(event["name"], []).append(float(event["dur"]) + 0.5)
+            durations.setdefault(int(match[1]), {}).setdefault(event["name"], []).append(float(event["dur"]) + 0.5)
     times = {}
-    for number, kernels in found.items():
-        whole = 0.0
+    for number, kernels in durations.items():
+        total = 0.0
         for seconds in kernels.values():
             quick = sorted(seconds)[: max(1, int(_QUICK * len(seconds)))]
-            whole += statistics.fmean(quick) * len(seconds) / runs
-        times[number] = whole * 1e-6
+            total += statistics.fmean(quick) * len(seconds) / runs
+        times[number] = total * 1e-6
     nothing = times.pop(REFERENCE, 0.0)
     return {number: max(seconds - nothing, _LEAST * seconds) for number, seconds in times.items()}
 
@@ -189,9 +189,9 @@ def processor() -> str:
             lines = [line.partition(":")[::2] for line in file]
     except OSError:
         return name
-    found = {key.strip().lower(): value.strip() for key, value in lines if value.strip()}
-    flags = f" {found.get('flags', found.get('features', ''))} "
-    return " ".join([found.get("model name") or _board() or name, *(one for one in _KERNELS if f" {one} " in flags)])
+    fields = {key.strip().lower(): value.strip() for key, value in lines if value.strip()}
+    flags = f" {fields.get('flags', fields.get('features', ''))} "
+    return " ".join([fields.get("model name") or _board() or name, *(one for one in _KERNELS if f" {one} " in flags)])
 
 
 def _board() -> str:
@@ -208,8 +208,8 @@ def devices() -> str:
     import onnxruntime as ort
 
     try:
-        found = {entry.device for entry in ort.get_ep_devices()}
-        return ", ".join(sorted({f"{one.vendor} {one.device_id:#x}" for one in found if "GPU" in str(one.type)}))
+        devices = {entry.device for entry in ort.get_ep_devices()}
+        return ", ".join(sorted({f"{one.vendor} {one.device_id:#x}" for one in devices if "GPU" in str(one.type)}))
     except Exception:  # older releases report no devices
         return "unknown device"
 

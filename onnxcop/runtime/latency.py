@@ -142,8 +142,8 @@ def measure_times(
     each = [dict(feeds)] * len(models) if isinstance(feeds, Mapping) else [dict(feed) for feed in feeds]
     with ExitStack() as stack:
         sessions = [stack.enter_context(Session(model, deployed, config=_CONFIG)) for model in models]
-        found = _turns(sessions, each, seconds, clock_for(deployed), enough)
-        return Measurement(found, sessions[0].providers[0])
+        timings = _turns(sessions, each, seconds, clock_for(deployed), enough)
+        return Measurement(timings, sessions[0].providers[0])
 
 
 def timed(

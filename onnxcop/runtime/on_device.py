@@ -127,10 +127,10 @@ def _stairs(
     try:
         sessions = [open_session(model) for model in models]
         runs = [partial(session.run, None, feed_of(session)) for session in sessions]
-        found = take_turns(runs, seconds, clock, _STAIRS_ENOUGH)
+        times = take_turns(runs, seconds, clock, _STAIRS_ENOUGH)
     except Exception:
         return None
-    return [ratio_of(found, place)[0] for place in range(1, len(runs))]
+    return [ratio_of(times, place)[0] for place in range(1, len(runs))]
 
 
 def _cuts(
@@ -140,17 +140,17 @@ def _cuts(
     """Seconds of the whole model, and its cuts with their times as shares of that."""
     feed = {name: _values(dtype, shape) for name, dtype, shape in header["inputs"]}
     original = partial(open_session(blobs[header["original"]]).run, None, feed)
-    every, found = [], []
+    every, cuts = [], []
     for done, cut in enumerate(header["cuts"]):
         tell("whole models", done, len(header["cuts"]))
         other = partial(open_session(blobs[cut["model"]]).run, None, feed)
         times = timed([original, other], enough=_CUT_ENOUGH)
         ratio, error = ratio_of(times, 1)
         every.append(times[:, 0])
-        found.append({"kept": cut["kept"], "ratio": ratio, "error": error})
+        cuts.append({"kept": cut["kept"], "ratio": ratio, "error": error})
     if not every:
         every.append(timed([original])[:, 0])
-    return float(np.median(np.concatenate(every))), found
+    return float(np.median(np.concatenate(every))), cuts
 
 
 def _values(dtype: str, shape: Sequence[int]) -> Array:

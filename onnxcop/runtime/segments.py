@@ -95,15 +95,15 @@ class GraphPartition:
             outputs: Outputs of the model.
             sizes: Known sizes of its inputs, by name.
         """
-        wanted, chosen = set(outputs), []
+        open_tensors, chosen = set(outputs), []
         for index in reversed(range(start, stop)):
             node = self.model.graph.node[index]
-            if any(name in wanted for name in node.output):
+            if any(name in open_tensors for name in node.output):
                 chosen.append(index)
-                wanted.update(self.reads[index])
+                open_tensors.update(self.reads[index])
         if not chosen:
             return None
-        chosen = sorted(set(chosen) | self._constant_makers(wanted, start))
+        chosen = sorted(set(chosen) | self._constant_makers(open_tensors, start))
         piece = onnx.ModelProto(ir_version=self.model.ir_version)
         piece.opset_import.extend(self.model.opset_import)
         graph = piece.graph
@@ -152,16 +152,16 @@ class GraphPartition:
         """The current model; if its weights are large, a copy that stores them in the file of the pieces."""
         return self.model if self._weights is None else self._weights.light(self.model, inner=False)
 
-    def _constant_makers(self, wanted: set[str], start: int) -> set[int]:
+    def _constant_makers(self, needed: set[str], start: int) -> set[int]:
         """Nodes before `start` that compute constants which a piece needs."""
-        found: set[int] = set()
-        pending = [name for name in wanted if name in self.constants and self.maker.get(name, start) < start]
+        makers: set[int] = set()
+        pending = [name for name in needed if name in self.constants and self.maker.get(name, start) < start]
         while pending:
             index = self.maker.get(pending.pop(), -1)
-            if index >= 0 and index not in found:
-                found.add(index)
+            if index >= 0 and index not in makers:
+                makers.add(index)
                 pending += [n for n in self.reads[index] if n not in self.stored]
-        return found
+        return makers
 
     def _value_info(self, name: str, sizes: Sequence[int | None] | None = None) -> onnx.ValueInfoProto:
         info = self.shapes[name]
@@ -172,19 +172,21 @@ class GraphPartition:
 
 def _tensors(replacements: Mapping[int, Replacement]) -> list[onnx.TensorProto]:
     """Tensors of replacement nodes, each once."""
-    return list({tensor.name: tensor for found in replacements.values() for tensor in found.tensors}.values())
+    return list(
+        {tensor.name: tensor for replacement in replacements.values() for tensor in replacement.tensors}.values()
+    )
 
 
 def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Tensors stored in bodies of control flow, by name; pieces keep them there."""
-    found: dict[str, onnx.TensorProto] = {}
+    tensors: dict[str, onnx.TensorProto] = {}
     for body in (body for node in graph.node for body in graphs_of(node)):
-        found |= {tensor.name: tensor for tensor in body.initializer}
+        tensors |= {tensor.name: tensor for tensor in body.initializer}
         for node in body.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                found[node.output[0]] = node.attribute[0].t
-        found |= _inner_tensors(body)
-    return found
+                tensors[node.output[0]] = node.attribute[0].t
+        tensors |= _inner_tensors(body)
+    return tensors
 
 
 def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, list[int | None]]:
@@ -192,13 +194,13 @@ def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, 
 
     Declared sizes save ONNX Runtime from inferring shapes of unknown sizes, which it does not always do correctly.
     """
-    found: dict[str, list[int | None]] = {}
+    fixed: dict[str, list[int | None]] = {}
     for name in shapes[0] if shapes else ():
         known = [batch[name] for batch in shapes]
         same = [shape for shape in known if shape is not None]
         if len(same) == len(known) and all(len(shape) == len(same[0]) for shape in same):
-            found[name] = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*same, strict=True)]
-    return found
+            fixed[name] = [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*same, strict=True)]
+    return fixed
 
 
 class PartialExecutor:
@@ -251,14 +253,14 @@ class PartialExecutor:
                 state = self.states[place]
                 yield {name: state[name] for name in names}
             return
-        read = [value.name for value in piece.graph.input]
+        inputs = [value.name for value in piece.graph.input]
         made = [value.name for value in piece.graph.output]
         with Session(piece, self.options, passing=True) as session:
             del piece
             for place in places:
                 state = self.states[place]
-                found = session.run({name: state[name] for name in read}, made)
-                yield {name: found[name] if name in found else state[name] for name in names}
+                outputs = session.run({name: state[name] for name in inputs}, made)
+                yield {name: outputs[name] if name in outputs else state[name] for name in names}
 
     def advance(self, cut: int, extra: Sequence[str] = (), places: Sequence[int] | None = None) -> list[Feed]:
         """Move the cut to just before node `cut`; return the `extra` tensors computed on the way.
@@ -276,13 +278,13 @@ class PartialExecutor:
             chosen = [place for place in chosen if self.cuts[place] < cut]
         crossing = self.partition.crossing(cut)
         names = list(dict.fromkeys([*crossing, *extra]))
-        found = []
+        extras = []
         for place, result in zip(chosen, self.stream(cut, names, chosen), strict=True):
             self.states.replace(place, {name: result[name] for name in crossing})
-            found.append({name: result[name] for name in extra})
+            extras.append({name: result[name] for name in extra})
         for place in chosen:
             self.cuts[place] = cut
-        return found
+        return extras
 
     def finishing(
         self, partition: GraphPartition | None = None, places: Sequence[int] | None = None

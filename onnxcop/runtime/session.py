@@ -204,12 +204,12 @@ def run_batched(
     """
     limit: int | None = None
     for feed in feeds:
-        whole = dict(feed)
-        size = next((whole[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
+        batch = dict(feed)
+        size = next((batch[name].shape[axis] for name, axis in axes.items() if axis is not None), 1)
         start = 0
         while start < size or size == start == 0:
             stop = size if limit is None else min(size, start + limit)
-            part = whole if stop - start == size else _part(whole, axes, start, stop)
+            part = batch if stop - start == size else _part(batch, axes, start, stop)
             try:
                 result = session.run(part, outputs)
             except OutOfMemory as error:

@@ -110,8 +110,8 @@ def staircase_of(options: EngineOptions) -> Staircase | None:
         machine = Machine.of(options).to_dict()
         known = remembered("staircase", machine)
         if known is None:
-            found = from_ratios(_ratios(options))
-            known = asdict(found)
+            stairs = from_ratios(_ratios(options))
+            known = asdict(stairs)
             remember("staircase", machine, known)
         return Staircase(int(known["fine"]), int(known["block"]))
     except (EngineError, BudgetError, KeyError, TypeError, ValueError) as error:
@@ -127,21 +127,21 @@ def from_ratios(ratios: Mapping[int, Mapping[str, float]]) -> Staircase:
     """
     fine = next((step for step in STEPS[:-1] if max(ratios[step].values()) <= _FALLEN), STEPS[-2])
     usual = Staircase()
-    saved = {step: 1.0 - float(np.mean(list(found.values()))) for step, found in ratios.items()}
+    saved = {step: 1.0 - float(np.mean(list(by_kind.values()))) for step, by_kind in ratios.items()}
     block = next((step for step in STEPS if step >= fine and saved[step] >= _STAIR * step / _WIDE), None)
     return Staircase(min(fine, block or usual.block), block or max(fine, usual.block))
 
 
 def _ratios(options: EngineOptions) -> dict[int, dict[str, float]]:
     """Time of a few layers with some channels less than 64, as a share of the time of 64, by kind of layer."""
-    found: dict[int, dict[str, float]] = {step: {} for step in STEPS}
+    ratios: dict[int, dict[str, float]] = {step: {} for step in STEPS}
     for kind, models in stair_models().items():
         feeds = [{"x": np.ones((1, width, _SIDE, _SIDE), np.float32)} for width in _widths()]
         times = measure_times(models, feeds, options, seconds=_SECONDS / len(_KINDS), enough=_ENOUGH)
         for place, step in enumerate(STEPS, start=1):
-            found[step][kind] = times.latency(place).ratio
-    log.debug("time of layers with fewer channels than %d: %s", _WIDE, found)
-    return found
+            ratios[step][kind] = times.latency(place).ratio
+    log.debug("time of layers with fewer channels than %d: %s", _WIDE, ratios)
+    return ratios
 
 
 def stair_models() -> dict[str, list[onnx.ModelProto]]:

@@ -53,12 +53,12 @@ class LiveTensors(Sequence[Feed]):
     @classmethod
     def holding(cls, feeds: Iterable[Mapping[str, Array]], limit: int | None = None) -> LiveTensors:
         """Take batches over one by one, so that never more than `limit` bytes of them are in memory."""
-        held = cls((), limit)
+        tensors = cls((), limit)
         for feed in feeds:
-            held._items.append({})
-            held._sizes.append(0)
-            held.replace(len(held) - 1, feed)
-        return held
+            tensors._items.append({})
+            tensors._sizes.append(0)
+            tensors.replace(len(tensors) - 1, feed)
+        return tensors
 
     def __len__(self) -> int:
         return len(self._items)
@@ -95,8 +95,8 @@ class LiveTensors(Sequence[Feed]):
         item = self._items[index]
         if item is None and isinstance(self._feeds, LiveTensors):
             return self._feeds.shape_of(index)
-        found = self._feeds[index] if item is None else item
-        return {name: getattr(value, "shape", None) for name, value in found.items()}
+        feed = self._feeds[index] if item is None else item
+        return {name: getattr(value, "shape", None) for name, value in feed.items()}
 
     def replace(self, index: int, feed: Mapping[str, Array]) -> None:
         """Replace the tensors of a batch; tensors that it has just returned stay in their file."""
@@ -107,7 +107,7 @@ class LiveTensors(Sequence[Feed]):
         for name, value in old.items():
             if isinstance(value, _File) and name not in kept:
                 value.path.unlink(missing_ok=True)
-        held = sum(self._sizes) - self._sizes[index]
+        total = sum(self._sizes) - self._sizes[index]
         item: dict[str, Array | _File] = {}
         size = 0
         for name, value in feed.items():
@@ -116,7 +116,7 @@ class LiveTensors(Sequence[Feed]):
                 item[name] = spilled
                 continue
             plain = isinstance(value, np.ndarray) and not value.dtype.hasobject
-            if plain and held + size + value.nbytes > self._limit:
+            if plain and total + size + value.nbytes > self._limit:
                 item[name] = self._written(value)
             else:
                 item[name] = value

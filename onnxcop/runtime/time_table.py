@@ -49,8 +49,8 @@ class TimeTable:
             return
 
         def timed(part: Sequence[str]) -> dict[str, float]:
-            found = kernel_times(bundle(part), resolve_provider(options.provider), options.threads)
-            return {key: found[place] for place, key in enumerate(part) if place in found}
+            times = kernel_times(bundle(part), resolve_provider(options.provider), options.threads)
+            return {key: times[place] for place, key in enumerate(part) if place in times}
 
         together = TOGETHER if resolve_provider(options.provider) == [CPU] else 1
         self.seconds |= times_of(missing, timed, together, partial(progress, "operators"))

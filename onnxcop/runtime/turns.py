@@ -74,15 +74,15 @@ def ratio_of(seconds: FloatArray, place: int, original: int = 0) -> tuple[float,
 def _turn(run: Callable[[], object], count: int, clock: Callable[[], float]) -> float:
     """Seconds of one of several runs in a row: the median over slices, because another program may interrupt some."""
     slices = min(count, _SLICES)
-    found, done = [], 0
+    durations, done = [], 0
     for place in range(slices):
         end = count * (place + 1) // slices
         began = clock()
         for _ in range(end - done):
             run()
-        found.append(max(clock() - began, 1e-9) / (end - done))
+        durations.append(max(clock() - began, 1e-9) / (end - done))
         done = end
-    return float(np.median(found))
+    return float(np.median(durations))
 
 
 def _settled(seconds: FloatArray, enough: float) -> bool:

@@ -40,13 +40,13 @@ class Checkpoint:
         Raises:
             ModelError: The folder is missing or not writable, or the disk is full.
         """
-        held = io.BytesIO()
+        buffer = io.BytesIO()
         header = json.dumps({"format": _FORMAT, "run": self.run, "step": self.state.step, "notes": self.notes})
         np.savez(
-            held, header=np.array(header), weights=self.state.weights, first=self.state.first,
+            buffer, header=np.array(header), weights=self.state.weights, first=self.state.first,
             second=self.state.second, best=self.best,
         )  # fmt: skip
-        write_atomically(path, held.getvalue())
+        write_atomically(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path, run: str) -> Checkpoint | None:
@@ -58,17 +58,17 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            with np.load(path) as held:
-                header = json.loads(str(held["header"]))
-                state = TrainingState(held["weights"], held["first"], held["second"], int(header["step"]))
-                found = cls(header["run"], state, held["best"], header["notes"])
+            with np.load(path) as arrays:
+                header = json.loads(str(arrays["header"]))
+                state = TrainingState(arrays["weights"], arrays["first"], arrays["second"], int(header["step"]))
+                checkpoint = cls(header["run"], state, arrays["best"], header["notes"])
         except DAMAGE:
             raise CalibrationError(
                 f"{path} is not a checkpoint, or is damaged; delete it or name another file"
             ) from None
-        if found.run != run:
+        if checkpoint.run != run:
             raise CalibrationError(
                 f"{path} is the checkpoint of another run (model, samples or settings differ); delete it or name "
                 "another file"
             )
-        return found
+        return checkpoint

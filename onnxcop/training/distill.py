@@ -142,9 +142,9 @@ class _Distillation:
         if source.count < 8:
             raise CalibrationError(f"distillation needs at least 8 samples, but got {source.description}")
         share = min(1 / 3, max(_HELD_OUT, 128 / source.count))
-        fit, held = source.split(share, options.seed)
+        fit, held_out = source.split(share, options.seed)
         self.size = source.layout.size or min(options.batch_size, fit.count)
-        self.samples, self.held = SampleSet.of(fit), SampleSet.of(held)
+        self.samples, self.held = SampleSet.of(fit), SampleSet.of(held_out)
         self.description = source.description
         with Session(teacher, options.engine) as session:
             feeds = list(self.held.batches(self.size))

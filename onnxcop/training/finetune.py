@@ -158,10 +158,10 @@ class _Finetuning:
                 raise CalibrationError(f"fine-tuning needs at least 2 samples, but got {source.description}")
             everything = labels_of(source, data, options.labels)
             places = {int(number): place for place, number in enumerate(source.numbers)}
-            fit, held = source.split(options.held_out, options.seed)
-            self.samples, self.held = SampleSet.of(fit), SampleSet.of(held)
+            fit, held_out = source.split(options.held_out, options.seed)
+            self.samples, self.held = SampleSet.of(fit), SampleSet.of(held_out)
             self.labels, self.held_labels = (
-                everything[[places[int(number)] for number in part.numbers]] for part in (fit, held)
+                everything[[places[int(number)] for number in part.numbers]] for part in (fit, held_out)
             )
             self.size = source.layout.size or min(options.batch_size, fit.count)
             self.description = source.description
@@ -260,10 +260,10 @@ class _Finetuning:
         if self.options.metric is not None:
             return float(self.options.metric(model))
         with Session(model, self.options.engine) as session:
-            found = [
+            outputs = [
                 session.run(f, [self.objective.output])[self.objective.output] for f in self.held.batches(self.size)
             ]
-        return self.objective.score(np.concatenate(found), self.held_labels)
+        return self.objective.score(np.concatenate(outputs), self.held_labels)
 
     def _with_weights(self, model: onnx.ModelProto, layout: WeightLayout, weights: Array) -> onnx.ModelProto:
         """A copy of a model with other weights, and with the statistics that belong to them."""
@@ -305,13 +305,13 @@ def _normalized(
         raise CalibrationError(f"--batch-norm {choice!r} does not exist; choose one of {', '.join(known)}")
     if choice == "frozen":
         return None
-    found = use_batch_statistics(model, options.engine)
-    if not found[1]:
+    normalized = use_batch_statistics(model, options.engine)
+    if not normalized[1]:
         raise ModelError(
             "the model has no BatchNormalization with stored statistics (exporters fold it into convolutions); "
             "leave out --batch-norm batch, or export the model with BatchNormalization kept"
         )
-    return found
+    return normalized
 
 
 def _augmented(feed: Feed, samples: SampleSet, rng: np.random.Generator) -> Feed:

@@ -33,13 +33,13 @@ def labels_of(source: CalibrationData, data: Any, labels: Any = None) -> Array:
     Raises:
         CalibrationError: There are no labels, or a different number than samples.
     """
-    found = _by_folder(source) if labels is None and source.files else _array(data, labels)
+    values = _by_folder(source) if labels is None and source.files else _array(data, labels)
     total = int(source.numbers.max(initial=-1)) + 1
-    if found.ndim == 0 or len(found) < total:
+    if values.ndim == 0 or len(values) < total:
         raise CalibrationError(
-            f"there are {found.shape[0] if found.ndim else 1} labels for {total} samples; give one each"
+            f"there are {values.shape[0] if values.ndim else 1} labels for {total} samples; give one each"
         )
-    chosen = found[source.numbers]
+    chosen = values[source.numbers]
     if chosen.dtype.kind in "iub":
         return np.asarray(chosen.astype(np.int64))
     if chosen.dtype.kind == "f":
@@ -80,8 +80,8 @@ def _array(data: Any, labels: Any) -> Array:
 
 def _from_file(path: Path, names: tuple[str, ...]) -> Array:
     try:
-        held = np.load(path)
-        with held if hasattr(held, "files") else _Whole(held) as arrays:
+        file = np.load(path)
+        with file if hasattr(file, "files") else _Whole(file) as arrays:
             if isinstance(arrays, np.ndarray):
                 return arrays
             only = tuple(arrays.files) if len(arrays.files) == 1 else ()

@@ -86,8 +86,8 @@ class _ReadAhead:
 
     def batch(self, number: int, parts: int, last: bool) -> list[Feed]:
         """The feeds of a step; reading continues with the next step unless this is the last."""
-        wanted = [(number, parts)] if last else [(number, parts), (number + 1, parts)]
-        self._pending = {key: self._pending.get(key) or self._pool.submit(self._read, *key) for key in wanted}
+        requests = [(number, parts)] if last else [(number, parts), (number + 1, parts)]
+        self._pending = {key: self._pending.get(key) or self._pool.submit(self._read, *key) for key in requests}
         return self._pending[number, parts].result()
 
     def close(self) -> None:
@@ -234,13 +234,13 @@ class Loop:
         """Continue from the checkpoint, if there is one."""
         if self.settings.checkpoint is None:
             return
-        found = Checkpoint.load(self.settings.checkpoint, self.settings.run)
-        if found is None:
+        checkpoint = Checkpoint.load(self.settings.checkpoint, self.settings.run)
+        if checkpoint is None:
             return
-        self.trainer.restore(found.state)
-        self.best, self.best_score = found.best, float(found.notes["best"])
-        self._factor, self._halvings = float(found.notes["factor"]), int(found.notes["halvings"])
-        self._recent = [float(loss) for loss in found.notes["recent"]]
-        self.history.losses = [(int(step), float(loss)) for step, loss in found.notes["losses"]]
-        self.history.scores = [(int(step), float(score)) for step, score in found.notes["scores"]]
-        log.info("resuming from %s at step %d", self.settings.checkpoint, found.state.step)
+        self.trainer.restore(checkpoint.state)
+        self.best, self.best_score = checkpoint.best, float(checkpoint.notes["best"])
+        self._factor, self._halvings = float(checkpoint.notes["factor"]), int(checkpoint.notes["halvings"])
+        self._recent = [float(loss) for loss in checkpoint.notes["recent"]]
+        self.history.losses = [(int(step), float(loss)) for step, loss in checkpoint.notes["losses"]]
+        self.history.scores = [(int(step), float(score)) for step, score in checkpoint.notes["scores"]]
+        log.info("resuming from %s at step %d", self.settings.checkpoint, checkpoint.state.step)

@@ -46,7 +46,7 @@ def with_loss(
     work = copied(raised(model))
     build = Builder(work.graph, "loss")
     outputs = {value.name: value for value in work.graph.output}
-    found = []
+    losses = []
     for name, term in terms.items():
         value = outputs[name]
         elem_type = value.type.tensor_type.elem_type
@@ -54,10 +54,10 @@ def with_loss(
         target = onnx.helper.make_tensor_value_info(TARGET + name, kind, [None] * rank)
         work.graph.input.append(target)
         output = build.known(name, elem_type)
-        found.append(term(output, build.known(target.name, kind)))
-    build.op("Identity", total([part.reshape([]) for part in found]))
+        losses.append(term(output, build.known(target.name, kind)))
+    build.op("Identity", total([part.reshape([]) for part in losses]))
     work.graph.node[-1].output[0] = LOSS
-    work.graph.output.append(onnx.helper.make_tensor_value_info(LOSS, found[0].elem_type, []))
+    work.graph.output.append(onnx.helper.make_tensor_value_info(LOSS, losses[0].elem_type, []))
     return work
 
 
@@ -101,8 +101,8 @@ def soft_cross_entropy(y: Tensor, target: Tensor, axis: int, *, probabilities: b
         axis: Of the classes.
         probabilities: Whether scores are probabilities already (then their logarithms are softened).
     """
-    logits, wanted = (_logits(x, probabilities) * (1 / _TEMPERATURE) for x in (y, target))
-    ours, theirs = logits.op("LogSoftmax", axis=axis), wanted.op("LogSoftmax", axis=axis)
+    logits, targets = (_logits(x, probabilities) * (1 / _TEMPERATURE) for x in (y, target))
+    ours, theirs = logits.op("LogSoftmax", axis=axis), targets.op("LogSoftmax", axis=axis)
     gap = (theirs.op("Exp") * (theirs - ours)).sum([axis])
     return gap.op("ReduceMean", keepdims=0) * (_TEMPERATURE**2)
 

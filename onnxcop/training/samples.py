@@ -170,8 +170,8 @@ def views_of(samples: SampleSet, count: int, seed: int) -> Sequence[ImageView]:
     name, axes = samples.image
     most = [max(1, int(samples.arrays[name].shape[axis] * _SHIFT)) for axis in axes]
     rng = np.random.default_rng([seed, 1])
-    found = [PLAIN]
-    while len(found) < count:
+    views = [PLAIN]
+    while len(views) < count:
         moves = [int(rng.integers(-m, m + 1)) for m in most]
-        found.append(ImageView(len(found) % 2 == 1, *moves))
-    return found
+        views.append(ImageView(len(views) % 2 == 1, *moves))
+    return views

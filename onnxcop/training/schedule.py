@@ -31,14 +31,14 @@ class Effort:
         Raises:
             CalibrationError: It is none of these.
         """
-        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|m|h|epochs?)\s*", text.lower())
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|m|h|epochs?)\s*", text.lower())
         if text.strip().lower() == "auto":
             return AUTO
-        if found is None or float(found[1]) <= 0:
+        if match is None or float(match[1]) <= 0:
             raise CalibrationError(f"{text!r} is not a training length; give a time (90s, 5m, 1h), '20 epochs' or auto")
-        if found[2].startswith("epoch"):
-            return cls(epochs=float(found[1]))
-        return cls(seconds=float(found[1]) * _UNITS[found[2]])
+        if match[2].startswith("epoch"):
+            return cls(epochs=float(match[1]))
+        return cls(seconds=float(match[1]) * _UNITS[match[2]])
 
 
 AUTO = Effort(epochs=20.0)

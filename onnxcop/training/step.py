@@ -84,22 +84,22 @@ class WeightLayout:
 
 def initializers_of(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Stored tensors of the top-level graph and those of its Constant nodes, by name; changing them changes it."""
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            found.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
-    return found
+            tensors.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+    return tensors
 
 
 def with_weights(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy of a model with other weights, each in its own element type."""
-    found = copied(model)
-    stored = initializers_of(found)
+    changed = copied(model)
+    stored = initializers_of(changed)
     for name, array in arrays.items():
         tensor = stored[name]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), tensor.name))
-    return found
+    return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +135,15 @@ class StepGraph:
 def _excerpt(model: onnx.ModelProto, outputs: Sequence[str], cut: onnx.ValueInfoProto) -> onnx.ModelProto:
     """The nodes that compute some tensors; tensor `cut` becomes an output if it is among them, else an input."""
     work = copied(model)
-    graph, wanted, nodes = work.graph, set(outputs), []
+    graph, needed, nodes = work.graph, set(outputs), []
     for node in reversed(model.graph.node):
         given = cut.name in node.output and cut.name not in outputs
-        if not given and wanted.intersection(node.output):
+        if not given and needed.intersection(node.output):
             nodes.append(node)
-            wanted |= {*node.input, *captured(node)}
+            needed |= {*node.input, *captured(node)}
     replace_all(graph.node, nodes[::-1])
-    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in wanted])
-    replace_all(graph.input, [v for v in (*graph.input, cut) if v.name in wanted and v.name not in outputs])
+    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
+    replace_all(graph.input, [v for v in (*graph.input, cut) if v.name in needed and v.name not in outputs])
     replace_all(graph.output, [v for v in (*graph.output, cut) if v.name in outputs])
     return work
 
@@ -164,24 +164,28 @@ def build_step(
     Raises:
         ModelError: No gradient reaches any of the weights.
     """
-    found = differentiate(model, LOSS, tensors or trainable(model), input_shapes=input_shapes, options=options)
-    if not found.names:
-        reason = f": {found.stops[0].operator} {found.stops[0].node}: {found.stops[0].reason}" if found.stops else ""
+    backward = differentiate(model, LOSS, tensors or trainable(model), input_shapes=input_shapes, options=options)
+    if not backward.names:
+        reason = (
+            f": {backward.stops[0].operator} {backward.stops[0].node}: {backward.stops[0].reason}"
+            if backward.stops
+            else ""
+        )
         raise ModelError(f"nothing can be trained, no gradient reaches a weight{reason}")
-    graph = found.model.graph
+    graph = backward.model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    names = tuple(found.names)
+    names = tuple(backward.names)
     layout = WeightLayout(names, tuple(tuple(stored[n].dims) for n in names), tuple(stored[n].data_type for n in names))
     build = Builder(graph, "step")
     _read_from_vector(graph, build, layout)
-    gradients = [build.known(found.names[name], kind) for name, kind in zip(names, layout.types, strict=True)]
+    gradients = [build.known(backward.names[name], kind) for name, kind in zip(names, layout.types, strict=True)]
     like = build.known(WEIGHTS, onnx.TensorProto.FLOAT)
     gradient = concat([part.cast(like).reshape([-1]) for part in gradients], 0)
     _update(build, optimizer, layout, _renamed(graph, gradient, GRADIENT))
     kept = {LOSS, NORM, *NEXT.values()}
     outputs = [value for value in graph.output if value.name in kept]
     replace_all(graph.output, outputs)
-    return StepGraph(found.model, layout, found.stops, found.missing)
+    return StepGraph(backward.model, layout, backward.stops, backward.missing)
 
 
 def _read_from_vector(graph: onnx.GraphProto, build: Builder, layout: WeightLayout) -> None:

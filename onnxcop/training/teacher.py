@@ -41,14 +41,14 @@ class Teacher:
             feed: These samples in that view.
         """
         if not self._known[view, indices].all():
-            found = self._session.run(feed, self._outputs)
-            if any(np.ndim(value) == 0 or len(value) != len(indices) for value in found.values()):
-                return found  # samples are not along the first axis: outputs cannot be stored by sample
-            held = self._answers.setdefault(view, {})
-            for name, value in found.items():
-                if name not in held:
-                    held[name] = np.zeros((self._samples.count, *value.shape[1:]), value.dtype)
-                held[name][indices] = value
+            outputs = self._session.run(feed, self._outputs)
+            if any(np.ndim(value) == 0 or len(value) != len(indices) for value in outputs.values()):
+                return outputs  # samples are not along the first axis: outputs cannot be stored by sample
+            cached = self._answers.setdefault(view, {})
+            for name, value in outputs.items():
+                if name not in cached:
+                    cached[name] = np.zeros((self._samples.count, *value.shape[1:]), value.dtype)
+                cached[name][indices] = value
             self._known[view, indices] = True
         return {name: values[indices] for name, values in self._answers[view].items()}
 

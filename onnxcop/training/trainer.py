@@ -144,8 +144,8 @@ class Trainer:
     @property
     def state(self) -> TrainingState:
         """A copy of the state from which a run can resume."""
-        held = self._session.state()
-        return TrainingState(held[WEIGHTS], held[FIRST], held[SECOND], self._steps)
+        current = self._session.state()
+        return TrainingState(current[WEIGHTS], current[FIRST], current[SECOND], self._steps)
 
     @property
     def weights(self) -> Array:

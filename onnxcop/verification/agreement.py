@@ -130,12 +130,12 @@ def agreement(
         types = {spec.name: spec.dtype for spec in two.inputs}
         for feed, expected in run_batched(one, source.batches(), source.layout.axes, list(outputs)):
             given = {inputs[name]: value.astype(types[inputs[name]], copy=False) for name, value in feed.items()}
-            found = two.run(given, list(outputs.values()))
+            theirs = two.run(given, list(outputs.values()))
             count = source.layout.samples_in(feed)
             seen += count
             for name, other in outputs.items():
-                sums[name].add(expected[name], found[other])
-            kept.add(expected, {name: found[other] for name, other in outputs.items()}, count)
+                sums[name].add(expected[name], theirs[other])
+            kept.add(expected, {name: theirs[other] for name, other in outputs.items()}, count)
             progress("comparing outputs", seen, source.count)
     return Agreement(tuple(total.result(name) for name, total in sums.items()), kept.figures(a, task), seen)
 

@@ -80,7 +80,7 @@ class _Flow:
 
     def reached(self, start: str) -> set[str] | None:
         """Integer tensors from a QuantizeLinear to its ends; None if another operator reads one of them."""
-        found, pending = {start}, [start]
+        integer, pending = {start}, [start]
         while pending:
             name = pending.pop()
             if name in self.fixed:
@@ -92,10 +92,10 @@ class _Flow:
                     return None
                 if name in node.input[1:] and not traits(node) & Trait.JOINS:
                     return None
-                new = [output for output in node.output if output not in found]
-                found.update(new)
+                new = [output for output in node.output if output not in integer]
+                integer.update(new)
                 pending += new
-        return found
+        return integer
 
     def consistent(self, floats: dict[str, set[str]]) -> set[str]:
         """All bypassed tensors; sources that meet an integer tensor in a Concat are dropped, in place."""

@@ -95,17 +95,17 @@ def difference(
         reference, context = unrounded(reference), unrounded(context)
     names: dict[str, Cuts] = dict.fromkeys(comparable_outputs(reference), ())
     how: dict[str, Any] = {"shapes": shapes, "others": others, "options": options, "seed": seed}
-    found = _largest(reference, context, names, **how)
-    inner = {} if found.reacts else witnesses(reference, context, structure, removed)
+    largest = _largest(reference, context, names, **how)
+    inner = {} if largest.reacts else witnesses(reference, context, structure, removed)
     if inner:
         names |= inner
-        found = _largest(reference, context, names, **how)
+        largest = _largest(reference, context, names, **how)
     free = conditions(reference, structure.coupling.shapes)
     for branch in (True, False) if free else ():
         with suppress(EngineError):  # a branch that does not fit the inputs cannot be compared
             other = _largest(forced(reference, free, branch), forced(context, free, branch), names, **how)
-            found = _worse(found, other)
-    return found
+            largest = _worse(largest, other)
+    return largest
 
 
 def _worse(one: Difference, other: Difference) -> Difference:
@@ -119,11 +119,11 @@ def _largest(
     reference: onnx.ModelProto, context: onnx.ModelProto, names: Mapping[str, Cuts], *, shapes: Mapping[str, Shape],
     others: Sequence[Mapping[str, Shape]], options: EngineOptions, seed: int,
 ) -> Difference:  # fmt: skip
-    wanted = list(names)
+    requested = list(names)
     sizes = [shapes, shapes, *others]
-    expected, found = (_runs(model, reference, wanted, sizes, options, seed) for model in (reference, context))
+    expected, actual = (_runs(model, reference, requested, sizes, options, seed) for model in (reference, context))
     worst = Difference()
-    for number, (one, two) in enumerate(zip(expected, found, strict=True)):
+    for number, (one, two) in enumerate(zip(expected, actual, strict=True)):
         if one is None or two is None:
             continue  # an exposed or unrounded model may accept fewer sizes than the model itself
         if number < 2 or not worst.excessive:
@@ -134,7 +134,7 @@ def _largest(
 
 
 def _runs(
-    model: onnx.ModelProto, reference: onnx.ModelProto, wanted: list[str], sizes: Sequence[Mapping[str, Shape]],
+    model: onnx.ModelProto, reference: onnx.ModelProto, requested: list[str], sizes: Sequence[Mapping[str, Shape]],
     options: EngineOptions, seed: int,
 ) -> list[Feed | None]:  # fmt: skip
     """Run a model on inputs of several sizes; the result is None for sizes that it rejects, except the first two.
@@ -142,10 +142,10 @@ def _runs(
     Models run one after the other, so that only one is in memory.
     """
     results: list[Feed | None] = []
-    with Session(_exposing(model, wanted), options, optimize=False) as session:
+    with Session(_exposing(model, requested), options, optimize=False) as session:
         for number, shapes in enumerate(sizes):
             try:
-                results.append(session.run(random_feeds(reference, shapes, seed + number), wanted))
+                results.append(session.run(random_feeds(reference, shapes, seed + number), requested))
             except EngineError:
                 if number < 2:
                     raise
@@ -153,10 +153,10 @@ def _runs(
     return results
 
 
-def _gap(expected: Feed, found: Feed, names: Mapping[str, Cuts], shapes: Mapping[str, Shape]) -> Difference:
+def _gap(expected: Feed, actual: Feed, names: Mapping[str, Cuts], shapes: Mapping[str, Shape]) -> Difference:
     worst = Difference()
     for name, cuts in names.items():
-        gap = relative_difference(_cut(expected[name], cuts), found[name])
+        gap = relative_difference(_cut(expected[name], cuts), actual[name])
         if gap is not None:
             limit = TOLERANCE.get(str(expected[name].dtype), _USUAL_TOLERANCE)
             worst = _worse(worst, Difference(gap, name, limit, shapes=shapes))
@@ -217,14 +217,14 @@ def _exposing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     return copy
 
 
-def relative_difference(expected: Any, found: Any) -> float | None:
+def relative_difference(expected: Any, actual: Any) -> float | None:
     """max |expected - found| / max |expected|; None if `expected` holds no finite numbers."""
     if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or expected.size == 0:
         return None
-    if expected.shape != found.shape:
+    if expected.shape != actual.shape:
         return float("inf")
     a: Array = expected.astype(np.float64)
-    b: Array = found.astype(np.float64)
+    b: Array = actual.astype(np.float64)
     if not np.isfinite(a).all():
         return None
     scale = float(np.abs(a).max())
@@ -255,16 +255,16 @@ def mixes_samples(
     }
     alone = random_feeds(model, few, 0)
     together = dict(alone)
-    for name, wanted in other.items():
+    for name, target in other.items():
         for axis in axes[name]:
-            copies = np.arange(wanted[axis]) % few[name][axis]
+            copies = np.arange(target[axis]) % few[name][axis]
             together[name] = np.take(together[name], copies, axis=axis)
     try:
         with Session(model, options) as session:
             one, many = session.run(alone), session.run(together)
     except EngineError:
         return False
-    return any(isinstance(found, np.ndarray) and not _begins_with(many[name], found) for name, found in one.items())
+    return any(isinstance(result, np.ndarray) and not _begins_with(many[name], result) for name, result in one.items())
 
 
 def _begins_with(many: Any, one: Any) -> bool:

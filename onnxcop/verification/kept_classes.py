@@ -68,8 +68,8 @@ def analyze_kept(
         raise ModelError("--classes: a softmax over a single class is always 1; keep two classes or more")
     result = cut_classes(opened, axes, kept)
     kept = replace(kept, renormalized=_prove(opened, result, axes, kept, softmax, options))
-    found = analyze(result, input_shapes=opened.input_shapes, rules=rules, options=options, **arguments)
-    return replace(found, source=opened.source, images=opened.images, sha256=_identity(kept), kept=kept)
+    analysis = analyze(result, input_shapes=opened.input_shapes, rules=rules, options=options, **arguments)
+    return replace(analysis, source=opened.source, images=opened.images, sha256=_identity(kept), kept=kept)
 
 
 def _identity(kept: KeptClasses) -> str:
@@ -102,20 +102,23 @@ def _prove(
             shapes: Mapping[str, Shape] = analysis.input_shapes
             feeds = random_feeds(analysis.original, shapes, seed)
             old, new = before.run(feeds), after.run(feeds)
-            for name, whole in old.items():
-                if isinstance(whole, np.ndarray) and whole.dtype.kind in "fiub":
-                    renormalized |= _same(name, whole, new[name], places.get(name), kept, softmax)
+            for name, values in old.items():
+                if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
+                    renormalized |= _same(name, values, new[name], places.get(name), kept, softmax)
     return renormalized
 
 
-def _same(name: str, whole: Array, given: Any, place: ClassAxis | None, kept: KeptClasses, softmax: bool) -> bool:
+def _same(name: str, original: Array, given: Any, place: ClassAxis | None, kept: KeptClasses, softmax: bool) -> bool:
     """Whether an output is renormalized over the kept classes; False if it holds the original's values."""
     if place is None:
-        _require(name, _gap(whole, given))
+        _require(name, _gap(original, given))
         return False
     axis, past = place.axis, place.first + kept.count
-    classes = np.take(whole, place.first + np.array(kept.kept, dtype=np.int64), axis=axis)
-    others = (np.take(whole, np.arange(place.first), axis), np.take(whole, np.arange(past, whole.shape[axis]), axis))
+    classes = np.take(original, place.first + np.array(kept.kept, dtype=np.int64), axis=axis)
+    others = (
+        np.take(original, np.arange(place.first), axis),
+        np.take(original, np.arange(past, original.shape[axis]), axis),
+    )
     parts = np.split(given, np.cumsum([others[0].shape[axis], classes.shape[axis]]), axis=axis)
     for one, other in zip(others, (parts[0], parts[2]), strict=True):  # boxes and the like, each on its own scale
         if one.size or other.size:
@@ -137,9 +140,9 @@ def _shares(values: FloatArray, axis: int) -> tuple[FloatArray, FloatArray]:
     return one, two
 
 
-def _gap(wanted: Array, given: Array) -> tuple[float, float]:
+def _gap(expected: Array, given: Array) -> tuple[float, float]:
     """The largest difference relative to the largest value, and the allowed one."""
-    one, two = wanted.astype(np.float64), given.astype(np.float64)
+    one, two = expected.astype(np.float64), given.astype(np.float64)
     finite = np.isfinite(one)
     if one.shape != two.shape or not finite.any():
         return float("inf"), 0.0

@@ -56,10 +56,10 @@ def masked(
         else:
             node, info = copies.nodes[contraction.node], structure.coupling.shapes[name]
             inserts.append((contraction.node, _mask_activation(result, node, info, contraction, operand, dead)))
-    for (index, position), found in cuts.items():
+    for (index, position), cut in cuts.items():
         node, name = copies.nodes[index], nodes[index].input[position]
         values = values_of(stored[name]).copy()
-        for contraction, axis, dead in found:
+        for contraction, axis, dead in cut:
             values[(slice(None),) * axis + (dead,)] = _zero(contraction, node, stored)
         tensor = numpy_helper.from_array(values, f"{name}__masked_{index}_{position}")
         result.graph.initializer.append(tensor if file is None else file.detach(tensor))
@@ -72,14 +72,14 @@ def masked(
 
 def _stored(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Stored tensors of a graph and of the bodies in it, by name."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.HasField("t"):
-                found[node.output[0]] = attribute.t
+                tensors[node.output[0]] = attribute.t
             for body in (attribute.g, *attribute.graphs):
-                found |= _stored(body)
-    return found
+                tensors |= _stored(body)
+    return tensors
 
 
 def _side(contraction: Contraction, nodes: Sequence[onnx.NodeProto], stored: dict[str, Any]) -> Operand | None:

@@ -50,13 +50,13 @@ class Recheck:
                 f"structure only: {shapes} agree with the plan; {len(self.changed)} of them hold "
                 "other values than the plan gives, so outputs were not compared"
             )
-        found = self.verification
-        if found.max_difference is None:
+        verification = self.verification
+        if verification.max_difference is None:
             return f"{shapes} agree with the plan; outputs were not compared"
-        gap = "exactly" if found.max_difference == 0 else f"to {found.max_difference:.1e}"
+        gap = "exactly" if verification.max_difference == 0 else f"to {verification.max_difference:.1e}"
         text = f"{shapes} agree with the plan; it equals the masked original {gap}"
-        if found.inexact_units:
-            text += f" ({found.inexact_units} inexact of {self.removed} units left out of that)"
+        if verification.inexact_units:
+            text += f" ({verification.inexact_units} inexact of {self.removed} units left out of that)"
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,8 +95,10 @@ def recheck(
     tensors, changed = _compare_tensors(expected, given, name)
     same_nodes = [_signature(node) for node in given.graph.node] == [_signature(node) for node in expected.graph.node]
     if not changed and same_nodes:
-        found = verify(analysis.model, given, analysis.structure, removed, options)
-        return Recheck(removed=len(removed), tensors=tensors, changed=(), verification=found, notes=found.notes)
+        verification = verify(analysis.model, given, analysis.structure, removed, options)
+        return Recheck(
+            removed=len(removed), tensors=tensors, changed=(), verification=verification, notes=verification.notes
+        )
     if not (structure_only or recovered):
         what = f"{changed[0]!r} holds other values" if changed else "its nodes are not the same"
         raise VerificationError(
@@ -115,19 +117,19 @@ def _compare_tensors(expected: onnx.ModelProto, given: onnx.ModelProto, name: st
     Raises:
         VerificationError: A tensor is missing or has another shape or type.
     """
-    have = constant_tensors(given)
-    wanted = constant_tensors(expected)
+    given_tensors = constant_tensors(given)
+    expected_tensors = constant_tensors(expected)
     changed = []
-    for key, want in wanted.items():
-        found = have.get(key)
-        if found is None:
+    for key, target in expected_tensors.items():
+        actual = given_tensors.get(key)
+        if actual is None:
             raise VerificationError(f"{name} has no tensor {key!r}, which the plan keeps")
-        if (found.data_type, list(found.dims)) != (want.data_type, list(want.dims)):
-            raise VerificationError(f"{name}: tensor {key!r} is {_kind(found)}, the plan makes it {_kind(want)}")
-        one, two = numpy_helper.to_array(found), numpy_helper.to_array(want)
+        if (actual.data_type, list(actual.dims)) != (target.data_type, list(target.dims)):
+            raise VerificationError(f"{name}: tensor {key!r} is {_kind(actual)}, the plan makes it {_kind(target)}")
+        one, two = numpy_helper.to_array(actual), numpy_helper.to_array(target)
         if one.tobytes() != two.tobytes():
             changed.append(key)
-    return len(wanted), changed
+    return len(expected_tensors), changed
 
 
 def _kind(tensor: onnx.TensorProto) -> str:

@@ -290,25 +290,25 @@ def _compare(
 ) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
     """Largest relative difference from the masked original on random inputs."""
     try:
-        found = difference(
+        gap = difference(
             reference, context, structure, removed, shapes=shapes, others=others, options=options, seed=seed
         )
     except EngineError as error:
         return None, (f"the masked original could not be run: {error}",)
-    if found.worst is None:
+    if gap.worst is None:
         return None, ("no output is finite on random inputs, so nothing could be compared",)
-    if found.excessive and found.shapes != shapes and mixes_samples(reference, shapes, found.shapes or {}, options):
+    if gap.excessive and gap.shapes != shapes and mixes_samples(reference, shapes, gap.shapes or {}, options):
         value, notes = _compare(
             reference, context, structure, removed, shapes=shapes, others=(), options=options, seed=seed
         )
         return value, (*notes, _MIXED)
-    if found.excessive:
-        where = _where(found.shapes) if found.shapes is not None and found.shapes != shapes else ""
+    if gap.excessive:
+        where = _where(gap.shapes) if gap.shapes is not None and gap.shapes != shapes else ""
         raise VerificationError(
-            f"tensor {found.tensor!r} differs from the masked original by {found.worst:.2g} of its largest "
-            f"value{where} (allowed {found.limit:.0e}); this is a bug, nothing was written"
+            f"tensor {gap.tensor!r} differs from the masked original by {gap.worst:.2g} of its largest "
+            f"value{where} (allowed {gap.limit:.0e}); this is a bug, nothing was written"
             + (f"; {_FIX_SIZES}" if where else "")
         )
-    if not found.reacts:
-        return found.worst, ("nothing that was compared reacts to random inputs",)
-    return found.worst, ()
+    if not gap.reacts:
+        return gap.worst, ("nothing that was compared reacts to random inputs",)
+    return gap.worst, ()

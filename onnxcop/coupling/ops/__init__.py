@@ -173,13 +173,13 @@ def known_rules() -> RuleTable:
     An entry point is a mapping from (domain, operator) to a rule; one that fails to load is named in a
     warning and skipped.
     """
-    found = dict(DEFAULT_RULES)
+    rules = dict(DEFAULT_RULES)
     for entry, table in loaded(GROUP):
         if isinstance(table, Mapping) and all(map(callable, table.values())):
-            found.update(table)
+            rules.update(table)
         else:
             skipped(entry, f"{entry.value} is not a mapping from (domain, operator) to a rule")
-    return found
+    return rules
 
 
 __all__ = [

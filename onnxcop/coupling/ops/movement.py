@@ -101,8 +101,8 @@ def expand(op: Op) -> None:
         if live is not None and shape[axis] == result[axis + offset]:
             out[axis + offset] = live
             element = axis + offset - (len(result) - target)
-            asked = op.value(1)
-            if element >= 0 and asked is not None and asked[element] != 1:
+            sizes = op.value(1)
+            if element >= 0 and sizes is not None and sizes[element] != 1:
                 op.size(1, element, live)
         else:
             op.freeze(live, "is broadcast to a larger size")

@@ -93,13 +93,13 @@ class Op:
             return self.seen[position]
         if not self.has(position):
             return ()
-        found = self.label_of(self.node.input[position])
-        if found is None:
+        label = self.label_of(self.node.input[position])
+        if label is None:
             info = self.infos[position]
             shape = info.shape if info is not None else None
-            found = (None,) * len(shape or ())
-        self.seen[position] = found
-        return found
+            label = (None,) * len(shape or ())
+        self.seen[position] = label
+        return label
 
     def value(self, position: int) -> Array | None:
         """The constant value of an input, None if it is not known before the run."""

@@ -194,11 +194,11 @@ def shifted(x: Tensor, g: Tensor, window: Window) -> list[Tensor]:
     places = build.ints(*range(2, 2 + axes))
     wide = padded(x, build.ints(*window.begin), build.ints(*window.end), 2, 0) if any(window.pads) else x
     sizes = g.op("Shape", elem_type=INT64, start=2, end=2 + axes)
-    found = []
+    views = []
     for tap in np.ndindex(*window.kernel):
         start = build.ints(*(t * d for t, d in zip(tap, window.dilations, strict=True)))
-        found.append(wide.op("Slice", start, start + sizes, places))
-    return found
+        views.append(wide.op("Slice", start, start + sizes, places))
+    return views
 
 
 def patches(x: Tensor, channels: int, window: Window) -> Tensor:

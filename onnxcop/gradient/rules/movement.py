@@ -56,9 +56,9 @@ def sliced(
     count = starts.sizes[0]
     if (axes is not None and named is None) or not isinstance(count, int):
         raise NoGradient("its axes are not fixed")
-    found = [int(axis) % x.rank for axis in (range(count) if named is None else named)]
+    sliced_axes = [int(axis) % x.rank for axis in (range(count) if named is None else named)]
     step_values = [1] * count if steps is None else node.value(steps)
-    for place, axis in enumerate(found):
+    for place, axis in enumerate(sliced_axes):
         one = build.ints(place), build.ints(place + 1), build.ints(0)
         numbers = counted(x.dim(axis))
         bounds = [t.op("Slice", *one).cast(numbers) for t in (starts, ends)]

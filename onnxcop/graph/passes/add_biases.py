@@ -52,7 +52,7 @@ def _repeat(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Make biases of one number, each of one layer, vectors of that number; returns their shapes before."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     readers = Counter(name for node in model.graph.node for name in node.input)
-    found = {}
+    repeated = {}
     for node in model.graph.node:
         kernel = kernel_of(node)
         if kernel is None or kernel.bias is None or node.input[1] not in stored:
@@ -60,9 +60,9 @@ def _repeat(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         groups, _, outs, _ = kernel.shape(stored[node.input[1]].dims)
         bias = stored.get("".join(node.input[kernel.bias : kernel.bias + 1]))
         if bias is not None and readers[bias.name] == 1 and np.prod(bias.dims, dtype=int) == 1 < groups * outs:
-            found[bias.name] = tuple(bias.dims)
+            repeated[bias.name] = tuple(bias.dims)
             _store(model, bias, np.repeat(numpy_helper.to_array(bias).reshape(1), groups * outs))
-    return found
+    return repeated
 
 
 def _store(model: onnx.ModelProto, tensor: onnx.TensorProto, values: Array) -> None:

@@ -70,24 +70,24 @@ def fold_weights(model: onnx.ModelProto, run: Run) -> int:
 def _constant_nodes(graph: onnx.GraphProto) -> set[int]:
     """Positions of the nodes that depend on constants alone."""
     known = {tensor.name for tensor in graph.initializer}
-    found = set()
+    constant = set()
     for index, node in enumerate(graph.node):
         if all(name in known for name in node.input if name) and next(graphs_of(node), None) is None:
             known.update(node.output)
-            found.add(index)
-    return found
+            constant.add(index)
+    return constant
 
 
 def _chain(graph: onnx.GraphProto, makers: Mapping[str, int], last: int) -> set[int]:
     """A node and all nodes that it depends on."""
-    found: set[int] = set()
+    chain: set[int] = set()
     pending = [last]
     while pending:
         index = pending.pop()
-        if index not in found:
-            found.add(index)
+        if index not in chain:
+            chain.add(index)
             pending += [makers[name] for name in graph.node[index].input if name in makers]
-    return found
+    return chain
 
 
 def _without_shared(
@@ -125,32 +125,32 @@ def _is_large(tensor: onnx.TensorProto | None) -> bool:
 def _computing(model: onnx.ModelProto, chains: Mapping[str, set[int]]) -> onnx.ModelProto:
     """A model without inputs that computes the ends of chains."""
     graph = model.graph
-    wanted = sorted(set().union(*chains.values()))
+    needed = sorted(set().union(*chains.values()))
     part = onnx.ModelProto(ir_version=model.ir_version)
     part.opset_import.extend(model.opset_import)
     part.graph.name = "weights"
-    part.graph.node.extend(graph.node[index] for index in wanted)
-    reads = {name for index in wanted for name in graph.node[index].input}
+    part.graph.node.extend(graph.node[index] for index in needed)
+    reads = {name for index in needed for name in graph.node[index].input}
     part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in reads)
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in chains)
     return part
 
 
-def _replace(graph: onnx.GraphProto, found: Mapping[str, onnx.TensorProto], chains: Mapping[str, set[int]]) -> None:
+def _replace(graph: onnx.GraphProto, values: Mapping[str, onnx.TensorProto], chains: Mapping[str, set[int]]) -> None:
     """Store tensors in place of the nodes that compute them, and drop everything that is then unread."""
     uses = Counter(name for node in graph.node for name in (*node.input, *captured(node)))
     uses.update(value.name for value in graph.output)
     before, removed = set(uses), set()
     for index in sorted(set().union(*chains.values()), reverse=True):  # readers before their inputs
         node = graph.node[index]
-        if all(name in found or not uses[name] for name in node.output if name):
+        if all(name in values or not uses[name] for name in node.output if name):
             removed.add(index)
             uses.subtract(node.input)
     nodes = [n for i, n in enumerate(graph.node) if i not in removed]
     made = {name for node in nodes for name in node.output}
     replace_all(graph.node, nodes)
     drop_unread(graph, {name for name in before if not uses[name]})
-    graph.initializer.extend(tensor for name, tensor in found.items() if name not in made)
+    graph.initializer.extend(tensor for name, tensor in values.items() if name not in made)
 
 
 def drop_unread(graph: onnx.GraphProto, names: Collection[str]) -> None:

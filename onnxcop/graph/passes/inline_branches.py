@@ -35,21 +35,21 @@ class _Inliner:
 
     def visit(self, graph: onnx.GraphProto) -> int:
         """Inline in a graph and in the bodies it holds; return how many were replaced."""
-        found, nodes = 0, []
+        count, nodes = 0, []
         for source in graph.node:
             node = copied(source)
             for attribute in node.attribute:
                 if attribute.type == attribute.GRAPH:
-                    found += self.visit(attribute.g)
+                    count += self.visit(attribute.g)
             branch = self._settled(node)
             if branch is None:
                 nodes.append(node)
             else:
-                found += 1
+                count += 1
                 nodes += _opened(graph, node, branch)
-        if found:
+        if count:
             replace_all(graph.node, nodes)
-        return found
+        return count
 
     def _settled(self, node: onnx.NodeProto) -> onnx.GraphProto | None:
         if node.op_type != "If" or (self.dynamic and self.shapes[node.input[0]].sized):

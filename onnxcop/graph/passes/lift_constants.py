@@ -51,7 +51,7 @@ def _evaluate(model: onnx.ModelProto) -> int:
     uses.update(value.name for value in graph.output)
     makers = {node.output[0]: node for node in graph.node if len(node.output) == 1}
     weights = Weights.of(model)
-    found: dict[str, onnx.TensorProto] = {}
+    lifted: dict[str, onnx.TensorProto] = {}
     for node in graph.node:
         if not traits(node) & Trait.LINEAR:
             continue
@@ -59,10 +59,10 @@ def _evaluate(model: onnx.ModelProto) -> int:
             if name in makers and _own_chain(name, makers, uses, weights):
                 values = weights.read(name)
                 if values is not None and values.dtype.kind == "f" and values.ndim:
-                    found[name] = numpy_helper.from_array(values, name)
-    _drop(graph, found.keys())
-    graph.initializer.extend(found.values())
-    return len(found)
+                    lifted[name] = numpy_helper.from_array(values, name)
+    _drop(graph, lifted.keys())
+    graph.initializer.extend(lifted.values())
+    return len(lifted)
 
 
 def _own_chain(name: str, makers: dict[str, onnx.NodeProto], uses: Counter[str], weights: Weights) -> bool:
@@ -85,11 +85,11 @@ def _drop(graph: onnx.GraphProto, made: Iterable[str]) -> None:
         kept = [node for node in graph.node if not set(node.output) <= removed]
         sources |= {name for node in graph.node if set(node.output) <= removed for name in node.input}
         replace_all(graph.node, kept)
-        read = {name for node in graph.node for name in (*node.input, *captured(node))}
-        read |= {value.name for value in graph.output}
+        inputs = {name for node in graph.node for name in (*node.input, *captured(node))}
+        inputs |= {value.name for value in graph.output}
         removed = {
             name for node in graph.node for name in node.output
-            if name in sources and set(node.output).isdisjoint(read)
+            if name in sources and set(node.output).isdisjoint(inputs)
         }  # fmt: skip
-    read = {name for node in graph.node for name in (*node.input, *captured(node))}
-    drop_unread(graph, sources - read - {value.name for value in graph.output})
+    inputs = {name for node in graph.node for name in (*node.input, *captured(node))}
+    drop_unread(graph, sources - inputs - {value.name for value in graph.output})

@@ -43,11 +43,11 @@ class SplitActivations:
         taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         stand_ins = [_parts(node, taken, types, opset_of(model)) for node in model.graph.node]
-        found = [(copied(node), parts) for node, parts in zip(model.graph.node, stand_ins, strict=True) if parts]
-        if found:
+        split = [(copied(node), parts) for node, parts in zip(model.graph.node, stand_ins, strict=True) if parts]
+        if split:
             nodes = [parts or (node,) for node, parts in zip(model.graph.node, stand_ins, strict=True)]
             replace_all(model.graph.node, [part for parts in nodes for part in parts])
-        return cls(tuple(found))
+        return cls(tuple(split))
 
     def undo(self, model: onnx.ModelProto) -> None:
         """Fuse them again if nothing has come between their parts, in place."""
@@ -55,18 +55,20 @@ class SplitActivations:
         makers = {name: node for node in graph.node for name in node.output}
         reads = Counter(name for node in graph.node for name in node.input)
         fused: dict[str, onnx.NodeProto] = {}
-        gone: set[str] = set()
-        for whole, parts in self.split:
+        dropped: set[str] = set()
+        for original, parts in self.split:
             *inner, _ = (part.output[0] for part in parts)
             steps = [part for part in parts if part.op_type != "Constant"]
-            found = [makers.get(step.output[0], onnx.NodeProto()) for step in steps]
-            linked = all(after.input[:1] == before.output[:1] for before, after in pairwise(found))
-            same = [node.op_type for node in found] == [step.op_type for step in steps]
-            if linked and same and all(reads[name] == 1 for name in inner):
-                fused[whole.output[0]] = _fused(whole, found)
-                gone.update(inner)
-        drop(graph.initializer, gone)
-        replace_all(graph.node, [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in gone])
+            current = [makers.get(step.output[0], onnx.NodeProto()) for step in steps]
+            linked = all(after.input[:1] == before.output[:1] for before, after in pairwise(current))
+            unchanged = [node.op_type for node in current] == [step.op_type for step in steps]
+            if linked and unchanged and all(reads[name] == 1 for name in inner):
+                fused[original.output[0]] = _fused(original, current)
+                dropped.update(inner)
+        drop(graph.initializer, dropped)
+        replace_all(
+            graph.node, [fused.get(node.output[0], node) for node in graph.node if node.output[0] not in dropped]
+        )
 
 
 def _parts(node: onnx.NodeProto, taken: set[str], types: dict[str, int], opset: int) -> tuple[onnx.NodeProto, ...]:
@@ -104,15 +106,15 @@ def _parts(node: onnx.NodeProto, taken: set[str], types: dict[str, int], opset: 
     return (*bounds, *nodes, after)
 
 
-def _fused(whole: onnx.NodeProto, parts: Sequence[onnx.NodeProto]) -> onnx.NodeProto:
+def _fused(original: onnx.NodeProto, parts: Sequence[onnx.NodeProto]) -> onnx.NodeProto:
     """One node for a layer, its addition and its activation, in their current form."""
     layer, *sums, _ = parts
-    fused = copied(whole)
+    fused = copied(original)
     del fused.input[:]
     fused.input.extend(layer.input)
     if sums:
         fused.input.extend([*[""] * (3 - len(layer.input)), *(one.input[1] for one in sums)])
     own = {a.name: a for a in layer.attribute}
-    there = [own.pop(a.name, a) for a in whole.attribute if a.name in own or a.name.startswith(_PREFIX)]
+    there = [own.pop(a.name, a) for a in original.attribute if a.name in own or a.name.startswith(_PREFIX)]
     replace_all(fused.attribute, [*there, *own.values()])
     return fused
