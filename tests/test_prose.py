@@ -29,7 +29,7 @@ def words(sentence: str) -> int:
     return sum(bool(re.search(r"\w", word)) for word in sentence.split())
 
 
-def test_sentences_are_told_apart() -> None:
+def test_sentences_are_split() -> None:
     page = "# Title\n\nOne two three. `a b c` four five!\n\n- six seven eight\n\n```sh\nno sentence at all\n```\n"
     assert sentences(page) == ["One two three.", "X four five!", "six seven eight"]
 

@@ -84,7 +84,7 @@ def test_a_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < left < 1 << 50
 
 
-def test_weights_count_where_they_lie(tmp_path: Path) -> None:
+def test_weights_count_for_the_graph_that_stores_them(tmp_path: Path) -> None:
     model = chain()
     inside = bytes_of_model(model)
     assert 0 < inside <= len(model.SerializeToString())
@@ -108,7 +108,7 @@ def test_a_run_that_will_not_fit_says_so_before_it_starts(
     assert all("only 0.1 GB are available" in line for line in lines)
 
 
-def test_recovery_that_nobody_asked_for_is_left_out_where_it_does_not_fit(
+def test_recovery_is_skipped_if_not_requested_and_too_large(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cpu = EngineOptions(provider="cpu", threads=1)

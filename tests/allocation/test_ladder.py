@@ -54,7 +54,7 @@ def test_finer_ladders_end_with_every_width() -> None:
     assert [one.tolist() for one in last.rungs] == [list(range(1, width + 1)) for width in WIDE]
 
 
-def test_a_ladder_tells_neighbours() -> None:
+def test_a_ladder_finds_neighbouring_widths() -> None:
     ladder = ladder_of(chain(widths=WIDE))
     assert [ladder.at_most(1, kept) for kept in (3, 16, 39, 96)] == [0, 16, 32, 96]
     assert [ladder.above(1, kept) for kept in (0, 16, 39, 96)] == [16, 32, 48, 96]
@@ -117,14 +117,14 @@ def test_what_a_step_saved_too_much_is_given_back() -> None:
                 state.remove(unit)
 
 
-def test_where_whole_steps_cannot_meet_a_budget_finer_ones_do() -> None:
+def test_if_whole_blocks_cannot_meet_a_budget_finer_steps_do() -> None:
     model = chain(widths=(8, 16))
     assert min(l2_cut(model, 0.1, Limits())[name][0] for name in ("w1", "w2")) < 4
     with pytest.raises(BudgetError, match="--multiple-of"):
         l2_cut(model, 0.1, Limits(multiple_of=4))
 
 
-def test_any_width_can_be_asked_for() -> None:
+def test_any_width_can_be_requested() -> None:
     kept = [l2_cut(chain(widths=WIDE), macs, Limits(multiple_of=1))["w2"][0] for macs in (0.9, 0.8, 0.7, 0.6)]
     assert any(width % 8 for width in kept)
 

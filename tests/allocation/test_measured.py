@@ -126,7 +126,7 @@ def test_widths_are_multiples(context: PruningContext, multiple: int) -> None:
     assert (state.group_kept[touched] > 0).all()
 
 
-def test_what_costs_nothing_goes_first(context: PruningContext) -> None:
+def test_free_units_are_removed_first(context: PruningContext) -> None:
     curves = curves_of(context)
     free = max(curves, key=lambda c: context.structure.groups[c.group].width)
     curves[curves.index(free)] = Curve(free.group, free.order, free.counts, np.zeros(len(free.counts)))
@@ -204,7 +204,7 @@ def true_price(context: PruningContext, units: np.ndarray, truth: Truth) -> floa
 
 
 @pytest.mark.parametrize("edge", [0.2, 0.3, 0.45])
-def test_what_lies_between_points_is_looked_for(context: PruningContext, edge: float) -> None:
+def test_curves_are_measured_between_their_points(context: PruningContext, edge: float) -> None:
     def truth(group: int, share: float) -> float:  # free up to an edge of some groups, and dear behind it
         return 0.02 * share + (5.0 * max(0.0, share - edge) if group % 2 else share)
 

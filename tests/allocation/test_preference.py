@@ -72,7 +72,7 @@ def test_no_weight_is_no_preference(context: PruningContext) -> None:
 
 
 @pytest.mark.parametrize("prefer", NAMED)
-def test_nothing_is_bought_that_is_not_needed(context: PruningContext, prefer: str) -> None:
+def test_nothing_is_removed_beyond_the_budget(context: PruningContext, prefer: str) -> None:
     budget = Budget(params=0.6)
     state = PruningState(context, Limits(multiple_of=1), Preference.of(prefer))
     units = spend(state, curves_of(context, 0), budget)
@@ -117,7 +117,7 @@ def test_a_preference_leaves_the_default_method_as_it_is(runs: dict[str | None, 
     assert smaller.report.quality["divergence"] < 2 * plain.report.quality["divergence"] + 1e-4
 
 
-def test_where_a_preference_applies() -> None:
+def test_a_preference_applies_to_some_modes() -> None:
     """To measured allocation and COP; a criterion of one's own keeps its numbers."""
     cop = Modes.of(PruneOptions(prefer="faster", recover="none"))
     assert (cop.allocate, cop.criterion) == ("cop", Cop(beta=3.0, gamma=0.0))

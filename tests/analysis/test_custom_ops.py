@@ -37,7 +37,7 @@ def with_operator(domain: str, operator: str, declared: list[int | str] | None =
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def test_what_lies_behind_an_unknown_shape_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_layers_behind_an_unknown_shape_say_so(caplog: pytest.LogCaptureFixture) -> None:
     analysis = onnxcop.analyze(with_operator("my.ops", "Magic"), options=CPU)
     declined = [str(reason) for _, reason in analysis.structure.coupling.declined]
     assert declined == [
@@ -52,7 +52,7 @@ def test_what_lies_behind_an_unknown_shape_says_so(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("declared", [[1, 6, 8, 8], ["N", 6, 8, 8]], ids=["fixed", "dynamic"])
-def test_declared_shapes_are_used_where_the_model_does_not_run(
+def test_declared_shapes_are_used_if_the_model_does_not_run(
     declared: list[int | str], caplog: pytest.LogCaptureFixture
 ) -> None:
     analysis = onnxcop.analyze(with_operator("my.ops", "Magic", declared), options=CPU)

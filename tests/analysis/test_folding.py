@@ -138,7 +138,7 @@ def test_a_file_that_onnxruntime_optimized_for_one_machine_says_so(
     assert "optimized this file for one machine; prune the file from before, optimize after pruning" in line
 
 
-def test_a_budget_of_which_nothing_may_go_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_without_removable_filters_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nearly all of the arithmetic lies in a layer from the input to the output."""
     nodes = [
         helper.make_node("Gemm", ["x", "big"], ["y"], "large"),

@@ -118,7 +118,7 @@ def test_a_size_that_was_written_down_gives_other_numbers() -> None:
     _fails(model, "f", np.float32(3 * 4 * 6)[...], r"tensor 'y' differs .* of its largest value with x of 2,3,8,12 \(")
 
 
-def test_a_fault_at_the_analysed_sizes_is_told_without_others() -> None:
+def test_a_fault_at_the_analysed_sizes_names_no_other_sizes() -> None:
     model = _model("n = Size(x) f = Cast<to=1>(n) s = ReduceSum<keepdims=0>(c) y = Div(s, f)", FREE)
     structure, pruned, removed = _pruned(model)
     with pytest.raises(VerificationError, match=r"of its largest value \(allowed"):

@@ -16,7 +16,7 @@ def _tap(shape: tuple[int, ...], outer: int = 1, inner: int = 1) -> Tap:
 
 @pytest.mark.parametrize("positions", [1, 2, 7, 9, 64, 500])
 @pytest.mark.parametrize("space", [(1,), (7,), (4000,), (7, 7), (3, 900), (48, 320), (9, 10, 11)])
-def test_strides_keep_within_the_positions_asked_for(space: tuple[int, ...], positions: int) -> None:
+def test_strides_keep_within_the_requested_positions(space: tuple[int, ...], positions: int) -> None:
     def left(step: int) -> int:
         return math.prod(1 if step > 1 and size <= step // 2 else len(range(step // 2, size, step)) for size in space)
 

@@ -64,7 +64,7 @@ def test_options_may_come_before_the_model(model: Path) -> None:
         ("a/b/net.pruned.onnx", "a/b/net.pruned.pruned.onnx"),
     ],
 )
-def test_default_output_lies_beside_the_model(name: str, expected: str) -> None:
+def test_default_output_is_beside_the_model(name: str, expected: str) -> None:
     assert default_output(Path(name)) == Path(expected)
 
 
@@ -391,7 +391,7 @@ def test_a_speed_up_is_answered_with_a_share_of_the_time(
     assert answer in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_end_tells_the_time_of_phases_and_sizes_may_be_shares(
+def test_the_last_line_gives_times_of_phases_and_sizes_may_be_shares(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run([str(model), "--size", "60%", *BARE]) == 0

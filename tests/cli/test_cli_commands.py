@@ -174,7 +174,7 @@ def test_verify_compares_with_the_masked_original(
     assert "masked original" in capsys.readouterr().out
 
 
-def test_verify_refuses_changed_weights_unless_told(
+def test_verify_refuses_changed_weights_by_default(
     pruned: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     original, out, plan = pruned

@@ -45,7 +45,7 @@ def test_json_holds_what_json_can_hold(capsys: pytest.CaptureFixture[str]) -> No
     assert (found["format"], found["version"], found["onnxcop"]) == ("onnxcop-test", 1, __version__)
 
 
-def test_the_summary_tells_a_story(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_describes_the_run(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = model.with_name("x.npz")
     np.savez(data, x=np.random.default_rng(0).random((24, 3, 8, 8), np.float32))
     assert cli.run([str(model), *CPU, "--data", str(data), "--allocate", "cop", "--recover", "merge"]) == 0
@@ -100,7 +100,7 @@ def test_the_summary_fits_one_screen(models_dir: Path, tmp_path: Path,
     assert "verification" in longer
 
 
-def test_colour_only_where_wanted(model: Path) -> None:
+def test_colour_only_on_terminals(model: Path) -> None:
     command = [sys.executable, "-m", "onnxcop", str(model), "-o", str(model.parent / "o.onnx")]
     plain = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
@@ -149,7 +149,7 @@ def test_any_encoding_will_do(tmp_path: Path) -> None:
     assert b"conv" in done.stdout
 
 
-def test_log_lines_go_to_standard_error(
+def test_log_lines_are_on_standard_error(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = pipeline.prune_with
@@ -224,7 +224,7 @@ def test_progress_appears_on_a_terminal() -> None:
     assert "short" not in shown
 
 
-def test_log_lines_stand_above_the_bar_and_a_finished_one_goes() -> None:
+def test_log_lines_are_above_the_bar_which_disappears_when_finished() -> None:
     script = (
         "import logging, time\n"
         "from onnxcop.cli.console import logging_to_stderr\n"
@@ -256,7 +256,7 @@ def test_the_summary_fits_a_narrow_terminal(model: Path) -> None:
         assert any(line.split()[0] == word.split()[0] for line in table if line.strip())
 
 
-def test_signs_are_spelled_out_where_an_encoding_lacks_them(model: Path) -> None:
+def test_signs_are_spelled_out_if_an_encoding_lacks_them(model: Path) -> None:
     command = [sys.executable, "-m", "onnxcop", str(model), "-o", str(model.parent / "o.onnx"), *BARE]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, check=True, env=environment)

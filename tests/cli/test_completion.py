@@ -34,7 +34,7 @@ def test_options_of_a_command(command: list[str]) -> None:
     assert ("--size" in offered) == (not command)
 
 
-def test_files_where_files_are_wanted() -> None:
+def test_files_are_completed_for_file_options() -> None:
     assert completions("model.onnx", "-o", "") == {"": "file"}
     assert completions("inspect", "mo") == {"mo": "file"}
 

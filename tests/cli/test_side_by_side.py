@@ -79,7 +79,7 @@ def test_weights_that_are_not_the_originals_are_unknown(
     assert judge.verdict(model, changed(pruned, layer.node, 1.5 * layer.weights.reshape(layer.shape))) == "unknown"
 
 
-def test_a_model_is_behind_only_where_another_result_is_right(judge: ModuleType) -> None:
+def test_a_model_is_behind_only_if_another_result_is_correct(judge: ModuleType) -> None:
     def row(tool: str, cut: int, verdict: str) -> object:
         return judge.Row("m", tool, convs=9, convs_cut=cut, layers=9, layers_cut=cut, loads=True, verdict=verdict)
 

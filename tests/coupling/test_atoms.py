@@ -59,7 +59,7 @@ def test_a_class_keeps_four_reasons_and_all_that_are_given() -> None:
     assert pool.solve().reasons == {0: (*others[:4], ENDS)}
 
 
-def test_equal_shares_of_groups_go_together() -> None:
+def test_equal_shares_of_groups_are_removed_together() -> None:
     pool = AtomPool()
     atoms = pool.allocate(6)
     pool.balance(atoms.reshape(2, 3), SUM)

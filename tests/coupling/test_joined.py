@@ -31,7 +31,7 @@ def joined(first: bool) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_channels_of_the_input_stay_where_they_are_joined(first: bool) -> None:
+def test_channels_of_the_input_stay_in_a_concat(first: bool) -> None:
     model = joined(first)
     found = analyze(model, options=CPU)
     atoms = found.structure.coupling.labels["j"][1]

@@ -121,7 +121,7 @@ def test_importances_and_the_order_of_removal(network: str, number: int) -> None
         ranking.remove(expected)
 
 
-def test_a_stem_and_the_layer_before_the_classes_stand_aside() -> None:
+def test_a_stem_and_the_layer_before_the_classes_are_left_out() -> None:
     """In the usual ResNet the stem is coupled to the first stage; the reference averages second convolutions alone."""
     analysis = onnxcop.analyze(resnet32(), options=CPU)
     context = onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost)
@@ -183,7 +183,7 @@ def test_a_model_is_pruned_by_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("criterion", [Cop(), CopPaper()], ids=["cop", "cop-paper"])
-def test_where_the_letter_keeps_a_dead_channel(criterion: Cop) -> None:
+def test_the_released_code_keeps_a_dead_channel(criterion: Cop) -> None:
     """The absolute ε makes an all-zero channel look unique; the improved rule cuts it first."""
     context = subject("vgg16")
     importance = criterion.rank(context).importance(context.structure.axis_sizes)

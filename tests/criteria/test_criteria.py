@@ -101,7 +101,7 @@ FINDS = {
 
 
 @pytest.mark.parametrize("name", FINDS)
-def test_planted_channels_go_first(name: str) -> None:
+def test_planted_channels_are_removed_first(name: str) -> None:
     model, places = planted()
     context = subject_of(model, pictures())
     (group,) = (g for g in context.structure.groups if g.width == 12)

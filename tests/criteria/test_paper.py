@@ -297,7 +297,7 @@ def test_scores_do_not_depend_on_the_order_of_parallel_layers() -> None:
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["letter", "corrected"])
 @pytest.mark.parametrize(("beta", "gamma"), [(1.0, 1.0), (3.0, 0.0), (0.0, 3.0)])
-def test_the_same_filters_go_in_the_same_order(beta: float, gamma: float, corrected: bool) -> None:
+def test_the_same_filters_are_removed_in_the_same_order(beta: float, gamma: float, corrected: bool) -> None:
     model = vgg16(divide=8)
     context = subject_of(model)
     criterion = Cop(beta=beta, gamma=gamma, narrow_correction=corrected)
@@ -327,7 +327,7 @@ def test_beta_spares_flops_and_gamma_parameters() -> None:
 # (e) Traps
 
 
-def test_a_dead_channel_goes_first() -> None:
+def test_a_dead_channel_is_removed_first() -> None:
     model = vgg16(divide=8)
     kernel = kernels(model)["conv3_2"]
     kernel[:, 5] = 0.0
@@ -337,7 +337,7 @@ def test_a_dead_channel_goes_first() -> None:
 
 
 @pytest.mark.parametrize("size", [1e-14, 1e-8, 1e-6], ids=str)
-def test_nearly_dead_channels_go_first(size: float) -> None:
+def test_nearly_dead_channels_are_removed_first(size: float) -> None:
     """What weight decay leaves of a filter's readers: noise that looks like nothing else."""
     model, planted = vgg16(divide=4), [5, 17, 30]
     kernel = kernels(model)["conv4_2"]

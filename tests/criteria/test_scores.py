@@ -98,7 +98,7 @@ def test_coupled_filters_are_named_by_their_first_layer(tmp_path: Path, capsys: 
     assert len(units) == (16 + 32 + 64) * 6
 
 
-def test_the_table_shows_the_lowest_and_all_when_asked(model: Path, capsys: Captured) -> None:
+def test_the_table_shows_the_lowest_or_all_scores(model: Path, capsys: Captured) -> None:
     units = shown(capsys, model)["scores"]["units"]
     head, *rows = table(capsys, model)
     assert head == ["group", "filter", "importance", "correlation", "flops", "params", "dead"]

@@ -48,7 +48,7 @@ def test_every_source_gives_every_sample_once_and_again(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder of npz", "generator of batches", "data reader"])
-def test_samples_come_from_the_whole_source(kind: str, tmp_path: Path) -> None:
+def test_samples_are_drawn_from_the_whole_source(kind: str, tmp_path: Path) -> None:
     def chosen(name: str, seed: int) -> list[float]:
         folder = tmp_path / name
         folder.mkdir()
@@ -80,7 +80,7 @@ def test_endless_streams_end() -> None:
     assert open_source(forever, [VECTOR], samples=5).count == 5
 
 
-def test_streams_beyond_the_limit_go_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_beyond_the_limit_are_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LARGEST_STREAM", 40)
     stream = ({"x": row} for row in rows(30))
     data = open_source(stream, [VECTOR], samples=20)
@@ -184,13 +184,13 @@ def test_several_inputs_stay_in_step() -> None:
         open_source(arrays, [VECTOR, TOKENS])
 
 
-def test_unnamed_arrays_of_npz_come_in_order(tmp_path: Path) -> None:
+def test_unnamed_arrays_of_npz_are_bound_in_order(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", rows(6), np.arange(30).reshape(6, 5))
     (batch,) = open_source(tmp_path / "d.npz", [VECTOR, TOKENS]).batches()
     assert (batch["x"].shape, batch["ids"].shape) == ((6, 3), (6, 5))
 
 
-def test_samples_of_different_shapes_come_apart() -> None:
+def test_samples_of_different_shapes_are_in_different_batches() -> None:
     spec = InputSpec("x", F32, ("N", 1, "length"))
     feeds = [{"x": np.ones((1, length))} for length in (4, 4, 6)]
     shapes = [batch["x"].shape for batch in open_source(feeds, [spec]).batches()]

@@ -53,7 +53,7 @@ def test_specs_are_those_of_the_model() -> None:
     assert specs["x"].shape == ("N", 6)
 
 
-def test_initializers_are_not_asked_for() -> None:
+def test_initializers_need_not_be_fed() -> None:
     model = chain()
     model.graph.input.append(helper.make_tensor_value_info("b1", TensorProto.FLOAT, [8]))
     assert [spec.name for spec in input_specs(analysed(model))] == ["x"]
@@ -87,7 +87,7 @@ def test_data_is_opened_for_the_model(tmp_path: Path) -> None:
     ],
     ids=["constant", "constant each", "alike", "good", "one"],
 )
-def test_data_that_tell_nothing_are_noticed(change: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_uninformative_data_are_detected(change: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     x = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
     open_data(analysed(chain()), DataOptions(data={"x": change(x)}, samples=40, batch_size=8))
     told = [line for line in caplog.messages if "the calibration data carry no information" in line]

@@ -86,7 +86,7 @@ def test_pixels_of_zero_and_one_warn(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.zoo
-def test_guesses_are_doubted_where_they_are_wrong(zoo: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_guesses_are_doubted(zoo: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, data, suggested in (
         ("digit_cnn", "mnist_calib.npz", "mnist"), ("cifar_resnet20", "cifar10_calib.npz", None),
     ):  # fmt: skip

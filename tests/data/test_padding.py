@@ -58,7 +58,7 @@ def opened(model: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> Calibration
     return found
 
 
-def test_batches_end_where_their_longest_sequence_does() -> None:
+def test_batches_end_with_their_longest_sequence() -> None:
     arrays = padded()
     data = opened(masked_mean(), arrays)
     padding = padding_of(data)
@@ -73,7 +73,7 @@ def test_batches_end_where_their_longest_sequence_does() -> None:
 
 
 @pytest.mark.parametrize("forgets", [True, False])
-def test_padding_is_left_out_only_where_outputs_do_not_depend_on_it(forgets: bool) -> None:
+def test_padding_is_left_out_only_if_outputs_do_not_depend_on_it(forgets: bool) -> None:
     model = masked_mean(forgets=forgets)
     data = opened(model, padded())
     found = without_padding(onnxcop.analyze(model, options=CPU), data, CPU)

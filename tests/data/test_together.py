@@ -53,7 +53,7 @@ def test_without_data(caplog: pytest.LogCaptureFixture) -> None:
     assert sum(ONE_SAMPLE in line for line in caplog.messages) == 1
 
 
-def test_batches_where_they_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_batches_with_which_a_model_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     x = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
     source = open_data(onnxcop.analyze(chain(), options=CPU), DataOptions(data=x, samples=8, batch_size=4))
     assert source is not None

@@ -41,7 +41,7 @@ def test_what_several_readers_return_is_added_up() -> None:
     assert results(found.model, x=np.ones((5, 3)))[found.names["w"]].tolist() == [15, 25, 35]
 
 
-def test_what_has_no_rule_stops_the_gradient_and_the_rest_goes_on() -> None:
+def test_an_operator_without_a_rule_stops_only_its_own_gradient() -> None:
     model = parsed(
         "g (float[2,3] x) => (float loss) { a = Mul(x, w) b = Det(s) c = Add(a, b) d = Round(v) e = Add(c, d)"
         " loss = ReduceSum<keepdims=0>(e) }", w=[1, 2, 3], s=np.eye(2), v=[1, 2, 3],
@@ -88,7 +88,7 @@ def test_errors_say_what_to_do() -> None:
         differentiate(scalar, "y", ["v"])
 
 
-def test_the_model_is_not_changed_and_weights_may_lie_in_constants() -> None:
+def test_the_model_is_not_changed_and_weights_may_be_in_constants() -> None:
     model = parsed(
         "g (float[N,3] x) => (float loss) { w = Constant<value = float[3] {1, 2, 3}>() y = Mul(x, w)"
         " loss = ReduceSum<keepdims=0>(y) }",

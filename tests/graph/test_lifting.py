@@ -75,7 +75,7 @@ def test_layers_whose_weights_nodes_make_are_recovered_alike(change: object) -> 
     assert errors[1] < deleted
 
 
-def test_the_graph_is_left_alone_where_nothing_is_recovered() -> None:
+def test_the_graph_is_unchanged_if_nothing_is_recovered() -> None:
     result = onnxcop.prune(in_constants(chain()), macs=0.6, criterion="l2", recover="none", options=CPU)
     assert {node.op_type for node in result.model.graph.node} >= {"Constant"}
     assert not result.model.graph.initializer

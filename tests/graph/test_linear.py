@@ -63,7 +63,7 @@ def test_what_is_read_is_written_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["conv", "deconv"])
-def test_channels_stand_in_their_groups(kind: Any) -> None:
+def test_channels_are_in_their_groups(kind: Any) -> None:
     stored = np.arange(6 * 4 * 2).reshape(6, 4, 2)
     kernel = Kernel(1, *((1, 0) if kind == "conv" else (0, 1)), groups=3, kind=kind)
     normal = kernel.read(stored)
@@ -89,9 +89,7 @@ def test_every_layer_of_the_table_is_described_and_nothing_else() -> None:
     ("abc,bd->adc", None), ("abc,cd->bad", None), ("abc,cd->adb", None), ("abc,cb->ac", None), ("abc,cde->abde", None),
     ("abc,cd", (0, 1)), ("abc,c->ab", None), ("abc,cd->abcd", None), ("ab,bc,cd->ad", None), ("aac,cd->aad", None),
 ])  # fmt: skip
-def test_an_einsum_is_a_layer_where_it_is_a_product_of_the_last_axis(
-    equation: str, axes: tuple[int, int] | None
-) -> None:
+def test_an_einsum_over_the_last_axis_is_a_layer(equation: str, axes: tuple[int, int] | None) -> None:
     found = kernel_of(helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation))
     assert (found and (found.in_axis, found.out_axis)) == axes
 
@@ -113,7 +111,7 @@ def where(layer: onnx.NodeProto, after: Sequence[onnx.NodeProto] = (), **sizes: 
     return stored_layer(nodes, 0, kernel, stored, reads.count)
 
 
-def test_where_weights_and_biases_are_stored() -> None:
+def test_the_place_of_weights_and_biases() -> None:
     own = where(node("Conv"), w=(4, 3, 1, 1), b=(4,))
     assert own == StoredLayer(convolution(node("Conv")), "w", "b", "y", 1, plain=True)
     shared = where(node("Conv"), [helper.make_node("Neg", ["b"], ["z"])], w=(4, 3, 1, 1), b=(4,))
@@ -148,7 +146,7 @@ def test_the_addition_after_a_product_holds_its_bias() -> None:
     assert following_bias(helper.make_node("Sub", ["y", "b"], ["z"]), "y", stored) is None
 
 
-def test_statistics_of_flattened_maps_stand_by_channel() -> None:
+def test_statistics_of_flattened_maps_are_by_channel() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["c"], "conv"),
         helper.make_node("Flatten", ["c"], ["f"], "flatten"),

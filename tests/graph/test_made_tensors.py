@@ -85,7 +85,7 @@ def test_a_state_of_a_computed_width_is_frozen(maker: str) -> None:
     assert len(analysis.structure.unit_class) == 0
 
 
-def test_computed_elements_of_a_size_are_told_from_written_ones() -> None:
+def test_computed_and_constant_elements_of_a_size_are_distinguished() -> None:
     shapes = infer(_cell("Expand", "number"), {"x": (2, 5), "side": (2, HIDDEN)})
     asked = shapes["asked"]
     assert asked.value is not None

@@ -230,7 +230,7 @@ def test_external_data_is_written(tmp_path: Path) -> None:
                 assert int(entry.value) % 4096 == 0
 
 
-def test_typed_fields_and_constants_go_outside_too(tmp_path: Path) -> None:
+def test_typed_fields_and_constants_are_stored_outside_too(tmp_path: Path) -> None:
     model = chain(widths=(32, 64))
     tensor = tensors(model)["w2"]
     values = numpy_helper.to_array(tensor)
@@ -335,7 +335,7 @@ def test_permissions_are_those_of_any_new_file_or_of_the_old_one(tmp_path: Path)
     assert stat.S_IMODE(old.stat().st_mode) == 0o604
 
 
-def test_identity_ignores_where_weights_lie(tmp_path: Path) -> None:
+def test_identity_ignores_the_place_of_weights(tmp_path: Path) -> None:
     model = chain()
     outside = written_with_data(model, tmp_path / "a.onnx", "a.data")
     inside = written(model, tmp_path / "b.onnx")

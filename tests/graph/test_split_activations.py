@@ -107,7 +107,7 @@ def test_what_is_not_known_in_full_stays(node: onnx.NodeProto) -> None:
     assert model.SerializeToString() == before
 
 
-def test_parts_that_something_has_come_between_stay_apart() -> None:
+def test_parts_with_something_between_them_stay_split() -> None:
     model = convolutions()
     done = SplitActivations.forward(model)
     between, parts = done.split[1][1][-1], model.graph.node

@@ -38,7 +38,7 @@ def test_weights_leave_the_inputs(ir_version: int) -> None:
 
 
 @pytest.mark.parametrize("ir_version", [3, 8])
-def test_they_stay_where_that_is_asked_for(ir_version: int) -> None:
+def test_they_stay_on_request(ir_version: int) -> None:
     model = listing(ir_version)
     result = onnxcop.prune(
         model, macs=0.7, criterion="l2", recover="none", options=CPU, keep_initializer_inputs=True

@@ -63,6 +63,6 @@ def test_external_data_are_read(tmp_path: Path) -> None:
     assert isinstance(model.graph.initializers["w1"].const_value, ir.ExternalTensor)
 
 
-def test_errors_come_through() -> None:
+def test_errors_are_passed_on() -> None:
     with pytest.raises(onnxcop.OnnxcopError, match="nothing to prune"):
         PrunePass(options=CPU)(ir.from_proto(nothing_to_prune()))

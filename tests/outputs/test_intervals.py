@@ -50,7 +50,7 @@ def test_a_share(share: float, count: int) -> None:
     assert 0.9 < covered(draw, share) <= 1
 
 
-def test_a_share_of_things_that_come_in_samples() -> None:
+def test_a_share_of_cases_clustered_in_samples() -> None:
     """Boxes of one image are right or wrong together: three hundred boxes of thirty images are no three hundred."""
 
     def draw(rng: np.random.Generator) -> Estimate:
@@ -74,7 +74,7 @@ def test_what_all_agree_on_is_not_certain() -> None:
     assert found.percent() == "100 % (95 % interval 81.6 to 100, n = 17)"
 
 
-def test_too_few_to_tell() -> None:
+def test_too_few_samples_for_an_interval() -> None:
     assert of_share(np.array([[1.0, 2.0]]), 1) == Estimate(0.5, None, None, 1)
     assert of_distance(0.3, np.empty(0), 1).number() == "0.3 (n = 1)"
     assert of_distance(float("inf"), np.full(5, np.inf), 5) == Estimate(float("inf"), None, None, 5)

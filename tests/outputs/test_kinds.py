@@ -132,7 +132,7 @@ def test_a_softmax_may_be_written_out() -> None:
     }
 
 
-def test_metadata_tell() -> None:
+def test_metadata_are_evidence() -> None:
     unsure = rng().standard_normal((20, 5)).astype(np.float32)
     assert kind(unsure, ending("Relu", {"task": "classify"})) == "classes"
     normalized = rng().uniform(0, 1, (4, 9, 40)).astype(np.float32)
@@ -196,7 +196,7 @@ def figures(values: Array, other: Array, **how: Any) -> OutputFigures:
 
 
 @pytest.mark.parametrize("blank", [0, 7])
-def test_sequences_agree_where_the_same_string_is_read(blank: int) -> None:
+def test_sequences_agree_if_the_same_string_is_read(blank: int) -> None:
     strings = [[1, 2, 3], [4, 5], [6, 1], [2, 2]]
     mine = written(strings, blank=blank)
     longer = mine.copy()
@@ -280,7 +280,7 @@ def test_boxes_that_are_listed_with_the_number_of_their_class() -> None:
     assert found.agreement.value == pytest.approx(1 / 2)
 
 
-def test_where_samples_lie() -> None:
+def test_the_axis_of_the_samples() -> None:
     assert sample_axis([(20, 8, 37), (20, 3, 37)], [8, 3]) == 1
     assert sample_axis([(8, 5), (3, 5)], [8, 3]) == 0
     assert sample_axis([(16, 5), (6, 5)], [8, 3]) == 0

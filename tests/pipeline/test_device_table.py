@@ -99,7 +99,7 @@ def test_the_time_of_the_device_is_spent(table: Path, bound: float) -> None:
     assert [shapes(result.model)[name][0] % 16 for name in ("w1", "w2")] == [0, 0]
 
 
-def test_the_summary_says_whose_times_they_are(table: Path) -> None:
+def test_the_summary_names_the_timed_device(table: Path) -> None:
     result = onnxcop.prune(table.with_name("net.onnx"), macs=0.7, latency_table=table, **BARE)
     width, times = result.report.choices
     assert width == "widths: multiples of 16, of 4 in narrow layers, as that device computes them"
@@ -194,7 +194,7 @@ def test_the_command_line(device: None, tmp_path: Path, capsys: pytest.CaptureFi
 # The script
 
 
-def test_the_script_runs_where_there_is_numpy_and_onnx_runtime_alone(tmp_path: Path) -> None:
+def test_the_script_runs_with_numpy_and_onnx_runtime_alone(tmp_path: Path) -> None:
     script, table = tmp_path / "times.py", tmp_path / "table.json"
     script.write_text(profile_script(DIGITS, options=CPU))
     assert script.stat().st_size < 100_000

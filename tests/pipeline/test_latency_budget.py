@@ -93,7 +93,7 @@ def test_the_bound_holds_and_little_more_is_cut(on: Any, bound: float, block: in
     assert result.plan.budget == {"latency": bound}
 
 
-def test_where_cuts_tell_the_truth_one_result_is_enough(on: Any) -> None:
+def test_if_estimates_are_right_one_result_is_enough(on: Any) -> None:
     machine = on(Machine(fixed=0.3))
     onnxcop.prune(chain(widths=WIDE), latency=0.6, **BARE)
     assert machine.timed_models == 1

@@ -98,7 +98,7 @@ def test_a_group_that_costs_time_to_cut_stays_whole_and_others_give_more(on: Any
     assert not any("slower" in line for line in result.report.warnings)
 
 
-def test_where_no_cut_is_quicker_the_model_stays_as_it_is(on: Any, tmp_path: Path, capsys: Any) -> None:
+def test_if_no_cut_is_faster_the_model_is_unchanged(on: Any, tmp_path: Path, capsys: Any) -> None:
     on(any_cut_is_dear)
     path, out = written(chain(widths=WIDE), tmp_path / "net.onnx"), tmp_path / "small.onnx"
     command = [str(path), "-o", str(out), "--provider", "cpu", "--threads", "1", "--recover", "none", "-q"]
@@ -111,7 +111,7 @@ def test_where_no_cut_is_quicker_the_model_stays_as_it_is(on: Any, tmp_path: Pat
         assert shapes(onnx.load(out)) == shapes(onnx.load(path))
 
 
-def test_where_a_deep_cut_costs_time_less_is_cut_and_said(on: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_if_a_deep_cut_costs_time_less_is_cut_with_a_warning(on: Any, caplog: pytest.LogCaptureFixture) -> None:
     on(deep_cuts_are_dear)
     for asked, wanted in ({"macs": 0.6}, "--macs 0.6"), ({}, "the default budget"):
         result = onnxcop.prune(chain(widths=WIDE), **asked, **RUN)
@@ -163,7 +163,7 @@ def test_a_cut_that_may_save_no_time_is_made_in_whole_blocks(on: Any) -> None:
     assert params.report.latency.undecided
 
 
-def test_time_is_not_bought_with_accuracy(on: Any) -> None:
+def test_time_is_not_saved_at_the_cost_of_accuracy(on: Any) -> None:
     on(arithmetic)
     result = onnxcop.prune(chain(widths=WIDE), macs=0.6, **RUN)
     near, less_near, far = (

@@ -61,7 +61,7 @@ def test_by_a_criterion_each_point_is_what_a_run_makes(recover: str, statistics_
         assert point.result.report.quality == alone.report.quality
 
 
-def test_by_measurement_each_point_goes_on_from_the_one_before(statistics_taken: list[int]) -> None:
+def test_by_measurement_each_point_continues_the_one_before(statistics_taken: list[int]) -> None:
     points = list(sweep(chain(), [0.9, 0.8, 0.7], data=samples(), options=CPU, limits=Limits(multiple_of=1)))
     assert len(statistics_taken) == 3
     cuts = [{(cut.tensor, index) for cut in point.result.plan.cuts for index in cut.indices} for point in points]
@@ -78,7 +78,7 @@ def test_other_budgets_hold_at_every_point() -> None:
     assert all(float(point.row()["params_kept"] or 1) <= 0.5 for point in points)
 
 
-def test_the_curve_ends_where_a_budget_cannot_be_met(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_curve_ends_if_a_budget_cannot_be_met(caplog: pytest.LogCaptureFixture) -> None:
     settings: dict[str, Any] = {"recover": "none", "options": CPU, "limits": Limits(max_cut=0.5)}
     with caplog.at_level(logging.WARNING, "onnxcop"):
         points = list(sweep(chain(), [0.8, 0.05, 0.01], **settings))
@@ -90,7 +90,7 @@ def test_the_curve_ends_where_a_budget_cannot_be_met(caplog: pytest.LogCaptureFi
         list(sweep(chain(), []))
 
 
-def test_steps_lead_from_where_it_stands_to_the_budget() -> None:
+def test_steps_lead_from_the_current_state_to_the_budget() -> None:
     analysis = onnxcop.analyze(chain(), options=CPU)
     state = PruningState(onnxcop.PruningContext.of(analysis.model, analysis.structure, analysis.cost), Limits())
     first, second = budgets_between(state, Budget(macs=0.5, size=3000), rounds=2)

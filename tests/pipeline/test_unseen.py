@@ -66,7 +66,7 @@ def attention() -> onnx.ModelProto:
     return finished(helper.make_graph(nodes, "attention", values[:1], values[1:], stored))
 
 
-def test_an_encoder_is_told_by_its_vectors(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_encoder_is_recognized_by_its_vectors(caplog: pytest.LogCaptureFixture) -> None:
     """Cut to a fifth, random vectors point elsewhere; as classes they would hardly differ."""
     x = np.random.default_rng(2).standard_normal((300, 16)).astype(np.float32)
     result = onnxcop.prune(encoder(), macs=0.2, data=x, **QUICK)
@@ -166,7 +166,7 @@ def test_a_stream_has_others_too() -> None:
     assert (rest.count, held.count) == (100, 100)
 
 
-def test_where_no_sample_can_be_spared_it_is_said() -> None:
+def test_if_no_sample_can_be_set_aside_the_report_says_so() -> None:
     few = onnxcop.prune(chain(), macs=0.8, data=pictures(10), **QUICK).report
     assert few.measured_on.startswith("10 samples that choices were made on too")
     many = onnxcop.prune(chain(), macs=0.8, data=pictures(100), **QUICK).report
@@ -176,7 +176,7 @@ def test_where_no_sample_can_be_spared_it_is_said() -> None:
     assert "not measured: how far the outputs are from the original's (no data was given)" in str(without)
 
 
-def test_the_command_tells_and_takes_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_and_takes_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, data = written(chain(), tmp_path / "m.onnx"), tmp_path / "x.npz"
     np.savez(data, x=pictures(100))
     command = [str(model), "-o", str(tmp_path / "o.onnx"), "--data", str(data), "--macs", "0.7", "--provider", "cpu",
@@ -211,7 +211,7 @@ def test_outputs_that_hold_no_real_numbers_are_not_measured() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"criterion": "l2"}])
-def test_a_working_network_that_lies_is_found_out(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inconsistent_network_is_detected(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks that let queries and keys pass: choices were made on a network that is not the one that is written."""
     tokens = np.random.default_rng(1).standard_normal((80, 6, 32)).astype(np.float32)
     asked: dict[str, Any] = {**QUICK, "data": tokens, "limits": onnxcop.Limits(only=("*q*",)), "filters": 0.4}

@@ -169,7 +169,7 @@ def test_labels_that_do_not_exclude_each_other_are_no_classes() -> None:
     assert Reference([{"y": scores - 0.5}]).kind == "error"  # nothing speaks for classes
 
 
-def test_square_roots_tell_what_a_few_large_probabilities_hide() -> None:
+def test_square_roots_show_what_a_few_large_probabilities_hide() -> None:
     rng = np.random.default_rng(5)
     original = 1e-3 * rng.uniform(size=(40, 6))
     original[0, 0] = 1.0  # one certain answer among many faint ones
@@ -192,7 +192,7 @@ def test_square_roots_leave_other_outputs_alone() -> None:
     assert labels.compare([{"y": OTHER}]) == Reference([{"y": LOGITS}]).compare([{"y": OTHER}])
 
 
-def test_at_a_temperature_all_classes_tell() -> None:
+def test_at_a_temperature_all_classes_contribute() -> None:
     soft = Reference([{"y": LOGITS}], temperature=4.0)
     told = judge([{"y": LOGITS}])
     by_hand = Reference([{"y": LOGITS / 4}], judgements=told).compare([{"y": OTHER / 4}])
@@ -218,7 +218,7 @@ def batches(values: np.ndarray, read: list[int] | None = None) -> Iterator[dict[
 
 
 @pytest.mark.parametrize("classes", [True, False])
-def test_a_race_ends_where_it_is_lost_and_goes_to_the_end_where_it_is_not(classes: bool) -> None:
+def test_a_race_stops_early_only_if_it_is_lost(classes: bool) -> None:
     rng = np.random.default_rng(2)
     truth = rng.standard_normal((48, 6)) * (6 if classes else 1)
     noise = rng.standard_normal(truth.shape)

@@ -236,7 +236,7 @@ def test_a_number_added_to_all_outputs_is_no_bias() -> None:
 
 
 @pytest.mark.parametrize("size", [(), (1,), (16,), (1, 16)])
-def test_a_merge_shifts_the_bias_where_it_has_one_per_output(size: Sequence[int]) -> None:
+def test_a_merge_shifts_a_bias_per_output(size: Sequence[int]) -> None:
     nodes = [helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], "one"), helper.make_node("Relu", ["h"], ["r"], "r"),
              helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], "two")]  # fmt: skip
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])]
@@ -324,7 +324,7 @@ def test_every_kept_step_brings_the_output_nearer() -> None:
     assert after < 0.1 * before
 
 
-def test_channels_that_are_gone_stay_gone() -> None:
+def test_removed_channels_stay_removed() -> None:
     original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     working = original.copy()
     layer = next(entry for entry in working.layers if working.model.graph.node[entry.node].name == "conv2")

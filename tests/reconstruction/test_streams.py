@@ -110,11 +110,11 @@ def test_one_factor_for_all_channels_leaves_it_linear() -> None:
 
 
 @pytest.mark.parametrize("between", ["Relu", "Mul"])
-def test_what_tells_channels_apart_ends_it(between: str) -> None:
+def test_an_operator_that_distinguishes_channels_ends_a_stream(between: str) -> None:
     assert linear_streams(network(bottlenecks(between))) == []
 
 
-def test_numbers_of_half_precision_are_not_rounded_anew() -> None:
+def test_half_precision_numbers_are_not_rounded_again() -> None:
     assert linear_streams(network(bottlenecks(norm=False, dtype=np.float16))) == []
 
 

@@ -223,7 +223,7 @@ def surgery_over(x: FloatArray, weights: FloatArray, units: list[int]) -> LayerO
     return LayerObs.of(layer_of(units), weights, moments_of(x), 1e-4, alive)
 
 
-def test_copies_go_first() -> None:
+def test_copies_are_removed_first() -> None:
     rng = np.random.default_rng(12)
     x = rng.standard_normal((300, 6))
     x[:, 4] = 2 * x[:, 1]
@@ -259,7 +259,7 @@ def test_order_without_statistics_follows_the_fallback() -> None:
     assert removal_order([], np.array([1, 2, 3, 5]), fallback, leave=1) == [3, 1, 5]
 
 
-def test_a_step_ends_where_asked() -> None:
+def test_a_step_ends_at_the_requested_count() -> None:
     rng = np.random.default_rng(15)
     units = np.arange(400)  # many units go in one step
     seen: list[int] = []

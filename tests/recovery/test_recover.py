@@ -275,7 +275,7 @@ def test_rounds_take_equal_shares(budget: Budget, rounds: int) -> None:
             np.testing.assert_allclose(shares, np.log(bound) / rounds)
 
 
-def test_more_to_go_takes_more_rounds() -> None:
+def test_deeper_cuts_take_more_rounds() -> None:
     rounds = [default_rounds(Budget(macs=bound)) for bound in (1.0, 0.9, 0.7, 0.5, 0.1)]
     assert rounds == sorted(rounds)
     assert rounds[0] == 1
@@ -304,9 +304,7 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(2, 32), (8, 16), (16, 4), (32, 1)])
-def test_batches_are_smaller_where_feature_maps_are_large(
-    pixels: int, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_are_smaller_if_feature_maps_are_large(pixels: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The widest map has 8 channels of single precision, analysed with 16 rows and 16 columns."""
     monkeypatch.setattr(prepared, "_ACTIVATION", 6 * 4 * 8 * 16 * 16)
     model = onnx.parser.parse_model(

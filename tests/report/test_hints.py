@@ -25,7 +25,7 @@ def report() -> Report:
     return replace(found, before=Totals(1000, 1000, 1000), after=Totals(700, 700, 700))
 
 
-def test_silence_where_nothing_is_odd(report: Report) -> None:
+def test_silence_if_nothing_is_odd(report: Report) -> None:
     assert list(hints(report, {"macs": 0.7})) == []
     same = np.eye(4)[np.arange(40) % 4] * 9
     figures = Reference([{"y": same}]).figures([{"y": same}])

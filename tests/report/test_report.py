@@ -139,7 +139,7 @@ def test_wide_layers_and_many_layers_are_cut_short_and_said_to_be(monkeypatch: p
     assert any("1 layer:" in note for note in notes)
 
 
-def test_layers_of_one_name_are_told_apart() -> None:
+def test_layers_of_one_name_are_distinguished() -> None:
     model = chain()
     for node in model.graph.node:
         node.name = "same"
@@ -192,7 +192,7 @@ def test_the_page_shows_hostile_names_as_text_and_loads_nothing(data: ReportData
     assert "unsafe" not in found.policy
 
 
-def test_the_page_tells_everything(data: ReportData) -> None:
+def test_the_page_shows_everything(data: ReportData) -> None:
     text = Text(rendered(data, Path("r.html")).decode()).text
     words = ("MACs", "parameters", "file size", "divergence", "reaches a graph output (y)", "arrays in memory",
              "masked original")  # fmt: skip
@@ -249,7 +249,7 @@ def test_a_measured_run_shows_cop_for_comparison(data: ReportData) -> None:
     assert sum(document["importance"]["correlation"]["kept"]) == sum(data.importance.correlation.kept)
 
 
-def test_dead_filters_are_told_and_not_counted() -> None:
+def test_dead_filters_are_reported_and_not_counted() -> None:
     model = chain()
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor).copy()
@@ -324,7 +324,7 @@ def test_bars_show_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("values", [(0.5, 0.9), (1e-6, 0.2), (0.0, 0.0), (2.0, 2.0), (-1e-17, -1e-17)])
-def test_points_of_the_curve_lie_in_the_order_of_their_values(values: tuple[float, float]) -> None:
+def test_points_of_the_curve_are_in_the_order_of_their_values(values: tuple[float, float]) -> None:
     way = [Waypoint("one", 0.8, values[0]), Waypoint("two & <b>", 0.6, values[1]), Waypoint("lost", 0.5, math.inf)]
     drawn = way_chart(way, (0.6, values[1]), 0.6, None)
     assert "&lt;b&gt;" in drawn and "<b>" not in drawn and "lost" not in drawn

@@ -65,7 +65,7 @@ def shown(browser: Browser) -> dict[str, str]:
     return found
 
 
-def test_nothing_is_asked_for_and_nothing_complains(browser: Browser, page: Path) -> None:
+def test_the_page_loads_nothing_and_logs_no_error(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.requested()  # the page that a browser starts with loads a lot
     browser.complaints()

@@ -58,7 +58,7 @@ def test_a_result_without_data(model: Path, capsys: pytest.CaptureFixture[str]) 
     assert (found["calibration"], found["inputs"]) == ({"description": ""}, [])
 
 
-def test_a_folder_is_told_by_its_listing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_identified_by_its_listing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
     for number in range(3):

@@ -17,7 +17,7 @@ def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
     return [line for line in caplog.messages if words in line]
 
 
-def test_assumed_sizes_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_assumed_sizes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     model = chain()
     for axis, name in ((2, "H"), (3, "W")):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name

@@ -213,7 +213,7 @@ def bought() -> onnxcop.PruneResult:
     )  # fmt: skip
 
 
-def test_a_block_is_bought_where_it_pays(bought: onnxcop.PruneResult) -> None:
+def test_a_block_is_removed_if_that_pays(bought: onnxcop.PruneResult) -> None:
     whole = [group for group in bought.report.groups if not group.kept]
     assert len(whole) == 1
     assert sum(node.op_type == "Conv" for node in bought.model.graph.node) == 2

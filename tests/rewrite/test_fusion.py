@@ -91,7 +91,7 @@ def test_what_is_written_down_is_right_for_other_sizes() -> None:
     assert result.report.verification.max_difference < 1e-5
 
 
-def test_dynamic_sizes_are_told_from_fixed_ones() -> None:
+def test_dynamic_and_fixed_sizes_are_distinguished() -> None:
     model = attention("N", 5)
     analysis = analyze(model, options=CPU)
     shapes = analysis.structure.coupling.shapes

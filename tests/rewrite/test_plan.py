@@ -328,7 +328,7 @@ def test_a_plan_is_not_tied_to_documentation() -> None:
     ],
     ids=lambda cut: f"{cut.tensor}-{cut.axis}-{cut.indices[0]}",
 )  # fmt: skip
-def test_a_plan_that_names_what_cannot_go_is_refused(wrong: Cut) -> None:
+def test_a_plan_that_removes_frozen_units_is_refused(wrong: Cut) -> None:
     model = chain()
     plan = cut(model, macs=0.7).plan
     with pytest.raises(PlanMismatchError, match=repr(wrong.tensor)):

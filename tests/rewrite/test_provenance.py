@@ -24,7 +24,7 @@ def _of(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props if entry.key.startswith("onnxcop")}
 
 
-def test_the_result_says_where_it_comes_from(pruned: tuple[Path, Path, Path]) -> None:
+def test_the_result_contains_its_provenance(pruned: tuple[Path, Path, Path]) -> None:
     original, small, plan = pruned
     assert _of(small) == {
         "onnxcop.version": __version__, "onnxcop.budget": '{"macs":0.7}',

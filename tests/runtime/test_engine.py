@@ -137,7 +137,7 @@ def test_bad_models_are_engine_errors(tmp_path: Path) -> None:
         EngineOptions(threads=0)
 
 
-def test_large_models_go_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_passed_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(2).standard_normal((3, 5000)).astype(np.float32)
     model = _model(weight)
     before = model.SerializeToString()

@@ -66,7 +66,7 @@ def test_models_take_turns_in_both_orders() -> None:
     np.testing.assert_allclose(found, [(0.01, 0.02, 0.03)] * 3, rtol=1e-6)
 
 
-def test_the_ratio_stands_a_machine_that_changes_its_speed() -> None:
+def test_the_ratio_is_robust_to_changes_of_speed() -> None:
     machine = Machine((0.010, 0.006), drift())
     found = Measurement(latency._turns(machine.sessions(), [FEEDS] * 2, 3.0, machine.clock), "CPU").latency(1)
     assert found.ratio == pytest.approx(0.6, rel=0.02)

@@ -246,7 +246,7 @@ def test_changed_weights_change_later_pieces() -> None:
     assert np.abs(before[0]["y"] - executor.finish()[0]["y"]).max() > 0.1
 
 
-def test_a_variant_goes_on_from_the_same_cut() -> None:
+def test_a_variant_continues_from_the_same_cut() -> None:
     model = branches()
     feeds, working = fed(model), MaskedNetwork.of(onnxcop.analyze(model, options=CPU))
     variant = working.copy()
@@ -260,7 +260,7 @@ def test_a_variant_goes_on_from_the_same_cut() -> None:
 # What does not fit into memory
 
 
-def test_live_tensors_beyond_a_limit_lie_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_live_tensors_beyond_a_limit_are_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(scratch, "_folders", {})
     rng = np.random.default_rng(0)
@@ -353,7 +353,7 @@ def test_kept_cuts_change_nothing(name: str, limit: int, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
-def test_sessions_that_come_and_go_share_their_memory() -> None:
+def test_short_lived_sessions_share_their_memory() -> None:
     import resource
 
     nodes = [helper.make_node("Exp", ["x"], ["e"]), helper.make_node("Add", ["e", "x"], ["s"]),

@@ -78,7 +78,7 @@ def test_this_machine_has_stairs() -> None:
     assert 1 <= found.fine <= found.block <= 16
 
 
-def test_where_nothing_can_be_timed_usual_widths_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_nothing_can_be_timed_default_widths_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Measurement:
         raise EngineError("no such kernel")
 

@@ -50,7 +50,7 @@ def distilled(progress: Progress = silent, **settings: Any) -> Distilled:
     return distill(disturbed(), chain(), samples(), options, progress)
 
 
-def test_the_student_comes_nearer_and_stays_a_model_of_the_same_form() -> None:
+def test_the_student_improves_and_keeps_its_form() -> None:
     found = distilled()
     assert found.kept and found.after.value < 0.5 * found.before.value
     assert found.steps == 6 * (72 // 16) and found.rate == 3e-3
@@ -77,7 +77,7 @@ class _Killed(Exception):
     pass
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxcop.training.loop._SAVED_EVERY", 0.0)
 
     def kill(stage: str, done: int, total: int) -> None:

@@ -147,7 +147,7 @@ def test_the_rate_is_halved_three_times_then_the_batch_is_named() -> None:
         loop.run(2.0)
 
 
-def test_a_batch_that_does_not_fit_comes_in_parts() -> None:
+def test_a_batch_that_exceeds_memory_is_split() -> None:
     loop, trainer = looped([OutOfMemory("full"), OutOfMemory("full"), GOOD, GOOD])
     loop.run(2.0)
     assert trainer.parts == [1, 2, 4, 4]

@@ -151,7 +151,7 @@ def _deaf() -> onnx.ModelProto:
     )  # fmt: skip
 
 
-def test_where_outputs_do_not_react_layers_inside_are_compared() -> None:
+def test_if_outputs_do_not_react_inner_layers_are_compared() -> None:
     analysis = onnxcop.analyze(_deaf(), options=CPU)
     structure = analysis.structure
     removed = np.array([1, 4], dtype=np.int64)

@@ -142,7 +142,7 @@ def unmoved() -> onnx.ModelProto:
     return finished(helper.make_graph(nodes, "g", [x], [y], [weights("w1", (8, 16)), weights("w2", (16, 4)), shift]))
 
 
-def test_where_outputs_do_not_react_layers_are_compared() -> None:
+def test_if_outputs_do_not_react_layers_are_compared() -> None:
     found, removed = analyze(unmoved(), options=CPU), np.array([1, 2])
     pruned = apply(found.model, found.structure, removed)
     reference = masked(found.model, found.structure, removed)

@@ -135,7 +135,7 @@ def test_a_detector_keeps_its_boxes() -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_filters_of_all_anchors_go_together(named: bool) -> None:
+def test_filters_of_all_anchors_are_removed_together(named: bool) -> None:
     model, x = _anchored(named), _images()[:1]
     found = _kept(model, "thing 0,thing 5" if named else "0,5")
     np.testing.assert_allclose(_run(found, x)["y"], _run(model, x)["y"][..., [0, 1, 2, 3, 4, 5, 10]], rtol=1e-4)
