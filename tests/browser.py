@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through the WebDriver protocol with nothing but the standard library."""
+"""A headless Chromium, driven through the WebDriver protocol with the standard library alone."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ class Browser:
         self._call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}})
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a picture."""
+        """The whole page as an image."""
         found = self._call("POST", "/goog/cdp/execute", {
             "cmd": "Page.captureScreenshot", "params": {"format": "png", "captureBeyondViewport": True},
         })  # fmt: skip
         path.write_bytes(base64.b64decode(found["data"]))
 
     def requested(self) -> list[str]:
-        """Addresses that were asked for since the last call."""
+        """Addresses requested since the last call."""
         entries = self._call("POST", "/se/log", {"type": "performance"})
         messages = [json.loads(entry["message"])["message"] for entry in entries]
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """What the browser's console says: errors of scripts, loads that were refused."""
+        """Messages on the browser's console: errors of scripts, loads that were refused."""
         return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
 
     def close(self) -> None:

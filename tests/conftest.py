@@ -14,7 +14,7 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is measured on this machine is kept for one session of tests, apart from the user's own."""
+    """Measurements of this machine are kept for one session of tests, apart from the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXCOP_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -37,7 +37,7 @@ def models_dir() -> Path:
 
 @functools.cache
 def cuda_problem() -> str | None:
-    """Why ONNX Runtime cannot compute on a CUDA device here, or None where it can.
+    """The reason why ONNX Runtime cannot compute on a CUDA device here, or None if it can.
 
     The build of ONNX Runtime lists its CUDA provider on machines without a GPU too, so only a
     session that was given the provider and ran on it is proof.
@@ -67,7 +67,7 @@ def cuda_problem() -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips tests marked `gpu` where there is no working CUDA device."""
+    """Skip tests marked `gpu` if there is no working CUDA device."""
     if item.get_closest_marker("gpu") is not None:
         problem = cuda_problem()
         if problem is not None:

@@ -1,4 +1,4 @@
-"""The networks of the COP paper as graphs, with random weights and, where wanted, narrower layers."""
+"""The networks of the COP paper as graphs, with random weights and optionally narrower layers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def vgg16(size: int = 32, divide: int = 1, seed: int = 0) -> onnx.ModelProto:
 
 
 def resnet32(size: int = 32, seed: int = 0, *, shortcut_last: bool = False) -> onnx.ModelProto:
-    """ResNet-32: three stages of five blocks, a 1×1 projection where the width changes.
+    """ResNet-32: three stages of five blocks, with a 1×1 projection at changes of width.
 
     Args:
         size: Of the pictures.

@@ -118,7 +118,7 @@ def shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def outputs(model: onnx.ModelProto | Path, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What a model with the input `x` and one output makes."""
+    """The output of a model with the input `x` and one output."""
     from onnxcop.runtime.session import EngineOptions, Session
 
     with Session(model, EngineOptions(provider="cpu", threads=1)) as session:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
-    """What the Python block of the document defines."""
+    """Names defined by the Python block of the document."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"(?<!-->\n)```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, Any] = {}

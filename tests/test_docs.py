@@ -55,7 +55,7 @@ def _name(page: Path) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to write into, in which `models/` and `tests/` stand."""
+    """A folder to write into, with `models/` and `tests/` in it."""
     for name in ("models", "tests"):
         (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ def test_what_it_imports_is_there(path: Path) -> None:
 
 
 def has(module: str, name: str) -> bool:
-    """Whether a module of the package has a name; True where it needs a library that is not installed."""
+    """Whether a module of the package has a name; True if it needs a library that is not installed."""
     if find_spec(module) is None:
         return False
     try:

@@ -306,7 +306,7 @@ def segformer(width: int = 16, heads: int = 2) -> onnx.ModelProto:
 
 
 def mobilevit(width: int = 12, heads: int = 3) -> onnx.ModelProto:
-    """Patches of a picture unfolded into sequences, one for each place in a patch, and folded back."""
+    """Patches of an image unfolded into sequences, one for each position in a patch, and folded back."""
     net, size, side, channels = Net(), width // heads, 4, 10
     picture = net.input("x", ["batch", 3, side, side])
     local = net.add("Conv", picture, net.weights(channels, 3, 3, 3, scale=0.3), net.weights(channels), pads=[1] * 4)

@@ -92,7 +92,7 @@ def twin(results: Results, row: Row) -> Row | None:
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
-    """Fill in the rows that are asked for and not known yet."""
+    """Fill in the requested rows that are not known yet."""
     known = bench_data.cases()
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 
 def chosen(known: Sequence[str], **groups: Sequence[str]) -> Callable[[str], list[str]]:
-    """A reader of comma-separated names, in which a group stands for its members."""
+    """Read comma-separated names; a group stands for its members."""
 
     def read(text: str) -> list[str]:
         names = [name for part in text.split(",") for name in groups.get(part, [part]) if name]
@@ -160,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Measures what is asked for and writes the reports, of what there is when stopped early too."""
+    """Measure the requested rows and write the reports, partial ones too if stopped early."""
     args = parser().parse_args()
     logging.getLogger("onnxcop").setLevel(logging.ERROR)  # that there are no data is meant so
     if args.peers_python is not None and not args.peers_python.exists():

@@ -1,4 +1,4 @@
-"""How well a table of times tells what pruned models take: what it expects beside what is measured on the device.
+"""How well a table of times predicts the time of pruned models: expected beside measured times.
 
     python tools/bench_device_table.py MODEL.onnx ...                        # a table in Markdown
     python tools/bench_device_table.py MODEL.onnx --keep tables/ --threads 1  # tables are written there, or read
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def row(model: Path, path: Path, engine: onnxcop.EngineOptions, seconds: float) -> str:
-    """One model: what was expected and measured at every bound."""
+    """One model: expected and measured shares at every bound."""
     began = time.perf_counter()
     known = path.exists()
     table = DeviceTable.load(path) if known else onnxcop.profile(model, path, options=engine, seconds=seconds)
@@ -60,7 +60,7 @@ def row(model: Path, path: Path, engine: onnxcop.EngineOptions, seconds: float) 
 
 
 def at(model: Path, table: Path, bound: float, engine: onnxcop.EngineOptions, seconds: float) -> tuple[float, Latency]:
-    """What a result is expected to take, as a share of the original's time, and what it takes."""
+    """The expected time of a result, as a share of the original's, and the measured one."""
     result = onnxcop.prune(
         model, latency=bound, latency_table=table, criterion="l2", recover="none", options=engine
     )  # fmt: skip

@@ -43,7 +43,7 @@ PATIENCE = 1800  # seconds that a peer may take for one budget
 
 @dataclass(frozen=True)
 class Own:
-    """How this package is asked to prune."""
+    """Options of onnxcop for one method."""
 
     criterion: str = "auto"
     allocate: str = "auto"
@@ -52,7 +52,7 @@ class Own:
     distill: str | None = None
 
     def settled(self) -> tuple[Modes, bool, str | None]:
-        """What it comes down to: two methods with the same answer are the same run."""
+        """The effective options: two methods with the same options are one run."""
         options = PruneOptions(
             criterion=self.criterion, allocate=self.allocate, recover=self.recover, data=True if self.data else None
         )
@@ -77,7 +77,7 @@ METHODS = (*peers.TOOLS, *OWN)
 
 
 def key(row: Row) -> Key:
-    """What a row is about."""
+    """Key of a row."""
     return row["model"], row["method"], f"{float(row['macs_target']):g}", row["seed"]
 
 

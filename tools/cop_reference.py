@@ -36,7 +36,7 @@ CLASSES = {
 
 
 def reference_name(network: str, layer: str) -> str:
-    """What the reference calls the kernel of a layer."""
+    """Name of the kernel of a layer in the reference."""
     if network == "vgg16":
         named = {"hidden": "dense1/kernel", "classes": "dense2/kernel"}
         return named.get(layer) or re.sub(r"conv(\d)_(\d)", r"conv\1/conv_\2/kernel", layer)

@@ -33,7 +33,7 @@ EXPORTS = TOOLS.parent / "tests" / "exports"
 
 @dataclass(frozen=True, slots=True)
 class Framework:
-    """What one export program needs.
+    """Requirements of one export program.
 
     Attributes:
         program: Its file in tools/exports; it writes models to the folder that it is given.

@@ -249,7 +249,7 @@ def export(network: Any, inputs: tuple[Any, ...], like: onnx.ModelProto) -> onnx
 
 
 def partition(tool: str, model: onnx.ModelProto, batches: list[Feeds]) -> GraphPartition:
-    """The function from a ratio to a pruned model that a name of TOOLS stands for."""
+    """The function from a ratio to a pruned model for a name in TOOLS."""
     if tool.startswith("torch-pruning"):
         return torch_pruning_cutter(model, "local" if tool.endswith("-local") else "global")
     criterion = tool.split("-")[1]
@@ -261,7 +261,7 @@ def partition(tool: str, model: onnx.ModelProto, batches: list[Feeds]) -> GraphP
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one attempt; MACs and parameters as shares of the original's."""
+    """Result of one attempt; MACs and parameters as shares of the original's."""
 
     tool: str
     version: str

@@ -383,7 +383,7 @@ def run_child(path: Path, tool: str, options: argparse.Namespace) -> Row:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """What an earlier run wrote."""
+    """Read the result of an earlier run."""
     rows = []
     with path.open(newline="") as stream:
         for entry in csv.DictReader(stream):
@@ -403,7 +403,7 @@ def sound(row: Row) -> bool:
 
 
 def shortfall(rows: dict[str, Row]) -> str:
-    """In what onnxcop does not lead on a model; empty where it leads."""
+    """How onnxcop falls short on a model; empty if it leads."""
     own = rows[OURS]
     found = []
     for tool, row in rows.items():

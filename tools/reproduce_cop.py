@@ -93,7 +93,7 @@ def vgg16() -> nn.Module:
 
 
 def mobilenet() -> nn.Module:
-    """MobileNet v1 whose strides suit pictures of 32 pixels."""
+    """MobileNet v1 with strides for images of 32 pixels."""
     widths = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
     strides = (1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 
@@ -227,7 +227,7 @@ def load(folder: Path, limit: int | None) -> Pictures:
 
 
 def scaled(pictures: torch.Tensor) -> torch.Tensor:
-    """What the networks take."""
+    """Pixels scaled for the networks."""
     return (pictures.float() - MEAN) / DEVIATION
 
 
@@ -254,7 +254,7 @@ def batches(data: Pictures, recipe: Recipe, rng: torch.Generator) -> Iterator[tu
 
 @dataclass
 class Outcome:
-    """What a run found; shares and accuracies in percent."""
+    """Result of a run; shares and accuracies in percent."""
 
     network: str
     epochs: int
@@ -306,7 +306,7 @@ def trained(
 
 @torch.no_grad()
 def accuracy(network: nn.Module, data: Pictures) -> float:
-    """Percent of the test pictures."""
+    """Percent of the test images."""
     network.eval()
     right = 0
     for start in range(0, len(data.test), TEST_BATCH):
@@ -409,7 +409,7 @@ def tuned_by_onnxcop(
 
 
 def accuracy_of_file(path: Path, data: Pictures) -> float:
-    """Percent of the test pictures, by ONNX Runtime."""
+    """Percent of the test images, by ONNX Runtime."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     right = 0
     for pictures, labels in zip(data.test.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True):

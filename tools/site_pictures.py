@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/how-it-works.md from models/digits_resnet.onnx, as SVG.
+"""Draws the figures of docs/how-it-works.md from models/digits_resnet.onnx, as SVG.
 
     pip install ".[bench]" && python tools/site_pictures.py docs/images
 
@@ -51,7 +51,7 @@ RED, BLUE, GREY = "#c62828", "#3f51b5", "#9e9e9e"
 
 
 def coupling(folder: Path) -> None:
-    """What goes together: a filter with everything that carries or reads its channel."""
+    """Filters that are removed together: a filter with everything that carries or reads its channel."""
     figure, axes = plt.subplots(figsize=(9, 2.9))
     axes.set_axis_off()
     axes.set_xlim(0, 18)
@@ -137,7 +137,7 @@ def chosen(folder: Path) -> None:
 
 
 def prices(folder: Path) -> None:
-    """What cutting each group costs in the network's own output."""
+    """Cost of cutting each group at the network's output."""
     analysis = onnxcop.analyze(MODEL, biases=True)
     data = open_data(analysis, DataOptions(data=CALIB, samples=512, batch_size=32))
     assert data is not None
@@ -169,7 +169,7 @@ def prices(folder: Path) -> None:
 
 
 def accuracy(model: onnx.ModelProto) -> float:
-    """Of the test pictures, in percent."""
+    """Accuracy on the test images, in percent."""
     test = np.load(TEST)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (scores,) = session.run(None, {"input": test["input"]})

@@ -45,7 +45,7 @@ def command() -> str:
 
 
 def output(arguments: list[str]) -> str:
-    """What a program writes to a terminal, with its colours."""
+    """Output of a program on a terminal, with its colours."""
     main, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
@@ -68,7 +68,7 @@ def output(arguments: list[str]) -> str:
 
 
 def picture(typed: str, shown: str) -> str:
-    """A terminal with a command and what it wrote, as SVG that loads nothing."""
+    """A terminal with a command and its output, as SVG that loads nothing."""
     console = Console(record=True, width=COLUMNS, file=StringIO(), highlight=False)
     console.print(Text.assemble(("$ ", "bold green"), typed))
     console.print(Text.from_ansi(re.sub(r"[ ]+$", "", shown, flags=re.MULTILINE).strip("\n")))

@@ -54,7 +54,7 @@ class Pictures:
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut: identity, or a 1×1 projection where shapes differ."""
+    """Two 3×3 convolutions and a shortcut: identity, or a 1×1 projection if shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def load_pictures() -> tuple[Pictures, Pictures, Pictures]:
 
 
 def shift(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Moves every picture [n, 1, 8, 8] by -1, 0 or 1 pixels each way, filling with zeros."""
+    """Shift every image [n, 1, 8, 8] by -1, 0 or 1 pixels each way, filling with zeros."""
     padded = functional.pad(batch, (1, 1, 1, 1))
     moves = torch.randint(0, 3, (len(batch), 2), generator=generator).tolist()
     return torch.stack([picture[:, y : y + 8, x : x + 8] for picture, (y, x) in zip(padded, moves, strict=True)])
@@ -174,7 +174,7 @@ def count_parameters(path: Path) -> int:
 
 
 def count_macs(path: Path) -> int:
-    """Multiply-accumulates of the convolutions and the linear layer for one picture."""
+    """Multiply-accumulates of the convolutions and the linear layer for one image."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     shapes = {
@@ -190,7 +190,7 @@ def count_macs(path: Path) -> int:
 
 
 def accuracy(path: Path, pictures: Pictures) -> float:
-    """The fraction of pictures that the ONNX file classifies right, run by ONNX Runtime."""
+    """The fraction of images that the ONNX file classifies correctly, run by ONNX Runtime."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"input": pictures.images})
     return float(np.mean(np.argmax(logits, axis=1) == pictures.labels))

@@ -42,7 +42,7 @@ Accuracy was measured on models with real weights: a [sentence encoder](transfor
 
 @dataclass
 class Row:
-    """One model's outcome; fractions are of the original, None where it did not come that far.
+    """Result of one model; fractions are of the original, None if it did not come that far.
 
     Attributes:
         model: File name without its suffix.
@@ -156,7 +156,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def pairs(rows: Sequence[Row]) -> list[str]:
-    """What both of PyTorch's exporters make of one network, side by side."""
+    """Results for both of PyTorch's exporters of one network, side by side."""
     by_name = {row.model: row for row in rows}
     twins = [
         (row, by_name[other])
@@ -226,7 +226,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """What :func:`write_csv` wrote."""
+    """Read a file of :func:`write_csv`."""
     whole = {"convs", "groups", "units", "filters", "given", "inexact"}
     texts = {"model", "reasons", "notes", "error", "signature"}
     rows = []

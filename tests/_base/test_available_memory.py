@@ -1,4 +1,4 @@
-"""How much memory a run may take, and what is said where that is too little."""
+"""Memory that a run may use, and the warning if it is too little."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other packages register: criteria and operator rules as entry points, and entry points that do not load."""
+"""Extensions of other packages: criteria and operator rules as entry points, and entry points that do not load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is rather saved, where measured curves are spent."""
+"""Preferences between savings when measured curves are spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators that only a library of the user's knows, and shapes that nothing tells."""
+"""Operators that only a library of the user has, and shapes that cannot be inferred."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _images(b: SizedBuilder, names: list[str]) -> onnx.ModelProto:
 
 
 def _check(model: onnx.ModelProto, structure: Structure, shapes: tuple[tuple[int, ...], ...], seed: int) -> None:
-    """Compare with the masked original at every size, with few units gone and with as many as can."""
+    """Compare with the masked original at every size, with few units removed and with as many as possible."""
     exact = np.array([structure.groups[group].exact for group in structure.group_of], dtype=np.bool_)
     for fraction in (0.4, 1.0):
         removed = draw_units(structure, fraction, seed)

@@ -1,4 +1,4 @@
-"""Patches that a graph unfolds for itself, against patches taken out by hand."""
+"""Patches that the graph unfolds, against patches extracted with numpy."""
 
 from __future__ import annotations
 

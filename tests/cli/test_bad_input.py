@@ -1,4 +1,4 @@
-"""Whatever is wrong: one line that names it, exit code 1, nothing written, old files untouched."""
+"""Errors of any kind: one line that names the cause, exit code 1, nothing written, old files unchanged."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from onnxcop.cli.main import app
 
 
 def completions(*words: str) -> dict[str, str]:
-    """What bash would offer for the last word, with its kind."""
+    """Completions that bash would offer for the last word, with their kinds."""
     *before, last = words
     complete = BashComplete(app, {}, "onnxcop", "_ONNXCOP_COMPLETE")
     return {item.value: item.type for item in complete.get_completions(before, last)}

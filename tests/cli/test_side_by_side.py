@@ -16,7 +16,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 @pytest.fixture(scope="module")
 def judge() -> ModuleType:
-    """The module, which lies outside the package."""
+    """The module, which is outside the package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOOLS))
         return import_module("peers_zoo")

@@ -1,4 +1,4 @@
-"""What a run leaves behind when it is stopped: nothing, and what it could not remove the next run does."""
+"""A stopped run leaves nothing behind; anything that it could not remove is removed by the next run."""
 
 from __future__ import annotations
 

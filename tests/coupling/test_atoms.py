@@ -1,4 +1,4 @@
-"""What the pool of atoms makes of ties, freezes and equal shares, without a graph around it."""
+"""The pool of atoms: ties, freezes and equal shares, without a graph."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BUDGET = 0.6
 
 @dataclass(frozen=True)
 class Export:
-    """What a file is, and how much of it must be within reach.
+    """Description of a file, and the share of it that must be prunable.
 
     Attributes:
         producer: Name that the exporter writes into it.

@@ -1,4 +1,4 @@
-"""Attention as exporters write it and as operators of its own: what goes, and that it goes exactly."""
+"""Attention as exporters write it and as single operators: what can be removed, and that it is exact."""
 
 from __future__ import annotations
 

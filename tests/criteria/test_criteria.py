@@ -185,7 +185,7 @@ def test_summaries_name_the_criteria_of_their_modules() -> None:
 
 
 def lost(features: Values, outputs: Values, gone: list[int]) -> float:
-    """What the best linear prediction of the outputs misses without some features, over their variance."""
+    """Error of the best linear prediction of the outputs without some features, over their variance."""
     rest = np.delete(features, gone, axis=1)
     design = np.column_stack([rest, np.ones(len(rest))])
     fitted = design @ np.linalg.lstsq(design, outputs, rcond=None)[0]

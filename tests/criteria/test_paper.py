@@ -1,4 +1,4 @@
-"""What the COP paper states that can be checked without training, against a transcription of its equations.
+"""Statements of the COP paper that can be checked without training, against a transcription of its equations.
 
 W. Wang, C. Fu, J. Guo, D. Cai, X. He: "COP: Customized Deep Model Compression via Regularized
 Correlation-Based Filter-Level Pruning", IJCAI 2019. The transcription below knows nothing of graphs:
@@ -138,7 +138,7 @@ def terms(network: Network) -> dict[str, tuple[Vector, float, float]]:
 
 
 def greedy(network: Network, chain: list[str], steps: int, beta: float, gamma: float) -> list[tuple[str, int]]:
-    """Step 5 on a chain of layers: the (layer, filter) that goes, one after another."""
+    """Step 5 on a chain of layers: the (layer, filter) removed at each step."""
     readers = dict(pairwise(chain))
     widths = {layer: len(network.weights[layer]) for layer in chain}
     tables = {layer: network.correlations(reader) for layer, reader in readers.items()}
@@ -174,7 +174,7 @@ def kernels(model: onnx.ModelProto) -> dict[str, Vector]:
 
 
 def vgg_chain() -> tuple[list[str], dict[str, int]]:
-    """Names of VGG-16's layers and the side of their maps as a fraction of the picture's."""
+    """Names of VGG-16's layers and the side of their maps as a fraction of the image's."""
     names, shrink, block, number = [], {}, 1, 1
     for width in VGG16:
         if width:

@@ -1,4 +1,4 @@
-"""`onnxcop inspect --scores`: what every filter is worth, and why."""
+"""`onnxcop inspect --scores`: the importance of every filter, and its terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration data that cannot be used: what the message says."""
+"""Unusable calibration data, and the messages about it."""
 
 from __future__ import annotations
 

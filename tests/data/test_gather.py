@@ -1,4 +1,4 @@
-"""Opening data for an analysed model, and making inputs up where there is none."""
+"""Opening data for an analysed model, and synthetic inputs if there is none."""
 
 from __future__ import annotations
 

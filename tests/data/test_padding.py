@@ -1,4 +1,4 @@
-"""Padding behind a mask: found, left out, and only where outputs do not depend on it."""
+"""Padding behind a mask: found and left out, but only if outputs do not depend on it."""
 
 from __future__ import annotations
 

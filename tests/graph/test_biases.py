@@ -1,4 +1,4 @@
-"""Biases that are added for recovery, and taken out again where they stayed zero."""
+"""Biases that are added for recovery, and removed again if they stay zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights [groups, in, out, taps]: what is read can be written back, and makes what the operator makes."""
+"""Weights [groups, in, out, taps]: reading and writing are inverse, and agree with the operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors that a graph makes: their axes are prunable where the size is a plain number."""
+"""Tensors that a graph makes: their axes are prunable if the size is a plain number."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _by_computed_sizes(b: Builder, x: str) -> str:
 
 
 def _transposed(b: Builder, x: str) -> str:
-    """A transposed convolution, and a normalization that says `spatial` where it still must."""
+    """A transposed convolution, and a normalization with `spatial`, which old opsets need."""
     up = b.add("ConvTranspose", [x, b.weights((b.shape(x)[1], 6, 2, 2)), b.weights((6,))], strides=[2, 2])
     stored = [b.weights((6,)) for _ in range(3)] + [b.constant(np.ones(6, np.float32))]
     attributes = {"spatial": 1} if b.opset < 9 else {}

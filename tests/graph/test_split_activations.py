@@ -1,4 +1,4 @@
-"""Fused layers are taken apart for the time of recovery, and fused again: nothing computed changes."""
+"""Fused layers are split during recovery and fused again: outputs do not change."""
 
 from __future__ import annotations
 

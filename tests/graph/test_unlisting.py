@@ -1,4 +1,4 @@
-"""Weights that are listed as graph inputs: they leave the list, unless they are wanted there."""
+"""Weights that are listed as graph inputs: they are removed from the list, unless the user keeps them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def _trained(kind: str) -> Any:
 
 
 def _encoder(tokens: int, *, tied: bool = False, argmax: bool = False) -> onnx.ModelProto:
-    """Embeddings of tokens, averaged where the mask is on, and two linear layers."""
+    """Embeddings of tokens, averaged under the mask, and two linear layers."""
     nodes = [
         helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.INT32),
         helper.make_node("Gather", ["table", "ids"], ["rows"], "words"),

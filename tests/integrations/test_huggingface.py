@@ -1,4 +1,4 @@
-"""A folder of Hugging Face pruned into another: what stands beside the model goes with it, with true sizes."""
+"""A folder of Hugging Face pruned into another one, with the files beside the model and updated sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an output is, on what evidence, and what its figures say."""
+"""The kind of an output, the evidence for it, and its figures."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def table(device: None, tmp_path: Path) -> Path:
 
 
 def share(model: onnx.ModelProto) -> float:
-    """Of the time on the made-up device."""
+    """Share of the time on the simulated device."""
     found = shapes(model)
     one, two = (blocks(found[name][0]) for name in ("w1", "w2"))
     return 9.0 * (3 * one + one * two) / WHOLE

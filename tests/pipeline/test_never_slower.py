@@ -1,4 +1,4 @@
-"""Results are no slower than their originals: what is tried on made-up machines, and what is said in the end."""
+"""Results are not slower than their originals: trials on simulated machines, and the messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Seconds = Callable[[int, int], float]
 
 
 class Machine:
-    """A machine on which the two widths alone tell how long a model takes."""
+    """A machine on which the two widths alone determine the time of a model."""
 
     def __init__(self, seconds: Seconds, error: float = 0.001) -> None:
         self.seconds, self.error, self.lasted = seconds, error, list[float]()

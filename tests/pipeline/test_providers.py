@@ -17,7 +17,7 @@ from onnxcop.runtime.staircase import Staircase
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Sessions by the provider that was asked for; all run on the CPU of this machine."""
+    """Sessions by the requested provider; all run on the CPU of this machine."""
     found: dict[str, int] = defaultdict(int)
     started = session.Session.__init__
 

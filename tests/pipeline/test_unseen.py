@@ -1,4 +1,4 @@
-"""What is printed was measured on the written file, on samples that no choice has seen."""
+"""Printed figures are measured on the written file, on samples that no choice has used."""
 
 from __future__ import annotations
 

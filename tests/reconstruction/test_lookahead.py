@@ -1,4 +1,4 @@
-"""How much a layer's outputs matter, on networks where that is plain to see."""
+"""Importance of a layer's outputs, on networks with an obvious answer."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_every_rule(key: tuple[str, str], data: st.DataObject) -> None:
 
 
 def recovering(analysis: Analysis, seed: int) -> Recovery:
-    """A network on made-up inputs."""
+    """A network on synthetic inputs."""
     data = synthetic_data(analysis, 12, 4, seed)
     fit, held_out = data.split(0.5, seed)
     return Recovery(analysis, fit, held_out, CPU, RecoverySettings(refine_samples=8))
@@ -97,7 +97,7 @@ def test_random_networks_through_recovery(network: tuple[Builder, list[str]], se
 
 
 def check_removals(model: onnx.ModelProto, policy: str = "finest") -> None:
-    """Check some removals, and that nothing stands for nodes while nothing is removed."""
+    """Check some removals, and that nodes without removed units have no replacement."""
     analysis = onnxcop.analyze(model, options=CPU, biases=True, policy=policy)
     feeds = random_feeds(analysis.model, analysis.input_shapes, 5)
     assert MaskedNetwork.of(analysis).masked() == analysis.model

@@ -1,4 +1,4 @@
-"""What sums without a layer's weights lose: products of activations, and recurrent sums."""
+"""Losses of sums without a layer's weights: products of activations, and recurrent sums."""
 
 from __future__ import annotations
 

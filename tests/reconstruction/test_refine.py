@@ -170,7 +170,7 @@ SIDES: dict[str, tuple[str, dict[str, Sequence[int]], dict[str, Any]]] = {
 
 
 def sided(operator: str, tensors: dict[str, Sequence[int]], **attributes: Any) -> onnx.ModelProto:
-    """A matrix product whose data and weights stand in the order given."""
+    """A matrix product with data and weights in the given order."""
     domain = MICROSOFT if operator.startswith("Fused") else ""
     shape = (*tensors["x"][:-2], 4, 5) if next(iter(tensors)) == "x" else (*tensors["x"][:-2], 5, 4)
     graph = helper.make_graph(

@@ -1,4 +1,4 @@
-"""Every linear operator is refined: what redundant channels carried is made up for by the others."""
+"""Every linear operator is refined: the other channels compensate for redundant ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def planted(shape: Sequence[int], axis: int, groups: int = 1) -> onnx.TensorProt
 
 
 def model_of(name: str) -> onnx.ModelProto:
-    """`x → first → h → second → y`, where h has redundant channels."""
+    """`x → first → h → second → y`, with redundant channels in h."""
     operator, shape, size, attributes = ({**CONVOLUTIONS, **COLUMNS, **ROWS})[name]
     groups = attributes.get("group", 1)
     if name in CONVOLUTIONS:

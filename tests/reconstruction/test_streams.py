@@ -30,7 +30,7 @@ WIDTH, INNER = 12, 20
 
 
 def bottlenecks(between: str = "", norm: bool = True, dtype: type = np.float32, seed: int = 0) -> onnx.ModelProto:
-    """A stream of 12 channels, made by two layers and read by two; `between` may stand on it."""
+    """A stream of 12 channels, written by two layers and read by two; `between` may be on it."""
     nodes = [helper.make_node("Conv", ["x", "w0", "b0"], ["s0"], "stem", pads=[1] * 4)]
     stream = "s0"
     if norm:

@@ -1,4 +1,4 @@
-"""What removing channels costs a layer, and what makes up for them, against plain least squares."""
+"""The cost of removing channels from a layer, and its compensation, against plain least squares."""
 
 from __future__ import annotations
 

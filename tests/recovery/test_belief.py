@@ -1,4 +1,4 @@
-"""What recovery believed of a network against what the written file gives."""
+"""The network that recovery expects against the written file."""
 
 from __future__ import annotations
 

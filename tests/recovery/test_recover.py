@@ -31,7 +31,7 @@ QUICK = RecoverySettings(rounds=1, held_out_samples=40, refine_samples=80, curve
 
 
 class Digits:
-    """The digits network with its pictures."""
+    """The digits network with its images."""
 
     def __init__(self, folder: Path) -> None:
         self.model = folder / "digits_resnet.onnx"

@@ -1,4 +1,4 @@
-"""Reports: what they hold, in each of their forms, without a browser."""
+"""Reports: their contents in each format, without a browser."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def data(result: onnxcop.PruneResult) -> ReportData:
 
 
 class Text(HTMLParser):
-    """What a page says, and which elements and addresses it has."""
+    """Text of a page, with its elements and addresses."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

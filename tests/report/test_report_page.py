@@ -59,7 +59,7 @@ def choose(browser: Browser, element: str, value: str) -> None:
 
 
 def shown(browser: Browser) -> dict[str, str]:
-    """What the heat map says that it shows."""
+    """The channels that the heat map shows, by its own text."""
     found = browser.run("return {...document.getElementById('heat').dataset}")
     assert isinstance(found, dict)
     return found

@@ -1,4 +1,4 @@
-"""What a run tells before it is done: sizes that it assumes, and that it will take its time."""
+"""Log lines before a run is done: assumed sizes, and a long run."""
 
 from __future__ import annotations
 

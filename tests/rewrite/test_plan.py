@@ -45,7 +45,7 @@ def result() -> PruneResult:
 
 
 def kept(result: PruneResult) -> dict[str, float]:
-    """What is left, by the name of its budget."""
+    """The remaining share, by the name of its budget."""
     report = result.report
     gone = sum(group.filters * (group.width - group.kept) for group in report.groups)
     prunable = sum(group.filters * group.width for group in report.groups)

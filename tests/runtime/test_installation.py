@@ -29,7 +29,7 @@ with logging_to_stderr():
 
 
 def _installed(site: Path, *packages: str, active: str = "", whole: bool = True) -> Path:
-    """A folder as pip leaves it, with a stand-in for the module itself."""
+    """A folder as pip leaves it, with a stub for the module itself."""
     (site / "onnxruntime" / "capi").mkdir(parents=True)
     if not whole:
         (site / "onnxruntime" / "__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""Latency: turns, ratios, spread, and where they are shown. No test depends on how long anything takes."""
+"""Latency: turns, ratios, spread, and their display. No test depends on real times."""
 
 from __future__ import annotations
 

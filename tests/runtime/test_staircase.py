@@ -1,4 +1,4 @@
-"""The stairs of a machine: what is read off times, what is kept, and what is done where nothing can be timed."""
+"""The staircase of a machine: derived from times, cached, and replaced by a default if nothing can be timed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def made_up(fine: int, block: int, asked: list[int] | None = None) -> Any:
-    """A machine that computes in blocks, and takes twice as long where a width is no multiple of a finer step."""
+    """A machine that computes in blocks, and takes twice as long if a width is not a multiple of a finer step."""
 
     def measure(models: Sequence[onnx.ModelProto], *_: Any, **__: Any) -> Measurement:
         if asked is not None:

@@ -1,4 +1,4 @@
-"""Self-distillation: it comes nearer or keeps what was, ends gracefully, and goes on where it was."""
+"""Self-distillation: it improves or keeps the model, ends gracefully, and resumes."""
 
 from __future__ import annotations
 

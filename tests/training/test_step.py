@@ -110,7 +110,7 @@ def test_a_model_without_anything_to_train_is_refused() -> None:
 
 
 class FakeTrainer:
-    """Answers steps as it is told to."""
+    """Returns prepared results of steps."""
 
     def __init__(self, results: Sequence[Any]) -> None:
         self.results, self.rates, self.parts, self.steps = list(results), [], [], 0

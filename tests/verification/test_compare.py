@@ -1,4 +1,4 @@
-"""Comparison of pruned models with their masked original: what shows a fault, and what is noise."""
+"""Comparison of pruned models with their masked original: faults are visible, noise is not."""
 
 from __future__ import annotations
 

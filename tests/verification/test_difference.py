@@ -1,4 +1,4 @@
-"""How large a difference from the masked original may be, and where it is looked for."""
+"""How large a difference from the masked original may be, and which tensors are compared."""
 
 from __future__ import annotations
 

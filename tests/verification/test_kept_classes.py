@@ -1,4 +1,4 @@
-"""Models cut down to some of their classes: what they give out is the original's."""
+"""Models reduced to some of their classes: their outputs are the original's."""
 
 from __future__ import annotations
 

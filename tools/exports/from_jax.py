@@ -15,7 +15,7 @@ from jax2onnx import to_onnx
 
 
 class Block(nnx.Module):
-    """Convolution, BatchNorm with statistics that are not the defaults, ReLU if asked for."""
+    """Convolution, BatchNorm with non-default statistics, and optionally ReLU."""
 
     def __init__(
         self, wide: int, out: int, side: int, rngs: nnx.Rngs, stride: int = 1, groups: int = 1, relu: bool = True

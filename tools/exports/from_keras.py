@@ -24,7 +24,7 @@ OPSET = 17
 
 
 def block(x: Any, filters: int, side: int = 3, stride: int = 1, depthwise: bool = False, relu: bool = True) -> Any:
-    """Convolution, BatchNormalization with statistics that are not the defaults, ReLU if asked for."""
+    """Convolution, BatchNormalization with non-default statistics, and optionally ReLU."""
     if depthwise:
         x = layers.DepthwiseConv2D(side, stride, "same", use_bias=False)(x)
     else:

@@ -19,7 +19,7 @@ OPSET = 13
 
 
 class Block(nn.Layer):
-    """Convolution, BatchNorm with statistics that are not the defaults, ReLU if asked for."""
+    """Convolution, BatchNorm with non-default statistics, and optionally ReLU."""
 
     def __init__(self, wide: int, out: int, side: int = 3, stride: int = 1, groups: int = 1, relu: bool = True) -> None:
         super().__init__()

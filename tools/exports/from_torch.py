@@ -26,7 +26,7 @@ OLD = (
 
 
 class Block(nn.Sequential):
-    """Convolution, BatchNorm with statistics that are not the defaults, ReLU if asked for."""
+    """Convolution, BatchNorm with non-default statistics, and optionally ReLU."""
 
     def __init__(self, wide: int, out: int, side: int = 3, stride: int = 1, groups: int = 1, relu: bool = True) -> None:
         conv = nn.Conv2d(wide, out, side, stride, side // 2, groups=groups, bias=False)
@@ -59,7 +59,7 @@ class Convolutional(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What changed its form between opsets: Split, Pad, Slice, Upsample, Clip, Squeeze and Unsqueeze."""
+    """Operators that changed their form between opsets: Split, Pad, Slice, Upsample, Clip, Squeeze and Unsqueeze."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ def projected(b: Builder, x: str, form: str) -> str:
 
 
 def dense(b: Builder, x: str, form: str) -> str:
-    """What is computed is joined with what it was computed from."""
+    """A result is joined with its input."""
     first = b.add("Concat", [x, b.conv(x, 3, 3)], axis=1)
     return b.conv(b.add("Concat", [first, b.conv(b.leaky(first), 5)], axis=-3), 8)
 
@@ -79,7 +79,7 @@ def squeeze_excite(b: Builder, x: str, form: str) -> str:
 
 
 def pixel_shuffle(b: Builder, x: str, form: str) -> str:
-    """Channels become space, by DepthToSpace or by hand, and space is pooled back."""
+    """Channels become space, by DepthToSpace or by Reshape and Transpose, and space is pooled back."""
     wide = b.conv(x, 20)
     if form == "zero":
         large = b.add("DepthToSpace", [wide], blocksize=2, mode="CRD")

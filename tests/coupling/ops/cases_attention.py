@@ -21,7 +21,7 @@ def _wide(size: int) -> int:
 
 
 def _folded_units(heads: int, shared: int, inner: int, value: int) -> int:
-    """Units where heads and dimensions share one axis: whole heads where there are several."""
+    """Units if heads and dimensions share one axis: whole heads if there are several."""
     if shared > 1:
         return shared
     return heads if heads > 1 else _wide(inner) + _wide(value)

@@ -24,7 +24,7 @@ def _wide(size: int) -> int:
 
 
 def _grouped_units(groups: int, per_in: int, per_out: int) -> int | None:
-    """Units of a convolution with more than one group: whole groups where there are many, else stripes."""
+    """Units of a convolution with more than one group: whole groups if there are many, else stripes."""
     if groups >= max(per_in, per_out):
         return groups
     if per_in == 1:
@@ -91,7 +91,7 @@ def _qlinear_conv(draw: Draw) -> Sample:
 
 
 def _letter_units(terms: list[str], found: list[Shape], live: dict[int, Shape]) -> int:
-    """A letter is prunable where every operand that has it in full is live on it."""
+    """A letter is prunable if every operand that has it in full is live on it."""
     count = 0
     for letter in sorted(set("".join(terms))):
         holders = [(p, term.index(letter)) for p, term in enumerate(terms) if letter in term]

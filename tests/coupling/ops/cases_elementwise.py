@@ -78,7 +78,7 @@ def _operands(draw: Draw, count: int, one_way: bool = False) -> tuple[list[Shape
 
 
 def _units(found: list[Shape], live: dict[int, Shape], *, fed: bool = False) -> int:
-    """An axis of the result can be pruned where every operand that has it in full is live on it.
+    """An axis of the result can be pruned if every operand that has it in full is live on it.
 
     Where it must be `fed`, an operand that is not stored must have it too.
     """

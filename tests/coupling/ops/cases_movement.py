@@ -156,7 +156,7 @@ def _lost_in_slice(size: int, first: int, last: int, step: int) -> int:
 
 
 def _tied(indices: Array) -> int:
-    """How many units a matrix of picks loses: one of its axes stays, what is in one slice of it goes together."""
+    """How many units a matrix of picks loses: one of its axes stays, and each of its slices is removed together."""
     counts = []
     for lines in (indices, indices.T):
         classes = [{int(number)} for number in np.unique(indices)]

@@ -21,7 +21,7 @@ _GLOBAL_POOL = ["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"]
 
 
 def _mixed(live: Shape, statistic: set[int], shape: Shape) -> bool | None:
-    """What `Sample.exact` must be where some axes cross a statistic."""
+    """The required value of `Sample.exact` if some axes cross a statistic."""
     hit = [axis in statistic for axis in live if shape[axis] > 1]
     return True if not any(hit) else False if all(hit) else None
 
@@ -63,7 +63,7 @@ def _image(draw: Draw, low: int = 3) -> Shape:
 
 
 def _over_channels(draw: Draw, shape: Shape) -> Shape:
-    """The live axes of a picture: its channels, at times with the batch or a spatial axis."""
+    """The live axes of an image: its channels, sometimes with the batch or a spatial axis."""
     extra = [axis for axis in (0, 2) if shape[axis] > 1]
     return tuple(sorted({1, *draw(st.lists(st.sampled_from(extra), max_size=1))}))
 

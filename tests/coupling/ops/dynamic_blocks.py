@@ -17,7 +17,7 @@ class SizedBuilder(Builder):
     """A builder that knows the values of all size computations, so that they can be composed freely."""
 
     def add_many(self, op: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
-        """Append a node; where all that it reads is known, its results are known too."""
+        """Append a node; if all of its inputs are known, its results are known too."""
         names = super().add_many(op, inputs, outputs, **attributes)
         if op != "Shape" and inputs and all(name in self.values for name in inputs):
             known = [numpy_helper.to_array(self.values[name]) for name in inputs]
@@ -63,7 +63,7 @@ def gate_expanded(b: SizedBuilder, x: str) -> str:
 
 
 def context_tiled(b: SizedBuilder, x: str) -> str:
-    """Pooled features repeated over the picture, and joined with it."""
+    """Pooled features repeated over the image, and joined with it."""
     pooled = b.add("GlobalAveragePool", [x])
     tiled = b.add("Tile", [pooled, b.sizes(1, 1, b.size_of(x, 2), b.size_of(x, 3))])
     return b.leaky(b.conv(b.add("Concat", [x, tiled], axis=1), 8))
@@ -131,7 +131,7 @@ def enlarged_to_another(b: SizedBuilder, x: str) -> str:
 
 
 def zeros_joined(b: SizedBuilder, x: str) -> str:
-    """Zero channels of a baked number, made for the size of the picture."""
+    """Zero channels of a fixed number, made for the size of the image."""
     shape = b.sizes(b.size_of(x, 0), 3, b.size_of(x, 2), b.size_of(x, 3))
     return b.add("Concat", [x, b.add("ConstantOfShape", [shape])], axis=1)
 

@@ -1,4 +1,4 @@
-"""The oracles: what the real operator does in ONNX Runtime, against what its rule says.
+"""The oracles: the real operator in ONNX Runtime against its rule.
 
 `check_labels` runs an operator that moves elements on the numbers of its indices. `check_moves`
 perturbs every slice of every operand and looks which slices of the outputs move. `check_removal`

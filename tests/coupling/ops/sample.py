@@ -51,12 +51,12 @@ class Sample:
 
     @property
     def opsets(self) -> list[onnx.OperatorSetIdProto]:
-        """What a model with this node imports."""
+        """The opset imports of a model with this node."""
         found = [helper.make_opsetid("", self.opset)]
         return found + ([helper.make_opsetid(self.domain, 1)] if self.domain else [])
 
     def name(self, position: int) -> str:
-        """Name of an input tensor, empty where it is left out."""
+        """Name of an input tensor, empty if it is absent."""
         return "" if self.inputs[position] is None else f"in{position}"
 
     def node(self, inputs: Sequence[str] | None = None) -> onnx.NodeProto:
