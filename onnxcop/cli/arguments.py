@@ -175,14 +175,14 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
             raise click.UsageError(f"{_flags(given)}: only with --scores")
         return None
     if values["stats_out"] is not None and values["data"] is None:
-        raise click.UsageError("--stats-out writes what was gathered from --data")
+        raise click.UsageError("--stats-out writes statistics of calibration data; give --data")
     if values["stats"] is not None and values["data"] is not None:
         raise click.UsageError("--stats and --data exclude each other")
     shown = criterion_from(values)
     criterion = criterion_named("cop", **_preferred(values)) if isinstance(shown, str) else shown
     if not criterion.needs_stats and values["stats_out"] is None and {"data", "stats"} & {*given}:
         raise click.UsageError(
-            f"criterion {criterion.name} looks at the weights alone; with {_flags({'data', 'stats'} & {*given})} "
+            f"criterion {criterion.name} uses only the weights; with {_flags({'data', 'stats'} & {*given})} "
             f"choose --criterion {' or '.join(name for name, entry in CRITERIA.items() if entry.needs_stats)}"
         )
     return criterion

@@ -253,7 +253,7 @@ def merge_stats_command(output: Path, inputs: tuple[Path, ...], **values: Any) -
 
     inputs_from({}, None, *inputs).check(output)
     if len(inputs) < 2:
-        raise click.UsageError(f"give OUTPUT and then two files or more; {inputs[0]} alone is nothing to merge")
+        raise click.UsageError(f"give OUTPUT and at least two files to merge, not only {inputs[0]}")
     merged = merge([CalibrationStats.load(path) for path in inputs], inputs)
     merged.save(output)
     if values["as_json"]:

@@ -149,7 +149,7 @@ class Binder:
             )
         if not castable(array.dtype, spec.dtype):
             raise CalibrationError(
-                f"{label} {_describe(array)} cannot become {spec.dtype.name} for the "
+                f"{label} {_describe(array)} cannot be converted to {spec.dtype.name} for the "
                 f"model's input {spec}; convert it first"
             )
         return view

@@ -87,8 +87,8 @@ def _unlisted_line(analysis: Analysis) -> tuple[str, ...]:
     if not analysis.unlisted:
         return ()
     return (
-        f"{analysis.unlisted} weights were inputs as well, which keeps ONNX Runtime from fusing: they are inputs no "
-        "more (--keep-initializer-inputs keeps them)",
+        f"{analysis.unlisted} weights were inputs as well, which prevents fusion in ONNX Runtime: they are removed "
+        "from the inputs (--keep-initializer-inputs keeps them)",
     )
 
 

@@ -55,7 +55,7 @@ def prune_faster(request: Request) -> PruneResult:
     search = _Search(request, _sure(request, first))
     if not _slower(search.best):
         return search.quicker(request) if _idle(search.best) else search.best
-    log.info("the result is slower than the original: other widths are tried")
+    log.info("the result is slower than the original: trying other widths")
     share = _share(search.best)
     coarse = search.in_blocks(request)
     if coarse is not None and search.tried(coarse):
@@ -100,7 +100,7 @@ class _Search:
         coarse = self.in_blocks(request, "saved next to no time") if free else None
         if coarse is None or not _promising(coarse, faster=True):
             return self.best
-        log.info("the result saves next to no time: whole blocks are tried")
+        log.info("the result saves almost no time: trying whole blocks")
         try:
             result = conclude(coarse, decide(coarse, again=True))
         except BudgetError:
@@ -229,14 +229,14 @@ def _looser_line(request: Request, share: str, result: PruneResult) -> str:
     budget = "the default budget" if request.asked.unbounded else f"--macs {request.budget.macs:g}"
     return (
         f"{budget} makes a model slower than the original on this machine ({share} of its time): {kept:.0%} of the "
-        "multiply-accumulates are kept instead; --latency-seconds 0 keeps to the budget whatever time it takes"
+        "multiply-accumulates are kept instead; give --latency-seconds 0 to meet the budget anyway"
     )
 
 
 def _whole_line(share: str) -> str:
     return (
-        f"no cut is quicker than the original on this machine (what was asked for takes {share} of its time): nothing "
-        "is removed; --latency-seconds 0 keeps to the budget whatever time it takes"
+        f"no cut is faster than the original on this machine (the requested one takes {share} of its time): nothing "
+        "is removed; give --latency-seconds 0 to meet the budget anyway"
     )
 
 
@@ -247,8 +247,8 @@ def _slow_after_all(request: Request, result: PruneResult) -> PruneResult:
         return result
     bounds = ", ".join(f"--{name} {bound:g}" for name, bound in request.budget.bounds.items() if name != "macs")
     line = (
-        f"{bounds} and a model no slower than the original cannot both be had on this machine: the bound holds, and a "
-        f"run takes {latency.share} of the original's time"
+        f"{bounds} and a model no slower than the original are not both possible on this machine: the bound "
+        f"holds, and a run takes {latency.share} of the original's time"
     )
     log.warning("%s", line)
     return replace(result, report=with_latency(result.report, latency, line))

@@ -112,7 +112,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     modes, budget = Modes.of(options), options.budget()
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
-        raise CalibrationError("--stats-out writes what was gathered from data; give --data")
+        raise CalibrationError("--stats-out writes statistics of calibration data; give --data")
     _say_what_does_not_fit(model, recovers=modes.recover.writes or modes.allocate == "measured")
     clock = Clock()
     with clock.stage("analysis"):

@@ -307,5 +307,5 @@ def _warning(judgement: Judgement, divergence: Estimate, agreement: Estimate | N
     if not beyond or (kind.agreement and agreement is None):
         return ""
     if math.isinf(share):
-        return f"output {judgement.outputs[0]} holds what is not a number"
+        return f"output {judgement.outputs[0]} contains NaN"
     return f"output {' and '.join(judgement.outputs)}: {kind.meaning.format(share=share)}"

@@ -71,7 +71,7 @@ class PruneResult:
             command: The command line of the run, if there was one.
         """
         if self.evidence is None:
-            raise ModelError("this result was put together without what a report needs; prune the model again")
+            raise ModelError("this result has no data for a report; prune the model again")
         return report_data(self.report, self.plan, self.evidence, command)
 
     def save_report(self, path: str | Path) -> None:

@@ -179,7 +179,7 @@ def undecided(latency: Latency | None) -> tuple[str, ...]:
     """A line if the measurement leaves open whether the result is faster."""
     if latency is None or not latency.undecided:
         return ()
-    return (f"latency: undecided, as {latency.share} of the original's time may be more or less than all of it",)
+    return (f"latency: undecided, because the interval of the ratio ({latency.share}) contains 100%",)
 
 
 def group_reports(analysis: Analysis, removed: IntArray) -> tuple[GroupReport, ...]:

@@ -69,7 +69,7 @@ def _logged(model: onnx.ModelProto, shapes: dict[str, Shape]) -> dict[str, Shape
         if None in declared(value)[1:]:
             sizes = ",".join(map(str, shapes[value.name]))
             log.info(
-                "dynamic sizes are taken as --input-shape %s:%s; give the sizes that you use if they differ",
+                "dynamic sizes are assumed: --input-shape %s:%s; give the sizes that you use if they differ",
                 value.name,
                 sizes,
             )

@@ -182,7 +182,7 @@ class Loop:
                 if self._parts >= len(indices):
                     raise
                 self._parts *= 2
-                log.info("out of memory: a step takes its batch in %d parts from now on", self._parts)
+                log.info("out of memory: from now on a step computes its batch in %d parts", self._parts)
 
     def _indices(self, number: int) -> IntArray:
         """The samples of a step."""

@@ -140,8 +140,8 @@ def test_data_that_is_needed(model: Path, capsys: Captured) -> None:
         (["--criterion", "l1"], "--criterion: only with --scores"),
         (["--data", "x.npz"], "--data: only with --scores"),
         (["--scores", "--criterion", "l1", "--beta", "2"], "--beta apply to the cop criteria, not to l1"),
-        (["--scores", "--data", "x.npz"], "criterion cop looks at the weights alone"),
-        (["--scores", "--stats-out", "x"], "--stats-out writes what was gathered from --data"),
+        (["--scores", "--data", "x.npz"], "criterion cop uses only the weights"),
+        (["--scores", "--stats-out", "x"], "--stats-out writes statistics of calibration data; give --data"),
         (["--scores", "--stats", "a", "--data", "b"], "--stats and --data exclude each other"),
     ],
 )

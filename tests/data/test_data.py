@@ -398,7 +398,7 @@ def test_casts() -> None:
     assert batch["ids"].dtype == np.int8
     with pytest.raises(CalibrationError, match=r"values 300\.\.300 do not fit.*-128\.\.127"):
         list(open_source(np.full((1, 3), 300), [small]).batches())
-    with pytest.raises(CalibrationError, match=r"float32.* cannot become int64"):
+    with pytest.raises(CalibrationError, match=r"float32.* cannot be converted to int64"):
         open_source(rows(4), [ids])
 
 
