@@ -60,7 +60,7 @@ class PatchStatistics:
         return Moments(moments.count, moments.mean[order], moments.scatter[np.ix_(order, order)])
 
     def by_channel(self, layers: Iterable[Layer]) -> CalibrationStats:
-        """The same by channel alone, averaged over taps where patches were unfolded."""
+        """The same by channel alone, averaged over taps if patches were unfolded."""
         changed = {}
         for layer in layers:
             moments = self._of_features(layer)

@@ -53,7 +53,7 @@ class Multiple:
         return MultipleRanking(solvers, self._prices(context), produced_norms(context))
 
     def parameters(self) -> dict[str, Any]:
-        """What the plan records."""
+        """The parameters to record in a plan."""
         return {"ridge": self.ridge, "per_cost": self.per_cost}
 
     def _prices(self, context: PruningContext) -> FloatArray:

@@ -154,24 +154,24 @@ class StatisticsOptions(DataOptions):
 
 
 @by_keywords(StatisticsOptions)
-def statistics(analysis: Analysis, asked: StatisticsOptions) -> CalibrationStats | None:
+def statistics(analysis: Analysis, options: StatisticsOptions) -> CalibrationStats | None:
     """Statistics of an analysed model: loaded from a file, else gathered from data, else None.
 
     Args:
         analysis: The model.
-        asked: The fields of :class:`StatisticsOptions`, as keyword arguments.
+        options: The fields of :class:`StatisticsOptions`, as keyword arguments.
 
     Raises:
         CalibrationError: The data or the file cannot be used.
         PlanMismatchError: The statistics belong to another model.
     """
-    if asked.stats is not None:
-        return CalibrationStats.of_model(asked.stats, analysis.sha256)
-    source = open_data(analysis, asked, analysis.input_shapes)
+    if options.stats is not None:
+        return CalibrationStats.of_model(options.stats, analysis.sha256)
+    source = open_data(analysis, options, analysis.input_shapes)
     if source is None:
         return None
-    with shown(asked.progress) as progress:
-        stats = gather_statistics(analysis, source, asked.options or EngineOptions(), progress)
-    if asked.stats_out is not None:
-        stats.save(Path(asked.stats_out))
+    with shown(options.progress) as progress:
+        stats = gather_statistics(analysis, source, options.options or EngineOptions(), progress)
+    if options.stats_out is not None:
+        stats.save(Path(options.stats_out))
     return stats

@@ -289,7 +289,7 @@ def inlined(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def values_of(tensor: onnx.TensorProto) -> Array:
-    """The values of a tensor, from a file of weights where they are in one."""
+    """The values of a tensor, also if they are in a weight file."""
     return onnx.numpy_helper.to_array(inlined(tensor))
 
 

@@ -106,19 +106,19 @@ class CompareOptions(DataOptions):
 
 
 @by_keywords(CompareOptions)
-def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, asked: CompareOptions) -> Comparison:
+def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, options: CompareOptions) -> Comparison:
     """Compare two models.
 
     Args:
         a: The reference: a path, or a model in memory.
         b: The other model.
-        asked: The fields of :class:`CompareOptions`, as keyword arguments; outputs are compared on the data.
+        options: The fields of :class:`CompareOptions`, as keyword arguments; outputs are compared on the data.
 
     Raises:
         OnnxcopError: A model or the data cannot be read.
     """
-    engine = asked.options or EngineOptions()
-    first = analyze(a, input_shapes=asked.input_shapes, options=engine)
+    engine = options.options or EngineOptions()
+    first = analyze(a, input_shapes=options.input_shapes, options=engine)
     other = models.load(b)
     pairs = paired(*([value.name for value in model_inputs(model)] for model in (first.original, other)))
     shapes = {theirs: first.input_shapes[ours] for ours, theirs in pairs.items()}
@@ -131,19 +131,19 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, as
     if not notes:
         outputs = paired(*([value.name for value in side.original.graph.output] for side in (first, second)))
         notes = [*_casts(first, second, pairs), *_unpaired(first, second, outputs)]
-        source = open_data(first, asked, asked.input_shapes)
+        source = open_data(first, options, options.input_shapes)
         where = (
             "synthetic inputs, which say little about real data: give --data" if source is None else source.description
         )
-        source = source or synthetic_data(first, _SYNTHETIC, asked.batch_size, asked.seed)
-        with shown(asked.progress) as progress:
+        source = source or synthetic_data(first, _SYNTHETIC, options.batch_size, options.seed)
+        with shown(options.progress) as progress:
             found = agreement(
-                first.original, second.original, source, pairs, outputs, engine, progress=progress, task=asked.task
+                first.original, second.original, source, pairs, outputs, engine, progress=progress, task=options.task
             )
     latency = None
-    if asked.latency_seconds > 0:
+    if options.latency_seconds > 0:
         try:
-            latency = _timed(first, second, engine, asked.latency_seconds)
+            latency = _timed(first, second, engine, options.latency_seconds)
         except (EngineError, ModelError) as error:
             notes.append(f"latency could not be measured: {error}")
     names = [

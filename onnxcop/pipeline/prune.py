@@ -51,12 +51,12 @@ log = logging.getLogger("onnxcop")
 
 
 @by_keywords(PruneOptions)
-def prune(model: onnx.ModelProto | str | Path, asked: PruneOptions) -> PruneResult:
+def prune(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneResult:
     """Prune a model.
 
     Args:
         model: A path or a model in memory (never changed).
-        asked: The fields of :class:`onnxcop.PruneOptions`, as keyword arguments.
+        options: The fields of :class:`onnxcop.PruneOptions`, as keyword arguments.
 
     Returns:
         The verified result.
@@ -64,7 +64,7 @@ def prune(model: onnx.ModelProto | str | Path, asked: PruneOptions) -> PruneResu
     Raises:
         OnnxcopError: The model, the data, the budget or the verification; nothing is written anywhere.
     """
-    return prune_with(model, asked)
+    return prune_with(model, options)
 
 
 def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneResult:
@@ -143,18 +143,18 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
 
 
 @by_keywords(ApplyOptions)
-def apply_plan(model: onnx.ModelProto | str | Path, plan: PruningPlan, asked: ApplyOptions) -> PruneResult:
+def apply_plan(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: ApplyOptions) -> PruneResult:
     """Replay a plan on its model: the same cut, and with data the same kind of recovery.
 
     Args:
         model: A path or a model in memory (never changed).
         plan: What to remove.
-        asked: The fields of :class:`onnxcop.pipeline.options.ApplyOptions`, as keyword arguments.
+        options: The fields of :class:`onnxcop.pipeline.options.ApplyOptions`, as keyword arguments.
 
     Raises:
         PlanMismatchError: The plan belongs to another model.
     """
-    return apply_with(model, plan, asked)
+    return apply_with(model, plan, options)
 
 
 def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: ApplyOptions) -> PruneResult:

@@ -28,7 +28,7 @@ log = logging.getLogger("onnxcop")
 
 
 @by_keywords(PruneOptions)
-def sweep(model: onnx.ModelProto | str | Path, macs: Sequence[float], asked: PruneOptions) -> Iterator[Point]:
+def sweep(model: onnx.ModelProto | str | Path, macs: Sequence[float], options: PruneOptions) -> Iterator[Point]:
     """Prune a model to several budgets, from the loosest to the tightest.
 
     Statistics are gathered once. With a criterion, each point equals the result of :func:`onnxcop.prune` for its
@@ -38,7 +38,8 @@ def sweep(model: onnx.ModelProto | str | Path, macs: Sequence[float], asked: Pru
     Args:
         model: A path or a model in memory (never changed).
         macs: Fractions of the multiply-accumulates to keep.
-        asked: The fields of :class:`onnxcop.PruneOptions`, as keyword arguments; its other budgets hold at every point.
+        options: The fields of :class:`onnxcop.PruneOptions`, as keyword arguments; its other budgets hold at every
+            point.
 
     Yields:
         Each point when it is finished. If a budget cannot be met, a warning is logged and the curve ends.
@@ -47,7 +48,7 @@ def sweep(model: onnx.ModelProto | str | Path, macs: Sequence[float], asked: Pru
         BudgetError: No budget was given, or not even the loosest can be met.
         OnnxcopError: As :func:`onnxcop.prune`.
     """
-    return sweep_with(model, macs, asked)
+    return sweep_with(model, macs, options)
 
 
 def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], options: PruneOptions) -> Iterator[Point]:

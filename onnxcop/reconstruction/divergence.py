@@ -80,7 +80,7 @@ class OutputFigures:
         distance: Name of the distance.
         agreement: How much agrees; None if no output has one.
         agreement_name: Name of the agreement.
-        warning: What a figure beyond the kind's threshold means; empty where there is nothing to warn of.
+        warning: Warning about a figure beyond the kind's threshold; empty if there is none.
     """
 
     outputs: tuple[str, ...]

@@ -73,7 +73,7 @@ def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
 
 
 def _costs(axis: Any, rows: Sequence[CurveRow], over: str) -> None:
-    """What is kept of every cost, over one of them."""
+    """The kept share of every cost, over one of them."""
     for place, (name, label) in enumerate(_COSTS.items()):
         if name != over:
             _line(axis, rows, name, label, over, color=f"C{place}")

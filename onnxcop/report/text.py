@@ -64,7 +64,7 @@ def rows(report: Report) -> Iterator[TableRow]:
 
 
 def _in_int8(report: Report) -> dict[str, str]:
-    """What the table says of the result in int8, by quantity."""
+    """The column of the int8 model in the table, by quantity."""
     int8 = report.int8
     if int8 is None:
         return {}

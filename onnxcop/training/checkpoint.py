@@ -23,7 +23,7 @@ class Checkpoint:
     """The state of a run.
 
     Attributes:
-        run: What identifies the run: models, samples and settings.
+        run: Identity of the run: models, samples and settings.
         state: Weights, moments and the number of steps.
         best: Weights of the best so far, float32 [elements].
         notes: Numbers of the run, as JSON holds them.

@@ -128,19 +128,19 @@ class Finetuned:
 
 
 @by_keywords(FinetuneOptions)
-def finetune(model: onnx.ModelProto | str | Path, data: Any, asked: FinetuneOptions) -> Finetuned:
+def finetune(model: onnx.ModelProto | str | Path, data: Any, options: FinetuneOptions) -> Finetuned:
     """Train a model on labelled samples.
 
     Args:
         model: A path or a model in memory (never changed).
         data: Samples, as calibration data are given.
-        asked: The fields of :class:`onnxcop.training.finetune.FinetuneOptions`, as keyword arguments.
+        options: The fields of :class:`onnxcop.training.finetune.FinetuneOptions`, as keyword arguments.
 
     Raises:
         OnnxcopError: The model, the samples, the labels, the teacher or the loss cannot be used.
     """
-    with shown(asked.progress) as progress:
-        return _Finetuning(load(model), data, asked, progress).run()
+    with shown(options.progress) as progress:
+        return _Finetuning(load(model), data, options, progress).run()
 
 
 class _Finetuning:

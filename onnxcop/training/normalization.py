@@ -1,7 +1,7 @@
 """BatchNormalization with the statistics of the batch, as training uses it.
 
 A node with stored statistics becomes means, variances and arithmetic, which have gradients of their own. The stored
-statistics are estimated anew from the trained weights: the mean over batches of each node's mean, and the variance of
+statistics are estimated again from the trained weights: the mean over batches of each node's mean, and the variance of
 all samples by the law of total variance (Wu and Johnson 2021, "Rethinking Batch in BatchNorm", section 3).
 """
 

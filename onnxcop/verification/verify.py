@@ -1,9 +1,9 @@
-"""Proving that a pruned model is right, before anything is written.
+"""The proof that a pruned model is correct, before anything is written.
 
-Five checks: the ONNX checker with full shape inference, a session of ONNX Runtime, the border (names,
-types and shapes of inputs and outputs), finite outputs of the right shapes, and, for the groups that
-are exact, equality with the masked original on random inputs. Where sizes are dynamic, what is run is
-run at other sizes than the analysed ones too: a size wrongly written down shows only there.
+Five checks: the ONNX checker with full shape inference, a session of ONNX Runtime, the names, types and shapes of
+inputs and outputs, finite outputs of the right shapes, and, for exact groups, equality with the masked original on
+random inputs. If sizes are dynamic, runs are repeated at other sizes than the analysed ones: a wrong constant size
+shows only there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from onnxcop.verification.difference import difference, mixes_samples
 from onnxcop.verification.masked_model import masked
 
 LARGEST_COPIED = 32 * 2**20  # bytes of weights; those of larger models go to a file that all copies share
-_LONG_RUN = 2.0  # seconds of one run, beyond which no other sizes are tried
+_LONG_RUN = 2.0  # seconds of one run, above which no other sizes are tried
 _MIXED = "with other batches the original mixes samples, so only the analysed sizes were compared"
 _UNREGISTERED = "is not a registered function/op"  # ONNX Runtime of an operator that it does not know
 _FIX_SIZES = "fix the sizes of the model's inputs if others do not matter"
@@ -39,16 +39,16 @@ _FIX_SIZES = "fix the sizes of the model's inputs if others do not matter"
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked.
+    """Result of the verification.
 
     Attributes:
         max_difference: Largest difference from the masked original, relative to the largest absolute
-            value of the output; None where no exact group was pruned.
-        exact_units: How many of the removed units were compared with the masked original.
-        inexact_units: How many were not, because their groups are inexact.
+            value of the output; None if no exact group was pruned.
+        exact_units: Number of removed units that were compared with the masked original.
+        inexact_units: Number of removed units in inexact groups, which were not compared.
         notes: What could not be checked, and why.
-        other_shapes: Shapes of the inputs, unlike those of the analysis, that all this was checked with as
-            well; empty where no size is dynamic, the original runs with no other, or a run takes long.
+        other_shapes: Other input shapes with which the checks were repeated; empty if no size is dynamic, the original
+            runs with no other, or a run takes long.
     """
 
     max_difference: float | None
@@ -59,7 +59,10 @@ class Verification:
 
     @property
     def unproven(self) -> str:
-        """Why the result is not known to equal the masked original; empty where it is, or nothing was removed."""
+        """The reason why the result is not known to equal the masked original.
+
+        Empty if it is, or if nothing was removed.
+        """
         if self.max_difference is not None or not self.exact_units + self.inexact_units:
             return ""
         if not self.exact_units:
@@ -80,7 +83,7 @@ def verify(
 
     Args:
         model: The original.
-        pruned: What the rewriter made of it.
+        pruned: The rewritten model.
         structure: The original's structure.
         removed: The units removed.
         options: How to run both.
@@ -92,7 +95,7 @@ def verify(
     if rounds(model):
         model, file = whole(model), None
     else:
-        large = weight_bytes(model) > LARGEST_COPIED  # every copy and every session would have them once more
+        large = weight_bytes(model) > LARGEST_COPIED  # otherwise every copy and every session would have them once more
         file = WeightFile.of(model) or (WeightFile() if large else None)
     stored = model
     if file is not None:
@@ -127,7 +130,7 @@ def verify(
 
 
 def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str, ...]:
-    """Run the ONNX checker with full shape inference; a complaint the original shares is only noted."""
+    """Run the ONNX checker with full shape inference; a complaint that the original shares is only noted."""
     complaint = _complaint(pruned)
     if complaint is None:
         return ()
@@ -149,13 +152,13 @@ def _complaint(model: onnx.ModelProto) -> str | None:
                 onnx.checker.check_model(str(path), full_check=True)
         else:
             onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # the checker and the inference raise kinds of their own
+    except Exception as error:  # the checker and the inference raise exceptions of their own
         return " ".join(str(error).split())[:300]
     return None
 
 
 def check_border(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
-    """Inputs and outputs must have kept their names, types and shapes."""
+    """Check that inputs and outputs keep their names, types and shapes."""
 
     def border(model: onnx.ModelProto, kind: str) -> list[onnx.ValueInfoProto]:
         stored = {tensor.name for tensor in model.graph.initializer}
@@ -178,11 +181,11 @@ def check_runs(
     *,
     seed: int = 0,
 ) -> Mapping[str, Shape]:
-    """Both models must run, and give outputs of the same shapes and types, finite where the original is.
+    """Check that both models run, with outputs of the same shapes and types, finite if the original's are.
 
     Returns:
-        Other shapes of the inputs with which both were run too; empty where the original runs with no
-        other, or takes long.
+        Other shapes of the inputs with which both were run too; empty if the original runs with no other, or takes
+        long.
 
     Raises:
         ModelError: The original does not run either.
@@ -201,7 +204,7 @@ def check_runs(
         with Session(pruned, options) as session:
             new = session.run(feeds)
             if old is None:
-                return {}  # the caller's inputs do not suit the original; nothing to compare with
+                return {}  # the caller's inputs do not fit the original, so there is nothing to compare with
             _check_outputs(original, old, new)
             if other:
                 _check_other(original, session, other, others, seed)
@@ -214,7 +217,7 @@ def check_runs(
 def _first_other(
     original: onnx.ModelProto, session: Session, shapes: Mapping[str, Shape], seed: int
 ) -> tuple[Mapping[str, Shape], Feed]:
-    """The first other shapes that the original runs with, and what it then gives; empty where there are none."""
+    """The first other shapes with which the original runs, and its outputs; empty if there are none."""
     for other in other_shapes(original, shapes):
         with suppress(EngineError):
             return other, session.run(random_feeds(original, other, seed))
@@ -222,7 +225,7 @@ def _first_other(
 
 
 def _check_other(original: onnx.ModelProto, session: Session, other: Mapping[str, Shape], old: Feed, seed: int) -> None:
-    """The pruned model must run with other shapes as the original does."""
+    """Check that the pruned model runs with other shapes like the original."""
     try:
         new = session.run(random_feeds(original, other, seed))
     except EngineError as error:
@@ -253,7 +256,7 @@ def _check_outputs(original: onnx.ModelProto, old: Feed, new: Feed, where: str =
 
 
 def require_running(model: onnx.ModelProto, feeds: Feed, options: EngineOptions) -> None:
-    """Raise a ModelError where a model does not run on some inputs, with what to do about it."""
+    """Raise a ModelError if a model does not run on some inputs; the message says what to do."""
     try:
         with Session(model, options) as session:
             session.run(feeds)

@@ -84,7 +84,7 @@ class Window:
 
 
 def spread(g: Tensor, weights: Tensor, x: Tensor, window: Window, group: int = 1) -> Tensor:
-    """The transposed convolution of `g`, with the shape of `x`: every element of `g` goes where it came from."""
+    """The transposed convolution of `g`, with the shape of `x`: every element of `g` returns to its sources."""
     axes = len(window.kernel)
     settings: dict[str, Any] = {"strides": list(window.strides), "dilations": list(window.dilations), "group": group}
     if g.shape is not None and all(isinstance(size, int) for size in (*x.sizes[2:], *g.shape[2:])):
@@ -187,7 +187,7 @@ def correlate(x: Tensor, g: Tensor, shape: Sequence[int], window: Window, group:
 
 
 def shifted(x: Tensor, g: Tensor, window: Window) -> list[Tensor]:
-    """What each tap of a window of stride 1 sees, in the order of the taps."""
+    """The elements under each tap of a window of stride 1, in the order of the taps."""
     if window.point:
         return [x]
     build, axes = x.builder, len(window.kernel)
@@ -202,7 +202,7 @@ def shifted(x: Tensor, g: Tensor, window: Window) -> list[Tensor]:
 
 
 def patches(x: Tensor, channels: int, window: Window) -> Tensor:
-    """What the window sees at every position, [N, channels * taps, ...]: a convolution with kernels of a single 1."""
+    """The elements under the window at every position, [N, channels * taps, ...], by one-hot kernels."""
     build, taps = x.builder, window.taps
     one_hot = x.number(np.eye(taps).reshape(taps, 1, *window.kernel))
     kernels = one_hot.op("Tile", build.ints(channels, *[1] * (1 + len(window.kernel))))

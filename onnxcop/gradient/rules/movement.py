@@ -47,7 +47,7 @@ def sliced(
     g: Tensor, y: Tensor, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None,
     steps: Tensor | None = None, *, node: Node,
 ) -> Tensor:  # fmt: skip
-    """Back to where the elements were taken from, axis by axis, with zeros around and between them.
+    """Put elements back to their source positions, axis by axis, with zeros around and between them.
 
     The places along an axis are found by slicing the numbers from 0 to its size.
     """
@@ -213,7 +213,7 @@ def cumulative(g: Tensor, y: Tensor, x: Tensor, axis: Tensor, *, exclusive: int 
 def top_values(
     g: Tensor, y: Tensor, x: Tensor, k: Tensor, *, node: Node, axis: int = -1, largest: int = 1, sorted: int = 1
 ) -> Tensor:
-    """Back to where the largest were."""
+    """Put gradients back to the positions of the largest elements."""
     return x.zeros().op("ScatterElements", node.extra(1, INT64), g, axis=axis)
 
 
