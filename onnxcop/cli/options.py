@@ -120,9 +120,8 @@ budget_options: Decorator[Any, Any] = _options(
     ),
     _option("--max-drop", type=Positive(), help="Prune until --metric has fallen by this much, e.g. 0.01."),
 )  # fmt: skip
-metric_option: Decorator[Any, Any] = _options(
-    BUDGET, _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Function that scores a model; higher is better.")
-)
+_METRIC = _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Function that scores a model; higher is better.")
+metric_option: Decorator[Any, Any] = _options(BUDGET, _METRIC)
 sweep_options: Decorator[Any, Any] = _options(
     "Budgets (what to keep at most)",
     _option(
@@ -130,7 +129,7 @@ sweep_options: Decorator[Any, Any] = _options(
         help="Multiply-accumulates to keep; one model for each value.",
     ),
     *(_bound(resource) for resource in RESOURCES if resource.name not in ("macs", "latency")),
-    _option("--metric", metavar="SCRIPT.py:FUNCTION", help="Function that scores a model; higher is better."),
+    _METRIC,
 )  # fmt: skip
 quantize_option: Decorator[Any, Any] = _options(
     "Result",
@@ -251,7 +250,7 @@ finetune_options: Decorator[Any, Any] = _options(
     _option("--augment", is_flag=True, help="Shift and flip the images at random."),
     _option(
         "--batch-norm", type=click.Choice(["frozen", "batch"]), default="frozen", show_default=True,
-        help="Statistics of BatchNormalization: keep them, or use those of the batch and estimate them anew.",
+        help="Statistics of BatchNormalization: keep them, or train with those of the batch and re-estimate them.",
     ),
     _option(
         "--metric", metavar="SCRIPT.py:FUNCTION",
@@ -367,40 +366,41 @@ verbose_option: Decorator[Any, Any] = _options(
     "Output",
     _option("-v", "--verbose", is_flag=True, help="Print every group, every name and the time of each phase."),
 )
-data_options: Decorator[Any, Any] = _options(
-    "Calibration data",
-    _option(
-        "--data", metavar="PATH",
-        help="Unlabelled samples: folder of images, .npz, .npy, .txt (one text a line), folder of ONNX test data, or "
-        "SCRIPT.py:FUNCTION. [default: synthetic inputs]",
-    ),
-    _option(
-        "--tokenizer", type=_FILE, metavar="DIR",
-        help="Folder of the tokenizer, for .txt data. [default: beside MODEL]",
-    ),
-    _option(
-        "--samples", type=click.IntRange(1), metavar="N",
-        help="How many samples to use. [default: 512, or up to 1,024 for a fast model]",
-    ),
-    _number("--batch-size", click.IntRange(1), 32, "N", "How many samples to run at once."),
-    _option(
-        "--preprocess", type=PresetName(),
-        help=f"Preprocessing of images: {', '.join(PRESETS)}. [default: as the model declares, else a guess]",
-    ),
-    _option(
-        "--resize", type=click.Choice(get_args(Resize)),
-        help="How to resize images to the input's size. [default: by preset]",
-    ),
-    _option(
-        "--interpolation", type=click.Choice(get_args(Interpolation)),
-        help="Interpolation for resizing. [default: by preset]",
-    ),
-    _option("--scale", type=float, metavar="NUMBER", help="Factor for pixel values (0 to 255), e.g. 0.00392157."),
-    _option("--mean", type=Numbers(), help="Mean of each channel, subtracted after scaling, e.g. 0.485,0.456,0.406."),
-    _option("--std", type=Numbers(), help="Deviation of each channel, divided by after that, e.g. 0.229,0.224,0.225."),
-    _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes. [default: from the input]"),
-    _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Color channels. [default: by preset]"),
-)  # fmt: skip
+
+
+def _data_options(section: str, samples: str, source: str, count: str) -> Decorator[Any, Any]:
+    """The options of data: what the samples are, with the default of their source and of their number."""
+    return _options(
+        section,
+        _option(
+            "--data", metavar="PATH",
+            help=f"{samples}: folder of images, .npz, .npy, .txt (one text a line), folder of ONNX test data, or "
+            f"SCRIPT.py:FUNCTION. {source}",
+        ),
+        _option("--tokenizer", type=_FILE, metavar="DIR", help="Folder of the tokenizer; .txt data need it."),
+        _option("--samples", type=click.IntRange(1), metavar="N", help=f"How many samples to use. [default: {count}]"),
+        _number("--batch-size", click.IntRange(1), 32, "N", "How many samples to run at once."),
+        _option(
+            "--preprocess", type=PresetName(),
+            help=f"Preprocessing of images: {', '.join(PRESETS)}. [default: as the model declares, else a guess]",
+        ),
+        _option("--resize", type=click.Choice(get_args(Resize)), help="How to resize images. [default: by preset]"),
+        _option(
+            "--interpolation", type=click.Choice(get_args(Interpolation)),
+            help="Interpolation for resizing. [default: by preset]",
+        ),
+        _option("--scale", type=float, metavar="NUMBER", help="Factor for pixel values (0 to 255), e.g. 0.00392157."),
+        _option("--mean", type=Numbers(), help="Mean of each channel, subtracted after scaling, e.g. 0.485,0.456,0.4."),
+        _option("--std", type=Numbers(), help="Deviation of each channel, divided by after that, e.g. 0.23,0.22,0.23."),
+        _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes. [default: from the input]"),
+        _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Color channels. [default: by preset]"),
+    )  # fmt: skip
+
+
+data_options = _data_options(
+    "Calibration data", "Unlabelled samples", "[default: synthetic inputs]", "512, or up to 1,024 for a fast model"
+)
+training_data_options = _data_options("Data", "Samples", "[required]", "all")
 task_option: Decorator[Any, Any] = _options(
     "Calibration data",
     _option(

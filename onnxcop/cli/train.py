@@ -10,7 +10,7 @@ import click
 from onnxcop.cli import console
 from onnxcop.cli.arguments import engine_from, inputs_from, preprocess_from, progress_from
 from onnxcop.cli.framework import SectionCommand
-from onnxcop.cli.options import data_options, engine_options, finetune_options, seed_option, talking
+from onnxcop.cli.options import engine_options, finetune_options, seed_option, talking, training_data_options
 
 _FILE = click.Path(path_type=Path)
 
@@ -28,7 +28,7 @@ _FILE = click.Path(path_type=Path)
 )
 @click.argument("model", type=_FILE)
 @finetune_options
-@data_options
+@training_data_options
 @engine_options
 @seed_option
 @talking
