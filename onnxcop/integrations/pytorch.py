@@ -22,6 +22,7 @@ from onnxcop.graph import io as models
 from onnxcop.graph.constants import constant_tensors
 from onnxcop.graph.subgraphs import Scopes
 from onnxcop.graph.traits import Trait, traits
+from onnxcop.rewrite.blocks import emptied
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.rewrite.sizes import kept_by_axis, kept_positions
 
@@ -90,7 +91,12 @@ def torch_state(
             "and prune that"
         )
     analysis = analyze(model, input_shapes=plan.input_shapes, policy=plan.policy)
-    keep = kept_positions(analysis.structure, units_of(analysis, plan))
+    units = units_of(analysis, plan)
+    if emptied(analysis.structure, units):
+        raise PlanMismatchError(
+            "the plan removes whole blocks, and a module without them has other code; make a plan without --blocks"
+        )
+    keep = kept_positions(analysis.structure, units)
     labels = analysis.structure.coupling.labels
     slicing = _Slicing(
         model=analysis.model, given=state_dict, recovered={} if pruned is None else _with_copies(models.load(pruned)),

@@ -231,6 +231,13 @@ def test_its_plan_makes_it_again(bought: onnxcop.PruneResult, tmp_path: Path) ->
     assert plan.cuts == cuts_of(analysis, units)
 
 
+def test_its_plan_is_refused_for_a_module(bought: onnxcop.PruneResult, tmp_path: Path) -> None:
+    path = written(small_branch(), tmp_path / "model.onnx")
+    plan = replace(bought.plan, model=analyze(path, options=CPU).sha256)
+    with pytest.raises(PlanMismatchError, match="whole blocks"):
+        onnxcop.torch_state(plan, {}, path)
+
+
 def test_a_plan_that_leaves_nothing_is_refused() -> None:
     analysis = analysed(chain())
     plan = PruningPlan(model=analysis.sha256, cuts=(Cut("w1", 0, tuple(range(8))),))
