@@ -1,4 +1,4 @@
-"""Progress of a whole run, from its rounds and the steps in them, with the time left."""
+"""Progress of a whole run, from its rounds and their steps, with the time left."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 ROUNDS = "rounds"
 """Name of the stage that counts the rounds of a run: reported with 0 of all when they begin, then after each."""
 
-_REST = 0.3  # what comes after the rounds (verification, timing, figures), in rounds
-_FADING = 0.8  # each finished step of the first round leaves this share of what was left of it
+_REST = 0.3  # work after the rounds (verification, timing, figures), in rounds
+_FADING = 0.8  # each finished step of the first round leaves this share of the remaining part
 _ALMOST = 0.95  # largest share of a round that is shown while it runs
 _EARLY = 0.03  # share of a run before which no time left is shown
 
@@ -16,7 +16,7 @@ _EARLY = 0.03  # share of a run before which no time left is shown
 class WholeRun:
     """The share of a run that is done, which never falls.
 
-    The first round counts its finished steps, since nobody knows how many there will be. Later ones are measured
+    The first round counts its finished steps, because their number is unknown. Later ones are measured
     against the mean duration of those before.
     """
 
@@ -71,13 +71,13 @@ class WholeRun:
 
     @property
     def left(self) -> str:
-        """The time left, in words; empty while it cannot be told."""
+        """The time left, in words; empty while it is unknown."""
         share = self.share
         return time_left(time.monotonic() - self._began, share) if share > _EARLY else ""
 
 
 def time_left(elapsed: float, share: float) -> str:
-    """The time left of something that has taken `elapsed` seconds for a share of its way."""
+    """The time left of a task that has taken `elapsed` seconds for a share of its work."""
     if share <= 0:
         return ""
     seconds = elapsed * (1 - share) / share

@@ -1,4 +1,4 @@
-"""Moments of many wide tensors, in files of a temporary folder: each is read when it is asked for."""
+"""Moments of many wide tensors, in files of a temporary folder; each is read on access."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxcop.calibration.statistics import Moments
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Moments whose second moments are in a file."""
+    """Moments with second moments in a file."""
 
     count: float
     mean: np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -22,7 +22,7 @@ class _Stored:
 
 
 class SpilledMoments(Mapping[str, Moments]):
-    """Moments by tap, which take memory only while somebody uses them. What was put in stays as it is."""
+    """Moments by tap that use memory only while they are in use."""
 
     def __init__(self) -> None:
         self._folder, _ = scratch_folder(self)
@@ -50,7 +50,7 @@ class SpilledMoments(Mapping[str, Moments]):
 
 
 class ChangedMoments(Mapping[str, Moments]):
-    """Moments by tap, of which some are replaced, some are added and some are left out."""
+    """Moments by tap, with some replaced, added or left out."""
 
     def __init__(self, base: Mapping[str, Moments], changed: Mapping[str, Moments], dropped: frozenset[str]) -> None:
         self._base, self._changed = base, changed

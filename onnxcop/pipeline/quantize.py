@@ -34,7 +34,7 @@ from onnxcop.verification.dequantize import rounds
 log = logging.getLogger("onnxcop")
 
 _SAMPLES = 128  # samples for the ranges of activations
-_HELD_OUT = 64  # other samples, which choose between candidates; of few samples a third
+_HELD_OUT = 64  # other samples, which choose between candidates; a third if there are few
 _FEWEST = 6  # samples of which some are held out
 _FITTED_ON = 32  # samples that biases are fitted on
 
@@ -65,7 +65,7 @@ def quantize(model: onnx.ModelProto | str | Path, mode: Quantization, asked: Pru
 
 
 def check_quantization(mode: str | None, data: object) -> None:
-    """Refuse what cannot be quantized before anything is run.
+    """Refuse impossible quantization before anything is run.
 
     Raises:
         CalibrationError: Static quantization without data.
@@ -78,7 +78,7 @@ def check_quantization(mode: str | None, data: object) -> None:
 
 
 def with_int8(request: Request, result: PruneResult) -> PruneResult:
-    """The result, with an int8 model beside it where one is asked for, timed and compared like the pruned one."""
+    """The result with an int8 model beside it if requested, timed and compared like the pruned one."""
     asked, analysis, unseen = request.asked, request.analysis, request.unseen
     if asked.then_quantize is None:
         return result
@@ -99,18 +99,18 @@ def in_int8(
     model: onnx.ModelProto, mode: str, source: CalibrationData | None, asked: PruneOptions,
     original: onnx.ModelProto | None = None, name: str = "the model",
 ) -> tuple[onnx.ModelProto, str]:  # fmt: skip
-    """Quantize a model, in the way that comes nearest to an original on held-out samples.
+    """Quantize a model, by the method that is closest to an original on held-out samples.
 
     Args:
         model: The model in floating point.
         mode: `static` or `dynamic`.
         source: Calibration data; None for dynamic quantization without any.
-        asked: How models are run, and what for.
-        original: What it is compared with; None for the model itself.
-        name: Of the model, in messages.
+        asked: Options of the run: engine and task.
+        original: The model to compare with; None for the model itself.
+        name: Name of the model in messages.
 
     Returns:
-        The int8 model, and in words how it was made.
+        The int8 model, and a description of how it was made.
 
     Raises:
         ModelError: The model is already quantized, or ONNX Runtime cannot quantize it.
@@ -136,7 +136,7 @@ def in_int8(
 
 
 def prepared(model: onnx.ModelProto, folder: Path) -> Path:
-    """Where a model lies that is ready for the quantizer: shapes inferred, batch normalizations folded."""
+    """Path of a model that is prepared for the quantizer: shapes inferred, batch normalizations folded."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     plain, prepared = folder / "plain.onnx", folder / "prepared.onnx"
@@ -159,7 +159,7 @@ def _dynamic(plain: Path, folder: Path) -> onnx.ModelProto:
 def _static(
     plain: Path, folder: Path, source: CalibrationData, asked: PruneOptions, original: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, str]:
-    """The better of two ways to take ranges, with biases fitted where that helps on held-out samples."""
+    """The better of two ways to determine ranges, with fitted biases if they help on held-out samples."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     both = source.take(_SAMPLES + _HELD_OUT, asked.seed)

@@ -1,8 +1,8 @@
-"""Biases of an int8 model, fitted so that the means of its layers are those of the model that it was made from.
+"""Biases of an int8 model, fitted so that its layers have the means of the model before quantization.
 
-Rounding moves the mean of what a layer makes, and layers after it add to that. Going from the first layers to the
-last, the difference of the means over calibration samples is taken from the bias (Nagel et al., "Data-Free
-Quantization Through Weight Equalization and Bias Correction", ICCV 2019, in its empirical form).
+Rounding shifts the mean of a layer's output, and later layers add to the shift. From the first layer to the last, the
+difference of the means over calibration samples is subtracted from the bias (Nagel et al., "Data-Free Quantization
+Through Weight Equalization and Bias Correction", ICCV 2019, in its empirical form).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from onnxcop.runtime.session import EngineOptions, Session
 
 @dataclass(frozen=True, slots=True)
 class _Biased:
-    """A layer of an int8 model whose bias is stored in int32.
+    """A layer of an int8 model with a bias stored in int32.
 
     Attributes:
-        output: What the layer makes.
-        twin: What it makes in the model before quantization.
+        output: Name of its output.
+        twin: Name of its output in the model before quantization.
         bias: Name of the stored bias.
-        scale: float64, what one step of it is worth, for all channels or for each.
+        scale: float64, the value of one step of the bias, for all channels or for each.
     """
 
     output: str
@@ -41,16 +41,16 @@ class _Biased:
 def with_fitted_biases(
     plain: onnx.ModelProto, int8: onnx.ModelProto, feeds: Sequence[Feed], options: EngineOptions
 ) -> onnx.ModelProto:
-    """An int8 model with other biases.
+    """Return an int8 model with fitted biases.
 
     Args:
         plain: The model that was quantized, in single precision, with the same names of nodes.
         int8: The model with QuantizeLinear and DequantizeLinear; it is not changed.
         feeds: Calibration samples.
-        options: How both are run.
+        options: How to run both.
 
     Returns:
-        A copy; the same model where no layer has a bias in int32.
+        A copy; the same model if no layer has a bias in int32.
     """
     layers = _layers(plain, int8)
     if not layers:
@@ -58,7 +58,7 @@ def with_fitted_biases(
     targets = _means(plain, [layer.twin for layer in layers], feeds, options)
     result = copied(int8)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
-    for layer in layers:  # one at a time: what a layer lacks depends on those before it
+    for layer in layers:  # one at a time: the residual of a layer depends on the layers before it
         means = _means(result, [layer.output], feeds, options)
         change = np.rint((targets[layer.twin] - means[layer.output]) / layer.scale)
         old = numpy_helper.to_array(stored[layer.bias])
@@ -69,7 +69,7 @@ def with_fitted_biases(
 
 
 def _layers(plain: onnx.ModelProto, int8: onnx.ModelProto) -> list[_Biased]:
-    """Layers with a bias in int32 that one layer alone reads, in the order of the graph."""
+    """Layers with a bias in int32 that only one layer reads, in graph order."""
     twins = {node.name: node for node in plain.graph.node if node.name}
     makers = {name: node for node in int8.graph.node for name in node.output}
     stored = {tensor.name: tensor for tensor in int8.graph.initializer}

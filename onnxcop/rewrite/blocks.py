@@ -1,9 +1,9 @@
-"""Groups that can be removed whole: a term of a sum, an operand of a Concat, a gate, found by what is left of a graph.
+"""Groups that can be removed as a whole: a term of a sum, an operand of a Concat, a gate.
 
 Without any of its channels a layer computes its bias, wherever it runs. If that constant is then only added to, or
-multiplied with, what still depends on the inputs, the network goes on without the layers before it: a
-residual branch, the gate of squeeze-and-excitation. An operand of a Concat simply leaves. So a block is no pattern
-and has no name: it is a group that leaves a graph behind in which every output still depends on the inputs.
+multiplied with, tensors that depend on the inputs, the network works without the layers before it: a residual branch,
+the gate of squeeze-and-excitation. An operand of a Concat is simply dropped. So a block is not a pattern and has no
+name: it is a group without which every output still depends on the inputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OTHERS = ("BatchNormalization", "HardSwish", "Elu", "Gelu", "Erf", "Softplus", 
 
 
 class _State(Enum):
-    """What is known of a tensor."""
+    """State of a tensor."""
 
     STORED = auto()
     LIVE = auto()
@@ -37,12 +37,12 @@ class _State(Enum):
 
 @dataclass(slots=True)
 class Remains:
-    """What the removal of whole groups leaves of the top-level graph; all are numbers of nodes.
+    """The top-level graph after whole groups are removed; all fields hold numbers of nodes.
 
     Attributes:
         ends: Layers without channels to sum over, which compute their bias.
         constant: Nodes that read constants alone because of that.
-        joins: Nodes that lose operands, with the places of these among their inputs.
+        joins: Nodes that lose operands, with their positions among the inputs.
         dead: Nodes that compute nothing any more.
     """
 
@@ -80,15 +80,15 @@ class Blocks:
         self._known: dict[frozenset[int], Remains | None] = {}
 
     def whole(self) -> tuple[int, ...]:
-        """The groups that can be removed whole, each for itself."""
+        """The groups that can be removed as a whole, each by itself."""
         return tuple(group.index for group in self.structure.groups if self.may_go(group.index))
 
     def may_go(self, group: int) -> bool:
-        """Whether a group can be removed whole, if all others stay."""
+        """Whether a group can be removed as a whole if all others stay."""
         return self._may(group) and self.without((group,)) is not None
 
     def without(self, groups: Iterable[int]) -> Remains | None:
-        """What is left without some whole groups; None where they cannot be removed together."""
+        """The remains without some whole groups; None if they cannot be removed together."""
         key = frozenset(groups)
         if key not in self._known:
             units = [self.structure.groups[group].units for group in sorted(key)]
@@ -99,7 +99,7 @@ class Blocks:
         return self._known[key]
 
     def _may(self, group: int) -> bool:
-        """Whether a group is exact, and its layers are where recovery can reach them."""
+        """Whether a group is exact, and recovery can change its layers."""
         candidate = self.structure.groups[group]
         statistics = self.structure.coupling.findings.statistics
         inside = max((*candidate.producers, *candidate.consumers), default=0) < self._scopes.outer
@@ -107,7 +107,7 @@ class Blocks:
         return candidate.exact and bool(candidate.consumers) and inside and not counted
 
     def _followed(self, empty: set[int]) -> Remains | None:
-        """Walk over the graph with some axes empty."""
+        """Visit the graph with some axes empty."""
         remains, states = Remains(), dict(self._start)
         hollow = {name for name, axes in self._axes.items() if not empty.isdisjoint(axes)}
         states |= dict.fromkeys(hollow & states.keys(), _State.EMPTY)
@@ -129,7 +129,7 @@ class Blocks:
     def _state(
         self, number: int, node: onnx.NodeProto, states: dict[str, _State], remains: Remains
     ) -> _State | None:  # fmt: skip
-        """What a node computes whose outputs have elements; None where it cannot run any more."""
+        """State of the results of a node that still has elements; None if it can no longer run."""
         inputs = [states.get(name, _State.STORED) if name else None for name in node.input]
         empty = [place for place, state in enumerate(inputs) if state is _State.EMPTY]
         live = any(state is _State.LIVE for state in inputs) or any(
@@ -151,7 +151,10 @@ class Blocks:
         return _State.LIVE if traits(node) & _MERGES and self._covers(node, inputs) else None
 
     def _covers(self, node: onnx.NodeProto, inputs: list[_State | None]) -> bool:
-        """Whether what depends on the inputs has the shape of the result, so that a constant may be smaller."""
+        """Whether the operands that depend on the inputs have the shape of the result.
+
+        Then a constant operand may be smaller.
+        """
         shapes = self.structure.coupling.shapes
         result_shape = shapes[node.output[0]].shape
         return result_shape is not None and any(

@@ -1,9 +1,9 @@
-"""What is left of a graph without whole blocks: constants where they ended, and biases that take them up.
+"""The graph after whole blocks are removed: constants at their ends, and biases that absorb them.
 
-The constant of a block is added to the bias of the layer before the sum, if nothing else reads that, or to the
-biases of all layers behind it, through further sums; zero leaves no trace. A gate is multiplied into the weights
-behind it. Where neither can be done, because an activation or a border of zeros lies in between, it stays a sum or a
-product with a constant.
+The constant of a block is added to the bias of the layer before the sum, if nothing else reads that layer, or to the
+biases of all layers behind it, through further sums. A constant of zero disappears. A gate is multiplied into the
+weights behind it. If neither is possible, because an activation or a border of zeros is in between, a sum or a product
+with a constant remains.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from onnxcop.runtime.session import EngineOptions, Session
 
 
 def take_out(result: onnx.ModelProto, original: onnx.ModelProto, remains: Remains) -> None:
-    """Take whole blocks out of a model that is cut already, in place.
+    """Remove whole blocks from a model that is already cut, in place.
 
     Args:
         result: The model, whose tensors have the original's names, some with axes of size 0.
         original: The model before.
-        remains: What the removal leaves of it.
+        remains: The remains of the graph.
 
     Raises:
-        ModelError: A layer that ends a block is not what it was traced as.
+        ModelError: A layer that ends a block differs from the traced one.
         EngineError: A constant cannot be computed.
     """
-    surgery = _Surgery(result)
+    surgery = _BlockRemoval(result)
     source = original.graph.node
     for number in remains.ends:
         surgery.end(source[number].output[0])
@@ -52,12 +52,12 @@ def take_out(result: onnx.ModelProto, original: onnx.ModelProto, remains: Remain
 
 
 @dataclass
-class _Surgery:
-    """One model under the knife.
+class _BlockRemoval:
+    """A model during the removal of blocks.
 
     Attributes:
         model: The model.
-        values: Constants that stand for tensors, by name.
+        values: Constants that replace tensors, by name.
     """
 
     model: onnx.ModelProto
@@ -88,7 +88,7 @@ class _Surgery:
         return numpy_helper.to_array(self.stored[name]) if name in self.stored else None
 
     def end(self, output: str) -> None:
-        """Let a layer without inputs be its bias."""
+        """Replace a layer without inputs by its bias."""
         node = self._made(output)
         weights = self.stored[node.input[1]]
         kernel = kernel_of(node, rank=len(weights.dims))
@@ -106,7 +106,7 @@ class _Surgery:
         self.nodes.remove(node)
 
     def evaluate(self, outputs: Sequence[str]) -> None:
-        """Compute nodes that read constants alone, by ONNX Runtime, as the whole model will be."""
+        """Compute nodes that read constants alone, by ONNX Runtime."""
         nodes = [self._made(output) for output in outputs]
         if not nodes:
             return
@@ -122,7 +122,7 @@ class _Surgery:
             self.nodes.remove(node)
 
     def narrow(self, output: str, lost: set[str]) -> None:
-        """Take operands out of a Concat."""
+        """Remove operands from a Concat."""
         node = self._made(output)
         left = [name for name in node.input if name not in lost]
         del node.input[:]
@@ -131,7 +131,7 @@ class _Surgery:
             self._bypass(node, left[0])
 
     def settle(self) -> None:
-        """Let what follows take up every constant that is added or multiplied."""
+        """Let later layers absorb every constant that is added or multiplied."""
         for name in list(self.values):
             for node in self._readers(name):
                 self._settle(node, name)
@@ -153,7 +153,7 @@ class _Surgery:
             self._store(name, value)
 
     def _bypass(self, node: onnx.NodeProto, source: str) -> None:
-        """Let what reads a node read its input."""
+        """Connect the readers of a node to its input."""
         for reader in self.nodes:
             for place, name in enumerate(reader.input):
                 if name == node.output[0]:
@@ -168,7 +168,7 @@ class _Surgery:
         return kernel if kernel is not None and kernel.changeable and 0 not in weights.dims else None  # type: ignore[union-attr]
 
     def _into_bias(self, made: str, change: Array) -> bool:
-        """Add a constant to the bias of the layer that makes a tensor which nothing else reads."""
+        """Add a constant to the bias of the layer that makes a tensor without other readers."""
         node = self._maker(made)
         if node is None or made in self.held or len(self._readers(made)) != 1 or not traits(node) & Trait.BIASED:
             return False
@@ -202,7 +202,7 @@ class _Surgery:
         node.input.append(name)
 
     def _onwards(self, output: str, change: Array) -> bool:
-        """Add what a constant becomes in every layer behind a tensor to their biases; all of them or none."""
+        """Add the effect of a constant on every layer behind a tensor to their biases; all of them or none."""
         readers: list[tuple[onnx.NodeProto, Kernel]] = []
         pending, seen = [output], {output}
         while pending:
@@ -232,7 +232,7 @@ class _Surgery:
         return True
 
     def _seen(self, node: onnx.NodeProto, kernel: Kernel, change: Array) -> Array | None:
-        """What a layer makes of a constant input."""
+        """The output of a layer for a constant input."""
         weights = kernel.read(numpy_helper.to_array(self.stored[node.input[1]]))
         groups, ins, *_ = weights.shape
         if change.size != groups * ins:
@@ -267,13 +267,13 @@ class _Surgery:
         tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
         self.model.graph.initializer.append(tensor)
         self.stored[name] = tensor
-        self.before.add(name)  # it goes too, if another takes its place
+        self.before.add(name)  # it is removed too if another replaces it
         if initializers_are_inputs(self.model):
             value = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
             self.model.graph.input.append(value)
 
     def clean(self) -> None:
-        """Take out nodes and stored tensors that nothing reads any more, and what is said of them."""
+        """Remove nodes and stored tensors without readers, and their descriptions."""
         graph = self.model.graph
         while True:
             used = {name for node in self.nodes for name in (*node.input, *captured(node))} | self.held

@@ -80,14 +80,14 @@ def mixture_of_experts(op: Op) -> None:
 
 
 def _gated(op: Op, inner: IntArray | None, gates: int) -> IntArray | None:
-    """The inner channels as the first layer makes them: with gates among them where it computes these too."""
+    """The inner channels as the first layer makes them, interleaved with gates if it computes these too."""
     if inner is None or gates == 1:
         return inner
     return np.repeat(inner, gates) if int(op.attr("swiglu_fusion", 0)) == 1 else np.tile(inner, gates)
 
 
 def _measured_by(op: Op, position: int, axes: tuple[int, int], produced: IntArray | None) -> None:
-    """State that an input [in, out by `axes`] says how large the filters are that make channels."""
+    """State that an input [in, out by `axes`] measures the size of the filters that make channels."""
     kernel = Kernel(input=position, in_axis=axes[0], out_axis=axes[1], kind="other")
     op.findings.contractions.append(Contraction(op.index, (), kernel, produced))
 
