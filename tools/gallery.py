@@ -76,7 +76,7 @@ EXHIBITS = (
         "cifar10_calib.npz"),
     Exhibit("imagenet_mobilenet_v2", "images of ImageNet", "--macs 0.9 --preprocess imagenet --samples 64",
         "imagenet_calib"),
-    Exhibit("yolov8n_320", "80 kinds of objects", "--macs 0.9 --samples 48", "imagenet_calib"),
+    Exhibit("yolov8n_320", "18 kinds of objects", "--macs 0.9 --samples 48", "imagenet_calib"),
     Exhibit(
         "ultraface_rfb_320", "faces", "--macs 0.8 --resize stretch --scale 1 --mean 127 --std 128 --samples 64",
         "imagenet_calib",
