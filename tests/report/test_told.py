@@ -24,7 +24,7 @@ def test_assumed_sizes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="onnxcop"):
         analysis = onnxcop.analyze(model, options=CPU)
         sizes = ",".join(map(str, analysis.input_shapes["x"]))
-        assert told(caplog, f"taken as --input-shape x:{sizes};")
+        assert told(caplog, f"assumed: --input-shape x:{sizes};")
         caplog.clear()
         onnxcop.analyze(model, input_shapes={"x": (1, 3, 8, 8)}, options=CPU)
         onnxcop.analyze(chain(), options=CPU)
