@@ -11,9 +11,9 @@ from onnxcop.analysis.layers import layer_weights
 from onnxcop.criteria.base import PruningContext
 
 
-def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray]]:
-    """Filters of every layer that produces units: (unit per filter, float64 [filters, weights])."""
-    structure, filters = context.structure, []
+def produced_filters(context: PruningContext) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Filters of one layer after another that produces units: (unit per filter, float64 [filters, weights])."""
+    structure = context.structure
     for contraction in structure.coupling.findings.contractions:
         kernel = contraction.kernel
         if kernel is None or contraction.produced is None:
@@ -25,8 +25,7 @@ def produced_filters(context: PruningContext) -> list[tuple[IntArray, FloatArray
         values = context.weights.read(name)
         if values is None:
             continue
-        filters.append((units, kernel.read(values).swapaxes(1, 2).reshape(len(units), -1)))
-    return filters
+        yield units, kernel.read(values).swapaxes(1, 2).reshape(len(units), -1)
 
 
 def produced_filter_counts(context: PruningContext) -> FloatArray:
