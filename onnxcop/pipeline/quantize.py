@@ -35,6 +35,8 @@ log = logging.getLogger("onnxcop")
 
 _SAMPLES = 128  # samples for the ranges of activations
 _HELD_OUT = 64  # other samples, which choose between candidates; a third if there are few
+_LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+_WORTH_FLOAT = 0.5  # share of the divergence below which other operators stay in floating point
 _FEWEST = 6  # samples of which some are held out
 _FITTED_ON = 32  # samples that biases are fitted on
 
@@ -166,16 +168,24 @@ def _static(
     share = min(_HELD_OUT, both.count // 3) / both.count
     fit, held_out = both.split(share, asked.seed) if both.count >= _FEWEST else (both, both)
     judge = UnseenSamples(original, held_out, asked.engine, asked.task)
-    tried: list[tuple[float, onnx.ModelProto, str]] = []
-    for averaged in (False, True):
+
+    def quantized(*, averaged: bool = False, operators: list[str] | None = None) -> onnx.ModelProto:
         quantize_static(
             plain, folder / "int8.onnx", _Reader(fit), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             calibration_providers=["CPUExecutionProvider"], extra_options={"CalibMovingAverage": averaged},
+            op_types_to_quantize=operators,
         )  # fmt: skip
-        quantized = models.load(folder / "int8.onnx")
-        tried.append((_distance(judge, quantized), quantized, "means of extremes" if averaged else "extremes"))
+        return models.load(folder / "int8.onnx")
+
+    tried: list[tuple[float, onnx.ModelProto, str]] = []
+    for averaged in (False, True):
+        found = quantized(averaged=averaged)
+        tried.append((_distance(judge, found), found, "means of extremes" if averaged else "extremes"))
     value, rounded, ranges = min(tried, key=lambda entry: entry[0])
+    found = quantized(operators=_LAYERS)  # a Concat of boxes and scores has one scale: it would round scores to 0
+    if (distance := _distance(judge, found)) < _WORTH_FLOAT * value:
+        value, rounded, ranges = distance, found, "extremes of layers alone,"
     feeds = [*fit.take(_FITTED_ON, asked.seed).batches()]
     fitted = with_fitted_biases(models.load(plain), rounded, feeds, asked.engine)
     if fitted is not rounded and _distance(judge, fitted) < value:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_runs import BARE
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from small_models import chain
 
 import onnxcop
@@ -115,3 +115,28 @@ def test_a_pruned_classifier_in_int8(zoo: Path, tmp_path: Path, capsys: pytest.C
     found = json.loads(capsys.readouterr().out)
     assert found["int8"]["bytes"] < 0.35 * found["before"]["bytes"]
     assert found["int8"]["figures"]["outputs"][0]["agreement"]["value"] > 0.9
+
+
+def test_what_joins_small_numbers_with_large_ones_stays_in_floating_point() -> None:
+    """One scale for boxes in pixels and scores below one would round the scores to zero."""
+    rng = np.random.default_rng(0)
+    shapes = {"body": (8, 3, 3, 3), "boxes": (4, 8, 1, 1), "scores": (3, 8, 1, 1)}
+    stored = [numpy_helper.from_array((rng.standard_normal(s) * 0.2).astype(np.float32), n) for n, s in shapes.items()]
+    stored.append(numpy_helper.from_array(np.full((1, 1, 1, 1), 1000, np.float32), "pixels"))
+    nodes = [
+        helper.make_node("Conv", ["x", "body"], ["b"], "body_conv", pads=[1] * 4),
+        helper.make_node("Relu", ["b"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "boxes"], ["c"], "boxes_conv"),
+        helper.make_node("Mul", ["c", "pixels"], ["m"], "in_pixels"),
+        helper.make_node("Conv", ["r", "scores"], ["s"], "scores_conv"),
+        helper.make_node("Sigmoid", ["s"], ["p"], "sigmoid"),
+        helper.make_node("Concat", ["m", "p"], ["y"], "join", axis=1),
+    ]
+    ends = [[helper.make_tensor_value_info(n, 1, ["N", c, 8, 8])] for n, c in (("x", 3), ("y", 7))]
+    graph = helper.make_graph(nodes, "detector", *ends, stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    int8 = quantize(model, "static", data=DATA, options=CPU)
+    with Session(model, CPU) as one, Session(int8, CPU) as two:
+        (wanted,), (found,) = one.run({"x": DATA}).values(), two.run({"x": DATA}).values()
+    scores, rounded = wanted[:, 4:], found[:, 4:]
+    assert np.linalg.norm(rounded - scores) < 0.05 * np.linalg.norm(scores)
