@@ -33,6 +33,14 @@ sys.path.insert(0, str(ROOT))
 from onnxcop._base.memory import Need  # noqa: E402
 
 ZOO = Path(os.environ.get("ONNXCOP_ZOO") or ROOT.parent / "shared" / "zoo")
+# A process counts what its parent held when it was forked, so runs are forked from a process that holds nothing.
+_LAUNCHER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime, process.returncode)
+"""
 _L2 = ("--criterion", "l2", "--recover", "none")
 _L2_RECOVERED = ("--criterion", "l2", "--recover", "full")  # the default, where it fits into memory
 
@@ -236,10 +244,9 @@ def peak(case: Case, out: Path) -> tuple[float, float, int]:
     """Peak of the resident set in bytes, seconds of CPU, and exit code of a run."""
     command = [sys.executable, "-m", "onnxcop", str(case.model), "-o", str(out), "--provider", "cpu", "--threads", "1",
                "--latency-seconds", "0", "--macs", "0.7", "-q", *case.options]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return used.ru_maxrss * 1024.0, used.ru_utime + used.ru_stime, process.returncode
+    done = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], check=True, stdout=subprocess.PIPE, text=True)
+    kilobytes, seconds, code = done.stdout.split()[-3:]
+    return float(kilobytes) * 1024, float(seconds), int(code)
 
 
 def main() -> int:
