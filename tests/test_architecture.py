@@ -118,3 +118,9 @@ def test_no_two_modules_define_the_same_name() -> None:
             if isinstance(node, kinds) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(name)
     assert not {name: found for name, found in homes.items() if len(found) > 1}
+
+
+def test_pytest_finds_every_test_module_under_a_name_of_its_own() -> None:
+    files = [path for path in (REPO_ROOT / "tests").rglob("test_*.py")]
+    names = [path.name for path in files if not (path.parent / "__init__.py").exists()]
+    assert sorted(names) == sorted({*names})
