@@ -50,7 +50,9 @@ TARGETS: dict[str, list[str]] = {
     "onnxcop/rewrite/plan.py": ["tests/rewrite/test_plan.py"],
     "onnxcop/verification/difference.py": ["tests/verification/test_difference.py"],
     "onnxcop/verification/masked_model.py": ["tests/verification/test_difference.py"],
-    "onnxcop/verification/verify.py": ["tests/verification/test_difference.py", "tests/verification/test_proof.py"],
+    "onnxcop/verification/verify.py": [
+        "tests/verification/test_checks.py", "tests/verification/test_difference.py", "tests/verification/test_proof.py",
+    ],
     "onnxcop/reconstruction/normal_equations.py": ["tests/reconstruction/test_normal_equations.py"],
     "onnxcop/reconstruction/obs.py": ["tests/reconstruction/test_surgeon.py"],
     "onnxcop/reconstruction/refine.py": ["tests/reconstruction/test_refine.py"],
