@@ -362,3 +362,8 @@ def test_random_choices_follow_the_seed() -> None:
 
     assert cuts(1) == cuts(1)
     assert cuts(1) != cuts(2)
+
+
+def test_a_plan_names_the_weights_that_make_a_filter() -> None:
+    named = {(entry.tensor, entry.axis) for entry in cut(chain(), macs=0.6).plan.cuts}
+    assert named and named <= {("w1", 0), ("w2", 0)}  # and not the biases b1 and b2
