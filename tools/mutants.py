@@ -51,7 +51,8 @@ TARGETS: dict[str, list[str]] = {
     "onnxcop/verification/difference.py": ["tests/verification/test_difference.py"],
     "onnxcop/verification/masked_model.py": ["tests/verification/test_difference.py"],
     "onnxcop/verification/verify.py": [
-        "tests/verification/test_checks.py", "tests/verification/test_difference.py", "tests/verification/test_proof.py",
+        "tests/verification/test_checks.py", "tests/verification/test_difference.py",
+        "tests/verification/test_proof.py",
     ],
     "onnxcop/reconstruction/normal_equations.py": ["tests/reconstruction/test_normal_equations.py"],
     "onnxcop/reconstruction/obs.py": ["tests/reconstruction/test_surgeon.py"],
