@@ -142,3 +142,12 @@ def times_in_blocks(model: bytes, padded: Callable[[int], float]) -> dict[int, f
             out, inner, *_rest = sizes[f"{node.input[1]}_shape"]
             found[number] = 9.0 * padded(out) * (inner if inner == 3 else padded(inner))
     return found
+
+
+def brightest_channels(count: int, side: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Images float32 [count, 3, side, side] with their brightest channel as class, int64 [count]."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    images = rng.standard_normal((count, 3, side, side)).astype(np.float32)
+    images[np.arange(count), labels] += 1.0
+    return images, labels

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ import bench_data
 import bench_honesty
 import numpy as np
 import peers_files
+from pages import write_table
 
 from onnxcop._base.formatting import counted, sized
 
@@ -178,10 +178,7 @@ def write(work: Path) -> None:
     rows = [row(one, json.loads((work / f"{one.name}.json").read_text(encoding="utf-8"))) for one in ran]
     commands = "\n".join(shlex.join(one.command) for one in ran)
     text = head + "\n".join(rows) + f"\n\nThe commands:\n\n```sh\n{commands}\n```"
-    page = ROOT / "docs" / "gallery.md"
-    between = re.compile(r"(<!-- gallery:begin -->\n).*?(\n<!-- gallery:end -->)", re.DOTALL)
-    old = page.read_text(encoding="utf-8")
-    page.write_text(between.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", old), encoding="utf-8")
+    write_table(ROOT / "docs" / "gallery.md", "gallery", text)
 
 
 if __name__ == "__main__":

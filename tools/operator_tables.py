@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pages import with_table
+
 from onnxcop.coupling.ops import DEFAULT_RULES, Rule, RuleTable
 
 VERDICTS = ("Exact", "Inexact", "Frozen")
@@ -105,10 +107,7 @@ TABLES = {"operators": full_table, "families": short_table}
 def refreshed(text: str) -> str:
     """A document with current tables between its `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
     for name, table in TABLES.items():
-        parts = re.split(rf"(<!-- {name}:(?:begin[^\n]*|end) -->\n)", text)
-        for place in range(2, len(parts) - 2, 4):  # between a begin and its end
-            parts[place] = f"\n{table()}\n\n"
-        text = "".join(parts)
+        text = with_table(text, name, table())
     return text
 
 

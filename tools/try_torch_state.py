@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
+from pages import write_table
 
 import onnxcop
 
@@ -138,11 +138,7 @@ def write(page: Path, outcomes: Sequence[Outcome]) -> None:
     """Put the table between the comments of a page."""
     head = "| model | parameters | pruned | largest difference of outputs |\n|---|---|---|---|\n"
     table = head + "\n".join(outcome.row() for outcome in outcomes)
-    text = page.read_text(encoding="utf-8")
-    between = re.compile(r"(<!-- torch_state:begin -->\n).*?(\n<!-- torch_state:end -->)", re.DOTALL)
-    if not between.search(text):
-        raise SystemExit(f"{page} lacks the comments <!-- torch_state:begin --> and <!-- torch_state:end -->")
-    page.write_text(between.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text), encoding="utf-8")
+    write_table(page, "torch_state", table)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from pages import write_table
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("onnx", "onnxruntime", "numpy")
 COMBINATIONS: dict[str, tuple[str, ...]] = {  # which packages are at their oldest
@@ -124,11 +126,7 @@ def write(page: Path, outcomes: Sequence[Outcome]) -> None:
     head = f"| combination | {' | '.join(PACKAGES)} | tests |\n|{'---|' * (len(PACKAGES) + 2)}\n"
     said = f"Python {platform.python_version()}, {date.today():%B %Y}:\n\n"
     table = said + head + "\n".join(map(row, outcomes))
-    text = page.read_text(encoding="utf-8")
-    between = re.compile(r"(<!-- matrix:begin -->\n).*?(\n<!-- matrix:end -->)", re.DOTALL)
-    if not between.search(text):
-        raise SystemExit(f"{page} lacks the comments <!-- matrix:begin --> and <!-- matrix:end -->")
-    page.write_text(between.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text), encoding="utf-8")
+    write_table(page, "matrix", table)
 
 
 if __name__ == "__main__":

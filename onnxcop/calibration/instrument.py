@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcop._base.types import Array
 from onnxcop.calibration.taps import Tap, stride
 from onnxcop.graph.edit import copied, opset_of, replace_all
-from onnxcop.graph.subgraphs import captured, initializers_are_inputs
+from onnxcop.graph.subgraphs import initializers_are_inputs, nodes_for
 
 _STEPS_OPSET = 10  # Slice takes steps, and its bounds as inputs
 _PREFIX = "onnxcop_tap_"
@@ -83,14 +83,8 @@ def instrument(model: onnx.ModelProto, taps: Sequence[Tap], positions: int | Non
 
 
 def _remove_unread(graph: onnx.GraphProto, required: set[str]) -> None:
-    """Remove the nodes that none of the tensors `wanted` depends on."""
-    needed = set(required)
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed |= set(node.input) | captured(node)
-            kept.append(node)
-    kept.reverse()
+    """Remove the nodes that none of the tensors `required` depends on."""
+    kept, _ = nodes_for(graph.node, required)
     if len(kept) < len(graph.node):
         replace_all(graph.node, kept)
 

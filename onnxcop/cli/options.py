@@ -390,7 +390,7 @@ def _data_options(section: str, samples: str, source: str, count: str) -> Decora
             help="Interpolation for resizing. [default: by preset]",
         ),
         _option("--scale", type=float, metavar="NUMBER", help="Factor for pixel values (0 to 255), e.g. 0.00392157."),
-        _option("--mean", type=Numbers(), help="Mean of each channel, subtracted after scaling, e.g. 0.485,0.456,0.4."),
+        _option("--mean", type=Numbers(), help="Mean of each channel, subtracted after scaling, e.g. 0.49,0.46,0.41."),
         _option("--std", type=Numbers(), help="Deviation of each channel, divided by after that, e.g. 0.23,0.22,0.23."),
         _option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the axes. [default: from the input]"),
         _option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), help="Color channels. [default: by preset]"),

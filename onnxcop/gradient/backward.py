@@ -22,7 +22,7 @@ from onnxcop.gradient.prepare import Known, inline_functions, raised, store_cons
 from onnxcop.gradient.rules import DEFAULT_GRADIENTS, STEPS, GradientRule, GradientRules
 from onnxcop.gradient.rules.broadcast import unbroadcast
 from onnxcop.graph.edit import copied, replace_all
-from onnxcop.graph.subgraphs import captured, graphs_of
+from onnxcop.graph.subgraphs import captured, graphs_of, nodes_for
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.runtime.session import EngineOptions
 
@@ -257,14 +257,8 @@ class _Walk:
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
     """Remove nodes and constants that no output needs, left by rules that declined."""
-    read = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if not read.isdisjoint(node.output):
-            kept.append(node)
-            read.update(node.input)
-            read |= captured(node)
-    replace_all(graph.node, reversed(kept))
+    kept, read = nodes_for(graph.node, [value.name for value in graph.output])
+    replace_all(graph.node, kept)
     listed = {value.name for value in graph.input}
     stored = [tensor for tensor in graph.initializer if tensor.name in read or tensor.name in listed]
     replace_all(graph.initializer, stored)

@@ -7,7 +7,7 @@ level is not affected. Names must be unique over all bodies (:func:`make_names_u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -134,6 +134,51 @@ def captured(node: onnx.NodeProto) -> set[str]:
             own |= set(inner.output)
         names |= {v.name for v in graph.output} - own
     return names
+
+
+def nodes_for(
+    nodes: Sequence[onnx.NodeProto], names: Iterable[str], given: Container[str] = ()
+) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that some tensors depend on.
+
+    Args:
+        nodes: Nodes in an order in which they can run.
+        names: Names of the tensors.
+        given: Tensors that need no nodes, because they will be inputs.
+
+    Returns:
+        The nodes in their order, and the names of the tensors and of all that the nodes read.
+    """
+    needed, chosen = set(names), list[onnx.NodeProto]()
+    for node in reversed(nodes):
+        if any(name and name in needed and name not in given for name in node.output):
+            chosen.append(node)
+            needed |= {*node.input, *captured(node)}
+    return chosen[::-1], needed
+
+
+def excerpt(
+    model: onnx.ModelProto, outputs: Sequence[onnx.ValueInfoProto], inputs: Sequence[onnx.ValueInfoProto] = ()
+) -> onnx.ModelProto:
+    """The part of a model that computes some tensors; it takes only the inputs that it needs.
+
+    Args:
+        model: The model; not changed.
+        outputs: The tensors.
+        inputs: Tensors of the model that become inputs, so that nothing before them is needed.
+    """
+    graph = model.graph
+    nodes, needed = nodes_for(graph.node, [value.name for value in outputs], {value.name for value in inputs})
+    part = onnx.ModelProto(ir_version=model.ir_version)
+    part.opset_import.extend(model.opset_import)
+    part.functions.extend(model.functions)
+    part.graph.name = graph.name
+    part.graph.node.extend(nodes)
+    part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
+    part.graph.sparse_initializer.extend(s for s in graph.sparse_initializer if s.values.name in needed)
+    part.graph.input.extend(value for value in (*graph.input, *inputs) if value.name in needed)
+    part.graph.output.extend(outputs)
+    return part
 
 
 def make_names_unique(model: onnx.ModelProto) -> dict[str, str]:

@@ -15,8 +15,8 @@ import onnx
 from onnx import numpy_helper
 
 from onnxcop._base.types import Feed, FloatArray
-from onnxcop.graph.edit import copied, replace_all
-from onnxcop.graph.subgraphs import captured
+from onnxcop.graph.edit import copied
+from onnxcop.graph.subgraphs import excerpt
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.runtime.session import EngineOptions, Session
 
@@ -91,7 +91,8 @@ def _means(
     model: onnx.ModelProto, names: Iterable[str], feeds: Sequence[Feed], options: EngineOptions
 ) -> Mapping[str, FloatArray]:
     """Mean of every channel of some tensors, float64 [channels]."""
-    watched, names = _up_to(model, list(names)), list(names)
+    names = list(names)
+    watched = excerpt(model, [onnx.ValueInfoProto(name=name) for name in names])
     total: dict[str, FloatArray] = {}
     count = 0
     with Session(watched, options) as session:
@@ -103,21 +104,3 @@ def _means(
                 total[name] = total.get(name, 0.0) + mean
             count += 1
     return {name: total[name] / max(count, 1) for name in names}
-
-
-def _up_to(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """The part of a model that makes some tensors."""
-    makers = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
-    needed, waiting = set[int](), list(names)
-    while waiting:
-        index = makers.get(waiting.pop())
-        if index is not None and index not in needed:
-            needed.add(index)
-            node = model.graph.node[index]
-            waiting += [*node.input, *captured(node)]
-    inputs = {name for index in needed for name in (*model.graph.node[index].input, *captured(model.graph.node[index]))}
-    part = copied(model)
-    replace_all(part.graph.node, [model.graph.node[index] for index in sorted(needed)])
-    replace_all(part.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in inputs])
-    replace_all(part.graph.output, [onnx.ValueInfoProto(name=name) for name in names])
-    return part

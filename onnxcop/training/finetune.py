@@ -177,7 +177,7 @@ class _Finetuning:
         if isinstance(loss, Path) or (isinstance(loss, str) and loss.endswith(".onnx")):
             loss = load(loss)
         self.objective = objective(model, outputs, everything, loss, answers)
-        self.normalized = _normalized(model, options)
+        self.normalized = _normalized(self.objective.model, options)
         self.asks: Teacher | None = None
         if self.teacher is not None and not options.augment and self.objective.output:
             self.asks = Teacher(
@@ -200,7 +200,7 @@ class _Finetuning:
         options, model = self.options, self.objective.model
         trained = trainable(model)
         if self.normalized is not None:
-            model, _ = use_batch_statistics(model, options.engine)
+            model, _ = self.normalized
         shapes = {name: array.shape for name, array in self._feed(0, np.arange(self.size)).items()}
         graph = build_step(model, Optimizer(decay=options.decay), trained, shapes, options.engine)
         for stop in graph.stops:

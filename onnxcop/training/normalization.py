@@ -16,8 +16,9 @@ import onnx
 from onnxcop._base.types import Array, Feed
 from onnxcop.gradient.builder import Builder, Tensor
 from onnxcop.gradient.prepare import raised
-from onnxcop.graph.edit import copied, replace_all
+from onnxcop.graph.edit import copied
 from onnxcop.graph.shapes import ShapeMap
+from onnxcop.graph.subgraphs import excerpt
 from onnxcop.runtime.input_shapes import settle_shapes, shapes_of
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.step import initializers_of
@@ -117,13 +118,11 @@ def estimated_statistics(
     """
     nodes = tuple(nodes)
     names = [name for node in nodes for name in node.batch]
-    work = copied(model)
     outputs = [onnx.helper.make_tensor_value_info(name, n.elem_type, [None]) for n in nodes for name in n.batch]
-    replace_all(work.graph.output, outputs)
     means: dict[str, list[Array]] = {name: [] for name in names}
-    with Session(work, options) as session:
+    with Session(excerpt(model, outputs), options) as session:
         for feed in batches:
-            for name, value in session.run(feed, names).items():
+            for name, value in session.run({spec.name: feed[spec.name] for spec in session.inputs}, names).items():
                 means[name].append(value.astype(np.float64))
     estimates: dict[str, Array] = {}
     for node in nodes:

@@ -23,7 +23,7 @@ from onnxcop.errors import ModelError
 from onnxcop.gradient import Builder, Stop, Tensor, differentiate, trainable
 from onnxcop.gradient.builder import concat
 from onnxcop.graph.edit import copied, replace_all
-from onnxcop.graph.subgraphs import captured
+from onnxcop.graph.subgraphs import excerpt, rename
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.training.losses import LOSS
 
@@ -124,28 +124,12 @@ class StepGraph:
 
         Returns:
             A graph that returns the loss and the gradient [elements] of a part, and a graph that updates the three
-            vectors by
-            the gradient.
+            vectors by the gradient.
         """
-        count = sum(self.layout.sizes)
-        gradient = onnx.helper.make_tensor_value_info(GRADIENT, onnx.TensorProto.FLOAT, [count])
-        return _excerpt(self.model, (LOSS, GRADIENT), gradient), _excerpt(self.model, (*NEXT.values(), NORM), gradient)
-
-
-def _excerpt(model: onnx.ModelProto, outputs: Sequence[str], cut: onnx.ValueInfoProto) -> onnx.ModelProto:
-    """The nodes that compute some tensors; tensor `cut` becomes an output if it is among them, else an input."""
-    work = copied(model)
-    graph, needed, nodes = work.graph, set(outputs), []
-    for node in reversed(model.graph.node):
-        given = cut.name in node.output and cut.name not in outputs
-        if not given and needed.intersection(node.output):
-            nodes.append(node)
-            needed |= {*node.input, *captured(node)}
-    replace_all(graph.node, nodes[::-1])
-    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
-    replace_all(graph.input, [v for v in (*graph.input, cut) if v.name in needed and v.name not in outputs])
-    replace_all(graph.output, [v for v in (*graph.output, cut) if v.name in outputs])
-    return work
+        gradient = onnx.helper.make_tensor_value_info(GRADIENT, onnx.TensorProto.FLOAT, [sum(self.layout.sizes)])
+        loss = [value for value in self.model.graph.output if value.name == LOSS]
+        updates = [value for value in self.model.graph.output if value.name != LOSS]
+        return excerpt(self.model, [*loss, gradient]), excerpt(self.model, updates, [gradient])
 
 
 def build_step(
@@ -233,11 +217,7 @@ def _update(build: Builder, optimizer: Optimizer, layout: WeightLayout, gradient
 
 def _renamed(graph: onnx.GraphProto, tensor: Tensor, name: str) -> Tensor:
     """Give a tensor that a node computes another name."""
-    for node in graph.node:
-        for field in (node.input, node.output):
-            for place, old in enumerate(field):
-                if old == tensor.name:
-                    field[place] = name
+    rename(graph, {tensor.name: name})
     return tensor.builder.known(name, tensor.elem_type, tensor.shape)
 
 

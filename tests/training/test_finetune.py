@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_runs import CPU
-from small_models import chain, written
+from small_models import brightest_channels, chain, written
 
 import onnxcop
 from onnxcop.cli import main as cli
@@ -24,11 +24,7 @@ ENGINE = EngineOptions("cpu", 1)
 
 def task(count: int = 160) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Images whose brightest channel is their class."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, count)
-    images = rng.standard_normal((count, 3, 8, 8)).astype(np.float32)
-    images[np.arange(count), labels] += 1.0
-    return images, labels
+    return brightest_channels(count, 8, seed=0)
 
 
 def trained(**settings: Any) -> Any:

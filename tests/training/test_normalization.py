@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from small_models import brightest_channels
 
 import onnxcop
 from onnxcop.errors import CalibrationError, ModelError
@@ -42,11 +43,7 @@ def network(seed: int = 0, shared: bool = False) -> onnx.ModelProto:
 
 
 def samples(count: int = 128) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, 3, count)
-    images = rng.standard_normal((count, 3, 6, 6)).astype(np.float32)
-    images[np.arange(count), labels] += 1.0
-    return images, labels
+    return brightest_channels(count, 6, seed=1)
 
 
 def run(model: onnx.ModelProto, **feed: Any) -> dict[str, np.ndarray[Any, Any]]:
