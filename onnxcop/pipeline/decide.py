@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import onnx
 
@@ -41,10 +41,37 @@ from onnxcop.runtime.session import EngineOptions
 log = logging.getLogger("onnxcop")
 
 Done = TypeVar("Done")
+Batched = TypeVar("Batched", bound="InBatches")
 
 _CHEAP = 1e8  # multiply-accumulates of a network up to which several schedules are tried
 _LONG = 1e9  # multiply-accumulates, and
 _LARGE = 2e7  # parameters, of networks that take minutes to measure
+
+
+class InBatches(Protocol):
+    """Something that runs samples in batches of some size."""
+
+    def in_smaller_batches(self) -> Self | None:
+        """The same in batches of half the size; None if samples already run one by one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSets:
+    """The samples to calibrate on, and those for the report."""
+
+    source: CalibrationData
+    unseen: UnseenSamples | None
+
+    def in_smaller_batches(self) -> SampleSets | None:
+        """The same in batches of half the size; None if samples already run one by one."""
+        size = self.source.batch_size
+        if size <= 1 or self.source.layout.size is not None:
+            return None
+        unseen = self.unseen
+        if unseen is not None:
+            unseen = replace(unseen, data=unseen.data.in_batches_of(size // 2))
+        return SampleSets(self.source.in_batches_of(size // 2), unseen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +85,7 @@ class Request:
         budget: The budget.
         limits: The limits on what may be cut.
         source: The calibration data, opened.
-        unseen: Samples for the report, which no choice may use.
+        unseen: SampleSets for the report, which no choice may use.
         stats: Statistics of an earlier run.
         progress: Called with (stage, done, total).
         clock: Sums the seconds of each stage.
@@ -90,16 +117,14 @@ class Request:
 
     def in_smaller_batches(self) -> Request | None:
         """The same in batches of half the size; None if samples already run one by one."""
-        settings, source, unseen = self.asked.recovery(), self.source, self.unseen
-        size = settings.synthetic_batch if source is None else source.layout.size or source.batch_size
-        if size <= 1 or (source is not None and source.layout.size is not None):
+        settings = self.asked.recovery()
+        if self.source is not None:
+            samples = SampleSets(self.source, self.unseen).in_smaller_batches()
+            return None if samples is None else replace(self, source=samples.source, unseen=samples.unseen)
+        if settings.synthetic_batch <= 1:
             return None
-        if source is not None:
-            source = source.in_batches_of(size // 2)
-        if unseen is not None:
-            unseen = replace(unseen, data=unseen.data.in_batches_of(size // 2))
-        settings = replace(settings, synthetic_batch=max(1, settings.synthetic_batch // 2))
-        return replace(self, asked=replace(self.asked, settings=settings), source=source, unseen=unseen)
+        settings = replace(settings, synthetic_batch=settings.synthetic_batch // 2)
+        return replace(self, asked=replace(self.asked, settings=settings))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +141,7 @@ class Decision:
         record: Record of the calibration data.
         held_out: Quality on held-out samples, by name; choices were made on these samples.
         judgements: Kinds of the outputs.
-        unseen: Samples that no choice has used.
+        unseen: SampleSets that no choice has used.
         belief: The recovered network, to check the written file against.
         metric: The user's score.
         way: Measurements after every round.
@@ -149,7 +174,7 @@ class Decision:
         return {f"{self.metric.name} before": self.metric.base, f"{self.metric.name} after": self.metric(pruned)}
 
 
-def within_memory(carry_out: Callable[[Request], Done], request: Request) -> Done:
+def within_memory(carry_out: Callable[[Batched], Done], request: Batched) -> Done:
     """Carry out a request, again in batches of half the size whenever one does not fit in memory.
 
     Raises:

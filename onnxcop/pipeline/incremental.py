@@ -45,10 +45,22 @@ class IncrementalPruner:
         self.request = request
         self.metric = metric_of(request)
         self._stats = request.stats
+        self._decided: list[Budget] = []
         self._ground: PreparedRecovery | None = None
         self._way: _Path | None = None
-        for line in lack_of_data(request):
+
+    def warn(self) -> None:
+        """Log what the request lacks."""
+        for line in lack_of_data(self.request):
             log.warning("no calibration data: %s", line)
+
+    def repeated(self, request: Request) -> IncrementalPruner:
+        """The same decisions for another request; later ones continue from them."""
+        other = IncrementalPruner(request)
+        if request.modes.allocate == "measured":
+            for budget in self._decided:
+                other.decide(budget, request.clock)
+        return other
 
     def decide(self, budget: Budget, clock: Clock) -> Decision:
         """Choose and recover for a budget that is at least as tight as the last one.
@@ -57,9 +69,10 @@ class IncrementalPruner:
             BudgetError: The budget cannot be met; no further budget may be decided.
         """
         request = replace(self.request, budget=budget, clock=clock)
-        if request.modes.allocate == "measured":
-            return self._onward(request)
-        return self._afresh(request)
+        measured = request.modes.allocate == "measured"
+        decision = self._onward(request) if measured else self._afresh(request)
+        self._decided.append(budget)
+        return decision
 
     def _afresh(self, request: Request) -> Decision:
         if self._stats is not None:

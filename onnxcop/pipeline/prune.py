@@ -28,7 +28,7 @@ from onnxcop.data.open import CalibrationData, Preprocess, open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.graph.io import whole
-from onnxcop.pipeline.decide import Decision, Request, recover_units, within_memory
+from onnxcop.pipeline.decide import Decision, Request, SampleSets, recover_units, within_memory
 from onnxcop.pipeline.distillation import check_distillation, distilled
 from onnxcop.pipeline.finish import fed, finish, with_hints_logged
 from onnxcop.pipeline.latency_target import prune_by_table, prune_within
@@ -180,15 +180,19 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
     plan = replace(plan, settings={**plan.settings, **done})
     if source is None:
         decision = Decision(removed=removed, model=analysis.model)
-    else:
-        settings = RecoverySettings(seed=options.seed)
-        with shown(options.progress) as progress:
-            recovered = recover_units(
-                analysis, removed, source, settings, options.engine.for_computing(), progress, clock,
-                principal=principal, task=options.task,
-            )  # fmt: skip
-        decision = replace(fed(recovered, source), unseen=unseen)
-    return with_hints_logged(finish(analysis, decision, plan, options, clock))
+        return with_hints_logged(finish(analysis, decision, plan, options, clock))
+    settings, engine = RecoverySettings(seed=options.seed), options.engine.for_computing()
+
+    def carried_out(samples: SampleSets) -> PruneResult:
+        recovered = recover_units(
+            analysis, removed, samples.source, settings, engine, progress, clock, principal=principal, task=options.task
+        )
+        decision = replace(fed(recovered, samples.source), unseen=samples.unseen)
+        return finish(analysis, decision, plan, options, clock)
+
+    with shown(options.progress) as progress:
+        result = within_memory(carried_out, SampleSets(source, unseen))
+    return with_hints_logged(result)
 
 
 def data_of(

@@ -15,14 +15,17 @@ from onnxcop._base.files import Writing
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import shown
 from onnxcop._base.timing import Clock
+from onnxcop.allocation.budget import Budget
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, ModelError
+from onnxcop.pipeline.decide import Request, within_memory
 from onnxcop.pipeline.finish import conclude, with_hints_logged
 from onnxcop.pipeline.incremental import IncrementalPruner
 from onnxcop.pipeline.options import PruneOptions
 from onnxcop.pipeline.prune import prepare, write_stats
 from onnxcop.report.curve import CurveRow, Point, original_row
 from onnxcop.report.plot import check_plot, plot_curve
+from onnxcop.report.result import PruneResult
 
 log = logging.getLogger("onnxcop")
 
@@ -64,20 +67,32 @@ def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], optio
     with shown(options.progress) as progress:
         request = prepare(model, replace(options, macs=budgets[0]), progress)
         course, clock = IncrementalPruner(request), request.clock
+        course.warn()
         for place, fraction in enumerate(budgets):
             budget = request.budget.but(macs=fraction)
             try:
-                decision = course.decide(budget, clock)
+                result, course = _next_point(course, budget, clock)
             except BudgetError as error:
                 if place == 0:
                     raise
                 log.warning("the curve ends here: %s", error)
                 return
-            result = with_hints_logged(conclude(replace(request, budget=budget, clock=clock), decision))
+            result = with_hints_logged(result)
             if place == 0:
                 write_stats(result, options.stats_out)
             yield Point(fraction, result)
             clock = Clock()
+
+
+def _next_point(course: IncrementalPruner, budget: Budget, clock: Clock) -> tuple[PruneResult, IncrementalPruner]:
+    """The result for the next budget, and the course that continues from it, in smaller batches if memory is short."""
+
+    def carried_out(request: Request) -> tuple[PruneResult, IncrementalPruner]:
+        own = course if request is course.request else course.repeated(request)
+        decision = own.decide(budget, clock)
+        return conclude(replace(request, budget=budget, clock=clock), decision), own
+
+    return within_memory(carried_out, course.request)
 
 
 class Record:

@@ -105,6 +105,24 @@ def test_what_only_converts_stays_as_it_is() -> None:
     assert analyze(model, options=CPU).model.graph == model.graph
 
 
+def test_a_weight_that_is_larger_than_what_makes_it_stays_computed() -> None:
+    """The filters of a spectrogram take a few bytes as an exponential and many as a matrix."""
+    nodes = [
+        helper.make_node("Mul", ["times", "rates"], ["slopes"]),
+        helper.make_node("Exp", ["slopes"], ["filters"]),
+        helper.make_node("MatMul", ["x", "filters"], ["bands"]),
+        helper.make_node("MatMul", ["bands", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "head"], ["y"]),
+    ]
+    stored = [weights("times", (64, 1)), weights("rates", (1, 32)), weights("w", (32, 16)), weights("head", (16, 4))]
+    border = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 64), ("y", 4))]
+    model = finished(helper.make_graph(nodes, "bands", border[:1], border[1:], stored))
+    assert analyze(model, options=CPU).model.graph == model.graph
+    result = onnxcop.prune(model, macs=0.9, recover="none", criterion="l2", options=CPU, latency_seconds=0.0)
+    assert result.model.ByteSize() < model.ByteSize() + len(result.model.metadata_props[0].value)
+
+
 def test_half_precision_weights_that_recovery_rewrites_are_not_kept_beside_them(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["w1"], ["w1_single"], to=TensorProto.FLOAT),

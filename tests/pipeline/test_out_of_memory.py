@@ -10,6 +10,10 @@ import pytest
 from small_models import chain
 
 import onnxcop
+from onnxcop._base.timing import Clock
+from onnxcop.allocation.budget import Budget
+from onnxcop.pipeline.decide import Decision
+from onnxcop.pipeline.incremental import IncrementalPruner
 from onnxcop.runtime.providers import OutOfMemory
 from onnxcop.runtime.session import Session
 
@@ -52,6 +56,47 @@ def test_a_run_with_data_starts_again_in_smaller_batches(
 def test_synthetic_inputs_do_so_too(small_device: list[int]) -> None:
     assert onnxcop.prune(chain(), **RUN).report.after.macs
     assert small_device
+
+
+@pytest.mark.parametrize("how", [{}, {"criterion": "cop", "allocate": "cop"}])
+def test_a_sweep_goes_on_in_smaller_batches(small_device: list[int], how: dict[str, Any]) -> None:
+    options = {**RUN, "data": IMAGES, **how}
+    del options["macs"]
+    points = [point.result.model for point in onnxcop.sweep(chain(), [0.8, 0.6], batch_size=16, **options)]
+    assert {16, 8} <= set(small_device)
+    small_device.clear()
+    same = [point.result.model for point in onnxcop.sweep(chain(), [0.8, 0.6], batch_size=4, **options)]
+    assert not small_device
+    assert [one.graph for one in points] == [one.graph for one in same]
+
+
+def test_a_sweep_whose_second_point_does_not_fit_repeats_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**RUN, "data": IMAGES}
+    del options["macs"]
+    whole = [point.result.model for point in onnxcop.sweep(chain(), [0.8, 0.6], batch_size=8, **options)]
+    decide, budgets = IncrementalPruner.decide, list[float | None]()
+
+    def limited(course: IncrementalPruner, budget: Budget, clock: Clock) -> Decision:
+        assert course.request.source is not None
+        budgets.append(budget.macs)
+        if budget.macs == 0.6 and course.request.source.batch_size > 8:
+            raise OutOfMemory("the model could not be run: out of memory")
+        return decide(course, budget, clock)
+
+    monkeypatch.setattr(IncrementalPruner, "decide", limited)
+    halved = [point.result.model for point in onnxcop.sweep(chain(), [0.8, 0.6], batch_size=16, **options)]
+    assert budgets == [0.8, 0.6, 0.8, 0.6]
+    assert halved[1].graph == whole[1].graph
+
+
+def test_a_plan_is_replayed_in_smaller_batches(small_device: list[int]) -> None:
+    plan = onnxcop.prune(chain(), data=IMAGES, batch_size=4, **RUN).plan
+    assert not small_device
+    options: dict[str, Any] = {"data": IMAGES, "options": CPU, "latency_seconds": 0.0}
+    result = onnxcop.apply_plan(chain(), plan, batch_size=16, **options)
+    assert {16, 8} <= set(small_device)
+    assert result.model.graph == onnxcop.apply_plan(chain(), plan, batch_size=4, **options).model.graph
+    assert result.report.figures is not None
 
 
 def test_a_sample_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 Weight-standardized networks normalize each filter before its layer: a BatchNormalization in training mode, or means and
 roots, on weights alone. The result is a constant; once stored, it can be cut like any other weight. The pass changes
-the working copy before tracing. Chains that only move or convert values stay, and so do quantized weights, which would
-grow.
+the working copy before tracing. Chains that only move or convert values stay, and so do chains whose result is larger
+than what they start from, such as quantized weights, or filters of a spectrogram that are computed from a few numbers.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def fold_weights(model: onnx.ModelProto, run: Run) -> int:
     if not chains:
         return 0
     values = run(_computing(model, chains), list(chains))
+    compact = {n: chain for n, chain in chains.items() if values[n].nbytes <= _DROPPED + _stored(graph, chain, stored)}
+    chains = _without_shared(graph, compact, stored)
     _replace(graph, {name: numpy_helper.from_array(values[name], name) for name in chains}, chains)
     return len(chains)
 
@@ -112,6 +114,12 @@ def _without_shared(
         if not shared:
             return chains
         chains = {name: chain for name, chain in chains.items() if name not in shared}
+
+
+def _stored(graph: onnx.GraphProto, chain: Collection[int], stored: Mapping[str, onnx.TensorProto]) -> int:
+    """Bytes of the tensors that a chain starts from."""
+    reads = {name for index in chain for name in _touched(graph.node[index]) if name in stored}
+    return sum(byte_size(stored[name]) or 0 for name in reads)
 
 
 def _touched(node: onnx.NodeProto) -> list[str]:
