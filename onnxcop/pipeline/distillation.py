@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
+
+import onnx
 
 from onnxcop.errors import CalibrationError
 from onnxcop.pipeline.decide import Request
+from onnxcop.pipeline.finish import measured_again
 from onnxcop.pipeline.options import PruneOptions
+from onnxcop.recovery.metric import Metric
 from onnxcop.report.result import PruneResult
 from onnxcop.training.distill import DistillOptions, distill
 from onnxcop.training.schedule import Effort
@@ -51,16 +56,22 @@ def distilled(request: Request, result: PruneResult) -> PruneResult:
     log.info("%s", distillation)
     if distillation.stops:
         log.info("gradients stop at %d nodes: %s", len(distillation.stops), "; ".join(distillation.stops[:3]))
-    quality = dict(result.report.quality)
-    if distillation.kept and "divergence" in quality:
-        quality["divergence"] = distillation.after.value
-        if distillation.after.agreement is not None and distillation.agreement_name in quality:
-            quality[distillation.agreement_name] = distillation.after.agreement
-    report = replace(
-        result.report,
-        choices=(*result.report.choices, str(distillation)),
-        seconds=dict(request.clock.seconds),
-        quality=quality,
-    )  # fmt: skip
+    said = str(distillation)
+    if distillation.kept:
+        scores = _scores(asked.metric, result, distillation.model)
+        if any(scores[name] < result.report.quality[name] for name in scores):
+            said = "distillation lowers the metric: the result in closed form is kept"
+        else:
+            result = measured_again(result, distillation.model, request.unseen, scores)
+    report = replace(result.report, choices=(*result.report.choices, said), seconds=dict(request.clock.seconds))
     plan = replace(result.plan, settings={**result.plan.settings, "distill": asked.distill})
-    return replace(result, model=distillation.model, report=report, plan=plan)
+    return replace(result, report=report, plan=plan)
+
+
+def _scores(metric: Any, result: PruneResult, model: onnx.ModelProto) -> dict[str, float]:
+    """The user's metric of the original and of a model, under the names of the report."""
+    if metric is None:
+        return {}
+    quality, name = result.report.quality, Metric.known(metric, 0.0).name
+    before = quality[f"{name} before"]
+    return {f"{name} before": before, f"{name} after": Metric.known(metric, before)(model)}

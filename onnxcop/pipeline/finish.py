@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxcop.analysis.summary import frozen_reasons, totals
 from onnxcop.data.open import CalibrationData
 from onnxcop.pipeline.decide import Decision, Request, calibrated_on
 from onnxcop.pipeline.options import ApplyOptions
+from onnxcop.pipeline.unseen import UnseenSamples
 from onnxcop.reconstruction.divergence import Figures
 from onnxcop.report.document import Evidence
 from onnxcop.report.figures import quality_of
@@ -158,6 +160,30 @@ def with_hints_logged(result: PruneResult) -> PruneResult:
 def _notes(report: Report, plan: PruningPlan, analysis: Analysis) -> tuple[str, ...]:
     samples = int(plan.settings.get("samples") or 0)
     return tuple(hints(report, plan.budget, samples=samples, quantized=rounds(analysis.original)))
+
+
+def measured_again(
+    result: PruneResult, model: onnx.ModelProto, unseen: UnseenSamples | None, scores: Mapping[str, float]
+) -> PruneResult:
+    """A result with other weights in its model, measured on the same samples.
+
+    Args:
+        result: The result.
+        model: Its model with other weights.
+        unseen: Samples that no choice has used.
+        scores: The user's metric, by name.
+    """
+    report, evidence = result.report, result.evidence
+    stale = set(() if report.figures is None else report.figures.warnings)
+    if evidence is not None:
+        stale |= set(_notes(report, result.plan, evidence.analysis))
+    figures = None if unseen is None else unseen.figures(model)
+    report = replace(report, figures=figures, quality=quality_of(figures) | dict(scores))
+    fresh = () if figures is None else figures.warnings
+    if evidence is not None:
+        fresh = (*fresh, *_notes(report, result.plan, evidence.analysis))
+    kept = tuple(line for line in report.warnings if line not in stale)
+    return replace(result, model=model, report=replace(report, warnings=(*kept, *fresh)))
 
 
 @dataclass(frozen=True, slots=True)

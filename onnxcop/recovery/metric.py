@@ -38,10 +38,18 @@ class Metric:
         Raises:
             CalibrationError: No such script or function, or it fails.
         """
+        unscored = cls.known(source, 0.0)
+        return cls(unscored.name, unscored.function, unscored(original), unscored.folder)
+
+    @classmethod
+    def known(cls, source: Any, base: float) -> Metric:
+        """Load `script.py:function` (or take a callable) where the original's score is known.
+
+        Raises:
+            CalibrationError: No such script or function.
+        """
         function, folder = (source, None) if callable(source) else _load(str(source))
-        name = str(getattr(function, "__name__", "metric"))
-        unscored = cls(name, function, 0.0, folder)
-        return cls(name, function, unscored(original), folder)
+        return cls(str(getattr(function, "__name__", "metric")), function, base, folder)
 
     def __call__(self, model: onnx.ModelProto) -> float:
         """Score a model."""

@@ -213,7 +213,7 @@ class _Finetuning:
         settings = LoopSettings(
             Schedule(options.rate, steps), self.samples.count, self.size, options.seed,
             evaluations=max(1, min(round(options.epochs), steps)), checkpoint=options.checkpoint,
-            run=self._identity(graph.layout), stage="fine-tuning",
+            run=self._identity(graph.layout), stage="fine-tuning", sign=-1,
         )  # fmt: skip
         loop = Loop(
             trainer=trainer,

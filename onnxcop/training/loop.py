@@ -45,6 +45,7 @@ class LoopSettings:
         checkpoint: File for the training state.
         run: Identity of the run.
         stage: Name of the stage in the progress display.
+        sign: Factor of scores in the log: -1 where higher was better before `measure` turned it round.
     """
 
     schedule: Schedule
@@ -55,6 +56,7 @@ class LoopSettings:
     checkpoint: Path | None = None
     run: str = ""
     stage: str = "training"
+    sign: int = 1
 
 
 @dataclass
@@ -207,7 +209,7 @@ class Loop:
         score = self._score(done)
         log.info(
             "%s: step %d of %d, loss %.4g, held-out %.4g, %.0f s left",
-            self.settings.stage, done, total, loss, score, seconds * (total - done),
+            self.settings.stage, done, total, loss, self.settings.sign * score + 0.0, seconds * (total - done),
         )  # fmt: skip
 
     def _score(self, done: int) -> float:

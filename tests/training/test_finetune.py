@@ -118,6 +118,47 @@ def test_the_command_writes_the_model_its_history_and_a_picture(
     onnx.checker.check_model(onnx.load(out), full_check=True)
 
 
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("labels", "labels run from 3 to 5, but output 'y' has 5 classes"),
+        ("loss", "reduce it to one floating-point number"),
+        ("teacher", "the teacher has no output 'y' of the shape"),
+        ("nan", "the loss is nan at step 1 although the rate was halved 3 times; look at samples"),
+        ("weights", "nothing can be trained, no gradient reaches a weight"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    case: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = task()
+    data, out, more = tmp_path / "data.npz", tmp_path / "trained.onnx", list[str]()
+    model = written(chain(), tmp_path / "net.onnx")
+    if case == "labels":
+        labels = labels + 3
+    elif case == "nan":
+        labels = np.full((len(images), 5), np.nan, np.float32)
+    elif case == "teacher":
+        more = ["--teacher", str(written(chain(classes=4), tmp_path / "other.onnx"))]
+    elif case == "loss":
+        vector = onnx.parser.parse_model(
+            '<ir_version: 9, opset_import: ["" : 18]> g (float[N,5] y, int64[N] wanted) => (float[N,5] loss)'
+            " { loss = Identity(y) }"
+        )
+        more = ["--loss", str(written(vector, tmp_path / "loss.onnx"))]
+    elif case == "weights":
+        text = '<ir_version: 9, opset_import: ["" : 18]> g (float[N,3,8,8] x) => (float[N,3] y)'
+        model = written(
+            onnx.parser.parse_model(text + " { m = GlobalAveragePool(x) y = Flatten(m) }"), tmp_path / "pool.onnx"
+        )
+        labels = labels % 3
+    np.savez(data, x=images, labels=labels)
+    assert cli.run(["finetune", str(model), "-o", str(out), "--data", str(data), *more, *CPU, "--epochs", "1"]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert not out.exists()
+
+
 def test_images_are_labelled_by_their_folders(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from small_models import chain, written
 import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.errors import CalibrationError
+from onnxcop.runtime.session import EngineOptions, Session
 
 
 def test_a_run_with_distillation_says_what_it_gave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +33,39 @@ def test_distillation_is_refused_before_any_work(tmp_path: Path) -> None:
         onnxcop.prune(chain(), distill="soon", data=np.zeros((16, 3, 8, 8), np.float32))
     with pytest.raises(CalibrationError, match="give --distill"):
         onnxcop.prune(chain(), checkpoint=tmp_path / "state.npz")
+
+
+def test_the_figures_are_those_of_the_distilled_file() -> None:
+    values = np.random.default_rng(0).standard_normal((400, 3, 8, 8)).astype(np.float32)
+    scored: list[float] = []
+
+    def outputs(model: onnx.ModelProto) -> np.ndarray[Any, Any]:
+        with Session(model, EngineOptions("cpu", 1)) as session:
+            return np.concatenate([array.ravel() for array in session.run({"x": values}).values()])
+
+    def score(model: onnx.ModelProto) -> float:
+        scored.append(-float(np.square(outputs(model) - outputs(chain())).mean()))
+        return scored[-1]
+
+    result = onnxcop.prune(
+        chain(), macs=0.5, data=values, samples=256, criterion="l1", recover="none", distill="8 epochs", metric=score,
+        latency_seconds=0,
+    )  # fmt: skip
+    assert "distillation: held-out divergence" in result.report.choices[-1]
+    assert result.report.quality["score after"] == scored[-1] > scored[-2]
+    figures = result.report.figures
+    assert figures is not None and figures.divergence.value == result.report.quality["divergence"]
+    closed = onnxcop.apply_plan(chain(), result.plan, data=values, samples=256, latency_seconds=0)
+    assert closed.report.measured_on == result.report.measured_on
+    assert closed.report.quality["divergence"] != result.report.quality["divergence"]
+
+
+def test_what_lowers_the_metric_is_not_kept() -> None:
+    values = np.random.default_rng(0).standard_normal((400, 3, 8, 8)).astype(np.float32)
+    scores = iter(range(100, 0, -1))
+    result = onnxcop.prune(
+        chain(), macs=0.5, data=values, samples=256, criterion="l1", recover="none", distill="8 epochs",
+        metric=lambda model: next(scores), latency_seconds=0,
+    )  # fmt: skip
+    assert "distillation lowers the metric" in result.report.choices[-1]
+    assert result.report.quality["<lambda> after"] == 99
