@@ -8,26 +8,36 @@ everything before them is computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Array, FloatArray, IntArray
 from onnxcop.allocation.limits import Limits, allowed_units
-from onnxcop.analysis.layers import Layer
+from onnxcop.allocation.points import (
+    CurvePoint,
+    CurveRound,
+    HeldOut,
+    alive_channels,
+    first_end,
+    measure_point,
+    most_units,
+)
 from onnxcop.calibration.patches import PatchStatistics
-from onnxcop.coupling.groups import DependencyGroup
-from onnxcop.graph.edit import copied
+from onnxcop.parallel.crew import HERE, Crew, Shared
 from onnxcop.reconstruction.block_streams import BlockStream
 from onnxcop.reconstruction.divergence import Reference
-from onnxcop.reconstruction.network import MaskedNetwork
-from onnxcop.reconstruction.obs import InverseCache, LayerObs, Loss, removal_order
-from onnxcop.reconstruction.products import losses_for
+from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
+from onnxcop.reconstruction.obs import LayerObs
 from onnxcop.reconstruction.propagation import propagate_importance
-from onnxcop.reconstruction.ridge import as_features, as_weights, best_ridge, mean_output
-from onnxcop.runtime.segments import PartialExecutor, Prefixes
+from onnxcop.reconstruction.ridge import best_ridge
+from onnxcop.runtime.segments import Prefixes
 from onnxcop.runtime.session import EngineOptions
+
+__all__ = [
+    "FIRST_LEVEL", "GROWTH", "Curve", "NetworkCache", "Samples", "alive_channels", "choose_ridges", "measure_curves",
+]  # fmt: skip
 
 FIRST_LEVEL = 0.05  # share of a group's width at which its curve is measured first
 GROWTH = 2.0  # factor from one point of a curve to the next
@@ -102,14 +112,16 @@ class NetworkCache:
     """Data that measurements on one unchanged network share.
 
     Attributes:
-        prefixes: Live tensors at its cuts, on the samples for divergences.
-        inverses: Inverses of its layers' covariances.
-        base: Divergence of the network itself, once measured.
+        crew: Measures the points.
+        original: The unpruned network.
+        held: The samples for divergences.
+        round: The network and its statistics, once something is measured.
     """
 
-    prefixes: Prefixes
-    inverses: InverseCache = field(default_factory=InverseCache)
-    base: float | None = None
+    crew: Crew = HERE
+    original: Shared[MaskedNetwork] | None = None
+    held: Shared[HeldOut] | None = None
+    round: Shared[CurveRound] | None = None
 
 
 def measure_curves(
@@ -146,63 +158,41 @@ def measure_curves(
             for g in structure.groups
             if g.consumers and most_units(allowed, g.units, g.width, limits) >= 1
         }
-    groups = sorted((structure.groups[index] for index in requests), key=lambda g: _first_end(working, g))
-    cache = cache or NetworkCache(Prefixes(working.partition, samples.feeds, options))
-    known_orders = requests.keys() <= curves.keys()  # importance only decides the order of channels
-    importance = {} if known_orders else propagate_importance(working, samples.fit)
-    if cache.base is None:
-        cache.base = samples.reference.compare(cache.prefixes.at(0).finish()).value
-    for done, group in enumerate(groups, start=1):
-        executor = cache.prefixes.at(_first_end(working, group))
-        units = group.units[allowed[group.units]]
-        most = most_units(allowed, group.units, group.width, limits)
-        count = min(requests[group.index], most)
-        solvers = solvers_for(working, samples.fit, ridges, group, importance, cache.inverses)
-        losses = [] if group.index in curves else losses_for(working, samples.fit, group, samples.heads)
-        order, weights = _cut_to(solvers, losses, units, fallback, count, most, curves.get(group.index))
-        value = _variant(working, samples, executor, solvers, weights, order[:count], cache.base)
-        curve = curves.get(group.index)
+    groups = sorted((structure.groups[index] for index in requests), key=lambda g: first_end(working, g))
+    points = [
+        CurvePoint(g.index, requests[g.index], curves[g.index].order) if g.index in curves
+        else CurvePoint(g.index, requests[g.index], whole=may_go(g.index))
+        for g in groups
+    ]  # fmt: skip
+    cache = cache or NetworkCache()
+    crew = cache.crew
+    original = cache.original = cache.original or crew.share(working)
+    held = cache.held = cache.held or crew.share(HeldOut(samples.feeds, samples.reference))
+    if cache.round is None:
+        prefixes = Prefixes(working.partition, samples.feeds, options)
+        state = CurveRound(
+            working=working,
+            change=NetworkChange.between(original.value, working) if crew.spread else None,
+            fit=samples.fit,
+            heads=samples.heads,
+            allowed=allowed,
+            limits=limits,
+            fallback=fallback,
+            ridges=ridges,
+            importance=propagate_importance(working, samples.fit),
+            options=crew.engine(options),
+            base=samples.reference.compare(prefixes.at(0).finish()).value,
+            prefixes=prefixes,
+        )
+        cache.round = crew.share(state)
+    results = crew.run(measure_point, points, original, held, cache.round)
+    for done, (point, measured) in enumerate(zip(points, results, strict=True), start=1):
+        curve = curves.get(point.group)
         if curve is None:
-            curve = Curve(group.index, tuple(order), np.empty(0, np.int64), np.empty(0))
-            if len(units) == most + 1 and may_go(group.index):
-                solvers = solvers_for(working, samples.fit, ridges, group, importance, cache.inverses)
-                rest = tuple(np.setdiff1d(units, order).tolist())
-                gone = _without(working, samples, executor, solvers, units, cache.base)
-                curve = replace(curve, order=(*curve.order, *rest), whole=gone)
-        curves[group.index] = curve.with_point(count, value)
-        progress(stage, done, len(groups))
+            curve = Curve(point.group, measured.order, np.empty(0, np.int64), np.empty(0), measured.whole)
+        curves[point.group] = curve.with_point(measured.count, measured.value)
+        progress(stage, done, len(points))
     return curves
-
-
-def _first_end(working: MaskedNetwork, group: DependencyGroup) -> int:
-    """Position in the top-level graph of the first node with a result that changes if units of a group are removed."""
-    return min(working.masks.places(group.units))
-
-
-def most_units(allowed: np.ndarray[tuple[int], np.dtype[np.bool_]], units: IntArray, width: int, limits: Limits) -> int:
-    """The largest number of further units of a group that may be removed."""
-    available = int(allowed[units].sum())
-    removed = width - available
-    return max(0, min(available - 1, int(limits.max_cut * width + 1e-9) - removed))
-
-
-def _cut_to(
-    solvers: Sequence[LayerObs], losses: Sequence[Loss], units: IntArray, fallback: FloatArray, count: int,
-    most: int, known: Curve | None,
-) -> tuple[list[int], list[FloatArray]]:  # fmt: skip
-    """The removal order (computed once), and the consumers' weights after `count` units."""
-    snapshot: list[FloatArray] = []
-
-    def note(order: list[int]) -> None:
-        if not snapshot and len(order) >= count:
-            snapshot.extend(s.weights for s in solvers)
-
-    if known is None:
-        order = removal_order([*solvers, *losses], units, fallback, len(units) - most, note, exact=count)
-        return order, snapshot
-    for solver in solvers:
-        solver.remove(np.flatnonzero(np.isin(solver.layer.units, np.asarray(known.order[:count]))))
-    return list(known.order), [s.weights for s in solvers]
 
 
 def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
@@ -222,70 +212,3 @@ def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
         keep = np.setdiff1d(np.flatnonzero(alive), removed)
         ridges[layer.node] = best_ridge(weights, fit, held_out, keep, removed)
     return ridges
-
-
-def alive_channels(working: MaskedNetwork, layer: Layer) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """The input channels of a layer that remain."""
-    return np.where(layer.units >= 0, working.alive[layer.units], True)
-
-
-def solvers_for(
-    working: MaskedNetwork,
-    fit: PatchStatistics,
-    ridges: Mapping[int, float],
-    group: DependencyGroup,
-    importance: Mapping[int, FloatArray],
-    inverses: InverseCache,
-) -> list[LayerObs]:
-    """The layers that consume a group and can compensate for its channels."""
-    consumers = set(group.consumers)
-    solvers = []
-    for layer in working.layers:
-        moments = fit.moments(layer) if layer.node in consumers and layer.node in ridges else None
-        if moments is not None:
-            channels = np.flatnonzero(np.isin(layer.units, group.units))
-            solvers.append(LayerObs.of(
-                layer, working.weights(layer)[0], moments, ridges[layer.node], alive_channels(working, layer),
-                importance=importance.get(layer.node), channels=channels, inverses=inverses,
-            ))  # fmt: skip
-    return solvers
-
-
-def _without(
-    working: MaskedNetwork, samples: Samples, executor: PartialExecutor, solvers: Sequence[LayerObs], units: IntArray,
-    base: float,
-) -> float:  # fmt: skip
-    """Divergence added when all that is left of a group goes, and its consumers keep the mean of what they lose."""
-    for solver in solvers:
-        solver.remove(np.flatnonzero(np.isin(solver.units, units)))
-    return _variant(working, samples, executor, solvers, [s.weights for s in solvers], units.tolist(), base)
-
-
-def _variant(
-    working: MaskedNetwork, samples: Samples, executor: PartialExecutor, solvers: Sequence[LayerObs],
-    weights: Sequence[FloatArray], removed: Sequence[int], base: float,
-) -> float:  # fmt: skip
-    """Divergence added if a group loses units and its consumers compensate."""
-    saved = {name: copied(working.partition.stored[name])
-             for name in changed_names(working, solvers)}  # fmt: skip
-    try:
-        for solver, flat in zip(solvers, weights, strict=True):
-            (old,) = working.weights(solver.layer)
-            lost = as_features(old, len(flat)) - flat
-            change = mean_output(lost, solver.moments.mean, old.shape[1])
-            working.set_weights(solver.layer, as_weights(flat, old)[None], change)
-        with working.without(np.asarray(removed, dtype=np.int64)):
-            return samples.reference.compare(executor.finish()).value - base
-    finally:
-        for name, tensor in saved.items():
-            working.partition.stored[name].CopyFrom(tensor)
-
-
-def changed_names(working: MaskedNetwork, solvers: Sequence[LayerObs]) -> set[str]:
-    """Stored tensors that a variant changes."""
-    names = set()
-    for layer in [s.layer for s in solvers]:
-        own = working.stored_layer(layer.node, layer.kernel)
-        assert own is not None
-        names |= {own.weight, own.bias or own.weight}
-    return names

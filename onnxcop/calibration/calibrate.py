@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
@@ -38,6 +38,7 @@ from onnxcop.errors import CalibrationError
 from onnxcop.graph.linear import kernel_of
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.traits import Trait, traits
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.runtime.input_shapes import shapes_of
 from onnxcop.runtime.session import EngineOptions, Session, run_batched
 
@@ -55,7 +56,7 @@ _OVERHEAD = 150  # multiply-accumulates that take as long as moving one entry of
 
 def gather_statistics(
     analysis: Analysis, data: CalibrationData, options: EngineOptions = EngineOptions(),
-    progress: Progress = silent,
+    progress: Progress = silent, crew: Crew = HERE,
 ) -> CalibrationStats:  # fmt: skip
     """Statistics of all layers of an analysed model.
 
@@ -64,9 +65,10 @@ def gather_statistics(
         data: Samples.
         options: How to run the model.
         progress: Called with (stage, done, total).
+        crew: Runs the batches.
     """
     layers = layers_of(analysis.model, analysis.structure)
-    return calibrate(analysis.model, layers, data, options, sha=analysis.sha256, progress=progress)
+    return calibrate(analysis.model, layers, data, options, sha=analysis.sha256, progress=progress, crew=crew)
 
 
 def calibrate(
@@ -79,6 +81,7 @@ def calibrate(
     positions: int | Literal["auto"] | None = "auto",
     progress: Progress = silent,
     stage: str = "calibration",
+    crew: Crew = HERE,
 ) -> CalibrationStats:
     """Gather the moments of the inputs of layers.
 
@@ -92,6 +95,7 @@ def calibrate(
             maps, summed in double precision.
         progress: Called with (stage, done, total) in samples.
         stage: Its name in `progress`.
+        crew: Runs the batches; their sums are added in the order of the batches.
 
     Raises:
         CalibrationError: There are no samples, or a tensor holds values that are not finite.
@@ -123,7 +127,7 @@ def calibrate(
         report = partial(_reported, partial(progress, stage), place, len(parts))
         with Session(watched.model, options) as session:
             try:
-                count, sums = _gather(session, watched, first, data, progress=report)
+                count, sums = _gather(session, watched, first, data, crew, options, progress=report)
             except _NotFinite as error:
                 where = data.first_infinite()
                 raise CalibrationError(f"{error}; {where}" if where else str(error)) from None
@@ -155,6 +159,8 @@ def _gather(
     watched: Instrumented,
     first: Feed,
     data: CalibrationData,
+    crew: Crew,
+    options: EngineOptions,
     *,
     progress: Callable[[int, int], None],
 ) -> tuple[int, Iterator[tuple[str, Moments]]]:
@@ -162,14 +168,54 @@ def _gather(
     shifts = _shifts(watched, session.run(first | _zero_shifts(watched)))
     sums = [_Sums.of(tap) for tap in watched.taps]
     done = 0
-    feeds = (feed | shifts for feed in data.batches())
-    for feed, result in run_batched(session, feeds, data.layout.axes):
-        for tap, total, names in zip(watched.taps, sums, watched.names, strict=True):
-            total.add(tap, result[names.count], result[names.total], result[names.second])
-        done += data.layout.samples_in(feed)
+    for count, parts in _batch_sums(session, watched, shifts, data, crew, options):
+        for tap, total, part in zip(watched.taps, sums, parts, strict=True):
+            total.add(tap, *part)
+        done += count
         progress(done, data.count)
     pairs = zip(watched.taps, watched.names, strict=True)
     return done, ((tap.key, sums.pop(0).moments(shifts[names.shift])) for tap, names in pairs)
+
+
+_Parts = list[tuple[FloatArray, FloatArray, FloatArray]]  # number of observations, sum and second moment, by tap
+
+
+@dataclass
+class _Watching:
+    """An instrumented model, and its session once a worker has made it."""
+
+    watched: Instrumented
+    shifts: Feed
+    options: EngineOptions
+    session: Session | None = None
+
+    def parts(self, feeds: Iterable[Feed], data: CalibrationData) -> Iterator[tuple[int, _Parts]]:
+        """Samples and sums of every batch, or of parts of one if it does not fit in memory."""
+        if self.session is None:
+            self.session = Session(self.watched.model, self.options)
+        shifted = (feed | self.shifts for feed in feeds)
+        for feed, result in run_batched(self.session, shifted, data.layout.axes):
+            names = self.watched.names
+            yield data.layout.samples_in(feed), [(result[n.count], result[n.total], result[n.second]) for n in names]
+
+
+def _batch_sums(
+    session: Session, watched: Instrumented, shifts: Feed, data: CalibrationData, crew: Crew, options: EngineOptions
+) -> Iterator[tuple[int, _Parts]]:
+    """Samples and sums, batch by batch, in the order of the data."""
+    if not crew.spread:
+        yield from _Watching(watched, shifts, options, session).parts(data.batches(), data)
+        return
+    watching = crew.share(_Watching(watched, shifts, crew.engine(options)))
+    ranges = data.ranges()
+    items: Iterable[tuple[int, int] | Feed] = data.batches() if ranges is None else ranges
+    for parts in crew.run(_sums_of, items, watching, crew.share(data, keep=True)):
+        yield from parts
+
+
+def _sums_of(item: tuple[int, int] | Feed, watching: _Watching, data: CalibrationData) -> list[tuple[int, _Parts]]:
+    """Sums of one batch: of samples by their numbers, or of given ones."""
+    return list(watching.parts(data.part(*item).batches() if isinstance(item, tuple) else [item], data))
 
 
 def merge(stats: Sequence[CalibrationStats], names: Sequence[object] | None = None) -> CalibrationStats:

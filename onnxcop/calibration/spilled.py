@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,15 @@ class SpilledMoments(Mapping[str, Moments]):
     def __init__(self) -> None:
         self._folder, _ = scratch_folder(self)
         self._stored: dict[str, _Stored] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as moments in memory, which are mapped from the files here and from the pickle elsewhere."""
+        return dict, ({key: self._mapped(stored) for key, stored in self._stored.items()},)
+
+    @staticmethod
+    def _mapped(stored: _Stored) -> Moments:
+        size = len(stored.mean)
+        return Moments(stored.count, stored.mean, np.memmap(stored.path, np.float64, "r", shape=(size, size)))
 
     def __setitem__(self, key: str, moments: Moments) -> None:
         """Add the moments of a tap."""

@@ -163,6 +163,22 @@ class CalibrationData:
         if pending:
             yield self._joined(pending)
 
+    def ranges(self) -> list[tuple[int, int]] | None:
+        """The samples of every batch, as places from the first to after the last; None if that depends on the samples.
+
+        Batches follow from the number of samples if all inputs have a batch axis and samples of one shape.
+        """
+        axes, layout = self.layout.axes.values(), self.layout
+        plain = type(self).batches is CalibrationData.batches and None not in axes
+        if not plain or any(not isinstance(dim, int) for spec in layout.specs for dim in layout.sample_dims(spec)):
+            return None
+        size = layout.size or self.batch_size
+        return [(start, min(start + size, self.count)) for start in range(0, self.count, size)]
+
+    def part(self, start: int, stop: int) -> CalibrationData:
+        """The samples of some places."""
+        return self._with(self._order[start:stop], self.description)
+
     def values(self) -> tuple[FedValues, ...]:
         """Values of a model's inputs, from the first batch."""
         values = []

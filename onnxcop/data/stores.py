@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class ArrayStore:
         self._ends = list(accumulate(binding.count for binding in self._bindings))
         self._open: OrderedDict[int, Mapping[str, Array]] = OrderedDict()
         self._read = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without open files."""
+        return ArrayStore, (self.array_files, self._binder)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -117,6 +121,10 @@ class SpilledStore:
         self._names: list[str] = []
         self._held = 0
         self._folder: Path | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With all samples in memory."""
+        return vars(self) | {"_items": [self.sample(index) for index in range(len(self))], "_folder": None}
 
     def __len__(self) -> int:
         return len(self._items)

@@ -26,6 +26,7 @@ from onnxcop.data.dataset import DataRecord, FedValues
 from onnxcop.data.open import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.outputs.judgement import Judgements
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.pipeline.options import Modes, PruneOptions
 from onnxcop.pipeline.unseen import UnseenSamples
 from onnxcop.reconstruction.divergence import Waypoint
@@ -91,6 +92,7 @@ class Request:
         clock: Sums the seconds of each stage.
         choices: Choices made by measurement, in words.
         table: Times of the target device, if that is not this machine.
+        crew: Carries out independent tasks.
     """
 
     asked: PruneOptions
@@ -105,6 +107,7 @@ class Request:
     clock: Clock
     choices: tuple[str, ...] = ()
     table: DeviceTable | None = None
+    crew: Crew = HERE
 
     @property
     def options(self) -> EngineOptions:
@@ -254,11 +257,12 @@ def _recovery(request: Request) -> Recovery:
     settings = request.asked.recovery().by(request.modes.recover)
     if request.source is None:
         return recovery_without_data(
-            request.analysis, settings, request.options, request.progress, task=request.asked.task
+            request.analysis, settings, request.options, request.progress, task=request.asked.task, crew=request.crew
         )
     return recovery_on(
-        request.analysis, request.source, settings, request.options, request.progress, task=request.asked.task
-    )
+        request.analysis, request.source, settings, request.options, request.progress, task=request.asked.task,
+        crew=request.crew,
+    )  # fmt: skip
 
 
 def recover_units(
@@ -370,7 +374,7 @@ def _statistics(request: Request) -> CalibrationStats:
     if request.source is None:
         raise CalibrationError("statistics need calibration data; give --data")
     with request.clock.stage("calibration"):
-        return gather_statistics(request.analysis, request.source, request.options, request.progress)
+        return gather_statistics(request.analysis, request.source, request.options, request.progress, request.crew)
 
 
 def calibrated_on(decision: Decision) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -104,6 +105,8 @@ class PruneOptions(ApplyOptions):
             The model is reduced to them before anything else (see :mod:`onnxcop.rewrite.classes`).
         then_quantize: Also make an int8 model of the result, the `int8` of the result: "static" with the calibration
             data, or "dynamic"; see :func:`onnxcop.quantize`.
+        executor: An executor of :mod:`concurrent.futures` for the independent tasks of the run; results are the same
+            bytes with any, in whatever order it finishes tasks. None runs them one after the other.
     """
 
     macs: float | str | None = None
@@ -131,6 +134,7 @@ class PruneOptions(ApplyOptions):
     policy: Policy = "finest"
     classes: str | Sequence[int | str] | None = None
     then_quantize: Quantization | None = None
+    executor: Executor | None = None
 
     @property
     def bounded(self) -> bool:

@@ -8,19 +8,20 @@ the end the rewriter cuts the result to size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxcop._base.types import Array, FloatArray, IntArray
+from onnxcop._base.types import Array, BoolArray, FloatArray, IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of
 from onnxcop.graph.edit import copied
-from onnxcop.graph.io import values_of
+from onnxcop.graph.io import inlined, values_of
 from onnxcop.graph.linear import Kernel, StoredLayer, kernel_of, stored_layer
 from onnxcop.graph.subgraphs import Scopes
 from onnxcop.reconstruction.masks import UnitMasks
@@ -69,6 +70,11 @@ class MaskedNetwork:
         self._uses = Counter(name for node in self.nodes for name in node.input)
         self._uses.update(value.name for scope in scopes.all[1:] for value in scope.graph.output)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the models of the analysis, which no task reads."""
+        analysis = replace(self.analysis, original=onnx.ModelProto(), model=onnx.ModelProto())
+        return MaskedNetwork, (analysis, self.model, self.alive)
+
     def copy(self) -> MaskedNetwork:
         """An independent copy; of a large network the weights are in one file, and only changed ones are added."""
         light = self.partition.light()
@@ -104,6 +110,11 @@ class MaskedNetwork:
         if tensor.doc_string:
             new.doc_string = tensor.doc_string
         tensor.CopyFrom(self.partition.held(new))
+
+    def put(self, tensors: Iterable[onnx.TensorProto]) -> None:
+        """Replace stored tensors by others of the same names."""
+        for tensor in tensors:
+            self.partition.stored[tensor.name].CopyFrom(self.partition.held(tensor))
 
     def uses(self, name: str) -> int:
         """How often a tensor is read."""
@@ -146,3 +157,35 @@ class MaskedNetwork:
     def removed(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Removed units, ascending."""
         return np.flatnonzero(~self.alive)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChange:
+    """The difference between two networks of one analysis.
+
+    Attributes:
+        tensors: Stored tensors that differ.
+        alive: bool [units], the units that remain.
+    """
+
+    tensors: tuple[onnx.TensorProto, ...]
+    alive: BoolArray
+
+    @classmethod
+    def between(cls, old: MaskedNetwork, new: MaskedNetwork) -> NetworkChange:
+        """What has to change in the old network."""
+        before, after = old.partition.stored, new.partition.stored
+        changed = [name for name, tensor in after.items() if not same_tensor(tensor, before[name])]
+        return cls(tuple(copied(after[name]) for name in changed), new.alive.copy())
+
+    def of(self, old: MaskedNetwork) -> MaskedNetwork:
+        """A copy of the old network with the change."""
+        network = old.copy()
+        network.put(self.tensors)
+        network.alive[:] = self.alive
+        return network
+
+
+def same_tensor(one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Whether two stored tensors have the same values."""
+    return one is other or inlined(one).SerializeToString() == inlined(other).SerializeToString()

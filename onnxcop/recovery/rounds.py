@@ -21,6 +21,7 @@ from onnxcop._base.types import Feed, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits
+from onnxcop.allocation.points import HeldOut
 from onnxcop.allocation.search import CurveSearch
 from onnxcop.allocation.sensitivity import NetworkCache, Samples, alive_channels, choose_ridges, measure_curves
 from onnxcop.analysis.analyze import Analysis
@@ -31,6 +32,7 @@ from onnxcop.criteria.base import PruningContext
 from onnxcop.criteria.preference import Preference
 from onnxcop.data.open import CalibrationData
 from onnxcop.outputs.judgement import judge
+from onnxcop.parallel.crew import HERE, Crew, Shared
 from onnxcop.reconstruction.block_bases import in_block_bases, watched
 from onnxcop.reconstruction.block_streams import BlockStream, block_streams
 from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
@@ -43,7 +45,7 @@ from onnxcop.reconstruction.ridge import merge_channels
 from onnxcop.recovery.belief import Belief
 from onnxcop.recovery.methods import FULL, RecoveryMethod
 from onnxcop.rewrite.apply import apply
-from onnxcop.runtime.segments import PartialExecutor, Prefixes
+from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
 log = logging.getLogger("onnxcop")
@@ -94,6 +96,7 @@ class Recovery:
     Attributes:
         synthetic: Whether the data are synthetic inputs.
         task: The task of the model, if the user names it (see :data:`onnxcop.outputs.tasks.TASKS`).
+        crew: Carries out independent tasks.
         original: The unpruned network, up to the basis of its linear streams.
         working: The current network.
         fit: Data to fit on.
@@ -113,6 +116,7 @@ class Recovery:
     progress: Progress = silent
     synthetic: bool = False
     task: str | None = None
+    crew: Crew = HERE
     original: MaskedNetwork = field(init=False)
     working: MaskedNetwork = field(init=False)
     reference: Reference = field(init=False)
@@ -121,6 +125,7 @@ class Recovery:
     seen: CalibrationStats | None = None
     rotated: tuple[int, ...] = ()
     way: list[Waypoint] = field(default_factory=list)
+    _held: Shared[HeldOut] | None = None
 
     def __post_init__(self) -> None:
         self.original = MaskedNetwork.sharing(self.analysis)
@@ -186,6 +191,7 @@ class Recovery:
                 positions=_POSITIONS,
                 progress=self.progress,
                 stage=f"statistics ({what})",
+                crew=self.crew,
             ),
             patches,
         )
@@ -276,13 +282,21 @@ class Recovery:
         self.way.append(Waypoint(what, macs, divergence.value, divergence.agreement))
         log.log(level, "%s: divergence %.4g%s", what, divergence.value, agreement)
 
+    def _shared_original(self) -> Shared[MaskedNetwork]:
+        return self.crew.share(self.original, keep=True)
+
+    def _shared_held(self, samples: Samples) -> Shared[HeldOut]:
+        if self._held is None:
+            self._held = self.crew.share(HeldOut(samples.feeds, samples.reference))
+        return self._held
+
     def _selector(
         self, state: PruningState, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
         fallback: FloatArray, name: str,
     ) -> CurveSearch:  # fmt: skip
         measured = partial(
             measure_curves, self.working, samples, limits, fallback, self.options, ridges,
-            cache=NetworkCache(Prefixes(self.working.partition, samples.feeds, self.options)), may_go=state.may_empty,
+            cache=NetworkCache(self.crew, self._shared_original(), self._shared_held(samples)), may_go=state.may_empty,
             progress=self.progress, stage=f"curves, {name}",
         )  # fmt: skip
         return CurveSearch(

@@ -19,6 +19,7 @@ from onnxcop.data.open import CalibrationData
 from onnxcop.data.padding import TrimmedData, padding_of
 from onnxcop.data.synthetic import synthetic_data
 from onnxcop.errors import CalibrationError, EngineError
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.recovery.rounds import Recovery, RecoverySettings
 from onnxcop.runtime.providers import CPU, resolve_provider
 from onnxcop.runtime.session import EngineOptions, Session
@@ -40,7 +41,7 @@ _PASSES = 2  # passes of measuring curves there; more of them fit the network to
 
 def recovery_on(
     analysis: Analysis, source: CalibrationData, settings: RecoverySettings, options: EngineOptions,
-    progress: Progress, *, task: str | None = None,
+    progress: Progress, *, task: str | None = None, crew: Crew = HERE,
 ) -> Recovery:  # fmt: skip
     """An unpruned network with its data split in two.
 
@@ -63,6 +64,7 @@ def recovery_on(
         settings=settings,
         progress=progress,
         task=task,
+        crew=crew,
     )
 
 
@@ -111,7 +113,7 @@ def _same(expected: object, actual: object) -> bool:
 
 def recovery_without_data(
     analysis: Analysis, settings: RecoverySettings, options: EngineOptions, progress: Progress,
-    *, task: str | None = None,
+    *, task: str | None = None, crew: Crew = HERE,
 ) -> Recovery:  # fmt: skip
     """An unpruned network that is fitted and measured on synthetic inputs; a large network gets few of them."""
     macs = max(float(analysis.cost.original()[0]), 1.0)
@@ -131,6 +133,7 @@ def recovery_without_data(
         progress=progress,
         synthetic=True,
         task=task,
+        crew=crew,
     )
 
 

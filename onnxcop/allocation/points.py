@@ -1,0 +1,225 @@
+"""Points of sensitivity curves: what a network loses if a group is cut to a width and its consumers compensate.
+
+Points do not depend on one another, so they are tasks for workers (:mod:`onnxcop.parallel.crew`). All points of a round
+share the network, its statistics and the samples; the result of one is an order of units and numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxcop._base.types import Array, BoolArray, FloatArray, IntArray
+from onnxcop.allocation.limits import Limits
+from onnxcop.analysis.layers import Layer
+from onnxcop.calibration.patches import PatchStatistics
+from onnxcop.coupling.groups import DependencyGroup
+from onnxcop.graph.edit import copied
+from onnxcop.reconstruction.block_streams import BlockStream
+from onnxcop.reconstruction.divergence import Reference
+from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
+from onnxcop.reconstruction.obs import InverseCache, LayerObs, Loss, removal_order
+from onnxcop.reconstruction.products import losses_for
+from onnxcop.reconstruction.ridge import as_features, as_weights, mean_output
+from onnxcop.runtime.segments import PartialExecutor, Prefixes
+from onnxcop.runtime.session import EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Samples to measure on.
+
+    Attributes:
+        feeds: Batches.
+        reference: Outputs of the original on them.
+    """
+
+    feeds: Sequence[Mapping[str, Array]]
+    reference: Reference
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """A point to measure.
+
+    Attributes:
+        group: The group's index.
+        count: How many units to remove.
+        order: The removal order, if it is known.
+        whole: Whether to measure the removal of the whole group as well, if only one of its units must stay.
+    """
+
+    group: int
+    count: int
+    order: tuple[int, ...] | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPoint:
+    """A measured point.
+
+    Attributes:
+        order: The removal order.
+        count: How many units were removed.
+        value: Divergence added by that.
+        whole: Divergence added by removing all units, None if that was not measured; `order` then ends with the last.
+    """
+
+    order: tuple[int, ...]
+    count: int
+    value: float
+    whole: float | None = None
+
+
+@dataclass
+class CurveRound:
+    """A network and its statistics, which all points of a round share.
+
+    Attributes:
+        working: The network; None in a worker, until the first point.
+        change: Its difference from the original.
+        fit: Statistics to fit merges on.
+        heads: Groups of heads with products that are compared head by head.
+        allowed: bool [units], units that may be removed.
+        limits: The limits on what may be cut.
+        fallback: float64 [units], an order for groups without statistics.
+        ridges: Regularization by layer.
+        importance: Importance of outputs by layer, float64 [outputs].
+        options: How to run pieces.
+        base: Divergence of the network itself.
+    """
+
+    working: MaskedNetwork | None
+    change: NetworkChange | None
+    fit: PatchStatistics
+    heads: Sequence[BlockStream]
+    allowed: BoolArray
+    limits: Limits
+    fallback: FloatArray
+    ridges: Mapping[int, float]
+    importance: Mapping[int, FloatArray]
+    options: EngineOptions
+    base: float
+    prefixes: Prefixes | None = None
+    inverses: InverseCache = field(default_factory=InverseCache)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what a worker makes itself."""
+        return vars(self) | {"working": None, "prefixes": None, "inverses": InverseCache()}
+
+    def opened(self, original: MaskedNetwork, held: HeldOut) -> tuple[MaskedNetwork, Prefixes]:
+        """The network and its live tensors, made on first use in a worker."""
+        if self.working is None:
+            assert self.change is not None
+            self.working = self.change.of(original)
+        if self.prefixes is None:
+            self.prefixes = Prefixes(self.working.partition, held.feeds, self.options)
+        return self.working, self.prefixes
+
+
+def measure_point(point: CurvePoint, original: MaskedNetwork, held: HeldOut, state: CurveRound) -> MeasuredPoint:
+    """Measure one point; the network is left as it was."""
+    working, prefixes = state.opened(original, held)
+    group = working.analysis.structure.groups[point.group]
+    executor = prefixes.at(first_end(working, group))
+    units = group.units[state.allowed[group.units]]
+    most = most_units(state.allowed, group.units, group.width, state.limits)
+    count = min(point.count, most)
+    losses = [] if point.order is not None else losses_for(working, state.fit, group, state.heads)
+    solvers = _solvers(working, state, group)
+    order, weights = _cut_to(solvers, losses, units, state.fallback, count, most, point.order)
+    value = _variant(working, held.reference, executor, solvers, weights, order[:count], state.base)
+    if not (point.whole and point.order is None and len(units) == most + 1):
+        return MeasuredPoint(tuple(order), count, value)
+    solvers = _solvers(working, state, group)
+    for solver in solvers:  # all that is left of the group goes, and its consumers keep the mean of what they lose
+        solver.remove(np.flatnonzero(np.isin(solver.units, units)))
+    weights = [solver.weights for solver in solvers]
+    gone = _variant(working, held.reference, executor, solvers, weights, units.tolist(), state.base)
+    return MeasuredPoint((*order, *np.setdiff1d(units, order).tolist()), count, value, gone)
+
+
+def first_end(working: MaskedNetwork, group: DependencyGroup) -> int:
+    """Position in the top-level graph of the first node with a result that changes if units of a group are removed."""
+    return min(working.masks.places(group.units))
+
+
+def most_units(allowed: BoolArray, units: IntArray, width: int, limits: Limits) -> int:
+    """The largest number of further units of a group that may be removed."""
+    available = int(allowed[units].sum())
+    removed = width - available
+    return max(0, min(available - 1, int(limits.max_cut * width + 1e-9) - removed))
+
+
+def alive_channels(working: MaskedNetwork, layer: Layer) -> BoolArray:
+    """The input channels of a layer that remain."""
+    return np.where(layer.units >= 0, working.alive[layer.units], True)
+
+
+def _cut_to(
+    solvers: Sequence[LayerObs], losses: Sequence[Loss], units: IntArray, fallback: FloatArray, count: int,
+    most: int, known: Sequence[int] | None,
+) -> tuple[list[int], list[FloatArray]]:  # fmt: skip
+    """The removal order (computed once), and the consumers' weights after `count` units."""
+    snapshot: list[FloatArray] = []
+
+    def note(order: list[int]) -> None:
+        if not snapshot and len(order) >= count:
+            snapshot.extend(s.weights for s in solvers)
+
+    if known is None:
+        order = removal_order([*solvers, *losses], units, fallback, len(units) - most, note, exact=count)
+        return order, snapshot
+    for solver in solvers:
+        solver.remove(np.flatnonzero(np.isin(solver.layer.units, np.asarray(known[:count]))))
+    return list(known), [s.weights for s in solvers]
+
+
+def _solvers(working: MaskedNetwork, state: CurveRound, group: DependencyGroup) -> list[LayerObs]:
+    """The layers that consume a group and can compensate for its channels."""
+    consumers = set(group.consumers)
+    solvers = []
+    for layer in working.layers:
+        known = layer.node in consumers and layer.node in state.ridges
+        moments = state.fit.moments(layer) if known else None
+        if moments is not None:
+            channels = np.flatnonzero(np.isin(layer.units, group.units))
+            solvers.append(LayerObs.of(
+                layer, working.weights(layer)[0], moments, state.ridges[layer.node], alive_channels(working, layer),
+                importance=state.importance.get(layer.node), channels=channels, inverses=state.inverses,
+            ))  # fmt: skip
+    return solvers
+
+
+def _variant(
+    working: MaskedNetwork, reference: Reference, executor: PartialExecutor, solvers: Sequence[LayerObs],
+    weights: Sequence[FloatArray], removed: Sequence[int], base: float,
+) -> float:  # fmt: skip
+    """Divergence added if a group loses units and its consumers compensate."""
+    saved = {name: copied(working.partition.stored[name])
+             for name in _changed_names(working, solvers)}  # fmt: skip
+    try:
+        for solver, flat in zip(solvers, weights, strict=True):
+            (old,) = working.weights(solver.layer)
+            lost = as_features(old, len(flat)) - flat
+            change = mean_output(lost, solver.moments.mean, old.shape[1])
+            working.set_weights(solver.layer, as_weights(flat, old)[None], change)
+        with working.without(np.asarray(removed, dtype=np.int64)):
+            return reference.compare(executor.finish()).value - base
+    finally:
+        for name, tensor in saved.items():
+            working.partition.stored[name].CopyFrom(tensor)
+
+
+def _changed_names(working: MaskedNetwork, solvers: Sequence[LayerObs]) -> set[str]:
+    """Stored tensors that a variant changes."""
+    names = set()
+    for layer in [s.layer for s in solvers]:
+        own = working.stored_layer(layer.node, layer.kernel)
+        assert own is not None
+        names |= {own.weight, own.bias or own.weight}
+    return names

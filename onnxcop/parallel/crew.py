@@ -1,0 +1,376 @@
+"""Independent tasks on an executor, with results that do not depend on it.
+
+A task is a function of an item and of *shared* values: the model, samples, statistics. An item is small and travels
+with its task. A shared value is packed once, and a worker reads it once. Results are returned in the order of the
+items, so whoever adds them up adds them in that order.
+
+A task has no effect besides its result. So a task whose worker dies is given to another one, and in the end to this
+process: a run that loses its workers becomes slower, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from onnxcop._base.scratch import scratch_folder
+from onnxcop._version import __version__
+from onnxcop.errors import OnnxcopError
+from onnxcop.parallel.packing import pack, unpack
+from onnxcop.runtime.session import EngineOptions
+
+log = logging.getLogger("onnxcop")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_TRIES = 3  # workers that a task may lose before this process carries it out
+_AHEAD = 2  # tasks for every worker that wait for their turn
+_HELD = 8  # shared values that a worker keeps
+
+
+class WorkerError(OnnxcopError):
+    """Workers cannot be reached, or cannot do the work."""
+
+
+@dataclass(frozen=True)
+class Shared(Generic[T]):
+    """A value that many tasks read.
+
+    Attributes:
+        value: The value here.
+        digest: The digest of its bytes; empty if tasks run in this thread.
+        path: The file that holds them.
+        carried: What an executor made of the file, if it carries values itself.
+    """
+
+    value: T
+    digest: str = ""
+    path: Path | None = None
+    carried: Any = None
+    _folder: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    """A shared value, for a worker that may have it already."""
+
+    digest: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What became of a task: a result, an error of its own, or what its worker lacks."""
+
+    host: str
+    result: Any = None
+    error: BaseException | None = None
+    unseen: bool = False
+    versions: dict[str, str] | None = None
+
+
+class _Scratch:
+    """The owner of a folder of packed values."""
+
+    def __init__(self) -> None:
+        self.folder, _ = scratch_folder(self)
+
+
+class Crew:
+    """Carries out independent tasks.
+
+    Args:
+        executor: Any executor. None carries tasks out here, one after the other, when their results are read. If it
+            has a method `carry(path)`, that returns a reference to a packed value, which the executor's `submit`
+            replaces by the bytes of the file. If it has an attribute `width`, that is its number of workers.
+
+    Attributes:
+        spread: Whether tasks run elsewhere.
+    """
+
+    def __init__(self, executor: Executor | None = None) -> None:
+        self._executor = executor
+        self._count = 0
+        self._kept: dict[int, Shared[Any]] = {}
+        self._lost = False
+
+    @property
+    def spread(self) -> bool:
+        return self._executor is not None and not self._lost
+
+    def engine(self, options: EngineOptions) -> EngineOptions:
+        """How tasks run models: with one thread, unless the user wants more."""
+        return replace(options, threads=options.threads or 1) if self.spread else options
+
+    def share(self, value: T, *, keep: bool = False) -> Shared[T]:
+        """Make a value known to the workers; it must not change while tasks read it.
+
+        Args:
+            value: The value.
+            keep: Whether to remember it, so that sharing the same object again costs nothing.
+
+        Raises:
+            WorkerError: The value cannot be packed.
+        """
+        if not self.spread:
+            return Shared(value)
+        if keep and id(value) in self._kept:
+            return self._kept[id(value)]
+        self._count += 1
+        folder = _Scratch()
+        path = folder.folder / f"{self._count}.shared"
+        try:
+            digest = pack(value, path)
+        except (TypeError, AttributeError, ValueError) as error:  # what pickle raises
+            raise WorkerError(
+                f"a part of this run cannot be sent to workers: {error}; give functions and classes of a module that "
+                "workers can import, or leave out --workers"
+            ) from error
+        carry = getattr(self._executor, "carry", None)
+        carried = None
+        if carry is not None:
+            with contextlib.suppress(Exception):  # without it, the bytes go with the tasks
+                carried = carry(path)
+        shared = Shared(value, digest, path, carried, folder)
+        if keep:
+            self._kept[id(value)] = shared  # which holds the value, so that no other object gets its number
+        return shared
+
+    def run(
+        self, task: Callable[..., R], items: Iterable[Any], *shared: Shared[Any], homes: Sequence[int] | None = None
+    ) -> Generator[R]:
+        """Carry out a task for every item.
+
+        Args:
+            task: A function of a module, called with an item and the shared values.
+            items: Arguments.
+            shared: Values that all tasks read.
+            homes: A number for every item: tasks of one number go to the same worker where that is possible, because
+                it has something left from the last one.
+
+        Yields:
+            The results, in the order of the items.
+
+        Raises:
+            OnnxcopError: As raised by a task, with the worker's host.
+            WorkerError: A worker cannot do the work: it lacks the package, or has another version.
+        """
+        if not self.spread:
+            for item in items:
+                yield self._here(task, item, shared)
+            return
+        numbers = iter(homes) if homes is not None else None
+        waiting: deque[_Pending] = deque()
+        source = iter(items)
+        most = (_AHEAD + 1) * self.width
+        try:
+            while True:
+                while len(waiting) < most:
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        break
+                    pending = _Pending(item, None if numbers is None else next(numbers))
+                    self._submit(task, pending, shared)
+                    waiting.append(pending)
+                if not waiting:
+                    return
+                yield self._finished(task, waiting[0], shared)
+                waiting.popleft()
+        finally:
+            for pending in waiting:
+                if pending.future is not None:
+                    pending.future.cancel()
+
+    @property
+    def width(self) -> int:
+        """How many workers there are, as far as that is known."""
+        known = getattr(self._executor, "width", None) or getattr(self._executor, "_max_workers", None)
+        return max(1, int(known or os.cpu_count() or 1)) if self._executor is not None else 1
+
+    def _here(self, task: Callable[..., R], item: Any, shared: Sequence[Shared[Any]]) -> R:
+        return task(item, *(_value_of(one.digest, one.path) if one.path else one.value for one in shared))
+
+    def _submit(self, task: Callable[..., Any], pending: _Pending, shared: Sequence[Shared[Any]]) -> None:
+        if self._lost:
+            return
+        tickets = tuple(_Ticket(one.digest, str(one.path)) for one in shared)
+        payloads = [one.carried for one in shared]
+        if pending.inline:
+            payloads = [one.path.read_bytes() if one.path is not None else b"" for one in shared]
+        submit: Any = self._executor.submit  # type: ignore[union-attr]
+        submit_to = getattr(self._executor, "submit_to", None)
+        if pending.home is not None and submit_to is not None:
+            submit = lambda *arguments: submit_to(pending.home, *arguments)  # noqa: E731
+        try:
+            pending.future = submit(
+                _perform, task, pending.item, tickets, versions(), (_host(), os.getpid()), *payloads
+            )
+        except Exception as error:  # a pool that is broken, a cluster that is gone
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        if not self._lost:
+            self._lost = True
+            log.warning("the workers are lost (%s); the run goes on in this process", _in_a_line(error))
+
+    def _finished(self, task: Callable[..., R], pending: _Pending, shared: Sequence[Shared[Any]]) -> R:
+        for _ in range(_TRIES + 1):
+            if pending.future is None or self._lost:
+                break
+            try:
+                answer: _Answer = pending.future.result()
+            except ImportError as error:
+                raise WorkerError(
+                    f"a worker cannot import what it needs: {_in_a_line(error)}; install onnxcop {__version__} there"
+                ) from error
+            except (
+                BaseException
+            ) as error:  # the worker died, or the cluster lost it: executors raise errors of their own
+                if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                    raise
+                log.info("a worker is lost (%s); another one repeats its task", _in_a_line(error))
+                pending.future = None
+                self._submit(task, pending, shared)
+                continue
+            if answer.versions is not None:
+                raise WorkerError(_other_versions(answer))
+            if answer.unseen:
+                if pending.inline:
+                    raise WorkerError(f"the worker at {answer.host} cannot read what it was sent; look at its log")
+                pending.inline = True
+                self._submit(task, pending, shared)
+                continue
+            if isinstance(answer.error, MemoryError):
+                log.info("the worker at %s has too little memory; another one repeats its task", answer.host)
+                self._submit(task, pending, shared)
+                continue
+            if answer.error is not None:
+                raise _named(answer.error, answer.host)
+            return answer.result  # type: ignore[no-any-return]
+        if not self._lost:
+            log.warning("a task was lost with %d workers; this process carries it out", _TRIES)
+        return self._here(task, pending.item, shared)
+
+
+@dataclass
+class _Pending:
+    """A task that was given to a worker."""
+
+    item: Any
+    home: int | None = None
+    future: Future[Any] | None = None
+    inline: bool = False
+
+
+HERE = Crew()
+"""No workers: tasks run in this thread."""
+
+_held = threading.local()
+
+
+def _value_of(digest: str, source: Path | bytes) -> Any:
+    """A shared value, unpacked once by every thread: tasks may change it as long as they restore it."""
+    values: OrderedDict[str, Any] = _held.__dict__.setdefault("values", OrderedDict())
+    if digest not in values:
+        values[digest] = unpack(source)
+        while len(values) > _HELD:
+            values.popitem(last=False)
+    values.move_to_end(digest)
+    return values[digest]
+
+
+def _perform(
+    task: Callable[..., Any], item: Any, tickets: Sequence[_Ticket], wanted: dict[str, str], origin: tuple[str, int],
+    *payloads: Any,
+) -> _Answer:  # fmt: skip
+    """Carry out a task in a worker.
+
+    Args:
+        task: The function.
+        item: Its first argument.
+        tickets: Its other arguments.
+        wanted: Versions that the worker must have.
+        origin: Host and number of the process that asks.
+        payloads: What the executor carried, by ticket.
+    """
+    host = _host()
+    if (host, os.getpid()) != origin:
+        _with_one_thread()
+    if versions() != wanted:
+        return _Answer(host, versions=versions())
+    try:
+        values = []
+        for ticket, payload in zip(tickets, payloads, strict=True):
+            source: Path | bytes = Path(ticket.path) if payload is None else bytes(payload)
+            known = ticket.digest in _held.__dict__.get("values", {})
+            if isinstance(source, Path) and not known and not source.is_file():
+                return _Answer(host, unseen=True)
+            values.append(_value_of(ticket.digest, source))
+        return _Answer(host, result=task(item, *values))
+    except Exception as error:
+        return _Answer(host, error=_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that can be sent: itself, or its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(_in_a_line(error))
+    return error
+
+
+@cache
+def _with_one_thread() -> None:
+    """Let linear algebra run in one thread in this process, as it does in the process that asks."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=1, user_api="blas")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions that decide what a task computes."""
+    import numpy as np
+    import onnxruntime
+
+    return {"onnxcop": __version__, "ONNX Runtime": onnxruntime.__version__, "NumPy": np.__version__}
+
+
+def _other_versions(answer: _Answer) -> str:
+    own, there = versions(), answer.versions or {}
+    name = next(name for name in own if own[name] != there.get(name))
+    return (
+        f"the worker at {answer.host} has {name} {there.get(name)}, this process {own[name]}; results would differ, so "
+        "install the same version"
+    )
+
+
+@cache
+def _host() -> str:
+    return socket.gethostname()
+
+
+def _named(error: BaseException, host: str) -> BaseException:
+    """An error of the user's input, with the worker's host if that is another machine."""
+    if isinstance(error, OnnxcopError) and host != _host():
+        error.args = (f"{error.args[0]} (on the worker at {host})", *error.args[1:])
+    return error
+
+
+def _in_a_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

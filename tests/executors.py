@@ -1,0 +1,81 @@
+"""Executors that do what a cluster may do: finish in any order, lose workers, see no files."""
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+
+class AnyOrder(Executor):
+    """One thread that carries out tasks in a random order of those that wait."""
+
+    width = 4
+
+    def __init__(self, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+        self._waiting: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
+        self._there = threading.Condition()
+        self._open = True
+        self.order: list[int] = []
+        self._given = 0
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._there:
+            self._waiting.append((future, lambda number=self._given: self._carry_out(number, fn, args), ()))
+            self._given += 1
+            self._there.notify()
+        return future
+
+    def _carry_out(self, number: int, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        self.order.append(number)
+        return fn(*args)
+
+    def _work(self) -> None:
+        while True:
+            with self._there:
+                while self._open and not self._waiting:
+                    self._there.wait()
+                if not self._waiting:
+                    return
+                future, task, _ = self._waiting.pop(self._random.randrange(len(self._waiting)))
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(task())
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._there:
+            self._open = False
+            self._there.notify()
+        if wait:
+            self._thread.join()
+
+
+class Lossy(Executor):
+    """Carries tasks out at once, and loses some of them as a worker that dies does.
+
+    Args:
+        lost: Whether the worker of a task dies, by the number of the task.
+        refuses: The number of the task from which on none is taken.
+    """
+
+    width = 2
+
+    def __init__(self, lost: Callable[[int], bool], refuses: float = float("inf")) -> None:
+        self.lost, self.refuses, self.given = lost, refuses, 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.given += 1
+        if self.given > self.refuses:
+            raise ConnectionError("the scheduler is gone")
+        future: Future[Any] = Future()
+        if self.lost(self.given):
+            future.set_exception(ConnectionError("the worker is gone"))
+        else:
+            future.set_result(fn(*args))
+        return future

@@ -1,0 +1,59 @@
+"""A run on workers writes the same bytes as a run without."""
+
+import os
+import signal
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from executors import AnyOrder, Lossy
+
+import onnxcop
+from onnxcop.parallel.local import LocalWorkers
+
+CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
+
+
+def pruned(models_dir: Path, executor: Executor | None, **options: Any) -> bytes:
+    settings = {"macs": 0.7, "samples": 48, "batch_size": 8, "options": CPU} | options
+    data = models_dir / "digits_calib.npz"
+    result = onnxcop.prune(models_dir / "digits_resnet.onnx", data=data, executor=executor, **settings)
+    return result.model.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def expected(models_dir: Path) -> bytes:
+    return pruned(models_dir, None)
+
+
+def test_threads_in_any_order(models_dir: Path, expected: bytes) -> None:
+    with AnyOrder() as shuffled:
+        assert pruned(models_dir, shuffled) == expected
+    assert shuffled.order != sorted(shuffled.order)
+    with ThreadPoolExecutor(3) as threads:
+        assert pruned(models_dir, threads) == expected
+
+
+class Mortal(LocalWorkers):
+    """Kills a worker now and then, while it works."""
+
+    given = killed = 0
+
+    def _given(self, place: int, fn: Any, args: Any, kwargs: Any) -> Any:
+        future = super()._given(place, fn, args, kwargs)
+        self.given += 1
+        if self.given % 50 == 20:
+            self.killed += 1
+            os.kill(next(iter(self._pools[place]._processes)), signal.SIGKILL)
+        return future
+
+
+def test_processes_that_are_killed(models_dir: Path, expected: bytes) -> None:
+    with Mortal(2) as workers:
+        assert pruned(models_dir, workers) == expected
+    assert workers.killed >= 2
+
+
+def test_workers_that_are_lost(models_dir: Path, expected: bytes) -> None:
+    assert pruned(models_dir, Lossy(lambda number: number % 5 == 0, refuses=40)) == expected
