@@ -117,7 +117,7 @@ class CurveRound:
             assert self.change is not None
             self.working = self.change.of(original)
         if self.prefixes is None:
-            self.prefixes = Prefixes(self.working.partition, held.feeds, self.options)
+            self.prefixes = prefixes_of(self.working, held.feeds, self.options)
         return self.working, self.prefixes
 
 
@@ -141,6 +141,12 @@ def measure_point(point: CurvePoint, original: MaskedNetwork, held: HeldOut, sta
     weights = [solver.weights for solver in solvers]
     gone = _variant(working, held.reference, executor, solvers, weights, units.tolist(), state.base)
     return MeasuredPoint((*order, *np.setdiff1d(units, order).tolist()), count, value, gone)
+
+
+def prefixes_of(working: MaskedNetwork, feeds: Sequence[Mapping[str, Array]], options: EngineOptions) -> Prefixes:
+    """Live tensors at the cuts of all groups."""
+    places = (working.masks.places(group.units) for group in working.analysis.structure.groups)
+    return Prefixes(working.partition, feeds, options, cuts=[min(one) for one in places if one])
 
 
 def first_end(working: MaskedNetwork, group: DependencyGroup) -> int:

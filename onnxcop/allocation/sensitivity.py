@@ -23,6 +23,7 @@ from onnxcop.allocation.points import (
     first_end,
     measure_point,
     most_units,
+    prefixes_of,
 )
 from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.parallel.crew import HERE, Crew, Shared
@@ -32,7 +33,6 @@ from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.obs import LayerObs
 from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import best_ridge
-from onnxcop.runtime.segments import Prefixes
 from onnxcop.runtime.session import EngineOptions
 
 __all__ = [
@@ -169,7 +169,7 @@ def measure_curves(
     original = cache.original = cache.original or crew.share(working)
     held = cache.held = cache.held or crew.share(HeldOut(samples.feeds, samples.reference))
     if cache.round is None:
-        prefixes = Prefixes(working.partition, samples.feeds, options)
+        prefixes = prefixes_of(working, samples.feeds, options)
         state = CurveRound(
             working=working,
             change=NetworkChange.between(original.value, working) if crew.spread else None,

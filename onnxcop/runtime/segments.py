@@ -315,12 +315,15 @@ class Prefixes:
         feeds: Batches of inputs.
         options: How to run pieces.
         limit: Bytes that may be kept in files.
+        cuts: Cuts on the way at which pieces end. Then the tensors at a cut do not depend, by rounding, on which cuts
+            were asked for before.
     """
 
     def __init__(
         self, partition: GraphPartition, feeds: Sequence[Mapping[str, Array]], options: EngineOptions,
-        limit: int = _KEPT,
+        limit: int = _KEPT, cuts: Iterable[int] = (),
     ) -> None:  # fmt: skip
+        self._stops = sorted(set(cuts))
         self._partition, self._options = partition, options
         self._left = limit
         self._kept: dict[int, Sequence[Mapping[str, Array]]] = {0: feeds}
@@ -332,6 +335,8 @@ class Prefixes:
         nearest = cuts[bisect_right(cuts, cut) - 1]
         if not self._executor.cut <= cut or self._executor.cut < nearest:
             self._executor = PartialExecutor(self._partition, self._kept[nearest], self._options, nearest)
+        for stop in (stop for stop in self._stops if self._executor.cut < stop < cut):
+            self._executor.advance(stop)
         self._executor.advance(cut)
         if cut not in self._kept:
             self._keep(cut)
