@@ -189,7 +189,7 @@ def measure_curves(
     for done, (point, measured) in enumerate(zip(points, results, strict=True), start=1):
         curve = curves.get(point.group)
         if curve is None:
-            curve = Curve(point.group, measured.order, np.empty(0, np.int64), np.empty(0), measured.whole)
+            curve = Curve(point.group, measured.order, np.empty(0, np.int64), np.empty(0), whole=measured.whole)
         curves[point.group] = curve.with_point(measured.count, measured.value)
         progress(stage, done, len(points))
     return curves

@@ -15,6 +15,9 @@ import click
 from onnxcop.allocation.resources import RESOURCES
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+
     from onnxcop._base.progress import ProgressBars
     from onnxcop.allocation.limits import Limits
     from onnxcop.cli.types import Output
@@ -131,6 +134,13 @@ def progress_from(values: Mapping[str, Any]) -> ProgressBars:
     from onnxcop._base.progress import ProgressBars
 
     return ProgressBars(enabled=not values["quiet"], lines=not values["as_json"])
+
+
+def workers_from(values: Mapping[str, Any]) -> AbstractContextManager[Executor | None]:
+    """The workers of a run, for the time of a block."""
+    from onnxcop.parallel.workers import opened
+
+    return opened(values["workers"])
 
 
 def criterion_from(values: Mapping[str, Any]) -> str | Criterion:

@@ -26,6 +26,7 @@ from onnxcop.cli.arguments import (
     prune_options,
     statistics_arguments,
     target_of,
+    workers_from,
 )
 from onnxcop.cli.failures import tell_failure
 from onnxcop.cli.framework import MAIN, MainForm, ModelFile, Program, SectionCommand
@@ -56,6 +57,7 @@ from onnxcop.cli.study import compare_command, profile_command, sweep_command
 from onnxcop.cli.train import finetune_command
 from onnxcop.cli.trim_vocab import trim_vocab_command
 from onnxcop.cli.types import Output
+from onnxcop.cli.worker_options import workers_option
 
 _FILE = click.Path(path_type=Path)
 
@@ -93,6 +95,7 @@ def app() -> None:
 @metric_option
 @distill_options
 @quantize_option
+@workers_option
 @choice_options
 @verbose_option
 @talking
@@ -106,8 +109,8 @@ def prune_command(model: Path, output: Output | None, plan_out: Path | None, **v
     if values["then_quantize"] == "static" and values["data"] is None:
         raise click.UsageError("--then-quantize static takes ranges from calibration data; give --data, or use dynamic")
     stats = values["stats_out"] is not None  # gathered now, written together with the model
-    with progress_from(values) as progress:
-        result = prune_with(model, prune_options(values | {"stats_out": stats}, progress))
+    with workers_from(values) as executor, progress_from(values) as progress:
+        result = prune_with(model, prune_options(values | {"stats_out": stats, "executor": executor}, progress))
     _write(result, target, plan_out, values, int8, beside=model if output is not None and output.whole else None)
 
 

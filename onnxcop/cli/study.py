@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from onnxcop.cli import console
-from onnxcop.cli.arguments import data_arguments, default_table, engine_from, inputs_from, progress_from, prune_options
+from onnxcop.cli.arguments import (
+    data_arguments,
+    default_table,
+    engine_from,
+    inputs_from,
+    progress_from,
+    prune_options,
+    workers_from,
+)
 from onnxcop.cli.framework import SectionCommand
 from onnxcop.cli.options import (
     choice_options,
@@ -27,6 +35,7 @@ from onnxcop.cli.options import (
     task_option,
     verbose_option,
 )
+from onnxcop.cli.worker_options import workers_option
 from onnxcop.errors import OnnxcopError
 
 _FILE = click.Path(path_type=Path)
@@ -98,6 +107,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
 @click.argument("model", type=_FILE)
 @curve_options
 @sweep_options
+@workers_option
 @choice_options
 @talking
 def sweep_command(model: Path, **values: Any) -> None:
@@ -114,8 +124,9 @@ def sweep_command(model: Path, **values: Any) -> None:
     inputs.check(table, values["plot"], values["stats_out"])
     record = Record(model, table, values["plot"], values["save_models"], inputs=inputs)
     drawn = not values["quiet"] and not values["as_json"]
-    with progress_from(values) as progress:
-        for point in sweep_with(model, values["macs"], prune_options(values | {"macs": None}, progress)):
+    with workers_from(values) as executor, progress_from(values) as progress:
+        asked = prune_options(values | {"macs": None, "executor": executor}, progress)
+        for point in sweep_with(model, values["macs"], asked):
             progress.pause()
             row = record.add(point)
             if drawn and len(record.rows) == 2:

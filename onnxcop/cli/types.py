@@ -16,6 +16,7 @@ from onnxcop._base.quantities import share, size_or_share
 
 if TYPE_CHECKING:
     from onnxcop.allocation.limits import Auto
+    from onnxcop.parallel.workers import WorkersWish
 
 
 class Fraction(click.ParamType[float]):
@@ -118,6 +119,23 @@ class FileSize(click.ParamType[float]):
         """The size in bytes, or a share up to 1."""
         try:
             return size_or_share(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Workers(click.ParamType["WorkersWish"]):
+    """A number of processes, or the address of a cluster."""
+
+    name = "n|address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> WorkersWish:
+        """The workers to open."""
+        from onnxcop.parallel.workers import WorkersWish
+
+        if isinstance(value, WorkersWish):
+            return value
+        try:
+            return WorkersWish.of(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -138,15 +138,19 @@ class Crew:
                 f"a part of this run cannot be sent to workers: {error}; give functions and classes of a module that "
                 "workers can import, or leave out --workers"
             ) from error
-        carry = getattr(self._executor, "carry", None)
-        carried = None
-        if carry is not None:
-            with contextlib.suppress(Exception):  # without it, the bytes go with the tasks
-                carried = carry(path)
-        shared = Shared(value, digest, path, carried, folder)
+        carried = self._carried(path)
+        shared = Shared(value, digest=digest, path=path, carried=carried, _folder=folder)
         if keep:
             self._kept[id(value)] = shared  # which holds the value, so that no other object gets its number
         return shared
+
+    def _carried(self, path: Path) -> Any:
+        """A packed value as the executor carries it; None if it does not, so that workers read the file."""
+        carry = getattr(self._executor, "carry", None)
+        if carry is not None:
+            with contextlib.suppress(Exception):  # without it, the bytes go with the tasks
+                return carry(path)
+        return None
 
     def run(
         self, task: Callable[..., R], items: Iterable[Any], *shared: Shared[Any], homes: Sequence[int] | None = None
@@ -208,15 +212,17 @@ class Crew:
             return
         tickets = tuple(_Ticket(one.digest, str(one.path)) for one in shared)
         payloads = [one.carried for one in shared]
+        if pending.lost:  # a cluster may have lost what it carried, with the worker that held it
+            payloads = [None if one.path is None else self._carried(one.path) for one in shared]
         if pending.inline:
-            payloads = [one.path.read_bytes() if one.path is not None else b"" for one in shared]
+            payloads = [b"" if one.path is None else one.path.read_bytes() for one in shared]
         submit: Any = self._executor.submit  # type: ignore[union-attr]
         submit_to = getattr(self._executor, "submit_to", None)
         if pending.home is not None and submit_to is not None:
             submit = lambda *arguments: submit_to(pending.home, *arguments)  # noqa: E731
         try:
             pending.future = submit(
-                _perform, task, pending.item, tickets, versions(), (_host(), os.getpid()), *payloads
+                _perform, task, pending.item, tickets, worker_versions(), (_host(), os.getpid()), *payloads
             )
         except Exception as error:  # a pool that is broken, a cluster that is gone
             self._give_up(error)
@@ -232,17 +238,18 @@ class Crew:
                 break
             try:
                 answer: _Answer = pending.future.result()
-            except ImportError as error:
-                raise WorkerError(
-                    f"a worker cannot import what it needs: {_in_a_line(error)}; install onnxcop {__version__} there"
-                ) from error
             except (
                 BaseException
             ) as error:  # the worker died, or the cluster lost it: executors raise errors of their own
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                     raise
+                if isinstance(error, ImportError) or "No module named" in str(error):
+                    what = _in_a_line(error)
+                    raise WorkerError(
+                        f"a worker cannot import what it needs ({what}); install onnxcop {__version__} there"
+                    ) from error
                 log.info("a worker is lost (%s); another one repeats its task", _in_a_line(error))
-                pending.future = None
+                pending.future, pending.lost = None, True
                 self._submit(task, pending, shared)
                 continue
             if answer.versions is not None:
@@ -273,6 +280,7 @@ class _Pending:
     home: int | None = None
     future: Future[Any] | None = None
     inline: bool = False
+    lost: bool = False
 
 
 HERE = Crew()
@@ -309,8 +317,8 @@ def _perform(
     host = _host()
     if (host, os.getpid()) != origin:
         _with_one_thread()
-    if versions() != wanted:
-        return _Answer(host, versions=versions())
+    if worker_versions() != wanted:
+        return _Answer(host, versions=worker_versions())
     try:
         values = []
         for ticket, payload in zip(tickets, payloads, strict=True):
@@ -342,7 +350,7 @@ def _with_one_thread() -> None:
 
 
 @cache
-def versions() -> dict[str, str]:
+def worker_versions() -> dict[str, str]:
     """The versions that decide what a task computes."""
     import numpy as np
     import onnxruntime
@@ -351,7 +359,7 @@ def versions() -> dict[str, str]:
 
 
 def _other_versions(answer: _Answer) -> str:
-    own, there = versions(), answer.versions or {}
+    own, there = worker_versions(), answer.versions or {}
     name = next(name for name in own if own[name] != there.get(name))
     return (
         f"the worker at {answer.host} has {name} {there.get(name)}, this process {own[name]}; results would differ, so "

@@ -130,9 +130,9 @@ def test_the_host_of_another_machine_is_named(monkeypatch: Any) -> None:
 
 
 def test_another_version_is_refused(monkeypatch: Any) -> None:
-    real, other = module.versions(), {**module.versions(), "ONNX Runtime": "1.2.3"}
+    real, other = module.worker_versions(), {**module.worker_versions(), "ONNX Runtime": "1.2.3"}
     answers = iter([real, other, other])  # here, then there
-    monkeypatch.setattr(module, "versions", lambda: next(answers, real))
+    monkeypatch.setattr(module, "worker_versions", lambda: next(answers, real))
     with (
         ThreadPoolExecutor(1) as threads,
         pytest.raises(WorkerError, match=r"has ONNX Runtime 1\.2\.3, this process"),

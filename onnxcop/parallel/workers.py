@@ -1,0 +1,71 @@
+"""Workers by their description: a number of processes here, or the address of a cluster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_ADDRESS = re.compile(r"(dask|ray)://[^\s/:]+:\d{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersWish:
+    """Which workers the user asks for.
+
+    Attributes:
+        count: Processes on this machine; 0 for those of a cluster.
+        address: `dask://HOST:PORT`, `ray://HOST:PORT`, or `ray` for the cluster that this machine belongs to.
+    """
+
+    count: int = 0
+    address: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> WorkersWish:
+        """Read a description.
+
+        Raises:
+            ValueError: It is neither a number from 1 nor an address.
+        """
+        if text.isdecimal() and int(text) > 0:
+            return cls(count=int(text))
+        if text == "ray" or _ADDRESS.fullmatch(text):
+            return cls(address=text)
+        raise ValueError(
+            f"{text!r} is neither a number of processes from 1 nor an address; "
+            "give 4, dask://HOST:PORT, ray://HOST:PORT or ray"
+        )
+
+
+@contextmanager
+def opened(wish: WorkersWish | None) -> Iterator[Executor | None]:
+    """Workers for the time of a block; None without a wish.
+
+    Raises:
+        WorkerError: The address does not answer, there are no workers, or a package is missing.
+    """
+    if wish is None:
+        yield None
+        return
+    executor = _made(wish)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _made(wish: WorkersWish) -> Executor:
+    if wish.count:
+        from onnxcop.parallel.local import LocalWorkers
+
+        return LocalWorkers(wish.count)
+    if wish.address.startswith("dask"):
+        from onnxcop.parallel.dask_workers import DaskWorkers
+
+        return DaskWorkers(wish.address)
+    from onnxcop.parallel.ray_workers import RayWorkers
+
+    return RayWorkers(wish.address)
