@@ -16,7 +16,7 @@ import onnx
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.analysis.time_model import TimeModel
 from onnxcop.coupling.groups import Structure
-from onnxcop.graph.io import file_size
+from onnxcop.graph.serialize import file_size
 from onnxcop.graph.subgraphs import Scopes
 
 KINDS = ("macs", "params", "bytes")

@@ -11,7 +11,7 @@ import onnx
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.census import census, prunable_share
 from onnxcop.analysis.cost import stored_tensors
-from onnxcop.graph.io import file_size
+from onnxcop.graph.serialize import file_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from onnxcop._base.types import Array
 from onnxcop.errors import ModelError
 from onnxcop.graph.check import byte_size, check, check_text, tensors
 from onnxcop.graph.edit import copied
+from onnxcop.graph.serialize import file_size, write_message
 
 log = logging.getLogger("onnxcop")
 
@@ -184,7 +185,7 @@ def stage(files: Writing, model: onnx.ModelProto, path: Path, *, external_data: 
     if external_data or large:
         own = _stage_external(files, model, path)
     else:
-        files.add(path, model.SerializeToString())
+        files.add(path, lambda file: write_message(model, file))
     files.then(lambda: _name_left_over(path, own))  # only then, because another run may write beside this one
 
 
@@ -395,31 +396,3 @@ def weight_bytes(model: onnx.ModelProto) -> int:
     stored = [tensor for tensor in model.graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL]
     sizes = [(tensor, byte_size(tensor)) for tensor in stored]
     return sum(len(tensor.raw_data) if size is None else size for tensor, size in sizes)
-
-
-def file_size(message: Any) -> int:
-    """Serialized size in bytes of a model or another message.
-
-    Added up part by part, because serializing the whole would double the memory of a large model and fails beyond 2
-    GiB.
-    """
-    total, plain = 0, type(message)()
-    for entry, value in message.ListFields():
-        if entry.message_type is None:
-            if isinstance(value, (bool, int, float, str, bytes)):
-                setattr(plain, entry.name, value)
-            else:
-                getattr(plain, entry.name).extend(value)
-            continue
-        parts = [file_size(value)] if isinstance(value, onnx.GraphProto) else _sizes(value)
-        total += sum(_framed(entry.number, size) for size in parts)
-    return total + int(plain.ByteSize())
-
-
-def _sizes(value: Any) -> list[int]:
-    return [int(part.ByteSize()) for part in ([value] if hasattr(value, "ByteSize") else value)]
-
-
-def _framed(number: int, size: int) -> int:
-    """A nested message with its tag and length, which take seven bits per byte."""
-    return size + max(1, -(-(number << 3).bit_length() // 7)) + max(1, -(-size.bit_length() // 7))

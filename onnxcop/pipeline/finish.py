@@ -15,6 +15,7 @@ from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.census import group_name
 from onnxcop.analysis.summary import frozen_reasons, totals
 from onnxcop.data.open import CalibrationData
+from onnxcop.graph.io import whole
 from onnxcop.pipeline.decide import Decision, Request, calibrated_on
 from onnxcop.pipeline.options import ApplyOptions
 from onnxcop.pipeline.unseen import UnseenSamples
@@ -32,7 +33,7 @@ from onnxcop.runtime.latency import Latency, timed
 from onnxcop.runtime.providers import resolve_provider
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.verification.dequantize import rounds
-from onnxcop.verification.verify import Verification, verify
+from onnxcop.verification.verify import Verification, shared_file, verify
 
 log = logging.getLogger("onnxcop")
 
@@ -114,7 +115,11 @@ def finish(
         pruned = rewrite(decision.model, analysis.structure, removed)
         analysis.undo(pruned)
     with clock.stage("verification"):
+        file = shared_file(decision.model)
+        if file is not None:  # the memory is needed for running both models
+            pruned = file.light(pruned, inner=False)
         checked = verify(decision.model, pruned, analysis.structure, removed, options.engine.for_computing())
+        pruned = whole(pruned)
     if checked.unproven:
         log.warning("the result is not proven: %s", "; ".join((checked.unproven, *checked.notes)))
     if options.metadata:

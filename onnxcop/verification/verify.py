@@ -21,7 +21,8 @@ from onnxcop._base.scratch import temporary_folder
 from onnxcop._base.types import Feed, IntArray
 from onnxcop.coupling.groups import Structure
 from onnxcop.errors import EngineError, ModelError, VerificationError
-from onnxcop.graph.io import LARGEST_SINGLE_FILE, WeightFile, file_size, save, weight_bytes, whole
+from onnxcop.graph.io import LARGEST_SINGLE_FILE, WeightFile, save, weight_bytes, whole
+from onnxcop.graph.serialize import file_size
 from onnxcop.graph.shapes import Shape
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.inputs import model_inputs, other_shapes, random_feeds
@@ -83,7 +84,7 @@ def verify(
 
     Args:
         model: The original.
-        pruned: The rewritten model.
+        pruned: The rewritten model; its weights may be in a file.
         structure: The original's structure.
         removed: The units removed.
         options: How to run both.
@@ -92,11 +93,9 @@ def verify(
     Raises:
         VerificationError: A check failed; the message says which and where.
     """
+    file = WeightFile.of(pruned) or shared_file(model)
     if rounds(model):
-        model, file = whole(model), None
-    else:
-        large = weight_bytes(model) > LARGEST_COPIED  # otherwise every copy and every session would have them once more
-        file = WeightFile.of(model) or (WeightFile() if large else None)
+        model, pruned, file = whole(model), whole(pruned), None
     stored = model
     if file is not None:
         model, pruned = file.light(model), file.light(pruned)
@@ -127,6 +126,16 @@ def verify(
         notes=notes,
         other_shapes=other,
     )
+
+
+def shared_file(model: onnx.ModelProto) -> WeightFile | None:
+    """The file that all copies of a large model share, or every copy and session would hold the weights once more.
+
+    None if the model is small, or computes with rounded numbers, whose rounding is removed in memory.
+    """
+    if rounds(model):
+        return None
+    return WeightFile.of(model) or (WeightFile() if weight_bytes(model) > LARGEST_COPIED else None)
 
 
 def check_valid(pruned: onnx.ModelProto, original: onnx.ModelProto) -> tuple[str, ...]:

@@ -1,0 +1,65 @@
+"""Models are written part by part, in the bytes that protobuf would write."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import onnx
+import pytest
+from small_models import chain, linear, weights
+
+from onnxcop.graph.serialize import file_size, write_message
+
+EXPORTS = sorted((Path(__file__).parents[1] / "exports").glob("*.onnx"))
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    file = io.BytesIO()
+    write_message(model, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("path", EXPORTS, ids=lambda path: path.stem)
+def test_exports_are_written_as_protobuf_writes_them(path: Path) -> None:
+    model = onnx.load(path)
+    assert serialized(model) == model.SerializeToString()
+    assert file_size(model) == model.ByteSize()
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 16383, 16384, 2**21])
+def test_lengths_of_every_number_of_bytes(count: int) -> None:
+    model = chain()
+    model.graph.initializer.append(onnx.TensorProto(name="t", data_type=onnx.TensorProto.INT8, raw_data=bytes(count)))
+    model.graph.doc_string = "d" * count
+    assert serialized(model) == model.SerializeToString()
+    assert file_size(model) == model.ByteSize()
+
+
+def test_fields_of_newer_versions_are_kept() -> None:
+    plain = linear().SerializeToString()
+    model = onnx.ModelProto.FromString(plain + b"\xfa\x3e\x03new")  # field 1007, which no version has
+    assert serialized(model) == model.SerializeToString()
+    inner = onnx.GraphProto.FromString(model.graph.SerializeToString() + b"\xfa\x3e\x03new")
+    model = linear()
+    model.graph.CopyFrom(inner)
+    assert b"new" in serialized(model)
+    assert serialized(model) == model.SerializeToString()
+
+
+def test_no_more_than_a_tensor_is_written_at_once() -> None:
+    model = chain()
+    for number in range(20):
+        model.graph.initializer.append(weights(f"extra{number}", (100, 100)))
+
+    class Pieces(io.BytesIO):
+        largest = 0
+
+        def write(self, data: bytes) -> int:  # type: ignore[override]
+            self.largest = max(self.largest, len(data))
+            return super().write(data)
+
+    file = Pieces()
+    write_message(model, file)
+    assert file.getvalue() == model.SerializeToString()
+    assert file.largest < 1.1 * 4 * 100 * 100
