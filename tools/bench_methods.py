@@ -56,7 +56,7 @@ class Own:
         options = PruneOptions(
             criterion=self.criterion, allocate=self.allocate, recover=self.recover, data=True if self.data else None
         )
-        return Modes.of(options), self.data, self.distill
+        return Modes.of(options), self.data, self.distill or self.recover
 
 
 DELETION = {

@@ -8,16 +8,20 @@ from typing import Any
 
 import onnx
 
-from onnxcop.errors import CalibrationError
+from onnxcop.errors import CalibrationError, OnnxcopError
 from onnxcop.pipeline.decide import Request
 from onnxcop.pipeline.finish import measured_again
 from onnxcop.pipeline.options import PruneOptions
 from onnxcop.recovery.metric import Metric
 from onnxcop.report.result import PruneResult
 from onnxcop.training.distill import DistillOptions, distill
-from onnxcop.training.schedule import Effort
+from onnxcop.training.features import Feature, last_feature
+from onnxcop.training.schedule import AUTO, Effort
 
 log = logging.getLogger("onnxcop")
+
+OFF = "none"
+_ENOUGH = 1000  # samples with which the result is distilled unasked
 
 
 def check_distillation(options: PruneOptions) -> None:
@@ -26,7 +30,7 @@ def check_distillation(options: PruneOptions) -> None:
     Raises:
         CalibrationError: There are no data, or the effort is not valid.
     """
-    if options.distill is None:
+    if options.distill in (None, OFF):
         if options.checkpoint is not None:
             raise CalibrationError("--checkpoint keeps the state of distillation; give --distill")
         return
@@ -38,6 +42,9 @@ def check_distillation(options: PruneOptions) -> None:
 def distilled(request: Request, result: PruneResult) -> PruneResult:
     """Distill a result as requested; return the better of both on held-out samples.
 
+    Unless the user chooses a length or a method of recovery, the result is distilled if there are `_ENOUGH` samples,
+    for as long as the run took so far and at most as long as `auto`. Obstacles to that are no errors.
+
     Args:
         request: The request.
         result: The result of closed-form recovery.
@@ -46,13 +53,20 @@ def distilled(request: Request, result: PruneResult) -> PruneResult:
         OnnxcopError: The samples or the model cannot be used for distillation.
     """
     asked, source = request.asked, request.source
-    if asked.distill is None or source is None:
+    unasked = asked.distill is None and asked.recover == "auto" and request.modes.recover.writes
+    if source is None or asked.distill == OFF or not (asked.distill or (unasked and source.count >= _ENOUGH)):
         return result
-    options = DistillOptions(
-        effort=Effort.of(asked.distill), seed=asked.seed, checkpoint=asked.checkpoint, engine=request.options
-    )
-    with request.clock.stage("distillation"):
-        distillation = distill(result.model, request.analysis.original, source, options, request.progress)
+    effort = Effort.of(asked.distill) if asked.distill else replace(AUTO, seconds=sum(request.clock.seconds.values()))
+    options = DistillOptions(effort=effort, seed=asked.seed, checkpoint=asked.checkpoint, engine=request.options)
+    original, progress = request.analysis.original, request.progress
+    try:
+        with request.clock.stage("distillation"):
+            distillation = distill(result.model, original, source, options, progress, _feature(result))
+    except OnnxcopError as reason:
+        if asked.distill:
+            raise
+        log.info("no distillation: %s", reason)
+        return result
     log.info("%s", distillation)
     if distillation.stops:
         log.info("gradients stop at %d nodes: %s", len(distillation.stops), "; ".join(distillation.stops[:3]))
@@ -64,8 +78,16 @@ def distilled(request: Request, result: PruneResult) -> PruneResult:
         else:
             result = measured_again(result, distillation.model, request.unseen, scores)
     report = replace(result.report, choices=(*result.report.choices, said), seconds=dict(request.clock.seconds))
-    plan = replace(result.plan, settings={**result.plan.settings, "distill": asked.distill})
+    plan = replace(result.plan, settings={**result.plan.settings, "distill": asked.distill or "auto"})
     return replace(result, report=report, plan=plan)
+
+
+def _feature(result: PruneResult) -> Feature | None:
+    """The inner tensor to match, unless its channels are linear combinations of the original's."""
+    evidence = result.evidence
+    if evidence is None or result.plan.settings.get("channels") == "principal":
+        return None
+    return last_feature(evidence.analysis, evidence.removed, result.model)
 
 
 def _scores(metric: Any, result: PruneResult, model: onnx.ModelProto) -> dict[str, float]:

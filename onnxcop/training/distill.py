@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from onnxcop.outputs.judgement import judge
 from onnxcop.reconstruction.divergence import Divergence, Reference
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.checkpoint import Checkpoint
+from onnxcop.training.features import Feature
 from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET, divergence_loss
 from onnxcop.training.samples import PLAIN, ImageView, SampleSet, views_of
@@ -37,7 +39,8 @@ from onnxcop.training.trainer import Trainer, TrainingState
 log = logging.getLogger("onnxcop")
 
 _TEMPERATURE = 4.0  # improvement of the divergence on the held-out set
-_HELD_OUT = 1 / 4  # share of the samples
+_HELD_OUT = 1 / 8  # share of the samples; at least
+_FEWEST_HELD_OUT = 128  # of them, up to a third
 _VIEWS = 8
 _BEARABLE = 0.8  # agreement of the original with itself on another view that makes the view usable
 _RATES = (1e-3, 3e-4, 1e-4, 3e-5)
@@ -112,7 +115,7 @@ class Distilled:
 
 def distill(
     student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData,
-    options: DistillOptions = DistillOptions(), progress: Progress = silent,
+    options: DistillOptions = DistillOptions(), progress: Progress = silent, feature: Feature | None = None,
 ) -> Distilled:  # fmt: skip
     """Train a model to match the outputs of another with the same inputs and outputs.
 
@@ -122,12 +125,15 @@ def distill(
         source: Samples; no labels are needed.
         options: Options of the training.
         progress: Called with (stage, done, total).
+        feature: An inner tensor to match besides the outputs.
 
     Raises:
         CalibrationError: There are too few samples, or they are of different shapes.
         ModelError: The outputs differ, or no gradient reaches a weight.
     """
-    return _Distillation(student=student, teacher=teacher, source=source, options=options, progress=progress).run()
+    return _Distillation(
+        student=student, teacher=teacher, source=source, options=options, progress=progress, feature=feature
+    ).run()
 
 
 class _Distillation:
@@ -135,13 +141,13 @@ class _Distillation:
 
     def __init__(
         self, student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData, options: DistillOptions,
-        progress: Progress,
+        progress: Progress, feature: Feature | None,
     ) -> None:  # fmt: skip
         self.student, self.teacher_model, self.options, self.progress = student, teacher, options, progress
         self.started = time.monotonic()
         if source.count < 8:
             raise CalibrationError(f"distillation needs at least 8 samples, but got {source.description}")
-        share = min(1 / 3, max(_HELD_OUT, 128 / source.count))
+        share = min(1 / 3, max(_HELD_OUT, _FEWEST_HELD_OUT / source.count))
         fit, held_out = source.split(share, options.seed)
         self.size = source.layout.size or min(options.batch_size, fit.count)
         self.samples, self.held = SampleSet.of(fit), SampleSet.of(held_out)
@@ -154,7 +160,12 @@ class _Distillation:
             self.reference = Reference(outputs, judgements=judgements, counts=counts)
             self.feeds = feeds
             self.views = self._bearable_views(session)
-        self.loss = divergence_loss(student, judgements, outputs)
+        learner, features = student, dict[str, Array]()
+        if feature is not None:
+            learner, teacher = feature.of_student(student), feature.of_teacher(teacher)
+            with Session(teacher, options.engine) as session:
+                features = {feature.name: session.run(self.feeds[0], [feature.name])[feature.name]}
+        self.loss = divergence_loss(learner, judgements, outputs, features)
         self.targets = [v.name.removeprefix(TARGET) for v in self.loss.graph.input if v.name.startswith(TARGET)]
         self.answers = Teacher(
             model=teacher, samples=self.samples, views=self.views, outputs=self.targets, options=options.engine
@@ -229,17 +240,18 @@ class _Distillation:
     def _steps(self, trainer: Trainer, start: Array) -> int:
         """The number of steps that the effort allows."""
         each = max(1, self.samples.count // self.size)
-        if self.options.effort.epochs is not None:
-            return max(1, round(self.options.effort.epochs * each))
-        assert self.options.effort.seconds is not None
+        effort = self.options.effort
+        most = math.inf if effort.epochs is None else max(1, round(effort.epochs * each))
+        if effort.seconds is None:
+            return int(most)
         times = []
         for number in range(_MEASURED + 1):
             begun = time.monotonic()
             trainer.step(self._feed(number, np.arange(self.size)), 0.0)
             times.append(time.monotonic() - begun)
         trainer.restore(TrainingState.fresh(start))
-        left = self.options.effort.seconds - (time.monotonic() - self.started)
-        return max(1, int(left / (1.1 * min(times[1:]))))
+        left = effort.seconds - (time.monotonic() - self.started)
+        return int(min(most, max(1, left // (1.1 * min(times[1:])))))
 
     def _loop(self, trainer: Trainer, graph: StepGraph, start: Array, score: float, run: str) -> tuple[float, Loop]:
         """The loop at the given rate, at that of the checkpoint, or at the best rate of short trials."""
@@ -279,14 +291,14 @@ class _Distillation:
             if loop.best_score < _BETTER * score:
                 rate = trial  # lower rates may win in such a short trial and lose at the end
                 break
-        if self.options.effort.epochs is not None:
+        if self.options.effort.seconds is None:
             left = steps
         return rate, made(rate, max(left, 1), "distillation", _EVALUATIONS, path)
 
     def _identity(self, layout: WeightLayout) -> str:
         """Identity of a checkpoint that the run can resume from."""
         parts = (sha256(self.student), sha256(self.teacher_model), self.description, self.options.effort,
-                 self.options.rate, self.size, self.options.seed, layout.names)  # fmt: skip
+                 self.options.rate, self.size, self.options.seed, layout.names, self.targets)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

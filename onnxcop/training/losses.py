@@ -8,6 +8,7 @@ divergence at a temperature, for other outputs the squared error over the energy
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from onnxcop.outputs.values import ErrorMeasure
 LOSS = "loss"
 TARGET = "target/"  # prefix of the names of targets
 _TEMPERATURE = 4.0
+_FEATURE = 20.0  # weight of the relative error of a feature, better on held-out samples than 0, 5 and 60
 _SMALL = 1e-12
 
 LossTerm = Callable[[Tensor, Tensor], Tensor]  # from an output and its target to a scalar
@@ -62,14 +64,17 @@ def with_loss(
 
 
 def divergence_loss(
-    model: onnx.ModelProto, judgements: Judgements, reference: Sequence[Mapping[str, Array]]
-) -> onnx.ModelProto:
+    model: onnx.ModelProto, judgements: Judgements, reference: Sequence[Mapping[str, Array]],
+    features: Mapping[str, Array] = MappingProxyType({}),
+) -> onnx.ModelProto:  # fmt: skip
     """Add the divergence from a teacher's outputs as the loss.
 
     Args:
         model: The student.
         judgements: Kinds of the outputs.
         reference: The teacher's outputs, batch by batch, which give the magnitude of their parts.
+        features: Inner tensors that the student returns too and that are compared as well, by the output's name: the
+            teacher's values on some samples.
 
     Raises:
         ModelError: None of the outputs can be compared.
@@ -82,7 +87,15 @@ def divergence_loss(
                 terms[name] = _term(judgement, [batch[name] for batch in reference])
     if not terms:
         raise ModelError("the model has no floating-point output to be trained by; nothing can be distilled")
-    return with_loss(model, terms, {name: (types[name], reference[0][name].ndim) for name in terms})
+    ranks = {name: reference[0][name].ndim for name in terms}
+    for name, values in features.items():
+        terms[name], ranks[name] = _feature_term(values), values.ndim
+    return with_loss(model, terms, {name: (types[name], rank) for name, rank in ranks.items()})
+
+
+def _feature_term(values: Array) -> LossTerm:
+    scale = _FEATURE / max(float(np.mean(np.square(values, dtype=np.float64))), _SMALL)
+    return lambda y, t: squared_error(y, t) * scale
 
 
 def _term(judgement: Judgement, batches: Sequence[Array]) -> LossTerm:

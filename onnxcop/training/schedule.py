@@ -14,7 +14,7 @@ _WARM_UP = 0.05  # share of the steps
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Length of training: either a time or a number of epochs.
+    """Length of training: a time or a number of epochs; of both, whichever ends first.
 
     Attributes:
         seconds: Wall time.

@@ -1,4 +1,4 @@
-"""Outputs of the original, computed once for every sample and view, and kept."""
+"""Outputs of the original, computed once for every sample and view, and kept as far as memory allows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.training.samples import ImageView, SampleSet
+from onnxcop.training.samples import MOST_BYTES, ImageView, SampleSet
 
 
 class Teacher:
@@ -44,6 +44,9 @@ class Teacher:
             outputs = self._session.run(feed, self._outputs)
             if any(np.ndim(value) == 0 or len(value) != len(indices) for value in outputs.values()):
                 return outputs  # samples are not along the first axis: outputs cannot be stored by sample
+            size = sum(value.nbytes for value in outputs.values()) / len(indices)
+            if size * self._known.size > MOST_BYTES:
+                return outputs
             cached = self._answers.setdefault(view, {})
             for name, value in outputs.items():
                 if name not in cached:

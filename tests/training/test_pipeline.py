@@ -69,3 +69,16 @@ def test_what_lowers_the_metric_is_not_kept() -> None:
     )  # fmt: skip
     assert "distillation lowers the metric" in result.report.choices[-1]
     assert result.report.quality["<lambda> after"] == 99
+
+
+def test_many_samples_are_distilled_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).standard_normal((128, 3, 8, 8)).astype(np.float32)
+    monkeypatch.setattr("onnxcop.pipeline.distillation._ENOUGH", 90)
+
+    def choices(**settings: Any) -> str:
+        result = onnxcop.prune(chain(), macs=0.6, data=values, latency_seconds=0, **settings)
+        return "; ".join(result.report.choices)
+
+    assert "distillation" in choices()
+    assert "distillation" not in choices(recover="full")
+    assert "distillation" not in choices(distill="none")

@@ -1,0 +1,47 @@
+"""The inner tensor that distillation compares: which it is, and which of its channels the student has."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from small_models import chain
+
+import onnxcop
+from onnxcop.graph.edit import copied
+from onnxcop.rewrite.apply import apply
+from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.training.features import last_feature
+
+ENGINE = EngineOptions("cpu", 1)
+IMAGES = np.random.default_rng(0).standard_normal((6, 3, 8, 8)).astype(np.float32)
+
+
+def value(model: onnx.ModelProto, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    with Session(model, ENGINE) as session:
+        return np.asarray(session.run({"x": IMAGES}, [name])[name])
+
+
+def test_both_models_return_the_same_channels() -> None:
+    analysis = onnxcop.analyze(chain())
+    feature = last_feature(analysis, np.empty(0, np.int64), analysis.model)
+    assert feature is not None and feature.tensor == "r2" and feature.axis == 1
+    group = next(g for g in analysis.structure.groups if g.width == len(feature.kept))
+    removed = np.sort(group.units[[1, 4, 5]])
+    pruned = apply(copied(analysis.model), analysis.structure, removed)
+    feature = last_feature(analysis, removed, pruned)
+    assert feature is not None and feature.kept.tolist() == [c for c in range(group.width) if c not in (1, 4, 5)]
+    ours, theirs = value(feature.of_student(pruned), feature.name), value(feature.of_teacher(chain()), feature.name)
+    assert ours.shape == (6, group.width - 3, 8, 8)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_model_without_a_tensor_with_positions_has_none() -> None:
+    text = '<ir_version: 9, opset_import: ["" : 18]> g (float[N,4] x) => (float[N,2] y)'
+    body = " { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }"
+    model = onnx.parser.parse_model(text + body)
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (4, 8)), ("b", (8, 2))):
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    analysis = onnxcop.analyze(model)
+    assert last_feature(analysis, analysis.structure.groups[0].units[:2], analysis.model) is None
