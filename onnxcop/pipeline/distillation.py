@@ -83,11 +83,9 @@ def distilled(request: Request, result: PruneResult) -> PruneResult:
 
 
 def _feature(result: PruneResult) -> Feature | None:
-    """The inner tensor to match, unless its channels are linear combinations of the original's."""
+    """The inner tensor to match."""
     evidence = result.evidence
-    if evidence is None or result.plan.settings.get("channels") == "principal":
-        return None
-    return last_feature(evidence.analysis, evidence.removed, result.model)
+    return None if evidence is None else last_feature(evidence.analysis, evidence.removed, result.model)
 
 
 def _scores(metric: Any, result: PruneResult, model: onnx.ModelProto) -> dict[str, float]:

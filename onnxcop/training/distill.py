@@ -162,9 +162,10 @@ class _Distillation:
             self.views = self._bearable_views(session)
         learner, features = student, dict[str, Array]()
         if feature is not None:
-            learner, teacher = feature.of_student(student), feature.of_teacher(teacher)
-            with Session(teacher, options.engine) as session:
-                features = {feature.name: session.run(self.feeds[0], [feature.name])[feature.name]}
+            both = feature.of_student(student), feature.of_teacher(teacher)
+            values = _in_one_basis(feature.name, *both, self.feeds[0], options.engine)
+            if values is not None:
+                learner, teacher, features = *both, {feature.name: values}
         self.loss = divergence_loss(learner, judgements, outputs, features)
         self.targets = [v.name.removeprefix(TARGET) for v in self.loss.graph.input if v.name.startswith(TARGET)]
         self.answers = Teacher(
@@ -300,6 +301,18 @@ class _Distillation:
         parts = (sha256(self.student), sha256(self.teacher_model), self.description, self.options.effort,
                  self.options.rate, self.size, self.options.seed, layout.names, self.targets)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _in_one_basis(
+    name: str, student: onnx.ModelProto, teacher: onnx.ModelProto, feed: Feed, engine: EngineOptions
+) -> Array | None:
+    """The teacher's values of a tensor; None if the student's, in another basis, are no nearer to them than zeros."""
+    values = []
+    for model in (student, teacher):
+        with Session(model, engine) as session:
+            values.append(session.run(feed, [name])[name].astype(np.float64))
+    ours, theirs = values
+    return theirs if np.square(ours - theirs).sum() < np.square(theirs).sum() else None
 
 
 def _count(feed: Mapping[str, Array], samples: SampleSet) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from small_models import chain
@@ -10,13 +12,16 @@ import onnxcop
 from onnxcop.graph.edit import copied
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.training.features import last_feature
+from onnxcop.training.distill import _in_one_basis
+from onnxcop.training.features import Feature, last_feature
 
 ENGINE = EngineOptions("cpu", 1)
 IMAGES = np.random.default_rng(0).standard_normal((6, 3, 8, 8)).astype(np.float32)
 
 
 def value(model: onnx.ModelProto, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    if all(output.name != name for output in model.graph.output):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     with Session(model, ENGINE) as session:
         return np.asarray(session.run({"x": IMAGES}, [name])[name])
 
@@ -45,3 +50,14 @@ def test_a_model_without_a_tensor_with_positions_has_none() -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     analysis = onnxcop.analyze(model)
     assert last_feature(analysis, analysis.structure.groups[0].units[:2], analysis.model) is None
+
+
+def test_a_tensor_in_another_basis_is_not_matched() -> None:
+    feature = Feature("c2", 1, np.arange(value(chain(), "c2").shape[1]))
+
+    def found(teachers: Feature) -> object:
+        models = feature.of_student(chain()), teachers.of_teacher(chain())
+        return _in_one_basis(feature.name, *models, {"x": IMAGES}, ENGINE)
+
+    assert found(feature) is not None
+    assert found(replace(feature, kept=feature.kept[::-1])) is None
