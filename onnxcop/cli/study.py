@@ -102,20 +102,30 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
     examples=[
         ("onnxcop sweep model.onnx --data images/", "Prune to 90, 80, 70, 60 and 50% of the MACs:"),
         ("onnxcop sweep model.onnx --data x.npz --macs 0.8,0.6 --save-models out/", "Keep the models:"),
+        ("onnxcop sweep a.onnx b.onnx --data x.npz --workers 4 -o all.csv", "Prune a family, and go on if stopped:"),
     ],
 )
-@click.argument("model", type=_FILE)
+@click.argument("models", type=_FILE, nargs=-1, required=True, metavar="MODEL...")
 @curve_options
 @sweep_options
 @workers_option
 @choice_options
 @talking
-def sweep_command(model: Path, **values: Any) -> None:
+def sweep_command(models: tuple[Path, ...], **values: Any) -> None:
     """Prune to several budgets and report the trade-off.
 
     Writes a table (CSV) of size, latency and quality for every budget. The model is calibrated once. The table is
     updated after every point, so an interrupted run keeps the points that are finished.
+
+    Several models are pruned one by one to every budget. A journal beside the table notes what is done: the same
+    command continues a run that was stopped. A page beside the table (.html) shows all results.
     """
+    if len(models) > 1:
+        from onnxcop.cli.family import sweep_family
+
+        sweep_family(models, values)
+        return
+    (model,) = models
     from onnxcop.cli.console_study import curve_head, curve_line
     from onnxcop.pipeline.sweep import Record, sweep_with
 

@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -153,8 +153,9 @@ class Crew:
         return None
 
     def run(
-        self, task: Callable[..., R], items: Iterable[Any], *shared: Shared[Any], homes: Sequence[int] | None = None
-    ) -> Generator[R]:
+        self, task: Callable[..., R], items: Iterable[Any], *shared: Shared[Any],
+        homes: Sequence[int] | None = None, note: Callable[[R], object] | None = None,
+    ) -> Generator[R]:  # fmt: skip
         """Carry out a task for every item.
 
         Args:
@@ -163,6 +164,7 @@ class Crew:
             shared: Values that all tasks read.
             homes: A number for every item: tasks of one number go to the same worker where that is possible, because
                 it has something left from the last one.
+            note: Called with each result as soon as it is there, in any order and from any thread, perhaps twice.
 
         Yields:
             The results, in the order of the items.
@@ -173,7 +175,10 @@ class Crew:
         """
         if not self.spread:
             for item in items:
-                yield self._here(task, item, shared)
+                result = self._here(task, item, shared)
+                if note is not None:
+                    note(result)
+                yield result
             return
         numbers = iter(homes) if homes is not None else None
         waiting: deque[_Pending] = deque()
@@ -186,7 +191,7 @@ class Crew:
                         item = next(source)
                     except StopIteration:
                         break
-                    pending = _Pending(item, None if numbers is None else next(numbers))
+                    pending = _Pending(item, None if numbers is None else next(numbers), note=note)
                     self._submit(task, pending, shared)
                     waiting.append(pending)
                 if not waiting:
@@ -224,6 +229,8 @@ class Crew:
             pending.future = submit(
                 _perform, task, pending.item, tickets, worker_versions(), (_host(), os.getpid()), *payloads
             )
+            if pending.note is not None:
+                pending.future.add_done_callback(partial(_noted, pending.note))
         except Exception as error:  # a pool that is broken, a cluster that is gone
             self._give_up(error)
 
@@ -269,7 +276,10 @@ class Crew:
             return answer.result  # type: ignore[no-any-return]
         if not self._lost:
             log.warning("a task was lost with %d workers; this process carries it out", _TRIES)
-        return self._here(task, pending.item, shared)
+        result = self._here(task, pending.item, shared)
+        if pending.note is not None:
+            pending.note(result)
+        return result
 
 
 @dataclass
@@ -281,6 +291,15 @@ class _Pending:
     future: Future[Any] | None = None
     inline: bool = False
     lost: bool = False
+    note: Callable[[Any], object] | None = None
+
+
+def _noted(note: Callable[[Any], object], future: Future[Any]) -> None:
+    """Pass on the result of a task; what went wrong is for those who wait for it."""
+    with contextlib.suppress(BaseException):
+        answer: _Answer = future.result()
+        if answer.error is None and answer.versions is None and not answer.unseen:
+            note(answer.result)
 
 
 HERE = Crew()

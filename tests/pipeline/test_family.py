@@ -1,0 +1,163 @@
+"""Families of models: independent jobs, a journal that outlives a stopped run, a page."""
+
+import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from executors import Lossy
+from small_models import chain
+
+import onnxcop
+from onnxcop.cli import main as cli
+from onnxcop.errors import ModelError
+from onnxcop.pipeline.family import run
+from onnxcop.pipeline.family.journal import Journal
+from onnxcop.report.family_page import marked_fronts, pareto_chart
+
+PLAIN = ["--criterion", "l2", "--recover", "none", "--multiple-of", "1", "--latency-seconds", "0", "--macs", "0.8,0.6"]
+ANY_WIDTH = onnxcop.Limits(multiple_of=1)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    for widths, path in zip(((8, 16), (12, 16)), paths, strict=True):
+        path.write_bytes(chain(widths=widths).SerializeToString())
+    return paths
+
+
+def swept(models: list[Path], *more: str) -> tuple[int, list[dict[str, str]]]:
+    table = models[0].parent / "all.csv"
+    code = cli.run(["sweep", *map(str, models), *PLAIN, "-o", str(table), *more])
+    return code, list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
+
+
+def test_every_result_is_that_of_a_single_run(models: list[Path], tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32))
+    more = ["--data", str(data), "--threads", "1", "--plot", str(tmp_path / "front.svg")]
+    code, rows = swept(models, "--save-models", str(tmp_path / "out"), *more)
+    assert code == 0
+    assert [(Path(row["model"]).name, float(row["budget"])) for row in rows] == [
+        (name, budget) for name in ("a.onnx", "b.onnx") for budget in (1.0, 0.8, 0.6)
+    ]
+    alone = onnxcop.prune(models[1], macs=0.6, criterion="l2", recover="none", limits=ANY_WIDTH, data=data)
+    assert (tmp_path / "out" / "b.macs-0.6.onnx").read_bytes() == alone.model.SerializeToString()
+    out = capsys.readouterr().out
+    assert "   4 of 4  b.onnx  0.6" in out and "all.html" in out
+    page = (tmp_path / "all.html").read_text()
+    assert "4 of 4 jobs are done" in page and "<circle" in page and "<script" not in page
+    assert (tmp_path / "front.svg").read_text().startswith("<svg")
+
+
+def test_a_stopped_run_goes_on(models: list[Path], monkeypatch: Any, capsys: Any) -> None:
+    real, begun = run.carry_out, list[str]()
+
+    def stopped_at_the_third(job: Any, options: Any) -> Any:
+        begun.append(job.key)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return real(job, options)
+
+    monkeypatch.setattr(run, "carry_out", stopped_at_the_third)
+    code, rows = swept(models)
+    assert code == 130 and len([row for row in rows if row["budget"] != "1.0"]) == 2
+    journal = models[0].parent / "all.journal"
+    journal.write_bytes(journal.read_bytes() + b'{"job": "cut o')  # a line that was not finished
+    monkeypatch.setattr(run, "carry_out", lambda job, options: begun.append(job.key) or real(job, options))
+    code, rows = swept(models)
+    assert code == 0 and len(rows) == 6
+    assert len(begun) == 5 and len(set(begun)) == 4 and begun[2] == begun[3]  # only what was stopped began twice
+    assert swept(models)[0] == 0 and len(begun) == 5
+    swept(models, "--seed", "1")
+    assert len(begun) == 9  # another seed is another job
+    assert len(journal.read_text().splitlines()) == 1 + 8
+
+
+def test_a_result_that_was_deleted_is_made_again(models: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    swept(models, "--save-models", str(folder))
+    before = (folder / "a.macs-0.8.onnx").read_bytes()
+    (folder / "a.macs-0.8.onnx").unlink()
+    assert swept(models, "--save-models", str(folder))[0] == 0
+    assert (folder / "a.macs-0.8.onnx").read_bytes() == before
+
+
+def test_a_job_that_fails_leaves_the_others(models: list[Path], capsys: Any) -> None:
+    models[0].write_bytes(b"no model")
+    code, rows = swept(models)
+    assert code == 1 and [row["error"] != "" for row in rows] == [True, True, False, False, False]
+    captured = capsys.readouterr()
+    assert "a.onnx  0.8  failed: " in captured.out and "2 of 4 jobs failed" in captured.err
+    models[0].write_bytes(chain().SerializeToString())
+    assert swept(models)[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["threads", "lossy"])
+def test_workers_do_the_jobs(models: list[Path], kind: str, tmp_path: Path) -> None:
+    _, expected = swept(models)
+    inputs = run.InputFiles(models)
+    options = onnxcop.PruneOptions(
+        criterion="l2", recover="none", limits=ANY_WIDTH, executor=ThreadPoolExecutor(2) if kind == "threads" else
+        Lossy(lambda number: number % 2 == 0, refuses=5),
+    )  # fmt: skip
+    files = run.FamilyFiles(tmp_path / "other.csv", None, None, inputs)
+    records = list(run.family_with(models, [0.6, 0.8], files, options))
+    assert len(records) == 4
+    rows = list(csv.DictReader((tmp_path / "other.csv").read_text().splitlines()))
+    same = ("model", "budget", "macs", "bytes", "pareto")
+    assert [[row[name] for name in same] for row in rows] == [[row[name] for name in same] for row in expected]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--stats-out", "x.npz"], "--stats-out"),
+        (["--plot", "x.png"], "ends in .svg"),
+    ],
+)
+def test_what_does_not_fit_a_family_is_refused(models: list[Path], more: list[str], said: str, capsys: Any) -> None:
+    assert swept(models, *more)[0] == 1
+    assert said in capsys.readouterr().err
+
+
+def test_models_of_one_name_are_refused(models: list[Path], tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / "a.onnx"
+    twin.write_bytes(models[1].read_bytes())
+    assert swept([models[0], twin], "--save-models", str(tmp_path / "out"))[0] == 1
+    assert "two models are called a.onnx" in capsys.readouterr().err
+
+
+def test_a_model_that_is_missing(models: list[Path], capsys: Any) -> None:
+    models[1].unlink()
+    assert swept(models)[0] == 1
+    assert "b.onnx does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}\n", "nothing\n", '{"format": "onnxcop-journal", "version": 1}\n{"job": 3}\n'])
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.journal"
+    path.write_text(text)
+    with pytest.raises(ModelError, match="is not from a journal"):
+        Journal(path)
+    assert path.read_text() == text
+
+
+def test_json_lists_all_points(models: list[Path], capsys: Any) -> None:
+    assert swept(models, "--json")[0] == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["format"] == "onnxcop-family" and len(document["points"]) == 4
+
+
+def test_the_front_is_what_no_other_result_beats() -> None:
+    figures = [(10, 0.9), (8, 0.95), (5, 0.8), (6, 0.7), (5, 0.8)]
+    rows = [{"model": "m", "macs": macs, "agreement": agreement} for macs, agreement in figures]
+    assert [row["pareto"] for row in marked_fronts(rows)] == [0, 1, 1, 0, 1]
+    assert marked_fronts([{"model": "m", "error": "x"}])[0]["pareto"] == 0
+    chart = pareto_chart(marked_fronts(rows))
+    assert chart.count("<circle") == 5 and "agreement" in chart
