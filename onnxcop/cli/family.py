@@ -26,7 +26,7 @@ def sweep_family(models: Sequence[Path], values: Mapping[str, Any]) -> None:
     drawn = not values["quiet"] and not values["as_json"]
     jobs, done, failed = len(set(models)) * len(set(values["macs"])), 0, 0
     with workers_from(values) as executor, progress_from(values) as progress:
-        asked = prune_options(values | {"macs": None, "executor": executor}, progress)
+        asked = prune_options({**values, "macs": None, "executor": executor}, progress)
         for record in family_with(models, values["macs"], files, asked):
             done += 1
             failed += bool(record.error)

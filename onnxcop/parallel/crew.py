@@ -16,6 +16,7 @@ import os
 import pickle
 import socket
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
@@ -52,13 +53,11 @@ class Shared(Generic[T]):
         value: The value here.
         digest: The digest of its bytes; empty if tasks run in this thread.
         path: The file that holds them.
-        carried: What an executor made of the file, if it carries values itself.
     """
 
     value: T
     digest: str = ""
     path: Path | None = None
-    carried: Any = None
     _folder: object = field(default=None, repr=False)
 
 
@@ -104,6 +103,7 @@ class Crew:
         self._executor = executor
         self._count = 0
         self._kept: dict[int, Shared[Any]] = {}
+        self._carried: dict[Path, Any] = {}  # what the executor made of the files, if it carries values itself
         self._lost = False
 
     @property
@@ -138,13 +138,14 @@ class Crew:
                 f"a part of this run cannot be sent to workers: {error}; give functions and classes of a module that "
                 "workers can import, or leave out --workers"
             ) from error
-        carried = self._carried(path)
-        shared = Shared(value, digest=digest, path=path, carried=carried, _folder=folder)
+        self._carried[path] = self._carry(path)
+        shared = Shared(value, digest=digest, path=path, _folder=folder)
+        weakref.finalize(shared, self._carried.pop, path, None)
         if keep:
             self._kept[id(value)] = shared  # which holds the value, so that no other object gets its number
         return shared
 
-    def _carried(self, path: Path) -> Any:
+    def _carry(self, path: Path) -> Any:
         """A packed value as the executor carries it; None if it does not, so that workers read the file."""
         carry = getattr(self._executor, "carry", None)
         if carry is not None:
@@ -216,9 +217,11 @@ class Crew:
         if self._lost:
             return
         tickets = tuple(_Ticket(one.digest, str(one.path)) for one in shared)
-        payloads = [one.carried for one in shared]
-        if pending.lost:  # a cluster may have lost what it carried, with the worker that held it
-            payloads = [None if one.path is None else self._carried(one.path) for one in shared]
+        for place, one in enumerate(shared):  # a cluster may have lost what it carried, with the worker that held it
+            if pending.lost and one.path is not None and pending.carried[place] is self._carried.get(one.path):
+                self._carried[one.path] = self._carry(one.path)
+        payloads = [None if one.path is None else self._carried.get(one.path) for one in shared]
+        pending.carried, pending.lost = payloads, False
         if pending.inline:
             payloads = [b"" if one.path is None else one.path.read_bytes() for one in shared]
         submit: Any = self._executor.submit  # type: ignore[union-attr]
@@ -291,6 +294,7 @@ class _Pending:
     future: Future[Any] | None = None
     inline: bool = False
     lost: bool = False
+    carried: list[Any] = field(default_factory=list)
     note: Callable[[Any], object] | None = None
 
 

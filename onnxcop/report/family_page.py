@@ -103,7 +103,7 @@ def pareto_chart(rows: Sequence[CurveRow]) -> str:
     width, height = _SIZE
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">']
     if points:
-        (left, right), (low, high) = (_span([point[axis] for point in points]) for axis in (1, 2))
+        (left, right), (low, high) = _span([point[1] for point in points]), _span([point[2] for point in points])
 
         def place(x: float, y: float) -> tuple[float, float]:
             across = _EDGE + (x - left) / (right - left) * (width - 2 * _EDGE)

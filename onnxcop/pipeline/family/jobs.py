@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onnxcop._version import __version__
 from onnxcop.errors import BudgetError, ModelError, OnnxcopError
-from onnxcop.graph.io import file_size
+from onnxcop.graph.serialize import file_size
 from onnxcop.pipeline.options import PruneOptions
 from onnxcop.pipeline.prune import prune_with
 from onnxcop.report.curve import CurveRow, Point, original_row
