@@ -38,6 +38,7 @@ R = TypeVar("R")
 
 _TRIES = 3  # workers that a task may lose before this process carries it out
 _AHEAD = 2  # tasks for every worker that wait for their turn
+_PAUSE, _PAUSES = 2.0, 5  # seconds between two looks at a cluster, and how many of them may find no workers
 _HELD = 8  # shared values that a worker keeps
 
 
@@ -93,7 +94,8 @@ class Crew:
     Args:
         executor: Any executor. None carries tasks out here, one after the other, when their results are read. If it
             has a method `carry(path)`, that returns a reference to a packed value, which the executor's `submit`
-            replaces by the bytes of the file. If it has an attribute `width`, that is its number of workers.
+            replaces by the bytes of the file. If it has an attribute `width`, that is its number of workers;
+            if it has a method `alive()`, that says whether there are any.
 
     Attributes:
         spread: Whether tasks run elsewhere.
@@ -242,15 +244,32 @@ class Crew:
             self._lost = True
             log.warning("the workers are lost (%s); the run goes on in this process", _in_a_line(error))
 
+    def _answer(self, future: Future[Any]) -> _Answer:
+        """Wait for a worker's answer, as long as there are workers.
+
+        Raises:
+            ConnectionError: There are none, and have not been for a while.
+        """
+        alive: Callable[[], bool] = getattr(self._executor, "alive", lambda: True)
+        missing = 0
+        while True:
+            try:
+                answer: _Answer = future.result(timeout=_PAUSE)
+                return answer
+            except TimeoutError:
+                missing = 0 if alive() else missing + 1
+                if missing > _PAUSES:
+                    error = ConnectionError("no workers are left")
+                    self._give_up(error)
+                    raise error from None
+
     def _finished(self, task: Callable[..., R], pending: _Pending, shared: Sequence[Shared[Any]]) -> R:
         for _ in range(_TRIES + 1):
             if pending.future is None or self._lost:
                 break
             try:
-                answer: _Answer = pending.future.result()
-            except (
-                BaseException
-            ) as error:  # the worker died, or the cluster lost it: executors raise errors of their own
+                answer = self._answer(pending.future)
+            except BaseException as error:  # the worker died or is cut off: executors raise errors of their own
                 if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                     raise
                 if isinstance(error, ImportError) or "No module named" in str(error):

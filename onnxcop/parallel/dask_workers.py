@@ -63,6 +63,13 @@ class DaskWorkers(Executor):
             raise ConnectionError("the scheduler is gone")
         return self.client.submit(fn, *args, **kwargs, pure=False)
 
+    def alive(self) -> bool:
+        """Whether the scheduler answers and has workers."""
+        try:
+            return self.client.status == "running" and bool(self.client.scheduler_info()["workers"])
+        except Exception:  # of any kind: the scheduler may be going away
+            return False
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; it keeps running."""
         with contextlib.suppress(Exception):

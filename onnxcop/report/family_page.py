@@ -62,14 +62,14 @@ def marked_fronts(rows: Sequence[CurveRow]) -> list[CurveRow]:
     Args:
         rows: Figures by name, with `model`.
     """
-    cost, quality = axes_of(rows)
+    cost, quality = front_axes(rows)
     measured = [(_number(row, cost), _quality(row, quality)) for row in rows]
     known = [pair for pair in measured if None not in pair]
     marks = [None not in own and not any(_beats(other, own) for other in known) for own in measured]
     return [{**row, "pareto": int(mark)} for row, mark in zip(rows, marks, strict=True)]
 
 
-def axes_of(rows: Sequence[Mapping[str, object]]) -> tuple[str, str]:
+def front_axes(rows: Sequence[Mapping[str, object]]) -> tuple[str, str]:
     """The columns of cost and quality that all finished rows have."""
     done = [row for row in rows if row.get("macs") is not None]
     cost = "latency_ms" if done and all(row.get("latency_ms") is not None for row in done) else "macs"
@@ -95,7 +95,7 @@ def _quality(row: Mapping[str, object], name: str) -> float | None:
 
 def pareto_chart(rows: Sequence[CurveRow]) -> str:
     """All results over their cost, with a line through those that no other beats; as SVG."""
-    cost, quality = axes_of(rows)
+    cost, quality = front_axes(rows)
     points = [
         (str(row["model"]), float(row[cost] or 0), float(row[quality] or 0), bool(row.get("pareto")))
         for row in rows if _number(row, cost) is not None and _number(row, quality) is not None

@@ -155,7 +155,8 @@ def carry_out(job: FamilyJob, options: PruneOptions) -> JobResult:
         if job.file is not None and file_size(result.model) > LARGEST_IN_MEMORY:
             raise ModelError(f"{job.model} is too large for --save-models; prune it by itself")
     except OnnxcopError as error:
-        failed = JobRecord(job.key, str(job.model), {}, {"budget": job.macs}, " ".join(str(error).split()))
+        line = " ".join(str(error).split())
+        failed = JobRecord(job.key, str(job.model), original={}, row={"budget": job.macs}, error=line)
         return JobResult(job, failed)
     point = Point(job.macs, result, job.file)
     record = JobRecord(job.key, str(job.model), original_row(point), point.row())
