@@ -10,6 +10,8 @@ from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.analysis.layers import layer_weights
 from onnxcop.criteria.base import PruningContext
 
+_BLOCK = 2**20  # weights whose norms are computed at once
+
 
 def produced_filters(context: PruningContext) -> Iterator[tuple[IntArray, FloatArray]]:
     """Filters of one layer after another that produces units: (unit per filter, float64 [filters, weights])."""
@@ -25,7 +27,9 @@ def produced_filters(context: PruningContext) -> Iterator[tuple[IntArray, FloatA
         values = context.weights.read(name)
         if values is None:
             continue
-        yield units, kernel.read(values).swapaxes(1, 2).reshape(len(units), -1)
+        filters = kernel.read(values)
+        del values  # a layer may be most of the model
+        yield units, filters.swapaxes(1, 2).reshape(len(units), -1)
 
 
 def produced_filter_counts(context: PruningContext) -> FloatArray:
@@ -78,6 +82,13 @@ def _reading_weights(context: PruningContext) -> Iterator[tuple[IntArray, FloatA
             yield layer.units, np.tile(weights.reshape(len(weights), -1), (layer.groups, 1))
 
 
+def norms(filters: FloatArray, order: int) -> FloatArray:
+    """The norm of every row of float64 [filters, weights], for a few rows at a time, which saves memory."""
+    rows = max(1, _BLOCK // max(filters.shape[1], 1))
+    parts = [np.linalg.norm(filters[start : start + rows], order, axis=1) for start in range(0, len(filters), rows)]
+    return np.concatenate(parts)
+
+
 def produced_norms(context: PruningContext) -> FloatArray:
     """L2 norm of the filters that produce each unit, relative to their layer's mean, float64 [units]."""
-    return per_filter(context, lambda filters: np.linalg.norm(filters, 2, axis=1))
+    return per_filter(context, lambda filters: norms(filters, 2))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from onnxcop.criteria.base import PruningContext, Ranking, StaticRanking
-from onnxcop.criteria.filters import per_filter
+from onnxcop.criteria.filters import norms, per_filter
 
 SUMMARIES = {
     "l1": "sum of the magnitudes of a filter's weights",
@@ -30,7 +28,7 @@ class WeightNorm:
     def rank(self, context: PruningContext) -> Ranking:
         """Score by norm."""
         order = self.order
-        return StaticRanking(per_filter(context, lambda f: np.linalg.norm(f, order, axis=1)))
+        return StaticRanking(per_filter(context, lambda filters: norms(filters, order)))
 
     def parameters(self) -> dict[str, Any]:
         """No parameters."""

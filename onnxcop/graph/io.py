@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
@@ -251,7 +252,7 @@ class WeightFile:
         """The bytes of a tensor, by the entries of its external data."""
         return _external_bytes(self.folder / self.name, entries)
 
-    def put(self, data: bytes) -> tuple[str, int]:
+    def put(self, data: bytes | memoryview) -> tuple[str, int]:
         """Add the bytes of a tensor unless they are stored already; return the file's name and their offset."""
         digest = hashlib.blake2b(data, digest_size=20).digest()
         if digest not in self._places:
@@ -266,6 +267,16 @@ class WeightFile:
         detached = onnx.TensorProto()
         _detach(tensor, detached, self.put)
         return detached
+
+    def tensor(self, name: str, values: Array) -> onnx.TensorProto:
+        """A tensor with these values, which are in the file unless they are few."""
+        plain = values.dtype.isbuiltin == 1 and values.dtype.kind in "biuf" and values.dtype.byteorder != ">"
+        if values.nbytes < _SMALL or not plain:
+            return self.detach(onnx.numpy_helper.from_array(values, name))
+        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor = onnx.TensorProto(name=name, dims=values.shape, data_type=kind)
+        _refer(tensor, *self.put(np.ascontiguousarray(values).data.cast("B")), values.nbytes)
+        return tensor
 
     def written(self, model: onnx.ModelProto) -> Path:
         """Write a light model beside the file and return its path."""
@@ -354,16 +365,18 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
     """Copy the fields of a message, except those of some names."""
-    for field, value in source.ListFields():
-        current = getattr(target, field.name)
+    for field in source.DESCRIPTOR.fields:  # ListFields would read the values of what is left out
         if field.name in without:
             continue
+        current = getattr(target, field.name)
         if hasattr(current, "extend"):
-            current.extend(value)
+            current.extend(getattr(source, field.name))
+        elif not source.HasField(field.name):
+            continue
         elif hasattr(current, "CopyFrom"):
-            current.CopyFrom(value)
+            current.CopyFrom(getattr(source, field.name))
         else:
-            setattr(target, field.name, value)
+            setattr(target, field.name, getattr(source, field.name))
 
 
 def _detach(source: onnx.TensorProto, target: onnx.TensorProto, put: _Put) -> None:
@@ -375,16 +388,22 @@ def _detach(source: onnx.TensorProto, target: onnx.TensorProto, put: _Put) -> No
     location, offset = put(data)
     bare = onnx.TensorProto()
     copy_fields(source, bare, VALUES)
-    bare.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", len(data))):
-        bare.external_data.add(key=key, value=str(value))
+    _refer(bare, location, offset, len(data))
     target.CopyFrom(bare)
+
+
+def _refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Say where the values of a tensor are."""
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _large_data(tensor: onnx.TensorProto) -> bytes | None:
     """The bytes of a tensor that is large enough to store outside."""
     if tensor.HasField("raw_data"):
-        return None if len(tensor.raw_data) < _SMALL else tensor.raw_data
+        data: bytes = tensor.raw_data  # a copy, every time
+        return None if len(data) < _SMALL else data
     size = byte_size(tensor)
     if size is None or size < _SMALL:
         return None

@@ -61,8 +61,9 @@ def masked(
         values = values_of(stored[name]).copy()
         for contraction, axis, dead in cut:
             values[(slice(None),) * axis + (dead,)] = _zero(contraction, node, stored)
-        tensor = numpy_helper.from_array(values, f"{name}__masked_{index}_{position}")
-        result.graph.initializer.append(tensor if file is None else file.detach(tensor))
+        label = f"{name}__masked_{index}_{position}"
+        tensor = numpy_helper.from_array(values, label) if file is None else file.tensor(label, values)
+        result.graph.initializer.append(tensor)
         node.input[position] = tensor.name
     for number, node in reversed(sorted(inserts, key=lambda pair: pair[0])):
         scope = max((s for s in copies.all if s.first <= number), key=lambda s: s.first)

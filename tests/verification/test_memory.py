@@ -14,12 +14,13 @@ import onnx
 import pytest
 from conftest import REPO_ROOT
 from onnx import numpy_helper
-from small_models import chain, linear, written
+from small_models import chain, linear, weights, written
 
 import onnxcop
 from onnxcop.analysis.analyze import analyze
+from onnxcop.criteria.filters import norms
 from onnxcop.errors import VerificationError
-from onnxcop.graph.io import WeightFile
+from onnxcop.graph.io import VALUES, WeightFile, copy_fields, values_of
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import Session
 from onnxcop.verification.masked_model import masked
@@ -100,3 +101,39 @@ def test_large_models_are_verified_as_small_ones_are(limit: int, monkeypatch: py
     wrong.graph.node[0].op_type = "Mul"
     with pytest.raises(VerificationError, match="fails the ONNX checker"):
         verify(found.model, wrong, found.structure, removed, CPU)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int8", "uint8", "bool", "int64", "bfloat16"])
+@pytest.mark.parametrize("count", [3, 40])
+def test_arrays_go_into_the_file_as_they_are(dtype: str, count: int) -> None:
+    import ml_dtypes
+
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    values = (np.random.default_rng(0).standard_normal((count, 50)) * 9).astype(kind)[:, ::2]  # not contiguous
+    file = WeightFile()
+    tensor = file.tensor("t", values)
+    whole = numpy_helper.from_array(values, "t")
+    assert (tensor.data_location == tensor.EXTERNAL) == (values.nbytes >= 1024)
+    assert (tensor.name, tensor.dims, tensor.data_type) == ("t", whole.dims, whole.data_type)
+    assert values_of(tensor).tobytes() == values.tobytes()
+
+
+def test_fields_are_copied_without_reading_what_is_left_out() -> None:
+    """Reading the values of a tensor copies them."""
+    source = weights("w", (4, 4))
+    source.doc_string = "kept"
+    target = onnx.TensorProto()
+    copy_fields(source, target, VALUES)
+    assert (target.name, list(target.dims), target.data_type, target.doc_string) == ("w", [4, 4], 1, "kept")
+    assert not target.HasField("raw_data")
+    model = chain()
+    everything = onnx.ModelProto()
+    copy_fields(model, everything, ())
+    assert everything == model
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("shape", [(7, 5), (3000, 700), (1, 3_000_000), (5, 0)])
+def test_norms_in_parts_are_those_of_the_whole(order: int, shape: tuple[int, int]) -> None:
+    filters = np.random.default_rng(0).standard_normal(shape)
+    np.testing.assert_allclose(norms(filters, order), np.linalg.norm(filters, order, axis=1), rtol=1e-12)
