@@ -59,7 +59,7 @@ TARGETS: dict[str, list[str]] = {
         f"{_RULES}::test_rule[Gather]", "tests/coupling/test_shuffles.py", "tests/coupling/test_random_graphs.py",
     ],
     "onnxcop/rewrite/sizes.py": [
-        _PROVEN, f"{_RULES}::test_rule[Reshape]", f"{_RULES}::test_rule[Split]",
+        "tests/rewrite/test_sizes.py", _PROVEN, f"{_RULES}::test_rule[Reshape]", f"{_RULES}::test_rule[Split]",
         f"{_RULES}::test_rule[Gather]", f"{_RULES}::test_rule[Slice]", "tests/coupling/test_shuffles.py",
         "tests/coupling/test_random_graphs.py",
     ],
