@@ -1,13 +1,14 @@
 """Running a model in pieces, so that everything before a change is computed only once.
 
 The graph is cut between nodes. The tensors that cross a cut (the live tensors) are kept batch by batch. The rest of the
-network then runs from there, once for every variant to try.
+network then runs from there, once for every variant to try. On a graphics processor they stay in its memory.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,9 +19,11 @@ from onnxcop.graph.edit import copied, replace_all
 from onnxcop.graph.io import WeightFile, weight_bytes
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
+from onnxcop.runtime.bound import DeviceTensor, ResidentPieces, RunPiece, device_of, on_host
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.runtime.states import LiveTensors
 
+_STRING = onnx.TensorProto.STRING
 _KEPT = 1 << 30  # bytes in files
 _EACH = 8  # a cut may use at most this share of the remaining bytes: late cuts are narrow and save the most
 LARGEST_COPIED = 256 * 2**20  # bytes of weights; pieces of a larger model map them from a file
@@ -59,6 +62,7 @@ class GraphPartition:
     ) -> None:  # fmt: skip
         self.model = model
         self.replaced = replaced
+        self.resident: dict[EngineOptions, ResidentPieces] = {}
         self.shapes = shapes
         graph = model.graph
         self.count = len(graph.node)
@@ -177,6 +181,12 @@ def _tensors(replacements: Mapping[int, Replacement]) -> list[onnx.TensorProto]:
     )
 
 
+def _in_plain_tensors(piece: onnx.ModelProto) -> bool:
+    """Whether a piece takes and returns nothing but numbers, which can be on a device."""
+    values = (*piece.graph.input, *piece.graph.output)
+    return all(v.type.HasField("tensor_type") and v.type.tensor_type.elem_type != _STRING for v in values)
+
+
 def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Tensors stored in bodies of control flow, by name; pieces keep them there."""
     tensors: dict[str, onnx.TensorProto] = {}
@@ -219,6 +229,7 @@ class PartialExecutor:
         self, partition: GraphPartition, feeds: Sequence[Mapping[str, Array]], options: EngineOptions, cut: int = 0
     ) -> None:
         self.partition, self.options = partition, options
+        self.device = device_of(options)
         self.states = LiveTensors(feeds)
         self.cuts = [cut] * len(self.states)
 
@@ -235,32 +246,53 @@ class PartialExecutor:
             names: Names of the tensors.
             places: Indices of batches, in this order; by default all.
         """
-        return self._streamed(self.partition, stop, names, range(len(self.states)) if places is None else places)
+        every = range(len(self.states)) if places is None else places
+        for live in self._streamed(self.partition, stop, names, every):
+            yield {name: on_host(value) for name, value in live.items()}
 
     def _streamed(
-        self, partition: GraphPartition, stop: int, names: Sequence[str], places: Sequence[int]
-    ) -> Generator[Feed]:
+        self, partition: GraphPartition, stop: int, names: Sequence[str], places: Sequence[int],
+        stay: Collection[str] = (),
+    ) -> Generator[dict[str, Array | DeviceTensor]]:  # fmt: skip
         for cut, alike in groupby(places, lambda place: self.cuts[place]):
-            yield from self._run(partition, cut, stop, names, list(alike))
+            yield from self._run(partition, cut, stop, names, list(alike), stay)
 
     def _run(
-        self, partition: GraphPartition, start: int, stop: int, names: Sequence[str], places: Sequence[int]
-    ) -> Iterator[Feed]:
-        """Run nodes on the live tensors of batches whose cut is at the first of these nodes."""
+        self, partition: GraphPartition, start: int, stop: int, names: Sequence[str], places: Sequence[int],
+        stay: Collection[str],
+    ) -> Iterator[dict[str, Array | DeviceTensor]]:  # fmt: skip
+        """Run nodes on the live tensors of batches whose cut is at the first of these nodes.
+
+        What is already on a device, and the outputs `stay`, are not copied from it.
+        """
         piece = partition.piece(start, stop, names, _sizes([self.states.shape_of(place) for place in places]))
         if piece is None:
             for place in places:
-                state = self.states[place]
+                state = self.states.live(place)
                 yield {name: state[name] for name in names}
             return
         inputs = [value.name for value in piece.graph.input]
         made = [value.name for value in piece.graph.output]
-        with Session(piece, self.options, passing=True) as session:
+        with self._loaded(partition, piece) as run:
             del piece
             for place in places:
-                state = self.states[place]
-                outputs = session.run({name: state[name] for name in inputs}, made)
+                state = self.states.live(place)
+                outputs = run({name: state[name] for name in inputs}, made, stay)
                 yield {name: outputs[name] if name in outputs else state[name] for name in names}
+
+    @contextmanager
+    def _loaded(self, partition: GraphPartition, piece: onnx.ModelProto) -> Iterator[RunPiece]:
+        """A function that runs a piece: feeds, names of outputs, and those that stay on the device."""
+        if self.device is not None and _in_plain_tensors(piece):
+            pieces = partition.resident.get(self.options)
+            if pieces is None:
+                pieces = partition.resident[self.options] = ResidentPieces(self.options, self.device)
+            yield pieces.loaded(piece)
+            return
+        with Session(piece, self.options, passing=True) as session:
+            yield lambda feeds, outputs, _: session.run(
+                {name: on_host(value) for name, value in feeds.items()}, outputs
+            )
 
     def advance(self, cut: int, extra: Sequence[str] = (), places: Sequence[int] | None = None) -> list[Feed]:
         """Move the cut to just before node `cut`; return the `extra` tensors computed on the way.
@@ -279,9 +311,9 @@ class PartialExecutor:
         crossing = self.partition.crossing(cut)
         names = list(dict.fromkeys([*crossing, *extra]))
         extras = []
-        for place, result in zip(chosen, self.stream(cut, names, chosen), strict=True):
+        for place, result in zip(chosen, self._streamed(self.partition, cut, names, chosen, crossing), strict=True):
             self.states.replace(place, {name: result[name] for name in crossing})
-            extras.append({name: result[name] for name in extra})
+            extras.append({name: on_host(result[name]) for name in extra})
         for place in chosen:
             self.cuts[place] = cut
         return extras
@@ -297,7 +329,8 @@ class PartialExecutor:
         """
         chosen = partition or self.partition
         every = range(len(self.states)) if places is None else places
-        return self._streamed(chosen, chosen.count, chosen.outputs, every)
+        for live in self._streamed(chosen, chosen.count, chosen.outputs, every):
+            yield {name: on_host(value) for name, value in live.items()}
 
     def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
         """The same for all batches at once."""

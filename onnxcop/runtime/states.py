@@ -12,8 +12,10 @@ import numpy as np
 
 from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed
+from onnxcop.runtime.bound import DeviceTensor, Live, on_host
 
 LARGEST_HELD = 192 * 2**20  # bytes of one network's live tensors
+LARGEST_RESIDENT = 2**30  # bytes of them that may stay on a device
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +40,29 @@ class LiveTensors(Sequence[Feed]):
     Args:
         feeds: The first tensors; they belong to the caller, and do not count towards the limit.
         limit: Bytes to keep in memory.
+        resident: Bytes that may stay on a device; whatever exceeds it is copied to the host.
     """
 
-    def __init__(self, feeds: Sequence[Mapping[str, Array]], limit: int | None = None) -> None:
+    def __init__(
+        self, feeds: Sequence[Mapping[str, Array]], limit: int | None = None, resident: int = LARGEST_RESIDENT
+    ) -> None:
         self._feeds = feeds
-        self._items: list[dict[str, Array | _File] | None] = [None] * len(feeds)  # None: as it was given
-        self._limit = LARGEST_HELD if limit is None else limit
-        self._sizes = [0] * len(self._items)
-        self._read: dict[str, Array] = {}  # of the batch read last, to recognize tensors that have not changed
+        self._items: list[dict[str, Array | _File | DeviceTensor] | None] = [None] * len(feeds)  # None: as given
+        self._limit, self._resident = LARGEST_HELD if limit is None else limit, resident
+        self._sizes, self._device_sizes = [0] * len(self._items), [0] * len(self._items)
+        self._read: dict[str, Array | DeviceTensor] = {}  # of the batch read last, to know what has not changed
         self._last = -1
         self._folder: Path | None = None
         self._files = 0
 
     @classmethod
     def holding(cls, feeds: Iterable[Mapping[str, Array]], limit: int | None = None) -> LiveTensors:
-        """Take batches over one by one, so that never more than `limit` bytes of them are in memory."""
-        tensors = cls((), limit)
+        """Take batches over one by one, at most `limit` bytes of them in memory, and none on a device."""
+        tensors = cls((), limit, resident=0)
         for feed in feeds:
             tensors._items.append({})
             tensors._sizes.append(0)
+            tensors._device_sizes.append(0)
             tensors.replace(len(tensors) - 1, feed)
         return tensors
 
@@ -72,9 +78,16 @@ class LiveTensors(Sequence[Feed]):
     def __getitem__(self, index: int | slice) -> Feed | list[Feed]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
+        feed = {name: on_host(value) for name, value in self.live(index).items()}
+        self._read = {**feed}
+        return feed
+
+    def live(self, index: int) -> dict[str, Array | DeviceTensor]:
+        """A batch; what is on a device stays there."""
         if index < 0:
             index += len(self)
         item = self._items[index]
+        feed: dict[str, Array | DeviceTensor]
         if item is None:
             feed = dict(self._feeds[index])
         else:
@@ -98,7 +111,7 @@ class LiveTensors(Sequence[Feed]):
         feed = self._feeds[index] if item is None else item
         return {name: getattr(value, "shape", None) for name, value in feed.items()}
 
-    def replace(self, index: int, feed: Mapping[str, Array]) -> None:
+    def replace(self, index: int, feed: Live) -> None:
         """Replace the tensors of a batch; tensors that it has just returned stay in their file."""
         old = self._items[index] or {}
         known = self._read if self._last == index else {}
@@ -108,20 +121,24 @@ class LiveTensors(Sequence[Feed]):
             if isinstance(value, _File) and name not in kept:
                 value.path.unlink(missing_ok=True)
         total = sum(self._sizes) - self._sizes[index]
-        item: dict[str, Array | _File] = {}
-        size = 0
-        for name, value in feed.items():
+        room = self._resident - sum(self._device_sizes) + self._device_sizes[index]
+        item: dict[str, Array | _File | DeviceTensor] = {}
+        size = resident = 0
+        for name, given in feed.items():
+            stays = isinstance(given, DeviceTensor) and resident + given.nbytes <= room
+            resident += given.nbytes if stays else 0
+            value = given if stays else on_host(given)
             spilled = old[name] if name in kept else None
             if isinstance(spilled, _File):
                 item[name] = spilled
                 continue
-            plain = isinstance(value, np.ndarray) and not value.dtype.hasobject
-            if plain and total + size + value.nbytes > self._limit:
-                item[name] = self._written(value)
+            if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+                spills = total + size + value.nbytes > self._limit
+                item[name] = self._written(value) if spills else value
+                size += 0 if spills else value.nbytes
             else:
                 item[name] = value
-                size += value.nbytes if plain else 0
-        self._items[index], self._sizes[index] = item, size
+        self._items[index], self._sizes[index], self._device_sizes[index] = item, size, resident
 
     def _written(self, array: Array) -> _File:
         if self._folder is None:
