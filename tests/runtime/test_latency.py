@@ -104,6 +104,24 @@ def test_real_models_are_measured() -> None:
     assert (itself.ratio, itself.error, itself.before) == (1.0, 0.0, itself.after)
 
 
+def test_models_that_load_quickly_are_loaded_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each load has its own ratio here: the spread between loads counts, and not that within them."""
+    ratios = iter((0.9, 1.0, 0.8, 0.9))
+
+    def turns(sessions: Sequence[Any], feeds: Any, seconds: float, clock: Any, enough: float) -> Any:
+        assert seconds == pytest.approx(2.0 / 4)
+        return np.array([(0.01, 0.01 * next(ratios))] * 50)
+
+    monkeypatch.setattr(latency, "_turns", turns)
+    found = measure_times([chain(), chain(widths=(4, 4))], FEEDS, CPU, seconds=2.0).latency(1)
+    assert found.turns == 200
+    assert found.ratio == pytest.approx(0.9)
+    assert found.error == pytest.approx(np.std((0.9, 1.0, 0.8, 0.9), ddof=1) / 2)
+    monkeypatch.setattr(latency, "_LOADING", 0.0)
+    monkeypatch.setattr(latency, "_turns", lambda *_: np.array([(0.01, 0.009)]))
+    assert measure_times([chain()] * 2, FEEDS, CPU, seconds=2.0).latency(1).turns == 1
+
+
 def test_a_model_that_does_not_run_is_an_error() -> None:
     with pytest.raises(EngineError):
         measure_times([chain()], {"x": np.zeros((1, 5, 8, 8), np.float32)}, CPU, seconds=0.01)

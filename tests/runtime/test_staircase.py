@@ -57,11 +57,11 @@ def test_they_are_measured_once(monkeypatch: pytest.MonkeyPatch, empty_cache: Pa
     assert staircase_of(CPU) == first
     assert len(asked) == times
     assert staircase_of(onnxcop.EngineOptions(provider="cpu", threads=2)) == first
-    assert len(asked) == 2 * times
+    assert len(asked) == times  # any number of threads computes the same blocks
     for kept in empty_cache.iterdir():
         kept.write_text("{not json")
     assert staircase_of(CPU) == first
-    assert len(asked) == 3 * times
+    assert len(asked) == 2 * times
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
