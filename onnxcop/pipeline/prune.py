@@ -44,6 +44,7 @@ from onnxcop.recovery.setup import affordable_batch
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.inputs import random_feeds
+from onnxcop.runtime.latency import on_quicker_provider
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.verification.kept_classes import analyze_kept
 from onnxcop.verification.verify import require_running
@@ -131,6 +132,8 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     if table is not None:
         times = times_from(table, analysis, options.policy)
         analysis = replace(analysis, cost=replace(analysis.cost, times=times))
+    engine = on_quicker_provider(analysis.original, analysis.input_shapes, options.engine)
+    options = replace(options, options=engine)
     untimed = budget.but(latency=None)  # the lowest reachable time is known only after operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
     source, unseen = data_of(analysis, options, options.input_shapes)

@@ -23,7 +23,7 @@ from onnxcop.graph.edit import copied
 from onnxcop.graph.io import values_of
 from onnxcop.graph.subgraphs import captured
 from onnxcop.graph.traits import Trait, traits
-from onnxcop.runtime.providers import CUDA, OutOfMemory, engine_error, resolve_provider
+from onnxcop.runtime.providers import CUDA, TENSORRT, OutOfMemory, engine_error, resolve_provider
 from onnxcop.runtime.session import EngineOptions, Session
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -33,7 +33,7 @@ _SESSIONS = 8  # pieces whose sessions are kept
 
 def device_of(options: EngineOptions) -> str | None:
     """ONNX Runtime's name of the device that tensors can stay on; None for the CPU and for devices that copy anyway."""
-    return "cuda" if resolve_provider(options.provider)[0] == CUDA else None
+    return "cuda" if resolve_provider(options.provider)[0] in (CUDA, TENSORRT) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

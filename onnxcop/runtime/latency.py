@@ -22,6 +22,7 @@ from onnxcop._base import formatting
 from onnxcop._base.types import Array, Feed, FloatArray
 from onnxcop.errors import EngineError, ModelError
 from onnxcop.graph.shapes import Shape
+from onnxcop.runtime.bound import device_of
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.providers import CPU, CUDA, resolve_provider
 from onnxcop.runtime.session import EngineOptions, Session
@@ -31,6 +32,7 @@ log = logging.getLogger("onnxcop")
 
 DEFAULT_SECONDS = 2.0
 _LOADS, _LOADING = 4, 0.1  # how often models are loaded, if that takes at most this share of the time to measure
+_CHOICE = 0.3  # seconds to time a model on each of two providers
 _SURE = 2.0  # standard errors on either side of an interval that holds the ratio in 19 of 20 cases
 
 # The threads of one session keep spinning for a while after a run and would slow the next one down.
@@ -147,14 +149,15 @@ def measure_times(
     """
     deployed = as_deployed(options)
     each = [dict(feeds)] * len(models) if isinstance(feeds, Mapping) else [dict(feed) for feed in feeds]
-    clock, parts, count = clock_for(deployed), list[FloatArray](), 1
+    clock, device, parts, count = clock_for(deployed), device_of(deployed), list[FloatArray](), 1
     while len(parts) < count:
         began = clock()
         with ExitStack() as stack:
             sessions = [stack.enter_context(Session(model, deployed, config=_CONFIG)) for model in models]
             if not parts and clock() - began <= _LOADING * seconds / _LOADS:
                 count = _LOADS
-            parts.append(_turns(sessions, each, seconds / count, clock, enough * count**0.5))
+            runs = [_run_of(session, feed, device) for session, feed in zip(sessions, each, strict=True)]
+            parts.append(take_turns(runs, seconds / count, clock, enough * count**0.5))
             provider = sessions[0].providers[0]
     return Measurement(np.concatenate(parts), provider, tuple(np.cumsum([len(part) for part in parts])[:-1].tolist()))
 
@@ -172,6 +175,21 @@ def timed(
         return None
 
 
+def on_quicker_provider(model: onnx.ModelProto, shapes: Mapping[str, Shape], options: EngineOptions) -> EngineOptions:
+    """The CPU instead of `auto`, if `auto` is another device and the model runs at least as fast on the CPU."""
+    if options.provider.lower() != "auto" or resolve_provider(options.provider) == [CPU]:
+        return options
+    here = replace(options, provider="cpu")
+    try:
+        feeds = random_feeds(model, shapes, seed=0)
+        times = [measure_times([model], feeds, one, seconds=_CHOICE).timing(0).median for one in (here, options)]
+    except (EngineError, ModelError) as error:
+        log.debug("the providers could not be compared: %s", error)
+        return options
+    log.info("one run takes %s on the CPU and %s on the device", *(formatting.duration(time, 0.0) for time in times))
+    return here if times[0] <= times[1] else options
+
+
 def clock_for(options: EngineOptions) -> Callable[[], float]:
     """The clock for timing: the thread's own time if one CPU thread does all the work."""
     return clock_of(options.threads == 1 and resolve_provider(options.provider) == [CPU])
@@ -183,9 +201,11 @@ def as_deployed(options: EngineOptions) -> EngineOptions:
     return replace(options, provider_options=(*defaults, *options.provider_options))
 
 
-def _turns(
-    sessions: Sequence[Session], feeds: Sequence[Feed], seconds: float, clock: Callable[[], float],
-    enough: float = ENOUGH,
-) -> FloatArray:  # fmt: skip
-    runs = [partial(session.run, feed) for session, feed in zip(sessions, feeds, strict=True)]
-    return take_turns(runs, seconds, clock, enough)
+def _run_of(session: Session, feed: Feed, device: str | None) -> Callable[[], object]:
+    """A run of a session, without copies between host and device if it has one and the model allows it."""
+    if device is not None:
+        try:
+            return session.on_device(feed, device)
+        except EngineError as error:
+            log.debug("inputs and outputs are copied while the model is timed: %s", error)
+    return partial(session.run, feed)

@@ -167,6 +167,39 @@ class Session:
             raise engine_error("the model could not be run", error) from error
         return dict(zip(names, values, strict=True))
 
+    def on_device(self, feeds: Mapping[str, Array], device: str) -> Callable[[], None]:
+        """A function that runs the model on copies of the inputs on a device, and leaves the outputs there.
+
+        Args:
+            feeds: Arrays by input name.
+            device: ONNX Runtime's name of the device.
+
+        Raises:
+            OutOfMemory: The device has not enough memory.
+            EngineError: The inputs do not fit, or cannot be on a device.
+        """
+        import onnxruntime
+
+        try:
+            binding = self._session.io_binding()
+            for name, array in feeds.items():
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+                binding.bind_ortvalue_input(name, value)
+            for spec in self.outputs:
+                binding.bind_output(spec.name, device)
+            binding.synchronize_inputs()
+        except (Exception, MemoryError) as error:
+            raise engine_error("the inputs could not be copied to the device", error) from error
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            except (Exception, MemoryError) as error:
+                raise engine_error("the model could not be run", error) from error
+
+        return run
+
     def close(self) -> None:
         """Free the model and remove its temporary files."""
         self._session = None

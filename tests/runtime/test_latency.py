@@ -19,6 +19,8 @@ from onnxcop.pipeline import finish as conclusion
 from onnxcop.report.summary import slowness
 from onnxcop.runtime import latency
 from onnxcop.runtime.latency import Latency, Measurement, Timing, measure_times
+from onnxcop.runtime.session import Session
+from onnxcop.runtime.turns import take_turns
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 FEEDS = {"x": np.zeros((1, 3, 8, 8), np.float32)}
@@ -39,12 +41,11 @@ class Machine:
     def _session(self, number: int) -> Any:
         machine = self
 
-        class Session:
-            def run(self, feeds: Any) -> None:
-                machine.runs.append(number)
-                machine.now += machine.costs[number] * next(machine.slowness)
+        def run() -> None:
+            machine.runs.append(number)
+            machine.now += machine.costs[number] * next(machine.slowness)
 
-        return Session()
+        return run
 
 
 def drift() -> Iterator[float]:
@@ -57,7 +58,7 @@ def drift() -> Iterator[float]:
 
 def test_models_take_turns_in_both_orders() -> None:
     machine = Machine((0.01, 0.02, 0.03), iter(lambda: 1.0, 0.0))
-    found = latency._turns(machine.sessions(), [FEEDS] * 3, 0.18, machine.clock)
+    found = take_turns(machine.sessions(), 0.18, machine.clock)
     assert machine.runs[:6] == [0, 0, 1, 1, 2, 2]  # to warm up
     first, second, third = (machine.runs[start : start + 3] for start in (6, 9, 12))
     assert sorted(first) == sorted(third) == [0, 1, 2]
@@ -68,7 +69,7 @@ def test_models_take_turns_in_both_orders() -> None:
 
 def test_the_ratio_is_robust_to_changes_of_speed() -> None:
     machine = Machine((0.010, 0.006), drift())
-    found = Measurement(latency._turns(machine.sessions(), [FEEDS] * 2, 3.0, machine.clock), "CPU").latency(1)
+    found = Measurement(take_turns(machine.sessions(), 3.0, machine.clock), "CPU").latency(1)
     assert found.ratio == pytest.approx(0.6, rel=0.02)
     assert found.error < 0.02
     spread = (found.before.high - found.before.low) / found.before.median
@@ -78,7 +79,7 @@ def test_the_ratio_is_robust_to_changes_of_speed() -> None:
 
 def test_short_runs_are_repeated_within_a_turn() -> None:
     machine = Machine((1e-4, 5e-4), iter(lambda: 1.0, 0.0))
-    found = latency._turns(machine.sessions(), [FEEDS] * 2, 0.004, machine.clock)
+    found = take_turns(machine.sessions(), 0.004, machine.clock)
     change_basis = machine.runs[4:]
     assert 20 <= change_basis.count(0) < 40
     assert 4 <= change_basis.count(1) < 8
@@ -88,11 +89,9 @@ def test_short_runs_are_repeated_within_a_turn() -> None:
 
 def test_measuring_ends_when_the_ratio_is_known_or_time_is_up() -> None:
     steady = Machine((0.01, 0.005), iter(lambda: 1.0, 0.0))
-    assert len(latency._turns(steady.sessions(), [FEEDS] * 2, 10.0, steady.clock)) == pytest.approx(
-        2.5 / 0.015, abs=1.5
-    )
+    assert len(take_turns(steady.sessions(), 10.0, steady.clock)) == pytest.approx(2.5 / 0.015, abs=1.5)
     slow = Machine((100.0, 50.0), iter(lambda: 1.0, 0.0))
-    assert len(latency._turns(slow.sessions(), [FEEDS] * 2, 2.0, slow.clock)) == 1
+    assert len(take_turns(slow.sessions(), 2.0, slow.clock)) == 1
 
 
 def test_real_models_are_measured() -> None:
@@ -108,18 +107,59 @@ def test_models_that_load_quickly_are_loaded_several_times(monkeypatch: pytest.M
     """Each load has its own ratio here: the spread between loads counts, and not that within them."""
     ratios = iter((0.9, 1.0, 0.8, 0.9))
 
-    def turns(sessions: Sequence[Any], feeds: Any, seconds: float, clock: Any, enough: float) -> Any:
+    def turns(runs: Sequence[Any], seconds: float, clock: Any, enough: float) -> Any:
         assert seconds == pytest.approx(2.0 / 4)
         return np.array([(0.01, 0.01 * next(ratios))] * 50)
 
-    monkeypatch.setattr(latency, "_turns", turns)
+    monkeypatch.setattr(latency, "take_turns", turns)
     found = measure_times([chain(), chain(widths=(4, 4))], FEEDS, CPU, seconds=2.0).latency(1)
     assert found.turns == 200
     assert found.ratio == pytest.approx(0.9)
     assert found.error == pytest.approx(np.std((0.9, 1.0, 0.8, 0.9), ddof=1) / 2)
     monkeypatch.setattr(latency, "_LOADING", 0.0)
-    monkeypatch.setattr(latency, "_turns", lambda *_: np.array([(0.01, 0.009)]))
+    monkeypatch.setattr(latency, "take_turns", lambda *_: np.array([(0.01, 0.009)]))
     assert measure_times([chain()] * 2, FEEDS, CPU, seconds=2.0).latency(1).turns == 1
+
+
+def test_on_a_device_no_tensor_is_copied_while_a_model_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's own memory stands for the device."""
+    monkeypatch.setattr(latency, "device_of", lambda options: "cpu")
+    monkeypatch.setattr(Session, "run", None)
+    assert (measure_times([chain(), chain(widths=(4, 4))], FEEDS, CPU, seconds=0.05).seconds > 0).all()
+    with pytest.raises(EngineError, match="could not be run"):
+        measure_times([chain()], {"x": np.zeros((1, 5, 8, 8), np.float32)}, CPU, seconds=0.01)
+
+
+def test_what_cannot_be_on_a_device_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "device_of", lambda options: "abacus")
+    assert (measure_times([chain(), chain(widths=(4, 4))], FEEDS, CPU, seconds=0.05).seconds > 0).all()
+
+
+@pytest.mark.parametrize(("cpu", "cuda", "chosen"), [(1e-3, 2e-3, "cpu"), (2e-3, 1e-3, "auto")])
+def test_auto_is_the_cpu_for_models_that_are_quicker_there(
+    monkeypatch: pytest.MonkeyPatch, cpu: float, cuda: float, chosen: str
+) -> None:
+    def measured(models: Any, feeds: Any, options: onnxcop.EngineOptions, **_: Any) -> Measurement:
+        return Measurement(np.array([[cpu if options.provider == "cpu" else cuda]]), "made up")
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(latency, "resolve_provider", lambda name: both if name == "auto" else both[1:])
+    monkeypatch.setattr(latency, "measure_times", measured)
+    choose = latency.on_quicker_provider
+    assert choose(chain(), {"x": (1, 3, 8, 8)}, onnxcop.EngineOptions()).provider == chosen
+    assert choose(chain(), {"x": (1, 3, 8, 8)}, onnxcop.EngineOptions(provider="cuda")).provider == "cuda"
+
+    def fail(*_: Any, **__: Any) -> Measurement:
+        raise EngineError("no memory")
+
+    monkeypatch.setattr(latency, "measure_times", fail)
+    assert choose(chain(), {"x": (1, 3, 8, 8)}, onnxcop.EngineOptions()).provider == "auto"
+
+
+def test_auto_without_a_device_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "measure_times", None)
+    monkeypatch.setattr(latency, "resolve_provider", lambda name: ["CPUExecutionProvider"])
+    assert latency.on_quicker_provider(chain(), {}, onnxcop.EngineOptions()) == onnxcop.EngineOptions()
 
 
 def test_a_model_that_does_not_run_is_an_error() -> None:
