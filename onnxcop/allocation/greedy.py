@@ -105,10 +105,17 @@ class PruningState:
 
     def saving(self, group: int, counts: IntArray) -> FloatArray:
         """MACs, parameters and bytes saved by removing a number of further units of a group, float64 [counts, 3]."""
+        return self._savings_of(group).of(self.kept, counts)
+
+    def saving_in_blocks(self, group: int, counts: IntArray) -> FloatArray:
+        """MACs saved if kernels compute whole blocks of channels, which follow time more closely, float64 [counts]."""
+        return self._savings_of(group).of(self.kept, counts, self.limits.staircase.block)[:, 0]
+
+    def _savings_of(self, group: int) -> Savings:
         savings = self._savings.get(group)
         if savings is None:
             savings = self._savings[group] = self.cost_model.savings(*self._rows[group])
-        return savings.of(self.kept, counts)
+        return savings
 
     def take_finer_widths(self) -> bool:
         """Allow finer widths that suit the machine less; return whether there are any."""

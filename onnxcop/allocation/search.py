@@ -23,6 +23,7 @@ from onnxcop.errors import BudgetError
 
 _KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
 _STEEP = 0.01  # share of the price of all purchases: flatter intervals need no more points
+_EXCHANGES = 12  # other purchases to try before one is chosen
 _NARROW = 0.02  # share of a group's width: shorter intervals need no more points
 
 Curves = Mapping[int, Curve]
@@ -82,7 +83,7 @@ class CurveSearch:
 
     def _spent(self, curves: Curves, budget: Budget, reach: float) -> tuple[PruningState, IntArray]:
         trial = self.state.copy()
-        return trial, spend(trial, list(curves.values()), budget, reach)
+        return trial, spend(trial, list(curves.values()), budget, reach, exchanges=_EXCHANGES)
 
     def _bought(self, curves: Curves) -> IntArray:
         """The purchases if every curve could be followed one step beyond its last point."""

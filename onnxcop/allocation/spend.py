@@ -14,16 +14,21 @@ import numpy as np
 from onnxcop._base.types import FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState, infeasible
+from onnxcop.allocation.limits import AUTO
 from onnxcop.allocation.resources import Resource, resource
-from onnxcop.allocation.sensitivity import Curve
+from onnxcop.allocation.sensitivity import GROWTH, Curve
+from onnxcop.errors import BudgetError
 
-Prices = list[tuple[Resource, float]]
+Prices = Sequence[tuple[Resource, float]]
 """Value of a saved unit of each resource."""
 
+_BLOCKS = 0.5  # share of the value of saved arithmetic that counts only where kernels save it too
 _PARTS = 48  # a group is bought in about this many steps
 
 
-def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: float = np.inf) -> IntArray:
+def spend(
+    state: PruningState, curves: Sequence[Curve], budget: Budget, reach: float = np.inf, *, exchanges: int = 0
+) -> IntArray:
     """Remove units from `state` until the budget holds.
 
     Args:
@@ -31,6 +36,8 @@ def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: f
         curves: The curve of every group.
         budget: What must hold.
         reach: How far beyond its last measured point a curve may be bought, as a factor.
+        exchanges: How many other purchases to try, each with less of one group; the cheapest wins. None with a
+            preference, as it makes others worth more.
 
     Returns:
         int64, the units removed here.
@@ -38,13 +45,56 @@ def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: f
     Raises:
         BudgetError: The budget cannot be met with these curves.
     """
-    first = len(state.removed)
+    start, first = state.copy(), len(state.removed)
+    caps = {curve.group: len(curve.order) for curve in curves}
+    taken = _buy(state, curves, budget, reach, caps)
+    if exchanges and state.limits.multiple_of != 1 and state.preference is None:
+        state.assign(_exchanged(start, state, curves, budget, reach, taken, exchanges))
+    return np.array(state.removed[first:], dtype=np.int64)
+
+
+def _exchanged(
+    start: PruningState, bought: PruningState, curves: Sequence[Curve], budget: Budget, reach: float,
+    taken: dict[int, int], exchanges: int,
+) -> PruningState:  # fmt: skip
+    """The cheapest of several ways to meet a budget: a step that goes beyond it may be worse than two small ones.
+
+    The groups that were paid most for are limited one by one: to one unit less than was bought, and to nothing.
+    """
+    by_group = {curve.group: curve for curve in curves}
+    caps, tried = {curve.group: len(curve.order) for curve in curves}, set[tuple[int, int]]()
+    while len(tried) < exchanges:
+        paid = sorted(taken, key=lambda group: -float(by_group[group].price(taken[group])))
+        limits = [(group, cap) for group in paid if taken[group] for cap in (taken[group] - 1, 0)]
+        limit = next((one for one in limits if one not in tried), None)
+        if limit is None:
+            break
+        tried.add(limit)
+        trial, less = start.copy(), {**caps, limit[0]: limit[1]}
+        try:
+            other = _buy(trial, curves, budget, reach, less)
+        except BudgetError:
+            continue
+        if _paid(curves, other) < _paid(curves, taken):
+            bought, taken, caps = trial, other, less
+    return bought
+
+
+def _paid(curves: Sequence[Curve], taken: dict[int, int]) -> float:
+    """Divergence that all purchases add."""
+    return sum(float(curve.price(taken[curve.group])) for curve in curves)
+
+
+def _buy(
+    state: PruningState, curves: Sequence[Curve], budget: Budget, reach: float, caps: dict[int, int]
+) -> dict[int, int]:
+    """Remove units until the budget holds, at most `caps` of each group; numbers of removed units by group."""
     taken = {curve.group: 0 for curve in curves}
     while not state.meets(budget):
         best: tuple[float, Curve, int] | None = None
         lacking = _lacking(state, budget)
         for curve in curves:
-            jump = _best_jump(state, curve, taken[curve.group], lacking, reach)
+            jump = _best_jump(state, curve, taken[curve.group], lacking, reach, caps[curve.group])
             if jump is not None and (best is None or jump[0] < best[0]):
                 best = (jump[0], curve, jump[1])
         if best is None:
@@ -56,7 +106,7 @@ def spend(state: PruningState, curves: Sequence[Curve], budget: Budget, reach: f
             state.remove(unit)
         taken[curve.group] = count
     _give_back(state, curves, taken, budget)
-    return np.array(state.removed[first:], dtype=np.int64)
+    return taken
 
 
 def _lacking(state: PruningState, budget: Budget) -> Prices:
@@ -75,39 +125,51 @@ def _worth(state: PruningState, lacking: Prices) -> Prices:
     return [(resource(name), weight) for name, weight in state.preference.mixed(weights, totals).items()]
 
 
-def _saved(state: PruningState, weights: Prices, group: int, counts: IntArray) -> FloatArray:
-    """Value of removing a number of further units of a group, float64 [counts]."""
+def _saved(state: PruningState, weights: Prices, group: int, counts: IntArray, lacking: Prices = ()) -> FloatArray:
+    """Value of removing a number of further units of a group, float64 [counts]; more than is lacking is of no use."""
+    missing = {entry.name: 1.0 / weight for entry, weight in lacking}
     saved = np.zeros(len(counts))
     for entry, weight in weights:
-        saved += weight * entry.meter.saving(state, group, counts)
+        each = entry.meter.saving(state, group, counts)
+        if entry.name == "macs" and state.limits.multiple_of == AUTO:
+            each = (1 - _BLOCKS) * each + _BLOCKS * state.saving_in_blocks(group, counts)
+        saved += weight * np.minimum(each, missing.get(entry.name, np.inf))
     return saved
 
 
 def _best_jump(
-    state: PruningState, curve: Curve, taken: int, lacking: Prices, reach: float
+    state: PruningState, curve: Curve, taken: int, lacking: Prices, reach: float, cap: int
 ) -> tuple[float, int] | None:
-    """The cheapest interval of a curve from here on: (divergence per saving, count at its end)."""
-    part = max(1, len(curve.order) // _PARTS)
-    most = min(float(curve.most), max(reach * float(curve.counts[-1]), 1.0))
-    jumps, ahead = [], 1
-    while taken + ahead * part <= most:
-        count = _rounded(state, curve, taken, taken + ahead * part)
-        ahead *= 2
-        if count is not None:
-            jumps.append(count)
-    counts = np.array(jumps, dtype=np.int64)
-    counts = counts[state.may_remove(curve.group, counts - taken)]
-    width = len(curve.order)
-    if curve.whole is not None and width - taken == state.group_kept[curve.group] and state.may_empty(curve.group):
-        counts = np.append(counts, width)
+    """The cheapest interval of a curve from here on, up to `cap` units: (divergence per saving, count at its end)."""
+    counts, last, width = _jumps(state, curve, taken, cap), float(curve.counts[-1]), len(curve.order)
+    near = counts <= max(reach * last, 1.0)
+    whole = curve.whole is not None and cap >= width and width - taken == state.group_kept[curve.group]
+    if whole and state.may_empty(curve.group):
+        counts, near = np.append(counts, width), np.append(near, True)
+    nearer = _saved(state, lacking, curve.group, counts - taken)  # whatever the preference, it must come closer
+    if reach >= GROWTH and taken <= last and not (near & (nearer > 0)).any():
+        near[np.flatnonzero(nearer > 0)[:1]] = True  # the first step that saves anything may be a long one
+    counts = counts[near & (nearer > 0)]
     more = counts - taken
-    nearer = _saved(state, lacking, curve.group, more)  # whatever the preference, the budget must come closer
-    counts, saved = counts[nearer > 0], _saved(state, _worth(state, lacking), curve.group, more[nearer > 0])
+    saved = _saved(state, _worth(state, lacking), curve.group, more, lacking)
     if not len(counts):
         return None
     ratios = (curve.price(counts.astype(np.float64)) - curve.price(taken) + 1e-9 * (counts - taken)) / saved
     best = int(np.argmin(ratios))
     return float(ratios[best]), int(counts[best])
+
+
+def _jumps(state: PruningState, curve: Curve, taken: int, cap: int) -> IntArray:
+    """Ends of intervals of a curve from here on: numbers of removed units that leave a width of the ladder, int64."""
+    part = max(1, len(curve.order) // _PARTS)
+    jumps, ahead = list[int](), 1
+    while taken + ahead * part <= min(cap, curve.most):
+        count = _rounded(state, curve, taken, taken + ahead * part)
+        ahead *= 2
+        if count is not None and count <= cap and count not in jumps[-1:]:
+            jumps.append(count)
+    counts = np.array(jumps, dtype=np.int64)
+    return counts[state.may_remove(curve.group, counts - taken)]
 
 
 def _rounded(state: PruningState, curve: Curve, taken: int, count: int) -> int | None:
@@ -119,9 +181,9 @@ def _rounded(state: PruningState, curve: Curve, taken: int, count: int) -> int |
 
 
 def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, int], budget: Budget) -> None:
-    """Restore units bought beyond the budget, the most expensive first."""
+    """Restore units bought beyond the budget: first those that cost no time, and the most expensive first."""
     while True:
-        best: tuple[float, Curve, int] | None = None
+        best: tuple[bool, float, Curve, int] | None = None
         for curve in curves:
             count, kept = taken[curve.group], int(state.group_kept[curve.group])
             step = state.ladder.above(curve.group, kept) - kept
@@ -131,14 +193,22 @@ def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, in
             if state.preference is not None:  # units that save much of the preferred resources are restored last
                 back = -_saved(state, _worth(state, _bounded(state, budget)), curve.group, np.array([-step]))[0]
                 price *= step / max(float(back), 1e-30)
-            if best is None or price > best[0]:
-                best = (price, curve, step)
+            free = _costs_no_time(state, curve.group, step)
+            if best is None or (free, price) > best[:2]:
+                best = (free, price, curve, step)
         if best is None:
             return
-        _, curve, step = best
+        *_, curve, step = best
         for unit in reversed(curve.order[taken[curve.group] - step : taken[curve.group]]):
             state.restore(unit)
         taken[curve.group] -= step
+
+
+def _costs_no_time(state: PruningState, group: int, step: int) -> bool:
+    """Whether further units of a group fit into blocks of channels that kernels compute anyway."""
+    if state.limits.multiple_of != AUTO:
+        return False
+    return float(-state.saving_in_blocks(group, np.array([-step]))[0]) <= 0
 
 
 def _bounded(state: PruningState, budget: Budget) -> Prices:

@@ -53,11 +53,18 @@ class Savings:
     factors: IntArray
     scales: FloatArray
 
-    def of(self, kept: IntArray, counts: IntArray) -> FloatArray:
-        """Savings from removing so many more units, float64 [counts, 3]."""
+    def of(self, kept: IntArray, counts: IntArray, block: int = 1) -> FloatArray:
+        """Savings from removing so many more units, float64 [counts, 3].
+
+        Args:
+            kept: int64, how many indices every axis keeps.
+            counts: int64, numbers of further units.
+            block: Widths from here on count as the next multiple of it, as kernels compute them.
+        """
         sizes = np.ones((1 + len(counts), len(self.axes) + 1))
         sizes[:, :-1] = kept[self.axes]
         sizes[1:, :-1] -= counts[:, None] * self.times
+        sizes = np.where(sizes >= block, np.ceil(sizes / block) * block, sizes)
         products = sizes[:, self.factors].prod(axis=2)
         return np.asarray((products[0] - products[1:]) @ self.scales)
 

@@ -86,7 +86,7 @@ class Request:
         budget: The budget.
         limits: The limits on what may be cut.
         source: The calibration data, opened.
-        unseen: SampleSets for the report, which no choice may use.
+        unseen: Samples for the report, which no choice may use.
         stats: Statistics of an earlier run.
         progress: Called with (stage, done, total).
         clock: Sums the seconds of each stage.
@@ -144,7 +144,7 @@ class Decision:
         record: Record of the calibration data.
         held_out: Quality on held-out samples, by name; choices were made on these samples.
         judgements: Kinds of the outputs.
-        unseen: SampleSets that no choice has used.
+        unseen: Samples that no choice has used.
         belief: The recovered network, to check the written file against.
         metric: The user's score.
         way: Measurements after every round.

@@ -152,6 +152,36 @@ def test_a_flat_stretch_behind_a_bump_is_found() -> None:
     assert share == 1.0  # the first unit is dear, but those behind it are almost free
 
 
+def test_a_step_far_beyond_the_budget_is_worth_no_more_than_what_is_lacking() -> None:
+    """One wide group for the price of two units of another, of which one is enough."""
+    subject = subject_of(onnxcop.analyze(chain(widths=(64, 16)), options=CPU))
+    wide, narrow = subject.structure.groups
+    state = PruningState(subject, Limits(multiple_of=4))
+    cheap = Curve(narrow.index, tuple(narrow.units[:12].tolist()), np.array([4, 12]), np.array([0.1, 0.6]))
+    large = Curve(wide.index, tuple(wide.units[:60].tolist()), np.array([4, 60]), np.array([0.29, 0.3]))
+    needed = state.copy()
+    for unit in cheap.order[:4]:
+        needed.remove(unit)
+    units = spend(state, [large, cheap], Budget(macs=needed.level("macs")), 1.2)
+    assert sorted(units.tolist()) == sorted(cheap.order[:4])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_exchanges_never_pay_more(context: PruningContext, seed: int, multiple: int) -> None:
+    """At steps of four the cheapest of several purchases wins; unit by unit nothing is exchanged."""
+    curves, paid = curves_of(context, seed), list[float]()
+    for exchanges in (0, 4, 16):
+        state = PruningState(context, Limits(multiple_of=multiple))
+        units = spend(state, curves, Budget(macs=0.6), exchanges=exchanges)
+        assert state.meets(Budget(macs=0.6))
+        assert set(units.tolist()) == set(state.removed)
+        removed = np.bincount(context.structure.group_of[units], minlength=len(curves))
+        paid.append(sum(float(curve.price(removed[curve.group])) for curve in curves))
+    assert paid == sorted(paid, reverse=True)
+    assert len(set(paid)) == 1 or multiple > 1
+
+
 def test_earlier_selections_count() -> None:
     context = subject_of(onnxcop.analyze(chain(), options=CPU))
     wide = max(context.structure.groups, key=lambda g: g.width)
