@@ -220,7 +220,7 @@ distill_options: Decorator[Any, Any] = _options(
     _option(
         "--distill", metavar="5m|'20 epochs'|auto|none",
         help="Distill: train the pruned model on the original's outputs for this time or number of epochs. "
-        "[default: from 1,000 samples on, at most as long as the run took before]",
+        "[default: from 1,500 samples on, at most as long as the run took before]",
     ),
     _option("--checkpoint", type=_FILE, metavar="FILE", help="Save the training state here, and resume from it."),
 )  # fmt: skip

@@ -21,7 +21,7 @@ from onnxcop.training.schedule import AUTO, Effort
 log = logging.getLogger("onnxcop")
 
 OFF = "none"
-_ENOUGH = 1000  # samples with which the result is distilled unasked
+_ENOUGH = 1500  # samples with which the result is distilled unasked; the default number is smaller
 
 
 def check_distillation(options: PruneOptions) -> None:

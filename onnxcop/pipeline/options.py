@@ -91,7 +91,7 @@ class PruneOptions(ApplyOptions):
             :data:`onnxcop.recovery.methods.RECOVERIES`, or a method of your own;
             without data, recovery works on synthetic inputs.
         distill: How long to distill the pruned model from the original at the end: `"5m"`, `"20 epochs"` or `"auto"`;
-            `"none"` to skip it; None to distill only if there are 1,000 samples and `recover` is "auto", for as long as
+            `"none"` to skip it; None to distill only if there are 1,500 samples and `recover` is "auto", for as long as
             the run took before. Needs data, no labels.
         checkpoint: File for the state of distillation; if it exists, the run resumes from it.
         settings: How thorough recovery is; None for the default.
