@@ -87,9 +87,10 @@ class Ladder:
 def _grain(group: DependencyGroup, place: Channels, staircase: Staircase) -> int:
     """The step between a group's widths."""
     channels = place.times * group.width + place.others
-    if place.joint and channels % staircase.block == 0 and channels >= 2 * staircase.block:
-        return staircase.block  # a Concat of other widths leaves the blocked layout
-    return staircase.grain(channels, _STEPS)
+    grain = staircase.grain(channels, _STEPS)
+    while place.joint and grain < staircase.block and channels % (2 * grain) == 0 and channels >= 4 * grain:
+        grain *= 2  # a Concat of other widths leaves the blocked layout
+    return grain
 
 
 def _rungs(group: DependencyGroup, place: Channels, grain: int, block: int) -> IntArray:

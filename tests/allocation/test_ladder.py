@@ -13,6 +13,9 @@ from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.ladder import Channels, Ladder, channels_of
 from onnxcop.allocation.limits import Limits
+from onnxcop.allocation.within_time import choose_within
+from onnxcop.criteria.base import PruningContext
+from onnxcop.criteria.registry import criterion_named
 from onnxcop.errors import BudgetError
 from onnxcop.runtime.staircase import Staircase
 
@@ -58,6 +61,38 @@ def test_a_ladder_finds_neighbouring_widths() -> None:
     ladder = ladder_of(chain(widths=WIDE))
     assert [ladder.at_most(1, kept) for kept in (3, 16, 39, 96)] == [0, 16, 32, 96]
     assert [ladder.above(1, kept) for kept in (0, 16, 39, 96)] == [16, 32, 48, 96]
+
+
+@pytest.mark.parametrize("staircase", [Staircase(4, 8), AVX512, Staircase(8, 8), Staircase(8, 64)], ids=str)
+def test_no_default_width_is_one_channel_short_of_a_fast_one(staircase: Staircase) -> None:
+    """A width is a multiple of the finest step of the fast kernels, or the layer's own."""
+    for first, second in ((16, 24), (32, 40), (64, 63), (100, 320)):
+        for rungs, own in zip(ladder_of(chain(widths=(first, second)), staircase).rungs, (first, second), strict=True):
+            assert len(rungs) > 1
+            assert all(width % staircase.fine == 0 or width == own for width in rungs.tolist())
+
+
+@pytest.mark.parametrize(("width", "step"), [(64, 16), (32, 16), (24, 8), (20, 4), (8, 4)])
+def test_layers_that_a_concat_joins_leave_whole_steps_behind_it(width: int, step: int) -> None:
+    model = joined(width)
+    structure = onnxcop.analyze(model, options=CPU).structure
+    assert all(place.joint for place in channels_of(structure))
+    for rungs in Ladder.automatic(structure, AVX512).rungs:
+        assert set(np.diff(rungs[rungs >= 16]).tolist()) <= {step}
+        assert all(kept % step == 0 for kept in rungs.tolist())
+
+
+def joined(width: int) -> onnx.ModelProto:
+    """Two convolutions side by side, joined for a third."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1] * 4),
+        helper.make_node("Conv", ["x", "w2"], ["b"], pads=[1] * 4),
+        helper.make_node("Concat", ["a", "b"], ["c"], axis=1),
+        helper.make_node("Conv", ["c", "w3"], ["y"], pads=[1] * 4),
+    ]
+    stored = [weights("w1", (width, 3, 3, 3)), weights("w2", (width, 3, 3, 3)), weights("w3", (4, 2 * width, 3, 3))]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n, 8, 8]) for name, n in (("x", 3), ("y", 4)))
+    return finished(helper.make_graph(nodes, "joined", [x], [y], stored))
 
 
 def frozen_channels() -> onnx.ModelProto:
@@ -125,8 +160,19 @@ def test_if_whole_blocks_cannot_meet_a_budget_finer_steps_do() -> None:
 
 
 def test_any_width_can_be_requested() -> None:
+    """Without steps channels leave one by one, in the order of the criterion, until the budget holds."""
     kept = [l2_cut(chain(widths=WIDE), macs, Limits(multiple_of=1))["w2"][0] for macs in (0.9, 0.8, 0.7, 0.6)]
     assert any(width % 8 for width in kept)
+    analysis = onnxcop.analyze(chain(widths=WIDE), options=CPU)
+    context = PruningContext.of(analysis.model, analysis.structure, analysis.cost)
+    ladder = Limits(multiple_of=1).ladder(context.structure)
+    assert [rungs.tolist() for rungs in ladder.rungs] == [list(range(1, width + 1)) for width in WIDE]
+    removed = choose_within(context, criterion_named("l2"), Budget(macs=0.7), Limits(multiple_of=1))
+    state = PruningState(context, Limits(multiple_of=1))
+    for unit in removed.tolist():
+        assert not state.meets(Budget(macs=0.7))
+        state.remove(unit)
+    assert state.meets(Budget(macs=0.7))
 
 
 def test_measured_curves_are_spent_in_steps_of_the_ladder() -> None:
