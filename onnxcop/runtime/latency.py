@@ -26,12 +26,12 @@ from onnxcop.runtime.bound import device_of
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.providers import CPU, CUDA, resolve_provider
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.runtime.turns import ENOUGH, clock_of, ratio_of, take_turns
+from onnxcop.runtime.turns import ENOUGH, clock_of, median_of, ratio_of, take_turns
 
 log = logging.getLogger("onnxcop")
 
 DEFAULT_SECONDS = 2.0
-_LOADS, _LOADING = 4, 0.1  # how often models are loaded, if that takes at most this share of the time to measure
+_LOADS, _LOADING = 8, 0.1  # how often models are loaded, if that takes at most this share of the time to measure
 _CHOICE = 0.3  # seconds to time a model on each of two providers
 _SURE = 2.0  # standard errors on either side of an interval that holds the ratio in 19 of 20 cases
 
@@ -124,7 +124,7 @@ class Measurement:
         ratio, error = ratio_of(self.seconds, model, 0)
         if self.loads:  # each load puts weights elsewhere, which changes the time of fast models
             each = [ratio_of(turns, model, 0)[0] for turns in np.split(self.seconds, self.loads)]
-            error = max(error, float(np.std(each, ddof=1) / np.sqrt(len(each))))
+            error = max(error, median_of(np.array(each))[1])
         return Latency(
             before=self.timing(0), after=self.timing(model), ratio=ratio, error=error, turns=len(self.seconds),
             provider=self.provider,

@@ -67,8 +67,13 @@ def take_turns(
 
 def ratio_of(seconds: FloatArray, place: int, original: int = 0) -> tuple[float, float]:
     """The median of the ratios within single turns, one candidate over another, and its standard error."""
-    low, median, high = np.percentile(seconds[:, place] / seconds[:, original], (25, 50, 75))
-    return float(median), float((high - low) / _TO_DEVIATION * _OF_MEDIAN / np.sqrt(len(seconds)))
+    return median_of(seconds[:, place] / seconds[:, original])
+
+
+def median_of(values: FloatArray) -> tuple[float, float]:
+    """The median, and its standard error from the quartiles."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    return float(median), float((high - low) / _TO_DEVIATION * _OF_MEDIAN / np.sqrt(len(values)))
 
 
 def _turn(run: Callable[[], object], count: int, clock: Callable[[], float]) -> float:
