@@ -375,7 +375,7 @@ def _data_options(section: str, samples: str, source: str, count: str) -> Decora
         section,
         _option(
             "--data", metavar="PATH",
-            help=f"{samples}: folder of images, .npz, .npy, .txt (one text a line), folder of ONNX test data, or "
+            help=f"{samples}: folder of images, .tar, .npz, .npy, .txt (one text a line), folder of ONNX test data, or "
             f"SCRIPT.py:FUNCTION. {source}",
         ),
         _option("--tokenizer", type=_FILE, metavar="DIR", help="Folder of the tokenizer; .txt data need it."),

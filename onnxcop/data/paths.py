@@ -12,14 +12,16 @@ from typing import Any
 from onnxcop._base.scripts import cause_of, importing_from
 from onnxcop.data.arrays import NpyFile, NpzFile, TestDataFolder
 from onnxcop.data.binding import Binder
+from onnxcop.data.shards import ShardedImages
 from onnxcop.data.stores import ArrayStore, ImageStore, Store
 from onnxcop.errors import CalibrationError
+from onnxcop.graph.input_spec import InputSpec
 from onnxcop.images.reader import IMAGE_SUFFIXES
 
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb"}  # files to read from a folder of data
-_FORMS = "images, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
+_ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb", ".tar"}  # files to read from a folder of data
+_FORMS = "images, .tar files of images, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
 
 
 def store_from_path(path: Path, binder: Binder) -> Store:
@@ -39,6 +41,8 @@ def store_from_path(path: Path, binder: Binder) -> Store:
         return ArrayStore([_array_file(path)], binder)
     if suffix == ".pb":
         raise CalibrationError(f"{path}: this is one tensor; give the folder that holds it")
+    if suffix == ".tar":
+        return _sharded([path], path, binder)
     if suffix in _ARCHIVES:
         raise CalibrationError(f"{path}: this is an archive; unpack it and give the folder")
     raise CalibrationError(f"{path}: data with the extension '{suffix}' are not known; give {_FORMS}")
@@ -53,14 +57,17 @@ def _store_from_folder(folder: Path, binder: Binder) -> Store:
     test_sets = sorted({path.parent for path in files if path.match("input_*.pb")})
     arrays = [path for path in files if path.suffix.lower() in (".npz", ".npy")]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if test_sets and not arrays and not images:
+    if test_sets and not arrays and not images and not any(path.suffix.lower() == ".tar" for path in files):
         specs = binder.layout.specs
         return ArrayStore([TestDataFolder(part, specs) for part in test_sets], binder)
-    if len([kind for kind in (test_sets, arrays, images) if kind]) > 1:
+    shards = [path for path in files if path.suffix.lower() == ".tar"]
+    if len([kind for kind in (test_sets, arrays, images, shards) if kind]) > 1:
         raise CalibrationError(
-            f"{folder}: it holds {len(images)} images, {len(arrays)} array files and "
+            f"{folder}: it holds {len(images)} images, {len(arrays)} array files, {len(shards)} tar files and "
             f"{len(test_sets)} sets of test data; give a folder of one kind"
         )
+    if shards:
+        return _sharded(shards, folder, binder)
     if arrays:
         return ArrayStore([_array_file(path) for path in arrays], binder)
     if images:
@@ -74,7 +81,17 @@ def _array_file(path: Path) -> NpzFile | NpyFile:
     return NpzFile(path) if path.suffix.lower() == ".npz" else NpyFile(path)
 
 
+def _sharded(shards: list[Path], origin: Path, binder: Binder) -> ImageStore:
+    spec = _image_input(origin, binder)
+    return ShardedImages(shards, spec, binder.reader(spec))
+
+
 def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
+    spec = _image_input(origin, binder)
+    return ImageStore(paths, spec, binder.reader(spec))
+
+
+def _image_input(origin: Path, binder: Binder) -> InputSpec:
     specs = binder.layout.specs
     if len(specs) != 1:
         names = ", ".join(spec.name for spec in specs)
@@ -82,7 +99,7 @@ def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
             f"{origin}: images can feed a model of one input, but this one has {len(specs)} "
             f"({names}); give .npz files with an array for each"
         )
-    return ImageStore(paths, specs[0], binder.reader(specs[0]))
+    return specs[0]
 
 
 def script_of(text: str) -> Path | None:

@@ -107,10 +107,14 @@ class ImageStore:
         return (self._reader,)
 
     def sample(self, index: int) -> Feed:
-        view, place = divmod(index, len(self._paths))
+        view, place = divmod(index, len(self))
+        pixels, name = self._pixels(place, view)
+        return {self._spec.name: cast(pixels[None], self._spec, name)}
+
+    def _pixels(self, place: int, view: int) -> tuple[Array, str]:
+        """An image, and a name for messages."""
         path = self._paths[place]
-        pixels = self._reader.from_file(path, view)[None]
-        return {self._spec.name: cast(pixels, self._spec, str(path))}
+        return self._reader.from_file(path, view), str(path)
 
 
 class SpilledStore:

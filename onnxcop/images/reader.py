@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,19 +67,33 @@ class ImageReader:
         Raises:
             CalibrationError: Pillow cannot read the file as an image.
         """
+        return self._read(path, str(path), path.name, view)
+
+    def from_bytes(self, data: bytes, name: str, key: str, view: int = 0) -> Array:
+        """Read one image from the bytes of its file, as :meth:`from_file`.
+
+        Args:
+            data: The bytes.
+            name: A name for messages.
+            key: What a crop depends on besides its number.
+            view: As for a file.
+        """
+        return self._read(io.BytesIO(data), name, key, view)
+
+    def _read(self, source: Path | io.BytesIO, name: str, key: str, view: int) -> Array:
         module = _pillow()
         try:
-            with module.open(path) as image:
+            with module.open(source) as image:
                 # Lets a JPEG decoder skip detail that would be discarded anyway.
                 edge = round(2 * max(self.size) / self.resizing.crop)
                 image.draft(None, (edge, edge))
                 whole = self._converted(image)
                 if not view:
                     return self._finished(self.resizing(whole, self.size))
-                rng = np.random.default_rng([view, *path.name.encode()])
+                rng = np.random.default_rng([view, *key.encode()])
                 return self._finished(self.resizing.view(whole, self.size, rng))
         except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
-            raise CalibrationError(f"{path}: this image cannot be read ({error}); repair or remove it") from error
+            raise CalibrationError(f"{name}: this image cannot be read ({error}); repair or remove it") from error
 
     def from_pixels(self, pixels: Array) -> Array:
         """Prepare one image of shape (H, W, C), uint8; returns the same as :meth:`from_file`."""
