@@ -1,0 +1,157 @@
+"""Real clusters on this machine: a worker is killed in each phase, and the result stays the same."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onnxcop
+from onnxcop.parallel.crew import Crew, WorkerError
+from onnxcop.parallel.workers import WorkersWish, opened
+
+CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
+PHASES = ("statistics (fit)", "statistics (held-out)", "curves")
+
+pytestmark = pytest.mark.filterwarnings("default")  # those of the cluster's packages
+
+
+def pruned(models_dir: Path, executor: Executor | None, progress: Any = None) -> bytes:
+    result = onnxcop.prune(
+        models_dir / "digits_resnet.onnx", data=models_dir / "digits_calib.npz", executor=executor, macs=0.7,
+        samples=48, batch_size=8, options=CPU, progress=progress,
+    )  # fmt: skip
+    return result.model.SerializeToString()
+
+
+class Killer:
+    """Kills a worker in every phase of a run."""
+
+    def __init__(self, victims: Callable[[], list[int]]) -> None:
+        self.victims, self.killed = victims, list[str]()
+
+    def __call__(self, stage: str, done: float, total: float | None = None) -> None:
+        phase = next((phase for phase in PHASES if stage.startswith(phase)), None)
+        if phase is not None and phase not in self.killed:
+            os.kill(self.victims()[0], signal.SIGKILL)
+            self.killed.append(phase)
+
+
+def pids_of(*words: str) -> list[int]:
+    """Processes whose command lines contain all of some words."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (folder / "cmdline").read_bytes().decode(errors="replace")
+            if all(word in line for word in words):
+                found.append(int(folder.name))
+    return found
+
+
+@contextlib.contextmanager
+def dask(port: int, workers: int = 1) -> Iterator[Any]:
+    """A cluster's workers as soon as all of them are there."""
+    for _ in range(12):  # a busy machine starts a worker in more time than a user is made to wait
+        with contextlib.suppress(WorkerError), opened(WorkersWish.of(f"dask://127.0.0.1:{port}")) as executor:
+            executor.client.wait_for_workers(workers, timeout=120)
+            break
+    with opened(WorkersWish.of(f"dask://127.0.0.1:{port}")) as executor:
+        yield executor
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ended(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+
+
+def started(module: str, *arguments: str, cwd: Path | None = None, **changes: str) -> subprocess.Popen[bytes]:
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=quiet, stderr=quiet, cwd=cwd,
+                            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | changes)  # fmt: skip
+
+
+def dask_worker(port: int, cwd: Path | None = None, **changes: str) -> subprocess.Popen[bytes]:
+    return started(
+        "distributed.cli.dask_worker", f"tcp://127.0.0.1:{port}", "--nthreads", "1", "--no-nanny", "--no-dashboard",
+        cwd=cwd, **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scheduler() -> Iterator[int]:
+    port = free_port()
+    process = started("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    with ended([process]):
+        until = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until:
+            time.sleep(0.2)
+        yield port
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
+def test_a_dask_cluster_that_loses_workers(models_dir: Path, scheduler: int) -> None:
+    expected, workers = pruned(models_dir, None), [dask_worker(scheduler) for _ in range(4)]
+    with ended(workers), dask(scheduler, 4) as executor:
+        killer = Killer(lambda: [worker.pid for worker in workers if worker.poll() is None])
+        assert pruned(models_dir, executor, killer) == expected
+        assert killer.killed == [*PHASES]
+        assert len(executor.client.scheduler_info()["workers"]) == 1  # the run did not go on here
+        for worker in workers:
+            worker.kill()
+        crew = Crew(executor)
+        assert list(crew.run(abs, [-1, -2])) == [1, 2]
+        assert not crew.spread
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
+def test_a_scheduler_that_goes_away(scheduler: int) -> None:
+    with ended([dask_worker(scheduler)]), dask(scheduler) as executor:
+        crew = Crew(executor)
+        results = crew.run(abs, range(-30, 0))
+        assert next(results) == 30
+        os.kill(next(one for one in pids_of("dask_scheduler", str(scheduler))), signal.SIGKILL)
+        assert list(results) == list(range(29, 0, -1))
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
+def test_a_dask_worker_without_the_package(scheduler: int, tmp_path: Path) -> None:
+    (tmp_path / "onnxcop.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxcop'\")")
+    with (
+        ended([dask_worker(scheduler, tmp_path, PYTHONPATH=str(tmp_path))]),
+        dask(scheduler) as executor,
+        pytest.raises(WorkerError, match=r"a worker cannot import what it needs .*onnxcop"),
+    ):
+        list(Crew(executor).run(abs, [-1]))
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_a_ray_cluster_that_loses_workers(models_dir: Path) -> None:
+    expected = pruned(models_dir, None)
+
+    with opened(WorkersWish.of("ray")) as executor:
+        killer = Killer(lambda: pids_of("ray::"))
+        assert pruned(models_dir, executor, killer) == expected
+        assert killer.killed == [*PHASES]
