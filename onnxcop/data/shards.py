@@ -1,4 +1,4 @@
-"""Images in tar files, as WebDataset writes them: each is read from its place, and memory stays the same."""
+"""Images in tar files, as WebDataset writes them: each is read from its place when it is needed."""
 
 from __future__ import annotations
 

@@ -21,10 +21,12 @@ from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Array
 from onnxcop.graph.linear import StoredLayer
 from onnxcop.graph.traits import Trait, traits
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Reference, Standing
 from onnxcop.reconstruction.linear_layers import Fit, LinearLayer, linear_layer
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.normal_equations import FittedLayer, RowSums, matched_moments, solve
+from onnxcop.reconstruction.spread import finished_by
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.runtime.states import LiveTensors
@@ -54,6 +56,7 @@ class Refiner:
         samples: Samples to fit and to hold out.
         options: How to run pieces of the network.
         seed: Seed for drawing batches and positions of large maps.
+        crew: Runs the batches that score.
     """
 
     original: MaskedNetwork
@@ -61,6 +64,7 @@ class Refiner:
     samples: RefineSet
     options: EngineOptions
     seed: int = 0
+    crew: Crew = HERE
     _target: PartialExecutor = field(init=False)
     _pruned: PartialExecutor = field(init=False)
     _judge: Sequence[int] = field(init=False)
@@ -93,7 +97,7 @@ class Refiner:
 
     def _race(self, best: Standing | None) -> Standing | None:
         """Distance of the current network from the original; None if it is no closer than `best`."""
-        with closing(self._pruned.finishing(places=self._judge)) as outputs:
+        with closing(finished_by(self.crew, self._pruned, self._judge)) as outputs:
             return self.samples.reference.race(outputs, best)
 
     def _differs(self, layer: LinearLayer) -> bool:

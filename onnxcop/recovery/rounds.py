@@ -42,6 +42,7 @@ from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.products import products
 from onnxcop.reconstruction.refine import Refiner, RefineSet
 from onnxcop.reconstruction.ridge import merge_channels
+from onnxcop.reconstruction.spread import finished_by
 from onnxcop.recovery.belief import Belief
 from onnxcop.recovery.methods import FULL, RecoveryMethod
 from onnxcop.rewrite.apply import apply
@@ -207,7 +208,7 @@ class Recovery:
     def divergence(self) -> Divergence:
         """Distance of the current network from the original, on the held-out set."""
         executor = PartialExecutor(self.working.partition, self.held_out_feeds, self.options)
-        return self.reference.compare(executor.finish())
+        return self.reference.compare(list(finished_by(self.crew, executor, range(len(executor.states)))))
 
     def cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float]) -> None:
         """Remove units and let their consumers compensate."""
@@ -234,6 +235,7 @@ class Recovery:
             ),
             options=self.options,
             seed=self.settings.seed,
+            crew=self.crew,
         )
         return refiner.run(self.progress)
 

@@ -156,6 +156,11 @@ class GraphPartition:
         """The current model; if its weights are large, a copy that stores them in the file of the pieces."""
         return self.model if self._weights is None else self._weights.light(self.model, inner=False)
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether pieces read their weights from a file, because the model is large."""
+        return self._weights is not None
+
     def _constant_makers(self, needed: set[str], start: int) -> set[int]:
         """Nodes before `start` that compute constants which a piece needs."""
         makers: set[int] = set()
@@ -331,6 +336,14 @@ class PartialExecutor:
         every = range(len(self.states)) if places is None else places
         for live in self._streamed(chosen, chosen.count, chosen.outputs, every):
             yield {name: on_host(value) for name, value in live.items()}
+
+    def rest(self, places: Sequence[int]) -> onnx.ModelProto | None:
+        """The piece from the cut of some batches to the end; None if there is none, or cuts differ, or it is large."""
+        cuts = {self.cuts[place] for place in places}
+        if len(cuts) != 1 or self.partition.shares_weights:
+            return None
+        sizes = _sizes([self.states.shape_of(place) for place in places])
+        return self.partition.piece(cuts.pop(), self.partition.count, self.partition.outputs, sizes)
 
     def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
         """The same for all batches at once."""
