@@ -49,8 +49,7 @@ TARGETS: dict[str, list[str]] = {
     "onnxcop/coupling/tracing.py": [
         "tests/analysis/test_folding.py", _BODIES,
         "tests/coupling/test_bodies.py::test_unknown_bodies_freeze_what_they_read",
-        "tests/coupling/test_optable.py", _PROVEN, "tests/coupling/test_exports.py::test_layouts_turn_around_layers",
-        "tests/coupling/test_transformers.py::test_fused_attention_gives_heads_or_else_dimensions",
+        _PROVEN, "tests/coupling/test_exports.py::test_layouts_turn_around_layers",
     ],
     "onnxcop/rewrite/apply.py": [_PROVEN, _BODIES, "tests/rewrite/test_blocks.py::test_equals_the_masked_original"],
     "onnxcop/rewrite/edit.py": [

@@ -100,8 +100,6 @@ def _zero(contraction: Contraction, node: onnx.NodeProto, stored: dict[str, onnx
     if kernel is None or kernel.zero is None or kernel.zero >= len(node.input) or not node.input[kernel.zero]:
         return 0
     zero = values_of(stored[node.input[kernel.zero]])
-    if zero.size == 1:
-        return zero.reshape(-1)[0]
     shape = [1] * len(stored[node.input[kernel.input]].dims)
     shape[kernel.out_axis] = zero.size
     return zero.reshape(shape)

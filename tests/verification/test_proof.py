@@ -143,5 +143,6 @@ def test_the_mask_finds_tensors_of_bodies_and_constant_nodes() -> None:
     other = helper.make_graph([], "else", [], [], [weights("v", (4,))])
     branch = helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)
     made = helper.make_node("Constant", [], ["outer"], value=weights("named otherwise", (1,)))
-    graph = helper.make_graph([made, branch], "main", [], [], [weights("u", (5,))])
+    filled = helper.make_node("ConstantOfShape", ["size"], ["filled"], value=weights("fill", (1,)))  # stores no tensor
+    graph = helper.make_graph([made, filled, branch], "main", [], [], [weights("u", (5,))])
     assert set(masked_model._stored(graph)) == {"inner", "w", "v", "outer", "u"}
