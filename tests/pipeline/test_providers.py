@@ -39,6 +39,7 @@ def test_tensorrt_times_and_cuda_recovers(opened: dict[str, int], monkeypatch: p
     monkeypatch.setattr(
         "onnxcop.pipeline.finish.beside_original", lambda _, model, engine, seconds: timed.append(engine.provider)
     )
+    monkeypatch.setattr("onnxcop.runtime.segments.device_of", lambda options: None)  # the stand-in is the CPU
     images = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
     engine = onnxcop.EngineOptions(provider="tensorrt")
     onnxcop.prune(
