@@ -1,4 +1,8 @@
-"""Real clusters on this machine: a worker is killed in each phase, and the result stays the same."""
+"""Real clusters on this machine: a worker is killed in each phase, and the result stays the same.
+
+They start processes, kill them and wait for time-outs, so they are among the slow tests: `pytest -m slow
+tests/parallel/test_clusters.py` in an environment with the extras `dask` and `ray`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from onnxcop.parallel.workers import WorkersWish, opened
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 PHASES = ("statistics (fit)", "statistics (held-out)", "curves")
 
-pytestmark = pytest.mark.filterwarnings("default")  # those of the cluster's packages
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # those of the cluster's packages
 
 
 def pruned(models_dir: Path, executor: Executor | None, progress: Any = None) -> bytes:
