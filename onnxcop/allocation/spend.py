@@ -22,7 +22,7 @@ from onnxcop.errors import BudgetError
 Prices = Sequence[tuple[Resource, float]]
 """Value of a saved unit of each resource."""
 
-_BLOCKS = 0.5  # share of the value of saved arithmetic that counts only where kernels save it too
+_TIME = "latency"  # the resource
 _PARTS = 48  # a group is bought in about this many steps
 
 
@@ -36,8 +36,8 @@ def spend(
         curves: The curve of every group.
         budget: What must hold.
         reach: How far beyond its last measured point a curve may be bought, as a factor.
-        exchanges: How many other purchases to try, each with less of one group; the cheapest wins. None with a
-            preference, as it makes others worth more.
+        exchanges: How many other purchases to try within a budget of time, each with less of one group; the cheapest
+            wins. None with a preference, as it makes others worth more.
 
     Returns:
         int64, the units removed here.
@@ -48,7 +48,7 @@ def spend(
     start, first = state.copy(), len(state.removed)
     caps = {curve.group: len(curve.order) for curve in curves}
     taken = _buy(state, curves, budget, reach, caps)
-    if exchanges and state.limits.multiple_of != 1 and state.preference is None:
+    if exchanges and _timed(budget) and state.limits.multiple_of != 1 and state.preference is None:
         state.assign(_exchanged(start, state, curves, budget, reach, taken, exchanges))
     return np.array(state.removed[first:], dtype=np.int64)
 
@@ -127,13 +127,10 @@ def _worth(state: PruningState, lacking: Prices) -> Prices:
 
 def _saved(state: PruningState, weights: Prices, group: int, counts: IntArray, lacking: Prices = ()) -> FloatArray:
     """Value of removing a number of further units of a group, float64 [counts]; more than is lacking is of no use."""
-    missing = {entry.name: 1.0 / weight for entry, weight in lacking}
+    missing = {entry.name: 1.0 / weight for entry, weight in lacking if entry.name == _TIME}
     saved = np.zeros(len(counts))
     for entry, weight in weights:
-        each = entry.meter.saving(state, group, counts)
-        if entry.name == "macs" and state.limits.multiple_of == AUTO:
-            each = (1 - _BLOCKS) * each + _BLOCKS * state.saving_in_blocks(group, counts)
-        saved += weight * np.minimum(each, missing.get(entry.name, np.inf))
+        saved += weight * np.minimum(entry.meter.saving(state, group, counts), missing.get(entry.name, np.inf))
     return saved
 
 
@@ -141,13 +138,15 @@ def _best_jump(
     state: PruningState, curve: Curve, taken: int, lacking: Prices, reach: float, cap: int
 ) -> tuple[float, int] | None:
     """The cheapest interval of a curve from here on, up to `cap` units: (divergence per saving, count at its end)."""
-    counts, last, width = _jumps(state, curve, taken, cap), float(curve.counts[-1]), len(curve.order)
-    near = counts <= max(reach * last, 1.0)
+    last, width, timed = float(curve.counts[-1]), len(curve.order), any(entry.name == _TIME for entry, _ in lacking)
+    known = max(reach * last, 1.0)
+    counts = _jumps(state, curve, taken, curve.most if timed else min(curve.most, known), cap)
+    near = (counts <= known) | (not timed)
     whole = curve.whole is not None and cap >= width and width - taken == state.group_kept[curve.group]
     if whole and state.may_empty(curve.group):
         counts, near = np.append(counts, width), np.append(near, True)
     nearer = _saved(state, lacking, curve.group, counts - taken)  # whatever the preference, it must come closer
-    if reach >= GROWTH and taken <= last and not (near & (nearer > 0)).any():
+    if timed and reach >= GROWTH and taken <= last and not (near & (nearer > 0)).any():
         near[np.flatnonzero(nearer > 0)[:1]] = True  # the first step that saves anything may be a long one
     counts = counts[near & (nearer > 0)]
     more = counts - taken
@@ -159,11 +158,19 @@ def _best_jump(
     return float(ratios[best]), int(counts[best])
 
 
-def _jumps(state: PruningState, curve: Curve, taken: int, cap: int) -> IntArray:
-    """Ends of intervals of a curve from here on: numbers of removed units that leave a width of the ladder, int64."""
+def _jumps(state: PruningState, curve: Curve, taken: int, most: float, cap: int) -> IntArray:
+    """Ends of intervals of a curve from here on: numbers of removed units that leave a width of the ladder, int64.
+
+    Args:
+        state: The selection so far.
+        curve: The curve.
+        taken: Units of it that were bought.
+        most: Largest number of removed units, before it is rounded up to a width.
+        cap: Largest number after that.
+    """
     part = max(1, len(curve.order) // _PARTS)
     jumps, ahead = list[int](), 1
-    while taken + ahead * part <= min(cap, curve.most):
+    while taken + ahead * part <= min(cap, most):
         count = _rounded(state, curve, taken, taken + ahead * part)
         ahead *= 2
         if count is not None and count <= cap and count not in jumps[-1:]:
@@ -181,7 +188,7 @@ def _rounded(state: PruningState, curve: Curve, taken: int, count: int) -> int |
 
 
 def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, int], budget: Budget) -> None:
-    """Restore units bought beyond the budget: first those that cost no time, and the most expensive first."""
+    """Restore units bought beyond the budget, the most expensive first; if time is bounded, first those for free."""
     while True:
         best: tuple[bool, float, Curve, int] | None = None
         for curve in curves:
@@ -193,7 +200,7 @@ def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, in
             if state.preference is not None:  # units that save much of the preferred resources are restored last
                 back = -_saved(state, _worth(state, _bounded(state, budget)), curve.group, np.array([-step]))[0]
                 price *= step / max(float(back), 1e-30)
-            free = _costs_no_time(state, curve.group, step)
+            free = _timed(budget) and _costs_no_time(state, curve.group, step)
             if best is None or (free, price) > best[:2]:
                 best = (free, price, curve, step)
         if best is None:
@@ -202,6 +209,10 @@ def _give_back(state: PruningState, curves: Sequence[Curve], taken: dict[int, in
         for unit in reversed(curve.order[taken[curve.group] - step : taken[curve.group]]):
             state.restore(unit)
         taken[curve.group] -= step
+
+
+def _timed(budget: Budget) -> bool:
+    return _TIME in budget.bounds
 
 
 def _costs_no_time(state: PruningState, group: int, step: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.search import CurveSearch
 from onnxcop.allocation.sensitivity import Curve
 from onnxcop.allocation.spend import spend
+from onnxcop.analysis.timing import time_model
 from onnxcop.criteria.base import PruningContext
 from onnxcop.errors import BudgetError
 from onnxcop.runtime.session import EngineOptions
+from onnxcop.runtime.staircase import Staircase
+from onnxcop.runtime.time_table import TimeTable
 
 CPU = EngineOptions(provider="cpu", threads=1)
 BUDGETS = [
@@ -31,6 +35,13 @@ BUDGETS = [
 @pytest.fixture(scope="module")
 def context(models_dir: Path) -> PruningContext:
     return subject_of(onnxcop.analyze(models_dir / "digits_resnet.onnx", options=CPU))
+
+
+@pytest.fixture(scope="module")
+def timed(models_dir: Path) -> PruningContext:
+    analysis = onnxcop.analyze(models_dir / "digits_resnet.onnx", options=CPU)
+    times = time_model(analysis, TimeTable.here(CPU), Staircase(4, 16), CPU)
+    return subject_of(replace(analysis, cost=replace(analysis.cost, times=times)))
 
 
 def subject_of(analysis: onnxcop.Analysis) -> PruningContext:
@@ -168,18 +179,29 @@ def test_a_step_far_beyond_the_budget_is_worth_no_more_than_what_is_lacking() ->
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_exchanges_never_pay_more(context: PruningContext, seed: int, multiple: int) -> None:
-    """At steps of four the cheapest of several purchases wins; unit by unit nothing is exchanged."""
-    curves, paid = curves_of(context, seed), list[float]()
-    for exchanges in (0, 4, 16):
-        state = PruningState(context, Limits(multiple_of=multiple))
-        units = spend(state, curves, Budget(macs=0.6), exchanges=exchanges)
-        assert state.meets(Budget(macs=0.6))
-        assert set(units.tolist()) == set(state.removed)
-        removed = np.bincount(context.structure.group_of[units], minlength=len(curves))
-        paid.append(sum(float(curve.price(removed[curve.group])) for curve in curves))
-    assert paid == sorted(paid, reverse=True)
-    assert len(set(paid)) == 1 or multiple > 1
+def test_exchanges_never_pay_more(context: PruningContext, timed: PruningContext, seed: int, multiple: int) -> None:
+    """Within a budget of time the cheapest of several purchases wins; arithmetic is bought as before."""
+    for subject, budget in ((timed, Budget(latency=0.8)), (context, Budget(macs=0.6))):
+        curves, paid = curves_of(subject, seed), list[float]()
+        for exchanges in (0, 4, 16):
+            state = PruningState(subject, Limits(multiple_of=multiple))
+            units = spend(state, curves, budget, exchanges=exchanges)
+            assert state.meets(budget)
+            assert set(units.tolist()) == set(state.removed)
+            removed = np.bincount(subject.structure.group_of[units], minlength=len(curves))
+            paid.append(sum(float(curve.price(removed[curve.group])) for curve in curves))
+        assert paid == sorted(paid, reverse=True)
+        assert len(set(paid)) == 1 or (multiple > 1 and subject is timed)
+
+
+@pytest.mark.parametrize("reach", [1.0, 2.0])
+def test_a_step_of_arithmetic_that_is_rounded_up_may_end_beyond_what_is_known(reach: float) -> None:
+    subject = subject_of(onnxcop.analyze(chain(widths=(64, 16)), options=CPU))
+    wide, _ = subject.structure.groups
+    state = PruningState(subject, Limits(multiple_of=16))
+    curve = Curve(wide.index, tuple(wide.units[:60].tolist()), np.array([9]), np.array([0.1]))
+    units = spend(state, [curve], Budget(macs=0.9), reach)
+    assert len(units) == 16
 
 
 def test_earlier_selections_count() -> None:
