@@ -23,6 +23,7 @@ from onnxcop._base.types import Array
 from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.outputs.detections import Boxes, form_of, matched
+from onnxcop.outputs.intervals import standard_error
 
 _BOX = 4
 
@@ -53,7 +54,7 @@ def paired(one: Sequence[Boxes], other: Sequence[Boxes]) -> tuple[float, float]:
     boxes = np.array([float(len(a.classes) + len(b.classes)) for a, b in zip(one, other, strict=True)])
     share = hits.sum() / boxes.sum()
     without = (hits.sum() - hits) / np.maximum(boxes.sum() - boxes, 1.0)
-    return float(share), float(np.sqrt((len(hits) - 1) / len(hits) * ((without - without.mean()) ** 2).sum()))
+    return float(share), standard_error(without)
 
 
 def main() -> None:

@@ -91,6 +91,8 @@ class CurveRound:
         importance: Importance of outputs by layer, float64 [outputs].
         options: How to run pieces.
         base: Divergence of the network itself.
+        prefixes: Its live tensors; None in a worker, until the first point.
+        inverses: Inverses of its layers' covariances.
     """
 
     working: MaskedNetwork | None

@@ -45,10 +45,12 @@ def spend(
     Raises:
         BudgetError: The budget cannot be met with these curves.
     """
-    start, first = state.copy(), len(state.removed)
+    first = len(state.removed)
+    exchanges = exchanges if _timed(budget) and state.limits.multiple_of != 1 and state.preference is None else 0
+    start = state.copy() if exchanges else state
     caps = {curve.group: len(curve.order) for curve in curves}
     taken = _buy(state, curves, budget, reach, caps)
-    if exchanges and _timed(budget) and state.limits.multiple_of != 1 and state.preference is None:
+    if exchanges:
         state.assign(_exchanged(start, state, curves, budget, reach, taken, exchanges))
     return np.array(state.removed[first:], dtype=np.int64)
 

@@ -75,6 +75,12 @@ def prune(name: str, exact_only: bool = False, keep_initializer_inputs: bool = F
     )  # fmt: skip
 
 
+def groups(model: onnx.ModelProto) -> list[tuple[int, int, bool]]:
+    """Width, number of units and exactness of every group."""
+    structure = onnxcop.analyze(model).structure
+    return sorted((group.width, len(group.units), group.exact) for group in structure.groups)
+
+
 def opset(model: onnx.ModelProto) -> int:
     """Version of the standard operators."""
     return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -135,11 +141,7 @@ def test_pruned_and_proven(name: str, exact_only: bool) -> None:
 
 @pytest.mark.parametrize("network", ["convolutional", "transformer"])
 def test_both_exporters_of_pytorch_give_the_same_groups(network: str) -> None:
-    def groups(name: str) -> list[tuple[int, int, bool]]:
-        structure = onnxcop.analyze(load(name)).structure
-        return sorted((group.width, len(group.units), group.exact) for group in structure.groups)
-
-    assert groups(f"torchscript_{network}") == groups(f"torchexport_{network}")
+    assert groups(load(f"torchscript_{network}")) == groups(load(f"torchexport_{network}"))
 
 
 def test_weights_in_constant_nodes_shrink() -> None:

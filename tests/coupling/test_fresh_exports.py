@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from test_exports import BUDGET, EXPORTS, OLD, border, run
+from test_exports import BUDGET, EXPORTS, OLD, border, groups, run
 
 import onnxcop
 
@@ -27,16 +27,11 @@ def _fresh(name: str) -> onnx.ModelProto:
     return onnx.load(path)
 
 
-def _groups(model: onnx.ModelProto) -> list[tuple[int, int, bool]]:
-    structure = onnxcop.analyze(model).structure
-    return sorted((group.width, len(group.units), group.exact) for group in structure.groups)
-
-
 @pytest.mark.parametrize("name", sorted({path.stem for path in EXPORTS.glob("*.onnx")} - set(OLD)))
 def test_an_export_made_here_is_pruned_as_the_stored_one(name: str) -> None:
     fresh, stored = _fresh(name), onnx.load(EXPORTS / f"{name}.onnx")
     assert (fresh.producer_name, len(fresh.graph.node)) == (stored.producer_name, len(stored.graph.node))
-    assert _groups(fresh) == _groups(stored)
+    assert groups(fresh) == groups(stored)
     result = onnxcop.prune(fresh, macs=BUDGET, criterion="l2", recover="none", limits=onnxcop.Limits(multiple_of=1))
     checked = result.report.verification
     assert checked is not None

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from onnxcop._base.records import file_record
 from onnxcop._version import __version__
+from onnxcop.data.paths import script_of
 from onnxcop.errors import BudgetError, ModelError, OnnxcopError
 from onnxcop.graph.serialize import file_size
 from onnxcop.pipeline.options import PruneOptions
@@ -88,7 +90,7 @@ def jobs_of(
         raise ModelError(f"{lacking} does not exist; check the path")
     jobs = []
     for model in dict.fromkeys(models):
-        own = hashlib.sha256(model.read_bytes()).hexdigest()
+        own = file_record(model)["sha256"]
         for share in sorted(set(macs), reverse=True):
             key = hashlib.sha256(f"{own} {share!r} {about}".encode()).hexdigest()[:32]
             name = f"{model.name.removesuffix('.onnx')}.macs-{share:g}.onnx"
@@ -105,8 +107,7 @@ def _digest_of(options: PruneOptions) -> str:
 
 def _file_of(data: str | os.PathLike[str]) -> Path:
     """The file or folder of data; the file of `script.py:function`."""
-    script, colon, _ = os.fspath(data).partition(".py:")
-    return Path(script + ".py" if colon else script)
+    return script_of(os.fspath(data)) or Path(data)
 
 
 def _described(data: object) -> str:
