@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +17,7 @@ import onnx
 
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.lookup import check_known
-from onnxcop._base.types import Array
+from onnxcop._base.types import Array, Feed
 from onnxcop.analysis.analyze import analyze
 from onnxcop.data.open import CalibrationData, open_data
 from onnxcop.errors import CalibrationError, ModelError, OnnxcopError
@@ -25,7 +25,9 @@ from onnxcop.graph import io as models
 from onnxcop.pipeline.decide import Request
 from onnxcop.pipeline.options import PruneOptions, Quantization
 from onnxcop.pipeline.unseen import UnseenSamples
-from onnxcop.recovery.int8 import with_fitted_biases
+from onnxcop.recovery.equalize import equalized
+from onnxcop.recovery.int8 import with_fitted_layers
+from onnxcop.recovery.int8_ranges import around_layers, least_error_ranges, quantized_tensors
 from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import Int8Report
 from onnxcop.runtime.latency import timed
@@ -38,7 +40,8 @@ _HELD_OUT = 64  # other samples, which choose between candidates; a third if the
 _LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 _WORTH_FLOAT = 0.5  # share of the divergence below which other operators stay in floating point
 _FEWEST = 6  # samples of which some are held out
-_FITTED_ON = 32  # samples that biases are fitted on
+_BATCH, _LARGEST_BATCH = 4, 1 << 22  # samples, and bytes of their inputs
+_LARGEST = 1 << 28  # bytes of all inputs
 
 
 @by_keywords(PruneOptions)
@@ -46,9 +49,9 @@ def quantize(model: onnx.ModelProto | str | Path, mode: Quantization, asked: Pru
     """Quantize a model to int8 with ONNX Runtime.
 
     `static` inserts QuantizeLinear and DequantizeLinear pairs, with ranges of activations from the data and a scale
-    per channel of the weights. Whether ranges are extremes or means of extremes, and whether biases are fitted to the
-    rounding, is decided on held-out samples. `dynamic` quantizes weights ahead of
-    time and activations at run time.
+    per channel of the weights. Channels of one tensor are balanced, ranges have the least error, and layers are fitted
+    to the rounding, where that helps on held-out samples. `dynamic` quantizes weights ahead of time and activations at
+    run time.
 
     Args:
         model: A path or a model in memory (never changed).
@@ -161,36 +164,69 @@ def _dynamic(plain: Path, folder: Path) -> onnx.ModelProto:
 def _static(
     plain: Path, folder: Path, source: CalibrationData, asked: PruneOptions, original: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, str]:
-    """The better of two ways to determine ranges, with fitted biases if they help on held-out samples."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
+    """The best of three choices of ranges, then with fitted layers if they help, by held-out samples."""
     both = source.take(_SAMPLES + _HELD_OUT, asked.seed)
     share = min(_HELD_OUT, both.count // 3) / both.count
     fit, held_out = both.split(share, asked.seed) if both.count >= _FEWEST else (both, both)
-    judge = UnseenSamples(original, held_out, asked.engine, asked.task)
+    judge, feeds = UnseenSamples(original, held_out, asked.engine, asked.task), _feeds(fit, asked.seed)
+    model = models.load(plain)
+    base = equalized(model, feeds, asked.engine)
+    extremes = _with_pairs(plain, folder, _Reader(fit))
+    models.save(base, plain)
+    names = [*quantized_tensors(model, extremes), *around_layers(model)]
+    ranges = least_error_ranges(base, names, feeds, asked.engine)
+    balanced = ", channels balanced" if base is not model else ""
+    tried: list[tuple[float, onnx.ModelProto, onnx.ModelProto, str]] = [
+        (_distance(judge, extremes), extremes, model, f"ranges are extremes of {fit.count} samples")
+    ]
+    for operators, part in ((None, ""), (_LAYERS, " of layers alone")):
+        int8 = _with_pairs(plain, folder, _Reader(fit.take(1, asked.seed)), ranges, operators)
+        said = f"ranges{part} have the least error on {fit.count} samples{balanced}"
+        tried.append((_distance(judge, int8), int8, base, said))
+    *whole, layers = tried
+    value, int8, base, said = min(whole, key=lambda entry: entry[0])
+    if layers[0] < _WORTH_FLOAT * value:  # a Concat of boxes and scores has one scale: it would round scores to 0
+        value, int8, base, said = layers
+    fitted = with_fitted_layers(base, int8, feeds, asked.engine)
+    if fitted is not int8 and _distance(judge, fitted) < value:
+        return fitted, f"{said}, layers fitted"
+    return int8, f"{said}, layers as they were"
 
-    def quantized(*, averaged: bool = False, operators: list[str] | None = None) -> onnx.ModelProto:
-        quantize_static(
-            plain, folder / "int8.onnx", _Reader(fit), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibration_providers=["CPUExecutionProvider"], extra_options={"CalibMovingAverage": averaged},
-            op_types_to_quantize=operators,
-        )  # fmt: skip
-        return models.load(folder / "int8.onnx")
 
-    tried: list[tuple[float, onnx.ModelProto, str]] = []
-    for averaged in (False, True):
-        found = quantized(averaged=averaged)
-        tried.append((_distance(judge, found), found, "means of extremes" if averaged else "extremes"))
-    value, rounded, ranges = min(tried, key=lambda entry: entry[0])
-    found = quantized(operators=_LAYERS)  # a Concat of boxes and scores has one scale: it would round scores to 0
-    if (distance := _distance(judge, found)) < _WORTH_FLOAT * value:
-        value, rounded, ranges = distance, found, "extremes of layers alone,"
-    feeds = [*fit.take(_FITTED_ON, asked.seed).batches()]
-    fitted = with_fitted_biases(models.load(plain), rounded, feeds, asked.engine)
-    if fitted is not rounded and _distance(judge, fitted) < value:
-        return fitted, f"ranges are {ranges} of {fit.count} samples, biases fitted"
-    return rounded, f"ranges are {ranges} of {fit.count} samples, biases as they were"
+def _with_pairs(
+    plain: Path, folder: Path, reader: _Reader,
+    ranges: Mapping[str, tuple[float, float]] | None = None, operators: list[str] | None = None,
+) -> onnx.ModelProto:  # fmt: skip
+    """A model with QuantizeLinear and DequantizeLinear around its operators.
+
+    Args:
+        plain: The model.
+        folder: Where the quantizer may write.
+        reader: Samples for the ranges that are not given.
+        ranges: Ranges by tensor.
+        operators: Operators to quantize; None for all that can be.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    given = {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in (ranges or {}).items()
+    }
+    quantize_static(
+        plain, folder / "int8.onnx", reader, quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        calibration_providers=["CPUExecutionProvider"], op_types_to_quantize=operators,
+        extra_options={"TensorQuantOverrides": given} if given else {},
+    )  # fmt: skip
+    return models.load(folder / "int8.onnx")
+
+
+def _feeds(source: CalibrationData, seed: int) -> list[Feed]:
+    """Small batches of samples that together fit into memory."""
+    sample = sum(np.asarray(array).nbytes for array in next(source.batches(1)).values())
+    most = max(_LARGEST // max(sample, 1), _FEWEST)
+    size = min(max(_LARGEST_BATCH // max(sample, 1), 1), _BATCH)
+    few = source if source.count <= most else source.take(most, seed)
+    return [dict(feed) for feed in few.batches(size)]
 
 
 def _distance(judge: UnseenSamples, model: onnx.ModelProto) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -73,50 +74,8 @@ class LinearLayer:
             self.working.write(self.own.bias, bias.reshape(shape) / self.kernel.bias_scale)
 
     def rows(self, data: Array, targets: Array, count: int, rng: np.random.Generator) -> Rows:
-        """Draw up to `count` positions per sample; a matrix product takes as many rows from the whole batch.
-
-        Returns:
-            Inputs float64 [rows, groups, features] and target outputs float64 [rows, groups, outputs].
-        """
-        draw = self._rows if self.kernel.kind == "matmul" else self._patches
-        inputs, outputs = (values.astype(np.float64) for values in draw(data, targets, count, rng))
-        groups = self.kernel.groups
-        return inputs.reshape(len(inputs), groups, -1), outputs.reshape(len(outputs), groups, -1)
-
-    def _rows(self, data: Array, targets: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        left = self.kernel.input == 0
-        summed = -2 if left != flipped(self.working.nodes[self.index], 1 - self.kernel.input) else -1
-        inputs, outputs = (
-            np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
-            for values, axis in ((data, summed), (targets, -2 if left else -1))
-        )
-        most = count * len(data)
-        if len(inputs) > most:
-            chosen = np.sort(rng.choice(len(inputs), most, replace=False))
-            inputs, outputs = inputs[chosen], outputs[chosen]
-        return inputs, outputs
-
-    def _patches(self, data: Array, targets: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        samples, space, node = len(data), targets.shape[2:], self.working.nodes[self.index]
-        total = int(np.prod(space))
-        flat = np.tile(np.arange(total), (samples, 1))
-        if count < total:
-            flat = rng.permuted(flat, axis=1)[:, :count]
-        positions = np.unravel_index(flat, space)
-        batch = np.arange(samples)[:, None]
-        met = [
-            _met(node, axis, taps, data.shape[2 + axis], space[axis], positions[axis])
-            for axis, taps in enumerate(self.shape[2:])
-        ]
-        seen = []
-        for tap in product(*map(range, self.shape[2:])):
-            places = (place[t] for (place, _), t in zip(met, tap, strict=True))
-            there = np.all([exists[t] for (_, exists), t in zip(met, tap, strict=True)], axis=0)
-            read_at: tuple[Any, ...] = (batch, slice(None), *places)
-            seen.append(np.where(there[..., None], data[read_at], 0))  # [samples, positions, channels]
-        made_at: tuple[Any, ...] = (batch, slice(None), *positions)
-        stacked, outputs = np.stack(seen, axis=-1), targets[made_at]  # [samples, positions, channels, taps]
-        return stacked.reshape(flat.size, -1), outputs.reshape(flat.size, -1)
+        """Draw up to `count` positions per sample, as :func:`drawn_rows` does."""
+        return drawn_rows(self.working.nodes[self.index], self.kernel, self.shape, data, targets, count, rng)
 
     def alive_features(self) -> FloatArray:
         """1.0 for features of channels that remain, else 0.0; float64 [groups, features]."""
@@ -144,6 +103,72 @@ def linear_layer(working: MaskedNetwork, index: int) -> LinearLayer | None:
         return None
     data = node.input[0 if own.kernel.input else 1]
     return None if data in working.partition.constants else LinearLayer(working, index, data, own)
+
+
+def drawn_rows(
+    node: onnx.NodeProto, kernel: Kernel, shape: Sequence[int],
+    data: Array, targets: Array, count: int, rng: np.random.Generator,
+) -> Rows:  # fmt: skip
+    """Draw up to `count` positions per sample; a matrix product takes as many rows from the whole batch.
+
+    Args:
+        node: A linear layer.
+        kernel: Storage of its weights.
+        shape: Shape of its weights.
+        data: The tensor that it reads.
+        targets: What its output should be; which positions are drawn depends on its shape alone.
+        count: Positions per sample.
+        rng: Source of the draw.
+
+    Returns:
+        Inputs float64 [rows, groups, features] and target outputs float64 [rows, groups, outputs].
+    """
+    if kernel.kind == "matmul":
+        drawn = _rows(node, kernel, data, targets, count, rng)
+    else:
+        drawn = _patches(node, shape[2:], data, targets, count, rng)
+    inputs, outputs = (values.astype(np.float64) for values in drawn)
+    return inputs.reshape(len(inputs), kernel.groups, -1), outputs.reshape(len(outputs), kernel.groups, -1)
+
+
+def _rows(
+    node: onnx.NodeProto, kernel: Kernel, data: Array, targets: Array, count: int, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    left = kernel.input == 0
+    summed = -2 if left != flipped(node, 1 - kernel.input) else -1
+    inputs, outputs = (
+        np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+        for values, axis in ((data, summed), (targets, -2 if left else -1))
+    )
+    most = count * len(data)
+    if len(inputs) > most:
+        chosen = np.sort(rng.choice(len(inputs), most, replace=False))
+        inputs, outputs = inputs[chosen], outputs[chosen]
+    return inputs, outputs
+
+
+def _patches(
+    node: onnx.NodeProto, window: Sequence[int], data: Array, targets: Array, count: int, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    samples, space = len(data), targets.shape[2:]
+    total = int(np.prod(space))
+    flat = np.tile(np.arange(total), (samples, 1))
+    if count < total:
+        flat = rng.permuted(flat, axis=1)[:, :count]
+    positions = np.unravel_index(flat, space)
+    batch = np.arange(samples)[:, None]
+    met = [
+        _met(node, axis, taps, data.shape[2 + axis], space[axis], positions[axis]) for axis, taps in enumerate(window)
+    ]
+    seen = []
+    for tap in product(*map(range, window)):
+        places = (place[t] for (place, _), t in zip(met, tap, strict=True))
+        there = np.all([exists[t] for (_, exists), t in zip(met, tap, strict=True)], axis=0)
+        read_at: tuple[Any, ...] = (batch, slice(None), *places)
+        seen.append(np.where(there[..., None], data[read_at], 0))  # [samples, positions, channels]
+    made_at: tuple[Any, ...] = (batch, slice(None), *positions)
+    stacked, outputs = np.stack(seen, axis=-1), targets[made_at]  # [samples, positions, channels, taps]
+    return stacked.reshape(flat.size, -1), outputs.reshape(flat.size, -1)
 
 
 def _met(node: onnx.NodeProto, axis: int, taps: int, size: int, made: int, positions: Array) -> tuple[Array, Array]:

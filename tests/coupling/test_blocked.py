@@ -148,3 +148,44 @@ def test_experts_lose_inner_channels_alike_and_stay_all(tmp_path: Path, capsys: 
     assert kept["f"][0] == kept["s"][0] == 4
     assert kept["f"][1] == kept["s"][2] == kept["fb"][1]
     assert (kept["f"][1], kept["a"][1]) != (24, 16)
+
+
+def quantized_mixture() -> onnx.ModelProto:
+    """The mixture with experts of 8 bits, beside two products that have nothing to do with them."""
+    model, rng = mixture(), np.random.default_rng(2)
+    del model.graph.initializer[2:6]
+    stored = {
+        "f": rng.integers(100, 156, (4, 24, 16), np.uint8),
+        "fs": np.full((4, 24), 0.02, np.float32),
+        "s": rng.integers(100, 156, (4, 16, 24), np.uint8),
+        "ss": np.full((4, 16), 0.02, np.float32),
+        "e": (rng.standard_normal((12, 40)) * 0.3).astype(np.float32),
+        "g": (rng.standard_normal((40, 5)) * 0.3).astype(np.float32),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in stored.items())
+    experts = helper.make_node(
+        "QMoE", ["h", "p", "f", "fs", "", "s", "ss", ""], ["m"], "experts", domain=MICROSOFT, k=2, expert_weight_bits=8
+    )
+    model.graph.node[2].CopyFrom(experts)
+    model.graph.node[-1].output[0] = "o"
+    model.graph.node.extend(
+        [
+            helper.make_node("MatMul", ["x", "e"], ["beside"], "beside"),
+            helper.make_node("Relu", ["beside"], ["active"], "active"),
+            helper.make_node("MatMul", ["active", "g"], ["away"], "away"),
+            helper.make_node("Add", ["o", "away"], ["y"], "both"),
+        ]
+    )
+    return model
+
+
+def test_quantized_experts_stay_and_the_rest_is_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "experts.onnx"
+    onnx.save(quantized_mixture(), path)
+    assert cli.run(["inspect", str(path)]) == 0
+    assert "no rule for operator com.microsoft.QMoE (experts)" in capsys.readouterr().out
+    pruned, said = prune_by_command(path, capsys, 0.8)
+    assert "equals the masked original" in said
+    kept = {tensor.name: tuple(tensor.dims) for tensor in pruned.graph.initializer}
+    assert kept["f"] == (4, 24, 16) and kept["s"] == (4, 16, 24) and kept["a"] == (12, 16)
+    assert kept["e"][1] == kept["g"][0] < 40
