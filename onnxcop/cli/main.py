@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ def prune_command(model: Path, output: Output | None, plan_out: Path | None, **v
     stats = values["stats_out"] is not None  # gathered now, written together with the model
     with workers_from(values) as executor, progress_from(values) as progress:
         result = prune_with(model, prune_options(values | {"stats_out": stats, "executor": executor}, progress))
+    if not values["reports"]:
+        result = replace(result, evidence=None)  # it holds the original, whose memory is needed for writing
     _write(result, target, plan_out, values, int8, beside=model if output is not None and output.whole else None)
 
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from onnxcop._base.types import BoolArray, FloatArray, IntArray
+from onnxcop._base.types import Array, BoolArray, FloatArray, IntArray
 from onnxcop.analysis.layers import layer_weights
 from onnxcop.criteria.base import PruningContext
 
-_BLOCK = 2**20  # weights whose norms are computed at once
+_BLOCK = 2**20  # weights that are measured at once
 
 
-def produced_filters(context: PruningContext) -> Iterator[tuple[IntArray, FloatArray]]:
-    """Filters of one layer after another that produces units: (unit per filter, float64 [filters, weights])."""
+def produced_filters(context: PruningContext) -> Iterator[tuple[IntArray, Array]]:
+    """Filters of one layer after another that produces units: (unit per filter, [filters, weights] as stored)."""
     structure = context.structure
     for contraction in structure.coupling.findings.contractions:
         kernel = contraction.kernel
@@ -27,7 +27,7 @@ def produced_filters(context: PruningContext) -> Iterator[tuple[IntArray, FloatA
         values = context.weights.read(name)
         if values is None:
             continue
-        filters = kernel.read(values)
+        filters = kernel.arranged(values) if kernel.scale == 1.0 else kernel.read(values)
         del values  # a layer may be most of the model
         yield units, filters.swapaxes(1, 2).reshape(len(units), -1)
 
@@ -47,26 +47,37 @@ def produced_filter_counts(context: PruningContext) -> FloatArray:
     return counts
 
 
-def per_filter(context: PruningContext, measure: Callable[[FloatArray], FloatArray]) -> FloatArray:
+def per_filter(
+    context: PruningContext, measure: Callable[[FloatArray], FloatArray], *, by_rows: bool = False
+) -> FloatArray:
     """Average a measure of filters over the coupled layers, each relative to its layer's mean.
 
     Units that no layer produces (e.g. frequencies of a positional encoding) are measured by the weights that read them.
+
+    Args:
+        context: The model.
+        measure: A number for every row of float64 [filters, weights].
+        by_rows: Whether that number depends on its row alone. Then a few rows at a time are measured, and a layer is
+            never in memory as float64.
     """
-    made, seen = _averaged(context, produced_filters(context), measure)
+    made, seen = _averaged(context, produced_filters(context), measure, by_rows=by_rows)
     if seen.all():
         return made
-    readers, _ = _averaged(context, _reading_weights(context), measure)
+    readers, _ = _averaged(context, _reading_weights(context), measure, by_rows=by_rows)
     return np.where(seen, made, readers)
 
 
 def _averaged(
-    context: PruningContext, rows: Iterable[tuple[IntArray, FloatArray]], measure: Callable[[FloatArray], FloatArray]
-) -> tuple[FloatArray, BoolArray]:
+    context: PruningContext, rows: Iterable[tuple[IntArray, Array]], measure: Callable[[FloatArray], FloatArray], *,
+    by_rows: bool,
+) -> tuple[FloatArray, BoolArray]:  # fmt: skip
     """A measure of rows of weights averaged by unit, and which units have any."""
     count = len(context.structure.unit_class)
     total, seen = np.zeros(count), np.zeros(count)
     for units, weights in rows:
-        scores = measure(weights)
+        step = max(1, _BLOCK // max(weights.shape[1], 1)) if by_rows else max(len(weights), 1)
+        parts = (weights[start : start + step] for start in range(0, max(len(weights), 1), step))
+        scores = np.concatenate([measure(part.astype(np.float64, copy=False)) for part in parts])
         scores = scores / max(float(scores.mean()), np.finfo(np.float64).tiny)
         live = units >= 0
         np.add.at(total, units[live], scores[live])
@@ -82,13 +93,11 @@ def _reading_weights(context: PruningContext) -> Iterator[tuple[IntArray, FloatA
             yield layer.units, np.tile(weights.reshape(len(weights), -1), (layer.groups, 1))
 
 
-def norms(filters: FloatArray, order: int) -> FloatArray:
-    """The norm of every row of float64 [filters, weights], for a few rows at a time, which saves memory."""
-    rows = max(1, _BLOCK // max(filters.shape[1], 1))
-    parts = [np.linalg.norm(filters[start : start + rows], order, axis=1) for start in range(0, len(filters), rows)]
-    return np.concatenate(parts)
+def filter_norms(context: PruningContext, order: int) -> FloatArray:
+    """Norm of the filters that produce each unit, relative to their layer's mean, float64 [units]; order 1 or 2."""
+    return per_filter(context, lambda filters: np.linalg.norm(filters, order, axis=1), by_rows=True)
 
 
 def produced_norms(context: PruningContext) -> FloatArray:
-    """L2 norm of the filters that produce each unit, relative to their layer's mean, float64 [units]."""
-    return per_filter(context, lambda filters: norms(filters, 2))
+    """The L2 norms of :func:`filter_norms`."""
+    return filter_norms(context, 2)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxcop.criteria.base import PruningContext, Ranking, StaticRanking
-from onnxcop.criteria.filters import norms, per_filter
+from onnxcop.criteria.filters import filter_norms
 
 SUMMARIES = {
     "l1": "sum of the magnitudes of a filter's weights",
@@ -27,8 +27,7 @@ class WeightNorm:
 
     def rank(self, context: PruningContext) -> Ranking:
         """Score by norm."""
-        order = self.order
-        return StaticRanking(per_filter(context, lambda filters: norms(filters, order)))
+        return StaticRanking(filter_norms(context, self.order))
 
     def parameters(self) -> dict[str, Any]:
         """No parameters."""

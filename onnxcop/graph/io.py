@@ -6,9 +6,10 @@ import hashlib
 import logging
 import re
 import weakref
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from onnxcop._base.types import Array
 from onnxcop.errors import ModelError
 from onnxcop.graph.check import byte_size, check, check_text, tensors
 from onnxcop.graph.edit import copied
-from onnxcop.graph.serialize import file_size, write_message
+from onnxcop.graph.serialize import copy_fields, file_size, write_message
 
 log = logging.getLogger("onnxcop")
 
@@ -149,7 +150,9 @@ def sha256(model: onnx.ModelProto) -> str:
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
         digest.update(tensor.name.encode())
-        digest.update(hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest())
+        own = hashlib.sha256()
+        write_message(tensor, SimpleNamespace(write=own.update))
+        digest.update(own.digest())
     skeleton = onnx.ModelProto()
     skeleton.opset_import.extend(model.opset_import)
     for node in model.graph.node:
@@ -262,6 +265,16 @@ class WeightFile:
                 file.write(data)
         return self.name, self._places[digest][0]
 
+    def writable(self, tensor: onnx.TensorProto) -> Array:
+        """The values of a tensor as an array of its own, which may be changed; of one in the file, a copy on write."""
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if kind.isbuiltin == 1 and int(entries["length"]) == int(np.prod(tensor.dims, dtype=int)) * kind.itemsize:
+                place, shape = int(entries["offset"]), tuple(tensor.dims)
+                return np.memmap(self.folder / self.name, kind, mode="c", offset=place, shape=shape)
+        return values_of(tensor).copy()
+
     def detach(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """The same tensor with its values in the file; unchanged if it is small."""
         detached = onnx.TensorProto()
@@ -361,22 +374,6 @@ def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     copy_fields(model, result, {"graph"})
     copy_fields(model.graph, result.graph, {"initializer"})
     return result
-
-
-def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
-    """Copy the fields of a message, except those of some names."""
-    for field in source.DESCRIPTOR.fields:  # ListFields would read the values of what is left out
-        if field.name in without:
-            continue
-        current = getattr(target, field.name)
-        if hasattr(current, "extend"):
-            current.extend(getattr(source, field.name))
-        elif not source.HasField(field.name):
-            continue
-        elif hasattr(current, "CopyFrom"):
-            current.CopyFrom(getattr(source, field.name))
-        else:
-            setattr(target, field.name, getattr(source, field.name))
 
 
 def _detach(source: onnx.TensorProto, target: onnx.TensorProto, put: _Put) -> None:

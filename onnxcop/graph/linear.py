@@ -65,10 +65,13 @@ class Kernel:
 
     def read(self, stored: Array) -> FloatArray:
         """The factors that the node multiplies its data by, float64 [groups, in, out, taps]."""
-        moved = np.moveaxis(stored.astype(np.float64), (self.in_axis, self.out_axis), (0, 1))
+        values = stored.astype(np.float64)
+        return self.arranged(values if self.scale == 1.0 else values * self.scale)
+
+    def arranged(self, stored: Array) -> Array:
+        """Weights as they are stored, [groups, in, out, taps] of their own dtype: a view wherever there is one."""
+        moved = np.moveaxis(stored, (self.in_axis, self.out_axis), (0, 1))
         groups, ins, outs, taps = self.shape(stored.shape)
-        if self.scale != 1.0:
-            moved = moved * self.scale
         if self.kind == "deconv":
             return moved.reshape(groups, ins, outs, taps)
         return moved.reshape(ins, groups, outs, taps).swapaxes(0, 1)

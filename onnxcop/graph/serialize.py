@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO
+from collections.abc import Container
+from typing import Any, Protocol
 
 import onnx
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from onnxcop.graph.check import byte_size
+
 _LENGTH_DELIMITED = 2  # wire type of a nested message
+_RAW_DATA: int = onnx.TensorProto.RAW_DATA_FIELD_NUMBER
+_LARGE = (onnx.GraphProto, onnx.TensorProto)  # messages that are written field by field
 
 
-def file_size(message: Any) -> int:
+class Sink(Protocol):
+    """Where bytes go: a file, for example."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Take bytes."""
+
+
+def file_size(message: Any, *, exact: bool = False) -> int:
     """Serialized size in bytes of a model or another message.
 
     Added up part by part, because serializing the whole would double the memory of a large model and fails beyond 2
-    GiB.
+    GiB. Values of tensors count by their shapes, because reading them copies them. With `exact` they are read, for
+    tensors that do not have the values of their shape.
     """
     total, plain = 0, type(message)()
     for entry, value in message.ListFields():
@@ -22,25 +35,29 @@ def file_size(message: Any) -> int:
             _set(plain, entry.name, value)
             continue
         for part in _parts(value):
-            size = _size(part)
+            size = _size(part, exact=exact)
             total += len(_head(entry.number, size)) + size
     return total + int(plain.ByteSize())
 
 
-def write_message(message: Any, file: BinaryIO) -> None:
+def write_message(message: Any, file: Sink) -> None:
     """Write a model or another message as `SerializeToString` gives it, without holding these bytes in memory."""
     if _has_unknown_fields(message):
         file.write(message.SerializeToString())
         return
     for entry, value in message.ListFields():  # in the order of their numbers, as protobuf writes them
+        if isinstance(value, bytes):
+            file.write(_head(entry.number, len(value)))
+            file.write(value)
+            continue
         if entry.message_type is None:
             plain = type(message)()
             _set(plain, entry.name, value)
             file.write(plain.SerializeToString())
             continue
         for part in _parts(value):
-            file.write(_head(entry.number, _size(part)))
-            if isinstance(part, onnx.GraphProto):
+            file.write(_head(entry.number, _size(part, exact=True)))
+            if isinstance(part, _LARGE):
                 write_message(part, file)
             else:
                 file.write(part.SerializeToString())
@@ -58,12 +75,36 @@ def _parts(value: Any) -> list[Any]:
     return [value] if hasattr(value, "ByteSize") else list(value)
 
 
-def _size(part: Any) -> int:
-    return file_size(part) if isinstance(part, onnx.GraphProto) else int(part.ByteSize())
+def _size(part: Any, *, exact: bool) -> int:
+    if isinstance(part, onnx.GraphProto):
+        return file_size(part, exact=exact)
+    if not isinstance(part, onnx.TensorProto) or not part.HasField("raw_data") or len(UnknownFieldSet(part)):
+        return int(part.ByteSize())  # which writes all of it into memory, to count the bytes
+    bare = onnx.TensorProto()
+    copy_fields(part, bare, {"raw_data"})
+    known = None if exact else byte_size(part)
+    count = len(part.raw_data) if known is None else known
+    return int(bare.ByteSize()) + len(_head(_RAW_DATA, count)) + count
+
+
+def copy_fields(source: Any, target: Any, without: Container[str]) -> None:
+    """Copy the fields of a message, except those of some names."""
+    for field in source.DESCRIPTOR.fields:  # ListFields would read the values of what is left out
+        if field.name in without:
+            continue
+        current = getattr(target, field.name)
+        if hasattr(current, "extend"):
+            current.extend(getattr(source, field.name))
+        elif not source.HasField(field.name):
+            continue
+        elif hasattr(current, "CopyFrom"):
+            current.CopyFrom(getattr(source, field.name))
+        else:
+            setattr(target, field.name, getattr(source, field.name))
 
 
 def _set(message: Any, name: str, value: Any) -> None:
-    if isinstance(value, (bool, int, float, str, bytes)):
+    if isinstance(value, (bool, int, float, str)):
         setattr(message, name, value)
     else:
         getattr(message, name).extend(value)

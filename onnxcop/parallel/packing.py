@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import onnx
 
 from onnxcop.graph.check import tensors
-from onnxcop.graph.io import copy_fields, inlined, without_initializers
+from onnxcop.graph.io import inlined, without_initializers
+from onnxcop.graph.serialize import copy_fields
 
 _SMALL = 1 << 12  # bytes; smaller buffers stay in the pickle
 _ALIGNED = 64  # bytes, of the start of an array

@@ -111,11 +111,11 @@ def finish(
 ) -> PruneResult:
     """Rewrite, verify, time and report a decision."""
     removed = np.sort(decision.removed)
+    file = shared_file(decision.model)
     with clock.stage("rewriting"):
-        pruned = rewrite(decision.model, analysis.structure, removed)
+        pruned = rewrite(decision.model, analysis.structure, removed, file)
         analysis.undo(pruned)
     with clock.stage("verification"):
-        file = shared_file(decision.model)
         if file is not None:  # the memory is needed for running both models
             pruned = file.light(pruned, inner=False)
         checked = verify(decision.model, pruned, analysis.structure, removed, options.engine.for_computing())

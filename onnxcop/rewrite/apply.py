@@ -19,7 +19,8 @@ from onnxcop.coupling.ops.facts import Edit
 from onnxcop.errors import ModelError
 from onnxcop.graph.check import byte_size
 from onnxcop.graph.constants import constant_tensors
-from onnxcop.graph.io import EXTERNAL, VALUES, copy_fields, inlined, without_initializers
+from onnxcop.graph.io import EXTERNAL, VALUES, WeightFile, inlined, without_initializers
+from onnxcop.graph.serialize import copy_fields
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.blocks import Blocks, Remains, emptied
 from onnxcop.rewrite.constants import take_out
@@ -29,13 +30,17 @@ from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_by_axis, kept_p
 _LARGE = 2**20  # bytes; larger tensors are cut one by one when the copy receives them
 
 
-def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> onnx.ModelProto:
+def apply(
+    model: onnx.ModelProto, structure: Structure, removed: IntArray, file: WeightFile | None = None
+) -> onnx.ModelProto:
     """Return a copy of `model` without the given units.
 
     Args:
         model: The traced model; it is not changed.
         structure: Its structure.
         removed: int64, numbers of the units to remove.
+        file: File for large matrices and kernels, to keep them out of memory; the one of `model` if its weights are in
+            one.
 
     Raises:
         ModelError: GraphSurgeon cannot represent the model, or nothing is left of an axis that is needed.
@@ -53,7 +58,7 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
     for edit in structure.coupling.findings.edits:
         if edit.node not in idle:
             edits[edit.node].append(edit)
-    result = _copy_without(model, weights)
+    result = _copy_without(model, weights, file)
     taken, fixed = scopes.names(), FixedSizes(model, structure.coupling.shapes)
     copies = Scopes.of(result).all
     with _quiet_surgeon():
@@ -68,7 +73,8 @@ def apply(model: onnx.ModelProto, structure: Structure, removed: IntArray) -> on
                 {number: facts for number, facts in edits.items() if number in own},
                 [order for order in orders if order.node in own and order.node not in idle],
             )
-            Merger(solver, copies[index].graph, top=not index, inputs_listed=initializers_are_inputs(model)).merge()
+            listed = initializers_are_inputs(model)
+            Merger(solver, copies[index].graph, top=not index, inputs_listed=listed, file=file).merge()
     if blocks:
         take_out(result, model, remains)
     return result
@@ -83,16 +89,23 @@ def _quiet_surgeon() -> Iterator[None]:
         yield
 
 
-def _copy_without(model: onnx.ModelProto, names: Container[str]) -> onnx.ModelProto:
+def _copy_without(model: onnx.ModelProto, names: Container[str], file: WeightFile | None) -> onnx.ModelProto:
     """A copy of a model without the values of some initializers, which are filled in later."""
     result = without_initializers(model)
     for tensor in model.graph.initializer:
         copy = result.graph.initializer.add()
         if tensor.name in names:
             copy_fields(tensor, copy, VALUES | EXTERNAL)
+        elif file is not None and _is_large(tensor):
+            copy.CopyFrom(file.detach(tensor))
         else:
             copy.CopyFrom(inlined(tensor))
     return result
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor is a large matrix or kernel; vectors stay at hand, because they may be merged again."""
+    return sum(size > 1 for size in tensor.dims) > 1 and (byte_size(tensor) or 0) > _LARGE
 
 
 def sliced_constants(model: onnx.ModelProto, structure: Structure, keep: Keep) -> dict[str, Array | Sliced]:

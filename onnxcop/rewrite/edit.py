@@ -19,6 +19,7 @@ from onnxcop.coupling.groups import Structure
 from onnxcop.coupling.ops.facts import AxesEdit, Edit, OrderEdit, SplitEdit
 from onnxcop.errors import InternalError, ModelError
 from onnxcop.graph.edit import copied, fresh_name, opset_of, replace_all
+from onnxcop.graph.io import WeightFile
 from onnxcop.graph.shapes import has_dynamic_dims
 from onnxcop.graph.subgraphs import Scope, captured, made
 from onnxcop.rewrite.sizes import (
@@ -317,10 +318,14 @@ class Merger:
         graph: A copy of the graph, whose own bodies are already cut.
         top: Whether it is the top-level graph, whose inputs and outputs stay as they are.
         inputs_listed: Whether the model lists initializers as inputs too, as old ones must.
+        file: File for large matrices and kernels; None to hold them in the graph.
     """
 
-    def __init__(self, solver: GraphEditor, graph: onnx.GraphProto, *, top: bool, inputs_listed: bool) -> None:
+    def __init__(
+        self, solver: GraphEditor, graph: onnx.GraphProto, *, top: bool, inputs_listed: bool, file: WeightFile | None
+    ) -> None:
         self.solver, self.graph, self.top, self.inputs_listed = solver, graph, top, inputs_listed
+        self.file = file
         self.structure, self.keep, self.weights = solver.structure, solver.keep, solver.weights
 
     def merge(self) -> None:
@@ -368,19 +373,16 @@ class Merger:
                 if entries[index].name in dropped:
                     del entries[index]
         for tensor in graph.initializer:
-            if tensor.name in self.weights:
-                _refill(tensor, self._new_values(tensor.name, new))
+            values = self.weights.get(tensor.name)
+            if isinstance(values, Sliced):
+                _refill(tensor, values.values(), self.file)
+            elif values is not None:  # not among the exported ones if only bodies read it
+                _replace(tensor, new.get(tensor.name) or numpy_helper.from_array(values, tensor.name))
         known = {tensor.name for tensor in graph.initializer}
         fresh = [new[name] for name in new if name in added and name not in known]
         graph.initializer.extend(fresh)
         if self.top and self.inputs_listed:
             graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in fresh)
-
-    def _new_values(self, name: str, exported: Mapping[str, onnx.TensorProto]) -> onnx.TensorProto:
-        values = self.weights[name]
-        if isinstance(values, Sliced):
-            return numpy_helper.from_array(values.values(), name)
-        return exported.get(name) or numpy_helper.from_array(values, name)  # not there if only bodies read it
 
     def _refresh_shapes(self) -> None:
         """Write the new sizes into value_info, initializers listed as inputs, and inputs and outputs of a body."""
@@ -413,11 +415,26 @@ class Merger:
                 dim.dim_value = size
 
 
-def _refill(tensor: onnx.TensorProto, new: onnx.TensorProto) -> None:
-    """Give a tensor new values and add no other fields: files must not grow."""
+def _refill(tensor: onnx.TensorProto, values: Array, file: WeightFile | None) -> None:
+    """Give a large tensor new values of its type, with as few copies of them as there can be."""
+    if file is not None and sum(size > 1 for size in values.shape) > 1:
+        _replace(tensor, file.tensor(tensor.name, values))
+        return
+    if values.dtype.isbuiltin != 1 or values.dtype.kind not in "biufc" or values.dtype.byteorder == ">":
+        _replace(tensor, numpy_helper.from_array(values, tensor.name))
+        return
+    _replace(tensor, onnx.TensorProto(name=tensor.name, dims=values.shape, data_type=tensor.data_type))
+    data = values.tobytes()
+    del values
+    tensor.raw_data = data
+
+
+def _replace(tensor: onnx.TensorProto, new: onnx.TensorProto) -> None:
+    """Replace a tensor, except its description, and add no other fields: files must not grow."""
     doc = tensor.doc_string
     tensor.CopyFrom(new)
-    tensor.ClearField("data_location")
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        tensor.ClearField("data_location")
     tensor.ClearField("doc_string")
     if doc:
         tensor.doc_string = doc

@@ -39,7 +39,7 @@ def masked(
     """
     result = copied(model if file is None else file.light(model))
     stored, nodes = _stored(model.graph), Scopes.of(model).nodes
-    copies = Scopes.of(result)
+    copies, light = Scopes.of(result), {tensor.name: tensor for tensor in result.graph.initializer}
     removed_classes = structure.unit_class[removed]
     cuts: dict[tuple[int, int], list[tuple[Contraction, int, Any]]] = defaultdict(list)
     inserts: list[tuple[int, onnx.NodeProto]] = []
@@ -58,7 +58,7 @@ def masked(
             inserts.append((contraction.node, _mask_activation(result, node, info, contraction, operand, dead)))
     for (index, position), cut in cuts.items():
         node, name = copies.nodes[index], nodes[index].input[position]
-        values = values_of(stored[name]).copy()
+        values = values_of(stored[name]).copy() if file is None else file.writable(light.get(name, stored[name]))
         for contraction, axis, dead in cut:
             values[(slice(None),) * axis + (dead,)] = _zero(contraction, node, stored)
         label = f"{name}__masked_{index}_{position}"

@@ -30,7 +30,8 @@ def test_exports_are_written_as_protobuf_writes_them(path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 16383, 16384, 2**21])
 def test_lengths_of_every_number_of_bytes(count: int) -> None:
     model = chain()
-    model.graph.initializer.append(onnx.TensorProto(name="t", data_type=onnx.TensorProto.INT8, raw_data=bytes(count)))
+    int8 = onnx.TensorProto.INT8
+    model.graph.initializer.append(onnx.TensorProto(name="t", dims=[count], data_type=int8, raw_data=bytes(count)))
     model.graph.doc_string = "d" * count
     assert serialized(model) == model.SerializeToString()
     assert file_size(model) == model.ByteSize()
@@ -45,6 +46,25 @@ def test_fields_of_newer_versions_are_kept() -> None:
     model.graph.CopyFrom(inner)
     assert b"new" in serialized(model)
     assert serialized(model) == model.SerializeToString()
+
+
+@pytest.mark.parametrize("count", [0, 5, 300])
+def test_tensors_that_do_not_have_the_values_of_their_shape(count: int) -> None:
+    model = chain()
+    odd = model.graph.initializer.add(name="odd", dims=[3], data_type=onnx.TensorProto.FLOAT, raw_data=bytes(count))
+    assert serialized(model) == model.SerializeToString()
+    odd.ParseFromString(odd.SerializeToString() + b"\xfa\x3e\x03new")
+    assert b"new" in serialized(model)
+    assert serialized(model) == model.SerializeToString()
+
+
+def test_values_of_no_fixed_size() -> None:
+    model = chain()
+    model.graph.initializer.add(name="words", dims=[2], data_type=onnx.TensorProto.STRING, string_data=[b"a", b"bc"])
+    model.graph.initializer.add(name="nibbles", dims=[3], data_type=onnx.TensorProto.INT4, raw_data=b"\x21\x03")
+    model.graph.initializer.add(name="none", dims=[0], data_type=onnx.TensorProto.FLOAT, raw_data=b"")
+    assert serialized(model) == model.SerializeToString()
+    assert file_size(model) == model.ByteSize()
 
 
 def test_no_more_than_a_tensor_is_written_at_once() -> None:

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from small_models import chain, linear, weights, written
 
 import onnxcop
 from onnxcop.analysis.analyze import analyze
-from onnxcop.criteria.filters import norms
+from onnxcop.criteria.filters import filter_norms, per_filter
 from onnxcop.errors import VerificationError
-from onnxcop.graph.io import VALUES, WeightFile, copy_fields, values_of
+from onnxcop.graph.io import VALUES, WeightFile, values_of, whole
+from onnxcop.graph.serialize import copy_fields
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import Session
 from onnxcop.verification.masked_model import masked
@@ -40,10 +42,26 @@ def bench() -> Any:
     return module
 
 
+def encoder(tool: Any) -> onnx.ModelProto:
+    """A network of layers of one size."""
+    model: onnx.ModelProto = tool.encoder(4, 768, 3072, 8000)
+    return model
+
+
+def one_large_layer(tool: Any) -> onnx.ModelProto:
+    """A network with most of its weights in one layer, which every passing copy of a layer shows up in."""
+    net = tool.Network()
+    hidden = net.add("Relu", [net.linear("x", "first", 6144, 4096)], "hidden")
+    net.linear(hidden, "last", 4096, 10)
+    shape = ["N", 6144]
+    return net.model("wide", onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape), ["N", 10])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="measures what Linux counts")
-def test_a_run_holds_a_model_at_most_four_times(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [encoder, one_large_layer])
+def test_a_run_holds_a_model_at_most_four_times(make: Any, tmp_path: Path) -> None:
     tool = bench()
-    path = written(tool.encoder(4, 768, 3072, 8000), tmp_path / "net.onnx")
+    path = written(make(tool), tmp_path / "net.onnx")
     found, _, code = tool.peak(tool.Case("", path, ("--criterion", "l2", "--recover", "none")), tmp_path / "out.onnx")
     assert code == 0
     script = "import onnxruntime, onnx_graphsurgeon, scipy.sparse, resource, onnxcop.pipeline.prune;"
@@ -132,8 +150,58 @@ def test_fields_are_copied_without_reading_what_is_left_out() -> None:
     assert everything == model
 
 
+def context_of(model: onnx.ModelProto) -> onnxcop.PruningContext:
+    """What a criterion sees of a model."""
+    found = analyze(model, options=CPU)
+    return onnxcop.PruningContext.of(found.model, found.structure, found.cost)
+
+
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("shape", [(7, 5), (3000, 700), (1, 3_000_000), (5, 0)])
-def test_norms_in_parts_are_those_of_the_whole(order: int, shape: tuple[int, int]) -> None:
-    filters = np.random.default_rng(0).standard_normal(shape)
-    np.testing.assert_allclose(norms(filters, order), np.linalg.norm(filters, order, axis=1), rtol=1e-12)
+@pytest.mark.parametrize("block", [1, 50, 1 << 20])
+@pytest.mark.parametrize("make", [chain, linear])
+def test_norms_in_parts_are_those_of_the_whole(
+    make: Any, order: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(make())
+    whole = per_filter(context, lambda filters: np.linalg.norm(filters, order, axis=1))
+    monkeypatch.setattr("onnxcop.criteria.filters._BLOCK", block)
+    np.testing.assert_allclose(filter_norms(context, order), whole, rtol=1e-12)
+    assert len(set(whole.tolist())) > 8
+
+
+def test_a_large_layer_is_never_held_in_double_precision() -> None:
+    context = context_of(one_large_layer(bench()))
+    size = 4 * 6144 * 4096
+    tracemalloc.start()
+    try:
+        norms = filter_norms(context, 2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(norms) == 4096
+    assert peak < 2 * size  # one copy as it is stored, and parts of it
+
+
+@pytest.mark.parametrize("make", [chain, linear])
+def test_a_model_is_cut_alike_with_its_weights_in_a_file(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcop.rewrite.apply._LARGE", 1)
+    monkeypatch.setattr("onnxcop.graph.io._SMALL", 1)
+    found, removed, file = analyze(make(), options=CPU), np.array([0, 3, 20]), WeightFile()
+    light = apply(found.model, found.structure, removed, file)
+    cut = apply(found.model, found.structure, removed)
+    assert WeightFile.of(light) is file
+    assert {t.name for t in light.graph.initializer if t.data_location == t.EXTERNAL} == {
+        t.name for t in cut.graph.initializer if sum(size > 1 for size in t.dims) > 1
+    }
+    assert whole(light) == cut
+
+
+def test_tensors_of_the_file_may_be_written_without_changing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, values = WeightFile(), np.arange(600, dtype=np.float32).reshape(30, 20)
+    tensor = file.tensor("t", values)
+    for source in (tensor, numpy_helper.from_array(values, "t")):
+        own = file.writable(source)
+        own[3] = -1
+        np.testing.assert_array_equal(np.delete(own, 3, 0), np.delete(values, 3, 0))
+        np.testing.assert_array_equal(values_of(source), values)
+    assert isinstance(file.writable(tensor), np.memmap)
