@@ -143,6 +143,10 @@ TARGETS: dict[str, list[str]] = {
         _PROVEN, f"{_C}/test_bodies.py", f"{_C}/test_exports.py::test_initializers_stay_inputs_with_their_new_shapes",
         f"{_C}/test_exports.py::test_weights_in_constant_nodes_shrink", *_rules("Reshape", "Gather"),
     ],
+    "onnxcop/rewrite/merge.py": [
+        _PROVEN, f"{_V}/test_memory.py::test_a_model_is_cut_alike_with_its_weights_in_a_file", f"{_C}/test_bodies.py",
+        f"{_C}/test_exports.py::test_initializers_stay_inputs_with_their_new_shapes",
+    ],
     "onnxcop/rewrite/plan.py": [f"{_W}/test_plan.py"],
     "onnxcop/rewrite/provenance.py": [f"{_W}/test_provenance.py"],
     "onnxcop/rewrite/sizes.py": [f"{_W}/test_sizes.py", _PROVEN, *_rules("Reshape", "Gather")],

@@ -24,7 +24,8 @@ from onnxcop.graph.serialize import copy_fields
 from onnxcop.graph.subgraphs import Scopes, initializers_are_inputs
 from onnxcop.rewrite.blocks import Blocks, Remains, emptied
 from onnxcop.rewrite.constants import take_out
-from onnxcop.rewrite.edit import GraphEditor, Merger
+from onnxcop.rewrite.edit import GraphEditor
+from onnxcop.rewrite.merge import Merger
 from onnxcop.rewrite.sizes import FixedSizes, Keep, Sliced, kept_by_axis, kept_positions, moved_orders, size_fixes
 
 _LARGE = 2**20  # bytes; larger tensors are cut one by one when the copy receives them
