@@ -8,12 +8,14 @@ Every method gets the same budgets of multiply-accumulates. All results of one m
 original, one thread, by the thread's own CPU time, and what counts is the ratio within a turn; with `--zoo` it is what
 the run itself measured. The results are
 OUT/latency.csv, to which rows are appended as soon as they are known, and whose rows are not measured again unless
-`--force` says so, OUT/latency.md and OUT/latency.svg (with `pip install ".[bench]"`); with `--zoo` they are named zoo.
+`--force` says so, OUT/latency.md, OUT/latency.svg, and OUT/frontier.svg with accuracy against time (plots with
+`pip install ".[bench]"`); with `--zoo` they are named zoo.
 
 Filters go by the L2 norm and nothing is recovered, since time does not depend on the values of weights: `ours` is the
-default but for that, `any-width` adds `--multiple-of 1`, and `onnxsim-l2` is the tool's own pruning (see
-tools/peers.py for its environment). `with-data` is the default with calibration samples, for models that have some,
-and the only method whose accuracy means anything. MACs are counted in the files, by one counter for all.
+default but for that, `any-width` adds `--multiple-of 1`, and `onnxsim-l2`, `onnxsim-wanda` and `torch-pruning` are
+other tools (see tools/peers.py for their environment). `with-data` is the default with calibration samples, and
+`closed-form` is the same without distillation. Their accuracy, and that of the other tools, is measured where there are
+evaluation samples. MACs are counted in the files, by one counter for all.
 """
 
 from __future__ import annotations
@@ -43,12 +45,16 @@ import onnxcop
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.latency import measure_times
 
-OURS, ANY, PEER, DATA = "ours", "any-width", "onnxsim-l2", "with-data"
-METHODS = (OURS, ANY, PEER, DATA)
+OURS, ANY, CLOSED, DATA = "ours", "any-width", "closed-form", "with-data"
+PEERS = ("onnxsim-l2", "onnxsim-wanda", "torch-pruning")
+METHODS = (OURS, ANY, *PEERS, CLOSED, DATA)
+CALIBRATED = (CLOSED, DATA)
+JUDGED = (*CALIBRATED, *PEERS)  # methods whose accuracy says something
 ENGINE = onnxcop.EngineOptions(provider="cpu", threads=1)
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     OURS: ("--criterion", "l2", "--recover", "none"),
     ANY: ("--criterion", "l2", "--recover", "none", "--multiple-of", "1"),
+    CLOSED: ("--distill", "none"),
     DATA: (),
 }
 PRESETS = {"cifar10": "cifar"}  # of `--preprocess`, where it is not called as the data set
@@ -56,6 +62,7 @@ COLUMNS = (
     "model", "method", "macs_target", "macs_kept", "params_kept", "time", "time_low", "time_high", "original_ms",
     "turns", "accuracy", "base_accuracy", "eval_samples", "seconds", "error", "note",
 )  # fmt: skip
+BY_TIME = ("time", "time of a run, as a share of the original's")
 HEADINGS = {"model": "model", "original_ms": "original, ms"}
 
 Row = dict[str, str]
@@ -120,15 +127,15 @@ def filled(case: Timed, folder: Path) -> Path:
 
 def command(method: str, case: Timed, path: Path, out: Path, args: argparse.Namespace, macs: float) -> list[str]:
     """What makes a method's model."""
-    if method == PEER:
+    if method in PEERS:
         tool = Path(__file__).with_name("peers.py")
-        return [str(args.peers_python), str(tool), "prune", "--tool", PEER, str(path), "-o", str(out), "--macs",
+        return [str(args.peers_python), str(tool), "prune", "--tool", method, str(path), "-o", str(out), "--macs",
                 str(macs)]  # fmt: skip
     given = [sys.executable, "-m", "onnxcop", str(path), "-o", str(out), "--macs", str(macs), "--provider", "cpu",
              "--threads", "1", "--json", "--latency-seconds", str(args.seconds / 2), *ARGUMENTS[method]]  # fmt: skip
     for name, shape in case.shapes.items():
         given += ["--input-shape", f"{name}:{','.join(map(str, shape))}"]
-    if method == DATA:
+    if method in CALIBRATED:
         known = bench_data.cases()[case.name]
         kind = peers_files.KINDS[case.name]
         data = known.folder or peers_files.CALIB_DATA[kind]
@@ -150,9 +157,9 @@ def made(method: str, case: Timed, path: Path, out: Path, args: argparse.Namespa
     row = {"seconds": f"{time.perf_counter() - start:.1f}"}
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     if done.returncode or not out.exists():
-        said = json.loads(done.stdout.splitlines()[-1]).get("error") if method == PEER and done.stdout else ""
+        said = json.loads(done.stdout.splitlines()[-1]).get("error") if method in PEERS and done.stdout else ""
         return row | {"error": (said or last)[:200]}
-    if method != PEER:
+    if method not in PEERS:
         told = json.loads(done.stdout)
         row["note"] = "; ".join(line for line in told["warnings"] if "slower" in line or "no cut" in line)
         row |= as_told(told) if args.zoo else {}
@@ -231,8 +238,8 @@ def missing(case: Timed, macs: float, known: Mapping[Key, Row], args: argparse.N
     """Methods that are asked for, apply to a model, and are not known."""
     found = [m for m in args.methods if args.force or (case.name, m, f"{macs:g}") not in known]
     if args.peers_python is None:
-        found = [method for method in found if method != PEER]
-    return [method for method in found if method != DATA or case.name in peers_files.KINDS]
+        found = [method for method in found if method not in PEERS]
+    return [method for method in found if method not in CALIBRATED or case.name in peers_files.KINDS]
 
 
 def run(args: argparse.Namespace, known: dict[Key, Row]) -> Iterator[Row]:
@@ -254,7 +261,7 @@ def run(args: argparse.Namespace, known: dict[Key, Row]) -> Iterator[Row]:
                 for method in methods:
                     row = {"model": case.name, "method": method, "macs_target": f"{macs:g}"} | rows[method]
                     row |= measured.get(method, {})
-                    if method == DATA and method in there:
+                    if method in JUDGED and method in there and case.name in bench_data.cases():
                         row |= accuracy(case, path, files[method])
                     files[method].unlink(missing_ok=True)
                     yield {column: row.get(column, "") for column in COLUMNS}
@@ -305,19 +312,29 @@ def plotted(row: Row) -> Row:
     return row | {"metric": "time", "accuracy": f"{100 * float(row['time']):.3f}", "base_accuracy": "100"}
 
 
+def frontier(row: Row) -> Row:
+    """A row as the plot of accuracies takes it."""
+    return row | {"metric": bench_data.cases()[row["model"]].metric}
+
+
 def write(rows: Sequence[Row], stem: Path, *, zoo: bool) -> None:
-    """The tables and, of the ten models, the plot."""
+    """The tables and, of the ten models, the plots."""
     with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     stem.with_suffix(".md").write_text(table(rows, zoo=zoo), encoding="utf-8")
-    drawn = [plotted(row) for row in rows if row["time"] and row["macs_kept"]]
-    if drawn and not zoo:
-        try:
+    if zoo:
+        return
+    drawn = [plotted(row) for row in rows if row["time"] and row["macs_kept"] and row["method"] not in CALIBRATED]
+    judged = [frontier(row) for row in rows if row["time"] and row["accuracy"]]
+    try:
+        if drawn:
             bench_report.draw(drawn, stem, METHODS, columns=5, panel=(3.2, 2.7))
-        except ImportError:
-            print('no plot: matplotlib is not installed; pip install ".[bench]"', file=sys.stderr)
+        if judged:
+            bench_report.draw(judged, stem.with_name("frontier"), METHODS, panel=(4.6, 3.4), across=BY_TIME)
+    except ImportError:
+        print('no plot: matplotlib is not installed; pip install ".[bench]"', file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -330,9 +347,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--zoo", action="store_true", help="every model of the zoo, by this package alone")
     top.add_argument("--seconds", type=float, default=4.0, help="of CPU time for one comparison (default 4)")
     top.add_argument("--timeout", type=float, default=600, help="seconds for one method to make a model")
-    top.add_argument("--samples", type=int, default=300, help="to calibrate on, of with-data (default 300)")
+    top.add_argument("--samples", type=int, default=300, help="to calibrate on, where data are used (default 300)")
     top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--peers-python", type=Path, help="the Python of onnxsim's environment")
+    top.add_argument("--peers-python", type=Path, help="the Python of the other tools' environment")
     top.add_argument("--force", action="store_true", help="measure rows again that are there already")
     top.add_argument("--table", action="store_true", help="write the tables of what is known, and measure nothing")
     return top

@@ -30,8 +30,10 @@ EXPLANATION = (
 )
 COLORS = {
     "ours": "#0072b2", "cop-delete": "#d55e00", "l1-delete": "#e69f00", "cop+merge": "#009e73", "cop+full": "#56b4e9",
-    "measured+merge": "#cc79a7", "measured+full": "#0072b2", "data-free": "#000000",
+    "measured+merge": "#cc79a7", "measured+full": "#0072b2", "data-free": "#000000", "with-data": "#0072b2",
+    "closed-form": "#56b4e9",
 }  # fmt: skip
+NAMES = {"with-data": "onnxcop", "closed-form": "onnxcop, no training"}  # in legends
 GREYS = ("#999999", "#666666", "#bbbbbb", "#444444")
 MARKERS = "osD^v<>Pp*hX"
 ERROR = "relative error"
@@ -77,9 +79,10 @@ def version(name: str) -> str:
 
 
 def draw(
-    rows: Sequence[Row], stem: Path, methods: Sequence[str], *, columns: int = 3, panel: tuple[float, float] = (5.2, 4)
-) -> None:
-    """A panel for every model, accuracy against MACs kept, a line for every method, as PNG and SVG.
+    rows: Sequence[Row], stem: Path, methods: Sequence[str], *, columns: int = 3,
+    panel: tuple[float, float] = (5.2, 4), across: tuple[str, str] = ("macs_kept", "MACs kept"),
+) -> None:  # fmt: skip
+    """A panel for every model, accuracy against cost, a line for every method, as PNG and SVG.
 
     Args:
         rows: What was measured.
@@ -87,6 +90,7 @@ def draw(
         methods: In the order of the legend.
         columns: Panels side by side, at most.
         panel: Width and height of one, in inches.
+        across: The column of the horizontal axis, and its label.
     """
     import matplotlib
 
@@ -104,14 +108,17 @@ def draw(
     for one, model in zip(axes.flat, models, strict=False):
         own = [row for row in rows if row["model"] == model]
         for place, method in enumerate(methods):
-            points = sorted((float(r["macs_kept"]), float(r["accuracy"])) for r in own if r["method"] == method)
+            mine = [row for row in own if row["method"] == method]
+            mine.sort(key=lambda row: float(row["macs_kept"]))  # less arithmetic may take more time
+            points = [(float(row[across[0]]), float(row["accuracy"])) for row in mine]
             if points:
                 handles[method] = one.plot(*zip(*points, strict=True), **style(method, place))[0]
-        dress(one, model, own[0])
+        dress(one, model, own[0], across[1])
     for one in axes.flat[len(models) :]:
         one.set_visible(False)
     ordered = [name for name in methods if name in handles]
-    figure.legend([handles[name] for name in ordered], ordered, loc="outside lower center", ncols=min(6, 2 * columns),
+    names = [NAMES.get(name, name) for name in ordered]
+    figure.legend([handles[name] for name in ordered], names, loc="outside lower center", ncols=min(6, 2 * columns),
                   fontsize="small", frameon=False)  # fmt: skip
     figure.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
@@ -122,17 +129,17 @@ def style(method: str, place: int) -> dict[str, Any]:
     """How a method's line looks: this package's in colours, the others' in greys."""
     given = {"marker": MARKERS[place % len(MARKERS)], "markersize": 4, "linewidth": 1.0}
     given |= {"color": COLORS.get(method, GREYS[place % len(GREYS)])}
-    if method == "ours":
+    if method in ("ours", "with-data"):
         given |= {"linewidth": 2.5, "zorder": 5, "markersize": 6}
     elif method not in COLORS:
         given |= {"linestyle": "--" if method.endswith(("-global", "-local")) else ":"}
     return given
 
 
-def dress(panel: Any, model: str, row: Row) -> None:
+def dress(panel: Any, model: str, row: Row, cost: str) -> None:
     """Titles, axes and the original's line of a panel."""
     panel.set_title(model)
-    panel.set_xlabel("MACs kept")
+    panel.set_xlabel(cost)
     panel.set_ylabel(f"{row['metric']}, %")
     panel.grid(alpha=0.3)
     if row["metric"] == ERROR:

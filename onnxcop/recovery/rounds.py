@@ -13,6 +13,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
+import numpy as np
 import onnx
 
 from onnxcop._base.progress import Progress, silent
@@ -53,6 +54,7 @@ log = logging.getLogger("onnxcop")
 
 _POSITIONS = 64  # positions of a map per sample: fits of many channels need more observations than a ranking
 _TEMPERATURE = 4.0
+_AFFORDABLE = 1e11  # multiply-accumulates of all samples for refinement, if they are more than the fewest
 _GROUP_RIDGE = 1e-2  # λ of grouped convolutions, which is not searched for
 _SAME = 1e-4  # divergence of an equivalent network that sums in another order
 
@@ -67,7 +69,7 @@ class RecoverySettings:
         curve_passes: Largest number of curve measurements in a round, on the way to its budget.
         sharper_passes: Largest number of those measurements at intermediate budgets.
         held_out_samples: Number of held-out samples, if it is more than a quarter.
-        refine_samples: Largest number of samples for refinement.
+        refine_samples: Largest number of samples for refinement; up to twice as many if the network runs quickly.
         views: Crops of each image to fit on, if there are few images.
         seed: Random seed.
         method: The recovery method.
@@ -84,6 +86,10 @@ class RecoverySettings:
     seed: int = 0
     method: RecoveryMethod = FULL
     synthetic_batch: int = 16
+
+    def refine_samples_for(self, macs: float) -> int:
+        """Largest number of samples for refinement of a network of so many multiply-accumulates."""
+        return int(np.clip(_AFFORDABLE / max(macs, 1.0), self.refine_samples, 2 * self.refine_samples))
 
     def by(self, method: RecoveryMethod) -> RecoverySettings:
         """The same settings with another method; without refinement if the method has none."""
@@ -227,12 +233,11 @@ class Recovery:
 
     def refine(self) -> tuple[int, int]:
         """One pass of layer-by-layer least squares."""
+        most = self.settings.refine_samples_for(float(self.analysis.cost.original()[0]))
         refiner = Refiner(
             original=self.original,
             working=self.working,
-            samples=RefineSet(
-                self.fit.take(self.settings.refine_samples).batches(), self.held_out_feeds, self.softened
-            ),
+            samples=RefineSet(self.fit.take(most).batches(), self.held_out_feeds, self.softened),
             options=self.options,
             seed=self.settings.seed,
             crew=self.crew,
