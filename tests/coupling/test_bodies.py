@@ -149,6 +149,47 @@ def test_branches_of_different_shape_are_frozen() -> None:
     prune_and_verify(analysis.model, analysis.structure, seed=0)
 
 
+def test_stacked_outputs_of_a_loop_keep_their_other_axes() -> None:
+    """The new axis of stacked outputs is the first; the channels behind it are those of the body."""
+    analysis = analyze(model("scan"), options=CPU)
+    assert _widths(analysis) == {"d": (10, 10), "a": (16, 16), "b": (16, 16), "y": (4, 0), "ys": (4, 0)}
+    assert [len(a) if a is not None else None for a in analysis.structure.coupling.labels["hs"]] == [None, None, 16]
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_branches_of_different_rank_are_frozen_in_both(sized: bool) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,6] x, bool choice) => (float[N,5] y)
+    {
+      c1 = MatMul (x, w1)
+      b = If (choice) <
+        then_branch = left () => (float[A,12] l) { l = MatMul (c1, wl) },
+        else_branch = right () => (float[A,1,10] r) { e = Unsqueeze (c1, one) r = MatMul (e, wr) }
+      >
+      y = MatMul (c1, w3)
+    }
+    """
+    built = parser.parse_model(text.replace("=> (float[N,5] y)", "=> (float[N,5] y, float b)"))
+    built.graph.output[1].type.tensor_type.ClearField("shape")
+    shapes = {"w1": (6, 8), "wl": (8, 12), "wr": (8, 10), "w3": (8, 5)}
+    built.graph.initializer.extend(weights(name, shape) for name, shape in shapes.items())
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    if sized:  # the number of rows decides
+        built.graph.node[1].input[0] = "many"
+        for position, node in enumerate([
+            helper.make_node("Size", ["x"], ["size"]), helper.make_node("Greater", ["size", "limit"], ["many"]),
+        ]):  # fmt: skip
+            built.graph.node.insert(position, node)
+        built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(60), "limit"))
+        del built.graph.input[1]
+    analysis = analyze(built, options=CPU)
+    assert _widths(analysis) == {"c1": (8, 8), "l": (12, 0), "r": (10, 0), "y": (5, 0)}
+    reasons = {reason.text for entry in census(analysis) for reason in entry.reasons}
+    assert any("and a dynamic size decides between them" in text for text in reasons) == sized
+    assert ("differs in shape between branches or steps" in reasons) != sized
+
+
 def test_sizes_computed_in_a_body_follow() -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>

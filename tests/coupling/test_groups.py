@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, replace
+
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 from small_models import chain, finished, weights
 
 import onnxcop
 from onnxcop.analysis.analyze import analyze
-from onnxcop.coupling.groups import Structure
+from onnxcop.coupling.groups import Structure, structure_of
+from onnxcop.coupling.ops.facts import Mac
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 
@@ -129,3 +133,44 @@ def test_nothing_to_remove() -> None:
     found = structure(chain(widths=(1, 1)))
     assert found.groups == ()
     assert found.incidence.shape[0] == len(found.unit_class) == len(found.group_of) == 0
+
+
+def test_units_that_differ_in_what_they_reach_are_groups_of_their_own() -> None:
+    """Of three channels the first two change places before they are added, so they go together."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], "one"),
+        helper.make_node("Gather", ["a", "order"], ["t"], "turned", axis=1),
+        helper.make_node("Add", ["a", "t"], ["s"], "sum"),
+        helper.make_node("MatMul", ["s", "w2"], ["y"], "two"),
+    ]
+    border = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 8), ("y", 4))]
+    stored = [weights("w1", (8, 3)), weights("w2", (3, 4)), onnx.numpy_helper.from_array(np.array([1, 0, 2]), "order")]
+    found = structure(finished(helper.make_graph(nodes, "g", border[:1], border[1:], stored)))
+    assert [group.width for group in found.groups] == [1, 1]
+    assert [group.units.tolist() for group in found.groups] == [[0], [1]]
+    axis = found.coupling.labels["w1"][1]
+    assert axis is not None
+    assert found.units_on(axis).tolist() == [0, 0, 1]
+
+
+def test_axes_that_only_count_work_are_not_limited() -> None:
+    """At least one index of every axis of a tensor stays; what is merely counted may vanish."""
+    coupling = structure(chain()).coupling
+    axis = coupling.labels["w1"][0]
+    assert axis is not None
+    part = axis[:3].copy()
+    changed = replace(coupling, findings=replace(coupling.findings, macs=[Mac(0, 1.0, (part,))]))
+    found = structure_of(changed)
+    assert found.axis_id(part) not in found.limited_axes
+    assert found.axis_id(axis) in found.limited_axes
+    assert found.axis_sizes[found.axis_id(part)] == 3
+
+
+def test_a_structure_does_not_change() -> None:
+    found = structure(chain())
+    with pytest.raises(FrozenInstanceError):
+        found.groups = ()  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        found.groups[0].exact = False  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        found.coupling.labels = {}  # type: ignore[misc]

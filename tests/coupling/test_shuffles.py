@@ -179,6 +179,14 @@ def test_bundles_have_equal_shares(groups: int, size: int, kinds: int, seed: int
         assert len(lone) == 0, "whole groups always go together"
 
 
+def test_bundles_are_as_small_as_shares_allow_and_found_in_the_order_of_their_members() -> None:
+    """Class 0 has two members in the first group, class 5 two in the second, and the others have one."""
+    rows = np.array([[3, 0, 0, 1], [5, 4, 7, 5]])
+    found, lone = bundles(rows, np.zeros(8, np.bool_))
+    assert [sorted(classes.tolist()) for classes in found] == [[3, 4], [0, 5], [1, 7]]
+    assert len(lone) == 0
+
+
 def test_ties_without_any_order_are_put_together_at_once() -> None:
     rows = np.random.default_rng(0).integers(0, 4000, (32, 256))
     found, lone = bundles(rows, np.zeros(4000, np.bool_))
