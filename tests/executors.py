@@ -3,7 +3,7 @@
 import random
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 
@@ -54,6 +54,39 @@ class AnyOrder(Executor):
             self._there.notify()
         if wait:
             self._thread.join()
+
+
+class Homes(Executor):
+    """Threads that each have a number, as workers that keep something between tasks.
+
+    Args:
+        width: How many.
+        lost: Whether the worker of a task dies, by the number of the task; a new one takes its place.
+    """
+
+    def __init__(self, width: int, lost: Callable[[int], bool] = lambda number: False) -> None:
+        self.width, self.lost, self.given = width, lost, 0
+        self.tasks_of = [0] * width
+        self._threads = [ThreadPoolExecutor(1) for _ in range(width)]
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self.submit_to(self.given, fn, *args)
+
+    def submit_to(self, home: int, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        self.given += 1
+        home %= self.width
+        self.tasks_of[home] += 1
+        if self.lost(self.given):
+            self._threads[home].shutdown()
+            self._threads[home] = ThreadPoolExecutor(1)
+            future: Future[Any] = Future()
+            future.set_exception(ConnectionError("the worker is gone"))
+            return future
+        return self._threads[home].submit(fn, *args)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for threads in self._threads:
+            threads.shutdown(wait)
 
 
 class Lossy(Executor):

@@ -2,7 +2,10 @@
 
 A run without workers is traced: every task with its CPU seconds and the bytes that go and come, every shared value
 with its bytes, and what the process does alone. The replay gives each list of tasks to N workers in order, as soon as
-one is free, with a latency for each message and one link of a bandwidth that all share. Lists are barriers.
+one is free, or to the worker that keeps the batch, with a latency for each message and one link of a bandwidth that all
+share. Messages of a list overlap with its tasks, save the first and the last. Lists are barriers. What each worker does
+for itself (loading pieces, reading shared values, computing what comes before a point of a curve) is measured apart,
+and every worker of a list spends it.
 
     python tools/bench_scaling.py models/digits_resnet.onnx models/digits_calib.npz -o trace.json
     python tools/bench_scaling.py --replay trace.json
@@ -13,19 +16,22 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import heapq
 import json
 import pickle
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, ClassVar
 
 import onnxcop
+from onnxcop.parallel import crew as crew_module
 from onnxcop.parallel.crew import Crew, Shared
 from onnxcop.parallel.local import LocalWorkers
 from onnxcop.pipeline import prune as pipeline
+from onnxcop.reconstruction.refine_batches import homes_of
+from onnxcop.runtime.segments import Prefixes
+from onnxcop.runtime.session import Session
 
 WORKERS = (1, 2, 4, 8, 16, 64)
 LATENCY, BANDWIDTH = 1e-3, 1.25e9  # seconds of a message; bytes a second (10 Gbit/s)
@@ -38,16 +44,43 @@ class _Inline(Executor):
 
     def __init__(self) -> None:
         self.tasks: list[dict[str, float]] = []
+        self.inside = 0.0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self.submit_to(-1, fn, *args)
+
+    def submit_to(self, home: int, fn: Any, /, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        start = time.thread_time()
+        own, start = _own[0], time.thread_time()
         answer = fn(*args)
-        seconds = time.thread_time() - start
-        out = len(pickle.dumps(answer))
-        self.tasks.append({"seconds": seconds, "bytes": len(pickle.dumps(args)) + out})
+        seconds, own = time.thread_time() - start, _own[0] - own
+        self.inside += seconds
+        size = len(pickle.dumps(args)) + len(pickle.dumps(answer))
+        self.tasks.append({"seconds": seconds - own, "own": own, "bytes": size, "home": home})
         future.set_result(answer)
         return future
+
+
+_own = [0.0]  # seconds so far that every worker spends for itself
+
+
+def _apart(place: Any, name: str) -> None:
+    """Add the seconds of a function to those that every worker spends for itself; calls inside it count once."""
+    real, inside = getattr(place, name), _inside
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start, outer = time.thread_time(), inside[0]
+        inside[0] = True
+        try:
+            return real(*args, **kwargs)
+        finally:
+            inside[0] = outer
+            _own[0] += 0.0 if outer else time.thread_time() - start
+
+    setattr(place, name, timed)
+
+
+_inside = [False]
 
 
 class _Recorder(Crew):
@@ -59,7 +92,7 @@ class _Recorder(Crew):
         executor: Any = self._executor
         executor.tasks = tasks = []
         entry = {
-            "task": task.__name__, "began": time.thread_time(), "tasks": tasks,
+            "task": task.__name__, "alone": time.thread_time() - executor.inside, "tasks": tasks,
             "shared": {one.digest: 0 if one.path is None else one.path.stat().st_size for one in shared},
         }  # fmt: skip
         self.lists.append(entry)
@@ -69,27 +102,59 @@ class _Recorder(Crew):
 def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Carry out a run here, and return its trace."""
     pipeline.Crew = _Recorder  # type: ignore[misc, attr-defined]
+    for place, name in ((Session, "__init__"), (crew_module, "_value_of"), (Prefixes, "at")):
+        _apart(place, name)
     start = time.thread_time()
-    onnxcop.prune(model, data=data, executor=_Inline(), options=onnxcop.EngineOptions("cpu", 1), **settings)
+    executor = _Inline()
+    onnxcop.prune(model, data=data, executor=executor, options=onnxcop.EngineOptions("cpu", 1), **settings)
     total = time.thread_time() - start
-    lists = [{key: value for key, value in entry.items() if key != "began"} for entry in _Recorder.lists]
-    inside = sum(task["seconds"] for entry in lists for task in entry["tasks"])
+    lists = _Recorder.lists
+    ends = [*(entry["alone"] for entry in lists[1:]), start + total - executor.inside]
+    for entry, end in zip(lists, ends, strict=True):  # what follows a list, or is done with its results
+        entry["alone"] = end - entry["alone"]
+    inside = sum(task["seconds"] + task["own"] for entry in lists for task in entry["tasks"])
     return {"model": Path(model).name, "seconds": total, "alone": total - inside, "lists": lists}
 
 
 def replayed(trace: dict[str, Any], workers: int, latency: float = LATENCY, bandwidth: float = BANDWIDTH) -> float:
     """Seconds of a traced run on a number of workers."""
     total, known = float(trace["alone"]), set[str]()
-    for entry in trace["lists"]:
+    for entry in _side_by_side(trace["lists"], workers):
         fresh = sum(size for digest, size in entry["shared"].items() if digest not in known)
         known |= entry["shared"].keys()
         sent = fresh * workers + sum(task["bytes"] for task in entry["tasks"])
-        free = [fresh / bandwidth] * workers
-        heapq.heapify(free)
+        busy = [0.0] * workers
         for task in entry["tasks"]:
-            heapq.heappush(free, heapq.heappop(free) + task["seconds"] + 2 * latency + task["bytes"] / bandwidth)
-        total += max(*free, sent / bandwidth)
+            place = int(task["home"]) % workers if task["home"] >= 0 else busy.index(min(busy))
+            busy[place] += task["seconds"] + task["bytes"] / bandwidth
+        own = sum(task["own"] for task in entry["tasks"]) + fresh / bandwidth + 2 * latency
+        total += max(*(seconds + own for seconds in busy if seconds), sent / bandwidth) if any(busy) else 0.0
     return total
+
+
+def _side_by_side(lists: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[str, Any]]:
+    """The lists, with candidates for a layer side by side where batches have several homes."""
+    waiting: list[dict[str, Any]] = []
+    for entry in [*lists, {"task": ""}]:
+        if entry["task"] == "score_batch":
+            waiting.append(entry)
+            continue
+        homes = homes_of(len(waiting[0]["tasks"]), workers) if waiting else []
+        if any(len(one) > 1 for one in homes):
+            tasks = [
+                {**task, "home": homes[place][number % len(homes[place])]}
+                for number, one in enumerate(waiting)
+                for place, task in enumerate(one["tasks"])
+            ]
+            apart = min(len(one) for one in homes)  # candidates that no worker has both of
+            late = waiting[-1]["tasks"][:workers] if len(waiting) < 3 else []  # begun, and no longer wanted
+            tasks += [{**task, "home": home, "own": 0.0} for home, task in enumerate(late)]
+            tasks = [{**task, "own": task["own"] / min(apart, len(waiting))} for task in tasks]
+            waiting = [{**waiting[0], "tasks": tasks}]
+        yield from waiting
+        waiting = []
+        if entry["task"]:
+            yield entry
 
 
 def table(trace: dict[str, Any], workers: Sequence[int] = WORKERS) -> str:
@@ -102,10 +167,13 @@ def table(trace: dict[str, Any], workers: Sequence[int] = WORKERS) -> str:
     for count in workers:
         seconds = replayed(trace, count)
         lines.append(f"| {count} | {seconds:.1f} | {trace['seconds'] / seconds:.2f} |")
-    shares: dict[str, float] = {}
-    for entry in trace["lists"]:
-        shares[entry["task"]] = shares.get(entry["task"], 0.0) + sum(task["seconds"] for task in entry["tasks"])
-    lines += ["", *(f"- `{name}`: {seconds:.1f} s in tasks" for name, seconds in shares.items())]
+    lines += ["", "| tasks | lists | seconds in tasks | that each worker spends | that the asking process spends |",
+              "|---|---|---|---|---|"]  # fmt: skip
+    for name in dict.fromkeys(entry["task"] for entry in trace["lists"]):
+        mine = [entry for entry in trace["lists"] if entry["task"] == name]
+        seconds, own = (sum(task[key] for entry in mine for task in entry["tasks"]) for key in ("seconds", "own"))
+        alone = sum(entry.get("alone", 0.0) for entry in mine)
+        lines.append(f"| `{name}` | {len(mine)} | {seconds:.1f} | {own:.1f} | {alone:.1f} |")
     return "\n".join(lines)
 
 

@@ -19,26 +19,13 @@ from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.coupling.groups import DependencyGroup
 from onnxcop.graph.edit import copied
 from onnxcop.reconstruction.block_streams import BlockStream
-from onnxcop.reconstruction.divergence import Reference
+from onnxcop.reconstruction.divergence import HeldOut, Reference
 from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.obs import InverseCache, LayerObs, Loss, removal_order
 from onnxcop.reconstruction.products import losses_for
 from onnxcop.reconstruction.ridge import as_features, as_weights, mean_output
 from onnxcop.runtime.segments import PartialExecutor, Prefixes
 from onnxcop.runtime.session import EngineOptions
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Samples to measure on.
-
-    Attributes:
-        feeds: Batches.
-        reference: Outputs of the original on them.
-    """
-
-    feeds: Sequence[Mapping[str, Array]]
-    reference: Reference
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from onnxcop.allocation.limits import Limits, allowed_units
 from onnxcop.allocation.points import (
     CurvePoint,
     CurveRound,
-    HeldOut,
     alive_channels,
     first_end,
     measure_point,
@@ -28,11 +27,12 @@ from onnxcop.allocation.points import (
 from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.parallel.crew import HERE, Crew, Shared
 from onnxcop.reconstruction.block_streams import BlockStream
-from onnxcop.reconstruction.divergence import Reference
+from onnxcop.reconstruction.divergence import HeldOut, Reference
 from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.obs import LayerObs
 from onnxcop.reconstruction.propagation import propagate_importance
 from onnxcop.reconstruction.ridge import best_ridge
+from onnxcop.reconstruction.spread import finished_by
 from onnxcop.runtime.session import EngineOptions
 
 __all__ = [
@@ -181,7 +181,7 @@ def measure_curves(
             ridges=ridges,
             importance=propagate_importance(working, samples.fit),
             options=crew.engine(options),
-            base=samples.reference.compare(prefixes.at(0).finish()).value,
+            base=samples.reference.compare(list(finished_by(crew, prefixes.at(0), range(len(samples.feeds))))).value,
             prefixes=prefixes,
         )
         cache.round = crew.share(state)

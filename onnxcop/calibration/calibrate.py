@@ -40,7 +40,7 @@ from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.runtime.input_shapes import shapes_of
-from onnxcop.runtime.session import EngineOptions, Session, run_batched
+from onnxcop.runtime.session import EngineOptions, KeptSession, Session, run_batched
 
 log = logging.getLogger("onnxcop")
 
@@ -182,19 +182,16 @@ _Parts = list[tuple[FloatArray, FloatArray, FloatArray]]  # number of observatio
 
 @dataclass
 class _Watching:
-    """An instrumented model, and its session once a worker has made it."""
+    """An instrumented model."""
 
     watched: Instrumented
     shifts: Feed
-    options: EngineOptions
-    session: Session | None = None
+    kept: KeptSession
 
     def parts(self, feeds: Iterable[Feed], data: CalibrationData) -> Iterator[tuple[int, _Parts]]:
         """Samples and sums of every batch, or of parts of one if it does not fit in memory."""
-        if self.session is None:
-            self.session = Session(self.watched.model, self.options)
         shifted = (feed | self.shifts for feed in feeds)
-        for feed, result in run_batched(self.session, shifted, data.layout.axes):
+        for feed, result in run_batched(self.kept.session, shifted, data.layout.axes):
             names = self.watched.names
             yield data.layout.samples_in(feed), [(result[n.count], result[n.total], result[n.second]) for n in names]
 
@@ -204,9 +201,10 @@ def _batch_sums(
 ) -> Iterator[tuple[int, _Parts]]:
     """Samples and sums, batch by batch, in the order of the data."""
     if not crew.spread:
-        yield from _Watching(watched, shifts, options, session).parts(data.batches(), data)
+        kept = KeptSession(watched.model, options, made=session)
+        yield from _Watching(watched, shifts, kept).parts(data.batches(), data)
         return
-    watching = crew.share(_Watching(watched, shifts, crew.engine(options)))
+    watching = crew.share(_Watching(watched, shifts, KeptSession(watched.model, crew.engine(options))))
     ranges = data.ranges()
     items: Iterable[tuple[int, int] | Feed] = data.batches() if ranges is None else ranges
     for parts in crew.run(_sums_of, items, watching, crew.share(data, keep=True)):

@@ -375,8 +375,8 @@ def _data_options(section: str, samples: str, source: str, count: str) -> Decora
         section,
         _option(
             "--data", metavar="PATH",
-            help=f"{samples}: folder of images, .tar, .npz, .npy, .txt (one text a line), folder of ONNX test data, or "
-            f"SCRIPT.py:FUNCTION. {source}",
+            help=f"{samples}: folder of images, .tar, .parquet, .npz, .npy, .txt (one text a line), folder of ONNX "
+            f"test data, URL, or SCRIPT.py:FUNCTION. {source}",
         ),
         _option("--tokenizer", type=_FILE, metavar="DIR", help="Folder of the tokenizer; .txt data need it."),
         _option("--samples", type=click.IntRange(1), metavar="N", help=f"How many samples to use. [default: {count}]"),

@@ -71,7 +71,7 @@ class InputFiles:
         """Every input file with its role."""
         for model in filter(_is_path, self.models):
             yield Path(model), "the input model itself"
-            for data in _weight_files(Path(model)):
+            for data in weight_files(Path(model)):
                 yield data, f"where {model} has its weights"
         for source, role in ((self.data, "calibration data of this run"), (self.metric, "the metric's script")):
             if not _is_path(source):
@@ -93,7 +93,7 @@ def bytes_of_model(model: Any) -> int:
         return weight_bytes(model)
     try:
         inside = os.stat(model).st_size
-        beside = _weight_files(Path(model)) if inside < _LIGHT else ()
+        beside = weight_files(Path(model)) if inside < _LIGHT else ()
         return inside + sum(path.stat().st_size for path in beside if path.is_file())
     except (OSError, ValueError, TypeError):
         return 0
@@ -112,7 +112,7 @@ def _identity(path: Path) -> _Identity | None:
     return about.st_dev, about.st_ino
 
 
-def _weight_files(model: Path) -> set[Path]:
+def weight_files(model: Path) -> set[Path]:
     """Files beside a model that hold its tensors; none if it cannot be read (loading reports it)."""
     try:
         light = onnx.ModelProto.FromString(model.read_bytes())

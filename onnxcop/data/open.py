@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +18,8 @@ from onnxcop.data.dataset import CalibrationData
 from onnxcop.data.guess_check import check_guess
 from onnxcop.data.inputs import batch_layout, with_shapes
 from onnxcop.data.options import DataOptions
-from onnxcop.data.paths import script_data, store_from_path
+from onnxcop.data.paths import script_data, store_from
+from onnxcop.data.sources.parquet import ParquetImages
 from onnxcop.data.stores import ArrayStore, SpilledStore, Store
 from onnxcop.data.text import TextData, with_tokenizer
 from onnxcop.errors import CalibrationError, EngineError
@@ -69,9 +69,9 @@ def open_source(
     """Open calibration data and choose samples at random from all of it.
 
     Args:
-        data: A folder of images; a .npz or .npy file or a folder of those; a folder of ONNX test
-            data; a script, `script.py:load_data`; an array or a dict of arrays; an iterable of feed
-            dicts or a callable that returns one; a `CalibrationDataReader` of ONNX Runtime.
+        data: A folder of images; .tar or .parquet files of images; a .npz or .npy file or a folder of those; a URL
+            of any of these; a folder of ONNX test data; a script, `script.py:load_data`; an array or a dict of arrays;
+            an iterable of feed dicts or a callable that returns one; a `CalibrationDataReader` of ONNX Runtime.
         inputs: The model's inputs.
         preprocess: Preprocessing of images; open fields are as declared, else guessed from the input's shape.
         samples: How many samples to choose.
@@ -107,8 +107,9 @@ def open_source(
             else f"{origin}: it holds no samples; give at least {unit}"
         )
     order, rest = np.split(_chosen(len(store), max(samples, unit) + RESERVE, seed), [max(samples, unit)])
-    if isinstance(store, ArrayStore) and len(store) > len(store.array_files) > 1:
-        order.sort()  # so that files of many samples are opened once each
+    many = isinstance(store, ArrayStore) and len(store) > len(store.array_files) > 1
+    if many or isinstance(store, ParquetImages):
+        order.sort()  # so that files or row groups of many samples are read once each
     description = f"{len(order)} of {total} samples from {origin}"
     for name, reader in binder.readers.items():
         sentence = reader.sentence(layout.spec(name))
@@ -142,7 +143,7 @@ def _open(data: Any, binder: Binder, samples: int, seed: int) -> tuple[Store, in
             if result is not None:
                 store, total, _ = _open(result, binder, samples, seed)
                 return store, total, text
-        store = store_from_path(Path(text), binder)
+        store = store_from(text, binder)
         return store, len(store), text
     if hasattr(data, "get_next"):
         return _streamed(iter(data.get_next, None), binder, samples, seed, type(data).__name__)

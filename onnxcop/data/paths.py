@@ -12,7 +12,9 @@ from typing import Any
 from onnxcop._base.scripts import cause_of, importing_from
 from onnxcop.data.arrays import NpyFile, NpzFile, TestDataFolder
 from onnxcop.data.binding import Binder
-from onnxcop.data.shards import ShardedImages
+from onnxcop.data.sources.parquet import ParquetImages
+from onnxcop.data.sources.remote import is_url, store_from_url
+from onnxcop.data.sources.shards import ShardedImages
 from onnxcop.data.stores import ArrayStore, ImageStore, Store
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.input_spec import InputSpec
@@ -20,8 +22,22 @@ from onnxcop.images.reader import IMAGE_SUFFIXES
 
 _SCRIPT = re.compile(r"(?P<path>.+\.py)(?::(?P<name>[^:/\\]+))?")
 _ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb", ".tar"}  # files to read from a folder of data
-_FORMS = "images, .tar files of images, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
+DATA_SUFFIXES = {*IMAGE_SUFFIXES, ".npz", ".npy", ".pb", ".tar", ".parquet"}  # files to read from a folder of data
+_FORMS = "images, .tar or .parquet files of images, .npz or .npy files, ONNX test data (input_0.pb), or a script (.py)"
+
+
+_SHARDS = {".tar": ShardedImages, ".parquet": ParquetImages}
+
+
+def store_from(text: str, binder: Binder) -> Store:
+    """Open data at a path or a URL.
+
+    Raises:
+        CalibrationError: There are none, or they are of no known kind.
+    """
+    if is_url(text):
+        return store_from_url(text, binder, store_from_path, lambda url: _image_input(url, binder))
+    return store_from_path(Path(text), binder)
 
 
 def store_from_path(path: Path, binder: Binder) -> Store:
@@ -41,7 +57,7 @@ def store_from_path(path: Path, binder: Binder) -> Store:
         return ArrayStore([_array_file(path)], binder)
     if suffix == ".pb":
         raise CalibrationError(f"{path}: this is one tensor; give the folder that holds it")
-    if suffix == ".tar":
+    if suffix in _SHARDS:
         return _sharded([path], path, binder)
     if suffix in _ARCHIVES:
         raise CalibrationError(f"{path}: this is an archive; unpack it and give the folder")
@@ -57,17 +73,19 @@ def _store_from_folder(folder: Path, binder: Binder) -> Store:
     test_sets = sorted({path.parent for path in files if path.match("input_*.pb")})
     arrays = [path for path in files if path.suffix.lower() in (".npz", ".npy")]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if test_sets and not arrays and not images and not any(path.suffix.lower() == ".tar" for path in files):
+    shards = {suffix: [path for path in files if path.suffix.lower() == suffix] for suffix in _SHARDS}
+    if test_sets and not arrays and not images and not any(shards.values()):
         specs = binder.layout.specs
         return ArrayStore([TestDataFolder(part, specs) for part in test_sets], binder)
-    shards = [path for path in files if path.suffix.lower() == ".tar"]
-    if len([kind for kind in (test_sets, arrays, images, shards) if kind]) > 1:
+    if len([kind for kind in (test_sets, arrays, images, *shards.values()) if kind]) > 1:
+        sharded = ", ".join(f"{len(found)} {suffix[1:]} files" for suffix, found in shards.items())
         raise CalibrationError(
-            f"{folder}: it holds {len(images)} images, {len(arrays)} array files, {len(shards)} tar files and "
+            f"{folder}: it holds {len(images)} images, {len(arrays)} array files, {sharded} and "
             f"{len(test_sets)} sets of test data; give a folder of one kind"
         )
-    if shards:
-        return _sharded(shards, folder, binder)
+    for found in shards.values():
+        if found:
+            return _sharded(found, folder, binder)
     if arrays:
         return ArrayStore([_array_file(path) for path in arrays], binder)
     if images:
@@ -83,7 +101,7 @@ def _array_file(path: Path) -> NpzFile | NpyFile:
 
 def _sharded(shards: list[Path], origin: Path, binder: Binder) -> ImageStore:
     spec = _image_input(origin, binder)
-    return ShardedImages(shards, spec, binder.reader(spec))
+    return _SHARDS[shards[0].suffix.lower()](shards, spec, binder.reader(spec))
 
 
 def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
@@ -91,7 +109,7 @@ def _images(paths: list[Path], origin: Path, binder: Binder) -> ImageStore:
     return ImageStore(paths, spec, binder.reader(spec))
 
 
-def _image_input(origin: Path, binder: Binder) -> InputSpec:
+def _image_input(origin: Path | str, binder: Binder) -> InputSpec:
     specs = binder.layout.specs
     if len(specs) != 1:
         names = ", ".join(spec.name for spec in specs)

@@ -95,7 +95,8 @@ class Crew:
         executor: Any executor. None carries tasks out here, one after the other, when their results are read. If it
             has a method `carry(path)`, that returns a reference to a packed value, which the executor's `submit`
             replaces by the bytes of the file. If it has an attribute `width`, that is its number of workers;
-            if it has a method `alive()`, that says whether there are any.
+            if it has a method `alive()`, that says whether there are any. If it has a method
+            `submit_to(home, ...)`, that gives tasks of a number to one worker, unless an attribute `keeps` is false.
 
     Attributes:
         spread: Whether tasks run elsewhere.
@@ -111,6 +112,11 @@ class Crew:
     @property
     def spread(self) -> bool:
         return self._executor is not None and not self._lost
+
+    @property
+    def keeps(self) -> bool:
+        """Whether tasks of one home go to one worker, so that it can keep something for the next."""
+        return self.spread and hasattr(self._executor, "submit_to") and getattr(self._executor, "keeps", True)
 
     def engine(self, options: EngineOptions) -> EngineOptions:
         """How tasks run models: with one thread, unless the user wants more."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -14,44 +16,35 @@ from urllib.parse import urlsplit
 from onnxcop.parallel.crew import WorkerError
 
 PATIENCE = 10.0  # seconds that a cluster has to answer
+_LOOK = 2.0  # seconds between two looks at who is left
 
 
 class DaskWorkers(Executor):
     """The workers of a scheduler.
 
     Args:
-        address: `dask://HOST:PORT`, that of the scheduler.
+        client: A client of the scheduler; :func:`connected` makes one of an address.
+        address: The scheduler, for messages.
 
     Attributes:
         width: Threads of all workers.
+        keeps: Whether each worker has one thread, so that what a task leaves behind is there for the next.
 
     Raises:
-        WorkerError: dask.distributed is missing, or nothing answers, or there are no workers.
+        WorkerError: There are no workers.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, client: Any, address: str = "Dask") -> None:
+        self.client = client
         try:
-            import dask
-            from distributed import Client
-        except ImportError:
-            raise WorkerError("--workers dask://… needs dask.distributed; install onnxcop[dask]") from None
-        require_answer(address)
-        for name in ("distributed", "distributed.client", "distributed.comm"):  # whose messages are ours to word
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        try:
-            with dask.config.set({"distributed.comm.timeouts.connect": f"{PATIENCE:g}s"}):
-                self.client: Any = Client(address.replace("dask://", "tcp://"), timeout=PATIENCE, set_as_default=False)
-        except Exception as error:
-            raise WorkerError(
-                f"{address}: no Dask scheduler of a version like this one answers ({type(error).__name__}); "
-                "start one with `dask scheduler`"
-            ) from error
-        try:
-            self.client.wait_for_workers(1, timeout=PATIENCE)
+            client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError:
-            self.client.close(timeout=1)
             raise WorkerError(f"{address}: the scheduler has no workers; start some with `dask worker`") from None
-        self.width = max(1, sum(self.client.nthreads().values()))
+        threads: dict[str, int] = client.nthreads()
+        self.width = max(1, sum(threads.values()))
+        self.keeps = set(threads.values()) == {1}
+        self._homes = sorted(threads)
+        self._looked = time.monotonic()
 
     def carry(self, path: Path) -> Any:
         """Give a packed value to all workers, once."""
@@ -62,6 +55,21 @@ class DaskWorkers(Executor):
         if self.client.status not in ("running", "connecting"):
             raise ConnectionError("the scheduler is gone")
         return self.client.submit(fn, *args, **kwargs, pure=False)
+
+    def submit_to(self, home: int, fn: Callable[..., Any], /, *args: Any) -> Any:
+        """Give a task to the worker of a number, or to any if that one is lost."""
+        if time.monotonic() > self._looked + _LOOK:
+            self._replace_lost()
+        place = self._homes[home % len(self._homes)]
+        return self.submit(fn, *args, workers=[place], allow_other_workers=True)
+
+    def _replace_lost(self) -> None:
+        """Let the workers that are left have the numbers of those that are not."""
+        with contextlib.suppress(Exception):  # of any kind: the scheduler may be going away
+            left = sorted(self.client.scheduler_info()["workers"])
+            spare = itertools.cycle(left)
+            self._homes = [place if place in left else next(spare) for place in self._homes]
+        self._looked = time.monotonic()
 
     def alive(self) -> bool:
         """Whether the scheduler answers and has workers."""
@@ -74,6 +82,35 @@ class DaskWorkers(Executor):
         """Leave the cluster; it keeps running."""
         with contextlib.suppress(Exception):
             self.client.close(timeout=PATIENCE if wait else 1)
+
+
+def connected(address: str) -> DaskWorkers:
+    """The workers of the scheduler at `dask://HOST:PORT`.
+
+    Raises:
+        WorkerError: dask.distributed is missing, the address does not answer, or there are no workers.
+    """
+    try:
+        import dask
+        from distributed import Client
+    except ImportError:
+        raise WorkerError("--workers dask://… needs dask.distributed; install onnxcop[dask]") from None
+    require_answer(address)
+    for name in ("distributed", "distributed.client", "distributed.comm"):  # whose messages are ours to word
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with dask.config.set({"distributed.comm.timeouts.connect": f"{PATIENCE:g}s"}):
+            client: Any = Client(address.replace("dask://", "tcp://"), timeout=PATIENCE, set_as_default=False)
+    except Exception as error:
+        raise WorkerError(
+            f"{address}: no Dask scheduler of a version like this one answers ({type(error).__name__}); "
+            "start one with `dask scheduler`"
+        ) from error
+    try:
+        return DaskWorkers(client, address)
+    except WorkerError:
+        client.close(timeout=1)
+        raise
 
 
 def require_answer(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -20,7 +21,7 @@ class RayWorkers(Executor):
             it belongs to none, one is started here.
 
     Attributes:
-        width: Processors of the cluster.
+        width: Processors of the cluster that are free.
 
     Raises:
         WorkerError: Ray is missing, or nothing answers.
@@ -39,25 +40,46 @@ class RayWorkers(Executor):
             self._began = not ray.is_initialized()
             if self._began:
                 ray.init(address if "://" in address else None, **settings)
-            self.width = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            self.width = max(1, int(ray.available_resources().get("CPU", 1)))
         except Exception as error:
             text = (str(error).strip().splitlines() or [""])[0][:200]
             raise WorkerError(f"{address}: no Ray cluster can be used ({text}); start one with `ray start`") from error
-        self._task = ray.remote(num_cpus=1, max_retries=0)(_called)
+        kept = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(_Worker)
+        self._workers = [kept.remote() for _ in range(self.width)]
+        self._load = [0] * self.width
 
     def carry(self, path: Path) -> Any:
         """Put a packed value where all workers find it."""
         return self._ray.put(path.read_bytes())
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Give a task to any worker."""
-        return self._task.remote(fn, *args, **kwargs).future()
+        """Give a task to the worker with the fewest."""
+        return self._given(self._load.index(min(self._load)), fn, args, kwargs)
+
+    def submit_to(self, home: int, fn: Callable[..., Any], /, *args: Any) -> Any:
+        """Give a task to the worker of a number."""
+        return self._given(home % self.width, fn, args, {})
+
+    def _given(self, place: int, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        future = self._workers[place].call.remote(fn, *args, **kwargs).future()
+        self._load[place] += 1
+        future.add_done_callback(lambda _: self._done(place))
+        return future
+
+    def _done(self, place: int) -> None:
+        self._load[place] -= 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster; one that was started here ends."""
+        for worker in self._workers:
+            with contextlib.suppress(Exception):  # of any kind: the cluster may be gone
+                self._ray.kill(worker)
         if self._began:
             self._ray.shutdown()
 
 
-def _called(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    return function(*arguments, **keywords)
+class _Worker:
+    """A process of the cluster that lasts as long as the run."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        return function(*arguments, **keywords)

@@ -40,6 +40,16 @@ class WorkersWish:
         )
 
 
+def adapted(executor: Executor) -> Executor:
+    """The executor of a Dask client as workers that keep what tasks leave behind; any other as it is."""
+    client = getattr(executor, "_client", None)
+    if client is None or not type(executor).__module__.startswith("distributed."):
+        return executor
+    from onnxcop.parallel.dask_workers import DaskWorkers
+
+    return DaskWorkers(client)
+
+
 @contextmanager
 def opened(wish: WorkersWish | None) -> Iterator[Executor | None]:
     """Workers for the time of a block; None without a wish.
@@ -63,9 +73,9 @@ def _made(wish: WorkersWish) -> Executor:
 
         return LocalWorkers(wish.count)
     if wish.address.startswith("dask"):
-        from onnxcop.parallel.dask_workers import DaskWorkers
+        from onnxcop.parallel.dask_workers import connected
 
-        return DaskWorkers(wish.address)
+        return connected(wish.address)
     from onnxcop.parallel.ray_workers import RayWorkers
 
     return RayWorkers(wish.address)

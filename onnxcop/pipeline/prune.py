@@ -29,6 +29,7 @@ from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.graph.io import whole
 from onnxcop.parallel.crew import HERE, Crew
+from onnxcop.parallel.workers import adapted
 from onnxcop.pipeline.decide import Decision, Request, SampleSets, recover_units, within_memory
 from onnxcop.pipeline.distillation import check_distillation, distilled
 from onnxcop.pipeline.finish import fed, finish, with_hints_logged
@@ -142,7 +143,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, source=source,
         unseen=unseen, stats=stats, progress=progress, clock=clock, choices=choices,
-        table=table, crew=HERE if options.executor is None else Crew(options.executor),
+        table=table, crew=HERE if options.executor is None else Crew(adapted(options.executor)),
     )  # fmt: skip
 
 

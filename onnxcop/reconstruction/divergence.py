@@ -7,7 +7,7 @@ the predictions, other outputs by the relative error. The figure of a network is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from onnxcop.outputs.kind import Measure, MeasureSettings
 __all__ = [
     "Divergence",
     "Figures",
+    "HeldOut",
     "OutputFigures",
     "Outputs",
     "Reference",
@@ -189,24 +190,45 @@ class Reference:
         value = float(np.average(values, weights=weights)) if values else 0.0
         return Divergence(value, self.kind, float(np.mean(agreements)) if agreements else None)
 
-    def race(self, outputs: Iterator[Mapping[str, Array]], best: Standing | None = None) -> Standing | None:
+    def terms(self, place: int, batch: Mapping[str, Array]) -> list[FloatArray] | None:
+        """What a batch of another network's outputs adds to its distance.
+
+        Args:
+            place: The number of the batch.
+            batch: Its outputs.
+
+        Returns:
+            By judgement, float64 [samples, terms]; None if they cannot be compared.
+        """
+        terms = []
+        for judgement, measure in zip(self.judgements.entries, self._measures, strict=True):
+            if any(self.outputs[place][name].shape != batch[name].shape for name in judgement.outputs):
+                return None
+            terms.append(measure.terms(place, self._by_sample(judgement, dict(batch), place)))
+            if not np.isfinite(terms[-1]).all():
+                return None
+        return terms
+
+    def race(self, outputs: Iterable[Mapping[str, Array]], best: Standing | None = None) -> Standing | None:
         """Distance of another network's outputs, which are computed lazily; None unless it is below `best`.
 
         Reading stops at the batch after which the other network is worse by more than the differences between the
         samples seen so far can explain (:data:`_LOST` standard errors). A closer network runs on all samples.
         """
-        terms: list[list[FloatArray]] = [[] for _ in self._measures]
-        for place, batch in enumerate(outputs):
-            for own, judgement, measure in zip(terms, self.judgements.entries, self._measures, strict=True):
-                if any(self.outputs[place][name].shape != batch[name].shape for name in judgement.outputs):
-                    return None if best is not None else Standing(math.inf)
-                own.append(measure.terms(place, self._by_sample(judgement, dict(batch), place)))
-                if not np.isfinite(own[-1]).all():
-                    return None if best is not None else Standing(math.inf)
-            if best is not None and place + 1 < len(self.outputs) and self._lost(terms, best):
+        return self.race_by_terms((self.terms(place, batch) for place, batch in enumerate(outputs)), best)
+
+    def race_by_terms(self, terms: Iterable[list[FloatArray] | None], best: Standing | None = None) -> Standing | None:
+        """The same from what :meth:`terms` returns for every batch, in order."""
+        seen: list[list[FloatArray]] = [[] for _ in self._measures]
+        for place, batch in enumerate(terms):
+            if batch is None:
+                return None if best is not None else Standing(math.inf)
+            for own, one in zip(seen, batch, strict=True):
+                own.append(one)
+            if best is not None and place + 1 < len(self.outputs) and self._lost(seen, best):
                 return None
-        value = float(self._value([np.concatenate(own).sum(axis=0) for own in terms])) if terms else 0.0
-        return Standing(value, tuple(map(tuple, terms))) if best is None or value < best.value else None
+        value = float(self._value([np.concatenate(own).sum(axis=0) for own in seen])) if seen else 0.0
+        return Standing(value, tuple(map(tuple, seen))) if best is None or value < best.value else None
 
     def _lost(self, terms: Sequence[Sequence[FloatArray]], best: Standing) -> bool:
         """Whether a network is clearly worse than another on the batches that both have seen."""
@@ -297,6 +319,19 @@ class Reference:
                 return None
             gathered.append(one)
         return np.concatenate(gathered)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Samples to measure on.
+
+    Attributes:
+        feeds: Batches.
+        reference: Outputs of the original on them.
+    """
+
+    feeds: Sequence[Mapping[str, Array]]
+    reference: Reference
 
 
 def _warning(judgement: Judgement, divergence: Estimate, agreement: Estimate | None) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcop._base.types import Array, BoolArray, FloatArray
+from onnxcop._base.types import Array, BoolArray, Feed, FloatArray, IntArray
 from onnxcop.graph.linear import Kernel, StoredLayer, flipped
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.normal_equations import FittedLayer
 
 Rows = tuple[FloatArray, FloatArray]
 Fit = tuple[FloatArray, FloatArray | None]
@@ -77,6 +78,27 @@ class LinearLayer:
         """Draw up to `count` positions per sample, as :func:`drawn_rows` does."""
         return drawn_rows(self.working.nodes[self.index], self.kernel, self.shape, data, targets, count, rng)
 
+    def drawn(
+        self, data: Sequence[int], targets: Sequence[int], count: int, rng: np.random.Generator
+    ) -> IntArray | None:
+        """The positions of :meth:`rows` for tensors of some shapes, as :func:`drawn_positions` returns them."""
+        return drawn_positions(self.working.nodes[self.index], self.kernel, data, targets, count, rng)
+
+    def rows_at(self, data: Array, targets: Array, drawn: IntArray | None) -> Rows:
+        """The rows of :meth:`rows` at positions that were drawn."""
+        return rows_at(self.working.nodes[self.index], self.kernel, self.shape, data, targets, drawn)
+
+    def counted(self, data: Sequence[int], targets: Sequence[int], count: int) -> int:
+        """How many rows :meth:`rows` returns for a batch, without drawing them."""
+        if self.kernel.kind == "matmul":
+            summed = _summed_axis(self.working.nodes[self.index], self.kernel)
+            return min(int(np.prod(data)) // max(1, data[summed]), count * data[0])
+        return data[0] * min(count, int(np.prod(targets[2:])))
+
+    def fitted(self) -> FittedLayer:
+        """Its weights, as regression needs them."""
+        return FittedLayer(*self.read(), self.alive_features(), self.alive_outputs())
+
     def alive_features(self) -> FloatArray:
         """1.0 for features of channels that remain, else 0.0; float64 [groups, features]."""
         alive = self._alive(self.kernel.in_axis)
@@ -123,38 +145,70 @@ def drawn_rows(
     Returns:
         Inputs float64 [rows, groups, features] and target outputs float64 [rows, groups, outputs].
     """
+    drawn = drawn_positions(node, kernel, data.shape, targets.shape, count, rng)
+    return rows_at(node, kernel, shape, data, targets, drawn)
+
+
+def drawn_positions(
+    node: onnx.NodeProto, kernel: Kernel, data: Sequence[int], targets: Sequence[int], count: int,
+    rng: np.random.Generator,
+) -> IntArray | None:  # fmt: skip
+    """Draw the positions of :func:`drawn_rows`.
+
+    Args:
+        node: A linear layer.
+        kernel: Storage of its weights.
+        data: Shape of the tensor that it reads.
+        targets: Shape of its output.
+        count: Positions per sample.
+        rng: Drawn from only if there are more positions.
+
+    Returns:
+        int64 [samples, count], or [rows] for a matrix product; None for all positions.
+    """
     if kernel.kind == "matmul":
-        drawn = _rows(node, kernel, data, targets, count, rng)
-    else:
-        drawn = _patches(node, shape[2:], data, targets, count, rng)
-    inputs, outputs = (values.astype(np.float64) for values in drawn)
+        rows, most = int(np.prod(data)) // max(1, data[_summed_axis(node, kernel)]), count * data[0]
+        return np.sort(rng.choice(rows, most, replace=False)) if rows > most else None
+    total = int(np.prod(targets[2:]))
+    if count >= total:
+        return None
+    return rng.permuted(np.tile(np.arange(total), (data[0], 1)), axis=1)[:, :count]
+
+
+def rows_at(
+    node: onnx.NodeProto, kernel: Kernel, shape: Sequence[int], data: Array, targets: Array, drawn: IntArray | None
+) -> Rows:  # fmt: skip
+    """The rows of :func:`drawn_rows` at positions that were drawn."""
+    found = (
+        _rows(node, kernel, data, targets, drawn)
+        if kernel.kind == "matmul"
+        else _patches(node, shape[2:], data, targets, drawn)
+    )
+    inputs, outputs = (values.astype(np.float64) for values in found)
     return inputs.reshape(len(inputs), kernel.groups, -1), outputs.reshape(len(outputs), kernel.groups, -1)
 
 
-def _rows(
-    node: onnx.NodeProto, kernel: Kernel, data: Array, targets: Array, count: int, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def _summed_axis(node: onnx.NodeProto, kernel: Kernel) -> int:
+    """The axis of its input that a matrix product sums over."""
     left = kernel.input == 0
-    summed = -2 if left != flipped(node, 1 - kernel.input) else -1
+    return -2 if left != flipped(node, 1 - kernel.input) else -1
+
+
+def _rows(
+    node: onnx.NodeProto, kernel: Kernel, data: Array, targets: Array, chosen: IntArray | None
+) -> tuple[Array, Array]:
     inputs, outputs = (
         np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
-        for values, axis in ((data, summed), (targets, -2 if left else -1))
+        for values, axis in ((data, _summed_axis(node, kernel)), (targets, -2 if kernel.input == 0 else -1))
     )
-    most = count * len(data)
-    if len(inputs) > most:
-        chosen = np.sort(rng.choice(len(inputs), most, replace=False))
-        inputs, outputs = inputs[chosen], outputs[chosen]
-    return inputs, outputs
+    return (inputs, outputs) if chosen is None else (inputs[chosen], outputs[chosen])
 
 
 def _patches(
-    node: onnx.NodeProto, window: Sequence[int], data: Array, targets: Array, count: int, rng: np.random.Generator
+    node: onnx.NodeProto, window: Sequence[int], data: Array, targets: Array, drawn: IntArray | None
 ) -> tuple[Array, Array]:
     samples, space = len(data), targets.shape[2:]
-    total = int(np.prod(space))
-    flat = np.tile(np.arange(total), (samples, 1))
-    if count < total:
-        flat = rng.permuted(flat, axis=1)[:, :count]
+    flat = np.tile(np.arange(int(np.prod(space))), (samples, 1)) if drawn is None else drawn
     positions = np.unravel_index(flat, space)
     batch = np.arange(samples)[:, None]
     met = [
@@ -169,6 +223,41 @@ def _patches(
     made_at: tuple[Any, ...] = (batch, slice(None), *positions)
     stacked, outputs = np.stack(seen, axis=-1), targets[made_at]  # [samples, positions, channels, taps]
     return stacked.reshape(flat.size, -1), outputs.reshape(flat.size, -1)
+
+
+def shortcut_of(layer: LinearLayer) -> str | None:
+    """The other operand of the addition that is the only reader of a layer's output, if it is already known."""
+    working, made = layer.working, layer.own.output
+    readers = [n for n in working.model.graph.node if made in n.input]
+    if len(readers) != 1 or not traits(readers[0]) & Trait.ADDS or len(readers[0].input) != 2:
+        return None
+    other = next((name for name in readers[0].input if name != made), None)
+    if other is None or other in working.partition.constants:
+        return None
+    known = working.partition.maker.get(other, -1) < layer.index and other in working.partition.crossing(layer.index)
+    return other if known else None
+
+
+def wanted_names(layer: LinearLayer) -> list[str]:
+    """Tensors of the original that the target of a layer is made from."""
+    shortcut = shortcut_of(layer)
+    return [layer.own.output] if shortcut is None else [layer.own.output, shortcut]
+
+
+def wanted_output(layer: LinearLayer, live: Feed, known: Feed) -> Array:
+    """The original's output for a batch, plus the error of the shortcut that it is added to.
+
+    Args:
+        layer: The layer.
+        live: The original's tensors of :func:`wanted_names`.
+        known: Live tensors of the pruned network before the layer.
+    """
+    made, *shortcuts = wanted_names(layer)
+    target = live[made]
+    for shortcut in shortcuts:
+        if live[shortcut].shape == target.shape:
+            target = target + (live[shortcut] - known[shortcut])
+    return target
 
 
 def _met(node: onnx.NodeProto, axis: int, taps: int, size: int, made: int, positions: Array) -> tuple[Array, Array]:

@@ -16,6 +16,40 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _STEADY = 1e-10  # variance over squared mean; below it an output is constant up to rounding
 
 
+@dataclass(frozen=True, slots=True)
+class BatchSums:
+    """Sums over the rows of a batch, about their means.
+
+    Attributes:
+        count: Rows, at least one.
+        inputs: float64 [groups, features], the mean of a.
+        missing: float64 [groups, outputs], the mean of r.
+        gram: [groups, features, features], Σ(a - mean)(a - mean)ᵀ, in the precision of the data.
+        cross: [groups, features, outputs], Σ(a - mean)(r - mean)ᵀ, likewise.
+        squares: float64 [groups, outputs], Σ(r - mean)².
+    """
+
+    count: int
+    inputs: FloatArray
+    missing: FloatArray
+    gram: Array
+    cross: Array
+    squares: FloatArray
+
+    @classmethod
+    def of(cls, inputs: FloatArray, missing: FloatArray, *, single: bool) -> BatchSums:
+        """Sum over rows; arguments as of :meth:`RowSums.add`."""
+        mean_a, mean_r = inputs.mean(axis=0), missing.mean(axis=0)
+        kind = np.dtype(np.float32 if single else np.float64)
+        a: Array = np.ascontiguousarray((inputs - mean_a).transpose(1, 0, 2), kind)
+        r: Array = np.ascontiguousarray((missing - mean_r).transpose(1, 0, 2), kind)
+        turned = a.transpose(0, 2, 1)
+        squares = (r.astype(np.float64) ** 2).sum(axis=1)
+        return cls(
+            count=len(inputs), inputs=mean_a, missing=mean_r, gram=turned @ a, cross=turned @ r, squares=squares
+        )  # fmt: skip
+
+
 @dataclass
 class RowSums:
     """Sums over rows in double precision; each batch is centred on its mean and summed in its own precision.
@@ -53,22 +87,20 @@ class RowSums:
             missing: r, float64 [rows, groups, outputs].
             single: Whether products may be taken in single precision, that of the data.
         """
-        rows = len(inputs)
-        if not rows:
-            return
-        mean_a, mean_r = inputs.mean(axis=0), missing.mean(axis=0)
-        kind = np.dtype(np.float32 if single else np.float64)
-        a: Array = np.ascontiguousarray((inputs - mean_a).transpose(1, 0, 2), kind)
-        r: Array = np.ascontiguousarray((missing - mean_r).transpose(1, 0, 2), kind)
-        turned = a.transpose(0, 2, 1)
+        if len(inputs):
+            self.include(BatchSums.of(inputs, missing, single=single))
+
+    def include(self, batch: BatchSums) -> None:
+        """Add the rows of a batch from its sums; the order of batches decides the rounding."""
+        rows, mean_a, mean_r = batch.count, batch.inputs, batch.missing
         self.count += rows
         self.inputs += rows * mean_a
         self.missing += rows * mean_r
-        self.gram += turned @ a
+        self.gram += batch.gram
         self.gram += rows * mean_a[:, :, None] * mean_a[:, None, :]
-        self.cross += turned @ r
+        self.cross += batch.cross
         self.cross += rows * mean_a[:, :, None] * mean_r[:, None, :]
-        self.squares += (r.astype(np.float64) ** 2).sum(axis=1) + rows * mean_r**2
+        self.squares += batch.squares + rows * mean_r**2
 
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Covariances of inputs, of inputs with what is missing, and variances of what is missing."""
@@ -107,6 +139,11 @@ class FittedLayer:
     bias: FloatArray | None
     features: FloatArray
     outputs: BoolArray
+
+    def missing(self, inputs: FloatArray, outputs: FloatArray) -> FloatArray:
+        """What the layer's outputs lack, float64 [rows, groups, outputs], for inputs [rows, groups, features]."""
+        missing = outputs - (inputs.transpose(1, 0, 2) @ self.weights).transpose(1, 0, 2)
+        return missing if self.bias is None else missing - self.bias
 
 
 def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, FloatArray] | None:

@@ -22,7 +22,6 @@ from onnxcop._base.types import Feed, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits
-from onnxcop.allocation.points import HeldOut
 from onnxcop.allocation.search import CurveSearch
 from onnxcop.allocation.sensitivity import NetworkCache, Samples, alive_channels, choose_ridges, measure_curves
 from onnxcop.analysis.analyze import Analysis
@@ -36,12 +35,13 @@ from onnxcop.outputs.judgement import judge
 from onnxcop.parallel.crew import HERE, Crew, Shared
 from onnxcop.reconstruction.block_bases import in_block_bases, watched
 from onnxcop.reconstruction.block_streams import BlockStream, block_streams
-from onnxcop.reconstruction.divergence import Divergence, Reference, Waypoint
+from onnxcop.reconstruction.divergence import Divergence, HeldOut, Reference, Waypoint
 from onnxcop.reconstruction.linear_streams import linear_streams
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.products import products
 from onnxcop.reconstruction.refine import Refiner, RefineSet
+from onnxcop.reconstruction.refine_batches import FEWEST_MACS
 from onnxcop.reconstruction.ridge import merge_channels
 from onnxcop.reconstruction.spread import finished_by
 from onnxcop.recovery.belief import Belief
@@ -138,7 +138,7 @@ class Recovery:
         self.original = MaskedNetwork.sharing(self.analysis)
         self.working = self.original.copy()
         self.held_out_feeds = [dict(feed) for feed in self.held_out.batches()]
-        outputs = PartialExecutor(self.original.partition, self.held_out_feeds, self.options).finish()
+        outputs = self._outputs_of(self.original)
         counts = [self.held_out.layout.samples_in(feed) for feed in self.held_out_feeds]
         judgements = judge(outputs, counts, self.analysis.original, self.task)
         self.reference = Reference(outputs, roots=self.synthetic, judgements=judgements, counts=counts)
@@ -165,7 +165,7 @@ class Recovery:
         seen = self._calibrate(self.fit, "streams")
         rotated, known = in_principal_channels(self.original, streams, seen)
         rotated, blocks = in_block_bases(rotated, heads, seen)
-        outputs = PartialExecutor(rotated.partition, self.held_out_feeds, self.options).finish()
+        outputs = self._outputs_of(rotated)
         if self.reference.compare(outputs).value < _SAME:
             self.original, self.working = rotated, rotated.copy()
             self.rotated = (*(stream.group.index for stream in known), *(stream.group.index for stream in blocks))
@@ -213,8 +213,12 @@ class Recovery:
 
     def divergence(self) -> Divergence:
         """Distance of the current network from the original, on the held-out set."""
-        executor = PartialExecutor(self.working.partition, self.held_out_feeds, self.options)
-        return self.reference.compare(list(finished_by(self.crew, executor, range(len(executor.states)))))
+        return self.reference.compare(self._outputs_of(self.working))
+
+    def _outputs_of(self, network: MaskedNetwork) -> list[Feed]:
+        """Outputs of a network on the held-out set."""
+        executor = PartialExecutor(network.partition, self.held_out_feeds, self.options)
+        return list(finished_by(self.crew, executor, range(len(executor.states))))
 
     def cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float]) -> None:
         """Remove units and let their consumers compensate."""
@@ -241,6 +245,7 @@ class Recovery:
             options=self.options,
             seed=self.settings.seed,
             crew=self.crew,
+            shared=self._shared_for_refinement(),
         )
         return refiner.run(self.progress)
 
@@ -292,10 +297,17 @@ class Recovery:
     def _shared_original(self) -> Shared[MaskedNetwork]:
         return self.crew.share(self.original, keep=True)
 
-    def _shared_held(self, samples: Samples) -> Shared[HeldOut]:
+    def _shared_held(self) -> Shared[HeldOut]:
         if self._held is None:
-            self._held = self.crew.share(HeldOut(samples.feeds, samples.reference))
+            self._held = self.crew.share(HeldOut(self.held_out_feeds, self.softened))
         return self._held
+
+    def _shared_for_refinement(self) -> tuple[Shared[MaskedNetwork], Shared[HeldOut]] | None:
+        """What refinement shares with workers, if they keep batches, and take less time than sending them."""
+        macs = float(self.analysis.cost.original()[0]) * self.held_out.count
+        if not self.crew.keeps or self.original.partition.shares_weights or macs < FEWEST_MACS:
+            return None
+        return self._shared_original(), self._shared_held()
 
     def _selector(
         self, state: PruningState, samples: Samples, ridges: Mapping[int, float], budget: Budget, limits: Limits,
@@ -303,7 +315,7 @@ class Recovery:
     ) -> CurveSearch:  # fmt: skip
         measured = partial(
             measure_curves, self.working, samples, limits, fallback, self.options, ridges,
-            cache=NetworkCache(self.crew, self._shared_original(), self._shared_held(samples)), may_go=state.may_empty,
+            cache=NetworkCache(self.crew, self._shared_original(), self._shared_held()), may_go=state.may_empty,
             progress=self.progress, stage=f"curves, {name}",
         )  # fmt: skip
         return CurveSearch(

@@ -1,11 +1,20 @@
-"""The report of a family: a table of all results, and which of them no other result beats."""
+"""The report of a family: a table of all results, and which of them no other result beats.
+
+Page and chart are made from templates in `page/`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Protocol
+
+from markupsafe import Markup
+
+from onnxcop._version import __version__
+from onnxcop.report.pages import from_template
 
 if TYPE_CHECKING:
     from onnxcop.report.curve import CurveRow
@@ -31,11 +40,7 @@ _SHOWN = {
     "bytes": "bytes", "latency_ms": "ms", "divergence": "divergence", "agreement": "agreement", "pareto": "Pareto",
     "error": "error",
 }  # fmt: skip
-_STYLE = (
-    "body{font:15px system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
-    "td:first-child,th:first-child{text-align:left}.front{font-weight:600}.error{color:#b00;text-align:left}"
-)
+_LABELS = {"macs": "multiply-accumulates", "latency_ms": "time of a run, ms"}
 
 
 def family_rows(records: Sequence[JobRecordLike]) -> list[CurveRow]:
@@ -93,6 +98,17 @@ def _quality(row: Mapping[str, object], name: str) -> float | None:
     return value if value is None or name == "agreement" else -value
 
 
+@dataclass(frozen=True, slots=True)
+class _Dot:
+    """A result in the chart: its place in pixels, whether no other beats it, its colour and its title."""
+
+    x: float
+    y: float
+    first: bool
+    color: str
+    title: str
+
+
 def pareto_chart(rows: Sequence[CurveRow]) -> str:
     """All results over their cost, with a line through those that no other beats; as SVG."""
     cost, quality = front_axes(rows)
@@ -101,38 +117,27 @@ def pareto_chart(rows: Sequence[CurveRow]) -> str:
         for row in rows if _number(row, cost) is not None and _number(row, quality) is not None
     ]  # fmt: skip
     width, height = _SIZE
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">']
-    if points:
-        (left, right), (low, high) = _span([point[1] for point in points]), _span([point[2] for point in points])
-
-        def place(x: float, y: float) -> tuple[float, float]:
-            across = _EDGE + (x - left) / (right - left) * (width - 2 * _EDGE)
-            return round(across, 1), round(height - _EDGE - (y - low) / (high - low) * (height - 2 * _EDGE), 1)
-
-        front = " ".join("{},{}".format(*place(x, y)) for _, x, y, first in sorted(points, key=lambda p: p[1]) if first)
-        parts.append(f'<polyline points="{front}" fill="none" stroke="#888" stroke-dasharray="4 3"/>')
-        models = list(dict.fromkeys(point[0] for point in points))
-        for model, x, y, first in points:
-            across, up = place(x, y)
-            color = _COLORS[models.index(model) % len(_COLORS)]
-            title = escape(f"{PurePath(model).name}: {cost} {x:.4g}, {quality} {y:.4g}")
-            parts.append(f'<circle cx="{across}" cy="{up}" r="{6 if first else 4}" fill="{color}">'
-                         f"<title>{title}</title></circle>")  # fmt: skip
-        for number, model in enumerate(models):
-            name, color = escape(PurePath(model).name), _COLORS[number % len(_COLORS)]
-            parts.append(f'<text x="{_EDGE}" y="{16 + 14 * number}" font-size="12" fill="{color}">{name}</text>')
-        for text, x, y in ((f"{left:.3g}", _EDGE, height - 34), (f"{right:.3g}", width - _EDGE, height - 34),
-                           (f"{low:.3g}", 26, height - _EDGE), (f"{high:.3g}", 26, _EDGE)):  # fmt: skip
-            parts.append(f'<text x="{x}" y="{y}" font-size="11" text-anchor="middle">{text}</text>')
-    label = {"macs": "multiply-accumulates", "latency_ms": "time of a run, ms"}[cost]
-    parts.append(f'<text x="{width / 2}" y="{height - 12}" font-size="12" text-anchor="middle">{label}</text>')
-    parts.append(f'<text transform="translate(12 {height / 2}) rotate(-90)" font-size="12" text-anchor="middle">'
-                 f"{quality}</text></svg>")  # fmt: skip
-    return "\n".join(parts)
+    across, up = _span([x for _, x, _, _ in points]), _span([y for _, _, y, _ in points])
+    colors = dict(zip(dict.fromkeys(point[0] for point in points), cycle(_COLORS), strict=False))
+    dots = [
+        _Dot(
+            x=round(_EDGE + (x - across[0]) / (across[1] - across[0]) * (width - 2 * _EDGE), 1),
+            y=round(height - _EDGE - (y - up[0]) / (up[1] - up[0]) * (height - 2 * _EDGE), 1),
+            first=first,
+            color=colors[model],
+            title=f"{PurePath(model).name}: {cost} {x:.4g}, {quality} {y:.4g}",
+        )
+        for model, x, y, first in points
+    ]
+    return from_template(
+        "pareto.svg.j2", width=width, height=height, edge=_EDGE, dots=dots, colors=colors, quality=quality,
+        front=sorted((dot for dot in dots if dot.first), key=lambda dot: dot.x), across=across, up=up,
+        label=_LABELS[cost],
+    )  # fmt: skip
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
+    low, high = min(values, default=0.0), max(values, default=0.0)
     margin = (high - low or abs(high) or 1.0) * 0.05
     return low - margin, high + margin
 
@@ -144,21 +149,12 @@ def family_page(rows: Sequence[CurveRow], jobs: int) -> str:
         rows: Figures by name, with `model`, `pareto` and `error`.
         jobs: Number of jobs of the family.
     """
-    done = sum(row.get("budget") != 1.0 for row in rows)
     names = [name for name in _SHOWN if any(row.get(name) not in (None, "") for row in rows)]
-    head = "".join(f"<th>{escape(_SHOWN[name])}</th>" for name in names)
-    body = "\n".join(
-        f"<tr{' class=front' if row.get('pareto') else ''}>"
-        + "".join(f"<td{' class=error' if name == 'error' else ''}>{_cell(name, row.get(name))}</td>" for name in names)
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Pruned models</title>\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<style>{_STYLE}</style></head><body><h1>Pruned models</h1><p>{done} of {jobs} jobs are done.</p>\n"
-        f"{pareto_chart(rows)}\n<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></body></html>\n"
-    )
+    return from_template(
+        "family.html.j2", jobs=jobs, done=sum(row.get("budget") != 1.0 for row in rows), version=__version__,
+        titles=[_SHOWN[name] for name in names], chart=Markup(pareto_chart(rows)),
+        rows=[(bool(row.get("pareto")), [(name, _cell(name, row.get(name))) for name in names]) for row in rows],
+    )  # fmt: skip
 
 
 def _cell(name: str, value: object) -> str:
@@ -167,7 +163,7 @@ def _cell(name: str, value: object) -> str:
     if name == "pareto":
         return "✓" if value else ""
     if name == "model":
-        return f"<bdi>{escape(PurePath(str(value)).name)}</bdi>"
+        return PurePath(str(value)).name
     if isinstance(value, float):
         return f"{value:.1%}" if name.endswith("_kept") or name == "agreement" else f"{value:.4g}"
-    return escape(str(value))
+    return str(value)

@@ -56,21 +56,33 @@ def markdown(data: ReportData) -> str:
     return _render("report.md.j2", data, {}).rstrip() + "\n"
 
 
-def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
+def environment(name: str) -> Environment:
+    """The templates of `page/`, for one of them: pages escape what authors of models wrote, Markdown by filters."""
     loader: BaseLoader = FunctionLoader(_resource)
-    environment = Environment(  # names come from the author of the model: the page escapes them, Markdown by filters
+    return Environment(
         loader=loader,
-        autoescape=".html" in name,
+        autoescape=name.endswith((".html.j2", ".svg.j2")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
+
+
+def from_template(name: str, **values: Any) -> str:
+    """A template of `page/` with values, and with the style of the report as `style`."""
+    found = environment(name)
+    found.filters.update(name=_name, digest=_digest)
+    return found.get_template(name).render(style=_resource("style.css"), **values)
+
+
+def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
+    found = environment(name)
+    found.filters.update(
         name=_name, digest=_digest, unbroken=_unbroken, counted=counted, code=_code, plain=_plain, fence=_fence,
         cells=lambda row: text.cells(row, data.report),
     )  # fmt: skip
-    environment.globals.update(meter=lambda *shares: Markup(charts.meter(*shares)), change=_change, text=text)
+    found.globals.update(meter=lambda *shares: Markup(charts.meter(*shares)), change=_change, text=text)
     steps = [
         (p.name, f"{p.macs:.1%}", f"{p.divergence:.4g}", "" if p.agreement is None else f"{p.agreement:.1%}")
         for p in data.way
@@ -79,7 +91,7 @@ def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
     provenance = [
         (title, ", ".join(f"{key} {value}" for key, value in entries)) for title, entries in text.origin(data)
     ]
-    return environment.get_template(name).render(
+    return found.get_template(name).render(
         data=data, report=data.report, rows=[*text.rows(data.report)], steps=steps, frozen=frozen,
         provenance=provenance, **values,
     )  # fmt: skip

@@ -204,7 +204,7 @@ def _inner_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return tensors
 
 
-def _sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, list[int | None]]:
+def common_sizes(shapes: Sequence[Mapping[str, tuple[int, ...] | None]]) -> dict[str, list[int | None]]:
     """Sizes of tensors that are the same in all batches, by name.
 
     Declared sizes save ONNX Runtime from inferring shapes of unknown sizes, which it does not always do correctly.
@@ -270,7 +270,7 @@ class PartialExecutor:
 
         What is already on a device, and the outputs `stay`, are not copied from it.
         """
-        piece = partition.piece(start, stop, names, _sizes([self.states.shape_of(place) for place in places]))
+        piece = partition.piece(start, stop, names, common_sizes([self.states.shape_of(place) for place in places]))
         if piece is None:
             for place in places:
                 state = self.states.live(place)
@@ -342,7 +342,7 @@ class PartialExecutor:
         cuts = {self.cuts[place] for place in places}
         if len(cuts) != 1 or self.partition.shares_weights:
             return None
-        sizes = _sizes([self.states.shape_of(place) for place in places])
+        sizes = common_sizes([self.states.shape_of(place) for place in places])
         return self.partition.piece(cuts.pop(), self.partition.count, self.partition.outputs, sizes)
 
     def finish(self, partition: GraphPartition | None = None) -> list[Feed]:

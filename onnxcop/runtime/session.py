@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,7 +26,10 @@ from onnxcop.runtime.providers import (
     resolved_name,
 )
 
-__all__ = ["EngineOptions", "OutOfMemory", "Runner", "Session", "resolve_provider", "run_batched"]
+__all__ = [
+    "EngineOptions", "KeptSession", "KeptSessions", "OutOfMemory", "Runner", "Session", "resolve_provider",
+    "run_batched",
+]  # fmt: skip
 
 log = logging.getLogger("onnxcop")
 
@@ -211,6 +215,62 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass
+class KeptSession:
+    """A model whose session is made when it is needed; a copy for another process carries only the model.
+
+    Attributes:
+        model: The model; empty once it made a session.
+        options: How to run it.
+        passing: As for :class:`Session`.
+        made: The session, once there is one.
+    """
+
+    model: onnx.ModelProto
+    options: EngineOptions
+    passing: bool = False
+    made: Session | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"made": None}
+
+    @property
+    def session(self) -> Session:
+        """The session."""
+        if self.made is None:
+            self.made = Session(self.model, self.options, passing=self.passing)
+            self.model = onnx.ModelProto()
+        return self.made
+
+    def close(self) -> None:
+        """Close the session if there is one."""
+        if self.made is not None:
+            self.made.close()
+
+
+class KeptSessions:
+    """The sessions that were used last, by key.
+
+    Args:
+        most: How many stay open.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: OrderedDict[Hashable, KeptSession | None] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], KeptSession | None]) -> KeptSession | None:
+        """The session of a key, made if it is not there; None if there is nothing to run."""
+        if key not in self._open:
+            while len(self._open) >= self._most:
+                _, oldest = self._open.popitem(last=False)
+                if oldest is not None:
+                    oldest.close()
+            self._open[key] = make()
+        self._open.move_to_end(key)
+        return self._open[key]
 
 
 def run_batched(

@@ -10,7 +10,7 @@ from small_models import chain
 
 import onnxcop
 from onnxcop.cli import main as cli
-from onnxcop.parallel.dask_workers import DaskWorkers
+from onnxcop.parallel.dask_workers import connected
 from onnxcop.parallel.workers import WorkersWish
 
 
@@ -73,4 +73,4 @@ def test_an_address_that_is_silent_is_given_up(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(socket, "create_connection", silent)
     with pytest.raises(onnxcop.errors.OnnxcopError, match=r"does not answer \(no answer in 10 s\)"):
-        DaskWorkers("dask://10.255.255.1:8786")
+        connected("dask://10.255.255.1:8786")

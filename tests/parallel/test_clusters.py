@@ -1,7 +1,8 @@
 """Real clusters on this machine: a worker is killed in each phase, and the result stays the same.
 
 They start processes, kill them and wait for time-outs, so they are among the slow tests: `pytest -m slow
-tests/parallel/test_clusters.py` in an environment with the extras `dask` and `ray`.
+tests/parallel/test_clusters.py` in an environment with the extras `dask` and `ray`. One of them belongs to every run of
+the tests, in a process of its own: what goes wrong with a cluster can end the process that uses it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,43 @@ import pytest
 import onnxcop
 from onnxcop.parallel.crew import Crew, WorkerError
 from onnxcop.parallel.workers import WorkersWish, opened
+from onnxcop.recovery import rounds
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
-PHASES = ("statistics (fit)", "statistics (held-out)", "curves")
+PHASES = ("statistics (fit)", "statistics (held-out)", "curves", "refinement")
+APART = 480  # seconds for a test in a process of its own
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # those of the cluster's packages
+pytestmark = pytest.mark.filterwarnings("default")  # those of the cluster's packages
+slow = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def any_network_is_refined_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "FEWEST_MACS", 0.0)
+
+
+def in_a_process_of_its_own(name: str) -> str:
+    """Run a test of this file in another process and session; returns its output, or the reason why it was stopped."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", f"{__file__}::{name}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=APART)
+    except subprocess.TimeoutExpired:
+        output = f"{name} was stopped after {APART} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return output
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
+def test_a_dask_cluster_in_a_process_of_its_own() -> None:
+    output = in_a_process_of_its_own("test_a_dask_cluster_that_loses_workers")
+    assert "1 passed" in output, output
 
 
 def pruned(models_dir: Path, executor: Executor | None, progress: Any = None) -> bytes:
@@ -115,6 +148,7 @@ def scheduler() -> Iterator[int]:
         yield port
 
 
+@slow
 @pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
 def test_a_dask_cluster_that_loses_workers(models_dir: Path, scheduler: int) -> None:
     expected, workers = pruned(models_dir, None), [dask_worker(scheduler) for _ in range(4)]
@@ -123,6 +157,7 @@ def test_a_dask_cluster_that_loses_workers(models_dir: Path, scheduler: int) -> 
         assert pruned(models_dir, executor, killer) == expected
         assert killer.killed == [*PHASES]
         assert len(executor.client.scheduler_info()["workers"]) == 1  # the run did not go on here
+        assert pruned(models_dir, executor.client.get_executor()) == expected
         for worker in workers:
             worker.kill()
         crew = Crew(executor)
@@ -130,6 +165,7 @@ def test_a_dask_cluster_that_loses_workers(models_dir: Path, scheduler: int) -> 
         assert not crew.spread
 
 
+@slow
 @pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
 def test_a_scheduler_that_goes_away(scheduler: int) -> None:
     with ended([dask_worker(scheduler)]), dask(scheduler) as executor:
@@ -140,6 +176,7 @@ def test_a_scheduler_that_goes_away(scheduler: int) -> None:
         assert list(results) == list(range(29, 0, -1))
 
 
+@slow
 @pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
 def test_a_dask_worker_without_the_package(scheduler: int, tmp_path: Path) -> None:
     (tmp_path / "onnxcop.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxcop'\")")
@@ -151,11 +188,29 @@ def test_a_dask_worker_without_the_package(scheduler: int, tmp_path: Path) -> No
         list(Crew(executor).run(abs, [-1]))
 
 
+@slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_a_ray_cluster_that_loses_workers(models_dir: Path) -> None:
     expected = pruned(models_dir, None)
 
     with opened(WorkersWish.of("ray")) as executor:
-        killer = Killer(lambda: pids_of("ray::"))
+        # Ray's agents are called ray::DashboardAgent and ray::RuntimeEnvAgent: without them Ray ends this process.
+        killer = Killer(lambda: pids_of("ray::_Worker"))
         assert pruned(models_dir, executor, killer) == expected
         assert killer.killed == [*PHASES]
+
+
+@slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_a_ray_head_with_a_client_server(models_dir: Path, tmp_path: Path) -> None:
+    expected, port = pruned(models_dir, None), free_port()
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    head = [*ray, "start", "--head", "--num-cpus", "2", "--port", str(free_port()), "--ray-client-server-port",
+            str(port), "--include-dashboard", "false", "--disable-usage-stats"]  # fmt: skip
+    subprocess.run(head, check=True, capture_output=True, timeout=120, env=os.environ | path)
+    try:
+        with opened(WorkersWish.of(f"ray://127.0.0.1:{port}")) as executor:
+            assert pruned(models_dir, executor) == expected
+    finally:
+        subprocess.run([*ray, "stop", "--force"], check=False, capture_output=True, timeout=120)

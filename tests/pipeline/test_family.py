@@ -1,22 +1,28 @@
 """Families of models: independent jobs, a journal that outlives a stopped run, a page."""
 
 import csv
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from executors import Lossy
+from rich.console import Console
 from small_models import chain
 
 import onnxcop
+from onnxcop.cli import family
 from onnxcop.cli import main as cli
 from onnxcop.errors import ModelError
+from onnxcop.parallel import crew
 from onnxcop.pipeline.family import run
 from onnxcop.pipeline.family.journal import Journal
-from onnxcop.report.family_page import marked_fronts, pareto_chart
+from onnxcop.report.family_page import family_page, marked_fronts, pareto_chart
 
 PLAIN = ["--criterion", "l2", "--recover", "none", "--multiple-of", "1", "--latency-seconds", "0", "--macs", "0.8,0.6"]
 ANY_WIDTH = onnxcop.Limits(multiple_of=1)
@@ -78,6 +84,28 @@ def test_a_stopped_run_goes_on(models: list[Path], monkeypatch: Any, capsys: Any
     assert len(journal.read_text().splitlines()) == 1 + 8
 
 
+def test_changed_weights_beside_a_model_are_another_job(models: list[Path]) -> None:
+    onnx.save(chain(), models[0], save_as_external_data=True, location="a.data", size_threshold=0)
+    journal = models[0].parent / "all.journal"
+    assert swept(models)[0] == 0 == swept(models)[0]
+    assert len(journal.read_text().splitlines()) == 1 + 4
+    weights = models[0].parent / "a.data"
+    before, content = models[0].read_bytes(), bytearray(weights.read_bytes())
+    content[:4] = np.float32(0.5).tobytes()
+    weights.write_bytes(content)
+    assert swept(models)[0] == 0 and models[0].read_bytes() == before
+    assert len(journal.read_text().splitlines()) == 1 + 6
+
+
+def test_names_are_escaped_in_page_and_chart(tmp_path: Path) -> None:
+    row = {"model": "<b>&.onnx", "budget": 0.5, "macs": 10, "agreement": 0.9}
+    rows = marked_fronts([row, {**row, "macs": 20, "error": "<i>no</i>"}])
+    page, chart = family_page(rows, 2), pareto_chart(rows)
+    assert "&lt;b&gt;&amp;.onnx" in page and "&lt;b&gt;&amp;.onnx" in chart and "&lt;i&gt;no" in page
+    assert "<b>&" not in page + chart and "<i>no" not in page
+    assert page.count("<circle") == 2 and "2 of 2 jobs" in page
+
+
 def test_a_result_that_was_deleted_is_made_again(models: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     swept(models, "--save-models", str(folder))
@@ -85,6 +113,16 @@ def test_a_result_that_was_deleted_is_made_again(models: list[Path], tmp_path: P
     (folder / "a.macs-0.8.onnx").unlink()
     assert swept(models, "--save-models", str(folder))[0] == 0
     assert (folder / "a.macs-0.8.onnx").read_bytes() == before
+
+
+def test_on_a_terminal_a_table_shows_all_jobs(models: list[Path], monkeypatch: Any) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(family, "terminal", lambda: screen)
+    models[1].write_bytes(b"no model")
+    assert swept(models)[0] == 1
+    frames = screen.file.getvalue().split("model ")  # type: ignore[attr-defined]
+    assert len(frames) > 5 and frames[1].count("…") == 4 and "…" not in frames[-1]
+    assert frames[-1].count("failed") == 2 and "b.onnx" in frames[-1]
 
 
 def test_a_job_that_fails_leaves_the_others(models: list[Path], capsys: Any) -> None:
@@ -95,6 +133,19 @@ def test_a_job_that_fails_leaves_the_others(models: list[Path], capsys: Any) -> 
     assert "a.onnx  0.8  failed: " in captured.out and "2 of 4 jobs failed" in captured.err
     models[0].write_bytes(chain().SerializeToString())
     assert swept(models)[0] == 0
+
+
+def test_a_path_that_a_worker_does_not_see_is_named_with_its_host(models: list[Path], monkeypatch: Any) -> None:
+    real = crew._perform
+
+    def elsewhere(*arguments: Any) -> Any:
+        return replace(real(*arguments), host="node7")
+
+    monkeypatch.setattr(crew, "_perform", elsewhere)
+    files = run.FamilyFiles(models[0].parent / "all.csv", None, None, run.InputFiles(models))
+    options = onnxcop.PruneOptions(data="/nowhere/x.npz", executor=ThreadPoolExecutor(1))
+    with pytest.raises(ModelError, match=r"/nowhere/x\.npz does not exist; .* \(on the worker at node7\)"):
+        list(run.family_with(models, [0.6], files, options))
 
 
 @pytest.mark.parametrize("kind", ["threads", "lossy"])

@@ -14,10 +14,11 @@ from small_models import chain, finished, weights
 import onnxcop
 from onnxcop.reconstruction import refine
 from onnxcop.reconstruction.divergence import Reference
-from onnxcop.reconstruction.linear_layers import LinearLayer, linear_layer
+from onnxcop.reconstruction.linear_layers import LinearLayer, linear_layer, shortcut_of, wanted_names, wanted_output
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.normal_equations import FittedLayer
-from onnxcop.reconstruction.refine import Refiner, RefineSet, shortcut_of
+from onnxcop.reconstruction.refine import Refiner, RefineSet
+from onnxcop.reconstruction.refine_batches import OwnBatches
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions, Session
 
@@ -382,8 +383,11 @@ def test_a_branch_makes_up_for_its_shortcut() -> None:
     working.write("b0", working.read("b0") + shift)  # a constant error runs down the shortcut
     layer = linear_layer(working, 3)
     assert layer is not None
-    for executor in (run._target, run._pruned):
+    batches = run._batches
+    assert isinstance(batches, OwnBatches)
+    for executor in (batches._target, batches._pruned):
         executor.advance(3)
-    wanted = list(run._targets(layer, range(3, 9)))
-    plain = list(run._target.stream(4, ["outer"], range(3, 9)))
+    live = next(batches._target.stream(4, wanted_names(layer), [3]))
+    wanted = [wanted_output(layer, live, batches._pruned.states[3])]
+    plain = list(batches._target.stream(4, ["outer"], [3]))
     np.testing.assert_allclose(wanted[0], plain[0]["outer"] - shift[:, None, None], rtol=1e-4, atol=1e-5)

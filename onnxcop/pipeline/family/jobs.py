@@ -11,7 +11,9 @@ from pathlib import Path
 
 from onnxcop._base.records import file_record
 from onnxcop._version import __version__
+from onnxcop.data.input_files import weight_files
 from onnxcop.data.paths import script_of
+from onnxcop.data.sources.remote import is_url
 from onnxcop.errors import BudgetError, ModelError, OnnxcopError
 from onnxcop.graph.serialize import file_size
 from onnxcop.pipeline.options import PruneOptions
@@ -90,12 +92,18 @@ def jobs_of(
         raise ModelError(f"{lacking} does not exist; check the path")
     jobs = []
     for model in dict.fromkeys(models):
-        own = file_record(model)["sha256"]
+        own = _digest_of_model(model)
         for share in sorted(set(macs), reverse=True):
             key = hashlib.sha256(f"{own} {share!r} {about}".encode()).hexdigest()[:32]
             name = f"{model.name.removesuffix('.onnx')}.macs-{share:g}.onnx"
             jobs.append(FamilyJob(model, share, key, None if folder is None else folder / name))
     return jobs
+
+
+def _digest_of_model(model: Path) -> str:
+    """Digest of a model's file and of the files beside it that hold its weights."""
+    beside = sorted(path for path in weight_files(model) if path.is_file())
+    return " ".join(str(file_record(path)["sha256"]) for path in (model, *beside))
 
 
 def _digest_of(options: PruneOptions) -> str:
@@ -113,6 +121,8 @@ def _file_of(data: str | os.PathLike[str]) -> Path:
 def _described(data: object) -> str:
     if not isinstance(data, str | os.PathLike):
         return type(data).__name__
+    if is_url(os.fspath(data)):
+        return os.fspath(data)
     path = _file_of(data)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
@@ -147,7 +157,8 @@ def carry_out(job: FamilyJob, options: PruneOptions) -> JobResult:
     Raises:
         ModelError: The model or the data are not on this machine.
     """
-    data = options.data if isinstance(options.data, str | os.PathLike) else None
+    local = isinstance(options.data, str | os.PathLike) and not is_url(os.fspath(options.data))
+    data = options.data if local else None
     for path in (job.model, *([] if data is None else [_file_of(data)])):
         if not path.exists():
             raise ModelError(f"{path} does not exist; workers read it at the same path")
