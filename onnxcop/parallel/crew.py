@@ -141,7 +141,7 @@ class Crew:
         path = folder.folder / f"{self._count}.shared"
         try:
             digest = pack(value, path)
-        except (TypeError, AttributeError, ValueError) as error:  # what pickle raises
+        except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
             raise WorkerError(
                 f"a part of this run cannot be sent to workers: {error}; give functions and classes of a module that "
                 "workers can import, or leave out --workers"
