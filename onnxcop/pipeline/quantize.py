@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -39,6 +39,9 @@ _SAMPLES = 128  # samples for the ranges of activations
 _HELD_OUT = 64  # other samples, which choose between candidates; a third if there are few
 _LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 _WORTH_FLOAT = 0.5  # share of the divergence below which other operators stay in floating point
+_WORTH_ENDS = 0.95  # the same for the first and last layers
+_FIRST, _LAST = 0.1, 0.25  # share of the layers that are called so
+_POWERS = 2.0, 3.0  # of the error, if all operators are quantized, and if only layers are
 _FEWEST = 6  # samples of which some are held out
 _BATCH, _LARGEST_BATCH = 4, 1 << 22  # samples, and bytes of their inputs
 _LARGEST = 1 << 28  # bytes of all inputs
@@ -174,19 +177,24 @@ def _static(
     extremes = _with_pairs(plain, folder, _Reader(fit))
     models.save(base, plain)
     names = [*quantized_tensors(model, extremes), *around_layers(model)]
-    ranges = least_error_ranges(base, names, feeds, asked.engine)
+    all_ranges, layer_ranges = least_error_ranges(base, names, feeds, asked.engine, _POWERS)
     balanced = ", channels balanced" if base is not model else ""
-    tried: list[tuple[float, onnx.ModelProto, onnx.ModelProto, str]] = [
-        (_distance(judge, extremes), extremes, model, f"ranges are extremes of {fit.count} samples")
-    ]
-    for operators, part in ((None, ""), (_LAYERS, " of layers alone")):
-        int8 = _with_pairs(plain, folder, _Reader(fit.take(1, asked.seed)), ranges, operators)
-        said = f"ranges{part} have the least error on {fit.count} samples{balanced}"
-        tried.append((_distance(judge, int8), int8, base, said))
-    *whole, layers = tried
-    value, int8, base, said = min(whole, key=lambda entry: entry[0])
-    if layers[0] < _WORTH_FLOAT * value:  # a Concat of boxes and scores has one scale: it would round scores to 0
-        value, int8, base, said = layers
+    value, int8, used = _distance(judge, extremes), extremes, model
+    said, one = f"ranges are extremes of {fit.count} samples", fit.take(1, asked.seed)
+    # a Concat of boxes and scores has one scale: it would round scores to 0, so only layers are quantized
+    for operators, kept, part, worth in (
+        (None, [], "", 1.0),
+        (_LAYERS, [], " of layers alone", _WORTH_FLOAT),
+        (_LAYERS, _ends(base), " of layers alone, but for the first and last ones,", _WORTH_ENDS),
+    ):
+        if kept and " of layers" not in said:
+            break  # all operators are quantized
+        ranges = _present(layer_ranges, base, kept) if operators else all_ranges
+        found = _with_pairs(plain, folder, _Reader(one), ranges, operators, kept)
+        if (distance := _distance(judge, found)) < worth * value:
+            value, int8, used = distance, found, base
+            said = f"ranges{part} have the least error on {fit.count} samples{balanced}"
+    base = used
     fitted = with_fitted_layers(base, int8, feeds, asked.engine)
     if fitted is not int8 and _distance(judge, fitted) < value:
         return fitted, f"{said}, layers fitted"
@@ -196,6 +204,7 @@ def _static(
 def _with_pairs(
     plain: Path, folder: Path, reader: _Reader,
     ranges: Mapping[str, tuple[float, float]] | None = None, operators: list[str] | None = None,
+    kept: Sequence[str] = (),
 ) -> onnx.ModelProto:  # fmt: skip
     """A model with QuantizeLinear and DequantizeLinear around its operators.
 
@@ -205,6 +214,7 @@ def _with_pairs(
         reader: Samples for the ranges that are not given.
         ranges: Ranges by tensor.
         operators: Operators to quantize; None for all that can be.
+        kept: Names of nodes that stay in floating point.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -214,10 +224,28 @@ def _with_pairs(
     quantize_static(
         plain, folder / "int8.onnx", reader, quant_format=QuantFormat.QDQ, per_channel=True,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        calibration_providers=["CPUExecutionProvider"], op_types_to_quantize=operators,
+        calibration_providers=["CPUExecutionProvider"], op_types_to_quantize=operators, nodes_to_exclude=[*kept],
         extra_options={"TensorQuantOverrides": given} if given else {},
     )  # fmt: skip
     return models.load(folder / "int8.onnx")
+
+
+def _ends(model: onnx.ModelProto) -> list[str]:
+    """Names of the first and the last layers of a model, in the order of its graph."""
+    names = [node.name for node in model.graph.node if node.op_type in _LAYERS]
+    first, last = round(_FIRST * len(names)), round(_LAST * len(names))
+    return [name for name in (*names[:first], *names[len(names) - last :]) if name]
+
+
+def _present(
+    ranges: Mapping[str, tuple[float, float]], model: onnx.ModelProto, kept: Sequence[str]
+) -> Mapping[str, tuple[float, float]]:
+    """The ranges of tensors that a layer reads or makes, but for layers that are kept; all if none is."""
+    if not kept:
+        return ranges
+    layers = [node for node in model.graph.node if node.op_type in _LAYERS and node.name not in kept]
+    names = {name for node in layers for name in (*node.input, *node.output)}
+    return {name: limits for name, limits in ranges.items() if name in names}
 
 
 def _feeds(source: CalibrationData, seed: int) -> list[Feed]:

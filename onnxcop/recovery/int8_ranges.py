@@ -1,4 +1,4 @@
-"""Ranges of quantized tensors: where the squared error behind the functions that follow is least.
+"""Ranges of quantized tensors: where the error behind the functions that follow is least.
 
 A range from the smallest to the largest value spends most steps on values that hardly occur, or make no difference.
 Behind x · sigmoid(x), all values below -8 are nearly 0, so no step is worth spending on them, and none above 6 behind a
@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from onnxcop._base.types import Feed, FloatArray
 from onnxcop.graph.constants import constant_tensors
-from onnxcop.graph.subgraphs import captured, excerpt
-from onnxcop.graph.traits import Trait, traits
+from onnxcop.graph.io import values_of
+from onnxcop.graph.subgraphs import captured
+from onnxcop.graph.traits import MOVES, Trait, traits
 from onnxcop.recovery.int8 import tensors_of
 from onnxcop.runtime.session import EngineOptions, Session
 
@@ -32,18 +34,23 @@ _OF_ELEMENTS = frozenset(
 
 
 def least_error_ranges(
-    model: onnx.ModelProto, names: Iterable[str], feeds: Sequence[Feed], options: EngineOptions
-) -> dict[str, Range]:
-    """Ranges of some tensors in which the squared error is least; each contains 0.
+    model: onnx.ModelProto,
+    names: Iterable[str],
+    feeds: Sequence[Feed],
+    options: EngineOptions,
+    powers: Sequence[float] = (2.0,),
+) -> list[dict[str, Range]]:
+    """Ranges of some tensors in which the error is least; each contains 0.
 
     Args:
         model: The model before quantization.
         names: Tensors of it, inputs included.
         feeds: Calibration samples.
         options: How to run it.
+        powers: Of the error. A higher power cuts off fewer rare large values, which detections are made of.
 
     Returns:
-        By name; tensors that are always 0, or not finite, have none.
+        For every power, by name; tensors that are always 0, or not finite, have none.
     """
     names = list(dict.fromkeys(names))
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
@@ -59,19 +66,22 @@ def least_error_ranges(
             step = max(elements.size // (_SAMPLED * max(len(found[name]), 1)), 1) | 1  # odd: no fixed column of a map
             places = (elements[::step].astype(np.float64) - low[name]) * (_BINS / (high[name] - low[name]))
             counts[name] += np.bincount(np.clip(places.astype(np.int64), 0, _BINS - 1), minlength=_BINS)
-    functions = _Functions(model, options)
-    best = {}
+    functions = Functions(model, options)
+    best: list[dict[str, Range]] = [{} for _ in powers]
     for name in varying:
         values: FloatArray = low[name] + (np.arange(_BINS, dtype=np.float64) + 0.5) * ((high[name] - low[name]) / _BINS)
-        best[name] = _least_error(low[name], high[name], values, counts[name], functions.following(name, values))
+        function = functions.following(name, values)
+        for power, found_ranges in zip(powers, best, strict=True):
+            found_ranges[name] = _least_error((low[name], high[name]), values, counts[name], function, power)
     return best
 
 
 def _least_error(
-    low: float, high: float, values: FloatArray, counts: FloatArray, function: Sequence[FloatArray]
+    extremes: Range, values: FloatArray, counts: FloatArray, function: Sequence[FloatArray], power: float
 ) -> Range:
-    """The range for values that occur so often, by the error of a function of them."""
-    best, chosen = np.inf, (low, high)
+    """The range for values that occur so often, by the errors of functions of them, each relative to its values."""
+    sizes = [max(float(np.sum(counts * np.abs(wanted) ** power)), np.finfo(np.float64).tiny) for wanted in function]
+    (low, high), best, chosen = extremes, np.inf, extremes
     for start in sorted({part * low for part in _PARTS}):
         for stop in sorted({part * high for part in _PARTS}):
             if stop <= start:
@@ -80,14 +90,16 @@ def _least_error(
             zero = np.clip(np.rint(-start / step), 0, _STEPS)
             places = np.clip(np.rint(values / step) + zero, 0, _STEPS).astype(np.int64)
             levels = (np.arange(_STEPS + 1) - zero) * step
-            errors = sum((np.interp(levels, values, wanted)[places] - wanted) ** 2 for wanted in function)
-            error = float(np.sum(counts * errors))
+            error = 0.0
+            for wanted, size in zip(function, sizes, strict=True):
+                missed = np.abs(np.interp(levels, values, wanted)[places] - wanted) ** power
+                error += float(np.sum(counts * missed)) / size
             if error < best:
                 best, chosen = error, (start, stop)
     return chosen
 
 
-class _Functions:
+class Functions:
     """Functions of single elements that follow tensors."""
 
     def __init__(self, model: onnx.ModelProto, options: EngineOptions) -> None:
@@ -102,13 +114,27 @@ class _Functions:
                 self._readers.setdefault(name, []).append(node)
 
     def following(self, name: str, values: FloatArray) -> list[FloatArray]:
-        """What is made of some values of a tensor; the values themselves if they are read as they are."""
-        inside = {name}
+        """What is made of some values of a tensor; the values themselves if they are read as they are.
+
+        Operators that only move elements count as identities.
+        """
+        inside, moved, nodes = {name}, set[str](), list[onnx.NodeProto]()
         for node in self._model.graph.node:
             given = [entry for entry in node.input if entry]
-            simple = node.op_type in _OF_ELEMENTS and not inside.isdisjoint(given)
-            if simple and all(entry in inside or self._single(entry) for entry in given):
-                inside.update(node.output)
+            met, known = inside.intersection(given), traits(node)
+            if not met:
+                continue
+            if known & MOVES and (known & Trait.JOINS or node.input[0] in inside):
+                nodes += [helper.make_node("Identity", [min(met)], [entry]) for entry in node.output]
+                moved.update(node.output)
+            elif node.op_type in _OF_ELEMENTS and all(entry in inside or self._single(entry) for entry in given):
+                if len(met) > 1 and not moved.isdisjoint(met):
+                    continue  # elements that were in different places
+                nodes.append(node)
+                moved.update(node.output if met & moved else ())
+            else:
+                continue
+            inside.update(node.output)
         ends = [
             entry
             for entry in inside
@@ -116,14 +142,22 @@ class _Functions:
         ]
         if name in ends or not ends or name in self._inputs:
             return [values]
-        part = excerpt(
-            self._model,
-            [onnx.ValueInfoProto(name=entry) for entry in ends],
-            [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [len(values)])],
-        )
-        with Session(part, self._options) as session:
+        with Session(self._part(nodes, name, len(values), ends), self._options) as session:
             made = session.run({name: values.astype(np.float32)})
         return [np.asarray(found, np.float64).reshape(-1) for found in made.values()]
+
+    def _part(self, nodes: Sequence[onnx.NodeProto], name: str, size: int, ends: Sequence[str]) -> onnx.ModelProto:
+        """The model of some nodes, from a tensor of a number of values to others."""
+        part = onnx.ModelProto(ir_version=self._model.ir_version)
+        part.opset_import.extend(self._model.opset_import)
+        needed = {entry for node in nodes for entry in node.input}
+        for entry in sorted(needed & self._stored.keys()):
+            part.graph.initializer.append(numpy_helper.from_array(values_of(self._stored[entry]), entry))
+        part.graph.name = "part"
+        part.graph.node.extend(nodes)
+        part.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size]))
+        part.graph.output.extend(onnx.ValueInfoProto(name=entry) for entry in ends)
+        return part
 
     def _single(self, name: str) -> bool:
         return name in self._stored and int(np.prod(self._stored[name].dims, dtype=np.int64)) == 1
