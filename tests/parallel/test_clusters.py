@@ -112,6 +112,11 @@ def free_port() -> int:
         return int(place.getsockname()[1])
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as place:
+        return not place.connect_ex(("127.0.0.1", port))
+
+
 @contextlib.contextmanager
 def ended(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     try:
@@ -142,7 +147,7 @@ def scheduler() -> Iterator[int]:
     process = started("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
     with ended([process]):
         until = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until:
+        while not answers(port) and time.monotonic() < until:
             time.sleep(0.2)
         yield port
 
@@ -156,12 +161,20 @@ def test_a_dask_cluster_that_loses_workers(models_dir: Path, scheduler: int) -> 
         assert pruned(models_dir, executor, killer) == expected
         assert killer.killed == [*PHASES]
         assert len(executor.client.scheduler_info()["workers"]) == 1  # the run did not go on here
-        assert pruned(models_dir, executor.client.get_executor()) == expected
         for worker in workers:
             worker.kill()
         crew = Crew(executor)
         assert list(crew.run(abs, [-1, -2])) == [1, 2]
         assert not crew.spread
+
+
+@slow
+@pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
+def test_the_executor_of_a_client(models_dir: Path, scheduler: int) -> None:
+    with ended([dask_worker(scheduler) for _ in range(2)]), dask(scheduler, 2) as executor:
+        stages: list[str] = []
+        found = pruned(models_dir, executor.client.get_executor(), lambda stage, done, total=None: stages.append(stage))
+    assert found == pruned(models_dir, None) and "refinement" in stages
 
 
 @slow
