@@ -8,7 +8,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -164,10 +164,27 @@ def _dynamic(plain: Path, folder: Path) -> onnx.ModelProto:
     return models.load(folder / "int8.onnx")
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """An int8 model to choose.
+
+    Attributes:
+        distance: Divergence from the original on held-out samples.
+        int8: The model.
+        base: The model that was quantized.
+        said: Description of its ranges.
+    """
+
+    distance: float
+    int8: onnx.ModelProto
+    base: onnx.ModelProto
+    said: str
+
+
 def _static(
     plain: Path, folder: Path, source: CalibrationData, asked: PruneOptions, original: onnx.ModelProto
 ) -> tuple[onnx.ModelProto, str]:
-    """The best of three choices of ranges, then with fitted layers if they help, by held-out samples."""
+    """The best of several choices of ranges, then with fitted layers if they help, by held-out samples."""
     both = source.take(_SAMPLES + _HELD_OUT, asked.seed)
     share = min(_HELD_OUT, both.count // 3) / both.count
     fit, held_out = both.split(share, asked.seed) if both.count >= _FEWEST else (both, both)
@@ -178,27 +195,28 @@ def _static(
     models.save(base, plain)
     names = [*quantized_tensors(model, extremes), *around_layers(model)]
     all_ranges, layer_ranges = least_error_ranges(base, names, feeds, asked.engine, _POWERS)
-    balanced = ", channels balanced" if base is not model else ""
-    value, int8, used = _distance(judge, extremes), extremes, model
-    said, one = f"ranges are extremes of {fit.count} samples", fit.take(1, asked.seed)
-    # a Concat of boxes and scores has one scale: it would round scores to 0, so only layers are quantized
-    for operators, kept, part, worth in (
-        (None, [], "", 1.0),
-        (_LAYERS, [], " of layers alone", _WORTH_FLOAT),
-        (_LAYERS, _ends(base), " of layers alone, but for the first and last ones,", _WORTH_ENDS),
-    ):
-        if kept and " of layers" not in said:
-            break  # all operators are quantized
-        ranges = _present(layer_ranges, base, kept) if operators else all_ranges
-        found = _with_pairs(plain, folder, _Reader(one), ranges, operators, kept)
-        if (distance := _distance(judge, found)) < worth * value:
-            value, int8, used = distance, found, base
-            said = f"ranges{part} have the least error on {fit.count} samples{balanced}"
-    base = used
-    fitted = with_fitted_layers(base, int8, feeds, asked.engine)
-    if fitted is not int8 and _distance(judge, fitted) < value:
-        return fitted, f"{said}, layers fitted"
-    return int8, f"{said}, layers as they were"
+    one = fit.take(1, asked.seed)  # the quantizer needs some, though all ranges are given
+
+    def of_layers(kept: Sequence[str], part: str) -> _Choice:
+        int8 = _with_pairs(plain, folder, _Reader(one), _present(layer_ranges, base, kept), _LAYERS, kept)
+        return _Choice(_distance(judge, int8), int8, base, f"ranges are those of least error, of layers alone{part},")
+
+    whole = _with_pairs(plain, folder, _Reader(one), all_ranges)
+    best = min(
+        _Choice(_distance(judge, extremes), extremes, model, "ranges are extremes"),
+        _Choice(_distance(judge, whole), whole, base, "ranges are those of least error"),
+        key=lambda choice: choice.distance,
+    )
+    layers = of_layers((), "")
+    if layers.distance < _WORTH_FLOAT * best.distance:  # one scale for boxes and scores would round scores to 0
+        best, ends = layers, _ends(base)
+        inner = of_layers(ends, " but for the first and last ones") if ends else layers
+        best = inner if inner.distance < _WORTH_ENDS * best.distance else best
+    balanced = ", channels balanced" if best.base is not model else ""
+    fitted = with_fitted_layers(best.base, best.int8, feeds, asked.engine)
+    better = fitted is not best.int8 and _distance(judge, fitted) < best.distance
+    done = "layers fitted" if better else "layers as they were"
+    return fitted if better else best.int8, f"{best.said} on {fit.count} samples{balanced}, {done}"
 
 
 def _with_pairs(
