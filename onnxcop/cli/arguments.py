@@ -62,9 +62,13 @@ def check_outputs(inputs: InputFiles, output: Output | None, target: Path, *othe
 
 def inputs_from(values: Mapping[str, Any], model: Path | None, *others: Path) -> InputFiles:
     """The files that a command reads."""
+    from onnxcop.cli.recipe import FILE
     from onnxcop.data.input_files import InputFiles
 
-    given = [values.get("stats"), values.get("latency_table"), *values.get("custom_ops", ()), *others]
+    context = click.get_current_context(silent=True)
+    recipe = None if context is None else context.meta.get(FILE)
+    given = [values.get(name) for name in ("stats", "latency_table", "tokenizer", "loss", "labels")]
+    given += [recipe, *values.get("custom_ops", ()), *others]
     return InputFiles([model], values.get("data"), values.get("metric"), given)
 
 

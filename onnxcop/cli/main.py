@@ -106,7 +106,8 @@ def prune_command(model: Path, output: Output | None, plan_out: Path | None, **v
 
     target = target_of(output, model)
     int8 = None if values["then_quantize"] is None else int8_of(target)
-    check_outputs(inputs_from(values, model), output, target, int8, plan_out, values["stats_out"], *values["reports"])
+    others = (int8, plan_out, values["stats_out"], values["checkpoint"], *values["reports"])
+    check_outputs(inputs_from(values, model), output, target, *others)
     if values["then_quantize"] == "static" and values["data"] is None:
         raise click.UsageError("--then-quantize static takes ranges from calibration data; give --data, or use dynamic")
     stats = values["stats_out"] is not None  # gathered now, written together with the model

@@ -22,10 +22,14 @@ import click
 SECTIONS = ("budget", "budgets", "data", "method", "criterion", "limits", "machine", "result", "recovery", "output")
 
 
+FILE = "onnxcop.recipe"  # name of the path of the recipe in the context of a command
+
+
 def take_recipe(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
     """Make the options of a recipe the defaults of a command."""
     if value is not None:
         ctx.default_map = defaults(ctx.command, read_recipe(value), value)
+        ctx.meta[FILE] = value
 
 
 def read_recipe(path: Path) -> Mapping[str, Any]:

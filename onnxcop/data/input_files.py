@@ -28,7 +28,7 @@ class InputFiles:
         models: Models; anything that is not a path is ignored.
         data: Calibration data: a file, a folder, a script with its function, or objects in memory.
         metric: A script with its function, or a callable.
-        others: Statistics, plans, libraries of operators.
+        others: Statistics, plans, recipes, tables, libraries of operators; of folders (tokenizers), the files in them.
     """
 
     models: Sequence[Any] = ()
@@ -84,7 +84,9 @@ class InputFiles:
             else:
                 yield Path(source), role
         for other in filter(_is_path, self.others):
-            yield Path(other), "read by this run too"
+            file = script_of(os.fspath(other)) or Path(other)
+            for path in file.iterdir() if file.is_dir() else [file]:
+                yield path, "read by this run too"
 
 
 def bytes_of_model(model: Any) -> int:

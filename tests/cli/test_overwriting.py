@@ -32,6 +32,11 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "pics").mkdir()
     np.save(tmp_path / "pics" / "one.npy", SAMPLES)
     (tmp_path / "feed.py").write_text(SCRIPT)
+    (tmp_path / "recipe.yaml").write_text("macs: 0.8\n")
+    (tmp_path / "table.json").write_text("{}")
+    written(chain(), tmp_path / "loss.onnx")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "tokenizer.json").write_text("{}")
     model = str(tmp_path / "net.onnx")
     made = [model, "-o", str(tmp_path / "s.onnx"), "--plan-out", str(tmp_path / "plan.json"), *BARE, "-q"]
     data = ["--data", str(tmp_path / "cal.npz"), "--criterion", "wanda"]
@@ -65,6 +70,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
         "sweep net.onnx --macs 0.8 -o ext.data",
         "sweep net.onnx --macs 0.8 -o table.csv --data cal.npz --plot ext.data",
         "merge-stats stats.npz stats.npz stats.npz",
+        "net.onnx -o s.onnx --recipe recipe.yaml --plan-out recipe.yaml",
+        "net.onnx -o recipe.yaml --recipe recipe.yaml",
+        "sweep net.onnx --recipe recipe.yaml -o recipe.yaml",
+        "finetune net.onnx -o cal.npy --data cal.npz --labels cal.npy",
+        "finetune net.onnx -o s.onnx --data cal.npz --labels feed.py:load_data --history feed.py",
+        "finetune net.onnx -o loss.onnx --data cal.npz --loss loss.onnx",
+        "net.onnx -o s.onnx --data cal.npz --distill 1s --checkpoint ext.data",
+        "net.onnx -o s.onnx --data cal.npz --distill 1s --checkpoint cal.npz",
+        "net.onnx -o s.onnx --latency-table table.json --plan-out table.json",
+        "net.onnx -o s.onnx --data cal.npz --tokenizer words --plan-out words/tokenizer.json",
     ],
 )
 def test_inputs_are_refused_as_outputs(
@@ -74,7 +89,9 @@ def test_inputs_are_refused_as_outputs(
     (folder / "link.data").symlink_to("ext.data")
     before = contents(folder)
     words = command.split()
-    options = CPU if words[0] in ("apply", "inspect", "sweep") else BARE if words[0] != "merge-stats" else []
+    options = (
+        CPU if words[0] in ("apply", "finetune", "inspect", "sweep") else BARE if words[0] != "merge-stats" else []
+    )
     assert cli.run([*words, *options]) == 1
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
