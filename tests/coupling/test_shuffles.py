@@ -152,6 +152,18 @@ def test_what_is_no_shuffle_is_not_taken_for_one() -> None:
     assert find(model, infer(model, {"x": (1, 3, 4, 4)})) == {}
 
 
+def test_what_is_given_out_halfway_is_no_shuffle() -> None:
+    """An output keeps its numbers in their places, so the Reshape before it cannot become part of a permutation."""
+    b = Builder(17, seed=0, dynamic=False)
+    x = b.conv(b.input("x", (1, 3, 4, 4)), 8, 3)
+    turned = b.add("Transpose", [b.reshape(x, [4, 2, 4, 4], "zero")], perm=[0, 2, 1, 3, 4])
+    back = _head(b, b.reshape(turned, [8, 4, 4], "zero"))
+    shapes = {"x": (1, 3, 4, 4)}
+    alone, given = b.model([back]), b.model([back, turned])
+    assert len(find(alone, infer(alone, shapes))) == 3
+    assert find(given, infer(given, shapes)) == {}
+
+
 def test_a_shuffle_must_be_one_at_every_size() -> None:
     """A Reshape to baked sizes shuffles pictures of one size only, and mixes rows of larger ones."""
     model, _ = _halves(1, "minus")
