@@ -129,8 +129,10 @@ def command(method: str, case: Timed, path: Path, out: Path, args: argparse.Name
     """What makes a method's model."""
     if method in PEERS:
         tool = Path(__file__).with_name("peers.py")
-        return [str(args.peers_python), str(tool), "prune", "--tool", method, str(path), "-o", str(out), "--macs",
-                str(macs)]  # fmt: skip
+        given = [str(args.peers_python), str(tool), "prune", "--tool", method, str(path), "-o", str(out), "--macs",
+                 str(macs)]  # fmt: skip
+        kind = peers_files.KINDS.get(case.name)
+        return given if kind is None else [*given, "--calib", str(peers_files.CALIB_DATA[kind]), "--samples", "512"]
     given = [sys.executable, "-m", "onnxcop", str(path), "-o", str(out), "--macs", str(macs), "--provider", "cpu",
              "--threads", "1", "--json", "--latency-seconds", str(args.seconds / 2), *ARGUMENTS[method]]  # fmt: skip
     for name, shape in case.shapes.items():
