@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxcop._base.files import check_target
-from onnxcop.data.paths import DATA_SUFFIXES, script_of
+from onnxcop.data.paths import DATA_SUFFIXES, file_of, script_of
 from onnxcop.errors import ModelError
 from onnxcop.graph.check import tensors
 from onnxcop.graph.io import weight_bytes
@@ -84,7 +84,7 @@ class InputFiles:
             else:
                 yield Path(source), role
         for other in filter(_is_path, self.others):
-            file = script_of(os.fspath(other)) or Path(other)
+            file = file_of(other)
             for path in file.iterdir() if file.is_dir() else [file]:
                 yield path, "read by this run too"
 

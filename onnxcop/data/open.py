@@ -19,7 +19,6 @@ from onnxcop.data.guess_check import check_guess
 from onnxcop.data.inputs import batch_layout, with_shapes
 from onnxcop.data.options import DataOptions
 from onnxcop.data.paths import script_data, store_from
-from onnxcop.data.sources.parquet import ParquetImages
 from onnxcop.data.stores import ArrayStore, SpilledStore, Store
 from onnxcop.data.text import TextData, with_tokenizer
 from onnxcop.errors import CalibrationError, EngineError
@@ -107,9 +106,8 @@ def open_source(
             else f"{origin}: it holds no samples; give at least {unit}"
         )
     order, rest = np.split(_chosen(len(store), max(samples, unit) + RESERVE, seed), [max(samples, unit)])
-    many = isinstance(store, ArrayStore) and len(store) > len(store.array_files) > 1
-    if many or isinstance(store, ParquetImages):
-        order.sort()  # so that files or row groups of many samples are read once each
+    if store.in_runs:
+        order.sort()
     description = f"{len(order)} of {total} samples from {origin}"
     for name, reader in binder.readers.items():
         sentence = reader.sentence(layout.spec(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,11 @@ def script_of(text: str) -> Path | None:
     """The script that a `script.py:function` names; None if the text names none."""
     match = _SCRIPT.fullmatch(text)
     return None if match is None else Path(match["path"])
+
+
+def file_of(data: str | os.PathLike[str]) -> Path:
+    """The file or folder of data; the file of `script.py:function`."""
+    return script_of(os.fspath(data)) or Path(data)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,11 @@ class Store(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def in_runs(self) -> bool:
+        """Whether it is quicker to read samples in the order of their numbers."""
+        ...
+
     def sample(self, index: int) -> Feed:
         """The arrays of one sample, in the inputs' ranks and dtypes (batch axis of size 1)."""
         ...
@@ -54,6 +59,11 @@ class ArrayStore:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def in_runs(self) -> bool:
+        """As :attr:`Store.in_runs`: files of many samples are opened once each."""
+        return len(self) > len(self.array_files) > 1
 
     @property
     def readers(self) -> Collection[ImageReader]:
@@ -102,6 +112,11 @@ class ImageStore:
         return len(self._paths)
 
     @property
+    def in_runs(self) -> bool:
+        """As :attr:`Store.in_runs`: each image is a file, or a part of one, that is read alone."""
+        return False
+
+    @property
     def readers(self) -> Collection[ImageReader]:
         """How to read the images."""
         return (self._reader,)
@@ -132,6 +147,11 @@ class SpilledStore:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def in_runs(self) -> bool:
+        """As :attr:`Store.in_runs`: samples are read alone."""
+        return False
 
     def put(self, place: int, feed: Feed) -> None:
         """Put a sample at `place`, which may be one past the end."""

@@ -186,7 +186,7 @@ def _statistics(
 def _joined(model: onnx.ModelProto) -> list[_Joined]:
     """Groups of tensors that layers make and layers read, and nothing else but homogeneous functions."""
     graph, stored = model.graph, constant_tensors(model)
-    initializers = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     uses: dict[str, int] = {}
     for name in (name for node in graph.node for name in node.input):
         uses[name] = uses.get(name, 0) + 1
@@ -202,7 +202,7 @@ def _joined(model: onnx.ModelProto) -> list[_Joined]:
     limits: dict[str, float] = {}
     for node in graph.node:
         fixed |= captured(node)
-        layer = _layer(node, {name: t for name, t in stored.items() if name in initializers}, uses)
+        layer = _layer(node, weights, uses)
         names = [name for name in (*node.input, *node.output) if name and name not in stored]
         limit = _limit(node, stored)
         if layer is not None:

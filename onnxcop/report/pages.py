@@ -56,10 +56,10 @@ def markdown(data: ReportData) -> str:
     return _render("report.md.j2", data, {}).rstrip() + "\n"
 
 
-def environment(name: str) -> Environment:
+def _environment(name: str) -> Environment:
     """The templates of `page/`, for one of them: pages escape what authors of models wrote, Markdown by filters."""
     loader: BaseLoader = FunctionLoader(_resource)
-    return Environment(
+    made = Environment(
         loader=loader,
         autoescape=name.endswith((".html.j2", ".svg.j2")),
         undefined=StrictUndefined,
@@ -67,19 +67,19 @@ def environment(name: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters.update(name=_name, digest=_digest)
+    return made
 
 
 def from_template(name: str, **values: Any) -> str:
     """A template of `page/` with values, and with the style of the report as `style`."""
-    found = environment(name)
-    found.filters.update(name=_name, digest=_digest)
-    return found.get_template(name).render(style=_resource("style.css"), **values)
+    return _environment(name).get_template(name).render(style=_resource("style.css"), **values)
 
 
 def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
-    found = environment(name)
+    found = _environment(name)
     found.filters.update(
-        name=_name, digest=_digest, unbroken=_unbroken, counted=counted, code=_code, plain=_plain, fence=_fence,
+        unbroken=_unbroken, counted=counted, code=_code, plain=_plain, fence=_fence,
         cells=lambda row: text.cells(row, data.report),
     )  # fmt: skip
     found.globals.update(meter=lambda *shares: Markup(charts.meter(*shares)), change=_change, text=text)

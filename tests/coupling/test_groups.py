@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -22,6 +23,13 @@ def structure(model: onnx.ModelProto) -> Structure:
     return analyze(model, options=CPU).structure
 
 
+def from_x_to_y(nodes: Sequence[onnx.NodeProto], stored: Sequence[onnx.TensorProto], width: int = 4) -> onnx.ModelProto:
+    """A model of nodes that read `x`, of 8 channels, and make `y`."""
+    sizes = (("x", 8), ("y", width))
+    border = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in sizes]
+    return finished(helper.make_graph(nodes, "g", border[:1], border[1:], stored))
+
+
 def residual() -> onnx.ModelProto:
     """A layer whose sum with its own input is read by two layers, of which one is joined with the other twice."""
     nodes = [
@@ -33,9 +41,8 @@ def residual() -> onnx.ModelProto:
         helper.make_node("Concat", ["s", "c", "s"], ["j"], "joined", axis=1),
         helper.make_node("MatMul", ["j", "w4"], ["y"], "four"),
     ]
-    border = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 8), ("y", 5))]
     stored = [weights("w1", (8, 6)), weights("w2", (6, 6)), weights("w3", (6, 4)), weights("w4", (16, 5))]
-    return finished(helper.make_graph(nodes, "residual", border[:1], border[1:], stored))
+    return from_x_to_y(nodes, stored, width=5)
 
 
 def test_filters_of_a_chain() -> None:
@@ -102,10 +109,9 @@ def test_a_class_that_is_a_whole_axis_stays() -> None:
         helper.make_node("Relu", ["h"], ["r"], "relu"),
         helper.make_node("MatMul", ["r", "w3"], ["y"], "three"),
     ]
-    border = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 8), ("y", 4))]
     stored = [weights("w1", (8, 2)), weights("w2", (2, 6)), weights("w3", (6, 4))]
     stored.append(onnx.numpy_helper.from_array(np.array([1, 0]), "order"))
-    found = structure(finished(helper.make_graph(nodes, "g", border[:1], border[1:], stored)))
+    found = structure(from_x_to_y(nodes, stored))
     assert [group.width for group in found.groups] == [6]
     pair = found.coupling.labels["w1"][1]
     assert pair is not None
@@ -120,9 +126,8 @@ def test_what_a_statistic_depends_on_is_a_group_of_its_own() -> None:
         helper.make_node("Relu", ["h"], ["r"], "relu"),
         helper.make_node("MatMul", ["r", "w3"], ["y"], "three"),
     ]
-    border = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 8), ("y", 4))]
     stored = [weights("w1", (8, 16)), weights("w2", (16, 16)), weights("w3", (16, 4)), weights("scale", (16,))]
-    found = structure(finished(helper.make_graph(nodes, "g", border[:1], border[1:], stored)))
+    found = structure(from_x_to_y(nodes, stored))
     inexact, exact = found.groups
     assert (inexact.exact, exact.exact) == (False, True)
     assert inexact.reasons and not exact.reasons
@@ -143,9 +148,8 @@ def test_units_that_differ_in_what_they_reach_are_groups_of_their_own() -> None:
         helper.make_node("Add", ["a", "t"], ["s"], "sum"),
         helper.make_node("MatMul", ["s", "w2"], ["y"], "two"),
     ]
-    border = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 8), ("y", 4))]
     stored = [weights("w1", (8, 3)), weights("w2", (3, 4)), onnx.numpy_helper.from_array(np.array([1, 0, 2]), "order")]
-    found = structure(finished(helper.make_graph(nodes, "g", border[:1], border[1:], stored)))
+    found = structure(from_x_to_y(nodes, stored))
     assert [group.width for group in found.groups] == [1, 1]
     assert [group.units.tolist() for group in found.groups] == [[0], [1]]
     axis = found.coupling.labels["w1"][1]

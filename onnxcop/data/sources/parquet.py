@@ -38,8 +38,8 @@ class ParquetImages(ImageStore):
         super().__init__((), spec, reader)
         self._files = files
         self._column = ""
-        self._groups: list[tuple[int, int]] = []  # file and row group
-        rows = []
+        self._groups: list[tuple[int, int, int]] = []  # file, its row group, and the number of the file's first image
+        rows: list[int] = []
         for number, path in enumerate(files):
             file = _opened(path)
             column = _image_column(path, file.schema_arrow)
@@ -49,8 +49,9 @@ class ParquetImages(ImageStore):
                     "files of one kind"
                 )
             self._column = column
+            first = sum(rows)
             for group in range(file.metadata.num_row_groups):
-                self._groups.append((number, group))
+                self._groups.append((number, group, first))
                 rows.append(file.metadata.row_group(group).num_rows)
         self._ends = list(accumulate(rows))
         self._begin()
@@ -70,21 +71,21 @@ class ParquetImages(ImageStore):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    @property
+    def in_runs(self) -> bool:
+        """As :attr:`Store.in_runs`: a row group holds many images."""
+        return True
+
     def _pixels(self, place: int, view: int) -> tuple[Array, str]:
         group = bisect_right(self._ends, place)
         row = place - (self._ends[group - 1] if group else 0)
-        number, _ = self._groups[group]
-        name = f"{self._files[number]}, row {place - self._first_of(number)}"
+        number, _, first = self._groups[group]
+        name = f"{self._files[number]}, row {place - first}"
         value = self._rows(group)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise CalibrationError(f"{name}: it holds no image; remove the row, or store the image's bytes in it")
         return self._reader.from_bytes(data, name, f"{self._files[number].name} {name.rpartition(' ')[2]}", view), name
-
-    def _first_of(self, number: int) -> int:
-        """The number of the first image of a file."""
-        group = next(place for place, (file, _) in enumerate(self._groups) if file == number)
-        return self._ends[group - 1] if group else 0
 
     def _rows(self, group: int) -> Any:
         """The images of a row group."""
@@ -92,7 +93,7 @@ class ParquetImages(ImageStore):
             if group not in self._held:
                 while len(self._held) >= _HELD:
                     self._held.popitem(last=False)
-                number, own = self._groups[group]
+                number, own, _ = self._groups[group]
                 try:
                     table = _opened(self._files[number]).read_row_group(own, columns=[self._column])
                 except (OSError, ValueError) as error:  # of which pyarrow's errors are kinds

@@ -12,7 +12,7 @@ from pathlib import Path
 from onnxcop._base.records import file_record
 from onnxcop._version import __version__
 from onnxcop.data.input_files import weight_files
-from onnxcop.data.paths import script_of
+from onnxcop.data.paths import file_of
 from onnxcop.data.sources.remote import is_url
 from onnxcop.errors import BudgetError, ModelError, OnnxcopError
 from onnxcop.graph.serialize import file_size
@@ -113,17 +113,12 @@ def _digest_of(options: PruneOptions) -> str:
     return hashlib.sha256(f"{__version__} {text} {_described(options.data)}".encode()).hexdigest()
 
 
-def _file_of(data: str | os.PathLike[str]) -> Path:
-    """The file or folder of data; the file of `script.py:function`."""
-    return script_of(os.fspath(data)) or Path(data)
-
-
 def _described(data: object) -> str:
     if not isinstance(data, str | os.PathLike):
         return type(data).__name__
     if is_url(os.fspath(data)):
         return os.fspath(data)
-    path = _file_of(data)
+    path = file_of(data)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return f"{os.fspath(data)} {found}"
@@ -159,7 +154,7 @@ def carry_out(job: FamilyJob, options: PruneOptions) -> JobResult:
     """
     local = isinstance(options.data, str | os.PathLike) and not is_url(os.fspath(options.data))
     data = options.data if local else None
-    for path in (job.model, *([] if data is None else [_file_of(data)])):
+    for path in (job.model, *([] if data is None else [file_of(data)])):
         if not path.exists():
             raise ModelError(f"{path} does not exist; workers read it at the same path")
     try:
