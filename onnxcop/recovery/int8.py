@@ -25,6 +25,7 @@ from onnxcop.graph.linear import Kernel, kernel_of
 from onnxcop.graph.subgraphs import excerpt
 from onnxcop.reconstruction.linear_layers import drawn_rows
 from onnxcop.reconstruction.normal_equations import FittedLayer, RowSums, solve
+from onnxcop.recovery.forward import ForwardRun
 from onnxcop.recovery.rounding import rounded, rounded_together
 from onnxcop.runtime.session import EngineOptions, Session
 
@@ -92,6 +93,7 @@ def with_fitted_layers(
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     floats = {tensor.name: tensor for tensor in plain.graph.initializer}
     targets = _targets(plain, layers, feeds, options)
+    run, places = ForwardRun(result, feeds, options), {node.name: place for place, node in enumerate(result.graph.node)}
     for number, layer in enumerate(layers):
         weights = _weights(layer, numpy_helper.to_array(floats[layer.node.input[1]]))
         bias = np.zeros((len(weights), weights.shape[2]))
@@ -99,9 +101,9 @@ def with_fitted_layers(
             bias = numpy_helper.to_array(floats[layer.node.input[2]]).astype(np.float64).reshape(bias.shape)
         fit, hold = (RowSums.empty(*weights.shape) for _ in range(2))
         used = _enough([len(outputs) for _, outputs in targets[number]], weights.shape[1])
-        for place, data in enumerate(tensors_of(result, [layer.data], feeds[:used], options)):
+        for place, data in enumerate(run.before(places[layer.node.name], layer.data, used)):
             shape, outputs = targets[number][place]
-            inputs, _ = layer.rows(data[layer.data], np.broadcast_to(np.float32(0), shape), place)
+            inputs, _ = layer.rows(data, np.broadcast_to(np.float32(0), shape), place)
             left = outputs - np.matmul(inputs.swapaxes(0, 1), weights).swapaxes(0, 1) - bias
             size = np.sum(left**2, axis=(1, 2))
             usual = size <= _UNUSUAL * np.median(size)  # no weights mend what was cut off at the end of a range
