@@ -111,6 +111,10 @@ class PruningState:
         """MACs saved if kernels compute whole blocks of channels, which follow time more closely, float64 [counts]."""
         return self._savings_of(group).of(self.kept, counts, self.limits.staircase.block)[:, 0]
 
+    def widths_beside(self, group: int) -> IntArray:
+        """How many indices remain on the axes that savings from a group's units, and their limits, depend on, int64."""
+        return self.kept[self._savings_of(group).axes]
+
     def _savings_of(self, group: int) -> Savings:
         savings = self._savings.get(group)
         if savings is None:
@@ -127,7 +131,7 @@ class PruningState:
         """Remove a unit."""
         group = int(self.structure.group_of[unit])
         axes, times = self._rows[group]
-        self.cost = self.cost - self.cost_model.change(self.kept, axes, times)
+        self.cost = self.cost - self._savings_of(group).of_one(self.kept)
         self.kept[axes] -= times
         self.group_kept[group] -= 1
         self.available[unit] = False
@@ -139,7 +143,7 @@ class PruningState:
         group = int(self.structure.group_of[unit])
         axes, times = self._rows[group]
         self.kept[axes] += times
-        self.cost = self.cost + self.cost_model.change(self.kept, axes, times)
+        self.cost = self.cost + self._savings_of(group).of_one(self.kept)
         self.group_kept[group] += 1
         self.available[unit] = True
         self.removed.remove(unit)

@@ -46,12 +46,14 @@ class Resource:
         title: Name of the counted amount, in messages and in the help.
         meter: The meter of the amount.
         absolute: Whether a bound above 1 is an amount in bytes; otherwise bounds are shares of the original's.
+        counted: Whether savings follow from the widths beside a group alone, by the cost model or a count.
     """
 
     name: str
     title: str
     meter: Meter
     absolute: bool = False
+    counted: bool = True
 
     @property
     def flag(self) -> str:
@@ -186,7 +188,7 @@ RESOURCES: tuple[Resource, ...] = (
     Resource("params", "parameters", _Cost(1)),
     Resource("filters", "prunable filters", _Filters()),
     Resource("size", "bytes of the file", _Cost(2, overhead=True), absolute=True),
-    Resource("latency", "time of a run", _Time()),
+    Resource("latency", "time of a run", _Time(), counted=False),
 )
 
 

@@ -8,6 +8,7 @@ first. With a preference, a saving is valued by a mix of the missing budget and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -92,11 +93,12 @@ def _buy(
 ) -> dict[int, int]:
     """Remove units until the budget holds, at most `caps` of each group; numbers of removed units by group."""
     taken = {curve.group: 0 for curve in curves}
+    known = _KnownOffers(state, reach, caps)
     while not state.meets(budget):
         best: tuple[float, Curve, int] | None = None
         lacking = _lacking(state, budget)
         for curve in curves:
-            jump = _best_jump(state, curve, taken[curve.group], lacking, reach, caps[curve.group])
+            jump = known.best_jump(curve, taken[curve.group], lacking)
             if jump is not None and (best is None or jump[0] < best[0]):
                 best = (jump[0], curve, jump[1])
         if best is None:
@@ -109,6 +111,67 @@ def _buy(
         taken[curve.group] = count
     _give_back(state, curves, taken, budget)
     return taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """Intervals of a curve, while neither the curve nor the widths that their savings depend on change.
+
+    Attributes:
+        widths: Those widths.
+        counts: int64 [intervals], units removed at the end of each.
+        prices: float64 [intervals], divergence added by each.
+        savings: By resource, float64 [intervals].
+    """
+
+    widths: bytes
+    counts: IntArray
+    prices: FloatArray
+    savings: Sequence[FloatArray]
+
+
+class _KnownOffers:
+    """The cheapest intervals of curves. A step changes the widths of few groups, so most offers are known."""
+
+    def __init__(self, state: PruningState, reach: float, caps: dict[int, int]) -> None:
+        self._state, self._reach, self._caps = state, reach, caps
+        self._known: dict[int, _Offer] = {}
+
+    def best_jump(self, curve: Curve, taken: int, lacking: Prices) -> tuple[float, int] | None:
+        """As :func:`_best_jump`."""
+        state, group = self._state, curve.group
+        plain = all(entry.counted for entry, _ in lacking) and state.preference is None
+        if not plain or (curve.whole is not None and self._caps[group] >= len(curve.order)):
+            return _best_jump(state, curve, taken, lacking, self._reach, self._caps[group])
+        widths = b"".join((
+            state.widths_beside(group).tobytes(), state.ladder.rungs[group].tobytes(),
+            *(entry.name.encode() for entry, _ in lacking), taken.to_bytes(8, "little"),
+        ))  # fmt: skip
+        offer = self._known.get(group)
+        if offer is None or offer.widths != widths:
+            offer = self._known[group] = self._offer(curve, taken, lacking, widths)
+        if not len(offer.counts):
+            return None
+        saved = np.zeros(len(offer.counts))
+        for (_, weight), saving in zip(lacking, offer.savings, strict=True):
+            saved += weight * saving
+        useful = np.flatnonzero(saved > 0)
+        if not len(useful):
+            return None
+        best = useful[np.argmin(offer.prices[useful] / saved[useful])]
+        return float(offer.prices[best] / saved[best]), int(offer.counts[best])
+
+    def _offer(self, curve: Curve, taken: int, lacking: Prices, widths: bytes) -> _Offer:
+        state = self._state
+        most = min(curve.most, max(self._reach * float(curve.counts[-1]), 1.0))
+        counts = _jumps(state, curve, taken, most, self._caps[curve.group])
+        savings = [entry.meter.saving(state, curve.group, counts - taken) for entry, _ in lacking]
+        return _Offer(widths, counts, _prices(curve, taken, counts), savings)
+
+
+def _prices(curve: Curve, taken: int, counts: IntArray) -> FloatArray:
+    """Divergence added from one number of removed units to others; of intervals that add none, the shortest is best."""
+    return np.asarray(curve.price(counts.astype(np.float64)) - curve.price(taken) + 1e-9 * (counts - taken))
 
 
 def _lacking(state: PruningState, budget: Budget) -> Prices:
@@ -155,7 +218,7 @@ def _best_jump(
     saved = _saved(state, _worth(state, lacking), curve.group, more, lacking)
     if not len(counts):
         return None
-    ratios = (curve.price(counts.astype(np.float64)) - curve.price(taken) + 1e-9 * (counts - taken)) / saved
+    ratios = _prices(curve, taken, counts) / saved
     best = int(np.argmin(ratios))
     return float(ratios[best]), int(counts[best])
 
