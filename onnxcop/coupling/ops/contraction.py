@@ -189,7 +189,7 @@ def qlinear_matmul(op: Op) -> None:
     Frozen: all axes if rows have scales of their own; the axis summed over, if the second
         operand is not a constant matrix.
     """
-    if any(op.has(position) and op.shape(position) not in ((), (1,)) for position in (1, 2, 6, 7)):
+    if any(op.has(position) and op.shape(position) not in ((), (1,)) for position in (1, 6)):
         raise Decline("QLinearMatMul with a scale per row")
     _matmul(op, 0, 3, (4, 5), zero=5)
 

@@ -90,7 +90,7 @@ def _meet(
 ) -> IntArray | None:
     """Tie one axis of all operands that have it at full size."""
     full = [p for p, shape in shapes.items() if len(shape) >= -axis and shape[axis] == size]
-    if size == 1 or not full:
+    if size == 1:
         return None
     first = labels[full[0]][axis]
     for position in full[1:]:
@@ -140,12 +140,11 @@ def quantize(op: Op) -> None:
     """
     if op.attr("block_size", 0):
         raise Decline("blocked quantization")
-    shape = op.shape(0)
-    scale = op.shape(1)
-    if scale in ((), (1,)) or len(shape) == 0:
-        op.emit(op.label(0))
+    rank = len(op.shape(0))
+    if rank == 0:
+        op.emit(())
         return
-    per_channel(op, op.attr("axis", 1) % len(shape), (1, 2))
+    per_channel(op, op.attr("axis", 1) % rank, (1, 2))
 
 
 def batch_normalization(op: Op) -> None:

@@ -75,7 +75,7 @@ class IndexEdit:
     node: int
     input: int
     atoms: IntArray
-    axis: int = 0
+    axis: int
 
 
 @dataclass(frozen=True, slots=True)
