@@ -110,9 +110,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(known):
         parser.error(f"no such model: {', '.join(sorted(unknown))}")
-    work = options.work.resolve()
-    (work / "small").mkdir(parents=True, exist_ok=True)
-    failed = 0
+    work, failed = options.work.resolve(), 0
     for name, exhibit in known.items():
         if name in options.names or not (options.names or (work / f"{name}.json").exists()):
             failed += not run(exhibit, work)
@@ -121,7 +119,8 @@ def main() -> int:
 
 
 def run(exhibit: Exhibit, work: Path) -> bool:
-    """Run one command; says whether it went well."""
+    """Run one command; says whether it went well, and leaves its result as JSON and its report page in the folder."""
+    (work / "small").mkdir(parents=True, exist_ok=True)
     link(work / f"{exhibit.name}.onnx", exhibit.source / f"{exhibit.name}.onnx")
     if exhibit.drawn is None:
         link(work / exhibit.data, (ZOO if exhibit.source != ROOT / "models" else exhibit.source) / exhibit.data)
@@ -138,8 +137,6 @@ def run(exhibit: Exhibit, work: Path) -> bool:
         print(f"{exhibit.name}: {done.stderr.strip()}", flush=True)
         return False
     (work / f"{exhibit.name}.json").write_text(done.stdout, encoding="utf-8")
-    (ROOT / "docs" / "gallery").mkdir(exist_ok=True)
-    shutil.copy(work / page, ROOT / "docs" / "gallery" / page)
     print(row(exhibit, json.loads(done.stdout)), flush=True)
     return True
 
@@ -157,12 +154,15 @@ def row(exhibit: Exhibit, found: dict[str, Any]) -> str:
     before, after, latency = found["before"], found["after"], found["latency"]
     share = f"{100 * latency['ratio']:.0f} ± {196 * latency['error']:.2g} %"
     figures = found["figures"]
-    agreed = [
-        f"{one['agreement_name']} {one['agreement']['value']:.1%}".replace("%", " %")
-        for one in (figures["outputs"] if figures else [])
-        if one["agreement"] is not None
-    ]
-    quality = agreed[0] if agreed else f"divergence {figures['divergence']['value']:.3g}" if figures else "not measured"
+    agreed = [one for one in (figures["outputs"] if figures else []) if one["agreement"] is not None]
+    if agreed:
+        value, low, high = (100 * agreed[0]["agreement"][name] for name in ("value", "low", "high"))
+        quality = f"{agreed[0]['agreement_name']} {value:.1f} % ({low:.1f} to {high:.1f})"
+    elif figures:
+        value, low, high = (figures["divergence"][name] for name in ("value", "low", "high"))
+        quality = f"divergence {value:.3g} ({low:.3g} to {high:.3g})"
+    else:
+        quality = "not measured"
     cells = (
         exhibit.name, exhibit.task, f"{counted(before['macs'])} → {counted(after['macs'])}",
         f"{sized(before['bytes'])} → {sized(after['bytes'])}", share, quality,
@@ -172,10 +172,13 @@ def row(exhibit: Exhibit, found: dict[str, Any]) -> str:
 
 
 def write(work: Path) -> None:
-    """Put the table and the commands of all that ran between the comments of the page."""
+    """Put the table and the commands of all that ran between the comments of the page, and their reports beside it."""
     ran = [exhibit for exhibit in EXHIBITS if (work / f"{exhibit.name}.json").exists()]
     head = "| model | task | MACs | file | time | agreement | took | |\n|---|---|---|---|---|---|---|---|\n"
     rows = [row(one, json.loads((work / f"{one.name}.json").read_text(encoding="utf-8"))) for one in ran]
+    (ROOT / "docs" / "gallery").mkdir(exist_ok=True)
+    for one in ran:
+        shutil.copy(work / f"{one.name}.html", ROOT / "docs" / "gallery")
     commands = "\n".join(shlex.join(one.command) for one in ran)
     text = head + "\n".join(rows) + f"\n\nThe commands:\n\n```sh\n{commands}\n```"
     write_table(ROOT / "docs" / "gallery.md", "gallery", text)
