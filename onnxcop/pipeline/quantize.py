@@ -92,7 +92,7 @@ def with_int8(request: Request, result: PruneResult) -> PruneResult:
         return result
     with request.clock.stage("quantization"):
         name = f"the pruned {analysis.source}"
-        model, chosen = in_int8(result.model, asked.then_quantize, request.source, asked, analysis.original, name)
+        model, chosen = in_int8(result.model, asked.then_quantize, request.source, asked, name)
         engine, seconds = asked.engine, asked.latency_seconds
         latency = timed(analysis.original, model, analysis.input_shapes, engine, seconds) if seconds > 0 else None
         figures = None if unseen is None else unseen.figures(model)
@@ -104,17 +104,18 @@ def with_int8(request: Request, result: PruneResult) -> PruneResult:
 
 
 def in_int8(
-    model: onnx.ModelProto, mode: str, source: CalibrationData | None, asked: PruneOptions,
-    original: onnx.ModelProto | None = None, name: str = "the model",
-) -> tuple[onnx.ModelProto, str]:  # fmt: skip
-    """Quantize a model, by the method that is closest to an original on held-out samples.
+    model: onnx.ModelProto, mode: str, source: CalibrationData | None, asked: PruneOptions, name: str = "the model"
+) -> tuple[onnx.ModelProto, str]:
+    """Quantize a model, by the method whose result is closest to it on held-out samples.
+
+    Results are compared with the model itself, also if it was pruned: beside what pruning changed, a difference
+    between two methods would hardly show.
 
     Args:
         model: The model in floating point.
         mode: `static` or `dynamic`.
         source: Calibration data; None for dynamic quantization without any.
         asked: Options of the run: engine and task.
-        original: The model to compare with; None for the model itself.
         name: Name of the model in messages.
 
     Returns:
@@ -131,7 +132,7 @@ def in_int8(
             if mode == "dynamic" or source is None:
                 quantized, chosen = _dynamic(plain, Path(folder)), ""
             else:
-                quantized, chosen = _static(plain, Path(folder), source, asked, original or model)
+                quantized, chosen = _static(plain, Path(folder), source, asked, model)
         except OnnxcopError:
             raise
         except Exception as error:  # the quantizer may raise anything for a graph that it does not accept
@@ -169,7 +170,7 @@ class _Choice:
     """An int8 model to choose.
 
     Attributes:
-        distance: Divergence from the original on held-out samples.
+        distance: Divergence from the model in floating point on held-out samples.
         int8: The model.
         base: The model that was quantized.
         said: Description of its ranges.
@@ -276,7 +277,7 @@ def _feeds(source: CalibrationData, seed: int) -> list[Feed]:
 
 
 def _distance(judge: UnseenSamples, model: onnx.ModelProto) -> float:
-    """Divergence from the original on held-out samples."""
+    """Divergence from the model in floating point on held-out samples."""
     figures = judge.figures(model)
     log.debug("int8: divergence %s", None if figures is None else figures.divergence.value)
     return math.inf if figures is None else figures.divergence.value
