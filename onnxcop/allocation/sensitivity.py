@@ -7,13 +7,13 @@ everything before them is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxcop._base.progress import Progress, silent
-from onnxcop._base.types import Array, FloatArray, IntArray
+from onnxcop._base.types import Array, BoolArray, FloatArray, IntArray
 from onnxcop.allocation.limits import Limits, allowed_units
 from onnxcop.allocation.points import (
     CurvePoint,
@@ -24,7 +24,9 @@ from onnxcop.allocation.points import (
     most_units,
     prefixes_of,
 )
+from onnxcop.analysis.layers import Layer
 from onnxcop.calibration.patches import PatchStatistics
+from onnxcop.calibration.statistics import Moments
 from onnxcop.parallel.crew import HERE, Crew, Shared
 from onnxcop.reconstruction.block_streams import BlockStream
 from onnxcop.reconstruction.divergence import HeldOut, Reference
@@ -195,20 +197,46 @@ def measure_curves(
     return curves
 
 
-def choose_ridges(working: MaskedNetwork, samples: Samples) -> dict[int, float]:
+@dataclass(frozen=True, slots=True)
+class RidgeChoice:
+    """A layer whose regularization is to be chosen.
+
+    Attributes:
+        layer: The layer.
+        weights: float64 [channels, outputs, taps].
+        alive: bool [channels], those that remain.
+        fit: Moments of its inputs to fit on.
+        held: Others to choose on.
+    """
+
+    layer: Layer
+    weights: FloatArray
+    alive: BoolArray
+    fit: Moments
+    held: Moments
+
+
+def choose_ridges(working: MaskedNetwork, samples: Samples, crew: Crew = HERE) -> dict[int, float]:
     """Choose the regularization of every layer by its effect on held-out samples."""
-    ridges = {}
+    choices = _ridge_choices(working, samples)
+    return dict(crew.run(chosen_ridge, choices))
+
+
+def _ridge_choices(working: MaskedNetwork, samples: Samples) -> Iterator[RidgeChoice]:
     for layer in working.layers:
-        fit, held_out = samples.fit.moments(layer), samples.held.moments(layer)
-        if fit is None or held_out is None or layer.groups > 1 or not working.is_open(layer):
+        fit, held = samples.fit.moments(layer), samples.held.moments(layer)
+        if fit is None or held is None or layer.groups > 1 or not working.is_open(layer):
             continue
         alive = alive_channels(working, layer)
-        trial = np.flatnonzero(alive & (layer.units >= 0))
-        if len(trial) < 2 or fit.count < 2:
-            continue
-        (weights,) = working.weights(layer)
-        errors = LayerObs.of(layer, weights, fit, 1e-2, alive).errors()[trial]
-        removed = np.sort(trial[np.argsort(errors, kind="stable")][: max(1, len(trial) // 5)])
-        keep = np.setdiff1d(np.flatnonzero(alive), removed)
-        ridges[layer.node] = best_ridge(weights, fit, held_out, keep, removed)
-    return ridges
+        if np.count_nonzero(alive & (layer.units >= 0)) >= 2 and fit.count >= 2:
+            yield RidgeChoice(layer, working.weights(layer)[0], alive, fit, held)
+
+
+def chosen_ridge(choice: RidgeChoice) -> tuple[int, float]:
+    """The layer's node, and its regularization: the best for removing the least important fifth of its channels."""
+    layer, alive = choice.layer, choice.alive
+    trial = np.flatnonzero(alive & (layer.units >= 0))
+    errors = LayerObs.of(layer, choice.weights, choice.fit, 1e-2, alive).errors()[trial]
+    removed = np.sort(trial[np.argsort(errors, kind="stable")][: max(1, len(trial) // 5)])
+    keep = np.setdiff1d(np.flatnonzero(alive), removed)
+    return layer.node, best_ridge(choice.weights, choice.fit, choice.held, keep, removed)

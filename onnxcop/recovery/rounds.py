@@ -266,7 +266,7 @@ class Recovery:
             name: Name of the round, for progress.
         """
         samples = self.statistics()
-        ridges = choose_ridges(self.working, samples)
+        ridges = choose_ridges(self.working, samples, self.crew)
         units = self._selector(state, samples, ridges, budget, limits, fallback, name).run()
         self.recover_cut(units, samples, ridges, name)
 

@@ -157,7 +157,7 @@ class PreparedRecovery:
     def of(cls, untouched: Recovery) -> PreparedRecovery:
         """Measure the statistics."""
         samples = untouched.statistics()
-        return cls(untouched, samples, choose_ridges(untouched.working, samples))
+        return cls(untouched, samples, choose_ridges(untouched.working, samples, untouched.crew))
 
     def cut(self, removed: IntArray) -> Recovery:
         """Remove units, int64, from the original and compensate for them."""
