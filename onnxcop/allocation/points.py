@@ -6,8 +6,8 @@ share the network, its statistics and the samples; the result of one is an order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ from onnxcop.calibration.patches import PatchStatistics
 from onnxcop.coupling.groups import DependencyGroup
 from onnxcop.graph.edit import copied
 from onnxcop.reconstruction.block_streams import BlockStream
-from onnxcop.reconstruction.divergence import HeldOut, Reference
+from onnxcop.reconstruction.divergence import HeldOut
 from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.obs import InverseCache, LayerObs, Loss, removal_order
 from onnxcop.reconstruction.products import losses_for
 from onnxcop.reconstruction.ridge import as_features, as_weights, mean_output
-from onnxcop.runtime.segments import PartialExecutor, Prefixes
+from onnxcop.runtime.segments import Prefixes
 from onnxcop.runtime.session import EngineOptions
 
 
@@ -37,29 +37,35 @@ class CurvePoint:
         count: How many units to remove.
         order: The removal order, if it is known.
         whole: Whether to measure the removal of the whole group as well, if only one of its units must stay.
+        places: Numbers of the batches to measure on; None for all.
     """
 
     group: int
     count: int
     order: tuple[int, ...] | None = None
     whole: bool = False
+    places: tuple[int, ...] | None = None
+
+
+Terms = tuple[list[FloatArray] | None, ...]
+"""What batches add to a distance, batch by batch, as :meth:`Reference.terms` returns it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPoint:
-    """A measured point.
+    """A point measured on some batches.
 
     Attributes:
         order: The removal order.
         count: How many units were removed.
-        value: Divergence added by that.
-        whole: Divergence added by removing all units, None if that was not measured; `order` then ends with the last.
+        terms: The distance of the network without them.
+        whole: The distance without all units, None if that was not measured; `order` then ends with the last.
     """
 
     order: tuple[int, ...]
     count: int
-    value: float
-    whole: float | None = None
+    terms: Terms
+    whole: Terms | None = None
 
 
 @dataclass
@@ -78,7 +84,7 @@ class CurveRound:
         importance: Importance of outputs by layer, float64 [outputs].
         options: How to run pieces.
         base: Divergence of the network itself.
-        prefixes: Its live tensors; None in a worker, until the first point.
+        prefixes: Its live tensors, by the batches to measure on; empty in a worker, until the first point.
         inverses: Inverses of its layers' covariances.
     """
 
@@ -93,43 +99,89 @@ class CurveRound:
     importance: Mapping[int, FloatArray]
     options: EngineOptions
     base: float
-    prefixes: Prefixes | None = None
+    prefixes: dict[tuple[int, ...] | None, Prefixes] = field(default_factory=dict)
     inverses: InverseCache = field(default_factory=InverseCache)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what a worker makes itself."""
-        return vars(self) | {"working": None, "prefixes": None, "inverses": InverseCache()}
+        return vars(self) | {"working": None, "prefixes": {}, "inverses": InverseCache()}
 
-    def opened(self, original: MaskedNetwork, held: HeldOut) -> tuple[MaskedNetwork, Prefixes]:
-        """The network and its live tensors, made on first use in a worker."""
+    def opened(self, original: MaskedNetwork) -> MaskedNetwork:
+        """The network, made on first use in a worker."""
         if self.working is None:
             assert self.change is not None
             self.working = self.change.of(original)
-        if self.prefixes is None:
-            self.prefixes = prefixes_of(self.working, held.feeds, self.options)
-        return self.working, self.prefixes
+        return self.working
+
+    def finish(
+        self, working: MaskedNetwork, held: HeldOut, group: DependencyGroup, places: tuple[int, ...] | None
+    ) -> Callable[[], Terms]:
+        """A function that runs some batches from a group's first node to the end.
+
+        Batches of other shapes go along to the group, because the sizes that all batches have in common are declared.
+        """
+        along = _along(held.feeds, places)
+        if places not in self.prefixes:
+            self.prefixes[places] = prefixes_of(working, [held.feeds[place] for place in along], self.options)
+        executor = self.prefixes[places].at(first_end(working, group))
+        chosen = range(len(held.feeds)) if places is None else places
+
+        def terms() -> Terms:
+            outputs = executor.finishing(places=range(len(chosen)), alike=range(len(along)))
+            return tuple(held.reference.terms(place, one) for place, one in zip(chosen, outputs, strict=True))
+
+        return terms
+
+
+def _along(feeds: Sequence[Mapping[str, Array]], places: tuple[int, ...] | None) -> list[int]:
+    """Some batches, and after them one of every shape that they lack."""
+    if places is None:
+        return list(range(len(feeds)))
+    along = {_shape(feeds[place]): place for place in reversed(range(len(feeds)))}
+    known = {_shape(feeds[place]) for place in places}
+    return [*places, *(place for shape, place in along.items() if shape not in known)]
+
+
+def _shape(feed: Mapping[str, Array]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, array.shape) for name, array in feed.items())
+
+
+def order_point(point: CurvePoint, original: MaskedNetwork, held: HeldOut, state: CurveRound) -> CurvePoint:
+    """A point with the removal order of its group."""
+    working = state.opened(original)
+    group = working.analysis.structure.groups[point.group]
+    return replace(point, order=tuple(_cut(working, state, group, point)[0]))
 
 
 def measure_point(point: CurvePoint, original: MaskedNetwork, held: HeldOut, state: CurveRound) -> MeasuredPoint:
     """Measure one point; the network is left as it was."""
-    working, prefixes = state.opened(original, held)
+    working = state.opened(original)
     group = working.analysis.structure.groups[point.group]
-    executor = prefixes.at(first_end(working, group))
+    finish = state.finish(working, held, group, point.places)
+    order, count, solvers, weights = _cut(working, state, group, point)
+    terms = _variant(working, finish, solvers, weights, order[:count])
+    units = group.units[state.allowed[group.units]]
+    if not point.whole or len(units) != 1 + most_units(state.allowed, group.units, group.width, state.limits):
+        return MeasuredPoint(tuple(order), count, terms)
+    solvers = _solvers(working, state, group)
+    for solver in solvers:  # all that is left of the group goes, and its consumers keep the mean of what they lose
+        solver.remove(np.flatnonzero(np.isin(solver.units, units)))
+    weights = [solver.weights for solver in solvers]
+    gone = _variant(working, finish, solvers, weights, units.tolist())
+    return MeasuredPoint((*order, *np.setdiff1d(units, order).tolist()), count, terms, gone)
+
+
+def _cut(
+    working: MaskedNetwork, state: CurveRound, group: DependencyGroup, point: CurvePoint
+) -> tuple[list[int], int, list[LayerObs], list[FloatArray]]:
+    """The removal order, the count, the group's consumers, and their weights after so many units."""
     units = group.units[state.allowed[group.units]]
     most = most_units(state.allowed, group.units, group.width, state.limits)
     count = min(point.count, most)
     losses = [] if point.order is not None else losses_for(working, state.fit, group, state.heads)
     solvers = _solvers(working, state, group)
     order, weights = _cut_to(solvers, losses, units, state.fallback, count, most, point.order)
-    value = _variant(working, held.reference, executor, solvers, weights, order[:count], state.base)
-    if not (point.whole and point.order is None and len(units) == most + 1):
-        return MeasuredPoint(tuple(order), count, value)
-    solvers = _solvers(working, state, group)
-    for solver in solvers:  # all that is left of the group goes, and its consumers keep the mean of what they lose
-        solver.remove(np.flatnonzero(np.isin(solver.units, units)))
-    weights = [solver.weights for solver in solvers]
-    gone = _variant(working, held.reference, executor, solvers, weights, units.tolist(), state.base)
-    return MeasuredPoint((*order, *np.setdiff1d(units, order).tolist()), count, value, gone)
+    return order, count, solvers, weights
 
 
 def prefixes_of(working: MaskedNetwork, feeds: Sequence[Mapping[str, Array]], options: EngineOptions) -> Prefixes:
@@ -191,10 +243,10 @@ def _solvers(working: MaskedNetwork, state: CurveRound, group: DependencyGroup) 
 
 
 def _variant(
-    working: MaskedNetwork, reference: Reference, executor: PartialExecutor, solvers: Sequence[LayerObs],
-    weights: Sequence[FloatArray], removed: Sequence[int], base: float,
-) -> float:  # fmt: skip
-    """Divergence added if a group loses units and its consumers compensate."""
+    working: MaskedNetwork, finish: Callable[[], Terms], solvers: Sequence[LayerObs], weights: Sequence[FloatArray],
+    removed: Sequence[int],
+) -> Terms:  # fmt: skip
+    """The distance if a group loses units and its consumers compensate."""
     saved = {name: copied(working.partition.stored[name])
              for name in _changed_names(working, solvers)}  # fmt: skip
     try:
@@ -204,7 +256,7 @@ def _variant(
             change = mean_output(lost, solver.moments.mean, old.shape[1])
             working.set_weights(solver.layer, as_weights(flat, old)[None], change)
         with working.without(np.asarray(removed, dtype=np.int64)):
-            return reference.compare(executor.finish()).value - base
+            return finish()
     finally:
         for name, tensor in saved.items():
             working.partition.stored[name].CopyFrom(tensor)

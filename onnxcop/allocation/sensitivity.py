@@ -8,7 +8,9 @@ everything before them is computed once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -18,10 +20,12 @@ from onnxcop.allocation.limits import Limits, allowed_units
 from onnxcop.allocation.points import (
     CurvePoint,
     CurveRound,
+    Terms,
     alive_channels,
     first_end,
     measure_point,
     most_units,
+    order_point,
     prefixes_of,
 )
 from onnxcop.analysis.layers import Layer
@@ -184,17 +188,50 @@ def measure_curves(
             importance=propagate_importance(working, samples.fit),
             options=crew.engine(options),
             base=samples.reference.compare(list(finished_by(crew, prefixes.at(0), range(len(samples.feeds))))).value,
-            prefixes=prefixes,
+            prefixes={None: prefixes},
         )
         cache.round = crew.share(state)
-    results = crew.run(measure_point, points, original, held, cache.round)
-    for done, (point, measured) in enumerate(zip(points, results, strict=True), start=1):
+    measured = _measured(crew, points, original, held, cache.round)
+    for done, (point, (order, count, value, whole)) in enumerate(zip(points, measured, strict=True), start=1):
         curve = curves.get(point.group)
         if curve is None:
-            curve = Curve(point.group, measured.order, np.empty(0, np.int64), np.empty(0), whole=measured.whole)
-        curves[point.group] = curve.with_point(measured.count, measured.value)
+            curve = Curve(point.group, order, np.empty(0, np.int64), np.empty(0), whole=whole)
+        curves[point.group] = curve.with_point(count, value)
         progress(stage, done, len(points))
     return curves
+
+
+def _measured(
+    crew: Crew, points: Sequence[CurvePoint], original: Shared[MaskedNetwork], held: Shared[HeldOut],
+    state: Shared[CurveRound],
+) -> Iterator[tuple[tuple[int, ...], int, float, float | None]]:  # fmt: skip
+    """Removal order, count, and what the divergence gains there and without the whole group, point by point.
+
+    Workers that keep something between tasks measure all points, each on its own batches: then they compute what comes
+    before a point for these alone.
+    """
+    reference, base, batches = held.value.reference, state.value.base, len(held.value.feeds)
+    shares = min(batches, crew.width) if crew.keeps else 1
+    tasks, homes = list(points), None
+    if shares > 1:
+        fresh = iter(list(crew.run(order_point, [p for p in points if p.order is None], original, held, state)))
+        known = [next(fresh) if point.order is None else point for point in points]
+        places = [tuple(range(part, batches, shares)) for part in range(shares)]
+        tasks = [replace(point, places=own) for point in known for own in places]
+        copies = crew.width // shares
+        homes = [part + shares * (number % copies) for number in range(len(points)) for part in range(shares)]
+    with closing(crew.run(measure_point, tasks, original, held, state, homes=homes)) as results:
+        for _ in points:
+            own = list(islice(results, shares))
+            value = reference.by_terms(_in_order([one.terms for one in own])) - base
+            gone = [one.whole for one in own if one.whole is not None]
+            yield own[0].order, own[0].count, value, reference.by_terms(_in_order(gone)) - base if gone else None
+
+
+def _in_order(parts: Sequence[Terms]) -> Terms:
+    """Terms of all batches, of parts that each hold every so many."""
+    count = sum(len(part) for part in parts)
+    return tuple(parts[place % len(parts)][place // len(parts)] for place in range(count))
 
 
 @dataclass(frozen=True, slots=True)

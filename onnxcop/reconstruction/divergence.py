@@ -209,6 +209,12 @@ class Reference:
                 return None
         return terms
 
+    def by_terms(self, terms: Iterable[list[FloatArray] | None]) -> float:
+        """The distance from what :meth:`terms` returns for every batch, in order."""
+        standing = self.race_by_terms(terms)
+        assert standing is not None  # without another to beat
+        return standing.value
+
     def race(self, outputs: Iterable[Mapping[str, Array]], best: Standing | None = None) -> Standing | None:
         """Distance of another network's outputs, which are computed lazily; None unless it is below `best`.
 

@@ -257,20 +257,22 @@ class PartialExecutor:
 
     def _streamed(
         self, partition: GraphPartition, stop: int, names: Sequence[str], places: Sequence[int],
-        stay: Collection[str] = (),
+        stay: Collection[str] = (), alike: Sequence[int] | None = None,
     ) -> Generator[dict[str, Array | DeviceTensor]]:  # fmt: skip
-        for cut, alike in groupby(places, lambda place: self.cuts[place]):
-            yield from self._run(partition, cut, stop, names, list(alike), stay)
+        for cut, group in groupby(places, lambda place: self.cuts[place]):
+            together = list(group)
+            yield from self._run(partition, (cut, stop), names, together, stay, alike=alike or together)
 
     def _run(
-        self, partition: GraphPartition, start: int, stop: int, names: Sequence[str], places: Sequence[int],
-        stay: Collection[str],
+        self, partition: GraphPartition, nodes: tuple[int, int], names: Sequence[str], places: Sequence[int],
+        stay: Collection[str], *, alike: Sequence[int],
     ) -> Iterator[dict[str, Array | DeviceTensor]]:  # fmt: skip
-        """Run nodes on the live tensors of batches whose cut is at the first of these nodes.
+        """Run nodes, from the first to after the last, on the live tensors of batches whose cut is at the first.
 
-        What is already on a device, and the outputs `stay`, are not copied from it.
+        What is already on a device, and the outputs `stay`, are not copied from it. Sizes that the batches `alike` have
+        in common are declared.
         """
-        piece = partition.piece(start, stop, names, common_sizes([self.states.shape_of(place) for place in places]))
+        piece = partition.piece(*nodes, names, common_sizes([self.states.shape_of(place) for place in alike]))
         if piece is None:
             for place in places:
                 state = self.states.live(place)
@@ -324,17 +326,19 @@ class PartialExecutor:
         return extras
 
     def finishing(
-        self, partition: GraphPartition | None = None, places: Sequence[int] | None = None
-    ) -> Generator[Feed]:
+        self, partition: GraphPartition | None = None, places: Sequence[int] | None = None,
+        alike: Sequence[int] | None = None,
+    ) -> Generator[Feed]:  # fmt: skip
         """Run from the cut to the end, one batch at a time.
 
         Args:
             partition: A variant of the network, equal up to the cut.
             places: Indices of batches, in this order; by default all.
+            alike: Indices of batches at the same cut, whose common sizes are declared. By default `places`.
         """
         chosen = partition or self.partition
         every = range(len(self.states)) if places is None else places
-        for live in self._streamed(chosen, chosen.count, chosen.outputs, every):
+        for live in self._streamed(chosen, chosen.count, chosen.outputs, every, alike=alike):
             yield {name: on_host(value) for name, value in live.items()}
 
     def rest(self, places: Sequence[int]) -> onnx.ModelProto | None:

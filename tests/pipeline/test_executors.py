@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executors import AnyOrder, Lossy
+from executors import AnyOrder, Homes, Lossy
 
 import onnxcop
+from onnxcop.allocation.points import CurvePoint
 from onnxcop.parallel.local import LocalWorkers
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
@@ -33,6 +34,26 @@ def test_threads_in_any_order(models_dir: Path, expected: bytes) -> None:
     assert shuffled.order != sorted(shuffled.order)
     with ThreadPoolExecutor(3) as threads:
         assert pruned(models_dir, threads) == expected
+
+
+class Noted(Homes):
+    """Notes the batches that points of curves are measured on, with the home of each task."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.parts: set[tuple[int, tuple[int, ...] | None]] = set()
+
+    def submit_to(self, home: int, fn: Any, /, *args: Any) -> Any:
+        if isinstance(args[1], CurvePoint):
+            self.parts.add((home % self.width, args[1].places))
+        return super().submit_to(home, fn, *args)
+
+
+def test_points_are_measured_on_batches_of_their_home(models_dir: Path) -> None:
+    with Noted(4) as homes:
+        found = pruned(models_dir, homes, batch_size=5)  # the last of three held-out batches is smaller
+    assert found == pruned(models_dir, None, batch_size=5)
+    assert {(0, (0,)), (1, (1,)), (2, (2,))} <= homes.parts
 
 
 class Mortal(LocalWorkers):
