@@ -266,7 +266,7 @@ def _ridge_choices(working: MaskedNetwork, samples: Samples) -> Iterator[RidgeCh
             continue
         alive = alive_channels(working, layer)
         if np.count_nonzero(alive & (layer.units >= 0)) >= 2 and fit.count >= 2:
-            yield RidgeChoice(layer, working.weights(layer)[0], alive, fit, held)
+            yield RidgeChoice(layer, weights=working.weights(layer)[0], alive=alive, fit=fit, held=held)
 
 
 def chosen_ridge(choice: RidgeChoice) -> tuple[int, float]:
