@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _C, _V, _W, _R = "tests/coupling", "tests/verification", "tests/rewrite", "tests/reconstruction"
 _PROVEN = f"{_C}/test_exports.py::test_pruned_and_proven"
 _BODIES = f"{_C}/test_bodies.py::test_pruned_equals_masked"
+_CORNERS = f"{_C}/ops/test_corners.py"
 _FUSED_BERT = f"{_C}/test_transformers.py::test_bert_with_fused_operators"
 
 
@@ -45,6 +46,7 @@ TARGETS: dict[str, list[str]] = {
     ],
     "onnxcop/coupling/balance.py": [f"{_C}/test_shuffles.py", f"{_C}/test_atoms.py", *_rules("Conv", "ms.MoE")],
     "onnxcop/coupling/choices.py": [
+        f"{_C}/test_choices.py",
         f"{_C}/test_transformers.py::test_fused_attention_gives_heads_or_else_dimensions",
         f"{_C}/test_transformers.py::test_groups_of_query_heads_or_else_their_members",
         f"{_C}/test_transformers.py::test_queries_give_way_to_keys_that_share_a_matrix_with_values",
@@ -80,10 +82,12 @@ TARGETS: dict[str, list[str]] = {
     ],
     "onnxcop/coupling/ops/blocked.py": [*_rules("ms.MatMulNBits", "ms.MoE"), f"{_C}/test_blocked.py"],
     "onnxcop/coupling/ops/contraction.py": [
+        _CORNERS,
         *_rules("Conv", "MatMul", "Gemm", "Einsum", "ConvTranspose", "ConvInteger", "MatMulInteger", "QLinearConv",
-                "QLinearMatMul"),
+                "QLinearMatMul", "ms.FusedMatMul"),
     ],
     "onnxcop/coupling/ops/elementwise.py": [
+        _CORNERS,
         *_rules("Add", "Relu", "BatchNormalization", "Clip", "Dropout", "PRelu", "QuantizeLinear", "DequantizeLinear",
                 "Where", "Equal", "Less", "Mul", "Cast"),
     ],
@@ -93,10 +97,12 @@ TARGETS: dict[str, list[str]] = {
                 "ms.SkipLayerNormalization", "ms.SkipSimplifiedLayerNormalization", "ms.FastGelu"),
         _FUSED_BERT,
     ],
-    "onnxcop/coupling/ops/indexing.py": _rules(
-        "Gather", "GatherElements", "GatherND", "GridSample", "Pad", "RoiAlign", "ScatterElements", "ScatterND",
-        "Slice", "Split", "MaxRoiPool",
-    ),
+    "onnxcop/coupling/ops/indexing.py": [
+        _CORNERS,
+        *_rules("Gather", "GatherElements", "GatherND", "GridSample", "Pad", "RoiAlign", "ScatterElements",
+                "ScatterND", "Slice", "Split", "MaxRoiPool"),
+        "tests/analysis/test_dynamic.py",
+    ],
     "onnxcop/coupling/ops/movement.py": [
         f"{_C}/test_joined.py",
         *_rules("Concat", "Transpose", "Expand", "ConstantOfShape", "Tile", "DepthToSpace", "SpaceToDepth", "Resize",
@@ -107,7 +113,9 @@ TARGETS: dict[str, list[str]] = {
         "ArgMax", "LpNormalization", "MeanVarianceNormalization", "Hardmax",
     ),
     "onnxcop/coupling/ops/op.py": [
-        *_rules("Conv", "Reshape", "Concat", "Gather", "Softmax", "Resize", "Expand", "ms.MoE", "LSTM"),
+        _CORNERS,
+        *_rules("Conv", "Reshape", "Concat", "Gather", "Softmax", "Resize", "Expand", "ms.MoE", "LSTM",
+                "LayerNormalization", "BatchNormalization"),
     ],
     "onnxcop/coupling/ops/quantized.py": [
         *_rules("DynamicQuantizeLinear", "ms.DynamicQuantizeMatMul", "ms.MatMulIntegerToFloat", "ms.QGemm",
@@ -133,6 +141,7 @@ TARGETS: dict[str, list[str]] = {
         f"{_V}/test_masked.py", *_rules("MatMulInteger"), _BODIES, f"{_V}/test_proof.py",
     ],
     "onnxcop/verification/recheck.py": [
+        f"{_V}/test_recheck.py",
         "tests/cli/test_cli_commands.py::test_verify_compares_with_the_masked_original",
         "tests/cli/test_cli_commands.py::test_verify_refuses_changed_weights_by_default",
         "tests/cli/test_cli_commands.py::test_verify_knows_that_recovery_changes_weights",

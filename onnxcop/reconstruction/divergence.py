@@ -16,7 +16,7 @@ import numpy as np
 from onnxcop._base.types import Array, FloatArray
 from onnxcop.outputs.classes import log_probabilities
 from onnxcop.outputs.evidence import by_sample
-from onnxcop.outputs.intervals import Estimate, of_distance, of_mean, of_share
+from onnxcop.outputs.intervals import Estimate, of_distance, of_mean, of_share, standard_error
 from onnxcop.outputs.judgement import Judgement, Judgements, Outputs, judge, sample_counts
 from onnxcop.outputs.kind import Measure, MeasureSettings
 
@@ -251,8 +251,7 @@ class Reference:
         gap = self._value([own for own, _ in totals]) - self._value([other for _, other in totals])
         without = self._value([total - own for (own, _), (total, _) in zip(both, totals, strict=True)])
         without = without - self._value([total - other for (_, other), (_, total) in zip(both, totals, strict=True)])
-        error = np.sqrt((count - 1) / count * np.sum((without - without.mean()) ** 2))  # of the jackknife
-        return bool(gap > _LOST * error)
+        return bool(gap > _LOST * standard_error(without))
 
     def _value(self, totals: Sequence[FloatArray]) -> FloatArray:
         """The mean over outputs, float64 [...], from sums of terms, float64 [..., terms]."""

@@ -163,6 +163,45 @@ def test_whole_numbers_are_compared_for_equality_and_lone_outputs_named() -> Non
     assert compare(with_class(shift), chain(), data=x, **QUICK).notes == ("output 'class' is in A alone",)
 
 
+def constant(value: np.ndarray[Any, Any]) -> onnx.ModelProto:
+    """A model whose output is its input times a number for each column."""
+    node = helper.make_node("Mul", ["x", "value"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 2]) for name in "xy")
+    return finished(helper.make_graph([node], "g", [x], [y], [onnx.numpy_helper.from_array(value, "value")]))
+
+
+def test_outputs_of_zeros_and_without_numbers_have_a_distance_too() -> None:
+    """Where nothing can be divided by, the difference itself is given."""
+    zero, one, open_ = (np.array(values, np.float32) for values in ([0, 0], [3, 4], [np.inf, 1]))
+    x = np.ones((6, 2), np.float32)
+    (gap,) = agreement_of(constant(zero), constant(one), x).outputs
+    assert (gap.error, gap.worst) == (pytest.approx(np.sqrt(6 * 25)), 4.0)
+    (gap,) = agreement_of(constant(open_), constant(one), x).outputs  # of the numbers that are finite in the first
+    assert (gap.error, gap.worst) == (pytest.approx(3.0), 3.0)
+    (gap,) = agreement_of(constant(one), constant(open_), x).outputs
+    assert (gap.error, gap.worst) == (None, None)
+
+
+def agreement_of(a: onnx.ModelProto, b: onnx.ModelProto, x: np.ndarray[Any, Any]) -> Agreement:
+    found = compare(a, b, data=x, batch_size=2, **QUICK).agreement
+    assert found is not None
+    return found
+
+
+def test_outputs_beyond_what_memory_holds_are_summed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, x = chain(), smaller(), samples()
+    whole = agreement_of(a, b, x)
+    monkeypatch.setattr("onnxcop.verification.agreement._KEPT", 3 * 2 * 5 * 4)  # three batches of float32 [2, 5]
+    found = agreement_of(a, b, x)
+    assert found.outputs == whole.outputs
+    assert found.samples == whole.samples == 20
+    assert whole.figures is not None and whole.figures.divergence.samples == 20
+    assert found.figures is not None and found.figures.divergence.samples == 6
+    monkeypatch.setattr("onnxcop.verification.agreement._KEPT", 0)
+    found = agreement_of(a, b, x)
+    assert found.figures is not None and found.figures.divergence.samples == 2  # one batch at least
+
+
 def test_other_shapes_of_outputs_are_said() -> None:
     found = compare(chain(), chain(classes=4), data=samples(), **QUICK).agreement
     assert found is not None

@@ -9,8 +9,10 @@ import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
+from onnxcop.outputs.intervals import Estimate
 from onnxcop.outputs.judgement import judge
-from onnxcop.reconstruction.divergence import Reference, log_probabilities
+from onnxcop.outputs.kinds import KINDS
+from onnxcop.reconstruction.divergence import Divergence, Figures, Reference, Standing, log_probabilities
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((12, 5)).astype(np.float32) * 5
@@ -267,3 +269,103 @@ def test_outputs_that_cannot_be_compared_lose() -> None:
     assert alone is not None
     assert alone.value == np.inf
     assert reference.race(batches(OTHER[:8]), alone) is not None
+
+
+# Figures of a network
+
+
+def test_outputs_that_cannot_be_compared_have_no_figures() -> None:
+    labels = np.array([1, 2])
+    reference = Reference([{"label": labels}])
+    found = reference.figures([{"label": labels}])
+    assert found == Figures(Estimate(0.0, None, None, 0), ())
+    assert found.warnings == ()
+    assert reference.compare([{"label": labels}]) == Divergence(0.0, "error")
+    assert reference.race([{"label": labels}]) == Standing(0.0)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 3, 4, 5, 40])
+def test_the_user_is_warned_beyond_the_threshold_of_a_kind_and_not_before(wrong: int) -> None:
+    scores = 9 * np.eye(4)[np.arange(40) % 4]
+    other = scores.copy()
+    other[:wrong] = np.roll(scores[:wrong], 1, axis=1)
+    found = Reference([{"y": scores}]).figures([{"y": other}])
+    (figures,) = found.outputs
+    assert figures.agreement is not None and figures.agreement.value == 1 - wrong / 40
+    (kind,) = (kind for kind in KINDS if kind.name == figures.kind)
+    assert bool(found.warnings) == (1 - wrong / 40 < kind.threshold)
+    assert 0 < kind.threshold < 1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99, 1.01, 2.0])
+def test_without_an_agreement_the_distance_has_a_threshold(share: float) -> None:
+    truth = np.random.default_rng(5).standard_normal((30, 2, 3, 3))
+    reference = Reference([{"y": truth}])
+    (kind,) = (entry.kind for entry in reference.judgements.entries)
+    assert not kind.agreement
+    found = reference.figures([{"y": truth * (1 + share * kind.threshold)}])
+    assert found.divergence.value == pytest.approx(share * kind.threshold)
+    assert bool(found.warnings) == (share > 1)
+    (broken,) = reference.figures([{"y": np.full_like(truth, np.nan)}]).warnings
+    assert broken == "output y contains NaN"
+
+
+def test_figures_are_those_of_the_comparison() -> None:
+    first, second = np.full((6, 4), 2.0), RNG.standard_normal((6, 2, 2))
+    outputs = [{"a": first[:4], "b": second[:4]}, {"a": first[4:], "b": second[4:]}]
+    moved = [{"a": batch["a"] * 1.5, "b": batch["b"] * 1.1} for batch in outputs]
+    reference = Reference(outputs)
+    found, whole = reference.figures(moved), reference.compare(moved)
+    assert found.divergence.value == pytest.approx(whole.value) == pytest.approx(0.3)
+    assert found.divergence.samples == len(reference) == 6
+    assert whole.kind == reference.kind == "error"
+    assert {figures.outputs: figures.divergence.value for figures in found.outputs} == {
+        ("a",): pytest.approx(0.5), ("b",): pytest.approx(0.1)
+    }  # fmt: skip
+    standing = reference.race(moved)
+    assert standing is not None and standing.value == pytest.approx(whole.value)
+
+
+def test_classes_and_numbers_together_are_mixed() -> None:
+    scores, numbers = 9 * np.eye(4)[np.arange(40) % 4], RNG.standard_normal((40, 2, 3, 3))
+    both = Reference([{"a": scores, "b": numbers}])
+    assert both.kind == both.compare([{"a": scores, "b": numbers}]).kind == "mixed"
+    assert both.agreement_name == Reference([{"a": scores}]).agreement_name != "agreement"
+    assert Reference([{"b": numbers}]).agreement_name == "agreement"
+
+
+def test_a_softened_reference_has_no_agreements_and_leaves_the_first_alone() -> None:
+    scores = 9 * np.eye(4)[np.arange(40) % 4]
+    reference = Reference([{"y": scores}])
+    soft = reference.softened(4.0)
+    other = [{"y": np.roll(scores, 1, axis=1)}]
+    assert soft.compare(other).agreement is None
+    assert reference.compare(other).agreement == 0
+    assert 0 < soft.compare(other).value < reference.compare(other).value
+    numbers = Reference([{"y": RNG.standard_normal((40, 2, 3, 3))}])
+    assert numbers.softened(4.0).compare(numbers.outputs) == Divergence(0.0, "error")
+
+
+def test_a_lost_race_needs_enough_samples_to_be_called() -> None:
+    """Of a few samples the standard error is not known."""
+    truth = np.random.default_rng(2).standard_normal((12, 6))
+    reference = Reference([{"y": truth[place : place + 1]} for place in range(12)])
+    best = reference.race([{"y": truth[place : place + 1] * 1.01} for place in range(12)])
+    read: list[int] = []
+
+    def far() -> Iterator[dict[str, np.ndarray]]:
+        for place in range(12):
+            read.append(place)
+            yield {"y": truth[place : place + 1] * 9}
+
+    assert reference.race(far(), best) is None
+    assert read == list(range(8))
+
+
+def test_each_batch_is_compared_with_its_own() -> None:
+    truth = RNG.standard_normal((8, 6))
+    reference = Reference(list(batches(truth)))
+    assert reference.terms(0, {"y": truth[:8, :3]}) is None
+    terms = reference.terms(0, {"y": truth})
+    assert terms is not None
+    np.testing.assert_array_equal(terms[0][:, 0], 0)

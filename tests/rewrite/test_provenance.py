@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import onnx
@@ -15,7 +16,7 @@ from onnxcop._version import __version__
 from onnxcop.allocation.resources import PROVENANCE
 from onnxcop.cli import main as cli
 from onnxcop.graph.io import sha256
-from onnxcop.rewrite.provenance import stamp
+from onnxcop.rewrite.provenance import CLASSES, stamp
 
 CPU = onnxcop.EngineOptions("cpu", 1)
 
@@ -51,6 +52,18 @@ def test_what_others_wrote_stays_and_an_earlier_run_is_replaced() -> None:
     result = onnxcop.prune(model, criterion="l2", recover="none", options=CPU)
     keys = [entry.key for entry in result.model.metadata_props]
     assert keys[0] == "author" and len(keys) == 5 and "onnxcop.old" not in keys
+
+
+def test_an_entry_about_classes_stays_until_classes_change_again() -> None:
+    model, plan = chain(), onnxcop.prune(chain(), criterion="l2", recover="none", options=CPU).plan
+    onnx.helper.set_model_props(model, {CLASSES: "of an earlier run"})
+    stamp(model, plan)
+    assert [entry.value for entry in model.metadata_props if entry.key == CLASSES] == ["of an earlier run"]
+    less = onnxcop.prune(chain(), classes="0,2", criterion="l2", recover="none", options=CPU).plan
+    assert less.kept is not None
+    stamp(model, less)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == CLASSES)
+    assert json.loads(entry.value)["kept"] == [0, 2]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.62, 0.8])
