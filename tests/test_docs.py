@@ -2,7 +2,8 @@
 
 Every Python block of docs/*.md is executed, page by page in one namespace, unless the line before it says
 `<!-- not executed: why -->`. Shell blocks after `<!-- executed -->` are run line by line; of the other
-lines that call onnxcop at least the options must exist.
+lines that call onnxcop at least the options must exist. Blocks after `<!-- tested: NAME -->` are run by other tests,
+with files of the names that they use.
 """
 
 from __future__ import annotations
@@ -10,43 +11,15 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from doc_pages import DOCS, FENCE, PAGES, ROOT, Block, blocks, commands
 
 from onnxcop.cli import main as cli
 from onnxcop.cli.framework import MAIN
-
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
-_FENCE = re.compile(
-    r"(?:<!-- (?P<note>[^\n]*?) -->\n)?^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<body>.*?)^(?P=indent)```$",
-    re.DOTALL | re.MULTILINE,
-)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    language: str
-    note: str
-    body: str
-    line: int
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    return [
-        Block(found["language"], found["note"] or "", found["body"], text[: found.start("body")].count("\n"))
-        for found in _FENCE.finditer(text)
-    ]
 
 
 def _name(page: Path) -> str:
@@ -79,27 +52,15 @@ def test_examples_run(page: Path, workplace: Path) -> None:
             code = "\n" * block.line + block.body  # so that a failure names the line of the page
             exec(compile(code, str(page), "exec"), names)
         else:
-            for command in _commands(block.body):
+            for command in commands(block.body):
                 assert cli.run(command) == 0, f"{_name(page)}, line {block.line}: onnxcop {shlex.join(command)}"
-
-
-def _commands(body: str) -> Iterator[list[str]]:
-    """The arguments of every call of onnxcop in a shell block."""
-    for line in body.replace("\\\n", " ").splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars=True)
-        words.whitespace_split = True
-        for is_end, command in groupby(words, lambda word: bool(set(word) <= set(";&|<>()"))):
-            if not is_end:
-                first, *rest = command
-                if first == "onnxcop":
-                    yield rest
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_options_exist(page: Path) -> None:
     for block in blocks(page):
         if block.language in ("sh", "yaml"):
-            for command in _commands(block.body.replace("run: ", "")):
+            for command in commands(block.body.replace("run: ", "")):
                 known = _options(command)
                 for word in command:
                     if word.startswith("-") and not re.fullmatch(r"-\d.*", word):
@@ -122,7 +83,7 @@ def test_inline_options_exist() -> None:
         for option in (*param.opts, *param.secondary_opts)
     } | {"--help", "--version"}
     for page in (page for page in PAGES if not {"comparison.md", "deploy.md"} & {page.name}):
-        text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
         for option in re.findall(r"`(?:onnxcop [^`]*?)?(--[a-z][a-z-]+)[^`]*`", text):
             assert option in known or option in ("--package-config",), f"{_name(page)}: {option}"
 
