@@ -107,7 +107,39 @@ def transformer() -> onnx.ModelProto:
     return net.model()
 
 
-MODELS = (behind_activation, linear_stream, after_layer, subtracted, gated, joined, transformer)
+def scaled() -> onnx.ModelProto:
+    """A branch whose result is scaled for each channel, as in networks with a layer scale."""
+    net, x = started()
+    made = net.add("Mul", net.branch(x, 12, 6), net.weights(12, 1, 1, scale=1.0))
+    x = net.add("Relu", net.add("Add", x, net.add("Div", made, net.constant(3.0))))
+    return net.ended(net.add("Relu", net.conv(x, 12, 12)), 12)
+
+
+def without_biases() -> onnx.ModelProto:
+    """Layers that get a bias with the constant of a branch: one that makes a term, and two that read the sum."""
+    net, x = started()
+    bare = {"pads": [0] * 4}
+    made = net.add("Conv", x, net.weights(10, 12, 1, 1, scale=0.3), **bare)
+    x = net.add("Add", made, net.conv(net.add("Relu", net.conv(x, 12, 6)), 6, 10))
+    x = net.add("Add", net.add("Relu", net.conv(x, 10, 10)), net.branch(x, 10, 6))
+    one, two = (net.add("Conv", x, net.weights(8, 10, 1, 1, scale=0.3), *more, **bare) for more in ((), ("",)))
+    return net.ended(net.add("Relu", net.add("Mul", one, two)), 8)
+
+
+def shared_bias() -> onnx.ModelProto:
+    """Readers of a sum whose stored bias is one number for all outputs, which cannot absorb a constant for each."""
+    net = Net()
+    x = net.add("Relu", net.add("Gemm", net.input("x", ["N", 16]), net.weights(16, 12), net.weights(12)))
+    inner = net.add("Relu", net.add("Gemm", x, net.weights(12, 6), net.weights(6)))
+    x = net.add("Add", x, net.add("Gemm", inner, net.weights(6, 12), net.weights(12)))
+    net.output(net.add("Gemm", x, net.weights(12, 4), net.constant([0.5])), ["N", 4])
+    return net.model()
+
+
+MODELS = (
+    behind_activation, linear_stream, after_layer, subtracted, gated, joined, transformer, scaled, without_biases,
+    shared_bias,
+)  # fmt: skip
 
 
 def analysed(model: onnx.ModelProto) -> Analysis:
@@ -190,6 +222,27 @@ def test_the_last_way_to_an_output_stays() -> None:
     assert len(operands) == 3
     assert blocks.without(operands[:2]) is not None
     assert blocks.without(operands) is None
+
+
+def slid_over() -> onnx.ModelProto:
+    """A branch that ends in a mean over windows with a border of zeros, which is not the same everywhere."""
+    net, x = started()
+    made = net.add("AveragePool", net.branch(x, 12, 6), kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    return net.ended(net.add("Relu", net.conv(net.add("Add", x, made), 12, 12)), 12)
+
+
+def spread_out() -> onnx.ModelProto:
+    """A branch that gives a sum its rows and columns: without it, the other term is a single point."""
+    net, x = started()
+    x = net.add("Add", net.add("GlobalAveragePool", x), net.branch(x, 12, 6))
+    return net.ended(net.add("Relu", net.conv(x, 12, 12)), 12)
+
+
+@pytest.mark.parametrize("made", [slid_over, spread_out], ids=lambda made: made.__name__)
+def test_a_branch_that_does_more_than_add_a_constant_stays(made: Callable[[], onnx.ModelProto]) -> None:
+    analysis = analysed(made())
+    inner = [group.index for group in analysis.structure.groups if group.width == 6]
+    assert inner and not set(inner) & set(Blocks(analysis.model, analysis.structure).whole())
 
 
 def small_branch() -> onnx.ModelProto:

@@ -16,7 +16,7 @@ from small_models import chain, finished, weights, written
 import onnxcop
 from onnxcop.analysis.kept_classes import ClassWish
 from onnxcop.cli import main as cli
-from onnxcop.errors import OnnxcopError
+from onnxcop.errors import OnnxcopError, VerificationError
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.kept_classes import analyze_kept
 
@@ -122,6 +122,33 @@ def test_a_softmax_runs_over_what_stays(last: str) -> None:
     analysis = analyze_kept(model, ClassWish.of([1, 5]), options=CPU)
     np.testing.assert_allclose(_run(analysis.original, x)["given"], whole, rtol=1e-4, atol=1e-6)
     assert analysis.kept is not None and analysis.kept.renormalized == (last != "Sigmoid")
+
+
+def test_logarithms_of_probabilities_of_several_samples() -> None:
+    """Each sample has its own sum over the classes that stay."""
+    model = _classifier("LogSoftmax")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    analysis = analyze_kept(model, ClassWish.of([1, 5]), options=CPU)
+    assert analysis.kept is not None and analysis.kept.renormalized
+    np.testing.assert_allclose(np.exp(_run(analysis.original, _images())["given"]).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_model_that_returns_zeros_keeps_its_classes() -> None:
+    """Its outputs have no scale to compare by."""
+    model = chain()
+    for tensor in model.graph.initializer:
+        if tensor.name in ("w3", "b3", "shift"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(tensor), tensor.name))
+    np.testing.assert_array_equal(_run(_kept(model, "1,3"), _images())["y"], np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("returned", ["0,1,2,3", "0,1", "0,1,4"])
+def test_a_cut_that_returns_other_numbers_is_refused(returned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof does not rely on the cut."""
+    wrong = _kept(chain(), returned)
+    monkeypatch.setattr("onnxcop.verification.kept_classes.cut_classes", lambda *arguments: wrong)
+    with pytest.raises(VerificationError, match="output 'y' of the cut model is not what the original gives"):
+        _kept(chain(), "0,1,2")
 
 
 def test_a_detector_keeps_its_boxes() -> None:

@@ -34,6 +34,21 @@ EXACT = {
     "an axis cut in steps from the end of the first step on": kept(
         "Slice", (floats((2, 8)), ints(2), ints(8), ints(1), ints(2)), {0: (1,)}, 0, moves=False
     ),
+    "a softmax of the first opset that takes one axis": kept(
+        "Softmax", (floats((2, 3, 4)),), {0: (1, 2)}, 4, attributes={"axis": 1}, opset=13
+    ),
+    "a softmax of the last opset that takes all axes from one on": kept(
+        "Softmax", (floats((2, 3, 4)),), {0: (1, 2)}, 0, attributes={"axis": 1}, opset=12
+    ),
+    "a largest value whose place is not asked for": kept(
+        "MaxPool",
+        (floats((2, 4, 4, 4)),),
+        {0: (1,)},
+        4,
+        attributes={"kernel_shape": [2, 2]},
+        outputs=2,
+        skip_outputs=(1,),
+    ),
     "positions to sample at, computed from channels": kept(
         "GridSample", (floats((2, 4, 5, 5)), np.tanh(floats((2, 3, 3, 2), 1))), {0: (1,), 1: (1,)}, 4, opset=16
     ),
