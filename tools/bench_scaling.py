@@ -4,8 +4,8 @@ A run without workers is traced: every task with its CPU seconds and the bytes t
 with its bytes, and what the process does alone. The replay gives each list of tasks to N workers in order, as soon as
 one is free, or to the worker that keeps the batch, with a latency for each message and one link of a bandwidth that all
 share. Messages of a list overlap with its tasks, save the first and the last. Lists are barriers. What each worker does
-for itself (loading pieces, reading shared values, computing what comes before a point of a curve) is measured apart,
-and every worker of a list spends it.
+for itself (loading pieces, reading shared values) is measured apart, and every worker of a list spends it. Points of
+curves are recorded batch by batch, each with its own pieces; the replay puts batches of one worker together.
 
     python tools/bench_scaling.py models/digits_resnet.onnx models/digits_calib.npz -o trace.json
     python tools/bench_scaling.py --replay trace.json
@@ -34,6 +34,7 @@ from onnxcop.runtime.segments import Prefixes
 from onnxcop.runtime.session import Session
 
 WORKERS = (1, 2, 4, 8, 16, 64)
+_BY_BATCH = "measure_point"  # tasks whose batch is their home: what comes before a point is computed for it alone
 LATENCY, BANDWIDTH = 1e-3, 1.25e9  # seconds of a message; bytes a second (10 Gbit/s)
 
 
@@ -88,6 +89,10 @@ class _Recorder(Crew):
 
     lists: ClassVar[list[dict[str, Any]]] = []
 
+    def shares(self, count: int) -> int:
+        """As many as there can be: the replay puts them together."""
+        return count
+
     def run(self, task: Any, items: Iterable[Any], *shared: Shared[Any], **settings: Any) -> Generator[Any]:
         executor: Any = self._executor
         executor.tasks = tasks = []
@@ -123,11 +128,14 @@ def replayed(trace: dict[str, Any], workers: int, latency: float = LATENCY, band
         fresh = sum(size for digest, size in entry["shared"].items() if digest not in known)
         known |= entry["shared"].keys()
         sent = fresh * workers + sum(task["bytes"] for task in entry["tasks"])
-        busy = [0.0] * workers
-        for task in entry["tasks"]:
-            place = int(task["home"]) % workers if task["home"] >= 0 else busy.index(min(busy))
-            busy[place] += task["seconds"] + task["bytes"] / bandwidth
-        own = sum(task["own"] for task in entry["tasks"]) + fresh / bandwidth + 2 * latency
+        busy, tasks = [0.0] * workers, entry["tasks"]
+        parts = 1 + max((int(task["home"]) for task in tasks), default=-1) if entry["task"] == _BY_BATCH else 0
+        for number, task in enumerate(tasks):
+            home = int(task["home"]) + (number // parts % max(1, workers // parts) * parts if parts else 0)
+            place = home % workers if home >= 0 else busy.index(min(busy))
+            busy[place] += task["seconds"] + task["bytes"] / bandwidth + (task["own"] if parts else 0.0)
+        own = 0.0 if parts else sum(task["own"] for task in tasks)
+        own += fresh / bandwidth + 2 * latency
         total += max(*(seconds + own for seconds in busy if seconds), sent / bandwidth) if any(busy) else 0.0
     return total
 

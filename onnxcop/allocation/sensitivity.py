@@ -211,14 +211,14 @@ def _measured(
     before a point for these alone.
     """
     reference, base, batches = held.value.reference, state.value.base, len(held.value.feeds)
-    shares = min(batches, crew.width) if crew.keeps else 1
+    shares = crew.shares(batches)
     tasks, homes = list(points), None
     if shares > 1:
         fresh = iter(list(crew.run(order_point, [p for p in points if p.order is None], original, held, state)))
         known = [next(fresh) if point.order is None else point for point in points]
         places = [tuple(range(part, batches, shares)) for part in range(shares)]
         tasks = [replace(point, places=own) for point in known for own in places]
-        copies = crew.width // shares
+        copies = max(1, crew.width // shares)
         homes = [part + shares * (number % copies) for number in range(len(points)) for part in range(shares)]
     with closing(crew.run(measure_point, tasks, original, held, state, homes=homes)) as results:
         for _ in points:

@@ -218,6 +218,10 @@ class Crew:
         known = getattr(self._executor, "width", None) or getattr(self._executor, "_max_workers", None)
         return max(1, int(known or os.cpu_count() or 1)) if self._executor is not None else 1
 
+    def shares(self, count: int) -> int:
+        """Into how many shares to divide so many things, each for a worker that keeps its share."""
+        return min(count, self.width) if self.keeps else 1
+
     def _here(self, task: Callable[..., R], item: Any, shared: Sequence[Shared[Any]]) -> R:
         return task(item, *(_value_of(one.digest, one.path) if one.path else one.value for one in shared))
 

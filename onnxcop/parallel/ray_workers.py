@@ -43,7 +43,8 @@ class RayWorkers(Executor):
             self.width = max(1, int(ray.available_resources().get("CPU", 1)))
         except Exception as error:
             text = (str(error).strip().splitlines() or [""])[0][:200]
-            raise WorkerError(f"{address}: no Ray cluster can be used ({text}); start one with `ray start`") from error
+            way_out = "start one with `ray start`; if it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            raise WorkerError(f"{address}: no Ray cluster can be used ({text}); {way_out}") from error
         kept = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(_Worker)
         self._workers = [kept.remote() for _ in range(self.width)]
         self._load = [0] * self.width
