@@ -287,6 +287,10 @@ class Crew:
                     raise WorkerError(
                         f"a worker cannot import what it needs ({what}); install onnxcop {__version__} there"
                     ) from error
+                if "deserialization of the task graph" in str(error):  # so says the scheduler of Dask
+                    raise WorkerError(
+                        f"the scheduler cannot read tasks; install onnxcop {__version__} on its machine too"
+                    ) from error
                 log.info("a worker is lost (%s); another one repeats its task", _in_a_line(error))
                 pending.future, pending.lost = None, True
                 self._submit(task, pending, shared)

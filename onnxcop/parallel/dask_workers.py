@@ -9,10 +9,12 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from onnxcop._version import __version__
 from onnxcop.parallel.crew import WorkerError
 
 PATIENCE = 10.0  # seconds that a cluster has to answer
@@ -31,7 +33,7 @@ class DaskWorkers(Executor):
         keeps: Whether each worker has one thread, so that what a task leaves behind is there for the next.
 
     Raises:
-        WorkerError: There are no workers.
+        WorkerError: There are no workers, or one of them lacks the package.
     """
 
     def __init__(self, client: Any, address: str = "Dask") -> None:
@@ -40,6 +42,7 @@ class DaskWorkers(Executor):
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError:
             raise WorkerError(f"{address}: the scheduler has no workers; start some with `dask worker`") from None
+        _require_package(client)
         threads: dict[str, int] = client.nthreads()
         self.width = max(1, sum(threads.values()))
         self.keeps = set(threads.values()) == {1}
@@ -111,6 +114,22 @@ def connected(address: str) -> DaskWorkers:
     except WorkerError:
         client.close(timeout=1)
         raise
+
+
+def _require_package(client: Any) -> None:
+    """Try whether all workers can import the package: one that cannot would end when it gets its first task.
+
+    Raises:
+        WorkerError: One of them cannot.
+    """
+    found = client.run(import_module, "onnxcop._version", on_error="return")
+    failed = [(place, error) for place, error in found.items() if isinstance(error, Exception)]
+    if failed:
+        place, error = failed[0]
+        raise WorkerError(
+            f"the worker at {place} cannot import what it needs ({type(error).__name__}: {error}); install onnxcop "
+            f"{__version__} there"
+        )
 
 
 def require_answer(address: str) -> None:

@@ -141,14 +141,21 @@ def dask_worker(port: int, cwd: Path | None = None, **changes: str) -> subproces
     )  # fmt: skip
 
 
-@pytest.fixture
-def scheduler() -> Iterator[int]:
+@contextlib.contextmanager
+def dask_scheduler(cwd: Path | None = None, **changes: str) -> Iterator[int]:
     port = free_port()
-    process = started("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    process = started("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard",
+                      cwd=cwd, **changes)  # fmt: skip
     with ended([process]):
         until = time.monotonic() + 60
         while not answers(port) and time.monotonic() < until:
             time.sleep(0.2)
+        yield port
+
+
+@pytest.fixture
+def scheduler() -> Iterator[int]:
+    with dask_scheduler() as port:
         yield port
 
 
@@ -194,10 +201,31 @@ def test_a_dask_worker_without_the_package(scheduler: int, tmp_path: Path) -> No
     (tmp_path / "onnxcop.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxcop'\")")
     with (
         ended([dask_worker(scheduler, tmp_path, PYTHONPATH=str(tmp_path))]),
-        dask(scheduler) as executor,
-        pytest.raises(WorkerError, match=r"a worker cannot import what it needs .*onnxcop"),
+        pytest.raises(WorkerError, match=r"the worker at tcp:.* cannot import what it needs .*onnxcop"),
+    ):
+        wait_for_workers(scheduler)
+        with opened(WorkersWish.of(f"dask://127.0.0.1:{scheduler}")):
+            pass
+
+
+@slow
+@pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
+def test_a_dask_scheduler_without_the_package(tmp_path: Path) -> None:
+    (tmp_path / "onnxcop.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxcop'\")")
+    with (
+        dask_scheduler(tmp_path, PYTHONPATH=str(tmp_path)) as port,
+        ended([dask_worker(port)]),
+        dask(port) as executor,
+        pytest.raises(WorkerError, match="the scheduler cannot read tasks; install onnxcop"),
     ):
         list(Crew(executor).run(abs, [-1]))
+
+
+def wait_for_workers(port: int) -> None:
+    from distributed import Client
+
+    with Client(f"tcp://127.0.0.1:{port}", timeout=60, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=120)
 
 
 @slow
