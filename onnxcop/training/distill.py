@@ -41,6 +41,7 @@ log = logging.getLogger("onnxcop")
 _TEMPERATURE = 4.0  # improvement of the divergence on the held-out set
 _HELD_OUT = 1 / 8  # share of the samples; at least
 _FEWEST_HELD_OUT = 128  # of them, up to a third
+_MOST_HELD_OUT = 4096  # of them; more take time and memory, and tell nothing more
 _VIEWS = 8
 _BEARABLE = 0.8  # agreement of the original with itself on another view that makes the view usable
 _RATES = (1e-3, 3e-4, 1e-4, 3e-5)
@@ -147,23 +148,23 @@ class _Distillation:
         self.started = time.monotonic()
         if source.count < 8:
             raise CalibrationError(f"distillation needs at least 8 samples, but got {source.description}")
-        share = min(1 / 3, max(_HELD_OUT, _FEWEST_HELD_OUT / source.count))
+        share = min(1 / 3, max(_HELD_OUT, _FEWEST_HELD_OUT / source.count), _MOST_HELD_OUT / source.count)
         fit, held_out = source.split(share, options.seed)
         self.size = source.layout.size or min(options.batch_size, fit.count)
         self.samples, self.held = SampleSet.of(fit), SampleSet.of(held_out)
         self.description = source.description
         with Session(teacher, options.engine) as session:
-            feeds = list(self.held.batches(self.size))
-            outputs = [session.run(feed) for feed in feeds]
-            judgements = judge(outputs, [_count(feed, self.held) for feed in feeds], teacher)
-            counts = [_count(feed, self.held) for feed in feeds]
+            outputs, counts = [], []
+            for feed in self.held.batches(self.size):
+                outputs.append(session.run(feed))
+                counts.append(_count(feed, self.held))
+            judgements = judge(outputs, counts, teacher)
             self.reference = Reference(outputs, judgements=judgements, counts=counts)
-            self.feeds = feeds
             self.views = self._bearable_views(session)
         learner, features = student, dict[str, Array]()
         if feature is not None:
             both = feature.of_student(student), feature.of_teacher(teacher)
-            values = _in_one_basis(feature.name, *both, self.feeds[0], options.engine)
+            values = _in_one_basis(feature.name, *both, next(self.held.batches(self.size)), options.engine)
             if values is not None:
                 learner, teacher, features = *both, {feature.name: values}
         self.loss = divergence_loss(learner, judgements, outputs, features)
@@ -236,7 +237,7 @@ class _Distillation:
     def _divergence(self, layout: WeightLayout, weights: Array, reference: Reference) -> Divergence:
         model = with_weights(self.student, layout.arrays(weights))
         with Session(model, self.options.engine) as session:
-            return reference.compare([session.run(feed) for feed in self.feeds])
+            return reference.compare([session.run(feed) for feed in self.held.batches(self.size)])
 
     def _steps(self, trainer: Trainer, start: Array) -> int:
         """The number of steps that the effort allows."""

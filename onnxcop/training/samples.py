@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop.data.arrays import release_pages
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.images.reader import image_layout
 
-MOST_BYTES = 2**30  # bytes of samples to keep in memory; more are read from a temporary file
+MOST_BYTES = 64 * 2**20  # bytes of arrays to keep in memory; larger ones are in a temporary file
+_MAPPED = 16 * 2**20  # bytes written to mapped files after which their pages are released
 _SHIFT = 1 / 8  # share of an image's side by which views are shifted at most
 
 
@@ -51,23 +55,66 @@ class ImageView:
 PLAIN = ImageView()
 
 
+class LargeArrays:
+    """Arrays in memory or, if they are large, in temporary files whose pages are released again and again.
+
+    Attributes:
+        arrays: By name.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Array] = {}
+        self._folder: Path | None = None
+        self._written = 0
+
+    def make(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, in_file: bool) -> Array:
+        """A new array; its values are arbitrary."""
+        if in_file:
+            if self._folder is None:
+                self._folder, _ = scratch_folder(self)
+            path = self._folder / f"{len(self.arrays)}.npy"
+            self.arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        else:
+            self.arrays[name] = np.empty(shape, dtype)
+        return self.arrays[name]
+
+    def take(self, name: str, indices: IntArray, axis: int) -> Array:
+        """Some entries along an axis; rows of a file are read, because mapped pages would count as used memory."""
+        array = self.arrays[name]
+        if not isinstance(array, np.memmap) or axis:
+            return array.take(indices, axis)
+        taken = np.empty((len(indices), *array.shape[1:]), array.dtype)
+        with open(str(array.filename), "rb", buffering=0) as file:
+            for row, index in zip(taken.reshape(len(indices), -1).view(np.uint8), indices.tolist(), strict=True):
+                file.seek(array.offset + index * row.nbytes)
+                file.readinto(row.data)
+        return taken
+
+    def note(self, size: int) -> None:
+        """Note that so many bytes were written."""
+        self._written += size
+        if self._written > _MAPPED:
+            self._written = 0
+            release_pages(self.arrays.values())
+
+
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """Samples of one shape: in memory, or in a temporary file if there are more than 1 GB of them.
+    """Samples of one shape: in memory, or in a temporary file if there are more than 64 MB of them.
 
     Attributes:
         arrays: By input name.
         axes: The batch axis of every input, None for one that all samples share.
         count: Number of samples.
         image: Name of the input that holds images, with the axes of height and width; None if there is none.
-        store: Owner of the temporary file; the file is removed with it.
+        store: Owner of the arrays; a temporary file is removed with it.
     """
 
     arrays: Mapping[str, Array]
     axes: Mapping[str, int | None]
     count: int
     image: tuple[str, tuple[int, int]] | None = None
-    store: object = None
+    store: LargeArrays = field(kw_only=True)
 
     @classmethod
     def of(cls, source: CalibrationData) -> SampleSet:
@@ -88,12 +135,12 @@ class SampleSet:
                 )
             store.add(feed)
         assert store is not None
-        return cls(store.arrays, axes, source.count, _image(source, store.arrays), store=store)
+        return cls(store.arrays, axes, source.count, _image(source, store.arrays), store=store.large)
 
     def batch(self, indices: IntArray, view: ImageView = PLAIN) -> Feed:
         """Some of the samples in one view."""
         feed = {
-            name: array if (axis := self.axes[name]) is None else array.take(indices, axis)
+            name: array if (axis := self.axes[name]) is None else self.store.take(name, indices, axis)
             for name, array in self.arrays.items()
         }
         if view != PLAIN and self.image is not None:
@@ -120,15 +167,11 @@ class _Store:
         self._axes, self._filled = axes, 0
         shapes = {name: _with_size(array.shape, axes[name], count) for name, array in feed.items()}
         size = sum(math.prod(shape) * feed[name].itemsize for name, shape in shapes.items())
-        self.arrays: dict[str, Array] = {}
-        for number, (name, shape) in enumerate(shapes.items()):
-            if size > MOST_BYTES and not feed[name].dtype.hasobject:
-                if number == 0:
-                    self._folder, _ = scratch_folder(self)
-                path = self._folder / f"{number}.npy"
-                self.arrays[name] = np.lib.format.open_memmap(path, "w+", feed[name].dtype, shape)
-            else:
-                self.arrays[name] = np.empty(shape, feed[name].dtype)
+        self.large = LargeArrays()
+        self.arrays = self.large.arrays
+        for name, shape in shapes.items():
+            in_file = size > MOST_BYTES and not feed[name].dtype.hasobject
+            self.large.make(name, shape, feed[name].dtype, in_file=in_file)
 
     def add(self, feed: Feed) -> None:
         """Append a batch."""
@@ -141,6 +184,7 @@ class _Store:
             taken = array.shape[axis]
             place = (slice(None),) * axis + (slice(self._filled, self._filled + taken),)
             self.arrays[name][place] = array
+            self.large.note(array.nbytes)
         self._filled += taken
 
 

@@ -1,4 +1,4 @@
-"""Outputs of the original, computed once for every sample and view, and kept as far as memory allows."""
+"""Outputs of the original, computed once for every sample and view, and kept up to 1 GB: if large, in a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import onnx
 
 from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.training.samples import MOST_BYTES, ImageView, SampleSet
+from onnxcop.training.samples import MOST_BYTES, ImageView, LargeArrays, SampleSet
+
+_KEPT = 2**30  # bytes of outputs to keep
 
 
 class Teacher:
@@ -30,6 +32,7 @@ class Teacher:
         self._session = Session(model, options)
         self._samples, self._outputs = samples, list(outputs)
         self._answers: dict[int, dict[str, Array]] = {}
+        self._large = LargeArrays()
         self._known = np.zeros((len(views), samples.count), np.bool_)
 
     def answers(self, indices: IntArray, view: int, feed: Mapping[str, Array]) -> Feed:
@@ -45,15 +48,18 @@ class Teacher:
             if any(np.ndim(value) == 0 or len(value) != len(indices) for value in outputs.values()):
                 return outputs  # samples are not along the first axis: outputs cannot be stored by sample
             size = sum(value.nbytes for value in outputs.values()) / len(indices)
-            if size * self._known.size > MOST_BYTES:
+            if size * self._known.size > _KEPT:
                 return outputs
             cached = self._answers.setdefault(view, {})
             for name, value in outputs.items():
                 if name not in cached:
-                    cached[name] = np.zeros((self._samples.count, *value.shape[1:]), value.dtype)
+                    shape = (self._samples.count, *value.shape[1:])
+                    in_file = size * self._known.size > MOST_BYTES
+                    cached[name] = self._large.make(f"{view} {name}", shape, value.dtype, in_file=in_file)
                 cached[name][indices] = value
+                self._large.note(value.nbytes)
             self._known[view, indices] = True
-        return {name: values[indices] for name, values in self._answers[view].items()}
+        return {name: self._large.take(f"{view} {name}", indices, 0) for name in self._answers[view]}
 
     def close(self) -> None:
         """Free the session."""
