@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _C, _V, _W, _R = "tests/coupling", "tests/verification", "tests/rewrite", "tests/reconstruction"
 _PROVEN = f"{_C}/test_exports.py::test_pruned_and_proven"
 _BODIES = f"{_C}/test_bodies.py::test_pruned_equals_masked"
-_CORNERS = f"{_C}/ops/test_corners.py"
+_CORNERS, _MACS = f"{_C}/ops/test_corners.py", f"{_C}/ops/test_macs.py"
 _FUSED_BERT = f"{_C}/test_transformers.py::test_bert_with_fused_operators"
 
 
@@ -69,20 +69,22 @@ TARGETS: dict[str, list[str]] = {
         *_rules("Range", "Add", "ReduceSum"),
     ],
     "onnxcop/coupling/ops/attention.py": [
+        _MACS,
         *_rules("Attention", "RotaryEmbedding", "ms.Attention", "ms.GroupQueryAttention", "ms.MultiHeadAttention",
                 "ms.QAttention", "ms.RotaryEmbedding"),
         f"{_C}/test_transformers.py::test_fused_attention_gives_heads_or_else_dimensions",
         f"{_C}/test_transformers.py::test_groups_of_query_heads_or_else_their_members",
     ],
     "onnxcop/coupling/ops/attention_heads.py": [
+        _MACS,
         *_rules("Attention", "ms.Attention", "ms.GroupQueryAttention", "ms.MultiHeadAttention", "ms.QAttention"),
         f"{_C}/test_transformers.py::test_fused_attention_gives_heads_or_else_dimensions",
         f"{_C}/test_transformers.py::test_default_scale_is_written_down_with_fewer_dimensions",
         f"{_C}/test_transformers.py::test_groups_of_query_heads_or_else_their_members",
     ],
-    "onnxcop/coupling/ops/blocked.py": [*_rules("ms.MatMulNBits", "ms.MoE"), f"{_C}/test_blocked.py"],
+    "onnxcop/coupling/ops/blocked.py": [_CORNERS, _MACS, *_rules("ms.MatMulNBits", "ms.MoE"), f"{_C}/test_blocked.py"],
     "onnxcop/coupling/ops/contraction.py": [
-        _CORNERS,
+        _CORNERS, _MACS,
         *_rules("Conv", "MatMul", "Gemm", "Einsum", "ConvTranspose", "ConvInteger", "MatMulInteger", "QLinearConv",
                 "QLinearMatMul", "ms.FusedMatMul"),
     ],
@@ -93,6 +95,7 @@ TARGETS: dict[str, list[str]] = {
     ],
     "onnxcop/coupling/ops/facts.py": [f"{_C}/test_groups.py", *_rules("Conv", "Concat", "Reshape"), _PROVEN],
     "onnxcop/coupling/ops/fused.py": [
+        _CORNERS,
         *_rules("ms.FusedConv", "ms.FusedMatMul", "ms.BiasGelu", "ms.EmbedLayerNormalization",
                 "ms.SkipLayerNormalization", "ms.SkipSimplifiedLayerNormalization", "ms.FastGelu"),
         _FUSED_BERT,
@@ -108,10 +111,11 @@ TARGETS: dict[str, list[str]] = {
         *_rules("Concat", "Transpose", "Expand", "ConstantOfShape", "Tile", "DepthToSpace", "SpaceToDepth", "Resize",
                 "Squeeze", "Unsqueeze", "Shape", "Range", "Upsample", "Size", "EyeLike"),
     ],
-    "onnxcop/coupling/ops/normalization.py": _rules(
-        "Softmax", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "LRN", "CumSum", "TopK",
-        "ArgMax", "LpNormalization", "MeanVarianceNormalization", "Hardmax",
-    ),
+    "onnxcop/coupling/ops/normalization.py": [
+        _CORNERS,
+        *_rules("Softmax", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "LRN", "CumSum",
+                "TopK", "ArgMax", "LpNormalization", "MeanVarianceNormalization", "Hardmax"),
+    ],
     "onnxcop/coupling/ops/op.py": [
         _CORNERS,
         *_rules("Conv", "Reshape", "Concat", "Gather", "Softmax", "Resize", "Expand", "ms.MoE", "LSTM",
@@ -129,10 +133,11 @@ TARGETS: dict[str, list[str]] = {
         f"{_C}/test_bodies.py::test_a_recurrent_layer_in_a_branch_that_does_not_fit_is_declined",
         f"{_C}/test_bodies.py::test_a_recurrent_state_that_is_given_keeps_the_hidden_size_only",
     ],
-    "onnxcop/coupling/ops/reduction.py": _rules(
-        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "GlobalAveragePool", "MaxPool", "ms.NhwcMaxPool",
-    ),
-    "onnxcop/coupling/ops/reshape.py": [*_rules("Reshape", "Flatten"), f"{_C}/test_shuffles.py"],
+    "onnxcop/coupling/ops/reduction.py": [
+        _CORNERS,
+        *_rules("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "GlobalAveragePool", "MaxPool", "ms.NhwcMaxPool"),
+    ],
+    "onnxcop/coupling/ops/reshape.py": [_CORNERS, *_rules("Reshape", "Flatten"), f"{_C}/test_shuffles.py"],
     "onnxcop/verification/agreement.py": ["tests/pipeline/test_versus.py"],
     "onnxcop/verification/dequantize.py": [f"{_V}/test_compare.py", f"{_C}/test_quantized.py"],
     "onnxcop/verification/difference.py": [f"{_V}/test_difference.py", f"{_V}/test_compare.py"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,14 @@ from onnx import helper
 from onnxcop.coupling.atoms import AtomPool
 from onnxcop.coupling.ops import Op
 from onnxcop.coupling.ops.facts import Findings, SizeEdit
+from onnxcop.coupling.ops.reshape import blocks_of
 from onnxcop.coupling.result import Coupling
 from onnxcop.coupling.tracing import trace
 from onnxcop.graph.shapes import infer
 from ops.oracle import check_labels, check_moves, check_removal, trace_alone
 from ops.sample import Sample, floats, ints, positive
+
+MICROSOFT = "com.microsoft"
 
 
 def kept(op: str, inputs: tuple[Any, ...], live: dict[int, tuple[int, ...]], units: int, **more: Any) -> Sample:
@@ -48,6 +50,17 @@ EXACT = {
         attributes={"kernel_shape": [2, 2]},
         outputs=2,
         skip_outputs=(1,),
+    ),
+    "a convolution that adds another tensor, as onnxruntime fuses it": kept(
+        "FusedConv",
+        (floats((3, 2, 5, 5)), floats((4, 2, 1, 1), 1), floats((4,), 2), floats((3, 4, 5, 5), 3)),
+        {0: (0, 1), 3: (0, 1)},
+        9,
+        attributes={"kernel_shape": [1, 1], "activation": "Relu"},
+        domain=MICROSOFT,
+    ),
+    "a size that is copied from an axis in front of another one": kept(
+        "Reshape", (floats((4, 2, 2)), ints(2, 0, 4)), {0: (0,)}, 2, moves=True
     ),
     "positions to sample at, computed from channels": kept(
         "GridSample", (floats((2, 4, 5, 5)), np.tanh(floats((2, 3, 3, 2), 1))), {0: (1,), 1: (1,)}, 4, opset=16
@@ -106,32 +119,46 @@ def test_a_product_of_integers_with_a_scale_for_every_row_is_declined(position: 
     assert _declined(sample) == "QLinearMatMul with a scale per row"
 
 
-# Multiply-accumulates against counts over the elements of the operands
-
-_BATCH, _INS, _OUTS = 2, 4, 6
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("space", [(5,), (5, 4)], ids=str)
-def test_a_deconvolution_multiplies_every_input_with_its_kernels(groups: int, space: tuple[int, ...]) -> None:
-    kernel = (3, 2)[: len(space)]
-    inputs = (floats((_BATCH, _INS, *space)), floats((_INS, _OUTS // groups, *kernel), 1))
-    attributes = {"group": groups, "strides": [2] * len(space)}
-    assert _macs(Sample("ConvTranspose", inputs, {0: (1,)}, attributes)) == inputs[0].size * prod(inputs[1].shape[1:])
+def _in_blocks() -> list[Any]:
+    """Inputs of a MatMulNBits of 4 bits: 5 columns and 3 blocks of 16."""
+    packed = np.arange(5 * 3 * 8, dtype=np.uint8).reshape(5, 3, 8)
+    return [floats((2, 48)), packed, positive((5, 3)), np.full((5, 2), 0x88, np.uint8)]
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("space", [(5,), (5, 4)], ids=str)
-def test_a_convolution_multiplies_for_every_output(groups: int, space: tuple[int, ...]) -> None:
-    kernel = (3, 2)[: len(space)]
-    inputs = (floats((_BATCH, _INS, *space)), floats((_OUTS, _INS // groups, *kernel), 1))
-    made = _BATCH * _OUTS * prod(size - width + 1 for size, width in zip(space, kernel, strict=True))
-    assert _macs(Sample("Conv", inputs, {0: (1,)}, {"group": groups})) == made * prod(inputs[1].shape[1:])
+IN_BLOCKS = {"K": 48, "N": 5, "bits": 4, "block_size": 16}
 
 
-def _macs(sample: Sample) -> float:
-    (macs,) = trace_alone(sample).findings.macs
-    return macs.scale * prod(len(axis) for axis in macs.axes)
+@pytest.mark.parametrize("position", [1, 2, 3])
+def test_blocks_in_one_row_are_declined(position: int) -> None:
+    inputs = _in_blocks()
+    inputs[position] = inputs[position].reshape(-1)
+    found = _declined(Sample("MatMulNBits", tuple(inputs), {0: (1,)}, IN_BLOCKS, domain=MICROSOFT))
+    assert found == "MatMulNBits with scales or zero points in one row"
+
+
+def test_columns_of_packed_weights_are_measured_by_their_scales() -> None:
+    coupling = trace_alone(Sample("MatMulNBits", tuple(_in_blocks()), {0: (1,)}, IN_BLOCKS, domain=MICROSOFT))
+    ((kernel, produced),) = ((c.kernel, c.produced) for c in coupling.findings.contractions if c.kernel is not None)
+    assert kernel is not None and (kernel.input, kernel.in_axis, kernel.out_axis) == (2, 1, 0)
+    columns = coupling.labels["out0"][1]
+    assert columns is not None and produced is not None
+    np.testing.assert_array_equal(coupling.classes.of[produced], coupling.classes.of[columns])
+
+
+def test_channels_of_experts_are_measured_by_all_their_weights() -> None:
+    inputs = (floats((2, 3, 8)), floats((6, 4), 1), floats((4, 12, 8), 2), None, floats((4, 8, 12), 4))
+    coupling = trace_alone(Sample("MoE", inputs, {0: (2,)}, {"k": 2}, domain=MICROSOFT))
+    measured = {c.kernel.input: c for c in coupling.findings.contractions if c.kernel is not None}
+    assert {place: (c.kernel.in_axis, c.kernel.out_axis) for place, c in measured.items() if c.kernel is not None} == {
+        2: (2, 1), 4: (2, 1)
+    }  # fmt: skip
+    assert [len(c.produced) for c in measured.values() if c.produced is not None] == [12, 8]
+
+
+def test_shapes_are_cut_into_the_smallest_blocks_of_one_product() -> None:
+    assert blocks_of((2, 3, 4), (6, 4)) == [((0, 1), (0,)), ((2,), (1,))]
+    assert blocks_of((5, 6, 4), (5, 2, 3, 4)) == [((0,), (0,)), ((1,), (1, 2)), ((2,), (3,))]
+    assert blocks_of((4, 6), (6, 4)) == [((0, 1), (0, 1))]
 
 
 # The interface of rules
