@@ -135,7 +135,7 @@ def test_presets_by_name(place: Place) -> None:
     expected = (
         "224×224, rgb, nchw, centre crop 0.875, x/255, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)",
         "224×224, rgb, nchw, centre crop 0.875, bicubic, minus (127), over (128)",
-        "224×224, rgb, nhwc, stretch, minus (127.5), over (127.5)",
+        "224×224, rgb, nhwc, stretch, x*0.00784314, minus (1), over (1)",
         "640×640, bgr, nchw,",
         "240×320, rgb, nchw, stretch, area, minus (127), over (128)",
     )

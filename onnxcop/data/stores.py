@@ -7,7 +7,6 @@ of one or many array files by number and reads nothing else.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from onnxcop._base.lookup import Recent
 from onnxcop._base.scratch import scratch_folder
 from onnxcop._base.types import Array, Feed
 from onnxcop.data.arrays import ArrayFile, release_pages
-from onnxcop.data.binding import Binder, Binding, cast
+from onnxcop.data.binding import Binder, cast
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.images.reader import ImageReader
 
@@ -50,7 +50,7 @@ class ArrayStore:
         self._binder = binder
         self._bindings = [binder.bind(array_file.outline(), array_file.origin) for array_file in array_files]
         self._ends = list(accumulate(binding.count for binding in self._bindings))
-        self._open: OrderedDict[int, Mapping[str, Array]] = OrderedDict()
+        self._open: Recent[int, Mapping[str, Array]] = Recent(_OPEN_FILES)
         self._read = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,7 +74,7 @@ class ArrayStore:
         place = bisect_right(self._ends, index)
         binding, array_file = self._bindings[place], self.array_files[place]
         first = self._ends[place] - binding.count
-        arrays = self._arrays(place, binding, array_file)
+        arrays = self._open.get(place, lambda: array_file.load(set(binding.keys.values())))
         feed = self._binder.sample(binding, arrays, index - first, array_file.origin)
         self._read += sum(array.nbytes for array in feed.values())
         if self._read > _MAPPED:
@@ -82,14 +82,6 @@ class ArrayStore:
             for opened in self._open.values():
                 release_pages(opened.values())
         return feed
-
-    def _arrays(self, place: int, binding: Binding, array_file: ArrayFile) -> Mapping[str, Array]:
-        if place not in self._open:
-            if len(self._open) >= _OPEN_FILES:
-                self._open.popitem(last=False)
-            self._open[place] = array_file.load(set(binding.keys.values()))
-        self._open.move_to_end(place)
-        return self._open[place]
 
 
 class ImageStore:

@@ -20,6 +20,7 @@ from onnxcop._base.types import IntArray
 from onnxcop.data.text import TextData
 from onnxcop.errors import CalibrationError
 
+_SETTINGS = ("tokenizer_config.json", "config.json", "generation_config.json")
 _KINDS = ("WordPiece", "WordLevel", "Unigram", "BPE")
 _MARKS = "▁Ġ"  # stands for a blank before a word
 
@@ -67,7 +68,8 @@ def trimmed_vocabulary(texts: TextData) -> Vocabulary:
     pieces = _pieces(model)
     added = {entry["id"]: entry["content"] for entry in document.get("added_tokens", ())}
     named = dict(_numbers_named(document.get("post_processor")))
-    used |= set(added) | set(named) | {number for piece, number in pieces.items() if _always(piece, model)}
+    used |= set(added) | set(named) | set(_numbers_in_settings(document, texts.file().parent))
+    used |= {number for piece, number in pieces.items() if _always(piece, model)}
     if model["type"] == "BPE":
         used |= _alphabet(model, pieces)
         used = _with_parts(used, model, pieces)
@@ -150,6 +152,17 @@ def _numbers_named(processor: Any) -> Iterator[tuple[int, str]]:
             yield from _numbers_named(entry)
 
 
+def _numbers_in_settings(document: Mapping[str, Any], folder: Path) -> Iterator[int]:
+    """Token numbers of the padding, and of special tokens in the configuration, whether or not a text uses them."""
+    padding = document.get("padding")
+    if isinstance(padding, Mapping) and isinstance(padding.get("pad_id"), int):
+        yield padding["pad_id"]
+    for name in _SETTINGS:
+        for key, value in (json_table(folder / name) or {}).items():
+            if key.endswith("token_id") and isinstance(value, int):
+                yield value
+
+
 def _renamed(processor: Any, vocabulary: Vocabulary) -> Any:
     if isinstance(processor, Mapping):
         result = {}
@@ -199,7 +212,7 @@ def _files(document: dict[str, Any], vocabulary: Vocabulary, folder: Path) -> di
 
 def _settings(folder: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, bytes]]:
     """Settings that name tokens by their numbers."""
-    for name in ("tokenizer_config.json", "config.json", "generation_config.json", "added_tokens.json"):
+    for name in (*_SETTINGS, "added_tokens.json"):
         config = json_table(folder / name)
         if config is None:
             continue

@@ -17,7 +17,7 @@ import pickle
 import socket
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from onnxcop._base.lookup import Recent
 from onnxcop._base.scratch import scratch_folder
 from onnxcop._version import __version__
 from onnxcop.errors import OnnxcopError
@@ -347,13 +348,8 @@ _held = threading.local()
 
 def _value_of(digest: str, source: Path | bytes) -> Any:
     """A shared value, unpacked once by every thread: tasks may change it as long as they restore it."""
-    values: OrderedDict[str, Any] = _held.__dict__.setdefault("values", OrderedDict())
-    if digest not in values:
-        values[digest] = unpack(source)
-        while len(values) > _HELD:
-            values.popitem(last=False)
-    values.move_to_end(digest)
-    return values[digest]
+    values: Recent[str, Any] = _held.__dict__.setdefault("values", Recent(_HELD))
+    return values.get(digest, lambda: unpack(source))
 
 
 def _perform(

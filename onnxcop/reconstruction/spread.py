@@ -8,7 +8,7 @@ samples and all steps again.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxcop._base.lookup import Recent
 from onnxcop._base.types import Array, Feed, FloatArray, IntArray
 from onnxcop.errors import EngineError
 from onnxcop.graph.edit import copied
@@ -25,7 +26,7 @@ from onnxcop.reconstruction.linear_layers import LinearLayer, linear_layer, want
 from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.normal_equations import BatchSums, FittedLayer
 from onnxcop.runtime.segments import GraphPartition, PartialExecutor, common_sizes
-from onnxcop.runtime.session import EngineOptions, KeptSession, KeptSessions
+from onnxcop.runtime.session import EngineOptions, KeptSession, close
 from onnxcop.runtime.states import LiveTensors
 
 _OPEN = 6  # pieces that a worker keeps loaded: a layer needs three, and batches that lag behind need others
@@ -162,7 +163,7 @@ class _Side:
         self.partition, self.options = partition, options
         self.states = LiveTensors([{}] * batches)
         self.cuts = [0] * batches
-        self._pieces, self._rests = KeptSessions(_OPEN), KeptSessions(1)
+        self._pieces, self._rests = (Recent[Hashable, KeptSession | None](most, close) for most in (_OPEN, 1))
 
     def begin(self, place: int, feed: Mapping[str, Array]) -> None:
         self.cuts[place] = 0

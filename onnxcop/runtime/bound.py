@@ -8,7 +8,6 @@ of the network with other weights needs no session of its own. On the CPU nothin
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnxcop._base.lookup import Recent
 from onnxcop._base.types import Array, Feed
 from onnxcop.errors import EngineError
 from onnxcop.graph.edit import copied
@@ -24,7 +24,7 @@ from onnxcop.graph.io import values_of
 from onnxcop.graph.subgraphs import captured
 from onnxcop.graph.traits import Trait, traits
 from onnxcop.runtime.providers import CUDA, TENSORRT, OutOfMemory, engine_error, resolve_provider
-from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.runtime.session import EngineOptions, Session, close
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _VARYING = Trait.LINEAR | Trait.MULTIPLIES | Trait.ADDS  # operators that read weights, biases or masks
@@ -80,7 +80,7 @@ class ResidentPieces:
 
     def __init__(self, options: EngineOptions, device: str) -> None:
         self._options, self._device = options, device
-        self._sessions: OrderedDict[bytes, _BoundPiece | None] = OrderedDict()
+        self._sessions: Recent[bytes, _BoundPiece | None] = Recent(_SESSIONS, close)
 
     def loaded(self, piece: onnx.ModelProto) -> RunPiece:
         """A function that runs a piece; its arguments are those of :meth:`_BoundPiece.run_bound`.
@@ -101,20 +101,16 @@ class ResidentPieces:
 
     def _session(self, bare: onnx.ModelProto) -> _BoundPiece | None:
         """The session of a piece, made the first time."""
-        key = bare.SerializeToString(deterministic=True)
-        if key not in self._sessions:
+
+        def made() -> _BoundPiece | None:
             try:
-                self._sessions[key] = _BoundPiece(bare, self._options, self._device)
+                return _BoundPiece(bare, self._options, self._device)
             except OutOfMemory:
                 raise
             except EngineError:
-                self._sessions[key] = None
-            if len(self._sessions) > _SESSIONS:
-                _, oldest = self._sessions.popitem(last=False)
-                if oldest is not None:
-                    oldest.close()
-        self._sessions.move_to_end(key)
-        return self._sessions[key]
+                return None
+
+        return self._sessions.get(bare.SerializeToString(deterministic=True), made)
 
 
 class _BoundPiece(Session):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ from onnxcop.runtime.providers import (
 )
 
 __all__ = [
-    "EngineOptions", "KeptSession", "KeptSessions", "OutOfMemory", "Runner", "Session", "resolve_provider",
+    "EngineOptions", "KeptSession", "OutOfMemory", "Runner", "Session", "close", "resolve_provider",
     "run_batched",
 ]  # fmt: skip
 
@@ -250,27 +249,10 @@ class KeptSession:
             self.made.close()
 
 
-class KeptSessions:
-    """The sessions that were used last, by key.
-
-    Args:
-        most: How many stay open.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._open: OrderedDict[Hashable, KeptSession | None] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], KeptSession | None]) -> KeptSession | None:
-        """The session of a key, made if it is not there; None if there is nothing to run."""
-        if key not in self._open:
-            while len(self._open) >= self._most:
-                _, oldest = self._open.popitem(last=False)
-                if oldest is not None:
-                    oldest.close()
-            self._open[key] = make()
-        self._open.move_to_end(key)
-        return self._open[key]
+def close(session: Session | KeptSession | None) -> None:
+    """Close a session if there is one."""
+    if session is not None:
+        session.close()
 
 
 def run_batched(

@@ -97,6 +97,27 @@ def _command(home: Path, tmp_path: Path) -> list[str]:
     return ["trim-vocab", str(home / "model.onnx"), "--vocab-from", texts, "-o", small, "--provider", "cpu"]
 
 
+def test_tokens_of_the_padding_and_of_the_configuration_stay(tmp_path: Path) -> None:
+    """Also if no text uses them and the tokenizer does not list them as special."""
+    home = _folder(tmp_path, "WordLevel")
+    words = {
+        word: number for number, word in enumerate(["[UNK]", "never", "[PAD]", "[END]", *"a small cat sat".split()])
+    }
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.enable_padding(pad_id=2, pad_token="[PAD]")
+    tokenizer.save(str(home / "tokenizer.json"))
+    (home / "config.json").write_text(json.dumps({"vocab_size": len(words), "eos_token_id": 3, "bos_token_id": None}))
+    (home / "model.onnx").write_bytes(_encoder(len(words)).SerializeToString())
+    (tmp_path / "texts.txt").write_text("a small cat\ncat sat")
+    assert cli.run(_command(home, tmp_path)) == 0
+    document = json.loads((tmp_path / "small" / "tokenizer.json").read_text())
+    assert document["model"]["vocab"] == {"[UNK]": 0, "[PAD]": 1, "[END]": 2, "a": 3, "small": 4, "cat": 5, "sat": 6}
+    assert document["padding"]["pad_id"] == 1
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config == {"vocab_size": 7, "eos_token_id": 2, "bos_token_id": None}
+
+
 @pytest.mark.parametrize("kind", ["WordPiece", "WordLevel", "BPE", "Unigram"])
 def test_texts_keep_their_outputs(kind: str, tmp_path: Path) -> None:
     home, small = _folder(tmp_path, kind), tmp_path / "small"

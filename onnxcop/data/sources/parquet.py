@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from onnxcop._base.lookup import Recent
 from onnxcop._base.types import Array
 from onnxcop.data.stores import ImageStore
 from onnxcop.errors import CalibrationError
@@ -57,7 +57,7 @@ class ParquetImages(ImageStore):
         self._begin()
 
     def _begin(self) -> None:
-        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._held: Recent[int, Any] = Recent(_HELD)
         self._lock = threading.Lock()  # several threads decode images
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,17 +90,15 @@ class ParquetImages(ImageStore):
     def _rows(self, group: int) -> Any:
         """The images of a row group."""
         with self._lock:
-            if group not in self._held:
-                while len(self._held) >= _HELD:
-                    self._held.popitem(last=False)
-                number, own, _ = self._groups[group]
-                try:
-                    table = _opened(self._files[number]).read_row_group(own, columns=[self._column])
-                except (OSError, ValueError) as error:  # of which pyarrow's errors are kinds
-                    raise _damaged(self._files[number], error) from None
-                self._held[group] = table.column(self._column)
-            self._held.move_to_end(group)
-            return self._held[group]
+            return self._held.get(group, lambda: self._read(group))
+
+    def _read(self, group: int) -> Any:
+        number, own, _ = self._groups[group]
+        try:
+            table = _opened(self._files[number]).read_row_group(own, columns=[self._column])
+        except (OSError, ValueError) as error:  # of which pyarrow's errors are kinds
+            raise _damaged(self._files[number], error) from None
+        return table.column(self._column)
 
 
 def _opened(path: Path) -> Any:
