@@ -12,6 +12,10 @@ Ours are a warm-up of a tenth of the schedule, at most 200 steps, and in short s
 
 `--beside` prunes the base once more with measured allocation to the same budgets and fine-tunes it likewise. The base
 is kept in `--work`, so that a second run starts from it. PyTorch trains; it is no dependency of the package.
+
+`resnet32-plain` is the ResNet-32 of He et al. (2015) for CIFAR-10, whose shortcuts have no weights. `--weights FILE`
+starts from published ones (state dict as in akamaster/pytorch_resnet_cifar10), and `--epochs` then adapts them to the
+JPEG images at a tenth of the rate. It is pruned to the paper's shares of parameters and FLOPs.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +75,47 @@ def resnet32() -> nn.Module:
             into = width
     head = [nn.BatchNorm2d(64, momentum=0.003), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
     return nn.Sequential(*layers, *head)
+
+
+class PlainBlock(nn.Module):
+    """Two normalized convolutions beside a shortcut without weights; the names are those of published state dicts."""
+
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        self.stride, self.more = stride, (out - into) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        kept = x[:, :, :: self.stride, :: self.stride]
+        return torch.relu(inner + nn.functional.pad(kept, (0, 0, 0, 0, self.more, self.more)))
+
+
+class PlainResNet(nn.Module):
+    """ResNet for CIFAR-10 as first published, on images scaled as for the other networks."""
+
+    factor: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(*(PlainBlock(width if n else into, width, stride if not n else 1) for n in range(blocks)))
+            for into, width, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+        )
+        self.linear = nn.Linear(64, 10)
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        factor, offset = DEVIATION / 255 / deviation, (MEAN / 255 - mean) / deviation
+        self.register_buffer("factor", factor.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("offset", offset.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x * self.factor + self.offset)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: torch.Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
 
 
 def vgg16() -> nn.Module:
@@ -147,7 +193,7 @@ class Recipe:
         rate: Learning rate at a fraction of the schedule.
         nesterov: Whether momentum looks ahead.
         bright: Whether brightness and contrast are varied.
-        cut: Fraction of filters to remove, as the authors count them.
+        cut: Fraction of filters to remove, as the authors count them; None for the published shares.
         beta: COP's preference for fewer FLOPs.
         gamma: For fewer parameters.
         published: Accuracy before and after, shares of parameters and FLOPs removed, in percent.
@@ -161,7 +207,7 @@ class Recipe:
     rate: Callable[[float], float]
     nesterov: bool
     bright: bool
-    cut: float
+    cut: float | None
     beta: float
     gamma: float
     published: tuple[float, float, float, float]
@@ -171,6 +217,11 @@ class Recipe:
 def one_cycle(done: float) -> float:
     """Linear to 0.2 in a quarter of the schedule, then linear to zero: for few epochs (Smith and Topin 2018)."""
     return 0.2 * min(done / 0.25, (1 - done) / 0.75)
+
+
+def adapting(rate: Callable[[float], float], done: float) -> float:
+    """A tenth of a schedule's rate, for weights that are trained already; it falls to zero."""
+    return 0.1 * rate(0.0) * (1 - done)
 
 
 def by_halves(epochs: int) -> Callable[[float], float]:
@@ -186,6 +237,9 @@ def by_tenths(done: float) -> float:
 RECIPES = {
     "vgg16": Recipe(vgg16, 128, 1.5e-3, 250, by_halves(250), True, True, 0.65, 0, 3, (93.56, 93.31, 92.8, 73.5)),
     "resnet32": Recipe(resnet32, 128, 2e-4, 250, by_tenths, False, False, 0.30, 3, 0, (92.64, 91.97, 57.5, 53.9)),
+    "resnet32-plain": Recipe(
+        partial(PlainResNet, 5), 128, 2e-4, 250, by_tenths, False, False, None, 3, 0, (92.64, 91.97, 57.5, 53.9)
+    ),
     "mobilenet": Recipe(
         mobilenet, 64, 6e-4, 125, by_halves(125), True, True, 0.50, 0.1, 0.9, (93.90, 93.39, 67.2, 59.5)
     ),
@@ -335,7 +389,7 @@ def exported(network: nn.Module, path: Path) -> None:
         raise SystemExit(f"{path}: the exporter has folded the normalization")
 
 
-def published_share(path: Path, recipe: Recipe) -> float:
+def published_share(path: Path, recipe: Recipe, cut: float) -> float:
     """The share of filters to keep, as `--filters` counts them, at which the authors' code stops.
 
     They count neither projections nor depthwise layers, and the three colours as filters of the picture.
@@ -354,7 +408,7 @@ def published_share(path: Path, recipe: Recipe) -> float:
         PruningState(context, Limits(multiple_of=1)),
     )
     gone = 0
-    while gone < int(total * recipe.cut):
+    while gone < int(total * cut):
         open_ones = (
             state.available
             & np.array([state.may_remove(g, np.array([1]))[0] for g in range(len(structure.groups))])[
@@ -432,11 +486,17 @@ def run(given: argparse.Namespace) -> Outcome:
     if given.one_cycle:
         recipe = replace(recipe, rate=one_cycle, nesterov=True)
     recipe = replace(recipe, bf16=given.bf16)
+    if given.weights is not None:
+        recipe = replace(recipe, rate=partial(adapting, recipe.rate))
     data = load(given.cifar, given.limit)
     outcome = Outcome(given.network, given.epochs, given.fine_tune, len(data.train), recipe.published)
     given.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(given.seed)
     network, kept = recipe.build(), given.work / f"{given.network}-{given.epochs}-{len(data.train)}-{given.seed}.pt"
+    if given.weights is not None:
+        stored = torch.load(given.weights, map_location="cpu")["state_dict"]
+        network.load_state_dict({name.removeprefix("module."): value for name, value in stored.items()})
+        print(f"{given.weights}: test {accuracy(network, data):.2f} %", flush=True)
     if kept.exists():
         network.load_state_dict(torch.load(kept))
         outcome.before = outcome.best_before = accuracy(network, data)
@@ -447,8 +507,12 @@ def run(given: argparse.Namespace) -> Outcome:
     exported(network, base)
     limits = onnxcop.Limits(multiple_of=1)
     criterion = onnxcop.criterion_named("cop-paper", beta=recipe.beta, gamma=recipe.gamma)
-    share = published_share(base, recipe)
-    result = onnxcop.prune(base, filters=share, criterion=criterion, recover="none", limits=limits)
+    cut = partial(onnxcop.prune, base, criterion=criterion, recover="none", limits=limits)
+    if recipe.cut is None:
+        _, _, params, macs = recipe.published
+        result = cut(params=1 - params / 100, macs=1 - macs / 100)
+    else:
+        result = cut(filters=published_share(base, recipe, recipe.cut))
     pruned = given.work / f"{given.network}-cop.onnx"
     result.save(pruned)
     outcome.runs["cop-paper"] = fine_tuned("cop-paper", pruned, base, data, recipe, given)
@@ -487,6 +551,7 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, required=True, help="folder with train/CLASS/*.jpg and test/CLASS/*.jpg")
     parser.add_argument("--work", type=Path, default=Path("reproduce"), help="where models are kept")
     parser.add_argument("--epochs", type=int, help="of the base (default: the published schedule)")
+    parser.add_argument("--weights", type=Path, help="published weights of resnet32-plain, instead of training it")
     parser.add_argument("--fine-tune", type=int, help="epochs after pruning (default: the published schedule)")
     parser.add_argument("--limit", type=int, help="pictures of each half that are used, for a trial")
     parser.add_argument("--beside", action="store_true", help="measured allocation at the same budgets as well")
@@ -500,6 +565,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads is not None:
         torch.set_num_threads(given.threads)
+    if given.network != "resnet32-plain" and given.weights is not None:
+        parser.error("--weights is for resnet32-plain")
+    if given.network == "resnet32-plain" and given.torch:
+        parser.error("--torch: PyTorch's shortcuts of resnet32-plain cannot be narrowed; leave it out")
     full = RECIPES[given.network].epochs
     given.epochs = full if given.epochs is None else given.epochs
     given.fine_tune = full if given.fine_tune is None else given.fine_tune
