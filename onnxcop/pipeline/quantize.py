@@ -25,6 +25,7 @@ from onnxcop.graph import io as models
 from onnxcop.pipeline.decide import Request
 from onnxcop.pipeline.options import PruneOptions, Quantization
 from onnxcop.pipeline.unseen import UnseenSamples
+from onnxcop.reconstruction.divergence import Figures
 from onnxcop.recovery.equalize import equalized
 from onnxcop.recovery.int8 import with_fitted_layers
 from onnxcop.recovery.int8_ranges import around_layers, least_error_ranges, quantized_tensors
@@ -38,7 +39,7 @@ log = logging.getLogger("onnxcop")
 _SAMPLES = 128  # samples for the ranges of activations
 _HELD_OUT = 64  # other samples, which choose between candidates; a third if there are few
 _LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
-_WORTH_FLOAT = 0.5  # share of the divergence below which other operators stay in floating point
+_WORTH_FLOAT = 0.7  # share of the divergence below which other operators stay in floating point
 _WORTH_ENDS = 0.95  # the same for the first and last layers
 _FIRST, _LAST = 0.1, 0.25  # share of the layers that are called so
 _POWERS = 2.0, 3.0  # of the error, if all operators are quantized, and if only layers are
@@ -166,20 +167,38 @@ def _dynamic(plain: Path, folder: Path) -> onnx.ModelProto:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class Int8Choice:
     """An int8 model to choose.
 
     Attributes:
-        distance: Divergence from the model in floating point on held-out samples.
+        judged: How it differs from the model in floating point on held-out samples; None if that is not known.
         int8: The model.
         base: The model that was quantized.
         said: Description of its ranges.
     """
 
-    distance: float
+    judged: Figures | None
     int8: onnx.ModelProto
     base: onnx.ModelProto
     said: str
+
+    @property
+    def distance(self) -> float:
+        """Divergence; infinite if it is not known."""
+        return math.inf if self.judged is None else self.judged.divergence.value
+
+    def agrees_more(self, other: Int8Choice) -> bool:
+        """Whether predictions of an output agree more often than another choice's, beyond both intervals."""
+        if self.judged is None or other.judged is None:
+            return False
+        return any(
+            one.agreement is not None
+            and two.agreement is not None
+            and one.agreement.low is not None
+            and two.agreement.high is not None
+            and one.agreement.low > two.agreement.high
+            for one, two in zip(self.judged.outputs, other.judged.outputs, strict=True)
+        )
 
 
 def _static(
@@ -198,24 +217,25 @@ def _static(
     all_ranges, layer_ranges = least_error_ranges(base, names, feeds, asked.engine, _POWERS)
     one = fit.take(1, asked.seed)  # the quantizer needs some, though all ranges are given
 
-    def of_layers(kept: Sequence[str], part: str) -> _Choice:
+    def of_layers(kept: Sequence[str], part: str) -> Int8Choice:
         int8 = _with_pairs(plain, folder, _Reader(one), _present(layer_ranges, base, kept), _LAYERS, kept)
-        return _Choice(_distance(judge, int8), int8, base, f"ranges are those of least error, of layers alone{part},")
+        return Int8Choice(_judged(judge, int8), int8, base, f"ranges are those of least error, of layers alone{part},")
 
     whole = _with_pairs(plain, folder, _Reader(one), all_ranges)
     best = min(
-        _Choice(_distance(judge, extremes), extremes, model, "ranges are extremes"),
-        _Choice(_distance(judge, whole), whole, base, "ranges are those of least error"),
+        Int8Choice(_judged(judge, extremes), extremes, model, "ranges are extremes"),
+        Int8Choice(_judged(judge, whole), whole, base, "ranges are those of least error"),
         key=lambda choice: choice.distance,
     )
     layers = of_layers((), "")
-    if layers.distance < _WORTH_FLOAT * best.distance:  # one scale for boxes and scores would round scores to 0
+    if layers.distance < _WORTH_FLOAT * best.distance or layers.agrees_more(best):
+        # one scale for boxes and scores would round scores to 0
         best, ends = layers, _ends(base)
         inner = of_layers(ends, " but for the first and last ones") if ends else layers
         best = inner if inner.distance < _WORTH_ENDS * best.distance else best
     balanced = ", channels balanced" if best.base is not model else ""
     fitted = with_fitted_layers(best.base, best.int8, feeds, asked.engine)
-    better = fitted is not best.int8 and _distance(judge, fitted) < best.distance
+    better = fitted is not best.int8 and replace(best, judged=_judged(judge, fitted)).distance < best.distance
     done = "layers fitted" if better else "layers as they were"
     return fitted if better else best.int8, f"{best.said} on {fit.count} samples{balanced}, {done}"
 
@@ -276,11 +296,11 @@ def _feeds(source: CalibrationData, seed: int) -> list[Feed]:
     return [dict(feed) for feed in few.batches(size)]
 
 
-def _distance(judge: UnseenSamples, model: onnx.ModelProto) -> float:
-    """Divergence from the model in floating point on held-out samples."""
+def _judged(judge: UnseenSamples, model: onnx.ModelProto) -> Figures | None:
+    """How a model differs from the one in floating point on held-out samples."""
     figures = judge.figures(model)
     log.debug("int8: divergence %s", None if figures is None else figures.divergence.value)
-    return math.inf if figures is None else figures.divergence.value
+    return figures
 
 
 class _Reader:

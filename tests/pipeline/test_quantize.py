@@ -18,7 +18,9 @@ from small_models import chain
 import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.errors import CalibrationError, ModelError
-from onnxcop.pipeline.quantize import prepared, quantize
+from onnxcop.outputs.intervals import Estimate
+from onnxcop.pipeline.quantize import Int8Choice, prepared, quantize
+from onnxcop.reconstruction.divergence import Figures, OutputFigures
 from onnxcop.recovery.int8 import with_fitted_layers
 from onnxcop.report.schema import json_schema
 from onnxcop.runtime.session import Session
@@ -155,3 +157,20 @@ def test_what_pruning_changed_does_not_hide_what_int8_costs() -> None:
     )  # fmt: skip
     assert result.int8 is not None
     assert error_of_scores(result.model, result.int8) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("one", "more"),
+    [((0.8, 0.9), True), ((0.4, 0.9), False), ((None, None), False), (None, False)],
+)  # fmt: skip
+def test_predictions_agree_more_often_beyond_both_intervals(one: tuple[float, float] | None, more: bool) -> None:
+    """Two choices of ranges whose divergences are of one size may still find other boxes."""
+
+    def choice(ends: tuple[float, float] | None) -> Int8Choice:
+        divergence = Estimate(0.5, 0.4, 0.6, 40)
+        agreement = None if ends is None else Estimate(0.5, *ends, 40)
+        output = OutputFigures(("y",), "detections", "", divergence, "relative error", agreement, "boxes matched")
+        return Int8Choice(Figures(divergence, (output,)), chain(), chain(), "")
+
+    assert choice(one).agrees_more(choice((0.2, 0.5))) == more
+    assert not choice((0.2, 0.5)).agrees_more(choice(one))
