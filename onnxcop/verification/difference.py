@@ -29,13 +29,11 @@ from onnxcop.runtime.inputs import batch_axes, random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.dequantize import rounds, unrounded
 
-# Squashing functions: the last bits of a tiny probability are noise, its logit is not.
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 _MOST_WITNESSES = 16
 _CLOSE = 1e-3  # of the largest value; samples agree to this in batches of two sizes
 
-# Largest relative difference that rounding explains, by the type of the tensor.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
 _USUAL_TOLERANCE = 1e-4
 
 Cuts = tuple[IntArray | None, ...]
@@ -158,9 +156,13 @@ def _gap(expected: Feed, actual: Feed, names: Mapping[str, Cuts], shapes: Mappin
     for name, cuts in names.items():
         gap = relative_difference(_cut(expected[name], cuts), actual[name])
         if gap is not None:
-            limit = TOLERANCE.get(str(expected[name].dtype), _USUAL_TOLERANCE)
-            worst = _worse(worst, Difference(gap, name, limit, shapes=shapes))
+            worst = _worse(worst, Difference(gap, name, tolerance(expected[name]), shapes=shapes))
     return worst
+
+
+def tolerance(values: Array) -> float:
+    """Largest relative difference that rounding explains, by the type of a tensor."""
+    return _TOLERANCE.get(str(values.dtype), _USUAL_TOLERANCE)
 
 
 def _finite(values: Any) -> bool:

@@ -22,7 +22,7 @@ from onnxcop.graph.shapes import Shape
 from onnxcop.rewrite.classes import cut_classes
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.verification.difference import TOLERANCE
+from onnxcop.verification.difference import tolerance
 from onnxcop.verification.verify import check_valid
 
 _AXES = (-1, 1)  # where classes are: on the last axis or, in images and detectors, behind the samples
@@ -147,7 +147,7 @@ def _gap(expected: Array, given: Array) -> tuple[float, float]:
     if one.shape != two.shape or not finite.any():
         return float("inf"), 0.0
     scale = max(float(np.abs(one[finite]).max()), 1e-12)
-    return float(np.abs(one - two)[finite].max()) / scale, TOLERANCE.get(str(given.dtype), 1e-4)
+    return float(np.abs(one - two)[finite].max()) / scale, tolerance(given)
 
 
 def _require(name: str, gap: tuple[float, float]) -> None:

@@ -28,7 +28,7 @@ from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import Session
-from onnxcop.verification.difference import TOLERANCE, relative_difference
+from onnxcop.verification.difference import relative_difference, tolerance
 
 FEW = settings(
     deadline=None,
@@ -45,7 +45,7 @@ def gap(expected: Feed, found: Feed) -> float:
     for name, values in expected.items():
         difference = relative_difference(values, found[name])
         if difference is not None:
-            worst = max(worst, difference / TOLERANCE.get(str(np.asarray(values).dtype), 1e-4))
+            worst = max(worst, difference / tolerance(np.asarray(values)))
     return worst
 
 

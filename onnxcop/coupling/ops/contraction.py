@@ -13,11 +13,6 @@ from onnxcop.coupling.ops.op import Decline, Label, Op
 from onnxcop.graph.linear import Kernel, convolution, deconvolution, einsum_terms, einsum_weights, flipped, matrix
 
 
-def _repeat(blocks: IntArray, times: int) -> IntArray:
-    """Each entry `times` times in a row."""
-    return np.repeat(blocks, times)
-
-
 def conv(op: Op) -> None:
     """Conv: `n c *, o c *, o -> n o *`, with groups.
 
@@ -25,7 +20,7 @@ def conv(op: Op) -> None:
         across all groups and equally many filters of each.
     Frozen: space.
     """
-    _convolution(op, convolution(op.node))
+    couple_convolution(op, convolution(op.node))
 
 
 def conv_transpose(op: Op) -> None:
@@ -34,7 +29,7 @@ def conv_transpose(op: Op) -> None:
     Exact: input channels and filters; whole groups, or one stripe across all groups.
     Frozen: space.
     """
-    _convolution(op, deconvolution(op.node))
+    couple_convolution(op, deconvolution(op.node))
 
 
 def conv_integer(op: Op) -> None:
@@ -43,7 +38,7 @@ def conv_integer(op: Op) -> None:
     Exact: input channels and filters, as for Conv; zero points are cut too.
     Frozen: space.
     """
-    _convolution(op, replace(convolution(op.node), bias=None, zero=3), tied=(3,))
+    couple_convolution(op, replace(convolution(op.node), bias=None, zero=3), tied=(3,))
 
 
 def qlinear_conv(op: Op) -> None:
@@ -52,10 +47,10 @@ def qlinear_conv(op: Op) -> None:
     Exact: input channels and filters, as for Conv; scales, zero points and bias are cut too.
     Frozen: space.
     """
-    _convolution(op, replace(convolution(op.node), input=3, bias=8, zero=5), tied=(4, 5))
+    couple_convolution(op, replace(convolution(op.node), input=3, bias=8, zero=5), tied=(4, 5))
 
 
-def _convolution(op: Op, kernel: Kernel, tied: tuple[int, ...] = ()) -> None:
+def couple_convolution(op: Op, kernel: Kernel, tied: tuple[int, ...] = ()) -> None:
     """Couple input, weights and per-channel parameters of a convolution, and count its cost."""
     if kernel.zero is not None and not op.constant(kernel.input):
         raise Decline("integer convolution whose weights are not constant")
@@ -116,15 +111,15 @@ def _whole_groups(
     conv_kind = kernel.kind == "conv"
     groups = kernel.groups
     leaders = x[::per_in].copy()
-    op.tie(x, _repeat(leaders, per_in))
-    op.tie(total, _repeat(leaders, per_out if conv_kind else per_in))
+    op.tie(x, np.repeat(leaders, per_in))
+    op.tie(total, np.repeat(leaders, per_out if conv_kind else per_in))
     op.freeze(single, "one group's channels, and groups are pruned whole")
     op.ratio("group", x, per_in)
     if conv_kind:
         op.findings.contractions.append(Contraction(op.index, (), kernel, total))
         return total, None
     op.findings.contractions.append(Contraction(op.index, (), kernel, None))
-    produced = _repeat(leaders, op.out_shape()[1] // groups)
+    produced = np.repeat(leaders, op.out_shape()[1] // groups)
     return produced, None
 
 
@@ -168,7 +163,12 @@ def gemm(op: Op) -> None:
         if len(shape) == 2 and shape[0] > 1:
             rows = op.tie(rows, bias[0])
     shapes = op.out_shape()
-    op.macs(1.0, _axis(rows, shapes[0]), _axis(columns, shapes[1]), _axis(b[b_in], op.shape(1)[b_in]))
+    op.macs(
+        1.0,
+        extent(rows, shapes[0]),
+        extent(columns, shapes[1]),
+        extent(b[b_in], op.shape(1)[b_in]),
+    )
     op.emit((rows, columns))
 
 
@@ -179,7 +179,7 @@ def matmul(op: Op) -> None:
         one is.
     Frozen: axes summed with one that is never pruned.
     """
-    _matmul(op, 0, 1)
+    couple_product(op, 0, 1)
 
 
 def qlinear_matmul(op: Op) -> None:
@@ -191,7 +191,7 @@ def qlinear_matmul(op: Op) -> None:
     """
     if any(op.has(position) and op.shape(position) not in ((), (1,)) for position in (1, 6)):
         raise Decline("QLinearMatMul with a scale per row")
-    _matmul(op, 0, 3, (4, 5), zero=5)
+    couple_product(op, 0, 3, (4, 5), zero=5)
 
 
 def matmul_integer(op: Op) -> None:
@@ -203,10 +203,21 @@ def matmul_integer(op: Op) -> None:
     """
     if op.has(2) and op.shape(2) not in ((), (1,)):
         raise Decline("MatMulInteger with a zero point per row")
-    _matmul(op, 0, 1, (3,), zero=3)
+    couple_product(op, 0, 1, (3,), zero=3)
 
 
-def _matmul(op: Op, left: int, right: int, per_column: tuple[int, ...] = (), zero: int | None = None) -> None:
+def couple_product(
+    op: Op, left: int, right: int, per_column: tuple[int, ...] = (), zero: int | None = None
+) -> None:  # fmt: skip
+    """Couple a matrix product of two inputs, and count its cost.
+
+    Args:
+        op: The node.
+        left: Position of the first operand.
+        right: Position of the second.
+        per_column: Inputs with one value for each column, or one for all.
+        zero: Input that holds the zero point of the second operand; None unless it is quantized.
+    """
     a_shape, b_shape = op.shape(left), op.shape(right)
     if not a_shape or not b_shape:
         raise Decline("a matrix product with a scalar")
@@ -230,8 +241,8 @@ def _matmul(op: Op, left: int, right: int, per_column: tuple[int, ...] = (), zer
     tail = ([rows] if len(a_shape) > 1 else []) + ([columns] if len(b_shape) > 1 else [])
     label = (*batch, *tail)
     sizes = op.out_shape()
-    axes = [_axis(live, size) for live, size in zip(label, sizes, strict=True)]
-    op.macs(1.0, *axes, _axis(b[b_in] if a[a_in] is not None else None, b_shape[b_in]))
+    axes = [extent(live, size) for live, size in zip(label, sizes, strict=True)]
+    op.macs(1.0, *axes, extent(b[b_in] if a[a_in] is not None else None, b_shape[b_in]))
     op.emit(label)
 
 
@@ -252,7 +263,8 @@ def _weights_side(
     return None, None
 
 
-def _axis(live: IntArray | None, size: int) -> IntArray | int:
+def extent(live: IntArray | None, size: int) -> IntArray | int:
+    """The atoms of an axis, or its size if it is rigid, as :meth:`Op.macs` takes them."""
     return size if live is None else live
 
 
@@ -287,5 +299,5 @@ def einsum(op: Op) -> None:
             else:
                 op.contract(*holders)
             labels[letter] = op.label(holders[0][0])[holders[0][1]]
-    op.macs(1.0, *(_axis(labels[letter], sizes[letter]) for letter in labels))
+    op.macs(1.0, *(extent(labels[letter], sizes[letter]) for letter in labels))
     op.emit([labels[letter] for letter in result])

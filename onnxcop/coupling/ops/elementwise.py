@@ -81,11 +81,11 @@ def broadcast_labels(op: Op, positions: Sequence[int] | range, skip_last: int = 
     result: list[IntArray | None] = []
     for axis in range(-rank, 0):
         size = max((shape[axis] for shape in shapes.values() if len(shape) >= -axis), default=1)
-        result.append(_meet(op, axis, size, shapes, labels))
+        result.append(tie_axis(op, axis, size, shapes, labels))
     return tuple(result)
 
 
-def _meet(
+def tie_axis(
     op: Op, axis: int, size: int, shapes: dict[int, tuple[int, ...]], labels: dict[int, Label]
 ) -> IntArray | None:
     """Tie one axis of all operands that have it at full size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.contraction import _convolution, _matmul
+from onnxcop.coupling.ops.contraction import couple_convolution, couple_product
 from onnxcop.coupling.ops.elementwise import broadcast_labels
 from onnxcop.coupling.ops.op import Decline, Op
 from onnxcop.graph.linear import convolution
@@ -15,7 +15,7 @@ def fused_conv(op: Op) -> None:
     Exact: input channels and filters, as for Conv; those of the sum are tied.
     Frozen: space.
     """
-    _convolution(op, convolution(op.node))
+    couple_convolution(op, convolution(op.node))
     if op.has(3):
         op.freeze_axes(3, range(2, len(op.shape(3))), "is added to the spatial axis of a convolution")
         made, added = op.labels_out[0], op.label(3)
@@ -32,7 +32,7 @@ def fused_matmul(op: Op) -> None:
     ranks = (len(op.shape(0)), len(op.shape(1)))
     if op.attr("transBatchA", 0) or op.attr("transBatchB", 0) or min(ranks) < 2:
         raise Decline("FusedMatMul of an unusual form")
-    _matmul(op, 0, 1)
+    couple_product(op, 0, 1)
 
 
 def with_bias(op: Op) -> None:

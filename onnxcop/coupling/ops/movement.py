@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.elementwise import _meet
+from onnxcop.coupling.ops.elementwise import tie_axis
 from onnxcop.coupling.ops.op import Decline, Op
 
 _SHIFTING = (b"tf_crop_and_resize", "tf_crop_and_resize", b"tf_half_pixel_for_nn", "tf_half_pixel_for_nn")
@@ -70,7 +70,7 @@ def join(op: Op, positions: Iterable[int]) -> None:
     for axis in range(rank):
         if axis != joined:
             size = shapes[given[0]][axis]
-            result.append(_meet(op, axis - rank, size, shapes, labels))
+            result.append(tie_axis(op, axis - rank, size, shapes, labels))
         elif all(labels[p][axis] is None for p in given):
             result.append(None)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxcop._base.types import IntArray
-from onnxcop.coupling.ops.contraction import _axis, _matmul
+from onnxcop.coupling.ops.contraction import couple_product, extent
 from onnxcop.coupling.ops.elementwise import broadcast_labels
 from onnxcop.coupling.ops.movement import join
 from onnxcop.coupling.ops.op import Decline, Op
@@ -109,7 +109,7 @@ def qgemm(op: Op) -> None:
     op.contract((0, a_in), (3, b_in), kernel=kernel, produced=columns)
     shape = op.out_shape()
     summed: IntArray | None = op.label(3)[b_in] if op.label(0)[a_in] is not None else None
-    op.macs(1.0, _axis(rows, shape[0]), _axis(columns, shape[1]), _axis(summed, op.shape(3)[b_in]))
+    op.macs(1.0, extent(rows, shape[0]), extent(columns, shape[1]), extent(summed, op.shape(3)[b_in]))
     op.emit((rows, columns))
 
 
@@ -121,7 +121,7 @@ def matmul_integer_to_float(op: Op) -> None:
         operand is not a constant matrix.
     """
     _per_tensor(op, (2, 4))
-    _matmul(op, 0, 1, (3, 5, 6), zero=5)
+    couple_product(op, 0, 1, (3, 5, 6), zero=5)
 
 
 def dynamic_quantize_matmul(op: Op) -> None:
@@ -132,7 +132,7 @@ def dynamic_quantize_matmul(op: Op) -> None:
     """
     for live in op.label(0):
         op.inexact(live, "quantized by the range of the whole tensor")
-    _matmul(op, 0, 1, (2, 3, 4), zero=3)
+    couple_product(op, 0, 1, (2, 3, 4), zero=3)
 
 
 def dynamic_quantize(op: Op) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
+from onnxcop.coupling.tracing import trace
+from onnxcop.graph.shapes import infer
 from ops.oracle import trace_alone
 from ops.sample import Sample, floats, positive
 
@@ -84,6 +87,19 @@ _ATTENTION: dict[str, tuple[Sample, int]] = {
 def test_attention_multiplies_queries_with_keys_and_weights_with_values(name: str) -> None:
     sample, expected = _ATTENTION[name]
     assert _macs(sample) == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "keys"), [([(B, T, H, 3, D)], T), ([(B, T, H * D), (B, S, H, 2, D)], S)], ids=["all", "keys and values"]
+)
+def test_attention_on_packed_tensors(shapes: list[tuple[int, ...]], keys: int) -> None:
+    """ONNX Runtime computes them on other devices than the CPU."""
+    model = Sample("MultiHeadAttention", _filled(*shapes), {}, {"num_heads": H}, domain=MICROSOFT).stored_model()
+    coupling = trace(model, infer(model, {}, {"out0": (TensorProto.FLOAT, (B, T, H * D))}))
+    assert coupling.declined == ()
+    assert sum(fact.scale * prod(len(axis) for axis in fact.axes) for fact in coupling.findings.macs) == (
+        B * T * keys * H * 2 * D
+    )
 
 
 @pytest.mark.parametrize("fusion", [0, 1])
