@@ -33,7 +33,8 @@ _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 _MOST_WITNESSES = 16
 _CLOSE = 1e-3  # of the largest value; samples agree to this in batches of two sizes
 
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
+# Largest relative difference that rounding explains, by the type of the tensor.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 2e-2}
 _USUAL_TOLERANCE = 1e-4
 
 Cuts = tuple[IntArray | None, ...]
@@ -162,7 +163,7 @@ def _gap(expected: Feed, actual: Feed, names: Mapping[str, Cuts], shapes: Mappin
 
 def tolerance(values: Array) -> float:
     """Largest relative difference that rounding explains, by the type of a tensor."""
-    return _TOLERANCE.get(str(values.dtype), _USUAL_TOLERANCE)
+    return TOLERANCE.get(str(values.dtype), _USUAL_TOLERANCE)
 
 
 def _finite(values: Any) -> bool:

@@ -88,3 +88,48 @@ def test_what_the_end_does_not_see_matters_to_no_layer_before() -> None:
     assert (found["head"] == 1).all()
     unseen = importance(scaled(model, "w3", 0, 2, 50.0))  # what a channel that is cut off makes of the others
     np.testing.assert_allclose(unseen["conv2"], found["conv2"], rtol=1e-3)
+
+
+def test_a_single_output_is_the_average() -> None:
+    assert importance(chain(classes=1))["head"].tolist() == [1.0]
+
+
+def beside(first: bool) -> onnx.ModelProto:
+    """Layers in a row, and one beside them that reads the same; its node is the first or the last of them."""
+    row = [
+        helper.make_node("Conv", ["c0", "w1"], ["c1"], "conv1"),
+        helper.make_node("Conv", ["c1", "dw"], ["d"], "depthwise", group=8),
+        helper.make_node("Conv", ["d", "w2"], ["c2"], "conv2"),
+    ]
+    aside = [helper.make_node("Conv", ["c0", "w3"], ["c3"], "aside")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c0"], "conv0"),
+        *(aside + row if first else row + aside),
+        helper.make_node("GlobalAveragePool", ["c2"], ["p2"]),
+        helper.make_node("GlobalAveragePool", ["c3"], ["p3"]),
+        helper.make_node("Concat", ["p2", "p3"], ["p"], axis=1),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w4"], ["y"], "head", transB=1),
+    ]
+    sizes = {
+        "w0": (7, 3, 3, 3),
+        "w1": (8, 7, 3, 3),
+        "dw": (8, 1, 1, 1),
+        "w2": (6, 8, 3, 3),
+        "w3": (4, 7, 3, 3),
+        "w4": (5, 10),
+    }
+    value = helper.make_tensor_value_info
+    stored = [weights(name, size) for name, size in sizes.items()]
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, ["N", 3, 9, 9])], [value("y", TensorProto.FLOAT, ["N", 5])], stored
+    )
+    return finished(graph)
+
+
+def test_layers_that_do_not_read_each_other_may_be_in_any_order() -> None:
+    one, other = importance(beside(True)), importance(beside(False))
+    assert one.keys() == other.keys() == {"conv1", "conv2", "aside", "head"}  # that before a depthwise one as well
+    assert len(np.unique(one["conv1"])) == 8
+    for name, found in one.items():
+        np.testing.assert_allclose(other[name], found, rtol=1e-6)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper, parser
 
 from onnxcop.coupling.atoms import AtomPool
 from onnxcop.coupling.ops import Op
@@ -15,7 +16,7 @@ from onnxcop.coupling.ops.reshape import blocks_of
 from onnxcop.coupling.result import Coupling
 from onnxcop.coupling.tracing import trace
 from onnxcop.graph.shapes import infer
-from ops.oracle import check_labels, check_moves, check_removal, trace_alone
+from ops.oracle import analyse, check_labels, check_moves, check_removal, prune_and_verify, trace_alone
 from ops.sample import Sample, floats, ints, positive
 
 MICROSOFT = "com.microsoft"
@@ -117,6 +118,52 @@ def test_a_product_of_integers_with_a_scale_for_every_row_is_declined(position: 
         inputs[place] = np.full(3, inputs[place])
     sample = Sample("QLinearMatMul", tuple(np.asarray(value) for value in inputs), {0: (1,)})
     assert _declined(sample) == "QLinearMatMul with a scale per row"
+
+
+def parsed(body: str, weights: dict[str, Any]) -> onnx.ModelProto:
+    """A model of inputs `x` and outputs `y` of three axes, the second of any size."""
+    header = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,T,6] x) => (float[N,T,5] y)'
+    model = parser.parse_model(f"{header} {{ {body} }}")
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items())
+    return model
+
+
+def test_rows_that_are_picked_as_many_as_there_are_tokens_stay() -> None:
+    body = """
+      h = MatMul (x, w0)
+      sizes = Shape (x)
+      count = Gather (sizes, one)
+      rows = Range (zero, count, one)
+      picked = Gather (table, rows)
+      s = Add (h, picked)
+      y = MatMul (s, w1)
+    """
+    stored = {"w0": floats((6, 8)), "w1": floats((8, 5)), "table": floats((9, 8)), "zero": 0, "one": 1}
+    model = parsed(body, stored)
+    structure = analyse(model, {"x": (2, 4, 6)})
+    assert [group.width for group in structure.groups] == [8]
+    rows = structure.coupling.labels["table"][0]
+    assert rows is not None
+    classes = structure.coupling.classes
+    reasons = {reason.text for index in classes.of[rows].tolist() for reason in classes.reasons[index]}
+    assert reasons == {"is indexed by values computed from a size"}
+    prune_and_verify(model, structure, 0)
+
+
+def test_channels_that_are_cut_to_a_size_of_the_input_follow_it() -> None:
+    """Unlike rows of stored tables, which other inputs need."""
+    body = """
+      h = MatMul (x, w0)
+      sizes = Shape (x)
+      end = Gather (sizes, last)
+      s = Slice (h, zero, end, last)
+      y = MatMul (s, w1)
+    """
+    stored = {"w0": floats((6, 8)), "w1": floats((6, 5)), "zero": ints(0), "last": ints(2)}
+    model = parsed(body, stored)
+    structure = analyse(model, {"x": (2, 4, 6)})
+    assert sorted(group.width for group in structure.groups) == [2, 6]
+    prune_and_verify(model, structure, 0)
 
 
 def _in_blocks() -> list[Any]:
