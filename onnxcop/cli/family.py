@@ -1,4 +1,4 @@
-"""`onnxcop sweep` over several models."""
+"""`onnxcop sweep` over several models, or over one in independent jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from onnxcop._base.formatting import new_table, terminal
 from onnxcop.cli import console
-from onnxcop.cli.arguments import inputs_from, progress_from, prune_options, workers_from
+from onnxcop.cli.arguments import default_table, inputs_from, progress_from, prune_options, workers_from
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +30,8 @@ def sweep_family(models: Sequence[Path], values: Mapping[str, Any]) -> None:
 
     own = inputs_from(values, models[0])
     inputs = InputFiles(models, own.data, own.metric, own.others)
-    files = FamilyFiles(values["output"] or _TABLE, values["plot"], values["save_models"], inputs)
+    table = values["output"] or (_TABLE if len(set(models)) > 1 else default_table(models[0]))
+    files = FamilyFiles(table, values["plot"], values["save_models"], inputs)
     drawn = not values["quiet"] and not values["as_json"]
     jobs, done, failed = len(set(models)) * len(set(values["macs"])), 0, 0
     with workers_from(values) as executor, progress_from(values) as progress, _shown(models, values, drawn) as show:

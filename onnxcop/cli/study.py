@@ -117,10 +117,11 @@ def sweep_command(models: tuple[Path, ...], **values: Any) -> None:
     Writes a table (CSV) of size, latency and quality for every budget. The model is calibrated once. The table is
     updated after every point, so an interrupted run keeps the points that are finished.
 
-    Several models are pruned one by one to every budget. A journal beside the table notes what is done: the same
-    command continues a run that was stopped. A page beside the table (.html) shows all results.
+    Several models, or one with --independent, are pruned to every budget in jobs that do not depend on one another. A
+    journal beside the table notes what is done: the same command continues a run that was stopped. A page beside the
+    table (.html) shows all results.
     """
-    if len(models) > 1:
+    if len(models) > 1 or values["independent"]:
         from onnxcop.cli.family import sweep_family
 
         sweep_family(models, values)

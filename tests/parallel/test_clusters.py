@@ -112,9 +112,9 @@ def free_port() -> int:
         return int(place.getsockname()[1])
 
 
-def answers(port: int) -> bool:
+def answers(host: str, port: int) -> bool:
     with socket.socket() as place:
-        return not place.connect_ex(("127.0.0.1", port))
+        return not place.connect_ex((host, port))
 
 
 @contextlib.contextmanager
@@ -142,13 +142,13 @@ def dask_worker(port: int, cwd: Path | None = None, **changes: str) -> subproces
 
 
 @contextlib.contextmanager
-def dask_scheduler(cwd: Path | None = None, **changes: str) -> Iterator[int]:
+def dask_scheduler(host: str = "127.0.0.1", cwd: Path | None = None, **changes: str) -> Iterator[int]:
     port = free_port()
-    process = started("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard",
+    process = started("distributed.cli.dask_scheduler", "--host", host, "--port", str(port), "--no-dashboard",
                       cwd=cwd, **changes)  # fmt: skip
     with ended([process]):
         until = time.monotonic() + 60
-        while not answers(port) and time.monotonic() < until:
+        while not answers(host, port) and time.monotonic() < until:
             time.sleep(0.2)
         yield port
 
@@ -203,7 +203,7 @@ def test_a_dask_worker_without_the_package(scheduler: int, tmp_path: Path) -> No
         ended([dask_worker(scheduler, tmp_path, PYTHONPATH=str(tmp_path))]),
         pytest.raises(WorkerError, match=r"the worker at tcp:.* cannot import what it needs .*onnxcop"),
     ):
-        wait_for_workers(scheduler)
+        wait_for_workers("127.0.0.1", scheduler)
         with opened(WorkersWish.of(f"dask://127.0.0.1:{scheduler}")):
             pass
 
@@ -213,7 +213,7 @@ def test_a_dask_worker_without_the_package(scheduler: int, tmp_path: Path) -> No
 def test_a_dask_scheduler_without_the_package(tmp_path: Path) -> None:
     (tmp_path / "onnxcop.py").write_text("raise ModuleNotFoundError(\"No module named 'onnxcop'\")")
     with (
-        dask_scheduler(tmp_path, PYTHONPATH=str(tmp_path)) as port,
+        dask_scheduler(cwd=tmp_path, PYTHONPATH=str(tmp_path)) as port,
         ended([dask_worker(port)]),
         dask(port) as executor,
         pytest.raises(WorkerError, match="the scheduler cannot read tasks; install onnxcop"),
@@ -221,11 +221,11 @@ def test_a_dask_scheduler_without_the_package(tmp_path: Path) -> None:
         list(Crew(executor).run(abs, [-1]))
 
 
-def wait_for_workers(port: int) -> None:
+def wait_for_workers(host: str, port: int, count: int = 1) -> None:
     from distributed import Client
 
-    with Client(f"tcp://127.0.0.1:{port}", timeout=60, set_as_default=False) as client:
-        client.wait_for_workers(1, timeout=120)
+    with Client(f"tcp://{host}:{port}", timeout=60, set_as_default=False) as client:
+        client.wait_for_workers(count, timeout=120)
 
 
 @slow

@@ -84,6 +84,20 @@ def test_a_stopped_run_goes_on(models: list[Path], monkeypatch: Any, capsys: Any
     assert len(journal.read_text().splitlines()) == 1 + 8
 
 
+def test_one_model_in_independent_jobs(models: list[Path], tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32))
+    common = ["sweep", str(models[0]), "--independent", "--macs", "0.8,0.6", "--data", str(data), "--threads", "1",
+              "--latency-seconds", "0", "--multiple-of", "1"]  # fmt: skip
+    assert cli.run([*common, "--save-models", str(tmp_path / "out")]) == 0
+    assert "   2 of 2  a.onnx  0.6" in capsys.readouterr().out
+    alone = onnxcop.prune(models[0], macs=0.6, limits=ANY_WIDTH, data=data, latency_seconds=0.0)
+    assert (tmp_path / "out" / "a.macs-0.6.onnx").read_bytes() == alone.model.SerializeToString()
+    journal = tmp_path / "a.sweep.journal"
+    before = journal.read_bytes()
+    assert cli.run([*common, "--save-models", str(tmp_path / "out")]) == 0 and journal.read_bytes() == before
+
+
 def test_changed_weights_beside_a_model_are_another_job(models: list[Path]) -> None:
     onnx.save(chain(), models[0], save_as_external_data=True, location="a.data", size_threshold=0)
     journal = models[0].parent / "all.journal"
