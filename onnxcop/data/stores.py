@@ -42,7 +42,28 @@ class Store(Protocol):
         ...
 
 
-class ArrayStore:
+class Copies(Protocol):
+    """Copies of remote files; they exist as long as the store that reads them."""
+
+    def reopened(self) -> tuple[Any, ...]:
+        """What makes the store in another process, which may be on another machine: a function and its arguments."""
+        ...
+
+
+class _MayBeCopied:
+    """A store of files that may be copies.
+
+    Attributes:
+        copies: These copies; None if the files are the user's.
+    """
+
+    copies: Copies | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return super().__reduce_ex__(protocol) if self.copies is None else self.copies.reopened()
+
+
+class ArrayStore(_MayBeCopied):
     """The samples of many array files."""
 
     def __init__(self, array_files: Sequence[ArrayFile], binder: Binder) -> None:
@@ -84,7 +105,7 @@ class ArrayStore:
         return feed
 
 
-class ImageStore:
+class ImageStore(_MayBeCopied):
     """A list of images for a model whose only input is an image.
 
     Numbers from its length on are other views of the same images.

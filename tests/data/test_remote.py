@@ -1,5 +1,6 @@
 """Calibration data at URLs."""
 
+import gc
 import io
 import pickle
 import sys
@@ -56,6 +57,22 @@ def test_arrays_are_copied_and_give_the_same_result(tmp_path: Path, memory: Any)
         for at in (str(tmp_path), "memory://arrays", tmp_path.as_uri())
     ]
     assert results[0] == results[1] == results[2]
+
+
+def test_another_machine_makes_its_own_copies(memory: Any) -> None:
+    data = io.BytesIO()
+    np.savez(data, np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype(np.float32))
+    memory.pipe("/arrays/0.npz", data.getvalue())
+    source = open_source("memory://arrays", INPUT, samples=6)
+    expected = next(source.batches())["x"]
+    packed = pickle.dumps(source)
+    again = pickle.loads(packed)  # on this machine, from the same copies
+    memory.store.clear()
+    np.testing.assert_array_equal(next(again.batches())["x"], expected)
+    memory.pipe("/arrays/0.npz", data.getvalue())
+    del source, again
+    gc.collect()  # with the copies
+    np.testing.assert_array_equal(next(pickle.loads(packed).batches())["x"], expected)
 
 
 @pytest.mark.parametrize(

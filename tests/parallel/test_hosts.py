@@ -29,7 +29,7 @@ pytestmark = [
 ]
 QUICK = {  # seconds after which the scheduler gives up a worker that is cut off
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s",
-    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "15s",
 }
 
 

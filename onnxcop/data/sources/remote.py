@@ -1,13 +1,14 @@
 """Calibration data at a URL, through fsspec (extra `remote`): `s3://…`, `gs://…`, `https://…`, `file://…`.
 
 Images are read one by one when they are needed. Files of arrays, tar files and Parquet files are copied to a temporary
-folder of this machine.
+folder of this machine; workers on other machines make copies of their own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,22 +57,46 @@ class RemoteImages(ImageStore):
         return self._reader.from_bytes(data, name, PurePosixPath(name).name, view), name
 
 
-class _Copies:
-    """The owner of a folder of copies."""
+@dataclass(frozen=True)
+class _Copied:
+    """Files at a URL that are copied to a temporary folder, which lasts as long as this object.
 
+    Attributes:
+        system: A file system of fsspec.
+        names: The files in it.
+        binder: Binds arrays to the model's inputs.
+        open_path: Opens the folder.
+        folder: The folder; in another process that of the first one, which may be on another machine.
+    """
 
-def _copied(url: str, system: Any, names: Sequence[str], binder: Binder, open_path: Opener) -> Store:
-    """The samples of files that are copied to a temporary folder, which lasts as long as the store."""
-    owner = _Copies()
-    folder, _ = scratch_folder(owner)
-    for number, name in enumerate(names):
-        try:
-            system.get_file(name, str(folder / f"{number:06d}-{PurePosixPath(name).name}"))
-        except Exception as error:  # file systems raise errors of their own
-            raise CalibrationError(f"{name}: it cannot be read ({type(error).__name__}: {error})") from error
-    store = open_path(folder, binder)
-    vars(store)["copies"] = owner
-    return store
+    system: Any
+    names: tuple[str, ...]
+    binder: Binder
+    open_path: Opener
+    folder: Path | None = None
+
+    def store(self) -> Store:
+        """The samples, from the folder if it is there, else from a copy."""
+        copies = self if self.folder is not None and self.folder.is_dir() else self._copied()
+        assert copies.folder is not None
+        store = self.open_path(copies.folder, self.binder)
+        vars(store)["copies"] = copies
+        return store
+
+    def reopened(self) -> tuple[Any, ...]:
+        """As :meth:`onnxcop.data.stores.Copies.reopened`."""
+        return _Copied.store, (self,)
+
+    def _copied(self) -> _Copied:
+        owner = replace(self, folder=Path())
+        folder, _ = scratch_folder(owner)
+        object.__setattr__(owner, "folder", folder)
+        for number, name in enumerate(self.names):
+            try:
+                self.system.get_file(name, str(folder / f"{number:06d}-{PurePosixPath(name).name}"))
+            except Exception as error:  # file systems raise errors of their own
+                raise CalibrationError(f"{name}: it cannot be read ({type(error).__name__}: {error})") from error
+        return owner
 
 
 def store_from_url(url: str, binder: Binder, open_path: Opener, image_input: Callable[[str], InputSpec]) -> Store:
@@ -95,7 +120,7 @@ def store_from_url(url: str, binder: Binder, open_path: Opener, image_input: Cal
         spec = image_input(url)
         return RemoteImages(system, images, spec, binder.reader(spec))
     if others:
-        return _copied(url, system, others, binder, open_path)
+        return _Copied(system, tuple(others), binder, open_path).store()
     raise CalibrationError(f"{url}: it holds no images and no {', '.join(COPIED)} files; check the URL")
 
 
