@@ -5,7 +5,8 @@ with its bytes, and what the process does alone. The replay gives each list of t
 one is free, or to the worker that keeps the batch, with a latency for each message and one link of a bandwidth that all
 share. Messages of a list overlap with its tasks, save the first and the last. Lists are barriers. What each worker does
 for itself (loading pieces, reading shared values) is measured apart, and every worker of a list spends it. Points of
-curves are recorded batch by batch, each with its own pieces; the replay puts batches of one worker together.
+curves are recorded batch by batch, each with its own pieces: with fewer workers than batches that is too much, since a
+worker loads the pieces of its batches once. Speed-up is relative to a run without workers, which is measured before.
 
     python tools/bench_scaling.py models/digits_resnet.onnx models/digits_calib.npz -o trace.json
     python tools/bench_scaling.py --replay trace.json
@@ -105,20 +106,24 @@ class _Recorder(Crew):
 
 
 def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a run here, and return its trace."""
+    """Carry out a run here without workers, for its CPU time, then once more in tasks, and return its trace."""
+    options = onnxcop.EngineOptions("cpu", 1)
+    start = time.thread_time()
+    onnxcop.prune(model, data=data, options=options, **settings)
+    without = time.thread_time() - start
     pipeline.Crew = _Recorder  # type: ignore[misc, attr-defined]
     for place, name in ((Session, "__init__"), (crew_module, "_value_of"), (Prefixes, "at")):
         _apart(place, name)
     start = time.thread_time()
     executor = _Inline()
-    onnxcop.prune(model, data=data, executor=executor, options=onnxcop.EngineOptions("cpu", 1), **settings)
+    onnxcop.prune(model, data=data, executor=executor, options=options, **settings)
     total = time.thread_time() - start
     lists = _Recorder.lists
     ends = [*(entry["alone"] for entry in lists[1:]), start + total - executor.inside]
     for entry, end in zip(lists, ends, strict=True):  # what follows a list, or is done with its results
         entry["alone"] = end - entry["alone"]
     inside = sum(task["seconds"] + task["own"] for entry in lists for task in entry["tasks"])
-    return {"model": Path(model).name, "seconds": total, "alone": total - inside, "lists": lists}
+    return {"model": Path(model).name, "seconds": without, "alone": total - inside, "lists": lists}
 
 
 def replayed(trace: dict[str, Any], workers: int, latency: float = LATENCY, bandwidth: float = BANDWIDTH) -> float:

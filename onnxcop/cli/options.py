@@ -128,11 +128,6 @@ sweep_options: Decorator[Any, Any] = _options(
         "--macs", type=Fractions(), default="0.9,0.8,0.7,0.6,0.5", show_default=True,
         help="Multiply-accumulates to keep; one model for each value.",
     ),
-    _option(
-        "--independent", is_flag=True,
-        help="Reach each budget from the original, as jobs for --workers that a stopped run continues; with several "
-        "models always.",
-    ),
     *(_bound(resource) for resource in RESOURCES if resource.name not in ("macs", "latency")),
     _METRIC,
 )  # fmt: skip

@@ -35,7 +35,7 @@ from onnxcop.cli.options import (
     task_option,
     verbose_option,
 )
-from onnxcop.cli.worker_options import workers_option
+from onnxcop.cli.worker_options import independent_option, workers_option
 from onnxcop.errors import OnnxcopError
 
 _FILE = click.Path(path_type=Path)
@@ -109,6 +109,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
 @curve_options
 @sweep_options
 @workers_option
+@independent_option
 @choice_options
 @talking
 def sweep_command(models: tuple[Path, ...], **values: Any) -> None:

@@ -12,3 +12,8 @@ workers_option = click.option(
     help="Work on N processes with one thread each, or on a cluster: dask://HOST:PORT, ray://HOST:PORT or ray. "
     "Results stay the same.",
 )  # fmt: skip
+independent_option = click.option(
+    "--independent", cls=SectionOption, section="Machine", is_flag=True,
+    help="Reach each budget from the original, as jobs for --workers that a stopped run continues; with several "
+    "models always.",
+)  # fmt: skip

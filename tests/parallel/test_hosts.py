@@ -64,7 +64,8 @@ def hosts() -> Iterator[list[str]]:
 
 
 def remove(bridge: str, names: list[str]) -> None:
-    for name in names:
+    for number, name in enumerate(names, start=1):
+        ip("link", "delete", f"{bridge}{number}", check=False)  # a worker that is ending may hold its namespace
         ip("netns", "delete", name, check=False)
     ip("link", "delete", bridge, check=False)
 
