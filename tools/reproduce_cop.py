@@ -461,7 +461,7 @@ def tuned_by_onnxcop(
     found = onnxcop.finetune(
         path, {INPUT: scaled(data.train).numpy()}, labels=data.train_labels.numpy(), epochs=given.fine_tune,
         rate=given.rate, decay=recipe.decay, batch_size=recipe.batch, held_out=0.02, augment=True, batch_norm="batch",
-        seed=given.seed + 1, progress=True,
+        seed=given.seed + 1, progress=True, engine=onnxcop.EngineOptions(threads=given.threads),
     )  # fmt: skip
     tuned = path.with_name(f"{path.stem}-tuned.onnx")
     onnx.save(found.model, tuned)
@@ -558,7 +558,7 @@ def main() -> None:
     parser.add_argument("--torch", action="store_true", help="fine-tune with PyTorch and the authors' own schedule")
     parser.add_argument("--one-cycle", action="store_true", help="a schedule of PyTorch's training for few epochs")
     parser.add_argument("--bf16", action="store_true", help="PyTorch's training in bfloat16, faster on some processors")
-    parser.add_argument("--threads", type=int, help="of PyTorch")
+    parser.add_argument("--threads", type=int, help="of PyTorch and of fine-tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of onnxcop's fine-tuning")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path, help="the figures as JSON")
