@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import bench_classes
 import numpy as np
 import onnx
 import peers_files
-from gallery import link
+from gallery import answer, link
 from pages import write_table
 
 import onnxcop
@@ -100,12 +98,10 @@ def run(network: Network, seed: int, work: Path) -> bool:
     """Run one command and measure its files; says whether it went well."""
     link(work / f"{network.name}.onnx", peers_files.ZOO / "trained" / f"{network.name}.onnx")
     link(work / network.data, peers_files.ZOO / "data" / network.data)
-    command = [sys.executable, "-m", *network.command(seed), "--json", "--quiet"]
-    done = subprocess.run(command, cwd=work, check=False, capture_output=True, text=True, timeout=LONGEST)
-    if done.returncode:
-        print(f"{network.name}, seed {seed}: {done.stderr.strip()}", flush=True)
+    shown = answer(network.command(seed), work, f"{network.name}, seed {seed}", LONGEST)
+    if shown is None:
         return False
-    report = json.loads(done.stdout)
+    report = json.loads(shown)
     files = [work / f"{network.name}{part}.onnx" for part in ("", f".{seed}", f".{seed}.int8")]
     found = (boxes_in_common if network.detector else right_classes)(
         peers_files.ZOO / "data" / network.evaluation, files

@@ -127,18 +127,26 @@ def run(exhibit: Exhibit, work: Path) -> bool:
     else:
         np.savez(work / f"{exhibit.name}.npz", **exhibit.drawn())
     page = f"{exhibit.name}.html"
-    command = [sys.executable, "-m", *exhibit.command, "--report", page, "--json", "--quiet"]
-    try:
-        done = subprocess.run(command, cwd=work, check=False, capture_output=True, text=True, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        print(f"{exhibit.name}: not done in {LONGEST} s", flush=True)
+    found = answer([*exhibit.command, "--report", page], work, exhibit.name)
+    if found is None:
         return False
-    if done.returncode:
-        print(f"{exhibit.name}: {done.stderr.strip()}", flush=True)
-        return False
-    (work / f"{exhibit.name}.json").write_text(done.stdout, encoding="utf-8")
-    print(row(exhibit, json.loads(done.stdout)), flush=True)
+    (work / f"{exhibit.name}.json").write_text(found, encoding="utf-8")
+    print(row(exhibit, json.loads(found)), flush=True)
     return True
+
+
+def answer(command: list[str], work: Path, name: str, longest: float = LONGEST) -> str | None:
+    """What a command of onnxcop prints as JSON in a folder; None, with a line that says why, if it fails."""
+    given = [sys.executable, "-m", *command, "--json", "--quiet"]
+    try:
+        done = subprocess.run(given, cwd=work, check=False, capture_output=True, text=True, timeout=longest)
+    except subprocess.TimeoutExpired:
+        print(f"{name}: not done in {longest:.0f} s", flush=True)
+        return None
+    if done.returncode:
+        print(f"{name}: {done.stderr.strip()}", flush=True)
+        return None
+    return done.stdout
 
 
 def link(path: Path, target: Path) -> None:

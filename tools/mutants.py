@@ -232,14 +232,15 @@ def mutants_of(module: str, most: int | None = None, seed: int = 0) -> tuple[int
     """
     source = (ROOT / module).read_text(encoding="utf-8")
     plain, found, seen = _meaning(source), [], {source}
-    places: list[tuple[str, int]] = [("RemoveCall", place) for place in range(len(_without_calls(source)))]
+    shorter = _without_calls(source)
+    places: list[tuple[str, int]] = [("RemoveCall", place) for place in range(len(shorter))]
     for name in _OPERATORS:
         places += [(name, place) for place in range(_count(source, name))]
     random.Random(f"{seed} {module}").shuffle(places)
     for name, place in places:
         if len(found) == most:
             break
-        code = _without_calls(source)[place] if name == "RemoveCall" else _changed(source, name, place)
+        code = shorter[place] if name == "RemoveCall" else _changed(source, name, place)
         _note(found, seen, plain, module, name, source, code)
     return len(places), sorted(found, key=lambda mutant: mutant.line)
 

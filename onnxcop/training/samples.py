@@ -103,14 +103,12 @@ class SampleSet:
     """Samples of one shape: in memory, or in a temporary file if there are more than 64 MB of them.
 
     Attributes:
-        arrays: By input name.
         axes: The batch axis of every input, None for one that all samples share.
         count: Number of samples.
         image: Name of the input that holds images, with the axes of height and width; None if there is none.
-        store: Owner of the arrays; a temporary file is removed with it.
+        store: The arrays; a temporary file is removed with it.
     """
 
-    arrays: Mapping[str, Array]
     axes: Mapping[str, int | None]
     count: int
     image: tuple[str, tuple[int, int]] | None = None
@@ -135,7 +133,12 @@ class SampleSet:
                 )
             store.add(feed)
         assert store is not None
-        return cls(store.arrays, axes, source.count, _image(source, store.arrays), store=store.large)
+        return cls(axes, source.count, _image(source, store.arrays), store=store.large)
+
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """All samples, by input name."""
+        return self.store.arrays
 
     def batch(self, indices: IntArray, view: ImageView = PLAIN) -> Feed:
         """Some of the samples in one view."""

@@ -57,7 +57,7 @@ class RemoteImages(ImageStore):
         return self._reader.from_bytes(data, name, PurePosixPath(name).name, view), name
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Copied:
     """Files at a URL that are copied to a temporary folder, which lasts as long as this object.
 
@@ -88,12 +88,11 @@ class _Copied:
         return _Copied.store, (self,)
 
     def _copied(self) -> _Copied:
-        owner = replace(self, folder=Path())
-        folder, _ = scratch_folder(owner)
-        object.__setattr__(owner, "folder", folder)
+        owner = replace(self)
+        owner.folder, _ = scratch_folder(owner)
         for number, name in enumerate(self.names):
             try:
-                self.system.get_file(name, str(folder / f"{number:06d}-{PurePosixPath(name).name}"))
+                self.system.get_file(name, str(owner.folder / f"{number:06d}-{PurePosixPath(name).name}"))
             except Exception as error:  # file systems raise errors of their own
                 raise CalibrationError(f"{name}: it cannot be read ({type(error).__name__}: {error})") from error
         return owner
