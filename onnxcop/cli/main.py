@@ -38,6 +38,7 @@ from onnxcop.cli.options import (
     data_options,
     distill_options,
     engine_options,
+    figures_option,
     latency_options,
     metric_option,
     output_options,
@@ -94,6 +95,7 @@ def app() -> None:
 @plan_options
 @budget_options
 @metric_option
+@figures_option
 @distill_options
 @quantize_option
 @workers_option

@@ -72,36 +72,24 @@ BUDGET = "Budget (what to keep at most; all that are given hold)"
 output_options: Decorator[Any, Any] = _options(
     "Result",
     _option(
-        "-o",
-        "--output",
-        type=OutputPath(),
-        metavar="FILE|FOLDER/",
+        "-o", "--output", type=OutputPath(), metavar="FILE|FOLDER/",
         help="Path of the pruned model. Into a folder (FOLDER/), config.json and the tokenizer beside MODEL are "
         "copied too. [default: MODEL.pruned.onnx]",
     ),
     _option(
-        "--report",
-        "reports",
-        type=ReportFile(),
-        multiple=True,
-        metavar="FILE",
+        "--report", "reports", type=ReportFile(), multiple=True, metavar="FILE",
         help="Write a report (.html, .md or .json). May be repeated.",
     ),
     _option("--external-data", is_flag=True, help="Write the weights to a separate file beside the model."),
     _option(
-        "--keep-initializer-inputs",
-        is_flag=True,
+        "--keep-initializer-inputs", is_flag=True,
         help="If weights are also listed as graph inputs, keep them in the list.",
     ),
     _option(
-        "--no-metadata",
-        "metadata",
-        is_flag=True,
-        flag_value=False,
-        default=True,
+        "--no-metadata", "metadata", is_flag=True, flag_value=False, default=True,
         help="Do not write provenance into the model's metadata.",
     ),
-)
+)  # fmt: skip
 plan_options: Decorator[Any, Any] = _options(
     "Result",
     _option(
@@ -213,6 +201,14 @@ method_options: Decorator[Any, Any] = _options(
         "--recover", type=click.Choice(["auto", *(method.name for method in RECOVERIES)]), default="auto",
         show_default=True,
         help=f"How to compensate for removed filters: {'; '.join(f'{m.name}: {m.help}' for m in RECOVERIES)}.",
+    ),
+)  # fmt: skip
+figures_option: Decorator[Any, Any] = _options(
+    "Calibration data",
+    _option(
+        "--cross-fit/--no-cross-fit", default=None,
+        help="Take the figures of the report from two more runs, each on half of the samples and measured on the other "
+        "half; else samples are set aside for them. [default: with fewer than 256 samples]",
     ),
 )  # fmt: skip
 distill_options: Decorator[Any, Any] = _options(

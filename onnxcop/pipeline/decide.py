@@ -93,6 +93,7 @@ class Request:
         choices: Choices made by measurement, in words.
         table: Times of the target device, if that is not this machine.
         crew: Carries out independent tasks.
+        cross_fit: Whether figures come from further decisions, each on one half of the samples.
     """
 
     asked: PruneOptions
@@ -108,6 +109,7 @@ class Request:
     choices: tuple[str, ...] = ()
     table: DeviceTable | None = None
     crew: Crew = HERE
+    cross_fit: bool = False
 
     @property
     def options(self) -> EngineOptions:

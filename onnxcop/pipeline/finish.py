@@ -15,10 +15,10 @@ from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.census import group_name
 from onnxcop.analysis.summary import frozen_reasons, totals
 from onnxcop.data.open import CalibrationData
-from onnxcop.graph.io import whole
+from onnxcop.graph.io import WeightFile, whole
 from onnxcop.pipeline.decide import Decision, Request, calibrated_on
 from onnxcop.pipeline.options import ApplyOptions
-from onnxcop.pipeline.unseen import UnseenSamples
+from onnxcop.pipeline.unseen import Unseen
 from onnxcop.reconstruction.divergence import Figures
 from onnxcop.report.document import Evidence
 from onnxcop.report.figures import quality_of
@@ -61,7 +61,8 @@ def conclude(request: Request, decision: Decision) -> PruneResult:
         fed(decision, source), unseen=request.unseen, choices=(*request.choices, *_turned_line(decision))
     )
     result = finish(analysis, decision, plan, asked, request.clock)
-    return replace(result, report=replace(result.report, expected=_expected(request, decision)))
+    evidence = None if result.evidence is None else replace(result.evidence, limits=request.limits)
+    return replace(result, report=replace(result.report, expected=_expected(request, decision)), evidence=evidence)
 
 
 def _expected(request: Request, decision: Decision) -> Expected | None:
@@ -113,8 +114,7 @@ def finish(
     removed = np.sort(decision.removed)
     file = shared_file(decision.model)
     with clock.stage("rewriting"):
-        pruned = rewrite(decision.model, analysis.structure, removed, file)
-        analysis.undo(pruned)
+        pruned = cut_to_size(analysis, decision, file)
     with clock.stage("verification"):
         if file is not None:  # the memory is needed for running both models
             pruned = file.light(pruned, inner=False)
@@ -143,6 +143,13 @@ def finish(
     return PruneResult(model=pruned, plan=plan, report=report, stats=decision.stats, evidence=evidence)
 
 
+def cut_to_size(analysis: Analysis, decision: Decision, file: WeightFile | None = None) -> onnx.ModelProto:
+    """The model of a decision without its removed units, with weights in a file if one is given."""
+    pruned = rewrite(decision.model, analysis.structure, np.sort(decision.removed), file)
+    analysis.undo(pruned)
+    return pruned
+
+
 def beside_original(
     analysis: Analysis, model: onnx.ModelProto, engine: EngineOptions, seconds: float
 ) -> Latency | None:
@@ -168,13 +175,13 @@ def _notes(report: Report, plan: PruningPlan, analysis: Analysis) -> tuple[str, 
 
 
 def measured_again(
-    result: PruneResult, model: onnx.ModelProto, unseen: UnseenSamples | None, scores: Mapping[str, float]
+    result: PruneResult, model: onnx.ModelProto, unseen: Unseen | None, scores: Mapping[str, float]
 ) -> PruneResult:
-    """A result with other weights in its model, measured on the same samples.
+    """A result with other figures, and perhaps with other weights in its model.
 
     Args:
         result: The result.
-        model: Its model with other weights.
+        model: Its model.
         unseen: Samples that no choice has used.
         scores: The user's metric, by name.
     """
@@ -183,7 +190,8 @@ def measured_again(
     if evidence is not None:
         stale |= set(_notes(report, result.plan, evidence.analysis))
     figures = None if unseen is None else unseen.figures(model)
-    report = replace(report, figures=figures, quality=quality_of(figures) | dict(scores))
+    measured_on = "" if unseen is None else unseen.described
+    report = replace(report, figures=figures, measured_on=measured_on, quality=quality_of(figures) | dict(scores))
     fresh = () if figures is None else figures.warnings
     if evidence is not None:
         fresh = (*fresh, *_notes(report, result.plan, evidence.analysis))

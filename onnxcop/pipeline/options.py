@@ -106,6 +106,9 @@ class PruneOptions(ApplyOptions):
             The model is reduced to them before anything else (see :mod:`onnxcop.rewrite.classes`).
         then_quantize: Also make an int8 model of the result, the `int8` of the result: "static" with the calibration
             data, or "dynamic"; see :func:`onnxcop.quantize`.
+        cross_fit: Whether the figures of the report are cross-fitted: the choice is repeated on each half of the
+            samples, and measured on the other half. The result then uses all samples, and the run takes about twice
+            as long. None to do so if fewer than 64 samples can be set aside for the figures.
         executor: An executor of :mod:`concurrent.futures` for the independent tasks of the run; results are the same
             bytes with any, in whatever order it finishes tasks. None runs them one after the other.
     """
@@ -135,6 +138,7 @@ class PruneOptions(ApplyOptions):
     policy: Policy = "finest"
     classes: str | Sequence[int | str] | None = None
     then_quantize: Quantization | None = None
+    cross_fit: bool | None = None
     executor: Executor | None = None
 
     @property

@@ -15,6 +15,7 @@ from onnxcop._base.memory import Need
 from onnxcop._base.progress import Progress, shown, silent
 from onnxcop._base.timing import Clock
 from onnxcop._base.types import IntArray
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import check_reachable
 from onnxcop.allocation.limits import Limits
 from onnxcop.analysis.analyze import Analysis
@@ -30,18 +31,26 @@ from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.graph.io import whole
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.parallel.workers import adapted
-from onnxcop.pipeline.decide import Decision, Request, SampleSets, recover_units, within_memory
-from onnxcop.pipeline.distillation import check_distillation, distilled
-from onnxcop.pipeline.finish import fed, finish, with_hints_logged
+from onnxcop.pipeline.decide import Decision, Request, SampleSets, decide, recover_units, within_memory
+from onnxcop.pipeline.distillation import OFF, check_distillation, distilled
+from onnxcop.pipeline.finish import cut_to_size, fed, finish, measured_again, with_hints_logged
 from onnxcop.pipeline.latency_target import prune_by_table, prune_within
 from onnxcop.pipeline.never_slower import prune_faster
 from onnxcop.pipeline.options import ApplyOptions, Modes, PruneOptions
 from onnxcop.pipeline.profile import times_from
 from onnxcop.pipeline.quantize import check_quantization, with_int8
-from onnxcop.pipeline.unseen import UnseenSamples, set_aside
+from onnxcop.pipeline.unseen import (
+    FEWEST_IN_HALF,
+    CrossFitted,
+    UnseenSamples,
+    better_halved,
+    can_be_halved,
+    set_aside,
+)
 from onnxcop.pipeline.widths import for_device, suited
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.recovery.setup import affordable_batch
+from onnxcop.report.document import Evidence
 from onnxcop.report.result import PruneResult
 from onnxcop.rewrite.plan import PruningPlan, units_of
 from onnxcop.runtime.inputs import random_feeds
@@ -51,6 +60,8 @@ from onnxcop.verification.kept_classes import analyze_kept
 from onnxcop.verification.verify import require_running
 
 log = logging.getLogger("onnxcop")
+
+_ROUNDING = 1e-9  # share that a repeated sum may differ by
 
 
 @by_keywords(PruneOptions)
@@ -85,10 +96,12 @@ def prune_with(model: onnx.ModelProto | str | Path, options: PruneOptions) -> Pr
 
 def _carried_out(request: Request) -> PruneResult:
     if request.budget.latency is None:
-        return prune_faster(request)
-    if request.table is not None:
-        return prune_by_table(request, request.budget.latency)
-    return prune_within(request, request.budget.latency)
+        result = prune_faster(request)
+    elif request.table is not None:
+        result = prune_by_table(request, request.budget.latency)
+    else:
+        result = prune_within(request, request.budget.latency)
+    return _with_figures(request, result)
 
 
 def write_stats(result: PruneResult, stats_out: str | Path | bool | None) -> None:
@@ -116,6 +129,8 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
         raise CalibrationError("--stats-out writes statistics of calibration data; give --data")
+    if options.cross_fit and options.data is None:
+        raise CalibrationError("--cross-fit halves calibration data; give --data")
     _say_what_does_not_fit(model, recovers=modes.recover.writes or modes.allocate == "measured")
     clock = Clock()
     with clock.stage("analysis"):
@@ -137,14 +152,62 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     options = replace(options, options=engine)
     untimed = budget.but(latency=None)  # the lowest reachable time is known only after operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
-    source, unseen = data_of(analysis, options, options.input_shapes)
+    source = opened_data(analysis, options, options.input_shapes)
+    cross_fit = source is not None and cross_fits(options, source)
+    unseen = None
+    if cross_fit:
+        options = replace(options, distill=OFF)
+    elif source is not None:
+        source, unseen = with_samples_set_aside(analysis, options, source)
     limits, choices = suited(limits, options, table, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, source=source,
         unseen=unseen, stats=stats, progress=progress, clock=clock, choices=choices,
-        table=table, crew=HERE if options.executor is None else Crew(adapted(options.executor)),
+        table=table, crew=HERE if options.executor is None else Crew(adapted(options.executor)), cross_fit=cross_fit,
     )  # fmt: skip
+
+
+def _with_figures(request: Request, result: PruneResult) -> PruneResult:
+    """The result with cross-fitted figures, if no samples were set aside for them."""
+    source, evidence = request.source, result.evidence
+    if not request.cross_fit or source is None or evidence is None:
+        return result
+    log.info(
+        "the run is repeated on each half of the %d samples, to measure on the other half (--no-cross-fit sets a "
+        "quarter of them aside instead)", source.count,
+    )  # fmt: skip
+    again = replace(
+        request.without_quality_bounds(), analysis=evidence.analysis, limits=evidence.limits or request.limits,
+        budget=_as_large(request, evidence), clock=Clock(),
+    )  # fmt: skip
+    again = replace(again, asked=replace(again.asked, metric=None, stats_out=None))
+
+    def made_from(half: CalibrationData) -> onnx.ModelProto:
+        if not evidence.removed.size:
+            return result.model
+        log.info("once more, on %d of the samples:", half.count)
+        return whole(cut_to_size(evidence.analysis, decide(replace(again, source=half), again=True)))
+
+    def measured_on(half: CalibrationData) -> UnseenSamples:
+        return UnseenSamples(evidence.analysis.original, half, request.options, request.asked.task)
+
+    first, second = source.split(0.5, request.asked.seed)
+    with request.clock.stage("cross-fitting"):
+        unseen = CrossFitted((measured_on(first), measured_on(second)), made_from)
+        result = measured_again(result, result.model, unseen, result.report.quality)
+    return replace(result, report=replace(result.report, seconds=dict(request.clock.seconds)))
+
+
+def _as_large(request: Request, evidence: Evidence) -> Budget:
+    """A budget that allows as much as a result has kept of what was bounded."""
+    cost, budget = evidence.analysis.cost, request.budget
+    if budget.latency is not None and cost.times is not None:
+        budget = budget.but(latency=min(1.0, cost.times.fraction(cost.kept_counts(evidence.removed)) + _ROUNDING))
+    if budget.empty or "macs" in budget.bounds:
+        share = float(cost.of_units(evidence.removed)[0] / max(cost.original()[0], 1.0))
+        budget = budget.but(macs=min(1.0, share + _ROUNDING))
+    return budget
 
 
 @by_keywords(ApplyOptions)
@@ -204,14 +267,45 @@ def data_of(
     analysis: Analysis, options: ApplyOptions, input_shapes: Mapping[str, Sequence[int]] | None
 ) -> tuple[CalibrationData | None, UnseenSamples | None]:
     """The samples to calibrate on, and those for the report; None if there are no data."""
+    source = opened_data(analysis, options, input_shapes)
+    return (None, None) if source is None else with_samples_set_aside(analysis, options, source)
+
+
+def opened_data(
+    analysis: Analysis, options: ApplyOptions, input_shapes: Mapping[str, Sequence[int]] | None
+) -> CalibrationData | None:
+    """All samples, in batches that fit in memory; None if there are no data."""
     source = open_data(analysis, options, input_shapes)
-    if source is None:
-        return None, None
-    source = source.in_batches_of(affordable_batch(analysis, source, options.engine))
+    return None if source is None else source.in_batches_of(affordable_batch(analysis, source, options.engine))
+
+
+def with_samples_set_aside(
+    analysis: Analysis, options: ApplyOptions, source: CalibrationData
+) -> tuple[CalibrationData, UnseenSamples]:
+    """The samples to calibrate on, and those for the report; the same if there are too few."""
     rest, aside = set_aside(source, options.seed)
     engine = options.engine.for_computing()
-    unseen = UnseenSamples(analysis.original, aside or rest, engine, options.task, seen=aside is None)
-    return rest, unseen
+    return rest, UnseenSamples(analysis.original, aside or rest, engine, options.task, seen=aside is None)
+
+
+def cross_fits(options: PruneOptions, source: CalibrationData) -> bool:
+    """Whether figures are cross-fitted: on request, or if there are few samples and nothing else needs some of them.
+
+    Raises:
+        CalibrationError: It is requested and impossible.
+    """
+    others = {"--stats": options.stats, "--then-quantize": options.then_quantize}
+    others["--distill"] = None if options.distill == OFF else options.distill
+    conflict = next((flag for flag, value in others.items() if value is not None), None)
+    if options.cross_fit is None:
+        return conflict is None and better_halved(source)
+    if options.cross_fit and conflict is not None:
+        raise CalibrationError(f"--cross-fit does not go with {conflict}; leave one of them out")
+    if options.cross_fit and not can_be_halved(source):
+        raise CalibrationError(
+            f"--cross-fit needs two halves of at least {FEWEST_IN_HALF} samples and a batch; there are {source.count}"
+        )
+    return options.cross_fit
 
 
 def _that_fits(model: onnx.ModelProto | str | Path, options: PruneOptions) -> PruneOptions:

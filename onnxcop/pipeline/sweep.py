@@ -42,7 +42,7 @@ def sweep(model: onnx.ModelProto | str | Path, macs: Sequence[float], options: P
         model: A path or a model in memory (never changed).
         macs: Fractions of the multiply-accumulates to keep.
         options: The fields of :class:`onnxcop.PruneOptions`, as keyword arguments; its other budgets hold at every
-            point.
+            point. Figures come from samples that are set aside, never by `cross_fit`.
 
     Yields:
         Each point when it is finished. If a budget cannot be met, a warning is logged and the curve ends.
@@ -65,7 +65,7 @@ def sweep_with(model: onnx.ModelProto | str | Path, macs: Sequence[float], optio
                 f"a sweep needs budgets of multiply-accumulates; --{name.replace('_', '-')} is for a single run"
             )
     with shown(options.progress) as progress:
-        request = prepare(model, replace(options, macs=budgets[0]), progress)
+        request = prepare(model, replace(options, macs=budgets[0], cross_fit=False), progress)
         course, clock = IncrementalPruner(request), request.clock
         course.warn()
         for place, fraction in enumerate(budgets):

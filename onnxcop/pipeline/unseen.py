@@ -2,12 +2,17 @@
 
 The choice of widths, weights and steps is biased towards its samples: their divergence is too low. So some samples are
 set aside before anything is chosen, and at the end both files run on them in plain sessions of ONNX Runtime.
+
+If too few could be set aside, figures are cross-fitted (twofold cross-validation, Stone 1974): the whole choice is
+repeated on each half of the samples, and what it gives is measured on the other half. The result itself then uses all
+samples. A half makes a worse model than the whole, so the figures err on the side of caution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import onnx
 
@@ -21,6 +26,7 @@ _SHARE, _MOST_SHARE = 1 / 8, 1 / 4  # share of the samples to set aside; up to a
 _FEWEST, _MOST = 64, 256  # samples to set aside, if there are enough
 _USELESS = 4  # samples; fewer mean nothing and are better used for calibration
 _KEPT = 1 << 28  # bytes of the original's outputs
+FEWEST_IN_HALF = 8  # samples; fewer are too little to choose by
 
 
 def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, CalibrationData | None]:
@@ -35,8 +41,7 @@ def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, Cali
     Returns:
         Both parts; None for the second if all samples are needed for calibration.
     """
-    needed = min(max(round(_SHARE * source.count), _FEWEST), _MOST)
-    share = min(needed, int(_MOST_SHARE * source.count))
+    share = _share(source.count)
     unit, spare = source.layout.size or 1, source.spare()
     if spare is not None and spare.count >= max(share, _USELESS):
         return source, spare.take(_MOST, seed)
@@ -45,6 +50,35 @@ def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, Cali
     rest, aside = source.split(share / source.count, seed)
     rest.description = f"{source.description}, {aside.count} of them set aside"
     return rest, aside
+
+
+def _share(count: int) -> int:
+    """How many of so many samples to set aside."""
+    return min(max(round(_SHARE * count), _FEWEST), _MOST, int(_MOST_SHARE * count))
+
+
+def can_be_halved(source: CalibrationData) -> bool:
+    """Whether each half of the samples is enough to choose by."""
+    return source.count >= 2 * max(FEWEST_IN_HALF, source.layout.size or 1)
+
+
+def better_halved(source: CalibrationData) -> bool:
+    """Whether too few samples can be set aside, but enough are there to cross-fit figures."""
+    spare = source.spare()
+    return _share(source.count) < _FEWEST and (spare is None or spare.count < _FEWEST) and can_be_halved(source)
+
+
+class Unseen(Protocol):
+    """Figures on samples that no choice has used."""
+
+    def figures(self, pruned: onnx.ModelProto, judgements: Judgements | None = None) -> Figures | None:
+        """Figures of the pruned model; None if no output holds real numbers."""
+        ...
+
+    @property
+    def described(self) -> str:
+        """Description of the samples behind the figures."""
+        ...
 
 
 @dataclass
@@ -79,13 +113,19 @@ class UnseenSamples:
         Raises:
             EngineError: One of the models does not run on the samples.
         """
+        reference = self.reference(judgements)
+        return reference.figures(self.outputs_of(pruned)) if reference.names else None
+
+    def reference(self, judgements: Judgements | None = None) -> Reference:
+        """The original's outputs, computed once."""
         if self._reference is None:
             self._reference = self._of_original(judgements)
-        if not self._reference.names:
-            return None
+        return self._reference
+
+    def outputs_of(self, pruned: onnx.ModelProto) -> list[Feed]:
+        """A pruned model's outputs on the same batches."""
         with Session(pruned, self.options) as session:
-            outputs = [session.run(feed) for feed in self._feeds(len(self._reference.outputs))]
-        return self._reference.figures(outputs)
+            return [session.run(feed) for feed in self._feeds(len(self.reference().outputs))]
 
     @property
     def described(self) -> str:
@@ -117,3 +157,41 @@ class UnseenSamples:
             if place == most:
                 return
             yield dict(feed)
+
+
+@dataclass
+class CrossFitted:
+    """The original on two halves of the samples, and models that are made from one half and measured on the other.
+
+    Attributes:
+        halves: Both halves.
+        made_from: Makes a pruned model from samples alone, in the same way and to the same size as the result.
+    """
+
+    halves: tuple[UnseenSamples, UnseenSamples]
+    made_from: Callable[[CalibrationData], onnx.ModelProto]
+
+    def figures(self, pruned: onnx.ModelProto, judgements: Judgements | None = None) -> Figures | None:
+        """Figures over all samples, as :meth:`UnseenSamples.figures`; `pruned` itself has used them all."""
+        first, second = self.halves
+        outputs, counts = list[Feed](), list[int]()
+        for half in self.halves:
+            reference = half.reference(judgements)
+            outputs += reference.outputs
+            counts += reference.counts
+        judgements = judgements or judge(outputs, counts, first.model, first.task)
+        reference = Reference(outputs, judgements=judgements, counts=counts)
+        if not reference.names:
+            return None
+        answers = [
+            answer
+            for half, other in ((first, second), (second, first))
+            for answer in half.outputs_of(self.made_from(other.data))
+        ]
+        return reference.figures(answers)
+
+    @property
+    def described(self) -> str:
+        """Description of the samples behind the figures."""
+        count = sum(half.data.count for half in self.halves)
+        return f"{count} samples, each half by a model that was made in the same way from the other half"

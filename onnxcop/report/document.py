@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxcop._base.records import JSON_VERSION, finite
 from onnxcop._base.types import IntArray
+from onnxcop.allocation.limits import Limits
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.inspect import FrozenLayer, frozen_layers
 from onnxcop.calibration.statistics import CalibrationStats
@@ -33,12 +34,14 @@ class Evidence:
         removed: int64, the removed units.
         stats: Statistics of the original, if there were data.
         way: Measurements after every step towards the budget.
+        limits: The limits on what could be cut, if units were chosen.
     """
 
     analysis: Analysis
     removed: IntArray
     stats: CalibrationStats | None = None
     way: tuple[Waypoint, ...] = ()
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)

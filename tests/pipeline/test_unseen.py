@@ -16,8 +16,10 @@ import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
-from onnxcop.errors import InternalError
-from onnxcop.pipeline.unseen import UnseenSamples, set_aside
+from onnxcop.errors import CalibrationError, InternalError
+from onnxcop.pipeline import prune as pruning
+from onnxcop.pipeline.decide import Decision, Request
+from onnxcop.pipeline.unseen import CrossFitted, UnseenSamples, set_aside
 from onnxcop.reconstruction.masks import UnitMasks
 from onnxcop.recovery.rounds import RecoverySettings
 
@@ -169,7 +171,7 @@ def test_a_stream_has_others_too() -> None:
 def test_if_no_sample_can_be_set_aside_the_report_says_so() -> None:
     few = onnxcop.prune(chain(), macs=0.8, data=pictures(10), **QUICK).report
     assert few.measured_on.startswith("10 samples that choices were made on too")
-    many = onnxcop.prune(chain(), macs=0.8, data=pictures(100), **QUICK).report
+    many = onnxcop.prune(chain(), macs=0.8, data=pictures(100), cross_fit=False, **QUICK).report
     assert many.measured_on == "25 samples that no choice has seen"
     without = onnxcop.prune(chain(), macs=0.8, criterion="l2", recover="none", options=CPU)
     assert without.report.figures is None
@@ -180,7 +182,7 @@ def test_the_command_shows_and_takes_a_task(tmp_path: Path, capsys: pytest.Captu
     model, data = written(chain(), tmp_path / "m.onnx"), tmp_path / "x.npz"
     np.savez(data, x=pictures(100))
     command = [str(model), "-o", str(tmp_path / "o.onnx"), "--data", str(data), "--macs", "0.7", "--provider", "cpu",
-               "--criterion", "l2", "--recover", "none", "--latency-seconds", "0"]  # fmt: skip
+               "--criterion", "l2", "--recover", "none", "--latency-seconds", "0", "--no-cross-fit"]  # fmt: skip
     assert cli.run([*command, "--task", "classify", "--report", str(tmp_path / "r.json")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "measured on 25 samples that no choice has seen, running both files" in shown
@@ -219,3 +221,98 @@ def test_an_inconsistent_network_is_detected(options: dict[str, Any], monkeypatc
     monkeypatch.setattr(UnitMasks, "of", lambda *_: {})
     with pytest.raises(InternalError, match=r"the search expected .*, because of .*q.*; nothing was written"):
         onnxcop.prune(attention(), **asked, **options)
+
+
+def biased(by: float) -> onnx.ModelProto:
+    """Adds a number to each of three numbers."""
+    node = helper.make_node("Add", ["x", "b"], ["y"])
+    graph = helper.make_graph(
+        [node], "biased",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        [onnx.numpy_helper.from_array(np.full(3, by, np.float32), "b")],
+    )  # fmt: skip
+    return finished(graph)
+
+
+def opened(model: onnx.ModelProto, data: Array) -> UnseenSamples:
+    source = open_data(onnxcop.analyze(model, options=CPU), DataOptions(data=data, samples=len(data)))
+    assert source is not None
+    return UnseenSamples(model, source, CPU)
+
+
+def test_each_half_is_measured_with_the_model_of_the_other_half() -> None:
+    model = biased(0.0)
+    ones, threes = opened(model, np.ones((10, 3), np.float32)), opened(model, np.full((30, 3), 3, np.float32))
+    made = {ones.data: biased(0.3), threes.data: biased(0.5)}
+    cross = CrossFitted((ones, threes), made.__getitem__)
+    figures = cross.figures(biased(100.0))
+    assert figures is not None
+    error = (10 * 0.5**2 + 30 * 0.3**2) / (10 * 1**2 + 30 * 3**2)  # ones by the model of threes, and the other way
+    assert figures.divergence.value == pytest.approx(error**0.5, rel=1e-5)
+    assert figures.divergence.samples == 40
+    assert cross.described.startswith("40 samples, each half by a model")
+
+
+def test_with_few_samples_all_are_used_and_no_choice_sees_those_it_is_measured_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, halves = list[tuple[set[int], float | None]](), list[CrossFitted]()
+    decided = pruning.decide
+
+    def spied(request: Request, *, again: bool = False) -> Decision:
+        assert request.source is not None
+        asked.append(({*request.source.numbers.tolist()}, request.budget.bounds.get("macs")))
+        return decided(request, again=again)
+
+    def kept(*arguments: Any) -> CrossFitted:
+        halves.append(CrossFitted(*arguments))
+        return halves[-1]
+
+    monkeypatch.setattr(pruning, "decide", spied)
+    monkeypatch.setattr(pruning, "CrossFitted", kept)
+    result = onnxcop.prune(chain(), macs=0.8, data=pictures(50), **QUICK)
+    assert result.plan.settings["samples"] == 50
+    assert result.report.measured_on.startswith("50 samples")
+    assert "cross-fitting" in result.report.seconds
+    (cross,) = halves
+    first, second = ({*half.data.numbers.tolist()} for half in cross.halves)
+    assert first | second == set(range(50)) and not first & second and len(first) == 25
+    assert [samples for samples, _ in asked] == [second, first]  # what the first half is measured with, then the other
+    share = result.report.after.macs / result.report.before.macs
+    assert all(bound == pytest.approx(share, abs=1e-6) for _, bound in asked)
+
+
+def test_with_few_samples_figures_are_not_optimistic() -> None:
+    unseen = opened(chain(), np.random.default_rng(99).standard_normal((3000, 3, 8, 8)).astype(np.float32))
+    shown, true, chosen_on = [], [], []
+    for seed in range(3):
+        data = np.random.default_rng(seed).standard_normal((40, 3, 8, 8)).astype(np.float32)
+        result = onnxcop.prune(chain(), macs=0.6, data=data, seed=seed, options=CPU)
+        figures, truth = result.report.figures, unseen.figures(result.model)
+        assert figures is not None and truth is not None
+        shown.append(figures.divergence.value)
+        true.append(truth.divergence.value)
+        chosen_on.append(result.report.held_out["divergence"])
+    assert np.mean(true) < np.mean(shown) < 2 * np.mean(true)
+    assert np.mean(chosen_on) < np.mean(shown)
+
+
+@pytest.mark.parametrize(
+    ("count", "samples", "crosses"),
+    [(15, 15, False), (16, 16, True), (255, 255, True), (256, 256, False), (300, 100, False)],
+)
+def test_when_figures_are_cross_fitted(count: int, samples: int, crosses: bool) -> None:
+    request = pruning.prepare(chain(), onnxcop.PruneOptions(data=pictures(count), samples=samples, options=CPU))
+    assert request.cross_fit == crosses == (request.unseen is None)
+
+
+def test_what_cannot_be_cross_fitted_says_so() -> None:
+    with pytest.raises(CalibrationError, match="--cross-fit halves calibration data; give --data"):
+        onnxcop.prune(chain(), cross_fit=True, options=CPU)
+    with pytest.raises(CalibrationError, match="--cross-fit does not go with --distill"):
+        onnxcop.prune(chain(), cross_fit=True, distill="1 epoch", data=pictures(40), options=CPU)
+    with pytest.raises(CalibrationError, match="two halves of at least 8 samples and a batch; there are 10"):
+        onnxcop.prune(chain(), cross_fit=True, data=pictures(10), options=CPU)
+    alone = pruning.prepare(chain(), onnxcop.PruneOptions(data=pictures(40), then_quantize="static", options=CPU))
+    assert not alone.cross_fit and alone.unseen is not None

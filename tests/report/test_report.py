@@ -287,10 +287,10 @@ def test_statistics_of_an_earlier_run_are_named_and_shown(tmp_path: Path) -> Non
         chain(), data=samples(), criterion="cop-activation", recover="none", options=CPU, stats_out=tmp_path / "s.npz"
     )
     again = onnxcop.prune(chain(), stats=tmp_path / "s.npz", criterion="cop-activation", recover="none", options=CPU)
-    assert again.report.calibration == "statistics of 36 samples, gathered earlier"
+    assert again.report.calibration == "statistics of 48 samples, gathered earlier"
     assert again.report_data().correlations == first.report_data().correlations
     text = Text(rendered(again.report_data(), Path("r.html")).decode()).text
-    assert "Calibrated on statistics of 36 samples, gathered earlier." in text
+    assert "Calibrated on statistics of 48 samples, gathered earlier." in text
 
 
 def test_markdown_keeps_names_out_of_its_markup(data: ReportData) -> None:
