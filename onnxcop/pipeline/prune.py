@@ -189,13 +189,18 @@ def _with_figures(request: Request, result: PruneResult) -> PruneResult:
         log.info("once more, on %d of the samples:", half.count)
         return whole(cut_to_size(evidence.analysis, decide(replace(again, source=half), again=True)))
 
-    def measured_on(half: CalibrationData) -> UnseenSamples:
-        return UnseenSamples(evidence.analysis.original, half, request.options, request.asked.task)
+    def measured_on(samples: CalibrationData, *, seen: bool = False) -> UnseenSamples:
+        return UnseenSamples(evidence.analysis.original, samples, request.options, request.asked.task, seen)
 
     first, second = source.split(0.5, request.asked.seed)
+    scores = result.report.quality
     with request.clock.stage("cross-fitting"):
-        unseen = CrossFitted((measured_on(first), measured_on(second)), made_from)
-        result = measured_again(result, result.model, unseen, result.report.quality)
+        try:
+            unseen = CrossFitted((measured_on(first), measured_on(second)), made_from)
+            result = measured_again(result, result.model, unseen, scores)
+        except (BudgetError, CalibrationError) as reason:
+            log.warning("half of the samples are too few to repeat the run: %s", reason)
+            result = measured_again(result, result.model, measured_on(source, seen=True), scores)
     return replace(result, report=replace(result.report, seconds=dict(request.clock.seconds)))
 
 

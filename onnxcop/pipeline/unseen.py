@@ -133,7 +133,7 @@ class UnseenSamples:
         count = self.data.count if self._reference is None else sum(self._reference.counts)
         if self.seen:
             return (
-                f"{count} samples that choices were made on too, as there are too few to set any aside: "
+                f"{count} samples that choices were made on too, as there are too few others: "
                 "the figures are optimistic"
             )
         return f"{count} samples that no choice has seen"

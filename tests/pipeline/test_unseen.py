@@ -283,6 +283,19 @@ def test_with_few_samples_all_are_used_and_no_choice_sees_those_it_is_measured_o
     assert all(bound == pytest.approx(share, abs=1e-6) for _, bound in asked)
 
 
+def test_if_a_half_does_not_suffice_the_result_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(request: Request, *, again: bool = False) -> Decision:
+        raise CalibrationError("too few texts")
+
+    monkeypatch.setattr(pruning, "decide", fails)
+    report = onnxcop.prune(chain(), macs=0.8, data=pictures(50), **QUICK).report
+    assert report.figures is not None
+    assert report.measured_on.startswith("50 samples that choices were made on too")
+    assert "half of the samples are too few to repeat the run: too few texts" in caplog.text
+
+
 def test_with_few_samples_figures_are_not_optimistic() -> None:
     unseen = opened(chain(), np.random.default_rng(99).standard_normal((3000, 3, 8, 8)).astype(np.float32))
     shown, true, chosen_on = [], [], []
