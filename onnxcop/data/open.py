@@ -99,30 +99,29 @@ def open_source(
     store, total, origin = _open(data, binder, samples + RESERVE, seed)
     origin = origin if texts is None else str(texts.path)
     unit = layout.size or 1
+    _require_enough(total, unit, origin)
+    order, rest = np.split(_chosen(len(store), max(samples, unit) + RESERVE, seed), [max(samples, unit)])
+    if store.in_runs:
+        order.sort()
+    sentences = [reader.sentence(layout.spec(name)) for name, reader in binder.readers.items()]
+    if log_reading:
+        for sentence in sentences:
+            log.info(sentence)
+    description = f"{len(order)} of {total} samples from {origin}" + "".join(f" ({one})" for one in sentences)
+    return CalibrationData(
+        store=store, order=order, layout=layout, batch_size=batch_size, description=description, rest=rest,
+        origin=origin,
+    )  # fmt: skip
+
+
+def _require_enough(total: int, unit: int, origin: str) -> None:
+    """Refuse data that do not fill one batch of the model."""
     if total < unit:
         raise CalibrationError(
             f"{origin}: it holds {total} samples, but the model wants batches of {unit}; give at least {unit}"
             if total
             else f"{origin}: it holds no samples; give at least {unit}"
         )
-    order, rest = np.split(_chosen(len(store), max(samples, unit) + RESERVE, seed), [max(samples, unit)])
-    if store.in_runs:
-        order.sort()
-    description = f"{len(order)} of {total} samples from {origin}"
-    for name, reader in binder.readers.items():
-        sentence = reader.sentence(layout.spec(name))
-        if log_reading:
-            log.info(sentence)
-        description += f" ({sentence})"
-    return CalibrationData(
-        store=store,
-        order=order,
-        layout=layout,
-        batch_size=batch_size,
-        description=description,
-        rest=rest,
-        origin=origin,
-    )
 
 
 def _chosen(count: int, needed: int, seed: int) -> Array:
