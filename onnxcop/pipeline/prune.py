@@ -190,7 +190,7 @@ def _with_figures(request: Request, result: PruneResult) -> PruneResult:
         return whole(cut_to_size(evidence.analysis, decide(replace(again, source=half), again=True)))
 
     def measured_on(samples: CalibrationData, *, seen: bool = False) -> UnseenSamples:
-        return UnseenSamples(evidence.analysis.original, samples, request.options, request.asked.task, seen)
+        return UnseenSamples(evidence.analysis.original, samples, request.options, request.asked.task, seen=seen)
 
     first, second = source.split(0.5, request.asked.seed)
     scores = result.report.quality
