@@ -3,14 +3,18 @@
 A run without workers is traced: every task with its CPU seconds and the bytes that go and come, every shared value
 with its bytes, and what the process does alone. The replay gives each list of tasks to N workers in order, as soon as
 one is free, or to the worker that keeps the batch, with a latency for each message and one link of a bandwidth that all
-share. Messages of a list overlap with its tasks, save the first and the last. Lists are barriers. What each worker does
-for itself (loading pieces, reading shared values) is measured apart, and every worker of a list spends it. Points of
-curves are recorded batch by batch, each with its own pieces: with fewer workers than batches that is too much, since a
-worker loads the pieces of its batches once. Speed-up is relative to a run without workers, which is measured before.
+share. Messages of a list overlap with its tasks, save the first and the last. Lists are barriers. Loading of pieces and
+of shared values is measured apart: every worker of a list spends it, once for each piece. Points of curves are recorded
+batch by batch, and a worker computes what comes before them for all batches that it keeps. Batches of a candidate that
+are begun before it is beaten are charged too. Speed-up is relative to a run without workers, which is measured before.
 
     python tools/bench_scaling.py models/digits_resnet.onnx models/digits_calib.npz -o trace.json
     python tools/bench_scaling.py --replay trace.json
     python tools/bench_scaling.py models/digits_resnet.onnx models/digits_calib.npz --measure 2
+
+`--points 20` measures three budgets of a sweep (`onnxcop sweep --independent`), and replays so many; budgets between
+them take what a line between them says. `--images 1200000` measures the statistics of the samples that are there, and
+replays the tasks of so many.
 """
 
 from __future__ import annotations
@@ -26,16 +30,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import onnxcop
+from onnxcop.allocation import points, sensitivity
+from onnxcop.allocation.points import CurvePoint
+from onnxcop.allocation.sensitivity import _divided, _kept_by
 from onnxcop.parallel import crew as crew_module
 from onnxcop.parallel.crew import Crew, Shared
 from onnxcop.parallel.local import LocalWorkers
 from onnxcop.pipeline import prune as pipeline
-from onnxcop.reconstruction.refine_batches import homes_of
+from onnxcop.reconstruction.refine_batches import _CANDIDATES, homes_of
 from onnxcop.runtime.segments import Prefixes
 from onnxcop.runtime.session import Session
 
 WORKERS = (1, 2, 4, 8, 16, 64)
-_BY_BATCH = "measure_point"  # tasks whose batch is their home: what comes before a point is computed for it alone
+_BY_BATCH, _SCORED = "measure_point", "score_batch"  # tasks
+Task = dict[str, float]
 LATENCY, BANDWIDTH = 1e-3, 1.25e9  # seconds of a message; bytes a second (10 Gbit/s)
 
 
@@ -53,36 +61,46 @@ class _Inline(Executor):
 
     def submit_to(self, home: int, fn: Any, /, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        own, start = _own[0], time.thread_time()
+        before, start = dict(_meter.seconds), time.thread_time()
         answer = fn(*args)
-        seconds, own = time.thread_time() - start, _own[0] - own
+        seconds = time.thread_time() - start
+        load, way = (_meter.seconds[kind] - before[kind] for kind in ("load", "way"))
         self.inside += seconds
         size = len(pickle.dumps(args)) + len(pickle.dumps(answer))
-        self.tasks.append({"seconds": seconds - own, "own": own, "bytes": size, "home": home})
+        self.tasks.append({"seconds": seconds - load - way, "load": load, "way": way, "bytes": size, "home": home})
         future.set_result(answer)
         return future
 
 
-_own = [0.0]  # seconds so far that every worker spends for itself
+class _Meter:
+    """Adds up CPU seconds by kind; those of a call inside another count for the inner one alone."""
+
+    def __init__(self) -> None:
+        self.seconds = {"load": 0.0, "way": 0.0, "": 0.0}
+        self._kinds, self._mark = [""], time.thread_time()
+
+    def _turn(self) -> None:
+        now = time.thread_time()
+        self.seconds[self._kinds[-1]] += now - self._mark
+        self._mark = now
+
+    def apart(self, place: Any, name: str, kind: str) -> None:
+        """Count the seconds of a function as of a kind."""
+        real = getattr(place, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._turn()
+            self._kinds.append(kind)
+            try:
+                return real(*args, **kwargs)
+            finally:
+                self._turn()
+                self._kinds.pop()
+
+        setattr(place, name, timed)
 
 
-def _apart(place: Any, name: str) -> None:
-    """Add the seconds of a function to those that every worker spends for itself; calls inside it count once."""
-    real, inside = getattr(place, name), _inside
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start, outer = time.thread_time(), inside[0]
-        inside[0] = True
-        try:
-            return real(*args, **kwargs)
-        finally:
-            inside[0] = outer
-            _own[0] += 0.0 if outer else time.thread_time() - start
-
-    setattr(place, name, timed)
-
-
-_inside = [False]
+_meter = _Meter()
 
 
 class _Recorder(Crew):
@@ -112,8 +130,12 @@ def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     onnxcop.prune(model, data=data, options=options, **settings)
     without = time.thread_time() - start
     pipeline.Crew = _Recorder  # type: ignore[misc, attr-defined]
-    for place, name in ((Session, "__init__"), (crew_module, "_value_of"), (Prefixes, "at")):
-        _apart(place, name)
+    sensitivity._divided = lambda point, _, workers, batches: _divided(point, 0, batches, batches)
+    for place, name, kind in (
+        (Session, "__init__", "load"), (crew_module, "_value_of", "load"), (points, "_cut", "load"),
+        (Prefixes, "at", "way"),
+    ):  # fmt: skip
+        _meter.apart(place, name, kind)
     start = time.thread_time()
     executor = _Inline()
     onnxcop.prune(model, data=data, executor=executor, options=options, **settings)
@@ -122,48 +144,74 @@ def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     ends = [*(entry["alone"] for entry in lists[1:]), start + total - executor.inside]
     for entry, end in zip(lists, ends, strict=True):  # what follows a list, or is done with its results
         entry["alone"] = end - entry["alone"]
-    inside = sum(task["seconds"] + task["own"] for entry in lists for task in entry["tasks"])
+    inside = sum(task["seconds"] + task["load"] + task["way"] for entry in lists for task in entry["tasks"])
     return {"model": Path(model).name, "seconds": without, "alone": total - inside, "lists": lists}
 
 
 def replayed(trace: dict[str, Any], workers: int, latency: float = LATENCY, bandwidth: float = BANDWIDTH) -> float:
     """Seconds of a traced run on a number of workers."""
     total, known = float(trace["alone"]), set[str]()
-    for entry in _side_by_side(trace["lists"], workers):
+    for entry in _by_layer(trace["lists"], workers):
         fresh = sum(size for digest, size in entry["shared"].items() if digest not in known)
         known |= entry["shared"].keys()
         sent = fresh * workers + sum(task["bytes"] for task in entry["tasks"])
-        busy, tasks = [0.0] * workers, entry["tasks"]
-        parts = 1 + max((int(task["home"]) for task in tasks), default=-1) if entry["task"] == _BY_BATCH else 0
-        for number, task in enumerate(tasks):
-            home = int(task["home"]) + (number // parts % max(1, workers // parts) * parts if parts else 0)
-            place = home % workers if home >= 0 else busy.index(min(busy))
-            busy[place] += task["seconds"] + task["bytes"] / bandwidth + (task["own"] if parts else 0.0)
-        own = 0.0 if parts else sum(task["own"] for task in tasks)
-        own += fresh / bandwidth + 2 * latency
-        total += max(*(seconds + own for seconds in busy if seconds), sent / bandwidth) if any(busy) else 0.0
+        by_batch = entry["task"] == _BY_BATCH and len(entry["tasks"])
+        busy = (_of_points if by_batch else _of_tasks)(entry["tasks"], workers, bandwidth)
+        if any(busy):
+            total += max(max(busy) + fresh / bandwidth + 2 * latency, sent / bandwidth)
     return total
 
 
-def _side_by_side(lists: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[str, Any]]:
-    """The lists, with candidates for a layer side by side where batches have several homes."""
+def _of_tasks(tasks: Sequence[Task], workers: int, bandwidth: float) -> list[float]:
+    """Seconds of every worker: its tasks, and all pieces that they need."""
+    busy = [0.0] * workers
+    for task in tasks:
+        place = int(task["home"]) % workers if task["home"] >= 0 else busy.index(min(busy))
+        busy[place] += task["seconds"] + task["way"] + task["bytes"] / bandwidth
+    load = sum(task["load"] for task in tasks)
+    return [seconds + load if seconds else 0.0 for seconds in busy]
+
+
+def _of_points(tasks: Sequence[Task], workers: int, bandwidth: float) -> list[float]:
+    """The same for points of curves, a task for every batch: workers load a piece once for all their batches of it."""
+    busy, batches = [0.0] * workers, 1 + max(int(task["home"]) for task in tasks)
+    for number in range(len(tasks) // batches):
+        own = tasks[number * batches : (number + 1) * batches]
+        for worker, point in _divided(CurvePoint(0, 0), number, workers, batches):
+            mine = [own[place] for place in point.places or ()]
+            busy[worker] += sum(task["seconds"] + task["bytes"] / bandwidth for task in mine)
+            busy[worker] += max(task["load"] for task in mine)
+    for worker in (worker for worker, seconds in enumerate(busy) if seconds):
+        kept = _kept_by(worker, workers, batches)
+        busy[worker] += sum(task["way"] for number, task in enumerate(tasks) if number % batches in kept)
+    return busy
+
+
+def _by_layer(lists: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[str, Any]]:
+    """The lists as so many workers get them: the candidates for a layer, with batches that are begun in vain.
+
+    Candidates are one list if batches have several homes, else one after the other.
+    """
+    judges = max((len(entry["tasks"]) for entry in lists if entry["task"] == _SCORED), default=0)
+    homes = homes_of(judges, workers) if judges else []
+    copies = min((len(one) for one in homes), default=1)  # candidates that no worker has both of
     waiting: list[dict[str, Any]] = []
     for entry in [*lists, {"task": ""}]:
-        if entry["task"] == "score_batch":
-            waiting.append(entry)
+        if entry["task"] == _SCORED:
+            number = len(waiting)
+            begun = [dict(task) for task in entry["tasks"]]
+            usual = {**begun[-1], "load": 0.0}
+            begun += [{**usual, "home": place} for place in range(len(begun), min(judges, len(begun) + workers - 1))]
+            for place, task in enumerate(begun):
+                task["home"] = homes[place][number % len(homes[place])]
+            waiting.append({**entry, "tasks": begun})
             continue
-        homes = homes_of(len(waiting[0]["tasks"]), workers) if waiting else []
-        if any(len(one) > 1 for one in homes):
-            tasks = [
-                {**task, "home": homes[place][number % len(homes[place])]}
-                for number, one in enumerate(waiting)
-                for place, task in enumerate(one["tasks"])
-            ]
-            apart = min(len(one) for one in homes)  # candidates that no worker has both of
-            late = waiting[-1]["tasks"][:workers] if len(waiting) < 3 else []  # begun, and no longer wanted
-            tasks += [{**task, "home": home, "own": 0.0} for home, task in enumerate(late)]
-            tasks = [{**task, "own": task["own"] / min(apart, len(waiting))} for task in tasks]
-            waiting = [{**waiting[0], "tasks": tasks}]
+        if waiting and any(len(one) > 1 for one in homes):
+            following = waiting[-1]["tasks"] if len(waiting) < _CANDIDATES else []  # begun, and no longer wanted
+            spare = following[: max(0, workers - judges % workers)] if judges % workers else []
+            shared = min(copies, len(waiting))
+            tasks = [{**task, "load": task["load"] / shared} for one in waiting for task in one["tasks"]]
+            waiting = [{**waiting[0], "tasks": tasks + [{**task, "load": 0.0} for task in spare]}]
         yield from waiting
         waiting = []
         if entry["task"]:
@@ -180,13 +228,13 @@ def table(trace: dict[str, Any], workers: Sequence[int] = WORKERS) -> str:
     for count in workers:
         seconds = replayed(trace, count)
         lines.append(f"| {count} | {seconds:.1f} | {trace['seconds'] / seconds:.2f} |")
-    lines += ["", "| tasks | lists | seconds in tasks | that each worker spends | that the asking process spends |",
-              "|---|---|---|---|---|"]  # fmt: skip
+    lines += ["", "| tasks | lists | seconds in tasks | of loading | before points | in the process that asks |",
+              "|---|---|---|---|---|---|"]  # fmt: skip
     for name in dict.fromkeys(entry["task"] for entry in trace["lists"]):
         mine = [entry for entry in trace["lists"] if entry["task"] == name]
-        seconds, own = (sum(task[key] for entry in mine for task in entry["tasks"]) for key in ("seconds", "own"))
-        alone = sum(entry.get("alone", 0.0) for entry in mine)
-        lines.append(f"| `{name}` | {len(mine)} | {seconds:.1f} | {own:.1f} | {alone:.1f} |")
+        parts = [sum(task[key] for entry in mine for task in entry["tasks"]) for key in ("seconds", "load", "way")]
+        parts.append(sum(entry.get("alone", 0.0) for entry in mine))
+        lines.append(f"| `{name}` | {len(mine)} | " + " | ".join(f"{seconds:.1f}" for seconds in parts) + " |")
     return "\n".join(lines)
 
 

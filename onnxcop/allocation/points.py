@@ -38,6 +38,7 @@ class CurvePoint:
         order: The removal order, if it is known.
         whole: Whether to measure the removal of the whole group as well, if only one of its units must stay.
         places: Numbers of the batches to measure on; None for all.
+        kept: Numbers of the batches whose live tensors the worker keeps, these among them.
     """
 
     group: int
@@ -45,6 +46,7 @@ class CurvePoint:
     order: tuple[int, ...] | None = None
     whole: bool = False
     places: tuple[int, ...] | None = None
+    kept: tuple[int, ...] = ()
 
 
 Terms = tuple[list[FloatArray] | None, ...]
@@ -84,7 +86,7 @@ class CurveRound:
         importance: Importance of outputs by layer, float64 [outputs].
         options: How to run pieces.
         base: Divergence of the network itself.
-        prefixes: Its live tensors, by the batches to measure on; empty in a worker, until the first point.
+        prefixes: Its live tensors, by the batches that are kept; empty in a worker, until the first point.
         inverses: Inverses of its layers' covariances.
     """
 
@@ -114,20 +116,22 @@ class CurveRound:
         return self.working
 
     def finish(
-        self, working: MaskedNetwork, held: HeldOut, group: DependencyGroup, places: tuple[int, ...] | None
+        self, working: MaskedNetwork, held: HeldOut, group: DependencyGroup, point: CurvePoint
     ) -> Callable[[], Terms]:
-        """A function that runs some batches from a group's first node to the end.
+        """A function that runs the batches of a point from its group's first node to the end.
 
         Batches of other shapes go along to the group, because the sizes that all batches have in common are declared.
         """
-        along = _along(held.feeds, places)
-        if places not in self.prefixes:
-            self.prefixes[places] = prefixes_of(working, [held.feeds[place] for place in along], self.options)
-        executor = self.prefixes[places].at(first_end(working, group))
-        chosen = range(len(held.feeds)) if places is None else places
+        kept = None if point.places is None else point.kept
+        along = _along(held.feeds, kept)
+        if kept not in self.prefixes:
+            self.prefixes[kept] = prefixes_of(working, [held.feeds[place] for place in along], self.options)
+        executor = self.prefixes[kept].at(first_end(working, group))
+        chosen = range(len(held.feeds)) if point.places is None else point.places
+        own = [along.index(place) for place in chosen]
 
         def terms() -> Terms:
-            outputs = executor.finishing(places=range(len(chosen)), alike=range(len(along)))
+            outputs = executor.finishing(places=own, alike=range(len(along)))
             return tuple(held.reference.terms(place, one) for place, one in zip(chosen, outputs, strict=True))
 
         return terms
@@ -157,7 +161,7 @@ def measure_point(point: CurvePoint, original: MaskedNetwork, held: HeldOut, sta
     """Measure one point; the network is left as it was."""
     working = state.opened(original)
     group = working.analysis.structure.groups[point.group]
-    finish = state.finish(working, held, group, point.places)
+    finish = state.finish(working, held, group, point)
     order, count, solvers, weights = _cut(working, state, group, point)
     terms = _variant(working, finish, solvers, weights, order[:count])
     units = group.units[state.allowed[group.units]]

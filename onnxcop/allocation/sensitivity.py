@@ -47,6 +47,8 @@ __all__ = [
 
 FIRST_LEVEL = 0.05  # share of a group's width at which its curve is measured first
 GROWTH = 2.0  # factor from one point of a curve to the next
+_UNIT = 1 << 16  # the length of a batch in the line that workers share
+_SPREAD = 40503  # of it, from one point to the next: the golden section, so that any run of points is spread
 _STEEPNESS = 1.6  # exponent of the divergence beyond the last point: errors add up faster than linearly
 
 
@@ -207,31 +209,66 @@ def _measured(
 ) -> Iterator[tuple[tuple[int, ...], int, float, float | None]]:  # fmt: skip
     """Removal order, count, and what the divergence gains there and without the whole group, point by point.
 
-    Workers that keep something between tasks measure all points, each on its own batches: then they compute what comes
+    Workers that keep something between tasks measure each point on batches of their own: then they compute what comes
     before a point for these alone.
     """
     reference, base, batches = held.value.reference, state.value.base, len(held.value.feeds)
-    shares = crew.shares(batches)
-    tasks, homes = list(points), None
-    if shares > 1:
+    tasks, homes, parts = list(points), None, [1] * len(points)
+    if crew.shares(batches) > 1:
         fresh = iter(list(crew.run(order_point, [p for p in points if p.order is None], original, held, state)))
         known = [next(fresh) if point.order is None else point for point in points]
-        places = [tuple(range(part, batches, shares)) for part in range(shares)]
-        tasks = [replace(point, places=own) for point in known for own in places]
-        copies = max(1, crew.width // shares)
-        homes = [part + shares * (number % copies) for number in range(len(points)) for part in range(shares)]
+        divided = [_divided(point, number, crew.width, batches) for number, point in enumerate(known)]
+        tasks = [task for own in divided for _, task in own]
+        homes = [worker for own in divided for worker, _ in own]
+        parts = [len(own) for own in divided]
     with closing(crew.run(measure_point, tasks, original, held, state, homes=homes)) as results:
-        for _ in points:
-            own = list(islice(results, shares))
-            value = reference.by_terms(_in_order([one.terms for one in own])) - base
+        sent = iter(tasks)
+        for count in parts:
+            own, asked = list(islice(results, count)), list(islice(sent, count))
+            value = reference.by_terms(_in_order(asked, [one.terms for one in own])) - base
             gone = [one.whole for one in own if one.whole is not None]
-            yield own[0].order, own[0].count, value, reference.by_terms(_in_order(gone)) - base if gone else None
+            without = reference.by_terms(_in_order(asked, gone)) - base if gone else None
+            yield own[0].order, own[0].count, value, without
 
 
-def _in_order(parts: Sequence[Terms]) -> Terms:
-    """Terms of all batches, of parts that each hold every so many."""
-    count = sum(len(part) for part in parts)
-    return tuple(parts[place % len(parts)][place // len(parts)] for place in range(count))
+def _divided(point: CurvePoint, number: int, workers: int, batches: int) -> list[tuple[int, CurvePoint]]:
+    """The tasks of a point, with their workers, in the order of its batches.
+
+    Think of all points of a batch as an interval, and of the intervals of all batches as a line that is cut into equal
+    parts, one for each worker. So every worker has as much to do, and keeps few batches. Points are spread over the
+    interval of their batch, because the first ones take the longest.
+
+    Args:
+        point: The point.
+        number: Its number in the list.
+        workers: How many workers there are.
+        batches: How many batches there are.
+    """
+    phase = number * _SPREAD % _UNIT
+    places: dict[int, list[int]] = {}
+    for place in range(batches):
+        places.setdefault((place * _UNIT + phase) * workers // (batches * _UNIT), []).append(place)
+    return [
+        (worker, replace(point, places=tuple(own), kept=_kept_by(worker, workers, batches)))
+        for worker, own in places.items()
+    ]
+
+
+def _kept_by(worker: int, workers: int, batches: int) -> tuple[int, ...]:
+    """The batches that a worker's part of the line touches."""
+    return tuple(range(worker * batches // workers, -(-(worker + 1) * batches // workers)))
+
+
+def _in_order(asked: Sequence[CurvePoint], parts: Sequence[Terms]) -> Terms:
+    """Terms of all batches, of parts for some of them each."""
+    if asked[0].places is None:
+        return parts[0]
+    found = {
+        place: terms
+        for one, part in zip(asked, parts, strict=True)
+        for place, terms in zip(one.places or (), part, strict=True)
+    }
+    return tuple(found[place] for place in range(len(found)))
 
 
 @dataclass(frozen=True, slots=True)

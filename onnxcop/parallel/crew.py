@@ -164,7 +164,7 @@ class Crew:
 
     def run(
         self, task: Callable[..., R], items: Iterable[Any], *shared: Shared[Any],
-        homes: Sequence[int] | None = None, note: Callable[[R], object] | None = None,
+        homes: Sequence[int] | None = None, note: Callable[[R], object] | None = None, most: int | None = None,
     ) -> Generator[R]:  # fmt: skip
         """Carry out a task for every item.
 
@@ -174,6 +174,8 @@ class Crew:
             shared: Values that all tasks read.
             homes: A number for every item: tasks of one number go to the same worker where that is possible, because
                 it has something left from the last one.
+            most: How many tasks workers have at once; fewer are carried out in vain if the reader stops early. By
+                default so many that none has to wait.
             note: Called with each result as soon as it is there, in any order and from any thread, perhaps twice.
 
         Yields:
@@ -193,7 +195,7 @@ class Crew:
         numbers = iter(homes) if homes is not None else None
         waiting: deque[_Pending] = deque()
         source = iter(items)
-        most = (_AHEAD + 1) * self.width
+        most = most or (_AHEAD + 1) * self.width
         try:
             while True:
                 while len(waiting) < most:

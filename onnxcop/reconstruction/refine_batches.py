@@ -7,11 +7,10 @@ at its cut, and later moves forward in one step.
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -300,19 +299,25 @@ class SpreadBatches:
     def _best_of(self, tried: Sequence[Tensors], best: Standing | None) -> tuple[Standing, Tensors] | None:
         """The first of some weights with which the network is nearer than `best`."""
         sizes = common_sizes([self._batches[place].shapes[1] for place in self._judge])
-        sent = []
-        for number, place in itertools.product(range(len(tried)), self._judge):
-            known = self._batches[place]
-            visit = Visit(place, len(known.steps), sizes=sizes, candidate=number)
-            sent.append((visit, known.homes[number % len(known.homes)]))
+        at, sent = [0], list[tuple[Visit, int]]()  # the candidate that is compared now, and visits so far
+
+        def wanted() -> Iterator[tuple[Visit, int]]:
+            for number, place in itertools.product(range(len(tried)), self._judge):
+                if number >= at[0]:  # those before it are beaten, perhaps before their last batch
+                    known = self._batches[place]
+                    visit = Visit(place, len(known.steps), sizes=sizes, candidate=number)
+                    sent.append((visit, known.homes[number % len(known.homes)]))
+                    yield sent[-1]
+
         weights = self._crew.share(Tried(next(self._tried), tuple(tried)))
-        with closing(self._run(score_batch, sent, weights)) as scored:
+        with closing(self._run(score_batch, wanted(), weights, most=self._crew.width)) as scored:
+            results = ((visit.candidate, one.terms) for one, (visit, _) in zip(scored, sent, strict=True))
             for tensors in tried:
-                mine = (one.terms for one in itertools.islice(scored, len(self._judge)))
-                standing = self._held.value.reference.race_by_terms(mine, best)
+                mine = (terms for number, terms in results if number == at[0])
+                standing = self._held.value.reference.race_by_terms(islice(mine, len(self._judge)), best)
                 if standing is not None:
                     return standing, tensors
-                deque(mine, maxlen=0)  # on side by side: batches after the one that decided
+                at[0] += 1
         return None
 
     def _data_shape(self, layer: LinearLayer, place: int) -> tuple[int, ...]:
@@ -383,13 +388,21 @@ class SpreadBatches:
         return ChangedWeights(tuple(tensor for node in nodes for tensor in self._changed[node]))
 
     def _run(
-        self, task: Callable[..., R | None], sent: Sequence[tuple[Visit, int]], *extra: Shared[Any]
+        self, task: Callable[..., R | None], sent: Iterable[tuple[Visit, int]], *extra: Shared[Any],
+        most: int | None = None,
     ) -> Generator[R]:  # fmt: skip
         """Carry out visits at workers; those whose worker does not have the batch are repeated from its start."""
-        homes, items = [home for _, home in sent], (self._supplied(visit) for visit, _ in sent)
+        asked, homes = list[tuple[Visit, int]](), list[int]()  # they grow as visits are given to workers
+
+        def items() -> Iterator[Visit]:
+            for visit, home in sent:
+                asked.append((visit, home))
+                homes.append(home)
+                yield self._supplied(visit)
+
         shared = (self._original, self._held, self._pass)
-        with closing(self._crew.run(task, items, *shared, self._news, *extra, homes=homes)) as results:
-            for (visit, home), result in zip(sent, results, strict=True):
+        with closing(self._crew.run(task, items(), *shared, self._news, *extra, homes=homes, most=most)) as results:
+            for result, (visit, home) in zip(results, asked, strict=True):
                 yield self._again(task, visit, home, shared, extra) if result is None else result
 
     def _again(

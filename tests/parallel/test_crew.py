@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from executors import AnyOrder, Lossy
+from executors import AnyOrder, Homes, Lossy
 
 from onnxcop.errors import CalibrationError
 from onnxcop.parallel import crew as module
@@ -99,6 +99,16 @@ def test_lost_tasks_are_repeated(executor: Executor, said: str, caplog: Any) -> 
     with caplog.at_level(logging.WARNING, "onnxcop"):
         assert results(executor) == results(None)
     assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_reader_that_stops_early_leaves_few_tasks() -> None:
+    for most, given in ((1, 2), (4, 5), (None, 10)):
+        with Homes(3) as homes:
+            reading = Crew(homes).run(process, ITEMS, most=most)
+            next(reading)
+            next(reading)
+            reading.close()
+        assert homes.given == given
 
 
 def test_an_error_of_a_task_is_raised_here() -> None:

@@ -11,6 +11,7 @@ from executors import AnyOrder, Homes, Lossy
 
 import onnxcop
 from onnxcop.allocation.points import CurvePoint
+from onnxcop.allocation.sensitivity import _divided
 from onnxcop.parallel.local import LocalWorkers
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
@@ -50,10 +51,23 @@ class Noted(Homes):
 
 
 def test_points_are_measured_on_batches_of_their_home(models_dir: Path) -> None:
-    with Noted(4) as homes:
-        found = pruned(models_dir, homes, batch_size=5)  # the last of three held-out batches is smaller
+    with Noted(3) as homes:
+        found = pruned(models_dir, homes, batch_size=5)  # the last of four held-out batches is smaller
     assert found == pruned(models_dir, None, batch_size=5)
-    assert {(0, (0,)), (1, (1,)), (2, (2,))} <= homes.parts
+    measured = {(home, place) for home, places in homes.parts for place in places or ()}
+    assert measured == {(0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (2, 3)}
+
+
+@pytest.mark.parametrize(("workers", "batches", "most"), [(1, 3, 3), (2, 10, 5), (4, 10, 3), (8, 10, 3), (16, 10, 2)])
+def test_workers_measure_equally_much_on_few_batches(workers: int, batches: int, most: int) -> None:
+    points, done = 200, [0] * workers
+    for number in range(points):
+        tasks = _divided(CurvePoint(0, 1), number, workers, batches)
+        assert [place for _, task in tasks for place in task.places or ()] == list(range(batches))
+        for worker, task in tasks:
+            assert set(task.places or ()) <= set(task.kept) and len(task.kept) <= most
+            done[worker] += len(task.places or ())
+    assert max(done) - min(done) <= 0.02 * points * batches / workers + 3
 
 
 class Mortal(LocalWorkers):

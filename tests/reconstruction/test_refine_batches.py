@@ -18,6 +18,7 @@ from onnxcop.reconstruction.divergence import HeldOut, Reference
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.normal_equations import FittedLayer
 from onnxcop.reconstruction.refine import Refiner, RefineSet
+from onnxcop.reconstruction.spread import score_batch
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
@@ -99,6 +100,20 @@ def test_weights_that_do_not_help_are_not_kept_by_workers(monkeypatch: pytest.Mo
     monkeypatch.setattr(refine, "candidates", worse)
     expected, counts = refined()
     assert counts[0] >= 3 and counts[1] == 0
-    for width in (2, 6):
-        with Homes(width) as homes:
+    scored = []
+    for width in (1, 2, 6):
+        with Scored(width) as homes:
             assert refined(homes) == (expected, counts)
+        scored.append(homes.scored)
+    assert scored[0] < len(SIZES) * (1 + 2 * counts[0])  # some lose before their last batch
+    assert scored[0] <= scored[1] <= scored[2] <= len(SIZES) * (1 + 2 * counts[0])
+
+
+class Scored(Homes):
+    """Counts batches that are scored."""
+
+    scored = 0
+
+    def submit_to(self, home: int, fn: Any, /, *args: Any) -> Any:
+        self.scored += args[0] is score_batch
+        return super().submit_to(home, fn, *args)
