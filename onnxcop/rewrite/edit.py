@@ -48,7 +48,6 @@ class GraphEditor:
         touched: Positions of original nodes that change.
         weights: New values of tensors that this graph stores.
         added: Names of new stored tensors.
-        renamed: Other names of the graph's outputs, by position.
 
     Raises:
         ModelError: GraphSurgeon cannot represent the graph.
@@ -73,7 +72,7 @@ class GraphEditor:
         for tensor in (*self.graph.inputs, *self.graph.outputs):
             tensor.dtype = tensor.dtype or np.float32  # bodies need not state it, but GraphSurgeon requires it
         self.held = {name for node in scope.graph.node for name in captured(node)}
-        self.fixed, self.taken, self.renamed = fixed, taken, dict[int, str]()
+        self.fixed, self.taken = fixed, taken
         self.original = {id(node): index for index, node in enumerate(self.graph.nodes)}
         self.nodes = list(self.graph.nodes)
         self.tensors = self.graph.tensors()
@@ -236,13 +235,7 @@ class GraphEditor:
         """Return a size that is an output unchanged, although its element changed."""
         output = self.graph.outputs[fix.input]
         name = self._fresh(f"{output.name}_pruned")
-        if not output.inputs:  # a body that returns one of its inputs or a captured tensor
-            new = self.gs.Variable(name, dtype=output.dtype or fix.required.dtype, shape=fix.required.shape)
-            self.graph.nodes += self._replacing(fix, output, new)
-            self.graph.outputs[fix.input] = new
-            self.renamed[fix.input] = name
-            return
-        maker = output.inputs[0]
+        maker = output.inputs[0]  # a node of this graph: ONNX Runtime accepts no body that gives out a captured tensor
         fixed = self.gs.Variable(name, dtype=output.dtype or fix.required.dtype, shape=fix.actual.shape)
         maker.outputs[maker.outputs.index(output)] = fixed
         self.touched.add(self.original[id(maker)])

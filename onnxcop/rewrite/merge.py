@@ -39,8 +39,6 @@ class Merger:
         exported = self.solver.gs.export_onnx(self.solver.graph).graph
         self._merge_nodes(exported)
         self._merge_initializers(exported)
-        for position, name in self.solver.renamed.items():
-            self.graph.output[position].name = name
         self._refresh_shapes()
 
     def _merge_nodes(self, exported: onnx.GraphProto) -> None:
@@ -81,7 +79,7 @@ class Merger:
         for tensor in graph.initializer:
             values = self.weights.get(tensor.name)
             if isinstance(values, Sliced):
-                _refill(tensor, values.values(), self.file)
+                refill(tensor, values.values(), self.file)
             elif values is not None:  # not among the exported ones if only bodies read it
                 _replace(tensor, new.get(tensor.name) or numpy_helper.from_array(values, tensor.name))
         known = {tensor.name for tensor in graph.initializer}
@@ -121,12 +119,12 @@ class Merger:
                 dim.dim_value = size
 
 
-def _refill(tensor: onnx.TensorProto, values: Array, file: WeightFile | None) -> None:
+def refill(tensor: onnx.TensorProto, values: Array, file: WeightFile | None) -> None:
     """Give a large tensor new values of its type, with as few copies of them as there can be."""
     if file is not None and sum(size > 1 for size in values.shape) > 1:
         _replace(tensor, file.tensor(tensor.name, values))
         return
-    if values.dtype.isbuiltin != 1 or values.dtype.kind not in "biufc" or values.dtype.byteorder == ">":
+    if values.dtype.kind not in "biufc":
         _replace(tensor, numpy_helper.from_array(values, tensor.name))
         return
     _replace(tensor, onnx.TensorProto(name=tensor.name, dims=values.shape, data_type=tensor.data_type))
@@ -153,9 +151,7 @@ def _restored(proto: onnx.NodeProto, source: onnx.NodeProto) -> onnx.NodeProto:
     proto.metadata_props.extend(source.metadata_props)
     originals = {attribute.name: attribute for attribute in source.attribute}
     for attribute in proto.attribute:
-        original = originals.get(attribute.name)
-        if original is None:
-            continue
+        original = originals.get(attribute.name, attribute)
         stored = original.type in (original.TENSOR, original.SPARSE_TENSOR)
         if not stored and onnx.helper.get_attribute_value(original) == onnx.helper.get_attribute_value(attribute):
             attribute.CopyFrom(original)
