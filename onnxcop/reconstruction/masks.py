@@ -99,16 +99,17 @@ class UnitMasks:
         return {number: replacement for number, replacement in pairs if replacement is not None}
 
     def _outer(self, number: int, alive: BoolArray, changed: Changed) -> Replacement | None:
-        own = self._replacement(number, alive, changed)
         inner = self._inside.get(number)
-        if inner is None or all(alive[self._units[n]].all() for n in inner):
-            return own
+        if inner is None:
+            return self._replacement(number, alive, changed)
+        if all(alive[self._units[n]].all() for n in inner):
+            return None
         node = onnx.NodeProto()
-        node.CopyFrom(own.nodes[-1] if own is not None else self.scopes.nodes[number])
+        node.CopyFrom(self.scopes.nodes[number])
         for attribute in node.attribute:
             if attribute.type == attribute.GRAPH:
                 self._mask_body(attribute.g, self._body(number, attribute.name), alive)
-        return Replacement((node,), ()) if own is None else Replacement((*own.nodes[:-1], node), own.tensors)
+        return Replacement((node,), ())  # no units end at a node with bodies itself
 
     def _body(self, owner: int, attribute: str) -> Scope:
         return self.scopes.bodies()[owner, attribute]

@@ -43,7 +43,7 @@ def products(working: MaskedNetwork) -> Iterator[Product]:
     """Find all such sums over prunable channels in the top-level graph."""
     structure = working.analysis.structure
     for contraction in structure.coupling.findings.contractions:
-        if contraction.kernel is not None or not contraction.operands or contraction.node >= working.partition.count:
+        if contraction.kernel is not None or contraction.node >= working.partition.count:
             continue
         node = working.nodes[contraction.node]
         stored = [o for o in contraction.operands if node.input[o.input] in working.partition.constants]

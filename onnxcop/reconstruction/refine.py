@@ -59,7 +59,7 @@ class Refiner:
     working: MaskedNetwork
     samples: RefineSet
     options: EngineOptions
-    seed: int = 0
+    seed: int
     crew: Crew = HERE
     shared: tuple[Shared[MaskedNetwork], Shared[HeldOut]] | None = None
     _batches: RefineBatches = field(init=False)
@@ -108,11 +108,11 @@ class Refiner:
         sizes = self._batches.sizes(layer)
         judged = sum(sizes)
         each = sizes[0] * len(self._fit)  # approximate number of samples to fit on
-        count = max(rows // max(judged + each, 1), _PER_SAMPLE)
+        count = max(rows // (judged + each), _PER_SAMPLE)
 
         def chosen(held: int) -> Sequence[int]:
-            drawn = max(held / max(judged, 1), 1e-9)  # rows of a sample
-            batches = int(np.ceil(rows * each / max(judged + each, 1) / drawn / sizes[0]))
+            drawn = max(held / judged, 1e-9)  # rows of a sample
+            batches = int(np.ceil(rows * each / (judged + each) / drawn / sizes[0]))
             return self._fit[: max(1, batches)]
 
         hold, fit = self._batches.sums(layer, state, count, rng, chosen)

@@ -125,7 +125,7 @@ def agreement(
         EngineError: One of the models does not run.
     """
     sums = {name: _Sums() for name in outputs}
-    kept, seen = _Kept(), 0
+    kept, seen = KeptOutputs(), 0
     with Session(a, options) as one, Session(b, options) as two:
         types = {spec.name: spec.dtype for spec in two.inputs}
         for feed, expected in run_batched(one, source.batches(), source.layout.axes, list(outputs)):
@@ -141,7 +141,7 @@ def agreement(
 
 
 @dataclass
-class _Kept:
+class KeptOutputs:
     """Outputs of both models to compare together, as many as fit in memory."""
 
     one: list[Feed] = field(default_factory=list)

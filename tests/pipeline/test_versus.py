@@ -16,6 +16,7 @@ import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.pipeline.compare import compare
 from onnxcop.reconstruction.divergence import OutputFigures
+from onnxcop.verification import agreement
 from onnxcop.verification.agreement import Agreement, paired
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
@@ -240,3 +241,36 @@ def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cli.run(["compare", str(a), str(tmp_path / "none.onnx")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "does not exist" in line
+
+
+@pytest.mark.parametrize(("room", "batches"), [(2, 2), (1.99, 1), (0, 1)])
+def test_outputs_are_judged_together_as_far_as_they_fit_in_memory(
+    room: float, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch always is."""
+    one = {"y": np.eye(4, dtype=np.float32)}
+    monkeypatch.setattr(agreement, "_KEPT", int(room * one["y"].nbytes))
+    kept = agreement.KeptOutputs()
+    for _ in range(3):
+        kept.add(one, one, 4)
+    assert kept.counts == [4] * batches
+    figures = kept.figures(chain(), "classify")
+    assert figures is not None
+    assert figures.outputs[0].agreement is not None
+
+
+def test_one_byte_more_than_fits_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"y": np.zeros((2, 3), np.int8)}
+    monkeypatch.setattr(agreement, "_KEPT", 11)
+    kept = agreement.KeptOutputs()
+    kept.add(one, one, 2)
+    kept.add(one, one, 2)
+    assert kept.counts == [2]
+
+
+def test_outputs_without_a_shape_are_not_judged_together() -> None:
+    """Lists of tensors, as an operator of sequences gives them."""
+    kept = agreement.KeptOutputs()
+    batch: Any = {"y": [np.zeros(3), np.zeros(4)]}
+    kept.add(batch, batch, 2)
+    assert kept.figures(chain(), None) is None

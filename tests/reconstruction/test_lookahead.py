@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 from small_models import chain, finished, weights
 
@@ -133,3 +134,41 @@ def test_layers_that_do_not_read_each_other_may_be_in_any_order() -> None:
     assert len(np.unique(one["conv1"])) == 8
     for name, found in one.items():
         np.testing.assert_allclose(other[name], found, rtol=1e-6)
+
+
+def in_parts(nodes: str, sizes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """A model in text, with a global pool and a head behind its tensor `last`; nodes are named after their outputs."""
+    tail = "p = GlobalAveragePool (last) f = Flatten (p) y = Gemm <transB = 1> (f, w4)"
+    header = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,9,9] x) => (float[N,5] y)'
+    model = onnx.parser.parse_model(f"{header} {{ {nodes} {tail} }}")
+    for node in model.graph.node:
+        node.name = node.output[0]
+    model.graph.initializer.extend(weights(name, size) for name, size in sizes.items())
+    return model
+
+
+def test_layers_before_one_of_several_groups_are_weighed_too() -> None:
+    nodes = "c0 = Conv (x, w0) c1 = Conv (c0, w1) c2 = Conv <group = 2> (c1, w2) last = Conv (c2, w3)"
+    sizes = {"w0": (6, 3, 1, 1), "w1": (8, 6, 1, 1), "w2": (6, 4, 3, 3), "w3": (7, 6, 1, 1), "w4": (5, 7)}
+    found = importance(in_parts(nodes, sizes))
+    assert found.keys() == {"c1", "last", "y"}
+    assert (found["c1"] == 1).all()  # nothing is known of what the groups make of them
+
+
+def test_the_first_unit_of_a_network_is_weighed_as_the_others() -> None:
+    """A layer that writes to the channels it reads."""
+    nodes = "c0 = Conv (x, w0) c1 = Conv (c0, w1) last = Add (c0, c1)"
+    model = in_parts(nodes, {"w0": (6, 3, 1, 1), "w1": (6, 6, 1, 1), "w4": (5, 6)})
+    plain, weaker = importance(model), importance(scaled(model, "w4", 1, 0, 0.5))
+    assert (plain["c1"] > 0).all()
+    ratio = (weaker["c1"] / weaker["c1"][1]) / (plain["c1"] / plain["c1"][1])
+    np.testing.assert_allclose(ratio, [0.25, 1, 1, 1, 1, 1], rtol=1e-6)
+
+
+def test_inputs_of_the_network_beside_channels_add_nothing_to_a_unit() -> None:
+    nodes = "c0 = Conv (x, w0) c1 = Conv (c0, w1) last = Concat <axis = 1> (c1, x)"
+    model = in_parts(nodes, {"w0": (6, 3, 1, 1), "w1": (7, 6, 1, 1), "w4": (5, 10)})
+    louder = model
+    for channel in (7, 8, 9):
+        louder = scaled(louder, "w4", 1, channel, 20.0)
+    np.testing.assert_allclose(importance(louder)["c1"], importance(model)["c1"], rtol=1e-6)

@@ -163,3 +163,15 @@ def test_one_group_is_solved_as_one_of_several() -> None:
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(one[0], two[0], rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(two[1], two[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_lack_what_the_layer_does_not_make(bias: bool) -> None:
+    subject, (inputs, outputs) = layer(bias=bias), drawn(5, 0)
+    found = subject.missing(inputs, outputs)
+    for row in range(5):
+        for group in range(GROUPS):
+            made = inputs[row, group] @ subject.weights[group]
+            if subject.bias is not None:
+                made = made + subject.bias[group]
+            np.testing.assert_allclose(found[row, group], outputs[row, group] - made, rtol=1e-12)

@@ -16,7 +16,7 @@ from onnxcop.reconstruction import refine
 from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.linear_layers import LinearLayer, linear_layer, shortcut_of, wanted_names, wanted_output
 from onnxcop.reconstruction.network import MaskedNetwork
-from onnxcop.reconstruction.normal_equations import FittedLayer
+from onnxcop.reconstruction.normal_equations import FittedLayer, RowSums
 from onnxcop.reconstruction.refine import Refiner, RefineSet
 from onnxcop.reconstruction.refine_batches import OwnBatches
 from onnxcop.runtime.segments import PartialExecutor
@@ -339,6 +339,41 @@ def test_removed_channels_stay_removed() -> None:
     assert distance(original, working) < before
     assert not working.read("w2")[:, :3].any()
     assert working.read("w2")[:, 3:].all()
+
+
+class Counted:
+    """Batches that note how many rows are asked for, and give none."""
+
+    def __init__(self, refiner: Refiner, sizes: list[int]) -> None:
+        self.all, self.given = refiner._fit, sizes
+        self.rows, self.chosen = 0, dict[int, Sequence[int]]()
+
+    def sizes(self, layer: LinearLayer) -> list[int]:
+        return self.given
+
+    def sums(self, layer: LinearLayer, _: object, count: int, rng: object, chosen: Any) -> tuple[RowSums, RowSums]:
+        self.rows = count
+        self.chosen = {held: chosen(held) for held in (0, 105, 210, 420)}
+        empty = RowSums.empty(1, 1, 1)
+        return empty, empty
+
+
+def test_rows_are_drawn_from_as_many_batches_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """69 samples for 400 rows; a sample that gives 5 to 20 of them."""
+    monkeypatch.setattr(refine, "_PER_SAMPLE", 2)
+    monkeypatch.setattr(refine, "_MOST_ROWS", 400)
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
+    run = refiner(original, original.copy())
+    batches = Counted(run, [8, 8, 5])
+    run._batches = batches  # type: ignore[assignment]
+    assert run._refine(described(chain())) is False
+    assert batches.rows == 5
+    fit = batches.all
+    assert sorted(fit) == [3, 4, 5, 6, 7, 8]
+    assert batches.chosen == {0: fit, 105: fit, 210: fit[:4], 420: fit[:2]}
+    monkeypatch.setattr(refine, "_PER_SAMPLE", 30)
+    assert run._refine(described(chain())) is False
+    assert batches.rows == 30
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

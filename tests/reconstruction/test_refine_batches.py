@@ -15,10 +15,10 @@ import onnxcop
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction import refine
 from onnxcop.reconstruction.divergence import HeldOut, Reference
-from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.normal_equations import FittedLayer
 from onnxcop.reconstruction.refine import Refiner, RefineSet
-from onnxcop.reconstruction.spread import score_batch
+from onnxcop.reconstruction.spread import ChangedWeights, RefinePass, Step, Visit, score_batch, visit_batch
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
@@ -117,3 +117,24 @@ class Scored(Homes):
     def submit_to(self, home: int, fn: Any, /, *args: Any) -> Any:
         self.scored += args[0] is score_batch
         return super().submit_to(home, fn, *args)
+
+
+def test_a_worker_says_whether_it_has_a_batch() -> None:
+    original = MaskedNetwork.of(onnxcop.analyze(mixed(), options=CPU))
+    feeds = pictures(200)
+    held = HeldOut(feeds, Reference(PartialExecutor(original.partition, feeds, CPU).finish()))
+    state = RefinePass(0, NetworkChange((), original.alive), CPU, len(feeds))
+    news = ChangedWeights()
+
+    def visited(visit: Visit) -> Any:
+        return visit_batch(visit, original, held, state, news)
+
+    sizes: dict[str, tuple[int | None, ...]] = {"x": (None, 3, 9, 9)}
+    step = Step(2, (sizes, sizes))
+    assert visited(Visit(1, 1)) is None  # never seen
+    assert visited(Visit(1, 0, (step,))).shapes[0].keys() == {"x", "r0"}
+    assert visited(Visit(1, 1)) is not None
+    assert visited(Visit(1, 2)) is None  # it is not that far
+    assert visited(Visit(0, 1)) is None  # another one
+    assert visited(Visit(1, 0)) is not None  # and back to the start
+    assert visited(Visit(1, 1)) is None

@@ -114,7 +114,7 @@ def refined(original: MaskedNetwork, working: MaskedNetwork, name: str) -> tuple
         return runs["other"].compare(PartialExecutor(working.partition, other, CPU).finish()).value
 
     before = error()
-    _, kept = Refiner(original, working, RefineSet(fit, judge, runs["judge"]), CPU).run()
+    _, kept = Refiner(original, working, RefineSet(fit, judge, runs["judge"]), CPU, 0).run()
     return before, error(), kept
 
 

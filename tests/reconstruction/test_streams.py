@@ -125,6 +125,54 @@ def test_shared_weights_are_not_mixed() -> None:
     assert linear_streams(network(model)) == []
 
 
+def test_a_writer_with_shared_weights_ends_a_stream() -> None:
+    """Its kernel is written once for two places."""
+    model = bottlenecks(norm=False)
+    again = [
+        helper.make_node("Conv", ["sum", "w1", "b1x"], ["e2"], "expand2"),
+        helper.make_node("Relu", ["e2"], ["r2"], "relu2"),
+        helper.make_node("Conv", ["r2", "w2", "b2x"], ["p2"], "project2", pads=[1] * 4),
+        helper.make_node("Add", ["sum", "p2"], ["sum2"], "shortcut2"),
+    ]
+    again[0].input[1] = "w1x"
+    place = next(index for index, node in enumerate(model.graph.node) if node.name == "halve")
+    model.graph.node[place].input[0] = "sum2"
+    for node in reversed(again):
+        model.graph.node.insert(place, node)
+    model.graph.initializer.extend(
+        weights(name, shape) for name, shape in (("w1x", (INNER, WIDTH, 1, 1)), ("b1x", (INNER,)), ("b2x", (WIDTH,)))
+    )
+    assert WIDTH not in [stream.group.width for stream in linear_streams(network(model))]
+    again[2].input[1] = "w2x"
+    model.graph.node[place + 2].input[1] = "w2x"
+    model.graph.initializer.append(weights("w2x", (WIDTH, INNER, 3, 3)))
+    assert only_stream(network(model)).group.width == WIDTH
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_channels_of_all_places_in_one_row_are_a_stream(last: bool) -> None:
+    """Flattened maps: the channels outside the places, or inside them."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c"], "conv"),
+        helper.make_node("AveragePool", ["c"], ["a"], "halve", kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Transpose", ["a"], ["t"], "turn", perm=[0, 2, 3, 1]),
+        helper.make_node("Flatten", ["t" if last else "a"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w1"], ["y"], "head"),
+    ]
+    if not last:
+        del nodes[2]
+    stored = [weights("w0", (WIDTH, 3, 1, 1)), weights("w1", (4 * WIDTH, 5))]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])
+    working = network(finished(helper.make_graph(nodes, "rows", [x], [y], stored)))
+    stream = only_stream(working)
+    assert [(place.outer, place.inner) for place in stream.read] == [(4, 1) if last else (1, 4)]
+    rotated, _ = in_principal_channels(working, [stream], seen(working.analysis, working))
+    expected, found = outputs(working.model, samples(8)), outputs(rotated.model, samples(8))
+    assert not np.array_equal(working.read("w1"), rotated.read("w1"))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.booleans(), st.sampled_from(["", "Scale"]))
 def test_the_network_computes_the_same_in_principal_channels(seed: int, norm: bool, between: str) -> None:

@@ -111,6 +111,14 @@ def test_a_classifier_gives_out_its_other_numbers_no_more() -> None:
     np.testing.assert_allclose(_run(found, x)["y"], _run(model, x)["y"][:, [0, 2, 4]], rtol=1e-5, atol=1e-6)
 
 
+def test_a_vector_that_two_layers_share_is_stored_once_again() -> None:
+    model = chain(widths=(8, 8))
+    next(node for node in model.graph.node if node.name == "conv2").input[2] = "b1"
+    assert [t.name for t in model.graph.initializer if t.name != "b2"] == [
+        t.name for t in _kept(model, "4,0,2").graph.initializer if t.name != "b2"
+    ]
+
+
 @pytest.mark.parametrize("last", ["Softmax", "LogSoftmax", "Sigmoid"])
 def test_a_softmax_runs_over_what_stays(last: str) -> None:
     model, x = _classifier(last), _images()
