@@ -26,17 +26,24 @@ import pickle
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 import onnxcop
 from onnxcop.allocation import points, sensitivity
 from onnxcop.allocation.points import CurvePoint
 from onnxcop.allocation.sensitivity import _divided, _kept_by
+from onnxcop.calibration.calibrate import gather_statistics
+from onnxcop.data.open import open_data
+from onnxcop.data.options import DataOptions
 from onnxcop.parallel import crew as crew_module
 from onnxcop.parallel.crew import Crew, Shared
 from onnxcop.parallel.local import LocalWorkers
 from onnxcop.pipeline import prune as pipeline
+from onnxcop.pipeline.family.jobs import FamilyJob, carry_out
 from onnxcop.reconstruction.refine_batches import _CANDIDATES, homes_of
 from onnxcop.runtime.segments import Prefixes
 from onnxcop.runtime.session import Session
@@ -44,6 +51,7 @@ from onnxcop.runtime.session import Session
 WORKERS = (1, 2, 4, 8, 16, 64)
 _BY_BATCH, _SCORED = "measure_point", "score_batch"  # tasks
 Task = dict[str, float]
+_RANGE = (0.95, 0.4)  # multiply-accumulates to keep, of a sweep
 LATENCY, BANDWIDTH = 1e-3, 1.25e9  # seconds of a message; bytes a second (10 Gbit/s)
 
 
@@ -103,6 +111,11 @@ class _Meter:
 _meter = _Meter()
 
 
+def _by_batch(point: CurvePoint, number: int, workers: int, batches: int) -> list[tuple[int, CurvePoint]]:
+    """A task for every batch of a point: the replay puts those of a worker together."""
+    return _divided(point, 0, batches, batches)
+
+
 class _Recorder(Crew):
     """Notes every list of tasks."""
 
@@ -114,13 +127,15 @@ class _Recorder(Crew):
 
     def run(self, task: Any, items: Iterable[Any], *shared: Shared[Any], **settings: Any) -> Generator[Any]:
         executor: Any = self._executor
-        executor.tasks = tasks = []
+        tasks: list[Task] = []
+        executor.tasks = tasks
         entry = {
             "task": task.__name__, "alone": time.thread_time() - executor.inside, "tasks": tasks,
             "shared": {one.digest: 0 if one.path is None else one.path.stat().st_size for one in shared},
         }  # fmt: skip
         self.lists.append(entry)
         yield from super().run(task, items, *shared, **settings)
+        entry["reading"] = time.thread_time() - executor.inside - entry["alone"]
 
 
 def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +144,8 @@ def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     start = time.thread_time()
     onnxcop.prune(model, data=data, options=options, **settings)
     without = time.thread_time() - start
-    pipeline.Crew = _Recorder  # type: ignore[misc, attr-defined]
-    sensitivity._divided = lambda point, _, workers, batches: _divided(point, 0, batches, batches)
+    pipeline.Crew = _Recorder  # type: ignore[attr-defined]
+    sensitivity._divided = _by_batch
     for place, name, kind in (
         (Session, "__init__", "load"), (crew_module, "_value_of", "load"), (points, "_cut", "load"),
         (Prefixes, "at", "way"),
@@ -148,6 +163,55 @@ def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"model": Path(model).name, "seconds": without, "alone": total - inside, "lists": lists}
 
 
+def traced_sweep(model: str, data: str, settings: dict[str, Any], points: int) -> dict[str, Any]:
+    """The jobs of a sweep: three are measured, at the loosest budget, the middle one and the tightest."""
+    budgets = np.linspace(*_RANGE, points)
+    measured = sorted({0, points // 2, points - 1})
+    plain = {name: value for name, value in settings.items() if name != "macs"}
+    options = onnxcop.PruneOptions(data=data, options=onnxcop.EngineOptions("cpu", 1), **plain)
+    seconds, sizes = [], []
+    for place in measured:
+        start = time.thread_time()
+        result = carry_out(FamilyJob(Path(model), float(budgets[place]), "", Path("small.onnx")), options)
+        seconds.append(time.thread_time() - start)
+        sizes.append(len(pickle.dumps(result)))
+        print(f"{budgets[place]:.0%}: {seconds[-1]:.1f} s {result.record.error}", flush=True)
+    each = [np.interp(range(points), measured, values).tolist() for values in (seconds, sizes)]
+    tasks = [
+        {"seconds": own, "load": 0.0, "way": 0.0, "bytes": size, "home": -1} for own, size in zip(*each, strict=True)
+    ]
+    entry = {"task": "carry_out", "shared": {}, "tasks": tasks, "alone": 0.0}
+    return {"model": f"{Path(model).name}, {points} budgets of which {len(measured)} are measured",
+            "seconds": sum(each[0]), "alone": 0.0, "lists": [entry]}  # fmt: skip
+
+
+def traced_statistics(model: str, data: str, settings: dict[str, Any], images: int) -> dict[str, Any]:
+    """The batches of a pass for statistics: those that are measured stand for those of so many images."""
+    options = onnxcop.EngineOptions("cpu", 1)
+    analysis = onnxcop.analyze(model, options=options)
+    known = {field.name for field in fields(DataOptions)}
+    given = {name: value for name, value in settings.items() if name in known and value is not None}
+    source = open_data(analysis, DataOptions(data=data, **given))
+    assert source is not None
+    for place, name, kind in ((Session, "__init__", "load"), (crew_module, "_value_of", "load")):
+        _meter.apart(place, name, kind)
+    start = time.thread_time()
+    gather_statistics(analysis, source, options)
+    without, executor, start = time.thread_time() - start, _Inline(), time.thread_time()
+    gather_statistics(analysis, source, options, crew=_Recorder(executor))
+    alone = time.thread_time() - start - executor.inside
+    (entry,) = _Recorder.lists
+    count, own = images // (source.count // len(entry["tasks"])), entry["tasks"]
+    tasks = [{**own[number % len(own)], "load": 0.0} for number in range(count)]
+    tasks[0] = {**tasks[0], "load": sum(task["load"] for task in own)}
+    more = count / len(own)
+    beside = entry["reading"] * more  # sums are added while workers go on
+    alone -= entry["reading"]
+    return {"model": f"{Path(model).name}, statistics of {images:,} images, replayed from {len(own)} batches of "
+            f"{source.count} images that are measured", "seconds": alone + (without - alone) * more, "alone": alone,
+            "lists": [{**entry, "tasks": tasks, "alone": beside, "beside": beside}]}  # fmt: skip
+
+
 def replayed(trace: dict[str, Any], workers: int, latency: float = LATENCY, bandwidth: float = BANDWIDTH) -> float:
     """Seconds of a traced run on a number of workers."""
     total, known = float(trace["alone"]), set[str]()
@@ -158,7 +222,7 @@ def replayed(trace: dict[str, Any], workers: int, latency: float = LATENCY, band
         by_batch = entry["task"] == _BY_BATCH and len(entry["tasks"])
         busy = (_of_points if by_batch else _of_tasks)(entry["tasks"], workers, bandwidth)
         if any(busy):
-            total += max(max(busy) + fresh / bandwidth + 2 * latency, sent / bandwidth)
+            total += max(max(busy) + fresh / bandwidth + 2 * latency, sent / bandwidth, entry.get("beside", 0.0))
     return total
 
 
@@ -220,10 +284,11 @@ def _by_layer(lists: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[st
 
 def table(trace: dict[str, Any], workers: Sequence[int] = WORKERS) -> str:
     """Predicted seconds and speed-up by number of workers, and what bounds them, as Markdown."""
-    bound = trace["seconds"] / trace["alone"]
-    share = trace["alone"] / trace["seconds"]
-    lines = [f"{trace['model']}: {trace['seconds']:.1f} s of CPU time, {share:.0%} of it in "
-             f"the process that asks, so at most {bound:.1f} times as fast.",
+    alone = trace["alone"] + sum(entry.get("beside", 0.0) for entry in trace["lists"])
+    sent = sum(task["bytes"] for entry in trace["lists"] for task in entry["tasks"]) / BANDWIDTH
+    longest = max(task["seconds"] for entry in trace["lists"] for task in entry["tasks"])
+    lines = [f"{trace['model']}: {trace['seconds']:.1f} s of CPU time without workers. The process that asks takes "
+             f"{alone:.1f} s, results {sent:.1f} s on the link, the longest task {longest:.1f} s.",
              "", "| workers | seconds | times as fast |", "|---|---|---|"]  # fmt: skip
     for count in workers:
         seconds = replayed(trace, count)
@@ -263,14 +328,23 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--replay", type=Path)
     parser.add_argument("--measure", type=int)
+    parser.add_argument("--points", type=int)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--preprocess")
     given = parser.parse_args()
     settings = {"samples": given.samples, "macs": given.macs, "criterion": given.criterion}
+    settings |= {"preprocess": given.preprocess} if given.preprocess else {}
     if given.replay:
         print(table(json.loads(given.replay.read_text())))
     elif given.measure:
         print(measured(given.model, given.data, settings, given.measure))
     else:
-        trace = traced(given.model, given.data, settings)
+        if given.points:
+            trace = traced_sweep(given.model, given.data, settings, given.points)
+        elif given.images:
+            trace = traced_statistics(given.model, given.data, settings, given.images)
+        else:
+            trace = traced(given.model, given.data, settings)
         if given.output:
             given.output.write_text(json.dumps(trace))
         print(table(trace))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxcop.pipeline.options import ApplyOptions, PruneOptions
     from onnxcop.runtime.session import EngineOptions
 
-_COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
+COP_PARAMETERS = ("alpha", "beta", "gamma", "top_k", "normalization")
 
 
 def default_output(model: Path) -> Path:
@@ -154,7 +154,7 @@ def criterion_from(values: Mapping[str, Any]) -> str | Criterion:
     """
     from onnxcop.criteria.registry import criterion_named, parameters_of
 
-    parameters = {name: values[name] for name in _COP_PARAMETERS if values[name] is not None}
+    parameters = {name: values[name] for name in COP_PARAMETERS if values[name] is not None}
     if values["criterion"] is None and not parameters:
         return "auto"
     name = values["criterion"] or "cop"
@@ -182,7 +182,7 @@ def criterion_to_show(values: Mapping[str, Any]) -> Criterion | None:
     """
     from onnxcop.criteria.registry import CRITERIA, criterion_named
 
-    names = ("criterion", "prefer", *_COP_PARAMETERS, "data", "stats", "stats_out")
+    names = ("criterion", "prefer", *COP_PARAMETERS, "data", "stats", "stats_out")
     given = [name for name in names if values[name] is not None]
     if not values["scores"]:
         if given:

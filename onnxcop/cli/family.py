@@ -1,9 +1,10 @@
-"""`onnxcop sweep` over several models, or over one in independent jobs."""
+"""`onnxcop sweep` over several models, criteria or seeds, or over one model in independent jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,25 @@ from rich.text import Text
 
 from onnxcop._base.formatting import new_table, terminal
 from onnxcop.cli import console
-from onnxcop.cli.arguments import default_table, inputs_from, progress_from, prune_options, workers_from
+from onnxcop.cli.arguments import (
+    COP_PARAMETERS,
+    criterion_from,
+    default_table,
+    inputs_from,
+    progress_from,
+    prune_options,
+    workers_from,
+)
+from onnxcop.cli.worker_options import MEASURED
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from onnxcop.pipeline.family.jobs import JobRecord
+    from onnxcop.pipeline.family.jobs import JobRecord, Variant
 
 _TABLE = Path("family.sweep.csv")
 _FAILED = 1  # exit code if a job failed
+_WITHOUT: dict[str, Any] = {"criterion": None} | dict.fromkeys(COP_PARAMETERS)  # what measured sensitivity has none of
 
 
 def sweep_family(models: Sequence[Path], values: Mapping[str, Any]) -> None:
@@ -33,10 +44,11 @@ def sweep_family(models: Sequence[Path], values: Mapping[str, Any]) -> None:
     table = values["output"] or (_TABLE if len(set(models)) > 1 else default_table(models[0]))
     files = FamilyFiles(table, values["plot"], values["save_models"], inputs)
     drawn = not values["quiet"] and not values["as_json"]
-    jobs, done, failed = len(set(models)) * len(set(values["macs"])), 0, 0
+    variants = _variants(values)
+    jobs, done, failed = len(set(models)) * len(set(values["macs"])) * len(variants), 0, 0
     with workers_from(values) as executor, progress_from(values) as progress, _shown(models, values, drawn) as show:
-        asked = prune_options({**values, "macs": None, "executor": executor}, progress)
-        for record in family_with(models, values["macs"], files, asked):
+        asked = prune_options(single(values) | {"macs": None, "executor": executor}, progress)
+        for record in family_with(models, values["macs"], files, asked, variants):
             done += 1
             failed += bool(record.error)
             show(record, f"{done:>4} of {jobs}  {_line(record.model, record.row, record.error)}")
@@ -50,6 +62,20 @@ def sweep_family(models: Sequence[Path], values: Mapping[str, Any]) -> None:
         click.get_current_context().exit(_FAILED)
 
 
+def single(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a command with the first of several criteria and seeds."""
+    (name, *_), (seed, *_) = values["criterion"] or (None,), values["seed"]
+    return {**values, "criterion": name, "seed": seed} | (_WITHOUT if name == MEASURED else {})
+
+
+def _variants(values: Mapping[str, Any]) -> list[Variant]:
+    from onnxcop.pipeline.family.jobs import variants_of
+
+    names = values["criterion"] or (None,)
+    criteria = {name or MEASURED: criterion_from(single({**values, "criterion": (name,)})) for name in names}
+    return variants_of(criteria, values["seed"])
+
+
 @contextmanager
 def _shown(
     models: Sequence[Path], values: Mapping[str, Any], drawn: bool
@@ -61,25 +87,35 @@ def _shown(
         return
     from rich.live import Live
 
-    done: dict[tuple[str, float], str] = {}
+    done: dict[tuple[str, str, float], str] = {}
     budgets = sorted(set(values["macs"]), reverse=True)
-    with Live(_table(models, budgets, done), console=screen, auto_refresh=False) as live:
+    labels = [" ".join(str(value) for _, value in variant.figures) for variant in _variants(values)]
+    with Live(_table(models, labels, budgets, done), console=screen, auto_refresh=False) as live:
 
         def show(record: JobRecord, line: str) -> None:
-            done[record.model, float(record.row["budget"] or 0)] = _cell(record)
-            live.update(_table(models, budgets, done), refresh=True)
+            done[record.model, _label(record.row), float(record.row["budget"] or 0)] = _cell(record)
+            live.update(_table(models, labels, budgets, done), refresh=True)
             if record.error:
                 live.console.print(line, markup=False, highlight=False)
 
         yield show
 
 
-def _table(models: Sequence[Path], budgets: Sequence[float], done: Mapping[tuple[str, float], str]) -> Table:
-    """All jobs: a row for each model, a column for each budget."""
+def _table(
+    models: Sequence[Path], labels: Sequence[str], budgets: Sequence[float],
+    done: Mapping[tuple[str, str, float], str],
+) -> Table:  # fmt: skip
+    """All jobs: a row for each model, criterion and seed, a column for each budget."""
     table = new_table("model", *(f"{budget:g}" for budget in budgets))
-    for model in dict.fromkeys(models):
-        table.add_row(Text(model.name), *(done.get((str(model), budget), "…") for budget in budgets))
+    for model, label in product(dict.fromkeys(models), labels):
+        cells = (done.get((str(model), label, budget), "…") for budget in budgets)
+        table.add_row(Text(f"{model.name} {label}".strip()), *cells)
     return table
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """Criterion and seed of a row, as far as the jobs differ in them."""
+    return " ".join(str(row[name]) for name in ("criterion", "seed") if name in row)
 
 
 def _cell(record: JobRecord) -> str:
@@ -94,7 +130,7 @@ def _cell(record: JobRecord) -> str:
 
 def _line(model: str, row: Mapping[str, Any], error: str) -> str:
     """A finished job in a line."""
-    text = f"{Path(model).name}  {row['budget']:g}"
+    text = "  ".join(filter(None, [Path(model).name, _label(row), f"{row['budget']:g}"]))
     if error:
         return f"{text}  failed: {error}"
     kept = "  ".join(f"{row[name]:.1%} {label}" for name, label in (("macs_kept", "MACs"), ("bytes_kept", "file")))

@@ -35,7 +35,7 @@ from onnxcop.cli.options import (
     task_option,
     verbose_option,
 )
-from onnxcop.cli.worker_options import independent_option, workers_option
+from onnxcop.cli.worker_options import independent_option, several, workers_option
 from onnxcop.errors import OnnxcopError
 
 _FILE = click.Path(path_type=Path)
@@ -103,6 +103,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
         ("onnxcop sweep model.onnx --data images/", "Prune to 90, 80, 70, 60 and 50% of the MACs:"),
         ("onnxcop sweep model.onnx --data x.npz --macs 0.8,0.6 --save-models out/", "Keep the models:"),
         ("onnxcop sweep a.onnx b.onnx --data x.npz --workers 4 -o all.csv", "Prune a family, and go on if stopped:"),
+        ("onnxcop sweep model.onnx --data x.npz --criterion measured,cop,l2 --seed 0,1,2", "Compare criteria:"),
     ],
 )
 @click.argument("models", type=_FILE, nargs=-1, required=True, metavar="MODEL...")
@@ -110,6 +111,7 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
 @sweep_options
 @workers_option
 @independent_option
+@several
 @choice_options
 @talking
 def sweep_command(models: tuple[Path, ...], **values: Any) -> None:
@@ -118,16 +120,16 @@ def sweep_command(models: tuple[Path, ...], **values: Any) -> None:
     Writes a table (CSV) of size, latency and quality for every budget. The model is calibrated once. The table is
     updated after every point, so an interrupted run keeps the points that are finished.
 
-    Several models, or one with --independent, are pruned to every budget in jobs that do not depend on one another. A
-    journal beside the table notes what is done: the same command continues a run that was stopped. A page beside the
-    table (.html) shows all results.
+    Several models, criteria or seeds (separated by commas), or one model with --independent, are pruned to every budget
+    in jobs that do not depend on one another. A journal beside the table notes what is done: the same command continues
+    a run that was stopped. A page beside the table (.html) shows all results.
     """
-    if len(models) > 1 or values["independent"]:
-        from onnxcop.cli.family import sweep_family
+    from onnxcop.cli.family import single, sweep_family
 
+    if len(models) * len(values["criterion"] or (None,)) * len(values["seed"]) > 1 or values["independent"]:
         sweep_family(models, values)
         return
-    (model,) = models
+    (model,), values = models, single(values)
     from onnxcop.cli.console_study import curve_head, curve_line
     from onnxcop.pipeline.sweep import Record, sweep_with
 

@@ -94,6 +94,29 @@ class Fractions(click.ParamType[tuple[float, ...]]):
         return tuple(Fraction().convert(part, param, ctx) for part in str(value).split(","))
 
 
+class Several(click.ParamType[tuple[Any, ...]]):
+    """Values of a type, separated by commas, each once.
+
+    Args:
+        each: The type of a value.
+    """
+
+    def __init__(self, each: click.ParamType[Any]) -> None:
+        self.each, self.name = each, f"{each.name},..."
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Completions of the last value."""
+        before, comma, last = incomplete.rpartition(",")
+        found = self.each.shell_complete(ctx, param, last)
+        return [CompletionItem(before + comma + item.value, help=item.help) for item in found]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """The values."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(dict.fromkeys(self.each.convert(part.strip(), param, ctx) for part in str(value).split(",")))
+
+
 class WidthMultiple(click.ParamType["int | Auto"]):
     """A number from 1 on, or `auto`, which means widths that suit the machine."""
 

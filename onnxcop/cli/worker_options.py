@@ -1,11 +1,16 @@
-"""The options of commands that can work on several processes or machines."""
+"""The options of commands that can work on several processes or machines, and of those that try several ways."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
 from onnxcop.cli.framework import SectionOption
-from onnxcop.cli.types import Workers
+from onnxcop.cli.types import CriterionName, Several, Workers
+
+MEASURED = "measured"  # among several criteria, measured sensitivity
 
 workers_option = click.option(
     "--workers", cls=SectionOption, section="Machine", type=Workers(), metavar="N|ADDRESS",
@@ -17,3 +22,20 @@ independent_option = click.option(
     help="Reach each budget from the original, as jobs for --workers that a stopped run continues; with several "
     "models always.",
 )  # fmt: skip
+
+
+class _CriterionOrNone(CriterionName):
+    """The name of a criterion, or that of measured sensitivity."""
+
+    def summaries(self) -> Mapping[str, str]:
+        """All criteria, and measured sensitivity."""
+        return {MEASURED: "measured sensitivity, the default", **super().summaries()}
+
+
+def several(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the options `--criterion` and `--seed` of a command take several values, separated by commas."""
+    kinds: dict[str | None, click.ParamType[Any]] = {"criterion": _CriterionOrNone(), "seed": click.INT}
+    for option in function.__click_params__:  # type: ignore[attr-defined]
+        if option.name in kinds:
+            option.type = Several(kinds[option.name])
+    return function

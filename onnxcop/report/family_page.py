@@ -36,9 +36,9 @@ class JobRecordLike(Protocol):
 _SIZE, _EDGE = (640, 400), 56  # pixels of the chart, and of its edge
 _COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
 _SHOWN = {
-    "model": "model", "budget": "budget", "macs": "MACs", "macs_kept": "MACs kept", "params_kept": "parameters kept",
-    "bytes": "bytes", "latency_ms": "ms", "divergence": "divergence", "agreement": "agreement", "pareto": "Pareto",
-    "error": "error",
+    "model": "model", "criterion": "criterion", "seed": "seed", "budget": "budget", "macs": "MACs",
+    "macs_kept": "MACs kept", "params_kept": "parameters kept", "bytes": "bytes", "latency_ms": "ms",
+    "divergence": "divergence", "agreement": "agreement", "pareto": "Pareto", "error": "error",
 }  # fmt: skip
 _LABELS = {"macs": "multiply-accumulates", "latency_ms": "time of a run, ms"}
 
@@ -113,7 +113,7 @@ def pareto_chart(rows: Sequence[CurveRow]) -> str:
     """All results over their cost, with a line through those that no other beats; as SVG."""
     cost, quality = front_axes(rows)
     points = [
-        (str(row["model"]), float(row[cost] or 0), float(row[quality] or 0), bool(row.get("pareto")))
+        (_named(row), float(row[cost] or 0), float(row[quality] or 0), bool(row.get("pareto")))
         for row in rows if _number(row, cost) is not None and _number(row, quality) is not None
     ]  # fmt: skip
     width, height = _SIZE
@@ -124,16 +124,21 @@ def pareto_chart(rows: Sequence[CurveRow]) -> str:
             x=round(_EDGE + (x - across[0]) / (across[1] - across[0]) * (width - 2 * _EDGE), 1),
             y=round(height - _EDGE - (y - up[0]) / (up[1] - up[0]) * (height - 2 * _EDGE), 1),
             first=first,
-            color=colors[model],
-            title=f"{PurePath(model).name}: {cost} {x:.4g}, {quality} {y:.4g}",
+            color=colors[name],
+            title=f"{name}: {cost} {x:.4g}, {quality} {y:.4g}",
         )
-        for model, x, y, first in points
+        for name, x, y, first in points
     ]
     return from_template(
         "pareto.svg.j2", width=width, height=height, edge=_EDGE, dots=dots, colors=colors, quality=quality,
         front=sorted((dot for dot in dots if dot.first), key=lambda dot: dot.x), across=across, up=up,
         label=_LABELS[cost],
     )  # fmt: skip
+
+
+def _named(row: Mapping[str, object]) -> str:
+    """The model of a row, and its criterion if there are several."""
+    return " ".join([PurePath(str(row["model"])).name, *([str(row["criterion"])] if row.get("criterion") else [])])
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

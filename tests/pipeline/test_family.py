@@ -98,6 +98,40 @@ def test_one_model_in_independent_jobs(models: list[Path], tmp_path: Path, capsy
     assert cli.run([*common, "--save-models", str(tmp_path / "out")]) == 0 and journal.read_bytes() == before
 
 
+def test_criteria_and_seeds_are_jobs_of_one_list(models: list[Path], tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32))
+    out, more = tmp_path / "out", ["--criterion", "l2,l1", "--seed", "0,3", "--plot", str(tmp_path / "front.svg")]
+    more += ["--data", str(data), "--threads", "1"]
+    code, rows = swept(models[:1], *more, "--save-models", str(out))
+    assert code == 0
+    assert [(row["criterion"], row["seed"], row["budget"]) for row in rows[1:]] == [
+        (criterion, seed, budget) for criterion in ("l2", "l1") for seed in "03" for budget in ("0.8", "0.6")
+    ]
+    said = capsys.readouterr().out
+    assert "   8 of 8  a.onnx  l1 3  0.6" in said
+    assert ">l1</td>" in (tmp_path / "all.html").read_text()
+    assert "a.onnx l1: macs" in (tmp_path / "front.svg").read_text()
+    alone = onnxcop.prune(models[0], macs=0.6, criterion="l1", recover="none", limits=ANY_WIDTH, seed=3, data=data)
+    assert (out / "a.l1.seed-3.macs-0.6.onnx").read_bytes() == alone.model.SerializeToString()
+    assert swept(models[:1], *more, "--save-models", str(out))[0] == 0  # nothing is done twice
+    journal = tmp_path / "all.journal"
+    assert len(journal.read_text().splitlines()) == 1 + 8
+    assert swept(models[:1], "--criterion", "l2", *more[4:])[0] == 0 and len(journal.read_text().splitlines()) == 1 + 8
+
+
+def test_measured_sensitivity_among_criteria(models: list[Path], tmp_path: Path) -> None:
+    code, rows = swept(models[:1], "--criterion", "measured,l2", "--recover", "auto", "--macs", "0.8", "--samples", "8",
+                       "--save-models", str(tmp_path / "out"))  # fmt: skip
+    assert code == 0 and [row["criterion"] for row in rows] == ["", "measured", "l2"]
+    alone = onnxcop.prune(models[0], macs=0.8, limits=ANY_WIDTH, samples=8, latency_seconds=0.0)
+    assert (tmp_path / "out" / "a.measured.macs-0.8.onnx").read_bytes() == alone.model.SerializeToString()
+
+
+def test_an_unknown_criterion_of_several_is_refused(models: list[Path], capsys: Any) -> None:
+    assert swept(models, "--criterion", "l2,nope")[0] == 2 and "unknown criterion 'nope'" in capsys.readouterr().err
+
+
 def test_changed_weights_beside_a_model_are_another_job(models: list[Path]) -> None:
     onnx.save(chain(), models[0], save_as_external_data=True, location="a.data", size_threshold=0)
     journal = models[0].parent / "all.journal"

@@ -1,16 +1,18 @@
-"""The jobs of a family: one model and one budget each."""
+"""The jobs of a family: one model and one budget each, with a criterion and a seed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 
 from onnxcop._base.records import file_record
 from onnxcop._version import __version__
+from onnxcop.criteria.base import Criterion
 from onnxcop.data.input_files import weight_files
 from onnxcop.data.paths import file_of
 from onnxcop.data.sources.remote import is_url
@@ -26,6 +28,41 @@ _SINGLE = ("latency", "divergence", "max_drop", "stats_out", "checkpoint")  # op
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """What jobs of one model and one budget differ in.
+
+    Attributes:
+        criterion: The criterion, or "auto".
+        seed: Random seed.
+        figures: Those of both that the table shows, by column: what all jobs have in common is left out.
+    """
+
+    criterion: str | Criterion = "auto"
+    seed: int = 0
+    figures: tuple[tuple[str, str | int], ...] = ()
+
+    def of(self, options: PruneOptions) -> PruneOptions:
+        """Options of a job."""
+        return replace(options, criterion=self.criterion, seed=self.seed)
+
+    @property
+    def suffix(self) -> str:
+        """The part of a result's name that tells it from those of other variants."""
+        return "".join(f".{value}" if name == "criterion" else f".{name}-{value}" for name, value in self.figures)
+
+
+def variants_of(criteria: Mapping[str, str | Criterion], seeds: Sequence[int]) -> list[Variant]:
+    """All pairs of a criterion, by its name in the table, and a seed."""
+    return [
+        Variant(
+            criterion, seed, ((("criterion", name),) if len(criteria) > 1 else ())
+            + ((("seed", seed),) if len(seeds) > 1 else ()),
+        )
+        for name, criterion in criteria.items() for seed in seeds
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class FamilyJob:
     """One model, and one budget.
 
@@ -34,12 +71,14 @@ class FamilyJob:
         macs: Fraction of the multiply-accumulates to keep.
         key: Digest of everything that the result depends on.
         file: The result's file, None to write none.
+        variant: Criterion and seed, None for those of the options.
     """
 
     model: Path
     macs: float
     key: str
     file: Path | None = None
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +101,17 @@ class JobRecord:
 
 
 def jobs_of(
-    models: Sequence[Path], macs: Sequence[float], options: PruneOptions, folder: Path | None = None
-) -> list[FamilyJob]:
-    """List the jobs, model by model from the loosest budget to the tightest.
+    models: Sequence[Path], macs: Sequence[float], options: PruneOptions, folder: Path | None = None,
+    variants: Sequence[Variant] = (),
+) -> list[FamilyJob]:  # fmt: skip
+    """List the jobs, model by model and variant by variant, from the loosest budget to the tightest.
 
     Args:
         models: Files of the originals.
         macs: Fractions of the multiply-accumulates to keep.
         options: Options of all jobs; their other budgets hold in each.
         folder: The folder for the results, None to write none.
+        variants: Criteria and seeds; by default those of the options.
 
     Raises:
         BudgetError: There is no model or no budget, or an option belongs to a single run.
@@ -86,17 +127,18 @@ def jobs_of(
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise BudgetError(f"two models are called {twice}; rename one, because results are named after them")
-    about = _digest_of(options)
+    ways = [(one, _digest_of(options if one is None else one.of(options))) for one in variants or (None,)]
     lacking = next((model for model in models if not model.is_file()), None)
     if lacking is not None:
         raise ModelError(f"{lacking} does not exist; check the path")
     jobs = []
     for model in dict.fromkeys(models):
         own = _digest_of_model(model)
-        for share in sorted(set(macs), reverse=True):
+        for (variant, about), share in product(ways, sorted(set(macs), reverse=True)):
             key = hashlib.sha256(f"{own} {share!r} {about}".encode()).hexdigest()[:32]
-            name = f"{model.name.removesuffix('.onnx')}.macs-{share:g}.onnx"
-            jobs.append(FamilyJob(model, share, key, None if folder is None else folder / name))
+            stem = model.name.removesuffix(".onnx") + ("" if variant is None else variant.suffix)
+            file = None if folder is None else folder / f"{stem}.macs-{share:g}.onnx"
+            jobs.append(FamilyJob(model, share, key, file, variant))
     return jobs
 
 
@@ -140,7 +182,7 @@ class JobResult:
 
 
 def carry_out(job: FamilyJob, options: PruneOptions) -> JobResult:
-    """Carry out a job, as `onnxcop.prune` does for this model and budget.
+    """Carry out a job, as `onnxcop.prune` does for this model, budget, criterion and seed.
 
     Args:
         job: The job.
@@ -157,14 +199,15 @@ def carry_out(job: FamilyJob, options: PruneOptions) -> JobResult:
     for path in (job.model, *([] if data is None else [file_of(data)])):
         if not path.exists():
             raise ModelError(f"{path} does not exist; workers read it at the same path")
+    own, shown = (options, {}) if job.variant is None else (job.variant.of(options), dict(job.variant.figures))
     try:
-        result = prune_with(job.model, replace(options, macs=job.macs))
+        result = prune_with(job.model, replace(own, macs=job.macs))
         if job.file is not None and file_size(result.model) > LARGEST_IN_MEMORY:
             raise ModelError(f"{job.model} is too large for --save-models; prune it by itself")
     except OnnxcopError as error:
         line = " ".join(str(error).split())
-        failed = JobRecord(job.key, str(job.model), original={}, row={"budget": job.macs}, error=line)
+        failed = JobRecord(job.key, str(job.model), original={}, row={"budget": job.macs, **shown}, error=line)
         return JobResult(job, failed)
     point = Point(job.macs, result, job.file)
-    record = JobRecord(job.key, str(job.model), original_row(point), point.row())
+    record = JobRecord(job.key, str(job.model), original_row(point), {**point.row(), **shown})
     return JobResult(job, record, None if job.file is None else result.model.SerializeToString())

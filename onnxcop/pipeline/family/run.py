@@ -13,7 +13,7 @@ from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import ModelError
 from onnxcop.parallel.crew import Crew
 from onnxcop.parallel.workers import adapted
-from onnxcop.pipeline.family.jobs import JobRecord, JobResult, carry_out, jobs_of
+from onnxcop.pipeline.family.jobs import JobRecord, JobResult, Variant, carry_out, jobs_of
 from onnxcop.pipeline.family.journal import Journal
 from onnxcop.pipeline.options import PruneOptions
 from onnxcop.pipeline.sweep import as_csv
@@ -69,8 +69,9 @@ class FamilyFiles:
 
 
 def family_with(
-    models: Sequence[Path], macs: Sequence[float], files: FamilyFiles, options: PruneOptions
-) -> Iterator[JobRecord]:
+    models: Sequence[Path], macs: Sequence[float], files: FamilyFiles, options: PruneOptions,
+    variants: Sequence[Variant] = (),
+) -> Iterator[JobRecord]:  # fmt: skip
     """Prune several models to several budgets; each result equals that of :func:`onnxcop.prune`.
 
     A job that the journal holds is not done again, so a run that was stopped continues. Jobs that failed are tried
@@ -81,6 +82,7 @@ def family_with(
         macs: Fractions of the multiply-accumulates to keep.
         files: The files to write.
         options: The options of all jobs. Its executor carries them out.
+        variants: Criteria and seeds to try each; by default those of the options.
 
     Yields:
         What became of each job, first those of the journal, then the others when they are finished.
@@ -88,7 +90,7 @@ def family_with(
     Raises:
         OnnxcopError: The jobs cannot be listed, or workers cannot do them.
     """
-    jobs = jobs_of(models, macs, options, files.folder)
+    jobs = jobs_of(models, macs, options, files.folder, variants)
     keys = [job.key for job in jobs]
     files.journal.forget_failures(keys)
     missing = [job for job in jobs if job.file is not None and not job.file.is_file()]
