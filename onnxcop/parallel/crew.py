@@ -11,6 +11,7 @@ process: a run that loses its workers becomes slower, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -30,7 +31,7 @@ from onnxcop._base.scratch import scratch_folder
 from onnxcop._version import __version__
 from onnxcop.errors import OnnxcopError
 from onnxcop.parallel.packing import pack, unpack
-from onnxcop.runtime.session import EngineOptions
+from onnxcop.runtime.session import EngineOptions, OutOfMemory
 
 log = logging.getLogger("onnxcop")
 
@@ -277,7 +278,7 @@ class Crew:
                     raise error from None
 
     def _finished(self, task: Callable[..., R], pending: _Pending, shared: Sequence[Shared[Any]]) -> R:
-        for _ in range(_TRIES + 1):
+        for attempt in range(_TRIES + 1):
             if pending.future is None or self._lost:
                 break
             try:
@@ -306,8 +307,9 @@ class Crew:
                 pending.inline = True
                 self._submit(task, pending, shared)
                 continue
-            if isinstance(answer.error, MemoryError):
+            if answer.error is not None and _lacks_memory(answer.error):
                 log.info("the worker at %s has too little memory; another one repeats its task", answer.host)
+                pending.home = 1 + (attempt if pending.home is None else pending.home)
                 self._submit(task, pending, shared)
                 continue
             if answer.error is not None:
@@ -319,6 +321,13 @@ class Crew:
         if pending.note is not None:
             pending.note(result)
         return result
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether a task failed because its worker has too little memory."""
+    lacking = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    unloaded = isinstance(error, ImportError) and "failed to map segment" in str(error)
+    return lacking or unloaded or isinstance(error, MemoryError | OutOfMemory)
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """Independent tasks: the same results on any executor, whatever happens to its workers."""
 
+import errno
 import logging
 import os
+import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,15 @@ def died_once(item: int, marks: Path) -> tuple[int, int]:
         mark.touch()
         os._exit(9)
     return item, os.getpid()
+
+
+CRAMPED: list[int] = []  # threads
+
+
+def cramped(item: int) -> int:
+    if threading.get_ident() in CRAMPED:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    return item
 
 
 def process(item: int) -> int:
@@ -99,6 +110,14 @@ def test_lost_tasks_are_repeated(executor: Executor, said: str, caplog: Any) -> 
     with caplog.at_level(logging.WARNING, "onnxcop"):
         assert results(executor) == results(None)
     assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_a_task_that_lacks_memory_goes_to_another_worker(caplog: Any) -> None:
+    for given in (None, [0] * len(ITEMS)):
+        with Homes(2) as homes, caplog.at_level(logging.WARNING, "onnxcop"):
+            CRAMPED[:] = [homes.submit_to(0, threading.get_ident).result()]
+            assert list(Crew(homes).run(cramped, ITEMS, homes=given)) == ITEMS
+    assert not caplog.text  # none is carried out here
 
 
 def test_a_reader_that_stops_early_leaves_few_tasks() -> None:

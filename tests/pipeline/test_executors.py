@@ -1,6 +1,8 @@
 """A run on workers writes the same bytes as a run without."""
 
+import logging
 import os
+import resource
 import signal
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -88,6 +90,25 @@ def test_processes_that_are_killed(models_dir: Path, expected: bytes) -> None:
     with Mortal(2) as workers:
         assert pruned(models_dir, workers) == expected
     assert workers.killed >= 2
+
+
+def limited(megabytes: int) -> None:
+    """Let this process have little more memory than it has."""
+    import onnxruntime  # noqa: F401 - which a worker loads before it can be short of memory
+
+    import onnxcop.pipeline.prune  # noqa: F401
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (megabytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of a process is read from /proc")
+def test_a_worker_with_too_little_memory(models_dir: Path, expected: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with LocalWorkers(2) as workers, caplog.at_level(logging.INFO, "onnxcop"):
+        workers.submit_to(0, limited, 4).result()
+        assert pruned(models_dir, workers) == expected
+    assert "too little memory" in caplog.text or "a worker is lost" in caplog.text
 
 
 def test_workers_that_are_lost(models_dir: Path, expected: bytes) -> None:
