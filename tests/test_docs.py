@@ -39,7 +39,7 @@ def _executed(page: Path) -> list[Block]:
     return [
         block
         for block in blocks(page)
-        if (block.language == "python" and not block.note.startswith("not executed:"))
+        if (block.language == "python" and not block.note.startswith(("not executed:", "tested:")))
         or (block.language == "sh" and block.note == "executed")
     ]
 

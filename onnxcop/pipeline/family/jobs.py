@@ -138,7 +138,7 @@ def jobs_of(
             key = hashlib.sha256(f"{own} {share!r} {about}".encode()).hexdigest()[:32]
             stem = model.name.removesuffix(".onnx") + ("" if variant is None else variant.suffix)
             file = None if folder is None else folder / f"{stem}.macs-{share:g}.onnx"
-            jobs.append(FamilyJob(model, share, key, file, variant))
+            jobs.append(FamilyJob(model, share, key, file=file, variant=variant))
     return jobs
 
 
