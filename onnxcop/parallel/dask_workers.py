@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -99,6 +100,7 @@ def connected(address: str) -> DaskWorkers:
     except ImportError:
         raise WorkerError("--workers dask://… needs dask.distributed; install onnxcop[dask]") from None
     require_answer(address)
+    _require_scheduler(address)
     for name in ("distributed", "distributed.client", "distributed.comm"):  # whose messages are ours to word
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -114,6 +116,27 @@ def connected(address: str) -> DaskWorkers:
     except WorkerError:
         client.close(timeout=1)
         raise
+
+
+def _require_scheduler(address: str) -> None:
+    """Try whether what listens at an address speaks as Dask does: a client of anything else waits for long.
+
+    Raises:
+        WorkerError: It does not, within ten seconds.
+    """
+    from distributed.comm import connect
+
+    async def greeted() -> None:
+        comm = await asyncio.wait_for(connect(address.replace("dask://", "tcp://"), timeout=PATIENCE), PATIENCE)
+        await comm.close()
+
+    try:
+        asyncio.run(greeted())
+    except Exception as error:
+        raise WorkerError(
+            f"{address}: what listens there does not answer as a Dask scheduler does, in {PATIENCE:g} s; start one "
+            "with `dask scheduler`"
+        ) from error
 
 
 def _require_package(client: Any) -> None:

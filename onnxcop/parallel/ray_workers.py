@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 from onnxcop.parallel.crew import WorkerError
-from onnxcop.parallel.dask_workers import require_answer
+from onnxcop.parallel.dask_workers import PATIENCE, require_answer
 
 
 class RayWorkers(Executor):
@@ -35,6 +36,7 @@ class RayWorkers(Executor):
         self._ray: Any = ray
         if "://" in address:
             require_answer(address)
+            _require_client_server(address)
         settings = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
         try:
             self._began = not ray.is_initialized()
@@ -77,6 +79,28 @@ class RayWorkers(Executor):
                 self._ray.kill(worker)
         if self._began:
             self._ray.shutdown()
+
+
+def _require_client_server(address: str) -> None:
+    """Try whether what listens at an address speaks as Ray's client server does: Ray itself waits for longer.
+
+    Raises:
+        WorkerError: It does not, within ten seconds.
+    """
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    channel = grpc.insecure_channel(address.removeprefix("ray://"))
+    try:
+        grpc.channel_ready_future(channel).result(timeout=PATIENCE)
+    except grpc.FutureTimeoutError:
+        raise WorkerError(
+            f"{address}: what listens there does not answer as a Ray cluster does, in {PATIENCE:g} s; give the port of "
+            "its client server"
+        ) from None
+    finally:
+        channel.close()
 
 
 class _Worker:

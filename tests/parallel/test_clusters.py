@@ -221,6 +221,18 @@ def test_a_dask_scheduler_without_the_package(tmp_path: Path) -> None:
         list(Crew(executor).run(abs, [-1]))
 
 
+@slow
+@pytest.mark.parametrize(("package", "scheme"), [("distributed", "dask"), ("grpc", "ray")])
+def test_an_address_where_something_else_listens(package: str, scheme: str) -> None:
+    if find_spec(package) is None or find_spec(package if scheme == "dask" else "ray") is None:
+        pytest.skip(f"{package} is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start, address = time.monotonic(), f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(WorkerError, match="what listens there does not answer"), opened(WorkersWish.of(address)):
+            pass
+    assert time.monotonic() - start < 30  # ten seconds, on a busy machine
+
+
 def wait_for_workers(host: str, port: int, count: int = 1) -> None:
     from distributed import Client
 
