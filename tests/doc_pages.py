@@ -49,7 +49,12 @@ def commands(body: str) -> Iterator[list[str]]:
                     yield rest
 
 
+def body_of(page: str, name: str) -> str:
+    """What the block of a page after the comment `tested: NAME` says."""
+    (block,) = (block for block in blocks(DOCS / page) if block.note == f"tested: {name}")
+    return block.body
+
+
 def commands_of(page: str, name: str) -> list[list[str]]:
     """The commands of the block of a page after the comment `tested: NAME`."""
-    (block,) = (block for block in blocks(DOCS / page) if block.note == f"tested: {name}")
-    return list(commands(block.body))
+    return list(commands(body_of(page, name)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from doc_pages import DOCS, PAGES, blocks, commands_of
+from cli_runs import CPU
+from doc_pages import DOCS, PAGES, blocks, body_of, commands_of
 
 from onnxcop.cli import main as cli
+from onnxcop.runtime.session import EngineOptions, Session
 
 pytestmark = [pytest.mark.zoo, pytest.mark.timeout(1500)]
 TESTED = [
@@ -94,7 +97,7 @@ def place(
 def test_every_block_that_says_so_is_tested() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     for page, name in TESTED:
-        assert f'commands_of("{page}", "{name}")' in source or name == "recipe file", f"{page}: {name}"
+        assert re.search(rf'(commands|body)_of\("{page}", "{name}"\)', source), f"{page}: {name}"
 
 
 HUGGING_FACE = {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3, "do_normalize": True,
@@ -187,8 +190,7 @@ def test_a_recipe_and_back(place: Place) -> None:
     with np.load(place.zoo / "data" / "cifar10_calib.npz") as data:
         for number, pixels in enumerate(data["images"][:64]):
             Image.fromarray(pixels).save(place.folder / "images" / f"{number}.png")
-    (recipe,) = (block for block in blocks(DOCS / "howto" / "automate.md") if block.note == "tested: recipe file")
-    Path("recipe.yaml").write_text(recipe.body)
+    Path("recipe.yaml").write_text(body_of("howto/automate.md", "recipe file"))
     first, second = commands_of("howto/automate.md", "recipe")
     assert "64 of 64 samples" in place.run(first)
     small, whole = onnx.load("small.onnx"), onnx.load("model.onnx")
@@ -266,6 +268,32 @@ def test_a_trimmed_vocabulary(sentences: Place) -> None:
     assert 100 < config["vocab_size"] < 600
     whole, small = (Path(folder, "model.onnx").stat().st_size for folder in ("minilm", "minilm-trimmed"))
     assert small < whole - 4 * 384 * 5000
+
+
+@pytest.mark.slow
+def test_fused_and_quantized_encoders(place: Place) -> None:
+    """The files are made by ONNX Runtime's own tools, as the page shows; what they are made of is asserted."""
+    pytest.importorskip("onnxruntime.transformers.optimizer", reason="ONNX Runtime has no optimizer of transformers")
+    place.trained("encoder.onnx", "nlp_minilm.onnx")
+    (place.folder / "sentences.npz").symlink_to(place.zoo / "data" / "minilm_calib.npz")
+    exec(compile(body_of("transformers.md", "fused and quantized files"), "transformers.md", "exec"), {})
+    contents = (
+        ("Attention", "SkipLayerNormalization", "BiasGelu", "MatMulNBits"),
+        ("QAttention", "DynamicQuantizeLinear", "MatMulInteger"),
+        ("QAttention", "DynamicQuantizeMatMul"),
+    )
+    for command, operators in zip(commands_of("transformers.md", "fused and quantized"), contents, strict=True):
+        assert {*operators} <= {node.op_type for node in onnx.load(command[0]).graph.node}
+        shown = place.run([*command, *CPU, "--json", "-q"])
+        report = json.loads(shown[shown.index("{") :])
+        assert report["after"]["macs"] <= 0.9 * report["before"]["macs"]
+        assert report["after"]["bytes"] < 0.96 * report["before"]["bytes"]
+        assert report["figures"]["outputs"][0]["agreement"]["value"] > 0.9  # the mean cosine
+        exact = report["verification"]["exact_units"] > 0 and report["verification"]["max_difference"] < 1e-4
+        assert exact or "QAttention" in operators  # ranges at run time change with what is removed
+        with np.load("sentences.npz") as data, Session(command[2], EngineOptions("cpu", 1)) as session:
+            (vectors,) = session.run({name: data[name][:4] for name in data.files}).values()
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-3)
 
 
 @pytest.mark.slow

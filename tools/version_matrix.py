@@ -36,7 +36,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {  # which packages are at their olde
 }
 TESTS = (
     "tests/graph", "tests/rewrite", "tests/coupling/ops", "tests/calibration", "tests/runtime/test_engine.py",
-    "tests/verification/test_compare.py", "tests/cli/test_cli.py",
+    "tests/verification/test_compare.py", "tests/pipeline/test_quantize.py", "tests/cli/test_cli.py",
 )  # fmt: skip
 
 

@@ -263,7 +263,7 @@ def _with_pairs(
     quantize_static(
         plain, folder / "int8.onnx", reader, quant_format=QuantFormat.QDQ, per_channel=True,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        calibration_providers=["CPUExecutionProvider"], op_types_to_quantize=operators, nodes_to_exclude=[*kept],
+        op_types_to_quantize=operators, nodes_to_exclude=[*kept],
         extra_options={"TensorQuantOverrides": given} if given else {},
     )  # fmt: skip
     return models.load(folder / "int8.onnx")

@@ -38,6 +38,7 @@ def decoder(form: str) -> onnx.ModelProto:
     total = net.add("Gather", net.add("Shape", mask), net.constant(1, np.int64))
     total = net.add("Cast", total, to=TensorProto.INT32)
     for layer in range(LAYERS):
+        first = len(net.nodes)
         past = [
             net.input(f"past_key_values.{layer}.{part}", ["batch", SHARED, "past", SIZE]) for part in ("key", "value")
         ]
@@ -52,6 +53,8 @@ def decoder(form: str) -> onnx.ModelProto:
         else:
             mixed, present = written_out(net, (query, key, value), past, mask)
         x = net.add("Add", x, net.linear(mixed, width, width))
+        for node in net.nodes[first:]:
+            node.name = f"/model/layers.{layer}/attn/{node.name}"
         x = net.add("Add", x, net.linear(net.gelu(net.linear(net.norm(x, width), width, 64)), 64, width))
         for part, name in zip(("key", "value"), present, strict=True):
             net.nodes.append(helper.make_node("Identity", [name], [f"present.{layer}.{part}"], f"present{layer}{part}"))
@@ -142,6 +145,17 @@ def test_heads_are_pruned_layer_by_layer(folder: Path) -> None:
     assert cli.run([*command, "--data", "prompts.npz", "--recover", "none", "--latency-seconds", "0"]) == 0
     (less, shared), other = heads_of(onnx.load("small.onnx"))
     assert less < HEADS and shared == SHARED and other == (HEADS, SHARED)
+
+
+def test_a_layer_keeps_its_heads(folder: Path) -> None:
+    """The second command of the page on transformers."""
+    onnx.save(decoder("fused"), folder / "decoder" / "model.onnx")
+    (command,) = commands_of("transformers.md", "heads of some layers")
+    assert cli.run([*command, *CPU_OPTIONS]) == 0
+    small = onnx.load(folder / "decoder-small" / "model.onnx")
+    kept, (less, shared) = heads_of(small)
+    assert kept == (HEADS, SHARED) and less < HEADS and shared == SHARED
+    assert interface(small) == interface(onnx.load(folder / "decoder" / "model.onnx"))
 
 
 def test_words_one_by_one_give_what_a_whole_text_gives(folder: Path) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from cli_runs import CPU as CPU_OPTIONS
+from doc_pages import body_of, commands_of
 
 import onnxcop
+from onnxcop.cli import main as cli
 from onnxcop.errors import PlanMismatchError
 from onnxcop.runtime.session import Session
 
@@ -141,6 +144,37 @@ def test_a_module_computes_what_its_pruned_export_does(make: Callable[[], Any], 
     loss = small.train()(x).square().mean()  # it trains on
     loss.backward()
     assert all(p.grad is not None for p in small.parameters())
+
+
+def _resnet18() -> Any:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    net = models.resnet18()
+    for name, part in net.named_modules():
+        if isinstance(part, nn.BatchNorm2d):
+            net.set_submodule(name, _norm(part.num_features))
+    return net
+
+
+@pytest.mark.parametrize("make", [_residual, _resnet18])
+def test_the_page_on_pytorch(
+    make: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its command prunes an export, and its code gives a module that computes what the file does."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = make().eval()
+    x = _exported(net, tmp_path / "model.onnx")
+    np.savez("images.npz", x=np.random.default_rng(0).standard_normal((24, 3, 12, 12)).astype(np.float32))
+    (command,) = commands_of("howto/pytorch.md", "plan")
+    assert cli.run([*command, *CPU_OPTIONS]) == 0
+    capsys.readouterr()
+    parameters = sum(p.numel() for p in net.parameters())
+    exec(compile(body_of("howto/pytorch.md", "state dict"), "pytorch.md", "exec"), {"net": net})
+    assert capsys.readouterr().out == "()\n"
+    assert sum(p.numel() for p in net.parameters()) < parameters
+    with Session("small.onnx", CPU) as session:
+        (wanted,) = session.run({"x": x.numpy()}).values()
+    np.testing.assert_allclose(net(x).detach().numpy(), wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_what_is_not_in_the_state_dict_is_named(tmp_path: Path) -> None:
