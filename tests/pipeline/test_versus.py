@@ -273,4 +273,5 @@ def test_outputs_without_a_shape_are_not_judged_together() -> None:
     kept = agreement.KeptOutputs()
     batch: Any = {"y": [np.zeros(3), np.zeros(4)]}
     kept.add(batch, batch, 2)
+    assert not kept.counts
     assert kept.figures(chain(), None) is None

@@ -45,7 +45,10 @@ def bottlenecks(between: str = "", norm: bool = True, dtype: type = np.float32, 
     last = "sum"
     if between:
         last = "between"
-        operands = {"Mul": ["sum", "factors"], "Relu": ["sum"], "Scale": ["sum", "two"]}[between]
+        operands = {
+            "Mul": ["sum", "factors"], "Relu": ["sum"], "Scale": ["sum", "two"],
+            "BatchNormalization": ["sum", *(f"m_{p}" for p in "gbmv")],
+        }[between]  # fmt: skip
         nodes.append(helper.make_node({"Scale": "Mul"}.get(between, between), operands, [last], "between"))
     nodes += [
         helper.make_node("AveragePool", [last], ["a"], "halve", kernel_shape=[2, 2], strides=[2, 2]),
@@ -66,6 +69,8 @@ def bottlenecks(between: str = "", norm: bool = True, dtype: type = np.float32, 
         given_ = {"g": rng.uniform(0.5, 2, WIDTH), "b": rng.normal(size=WIDTH), "m": rng.normal(size=WIDTH)}
         given_["v"] = rng.uniform(0.5, 2, WIDTH)
         stored += [numpy_helper.from_array(v.astype(dtype), f"n_{p}") for p, v in given_.items()]
+    if between == "BatchNormalization":
+        stored += [numpy_helper.from_array(rng.uniform(0.5, 2, WIDTH).astype(dtype), f"m_{p}") for p in "gbmv"]
     if between == "Mul":
         stored.append(numpy_helper.from_array(rng.uniform(0.5, 2, (WIDTH, 1, 1)).astype(dtype), "factors"))
     if between == "Scale":
@@ -109,7 +114,7 @@ def test_one_factor_for_all_channels_leaves_it_linear() -> None:
     assert only_stream(network(bottlenecks("Scale"))).group.width == WIDTH
 
 
-@pytest.mark.parametrize("between", ["Relu", "Mul"])
+@pytest.mark.parametrize("between", ["Relu", "Mul", "BatchNormalization"])
 def test_an_operator_that_distinguishes_channels_ends_a_stream(between: str) -> None:
     assert linear_streams(network(bottlenecks(between))) == []
 

@@ -27,6 +27,9 @@ def kept(op: str, inputs: tuple[Any, ...], live: dict[int, tuple[int, ...]], uni
     return Sample(op, inputs, live, units=units, **more)
 
 
+QUANTIZED = (
+    np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.float32(0.05), np.uint8(9), np.float32(1 / 256), np.uint8(0),
+)  # fmt: skip
 EXACT = {
     "a scale for each index of axis 1, which is the default": kept(
         "QuantizeLinear", (floats((2, 4, 3)), positive((4,)) * 0.1, np.arange(4, dtype=np.uint8)), {0: (1,)}, 4
@@ -62,6 +65,15 @@ EXACT = {
     ),
     "a size that is copied from an axis in front of another one": kept(
         "Reshape", (floats((4, 2, 2)), ints(2, 0, 4)), {0: (0,)}, 2, moves=True
+    ),
+    "a size that is copied from an axis that stays": kept(
+        "Reshape", (floats((4, 2, 3)), ints(1, 0, 2, 6)), {0: (0,)}, 2, moves=True
+    ),
+    "a softmax of bytes over one axis, as from opset 13 on": kept(
+        "QLinearSoftmax", QUANTIZED, {0: (1, 2)}, 4, attributes={"axis": 1, "opset": 13}, domain=MICROSOFT
+    ),
+    "a softmax of bytes over all axes from one on, as before opset 13": kept(
+        "QLinearSoftmax", QUANTIZED, {0: (1, 2)}, 0, attributes={"axis": 1, "opset": 12}, domain=MICROSOFT
     ),
     "positions to sample at, computed from channels": kept(
         "GridSample", (floats((2, 4, 5, 5)), np.tanh(floats((2, 3, 3, 2), 1))), {0: (1,), 1: (1,)}, 4, opset=16

@@ -111,6 +111,19 @@ def test_experts_that_are_chosen_multiply(fusion: int) -> None:
     assert _macs(sample) == B * T * chosen * (gates + 1) * width * inner
 
 
+@pytest.mark.parametrize("fed", [[], [0]])
+def test_a_product_of_bytes(fed: list[int]) -> None:
+    """Sizes that no layer makes count as much as those of stored operands."""
+    one, zero = np.array(0.1, np.float32), np.array(9, np.uint8)
+    a, b = np.ones((3, 4), np.uint8), np.ones((4, 6), np.uint8)
+    attributes = {"transA": 0, "transB": 0, "alpha": 1.0}
+    sample = Sample("QGemm", (a, one, zero, b, one, zero, None, one, zero), {}, attributes, domain=MICROSOFT)
+    model = sample.fed_model(fed)
+    shapes = infer(model, {"in0": (3, 4)} if fed else {}, {"out0": (TensorProto.UINT8, (3, 6))})
+    facts = trace(model, shapes).findings.macs
+    assert sum(fact.scale * prod(len(axis) for axis in fact.axes) for fact in facts) == 3 * 4 * 6
+
+
 def test_products_of_matrices() -> None:
     packed = np.zeros((5, 3, 8), np.uint8)
     blocks = Sample("MatMulNBits", (floats((B, T, 48)), packed, positive((5, 3))), {},
