@@ -125,7 +125,7 @@ TARGETS: dict[str, list[str]] = {
         *_rules("DynamicQuantizeLinear", "ms.DynamicQuantizeMatMul", "ms.MatMulIntegerToFloat", "ms.QGemm",
                 "ms.QLinearAdd", "ms.QLinearAveragePool", "ms.QLinearConcat", "ms.QLinearLeakyRelu",
                 "ms.QLinearSoftmax", "ms.QLinearWhere"),
-        f"{_C}/test_quantized.py::test_statically_quantized",
+        f"{_C}/test_quantized.py::test_statically_quantized", _CORNERS, _MACS,
     ],
     "onnxcop/coupling/ops/recurrent.py": [
         *_rules("LSTM", "GRU", "RNN"),

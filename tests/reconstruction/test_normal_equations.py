@@ -108,6 +108,15 @@ def test_inputs_that_are_zero_leave_the_mean_to_the_bias() -> None:
     np.testing.assert_allclose(found[1], missing.mean(axis=0), rtol=1e-9)
 
 
+def test_a_group_that_lost_all_features_changes_its_bias_alone() -> None:
+    subject, rows, held = layer(), drawn(80, 0), drawn(30, 5)
+    subject.features[1] = 0
+    found = solve(subject, sums(*rows), sums(*held))
+    assert found is not None
+    assert found[0][0].any() and not found[0][1].any()
+    np.testing.assert_allclose(found[1][1], rows[1].mean(axis=0)[1], rtol=1e-9)
+
+
 @pytest.mark.parametrize("single", [False, True])
 def test_outputs_that_do_not_vary_keep_their_weights(single: bool) -> None:
     """The variance that sums leave of a constant is rounding, of either sign."""

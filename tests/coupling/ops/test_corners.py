@@ -28,8 +28,12 @@ def kept(op: str, inputs: tuple[Any, ...], live: dict[int, tuple[int, ...]], uni
 
 
 QUANTIZED = (
-    np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.float32(0.05), np.uint8(9), np.float32(1 / 256), np.uint8(0),
-)  # fmt: skip
+    np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+    *(
+        np.array(value, kind)
+        for value, kind in ((0.05, np.float32), (9, np.uint8), (1 / 256, np.float32), (0, np.uint8))
+    ),
+)
 EXACT = {
     "a scale for each index of axis 1, which is the default": kept(
         "QuantizeLinear", (floats((2, 4, 3)), positive((4,)) * 0.1, np.arange(4, dtype=np.uint8)), {0: (1,)}, 4
