@@ -340,10 +340,10 @@ def test_int8_after_pruning(name: str, zoo: Path, tmp_path: Path, monkeypatch: p
 
     network = next(entry for entry in bench_int8.NETWORKS if entry.name == name)
     shown = [command for command in commands_of("howto/toolchains.md", "int8") if command[0] == f"{name}.onnx"]
-    assert [network.command(0)[1:]] == shown
+    assert [network.command(3)[1:]] == shown
     work = Path(os.environ.get("ONNXCOP_INT8_WORK") or tmp_path)
-    assert bench_int8.run(network, 0, work)
-    found = json.loads((work / f"{name}.0.json").read_text())
+    assert bench_int8.run(network, 3, work)
+    found = json.loads((work / f"{name}.3.json").read_text())
     _, pruned, int8 = found["shares"]
     assert pruned - int8 <= 1.0 + 2 * found["error"]
     assert found["bytes"] < 0.4

@@ -163,7 +163,7 @@ def row(network: Network, found: list[dict[str, Any]]) -> str:
     """A row of the page's table: means over seeds, and what every seed loses."""
     original, pruned, int8 = np.mean([entry["shares"] for entry in found], axis=0)
     lost = [entry["shares"][1] - entry["shares"][2] for entry in found]
-    each = ", ".join(f"{value:.1f}" for value in lost)
+    each = ", ".join(f"{round(value, 1) + 0.0:.1f}" for value in lost)  # no -0.0
     spread = f"{np.mean(lost):.1f} ± {np.sqrt(np.mean([entry['error'] ** 2 for entry in found])):.1f}"  # same images
     shares = [f"{100 * np.mean([entry[name] for entry in found]):.0f} %" for name in ("time", "bytes")]
     cells = network.shown, f"{original:.1f} %", f"{pruned:.1f} %", f"{int8:.1f} %", f"{spread} ({each})", *shares
