@@ -5,8 +5,9 @@ with its bytes, and what the process does alone. The replay gives each list of t
 one is free, or to the worker that keeps the batch, with a latency for each message and one link of a bandwidth that all
 share. Messages of a list overlap with its tasks, save the first and the last. Lists are barriers. Loading of pieces and
 of shared values is measured apart: every worker of a list spends it, once for each piece. Points of curves are recorded
-batch by batch, and a worker computes what comes before them for all batches that it keeps. Batches of a candidate that
-are begun before it is beaten are charged too. Speed-up is relative to a run without workers, which is measured before.
+batch by batch; a worker computes the weights of a point once, and what comes before it for all batches that it keeps.
+Batches of a candidate that are begun before it is beaten are charged too. Speed-up is relative to a run without
+workers, which is measured before.
 
     python tools/bench_scaling.py models/digits_resnet.onnx models/digits_calib.npz -o trace.json
     python tools/bench_scaling.py --replay trace.json
@@ -45,11 +46,12 @@ from onnxcop.parallel.local import LocalWorkers
 from onnxcop.pipeline import prune as pipeline
 from onnxcop.pipeline.family.jobs import FamilyJob, carry_out
 from onnxcop.reconstruction.refine_batches import _CANDIDATES, homes_of
-from onnxcop.runtime.segments import Prefixes
+from onnxcop.runtime.segments import GraphPartition, Prefixes
 from onnxcop.runtime.session import Session
 
 WORKERS = (1, 2, 4, 8, 16, 64)
 _BY_BATCH, _SCORED = "measure_point", "score_batch"  # tasks
+KINDS = ("load", "cut", "way")  # seconds for loading, for the weights of a point, for what comes before it
 Task = dict[str, float]
 _RANGE = (0.95, 0.4)  # multiply-accumulates to keep, of a sweep
 LATENCY, BANDWIDTH = 1e-3, 1.25e9  # seconds of a message; bytes a second (10 Gbit/s)
@@ -72,10 +74,11 @@ class _Inline(Executor):
         before, start = dict(_meter.seconds), time.thread_time()
         answer = fn(*args)
         seconds = time.thread_time() - start
-        load, way = (_meter.seconds[kind] - before[kind] for kind in ("load", "way"))
+        parts = {kind: _meter.seconds[kind] - before[kind] for kind in KINDS}
         self.inside += seconds
         size = len(pickle.dumps(args)) + len(pickle.dumps(answer))
-        self.tasks.append({"seconds": seconds - load - way, "load": load, "way": way, "bytes": size, "home": home})
+        own = seconds - sum(parts.values())
+        self.tasks.append({"seconds": own, **parts, "bytes": size, "home": home})
         future.set_result(answer)
         return future
 
@@ -84,7 +87,7 @@ class _Meter:
     """Adds up CPU seconds by kind; those of a call inside another count for the inner one alone."""
 
     def __init__(self) -> None:
-        self.seconds = {"load": 0.0, "way": 0.0, "": 0.0}
+        self.seconds = dict.fromkeys((*KINDS, ""), 0.0)
         self._kinds, self._mark = [""], time.thread_time()
 
     def _turn(self) -> None:
@@ -147,7 +150,8 @@ def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     pipeline.Crew = _Recorder  # type: ignore[attr-defined]
     sensitivity._divided = _by_batch
     for place, name, kind in (
-        (Session, "__init__", "load"), (crew_module, "_value_of", "load"), (points, "_cut", "load"),
+        (Session, "__init__", "load"), (crew_module, "_value_of", "load"), (GraphPartition, "piece", "load"),
+        (points, "_cut", "cut"),
         (Prefixes, "at", "way"),
     ):  # fmt: skip
         _meter.apart(place, name, kind)
@@ -159,7 +163,7 @@ def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     ends = [*(entry["alone"] for entry in lists[1:]), start + total - executor.inside]
     for entry, end in zip(lists, ends, strict=True):  # what follows a list, or is done with its results
         entry["alone"] = end - entry["alone"]
-    inside = sum(task["seconds"] + task["load"] + task["way"] for entry in lists for task in entry["tasks"])
+    inside = sum(sum(task[kind] for kind in ("seconds", *KINDS)) for entry in lists for task in entry["tasks"])
     return {"model": Path(model).name, "seconds": without, "alone": total - inside, "lists": lists}
 
 
@@ -178,7 +182,8 @@ def traced_sweep(model: str, data: str, settings: dict[str, Any], points: int) -
         print(f"{budgets[place]:.0%}: {seconds[-1]:.1f} s {result.record.error}", flush=True)
     each = [np.interp(range(points), measured, values).tolist() for values in (seconds, sizes)]
     tasks = [
-        {"seconds": own, "load": 0.0, "way": 0.0, "bytes": size, "home": -1} for own, size in zip(*each, strict=True)
+        {"seconds": own, **dict.fromkeys(KINDS, 0.0), "bytes": size, "home": -1}
+        for own, size in zip(*each, strict=True)
     ]
     entry = {"task": "carry_out", "shared": {}, "tasks": tasks, "alone": 0.0}
     return {"model": f"{Path(model).name}, {points} budgets of which {len(measured)} are measured",
@@ -231,7 +236,7 @@ def _of_tasks(tasks: Sequence[Task], workers: int, bandwidth: float) -> list[flo
     busy = [0.0] * workers
     for task in tasks:
         place = int(task["home"]) % workers if task["home"] >= 0 else busy.index(min(busy))
-        busy[place] += task["seconds"] + task["way"] + task["bytes"] / bandwidth
+        busy[place] += task["seconds"] + task["cut"] + task["way"] + task["bytes"] / bandwidth
     load = sum(task["load"] for task in tasks)
     return [seconds + load if seconds else 0.0 for seconds in busy]
 
@@ -244,7 +249,7 @@ def _of_points(tasks: Sequence[Task], workers: int, bandwidth: float) -> list[fl
         for worker, point in _divided(CurvePoint(0, 0), number, workers, batches):
             mine = [own[place] for place in point.places or ()]
             busy[worker] += sum(task["seconds"] + task["bytes"] / bandwidth for task in mine)
-            busy[worker] += max(task["load"] for task in mine)
+            busy[worker] += max(task["load"] + task["cut"] for task in mine)
     for worker in (worker for worker, seconds in enumerate(busy) if seconds):
         kept = _kept_by(worker, workers, batches)
         busy[worker] += sum(task["way"] for number, task in enumerate(tasks) if number % batches in kept)
@@ -293,11 +298,11 @@ def table(trace: dict[str, Any], workers: Sequence[int] = WORKERS) -> str:
     for count in workers:
         seconds = replayed(trace, count)
         lines.append(f"| {count} | {seconds:.1f} | {trace['seconds'] / seconds:.2f} |")
-    lines += ["", "| tasks | lists | seconds in tasks | of loading | before points | in the process that asks |",
-              "|---|---|---|---|---|---|"]  # fmt: skip
+    lines += ["", "| tasks | lists | seconds in tasks | loading | weights | before points | alone after them |",
+              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name in dict.fromkeys(entry["task"] for entry in trace["lists"]):
         mine = [entry for entry in trace["lists"] if entry["task"] == name]
-        parts = [sum(task[key] for entry in mine for task in entry["tasks"]) for key in ("seconds", "load", "way")]
+        parts = [sum(task[key] for entry in mine for task in entry["tasks"]) for key in ("seconds", *KINDS)]
         parts.append(sum(entry.get("alone", 0.0) for entry in mine))
         lines.append(f"| `{name}` | {len(mine)} | " + " | ".join(f"{seconds:.1f}" for seconds in parts) + " |")
     return "\n".join(lines)
