@@ -116,6 +116,7 @@ def test_the_block_about_ray(tmp_path: Path, environment: dict[str, str]) -> Non
         for command in (head, node):
             carried_out(f"{command} --num-cpus 1 --disable-usage-stats", tmp_path, environment)
         wait_for(10001)
+        time.sleep(10)  # its agents begin after its ports
         carried_out(prune, tmp_path, environment)
     finally:
         ray("stop", "--force", check=False)
