@@ -132,6 +132,9 @@ def test_presets_by_name(place: Place) -> None:
     place.trained("mobilenet_v2.onnx", "imagenet_mobilenet_v2.onnx")
     place.filled("efficientnet_lite0.onnx", "efficientnet_lite0.legacy.onnx")
     place.filled("keras.onnx", "keras_MobileNetV2.onnx")
+    place.filled("resnet18.onnx", "resnet18.legacy.onnx")
+    place.trained("tensorflow.onnx", "thin_resnet50_nhwc.onnx")
+    place.trained("detector.onnx", "yolov8n_320.onnx")
     place.trained("text_detector.onnx", "ppocr_v4_det.onnx")
     place.trained("faces.onnx", "ultraface_rfb_320.onnx")
     place.images()
@@ -139,6 +142,9 @@ def test_presets_by_name(place: Place) -> None:
         "224×224, rgb, nchw, centre crop 0.875, x/255, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)",
         "224×224, rgb, nchw, centre crop 0.875, bicubic, minus (127), over (128)",
         "224×224, rgb, nhwc, stretch, x*0.00784314, minus (1), over (1)",
+        "224×224, rgb, nchw, centre crop 0.875, bicubic, x/255, minus (0.485, 0.456, 0.406)",
+        "224×224, rgb, nhwc, stretch, minus (127.5), over (127.5)",
+        "320×320, rgb, nchw, letterbox with 114, x/255",
         "640×640, bgr, nchw,",
         "240×320, rgb, nchw, stretch, area, minus (127), over (128)",
     )
