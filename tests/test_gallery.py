@@ -35,7 +35,7 @@ class Row:
 
 def figures(cells: str) -> Row:
     macs, file, time, agreement, _ = cells.split(" | ")
-    share, around = (float(number) for number in re.findall(r"[\d.]+", time))
+    share, around = (float(number) for number in re.findall(r"[\d.]+(?:e[+-]\d+)?", time))
     low, high = re.search(r"\(([\d.e+-]+) to ([\d.e+-]+)\)$", agreement).groups()  # type: ignore[union-attr]
     return Row(_both(macs), _both(file), (share - around, share + around), (float(low), float(high)))
 
