@@ -42,14 +42,20 @@ def set_aside(source: CalibrationData, seed: int) -> tuple[CalibrationData, Cali
         Both parts; None for the second if all samples are needed for calibration.
     """
     share = _share(source.count)
-    unit, spare = source.layout.size or 1, source.spare()
-    if spare is not None and spare.count >= max(share, _USELESS):
+    unit, spare = source.layout.size or 1, _unused(source)
+    if spare is not None:
         return source, spare.take(_MOST, seed)
     if share < max(_USELESS, unit):
         return source, None
     rest, aside = source.split(share / source.count, seed)
     rest.description = f"{source.description}, {aside.count} of them set aside"
     return rest, aside
+
+
+def _unused(source: CalibrationData) -> CalibrationData | None:
+    """Samples that the run does not use, if they are as many as would be set aside."""
+    spare = source.spare()
+    return None if spare is None or spare.count < max(_share(source.count), _USELESS) else spare
 
 
 def _share(count: int) -> int:
@@ -63,9 +69,8 @@ def can_be_halved(source: CalibrationData) -> bool:
 
 
 def better_halved(source: CalibrationData) -> bool:
-    """Whether too few samples can be set aside, but enough are there to cross-fit figures."""
-    spare = source.spare()
-    return _share(source.count) < _FEWEST and (spare is None or spare.count < _FEWEST) and can_be_halved(source)
+    """Whether fewer samples would be taken from the run than figures need, but enough to choose by half of them."""
+    return _share(source.count) < _FEWEST and _unused(source) is None and can_be_halved(source)
 
 
 class Unseen(Protocol):

@@ -313,7 +313,15 @@ def test_with_few_samples_figures_are_not_optimistic() -> None:
 
 @pytest.mark.parametrize(
     ("count", "samples", "crosses"),
-    [(15, 15, False), (16, 16, True), (255, 255, True), (256, 256, False), (300, 100, False)],
+    [
+        (15, 15, False),
+        (16, 16, True),
+        (255, 255, True),
+        (256, 256, False),
+        (300, 100, False),
+        (130, 100, False),
+        (110, 100, True),
+    ],
 )
 def test_when_figures_are_cross_fitted(count: int, samples: int, crosses: bool) -> None:
     request = pruning.prepare(chain(), onnxcop.PruneOptions(data=pictures(count), samples=samples, options=CPU))
