@@ -18,22 +18,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from doc_pages import DOCS, blocks
+from doc_pages import body_of
 from test_clusters import answers, ray, wait_for_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
-PAGE = DOCS / "howto" / "cluster.md"
 SBATCH = """#!/bin/sh
 setsid sh "$1" > /dev/null 2>&1 &
 echo "Submitted batch job $!"
 echo $! >> "$JOBS"
 """
-
-
-def block(name: str) -> str:
-    """The block of the page after the comment `tested: NAME`."""
-    (one,) = (one for one in blocks(PAGE) if one.note == f"tested: {name}")
-    return one.body
 
 
 @pytest.fixture
@@ -55,9 +48,9 @@ def environment(tmp_path: Path, models_dir: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def lines(name: str) -> Iterator[str]:
+def lines(body: str) -> Iterator[str]:
     """Commands of a shell block that this machine can carry out."""
-    for line in block(name).splitlines():
+    for line in body.splitlines():
         command = line.partition("#")[0].strip()
         if command and not command.startswith("pip install"):
             known = command.replace("//head:", "//127.0.0.1:").replace(" head:", " 127.0.0.1:")
@@ -98,7 +91,7 @@ def wait_for(port: int) -> None:
 def test_the_block_about_dask(tmp_path: Path, environment: dict[str, str]) -> None:
     if answers("127.0.0.1", 8786):
         pytest.skip("something listens at port 8786")
-    scheduler, workers, prune = lines("dask")
+    scheduler, workers, prune = lines(body_of("howto/cluster.md", "dask"))
     with begun(scheduler, tmp_path, environment):
         wait_for(8786)
         with begun(workers, tmp_path, environment):
@@ -111,7 +104,7 @@ def test_the_block_about_dask(tmp_path: Path, environment: dict[str, str]) -> No
 def test_the_block_about_ray(tmp_path: Path, environment: dict[str, str]) -> None:
     if answers("127.0.0.1", 10001) or answers("127.0.0.1", 6379):
         pytest.skip("something listens at a port of Ray")
-    head, node, prune = lines("ray")
+    head, node, prune = lines(body_of("howto/cluster.md", "ray"))
     try:
         for command in (head, node):
             carried_out(f"{command} --num-cpus 1 --disable-usage-stats", tmp_path, environment)
@@ -125,7 +118,7 @@ def test_the_block_about_ray(tmp_path: Path, environment: dict[str, str]) -> Non
 
 @pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="dask-jobqueue is not installed")
 def test_the_block_about_slurm(tmp_path: Path, environment: dict[str, str]) -> None:
-    (tmp_path / "slurm.py").write_text(block("slurm").replace("jobs=16", "jobs=2"))
+    (tmp_path / "slurm.py").write_text(body_of("howto/cluster.md", "slurm").replace("jobs=16", "jobs=2"))
     with begun(f"{sys.executable} -u slurm.py", tmp_path, environment) as script:
         assert script.stdout is not None and script.stdin is not None
         printed = next((line.strip() for line in script.stdout if line.startswith("dask://")), "")
@@ -133,7 +126,7 @@ def test_the_block_about_slurm(tmp_path: Path, environment: dict[str, str]) -> N
         host, port = printed.removeprefix("dask://").split(":")
         try:
             wait_for_workers(host, int(port), 2)
-            prune = next(line for line in lines("dask") if line.startswith("onnxcop"))
+            prune = next(line for line in lines(body_of("howto/cluster.md", "dask")) if line.startswith("onnxcop"))
             carried_out(prune.replace("dask://127.0.0.1:8786", printed), tmp_path, environment)
             script.stdin.write("\n")
             script.stdin.flush()

@@ -76,7 +76,7 @@ def test_many_samples_are_distilled_unasked(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("onnxcop.pipeline.distillation._ENOUGH", 90)
 
     def choices(**settings: Any) -> str:
-        result = onnxcop.prune(chain(), macs=0.6, data=values, latency_seconds=0, **settings)
+        result = onnxcop.prune(chain(), macs=0.6, data=values, cross_fit=False, latency_seconds=0, **settings)
         return "; ".join(result.report.choices)
 
     assert "distillation" in choices()
