@@ -46,7 +46,9 @@ def sweep_family(models: Sequence[Path], values: Mapping[str, Any]) -> None:
     drawn = not values["quiet"] and not values["as_json"]
     variants = _variants(values)
     jobs, done, failed = len(set(models)) * len(set(values["macs"])) * len(variants), 0, 0
-    with workers_from(values) as executor, progress_from(values) as progress, _shown(models, values, drawn) as show:
+    labels = [" ".join(str(value) for _, value in variant.figures) for variant in variants]
+    shown = _shown(models, labels, values["macs"], drawn)
+    with workers_from(values) as executor, progress_from(values) as progress, shown as show:
         asked = prune_options(single(values) | {"macs": None, "executor": executor}, progress)
         for record in family_with(models, values["macs"], files, asked, variants):
             done += 1
@@ -78,7 +80,7 @@ def _variants(values: Mapping[str, Any]) -> list[Variant]:
 
 @contextmanager
 def _shown(
-    models: Sequence[Path], values: Mapping[str, Any], drawn: bool
+    models: Sequence[Path], labels: Sequence[str], macs: Sequence[float], drawn: bool
 ) -> Iterator[Callable[[JobRecord, str], None]]:
     """A function that shows a finished job and its line: in a table of all jobs on a terminal, else the line alone."""
     screen = terminal()
@@ -88,8 +90,7 @@ def _shown(
     from rich.live import Live
 
     done: dict[tuple[str, str, float], str] = {}
-    budgets = sorted(set(values["macs"]), reverse=True)
-    labels = [" ".join(str(value) for _, value in variant.figures) for variant in _variants(values)]
+    budgets = sorted(set(macs), reverse=True)
     with Live(_table(models, labels, budgets, done), console=screen, auto_refresh=False) as live:
 
         def show(record: JobRecord, line: str) -> None:

@@ -93,7 +93,6 @@ class Request:
         choices: Choices made by measurement, in words.
         table: Times of the target device, if that is not this machine.
         crew: Carries out independent tasks.
-        cross_fit: Whether figures come from further decisions, each on one half of the samples.
     """
 
     asked: PruneOptions
@@ -109,7 +108,11 @@ class Request:
     choices: tuple[str, ...] = ()
     table: DeviceTable | None = None
     crew: Crew = HERE
-    cross_fit: bool = False
+
+    @property
+    def cross_fit(self) -> bool:
+        """Whether figures come from further decisions, each on one half of the samples, as none are set aside."""
+        return self.source is not None and self.unseen is None
 
     @property
     def options(self) -> EngineOptions:

@@ -153,9 +153,8 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     untimed = budget.but(latency=None)  # the lowest reachable time is known only after operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
     source = opened_data(analysis, options, options.input_shapes)
-    cross_fit = source is not None and cross_fits(options, source)
     unseen = None
-    if cross_fit:
+    if source is not None and cross_fits(options, source):
         options = replace(options, distill=OFF)
     elif source is not None:
         source, unseen = with_samples_set_aside(analysis, options, source)
@@ -164,7 +163,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, source=source,
         unseen=unseen, stats=stats, progress=progress, clock=clock, choices=choices,
-        table=table, crew=HERE if options.executor is None else Crew(adapted(options.executor)), cross_fit=cross_fit,
+        table=table, crew=HERE if options.executor is None else Crew(adapted(options.executor)),
     )  # fmt: skip
 
 

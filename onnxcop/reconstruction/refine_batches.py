@@ -299,11 +299,11 @@ class SpreadBatches:
     def _best_of(self, tried: Sequence[Tensors], best: Standing | None) -> tuple[Standing, Tensors] | None:
         """The first of some weights with which the network is nearer than `best`."""
         sizes = common_sizes([self._batches[place].shapes[1] for place in self._judge])
-        at, sent = [0], list[tuple[Visit, int]]()  # the candidate that is compared now, and visits so far
+        at, sent = 0, list[tuple[Visit, int]]()  # the candidate that is compared now, and visits so far
 
         def wanted() -> Iterator[tuple[Visit, int]]:
             for number, place in itertools.product(range(len(tried)), self._judge):
-                if number >= at[0]:  # those before it are beaten, perhaps before their last batch
+                if number >= at:  # those before it are beaten, perhaps before their last batch
                     known = self._batches[place]
                     visit = Visit(place, len(known.steps), sizes=sizes, candidate=number)
                     sent.append((visit, known.homes[number % len(known.homes)]))
@@ -313,11 +313,11 @@ class SpreadBatches:
         with closing(self._run(score_batch, wanted(), weights, most=self._crew.width)) as scored:
             results = ((visit.candidate, one.terms) for one, (visit, _) in zip(scored, sent, strict=True))
             for tensors in tried:
-                mine = (terms for number, terms in results if number == at[0])
+                mine = (terms for number, terms in results if number == at)
                 standing = self._held.value.reference.race_by_terms(islice(mine, len(self._judge)), best)
                 if standing is not None:
                     return standing, tensors
-                at[0] += 1
+                at += 1
         return None
 
     def _data_shape(self, layer: LinearLayer, place: int) -> tuple[int, ...]:
