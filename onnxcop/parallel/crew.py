@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from onnxcop._base.lookup import Recent
-from onnxcop._base.scratch import scratch_folder
 from onnxcop._version import __version__
 from onnxcop.errors import OnnxcopError
-from onnxcop.parallel.packing import pack, unpack
+from onnxcop.parallel.packing import PackedValues, removed, unpack
 from onnxcop.runtime.session import EngineOptions, OutOfMemory
 
 log = logging.getLogger("onnxcop")
@@ -83,13 +82,6 @@ class _Answer:
     versions: dict[str, str] | None = None
 
 
-class _Scratch:
-    """The owner of a folder of packed values."""
-
-    def __init__(self) -> None:
-        self.folder, _ = scratch_folder(self)
-
-
 class Crew:
     """Carries out independent tasks.
 
@@ -106,9 +98,9 @@ class Crew:
 
     def __init__(self, executor: Executor | None = None) -> None:
         self._executor = executor
-        self._count = 0
         self._kept: dict[int, Shared[Any]] = {}
         self._carried: dict[Path, Any] = {}  # what the executor made of the files, if it carries values itself
+        self._packed: PackedValues | None = None
         self._lost = False
 
     @property
@@ -138,19 +130,17 @@ class Crew:
             return Shared(value)
         if keep and id(value) in self._kept:
             return self._kept[id(value)]
-        self._count += 1
-        folder = _Scratch()
-        path = folder.folder / f"{self._count}.shared"
+        self._packed = self._packed or PackedValues()
         try:
-            digest = pack(value, path)
+            digest, path = self._packed.add(value)
         except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
             raise WorkerError(
                 f"a part of this run cannot be sent to workers: {error}; give functions and classes of a module that "
                 "workers can import, or leave out --workers"
             ) from error
         self._carried[path] = self._carry(path)
-        shared = Shared(value, digest=digest, path=path, _folder=folder)
-        weakref.finalize(shared, self._carried.pop, path, None)
+        shared = Shared(value, digest=digest, path=path, _folder=self._packed)
+        weakref.finalize(shared, _forget, path, self._carried)
         if keep:
             self._kept[id(value)] = shared  # which holds the value, so that no other object gets its number
         return shared
@@ -321,6 +311,12 @@ class Crew:
         if pending.note is not None:
             pending.note(result)
         return result
+
+
+def _forget(path: Path, carried: dict[Path, Any]) -> None:
+    """Remove a packed value that no task reads any more."""
+    carried.pop(path, None)
+    removed(path)
 
 
 def _lacks_memory(error: BaseException) -> bool:

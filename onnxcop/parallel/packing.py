@@ -6,6 +6,7 @@ another machine the same bytes are read from memory. Writing to an array changes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import mmap
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 
 import onnx
 
+from onnxcop._base.scratch import scratch_folder
 from onnxcop.graph.check import tensors
 from onnxcop.graph.io import inlined, without_initializers
 from onnxcop.graph.serialize import copy_fields
@@ -91,6 +93,26 @@ def pack(value: object, path: Path) -> str:
 def _put(file: BinaryIO, data: bytes | memoryview, digest: Any) -> None:
     file.write(data)
     digest.update(data)
+
+
+class PackedValues:
+    """A folder of packed values, which exists as long as this or one of them is in use."""
+
+    def __init__(self) -> None:
+        self._folder, _ = scratch_folder(self)
+        self._count = 0
+
+    def add(self, value: object) -> tuple[str, Path]:
+        """Pack a value; returns its digest and its file."""
+        self._count += 1
+        path = self._folder / f"{self._count}.shared"
+        return pack(value, path), path
+
+
+def removed(path: Path) -> None:
+    """Remove a file; nothing happens if that is impossible, because another process reads it."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def unpack(source: Path | bytes) -> Any:

@@ -8,6 +8,7 @@ because the network is no longer the original.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,7 @@ from onnxcop.reconstruction.spread import finished_by
 from onnxcop.recovery.belief import Belief
 from onnxcop.recovery.methods import FULL, RecoveryMethod
 from onnxcop.rewrite.apply import apply
+from onnxcop.runtime.providers import CPU, resolve_provider
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
@@ -54,6 +56,7 @@ log = logging.getLogger("onnxcop")
 
 _POSITIONS = 64  # positions of a map per sample: fits of many channels need more observations than a ranking
 _TEMPERATURE = 4.0
+_JUDGED, _JUDGED_MACS = 16, 1e9  # batches to judge on, and multiply-accumulates of each, if there are enough samples
 _AFFORDABLE = 1e11  # multiply-accumulates of all samples for refinement, if they are more than the fewest
 _GROUP_RIDGE = 1e-2  # λ of grouped convolutions, which is not searched for
 _SAME = 1e-4  # divergence of an equivalent network that sums in another order
@@ -137,12 +140,20 @@ class Recovery:
     def __post_init__(self) -> None:
         self.original = MaskedNetwork.sharing(self.analysis)
         self.working = self.original.copy()
-        self.held_out_feeds = [dict(feed) for feed in self.held_out.batches()]
+        self.held_out_feeds = [dict(feed) for feed in self.held_out.batches(self._judged_together())]
         outputs = self._outputs_of(self.original)
         counts = [self.held_out.layout.samples_in(feed) for feed in self.held_out_feeds]
         judgements = judge(outputs, counts, self.analysis.original, self.task)
         self.reference = Reference(outputs, roots=self.synthetic, judgements=judgements, counts=counts)
         self.softened = self.reference.softened(_TEMPERATURE)
+
+    def _judged_together(self) -> int:
+        """Samples of a batch to judge on: few on the CPU, so that workers share them evenly, but enough for a task."""
+        if resolve_provider(self.options.provider)[0] != CPU:
+            return self.held_out.batch_size
+        macs = max(float(self.analysis.cost.original()[0]), 1.0)
+        even = 1 << max(0, (self.held_out.count // _JUDGED).bit_length() - 1)
+        return min(self.held_out.batch_size, max(even, math.ceil(_JUDGED_MACS / macs)))
 
     @cached_property
     def heads(self) -> tuple[BlockStream, ...]:

@@ -23,7 +23,9 @@ from test_clusters import answers, ray, wait_for_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 SBATCH = """#!/bin/sh
-setsid sh "$1" > /dev/null 2>&1 &
+script="$JOBS.$$"
+cp "$1" "$script"  # as Slurm does: whoever submits a job deletes its script as soon as this command ends
+setsid sh "$script" > /dev/null 2>&1 &
 echo "Submitted batch job $!"
 echo $! >> "$JOBS"
 """

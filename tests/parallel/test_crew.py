@@ -1,6 +1,7 @@
 """Independent tasks: the same results on any executor, whatever happens to its workers."""
 
 import errno
+import gc
 import logging
 import os
 import threading
@@ -77,6 +78,23 @@ def test_a_value_is_shared_once() -> None:
         crew, value = Crew(threads), np.zeros(3)
         assert crew.share(value, keep=True) is crew.share(value, keep=True)
         assert crew.share(value) is not crew.share(value)
+
+
+def test_the_file_of_a_value_goes_with_it() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        crew = Crew(pool)
+        first, other = crew.share([1]), crew.share([2])
+        assert first.path is not None and other.path is not None
+        gone, stays = first.path, other.path
+        del first
+        gc.collect()
+        assert not gone.exists() and stays.is_file()
+        del crew
+        gc.collect()
+        assert stays.is_file()
+        del other
+        gc.collect()
+        assert not stays.parent.exists()
 
 
 def test_tasks_of_a_home_go_to_one_worker() -> None:

@@ -22,6 +22,7 @@ from onnxcop.pipeline.unseen import set_aside
 from onnxcop.reconstruction import obs as surgeon
 from onnxcop.reconstruction import ridge as compensation
 from onnxcop.reconstruction.divergence import Reference
+from onnxcop.recovery import rounds
 from onnxcop.recovery import setup as prepared
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions, Session
@@ -276,10 +277,10 @@ def test_rounds_take_equal_shares(budget: Budget, rounds: int) -> None:
 
 
 def test_deeper_cuts_take_more_rounds() -> None:
-    rounds = [default_rounds(Budget(macs=bound)) for bound in (1.0, 0.9, 0.7, 0.5, 0.1)]
-    assert rounds == sorted(rounds)
-    assert rounds[0] == 1
-    assert rounds[-1] > rounds[1]
+    counts = [default_rounds(Budget(macs=bound)) for bound in (1.0, 0.9, 0.7, 0.5, 0.1)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert counts[-1] > counts[1]
     assert default_rounds(Budget(size=1000)) == default_rounds(Budget(macs=0.7))
 
 
@@ -301,6 +302,30 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
     assert held(tmp_path, views=3) == (54, 6)
     assert held(tmp_path, views=3, refine_samples=40) == (36, 6)  # no more than refinement takes
     assert held(arrays) == (18, 6)
+
+
+def test_large_networks_are_judged_in_batches_that_many_workers_share_evenly(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analysis = onnxcop.analyze(digits.model, options=CPU, biases=True)
+    source = open_data(analysis, DataOptions(data=digits.data, samples=200, batch_size=16), analysis.input_shapes)
+    assert source is not None
+
+    def sizes() -> list[int]:
+        recovery = prepared.recovery_on(analysis, source, RecoverySettings(), CPU, None)
+        return [len(feed["input"]) for feed in recovery.held_out_feeds]
+
+    macs = float(analysis.cost.original()[0])
+    held = sum(sizes())
+    assert sizes() == [16] * (held // 16) + [held % 16] * (held % 16 > 0)
+    monkeypatch.setattr(rounds, "_JUDGED_MACS", 4 * macs)
+    assert set(sizes()[:-1]) == {4}
+    monkeypatch.setattr(rounds, "_JUDGED_MACS", 7.5 * macs)
+    assert set(sizes()[:-1]) == {8}
+    monkeypatch.setattr(rounds, "_JUDGED_MACS", macs)
+    monkeypatch.setattr(rounds, "_JUDGED", 6)
+    assert set(sizes()[:-1]) == {8}
+    assert sum(sizes()) == held
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(2, 32), (8, 16), (16, 4), (32, 1)])
