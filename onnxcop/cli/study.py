@@ -59,6 +59,7 @@ GATE_FAILED = 3  # exit code
 @engine_options
 @latency_options
 @seed_option
+@workers_option
 @verbose_option
 @talking
 def compare_command(a: Path, b: Path, **values: Any) -> None:
@@ -75,11 +76,11 @@ def compare_command(a: Path, b: Path, **values: Any) -> None:
         conditions = read_gate(values["gate"]) if values["gate"] else ()
     except OnnxcopError as error:
         raise click.UsageError(f"--gate: {error}") from None
-    with progress_from(values) as progress:
+    with workers_from(values) as executor, progress_from(values) as progress:
         comparison = compare(
             a, b, input_shapes=dict(values["input_shape"]) or None, options=engine_from(values),
             latency_seconds=values["latency_seconds"], task=values["task"], progress=progress,
-            **data_arguments(values),
+            executor=executor, **data_arguments(values),
         )  # fmt: skip
     verdicts = check_gate(conditions, comparison)
     if values["as_json"]:

@@ -8,6 +8,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from onnxcop.parallel.crew import HERE, Crew
+
 _ADDRESS = re.compile(r"(dask|ray)://[^\s/:]+:\d{1,5}")
 
 
@@ -48,6 +50,11 @@ def adapted(executor: Executor) -> Executor:
     from onnxcop.parallel.dask_workers import DaskWorkers
 
     return DaskWorkers(client)
+
+
+def crew_for(executor: Executor | None) -> Crew:
+    """Those who carry out the tasks of a run: the workers of an executor, or this process without one."""
+    return HERE if executor is None else Crew(adapted(executor))
 
 
 @contextmanager

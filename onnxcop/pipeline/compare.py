@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from onnxcop.data.synthetic import synthetic_data
 from onnxcop.errors import EngineError, ModelError
 from onnxcop.graph import io as models
 from onnxcop.outputs.tasks import Task
+from onnxcop.parallel.workers import crew_for
 from onnxcop.runtime.inputs import model_inputs, random_feeds
 from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure_times
 from onnxcop.runtime.session import EngineOptions
@@ -96,6 +98,8 @@ class CompareOptions(DataOptions):
         latency_seconds: How long to measure latency; 0 to skip it.
         task: Task of the models, one of :data:`onnxcop.outputs.tasks.TASKS`; None to decide by evidence.
         progress: True for bars (on a terminal or in a notebook), or a function called with (stage, done, total).
+        executor: An executor of :mod:`concurrent.futures` for the batches; results are the same whatever it is, and as
+            without one. Latency is measured in this process.
     """
 
     input_shapes: Mapping[str, Sequence[int]] | None = None
@@ -103,6 +107,7 @@ class CompareOptions(DataOptions):
     latency_seconds: float = DEFAULT_SECONDS
     task: Task | None = None
     progress: Progress | bool | None = None
+    executor: Executor | None = None
 
 
 @by_keywords(CompareOptions)
@@ -138,8 +143,9 @@ def compare(a: onnx.ModelProto | str | Path, b: onnx.ModelProto | str | Path, op
         source = source or synthetic_data(first, _SYNTHETIC, options.batch_size, options.seed)
         with shown(options.progress) as progress:
             found = agreement(
-                first.original, second.original, source, pairs, outputs, engine, progress=progress, task=options.task
-            )
+                first.original, second.original, source, pairs, outputs, engine, progress=progress, task=options.task,
+                crew=crew_for(options.executor),
+            )  # fmt: skip
     latency = None
     if options.latency_seconds > 0:
         try:

@@ -30,7 +30,7 @@ from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError, PlanMismatchError
 from onnxcop.graph.io import whole
 from onnxcop.parallel.crew import HERE, Crew
-from onnxcop.parallel.workers import adapted
+from onnxcop.parallel.workers import crew_for
 from onnxcop.pipeline.decide import Decision, Request, SampleSets, decide, recover_units, within_memory
 from onnxcop.pipeline.distillation import OFF, check_distillation, distilled
 from onnxcop.pipeline.finish import cut_to_size, fed, finish, measured_again, with_hints_logged
@@ -152,18 +152,18 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     options = replace(options, options=engine)
     untimed = budget.but(latency=None)  # the lowest reachable time is known only after operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
-    source = opened_data(analysis, options, options.input_shapes)
+    source, crew = opened_data(analysis, options, options.input_shapes), crew_for(options.executor)
     unseen = None
     if source is not None and cross_fits(options, source):
         options = replace(options, distill=OFF)
     elif source is not None:
-        source, unseen = with_samples_set_aside(analysis, options, source)
+        source, unseen = with_samples_set_aside(analysis, options, source, crew)
     limits, choices = suited(limits, options, table, clock)
     stats = None if options.stats is None else CalibrationStats.of_model(options.stats, analysis.sha256)
     return Request(
         asked=options, analysis=analysis, modes=modes, budget=budget, limits=limits, source=source,
         unseen=unseen, stats=stats, progress=progress, clock=clock, choices=choices,
-        table=table, crew=HERE if options.executor is None else Crew(adapted(options.executor)),
+        table=table, crew=crew,
     )  # fmt: skip
 
 
@@ -189,7 +189,8 @@ def _with_figures(request: Request, result: PruneResult) -> PruneResult:
         return whole(cut_to_size(evidence.analysis, decide(replace(again, source=half), again=True)))
 
     def measured_on(samples: CalibrationData, *, seen: bool = False) -> UnseenSamples:
-        return UnseenSamples(evidence.analysis.original, samples, request.options, request.asked.task, seen=seen)
+        original, options = evidence.analysis.original, request.options
+        return UnseenSamples(original, samples, options, request.asked.task, seen=seen, crew=request.crew)
 
     first, second = source.split(0.5, request.asked.seed)
     scores = result.report.quality
@@ -284,12 +285,12 @@ def opened_data(
 
 
 def with_samples_set_aside(
-    analysis: Analysis, options: ApplyOptions, source: CalibrationData
+    analysis: Analysis, options: ApplyOptions, source: CalibrationData, crew: Crew = HERE
 ) -> tuple[CalibrationData, UnseenSamples]:
     """The samples to calibrate on, and those for the report; the same if there are too few."""
     rest, aside = set_aside(source, options.seed)
     engine = options.engine.for_computing()
-    return rest, UnseenSamples(analysis.original, aside or rest, engine, options.task, seen=aside is None)
+    return rest, UnseenSamples(analysis.original, aside or rest, engine, options.task, seen=aside is None, crew=crew)
 
 
 def cross_fits(options: PruneOptions, source: CalibrationData) -> bool:

@@ -10,7 +10,8 @@ samples. A half makes a worse model than the whole, so the figures err on the si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,9 +19,11 @@ import onnx
 
 from onnxcop._base.types import Feed
 from onnxcop.data.open import CalibrationData
+from onnxcop.outputs.batches import outputs_on
 from onnxcop.outputs.judgement import Judgements, judge
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Figures, Reference
-from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.runtime.session import EngineOptions
 
 _SHARE, _MOST_SHARE = 1 / 8, 1 / 4  # share of the samples to set aside; up to a quarter if there are few
 _FEWEST, _MOST = 64, 256  # samples to set aside, if there are enough
@@ -96,6 +99,7 @@ class UnseenSamples:
         options: How to run models.
         task: The task of the model, if the user names it.
         seen: Whether choices used them after all, because there are too few samples to set any aside.
+        crew: Runs models on the batches.
     """
 
     model: onnx.ModelProto
@@ -103,6 +107,7 @@ class UnseenSamples:
     options: EngineOptions
     task: str | None = None
     seen: bool = False
+    crew: Crew = HERE
     _reference: Reference | None = field(default=None, init=False)
 
     def figures(self, pruned: onnx.ModelProto, judgements: Judgements | None = None) -> Figures | None:
@@ -129,8 +134,8 @@ class UnseenSamples:
 
     def outputs_of(self, pruned: onnx.ModelProto) -> list[Feed]:
         """A pruned model's outputs on the same batches."""
-        with Session(pruned, self.options) as session:
-            return [session.run(feed) for feed in self._feeds(len(self.reference().outputs))]
+        most = len(self.reference().outputs)
+        return [answer for _, answer in outputs_on(pruned, self.data, self.options, self.crew, most)]
 
     @property
     def described(self) -> str:
@@ -146,22 +151,16 @@ class UnseenSamples:
     def _of_original(self, judgements: Judgements | None) -> Reference:
         outputs: list[Feed] = []
         counts, size = list[int](), 0
-        with Session(self.model, self.options) as session:
-            for feed in self._feeds():
-                outputs.append(session.run(feed))
-                counts.append(self.data.layout.samples_in(feed))
+        with closing(outputs_on(self.model, self.data, self.options, self.crew)) as answers:
+            for count, answer in answers:
+                outputs.append(answer)
+                counts.append(count)
                 size += sum(getattr(value, "nbytes", 0) for value in outputs[-1].values())
                 if size > _KEPT:
                     break
         if judgements is None:
             judgements = judge(outputs, counts, self.model, self.task)
         return Reference(outputs, judgements=judgements, counts=counts)
-
-    def _feeds(self, most: int | None = None) -> Iterator[Feed]:
-        for place, feed in enumerate(self.data.batches()):
-            if place == most:
-                return
-            yield dict(feed)
 
 
 @dataclass

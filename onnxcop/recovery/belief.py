@@ -16,10 +16,12 @@ from onnxcop._base.types import Array, Feed
 from onnxcop.analysis.census import group_name
 from onnxcop.errors import InternalError
 from onnxcop.graph.io import WeightFile
+from onnxcop.outputs.batches import answers_to
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Divergence, Reference
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.rewrite.apply import apply
-from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.runtime.session import EngineOptions
 
 _ROUNDING = 0.02  # of the outputs' size; a different order of sums explains less, even after many layers
 _SHARE, _LEAST = 0.05, 5e-4  # allowed difference: of the divergence, and absolute
@@ -36,12 +38,14 @@ class Belief:
         feeds: The samples, by batch.
         reference: The original's outputs on them.
         options: How to run models.
+        crew: Runs them on the samples.
     """
 
     network: MaskedNetwork
     feeds: Sequence[Feed]
     reference: Reference
     options: EngineOptions
+    crew: Crew = HERE
 
     def check(self, written: onnx.ModelProto) -> Divergence:
         """Run the written model and compare it with the recovered network.
@@ -73,8 +77,7 @@ class Belief:
         return model if file is None else file.light(model)
 
     def _run(self, model: onnx.ModelProto) -> list[Feed]:
-        with Session(model, self.options) as session:
-            return [session.run(feed) for feed in self.feeds]
+        return list(answers_to(model, self.feeds, self.options, self.crew))
 
     def _culprits(self) -> str:
         """Names of the groups whose removal alone changes the result; all groups if none does alone."""

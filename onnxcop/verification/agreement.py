@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,11 @@ import onnx
 from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Feed
 from onnxcop.data.open import CalibrationData
+from onnxcop.outputs.batches import Batch, batches_for, feeds_of
 from onnxcop.outputs.judgement import judge
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Figures, Reference
-from onnxcop.runtime.session import EngineOptions, Session, run_batched
+from onnxcop.runtime.session import EngineOptions, KeptSession, run_batched
 
 _KEPT = 1 << 28  # bytes of outputs to keep of each model; the rest is only summed
 
@@ -84,6 +86,17 @@ class _Sums:
             self.same += int((a == b).sum())
             self.count += a.size
 
+    def include(self, batch: _Sums) -> None:
+        """Add the sums of another batch."""
+        self.gap += batch.gap
+        self.energy += batch.energy
+        self.largest_gap = max(self.largest_gap, batch.largest_gap)
+        self.largest = max(self.largest, batch.largest)
+        self.same += batch.same
+        self.count += batch.count
+        self.is_float = self.is_float and batch.is_float
+        self.note = batch.note or self.note
+
     def result(self, name: str) -> OutputGap:
         if self.note:
             return OutputGap(name, note=self.note)
@@ -108,6 +121,7 @@ def agreement(
     *,
     progress: Progress = silent,
     task: str | None = None,
+    crew: Crew = HERE,
 ) -> Agreement:
     """Run two models on the same samples, each at the precision of its inputs.
 
@@ -120,24 +134,96 @@ def agreement(
         options: How to run both.
         progress: Called with (stage, done, total).
         task: The task of the models, if the user names it (see :data:`onnxcop.outputs.tasks.TASKS`).
+        crew: Runs the batches; their sums are added in the order of the batches.
 
     Raises:
         EngineError: One of the models does not run.
     """
     sums = {name: _Sums() for name in outputs}
     kept, seen = KeptOutputs(), 0
-    with Session(a, options) as one, Session(b, options) as two:
-        types = {spec.name: spec.dtype for spec in two.inputs}
-        for feed, expected in run_batched(one, source.batches(), source.layout.axes, list(outputs)):
-            given = {inputs[name]: value.astype(types[inputs[name]], copy=False) for name, value in feed.items()}
-            theirs = two.run(given, list(outputs.values()))
-            count = source.layout.samples_in(feed)
-            seen += count
-            for name, other in outputs.items():
-                sums[name].add(expected[name], theirs[other])
-            kept.add(expected, {name: theirs[other] for name, other in outputs.items()}, count)
+    engine = crew.engine(options)
+    both = _Both(KeptSession(a, engine), KeptSession(b, engine), inputs, outputs)
+    try:
+        for batch in _in_order(both, source, crew, lambda: kept.room):
+            seen += batch.count
+            for name, total in sums.items():
+                total.include(batch.sums[name])
+            kept.add(batch)
             progress("comparing outputs", seen, source.count)
+    finally:
+        both.close()
     return Agreement(tuple(total.result(name) for name, total in sums.items()), kept.figures(a, task), seen)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedBatch:
+    """What a batch says about two models.
+
+    Attributes:
+        count: Number of samples.
+        sums: Sums by output.
+        alike: Whether all outputs are of the same shapes.
+        size: Bytes of the first model's outputs.
+        outputs: Those of both, by the names of the first; None if they are not wanted.
+    """
+
+    count: int
+    sums: Mapping[str, _Sums]
+    alike: bool
+    size: int
+    outputs: tuple[Feed, Feed] | None
+
+    @classmethod
+    def of(cls, count: int, one: Feed, two: Feed, *, wanted: bool = True) -> ComparedBatch:
+        """Compare the outputs of both models, named alike, on so many samples."""
+        sums = {name: _Sums() for name in one}
+        for name, total in sums.items():
+            total.add(one[name], two[name])
+        alike = all(getattr(value, "shape", 0) == getattr(two[name], "shape", 1) for name, value in one.items())
+        size = sum(getattr(value, "nbytes", 0) for value in one.values())
+        return cls(count, sums, alike, size, (one, two) if wanted else None)
+
+
+@dataclass
+class _Both:
+    """Two models to compare, with the names of their inputs and outputs."""
+
+    one: KeptSession
+    two: KeptSession
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    def compared(
+        self, feeds: Iterable[Feed], data: CalibrationData, wanted: Callable[[], bool]
+    ) -> Iterator[ComparedBatch]:
+        """Run both on batches, or on parts of those that do not fit in memory."""
+        types = {spec.name: spec.dtype for spec in self.two.session.inputs}
+        for feed, found in run_batched(self.one.session, feeds, data.layout.axes, list(self.outputs)):
+            given = {self.inputs[n]: value.astype(types[self.inputs[n]], copy=False) for n, value in feed.items()}
+            theirs = self.two.session.run(given, list(self.outputs.values()))
+            other = {name: theirs[counterpart] for name, counterpart in self.outputs.items()}
+            yield ComparedBatch.of(data.layout.samples_in(feed), found, other, wanted=wanted())
+
+    def close(self) -> None:
+        """Close both sessions."""
+        self.one.close()
+        self.two.close()
+
+
+def _compared(item: tuple[Batch, bool], both: _Both, data: CalibrationData) -> list[ComparedBatch]:
+    """Compare two models on a batch in a worker."""
+    batch, wanted = item
+    return list(both.compared(feeds_of(batch, data), data, lambda: wanted))
+
+
+def _in_order(both: _Both, data: CalibrationData, crew: Crew, wanted: Callable[[], bool]) -> Iterator[ComparedBatch]:
+    """Compare two models on all batches."""
+    if not crew.spread:
+        yield from both.compared(data.batches(), data, wanted)
+        return
+    items = ((batch, wanted()) for batch in batches_for(crew, data))
+    for parts in crew.run(_compared, items, crew.share(both), crew.share(data, keep=True)):
+        yield from parts
 
 
 @dataclass
@@ -150,15 +236,19 @@ class KeptOutputs:
     size: int = 0
     alike: bool = True
 
-    def add(self, one: Feed, other: Feed, count: int) -> None:
-        self.alike = self.alike and all(
-            getattr(value, "shape", 0) == getattr(other[name], "shape", 1) for name, value in one.items()
-        )
-        self.size += sum(getattr(value, "nbytes", 0) for value in one.values())
-        if self.alike and (self.size <= _KEPT or not self.one):
+    @property
+    def room(self) -> bool:
+        """Whether outputs of another batch may be kept."""
+        return self.alike and (self.size <= _KEPT or not self.one)
+
+    def add(self, batch: ComparedBatch) -> None:
+        self.alike = self.alike and batch.alike
+        self.size += batch.size
+        if self.room and batch.outputs is not None:
+            one, other = batch.outputs
             self.one.append(one)
             self.other.append(other)
-            self.counts.append(count)
+            self.counts.append(batch.count)
 
     def figures(self, model: onnx.ModelProto, task: str | None) -> Figures | None:
         if not self.alike or not self.one or not self.one[0]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from executors import AnyOrder, Homes
 from onnx import TensorProto, helper
 from small_models import chain, finished, weights, written
 
@@ -17,7 +19,9 @@ from onnxcop.cli import main as cli
 from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import CalibrationError, InternalError
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.pipeline import prune as pruning
+from onnxcop.pipeline import unseen as unseen_module
 from onnxcop.pipeline.decide import Decision, Request
 from onnxcop.pipeline.unseen import CrossFitted, UnseenSamples, set_aside
 from onnxcop.reconstruction.masks import UnitMasks
@@ -235,10 +239,30 @@ def biased(by: float) -> onnx.ModelProto:
     return finished(graph)
 
 
-def opened(model: onnx.ModelProto, data: Array) -> UnseenSamples:
-    source = open_data(onnxcop.analyze(model, options=CPU), DataOptions(data=data, samples=len(data)))
+def opened(model: onnx.ModelProto, data: Array, batch_size: int = 16) -> UnseenSamples:
+    options = DataOptions(data=data, samples=len(data), batch_size=batch_size)
+    source = open_data(onnxcop.analyze(model, options=CPU), options)
     assert source is not None
     return UnseenSamples(model, source, CPU)
+
+
+@pytest.mark.parametrize("kept", [None, 100])
+def test_workers_run_both_files_on_the_batches(kept: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all samples, and of those whose outputs fit in memory."""
+    if kept is not None:
+        monkeypatch.setattr(unseen_module, "_KEPT", kept)
+    data = np.arange(90, dtype=np.float32).reshape(30, 3)
+
+    def measured(crew: Crew) -> tuple[object, str]:
+        unseen = opened(biased(0.0), data, batch_size=4)
+        unseen = replace(unseen, crew=crew)
+        return unseen.figures(biased(0.5)), unseen.described
+
+    expected = measured(HERE)
+    assert expected[1].startswith("30" if kept is None else "12")  # of 48 bytes a batch
+    with Homes(2) as homes, AnyOrder() as shuffled:
+        assert measured(Crew(homes)) == measured(Crew(shuffled)) == expected
+    assert kept is not None or sum(homes.tasks_of) == 16
 
 
 def test_each_half_is_measured_with_the_model_of_the_other_half() -> None:

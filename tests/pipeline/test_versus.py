@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from executors import AnyOrder, Homes
 from onnx import helper
 from small_models import chain, finished, outputs, written
 
 import onnxcop
 from onnxcop.cli import main as cli
-from onnxcop.pipeline.compare import compare
+from onnxcop.pipeline.compare import Comparison, compare
 from onnxcop.reconstruction.divergence import OutputFigures
 from onnxcop.verification import agreement
 from onnxcop.verification.agreement import Agreement, paired
@@ -203,6 +205,22 @@ def test_outputs_beyond_what_memory_holds_are_summed_alone(monkeypatch: pytest.M
     assert found.figures is not None and found.figures.divergence.samples == 2  # one batch at least
 
 
+def test_workers_compare_to_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On all batches, and with outputs of the first alone because those of more do not fit in memory."""
+    cut, images = smaller(), samples(23)
+
+    def found(executor: Executor | None) -> Comparison:
+        return compare(chain(), cut, data=images, batch_size=4, executor=executor, **QUICK)
+
+    for room in (agreement._KEPT, 1):
+        monkeypatch.setattr(agreement, "_KEPT", room)
+        expected = found(None)
+        assert expected.agreement is not None and expected.agreement.samples == 23
+        with AnyOrder() as shuffled, Homes(3) as homes:
+            assert found(shuffled) == found(homes) == expected
+        assert sorted(homes.tasks_of) == [2, 2, 2] and len(shuffled.order) == 6
+
+
 def test_other_shapes_of_outputs_are_said() -> None:
     found = compare(chain(), chain(classes=4), data=samples(), **QUICK).agreement
     assert found is not None
@@ -252,7 +270,7 @@ def test_outputs_are_judged_together_as_far_as_they_fit_in_memory(
     monkeypatch.setattr(agreement, "_KEPT", int(room * one["y"].nbytes))
     kept = agreement.KeptOutputs()
     for _ in range(3):
-        kept.add(one, one, 4)
+        kept.add(agreement.ComparedBatch.of(4, one, one))
     assert kept.counts == [4] * batches
     figures = kept.figures(chain(), "classify")
     assert figures is not None
@@ -263,8 +281,8 @@ def test_one_byte_more_than_fits_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     one = {"y": np.zeros((2, 3), np.int8)}
     monkeypatch.setattr(agreement, "_KEPT", 11)
     kept = agreement.KeptOutputs()
-    kept.add(one, one, 2)
-    kept.add(one, one, 2)
+    kept.add(agreement.ComparedBatch.of(2, one, one))
+    kept.add(agreement.ComparedBatch.of(2, one, one))
     assert kept.counts == [2]
 
 
@@ -272,6 +290,6 @@ def test_outputs_without_a_shape_are_not_judged_together() -> None:
     """Lists of tensors, as an operator of sequences gives them."""
     kept = agreement.KeptOutputs()
     batch: Any = {"y": [np.zeros(3), np.zeros(4)]}
-    kept.add(batch, batch, 2)
+    kept.add(agreement.ComparedBatch.of(2, batch, batch))
     assert not kept.counts
     assert kept.figures(chain(), None) is None

@@ -11,8 +11,7 @@ from pathlib import Path
 from onnxcop._base.files import Writing, write_atomically
 from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import ModelError
-from onnxcop.parallel.crew import Crew
-from onnxcop.parallel.workers import adapted
+from onnxcop.parallel.workers import crew_for
 from onnxcop.pipeline.family.jobs import JobRecord, JobResult, Variant, carry_out, jobs_of
 from onnxcop.pipeline.family.journal import Journal
 from onnxcop.pipeline.options import PruneOptions
@@ -98,7 +97,7 @@ def family_with(
         files.journal.done.pop(job.key, None)
     open_jobs = [job for job in jobs if job.key not in files.journal.done]
     yield from (files.journal.done[key] for key in keys if key in files.journal.done)
-    crew = Crew(None if options.executor is None else adapted(options.executor))
+    crew = crew_for(options.executor)
     shared = crew.share(replace(options, executor=None, progress=None, options=crew.engine(options.engine)))
     finished: queue.SimpleQueue[JobRecord | BaseException | None] = queue.SimpleQueue()
 
