@@ -35,7 +35,7 @@ from onnxcop.cli.options import (
     task_option,
     verbose_option,
 )
-from onnxcop.cli.worker_options import independent_option, several, workers_option
+from onnxcop.cli.worker_options import independent_option, several, timing_workers_option, workers_option
 from onnxcop.errors import OnnxcopError
 
 _FILE = click.Path(path_type=Path)
@@ -168,6 +168,7 @@ def sweep_command(models: tuple[Path, ...], **values: Any) -> None:
 @input_shape_option
 @policy_option
 @engine_options
+@timing_workers_option
 @talking
 def profile_command(model: Path, output: Path | None, script: Path | None, **values: Any) -> None:
     """Time a model's layers at many widths on a device.
@@ -180,6 +181,8 @@ def profile_command(model: Path, output: Path | None, script: Path | None, **val
 
     if script is not None and output is not None:
         raise click.UsageError("--script times nothing, so there is no table; give the script -o TABLE.json instead")
+    if script is not None and values["workers"] is not None:
+        raise click.UsageError("--script times nothing, so there is nothing for --workers")
     table = output or model.with_name(f"{model.name.removesuffix('.onnx')}.times.json")
     inputs_from(values, model).check(script or table)
     settings = {
@@ -193,8 +196,8 @@ def profile_command(model: Path, output: Path | None, script: Path | None, **val
         elif not values["quiet"]:
             click.echo(f"wrote {script}; on the device: python {script.name} -o {table.name}")
         return
-    with progress_from(values) as progress:
-        measured = profile(model, table, seconds=values["seconds"], progress=progress, **settings)
+    with workers_from(values) as executor, progress_from(values) as progress:
+        measured = profile(model, table, seconds=values["seconds"], progress=progress, executor=executor, **settings)
     if values["as_json"]:
         console.show_json("profile", {"model": model, "table": table, **measured.summary()})
     elif not values["quiet"]:

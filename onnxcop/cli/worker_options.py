@@ -17,6 +17,11 @@ workers_option = click.option(
     help="Work on N processes with one thread each, or on a cluster: dask://HOST:PORT, ray://HOST:PORT or ray. "
     "Results stay the same.",
 )  # fmt: skip
+timing_workers_option = click.option(
+    "--workers", cls=SectionOption, section="Machine", type=Workers(), metavar="N|ADDRESS",
+    help="Time on N processes, or on a cluster: dask://HOST:PORT, ray://HOST:PORT or ray. Workers must be alike and "
+    "quiet: each times one thing after the other, with one thread unless --threads says more.",
+)  # fmt: skip
 independent_option = click.option(
     "--independent", cls=SectionOption, section="Machine", is_flag=True,
     help="Reach each budget from the original, as jobs for --workers that a stopped run continues; with several "

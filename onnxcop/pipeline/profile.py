@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +30,8 @@ from onnxcop.coupling.choices import Policy
 from onnxcop.errors import BudgetError, EngineError, ModelError, PlanMismatchError
 from onnxcop.graph.check import tensors
 from onnxcop.graph.io import weight_bytes
+from onnxcop.parallel.crew import Crew, WorkerError
+from onnxcop.parallel.workers import crew_for
 from onnxcop.runtime import kernel_times, on_device, turns
 from onnxcop.runtime.device_table import DeviceTable
 from onnxcop.runtime.inputs import model_inputs
@@ -47,6 +52,7 @@ def profile(
     model: onnx.ModelProto | str | Path, output: str | Path | None = None, *, options: EngineOptions | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None, policy: Policy = "finest", target: str | None = None,
     seconds: float = on_device.USUAL_SECONDS, progress: Progress | bool | None = None,
+    executor: Executor | None = None,
 ) -> DeviceTable:  # fmt: skip
     """Time a model's operators at many widths on this machine, to prune for it on another one.
 
@@ -59,23 +65,53 @@ def profile(
         target: Device with the widths to time; None for widths of CPUs.
         seconds: Longest time for one cut of the whole model beside the original.
         progress: True for bars, or a function called with (stage, done, total).
+        executor: An executor of :mod:`concurrent.futures` whose workers time, each with one thread unless `options` ask
+            for more. They must be quiet machines of one kind, and one task at a time must run on each.
 
     Raises:
+        WorkerError: Workers are of different kinds.
         OnnxcopError: The model cannot be read, has nothing to prune, or does not run.
     """
-    engine = options or EngineOptions()
+    crew = crew_for(executor)
+    engine = crew.engine(options or EngineOptions())
     providers: list[Any] = list(resolve_provider(engine.provider))
     text = entries_of(model, engine, input_shapes, policy, target)
     if engine.provider_options:
         providers[0] = (providers[0], dict(as_deployed(engine).provider_options))
+    models = on_device.TimedSet(text, providers, engine.threads, libraries=engine.custom_ops, seconds=seconds)
     try:
         with shown(progress) as report:
-            document = on_device.table_of(text, providers, engine.threads, report, engine.custom_ops, seconds)
+            document = on_device.table_of(models, report, partial(_by_workers, crew))
+    except WorkerError:
+        raise
     except Exception as error:
         raise EngineError(f"the model could not be timed: {' '.join(str(error).split())[:300]}") from error
     if output is not None:
         write_atomically(Path(output), json.dumps(document, indent=1).encode())
     return DeviceTable.of(document, "the table" if output is None else str(output))
+
+
+def _by_workers(crew: Crew, parts: Sequence[Any], models: on_device.TimedSet) -> Iterator[Any]:
+    """What workers find for the parts of a table.
+
+    Raises:
+        WorkerError: They are machines of different kinds, with times that cannot be in one table.
+    """
+    first: tuple[str, dict[str, Any]] | None = None
+    for host, (facts, found) in crew.run(_timed_at, parts, crew.share(models)):
+        first = first or (host, facts)
+        if facts != first[1]:
+            differs = next(name for name in facts if facts[name] != first[1][name])
+            raise WorkerError(
+                f"the workers at {first[0]} and {host} are of different kinds ({differs}: {first[1][differs]}, "
+                f"{facts[differs]}), and a table holds times of one; give --workers machines of one kind"
+            )
+        yield facts, found
+
+
+def _timed_at(part: Any, models: on_device.TimedSet) -> tuple[str, Any]:
+    """The name of this machine, and what it finds for a part of a table."""
+    return platform.node(), on_device.timed_part(part, models)
 
 
 def profile_script(

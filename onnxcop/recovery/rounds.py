@@ -221,7 +221,7 @@ class Recovery:
     def belief(self) -> Belief:
         """The current network as an expectation to check the written file against."""
         crew = HERE if self.original.partition.shares_weights else self.crew
-        return Belief(self.working.copy(), self.held_out_feeds, self.reference, self.options, crew)
+        return Belief(self.working.copy(), self.held_out_feeds, self.reference, self.options, crew=crew)
 
     def divergence(self) -> Divergence:
         """Distance of the current network from the original, on the held-out set."""

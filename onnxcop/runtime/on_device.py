@@ -14,13 +14,13 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from onnxcop._base.types import Array, FloatArray
+from onnxcop._base.types import Array
 from onnxcop.runtime.kernel_times import CPU, TOGETHER, feed_of, kernel_times, machine, times_of
 from onnxcop.runtime.turns import clock_of, ratio_of, take_turns
 
@@ -56,53 +56,136 @@ def unpacked(text: str) -> tuple[dict[str, Any], list[bytes]]:
     return json.loads(header), blobs
 
 
-def table_of(
-    text: str, providers: Sequence[Any], threads: int | None, tell: Callable[[str, int, int], None],
-    libraries: Sequence[str] = (), seconds: float = USUAL_SECONDS,
-) -> dict[str, Any]:  # fmt: skip
-    """Time a packed set of models on this device.
+class TimedSet:
+    """Models to time, and how to run them.
 
     Args:
         text: The packed models.
         providers: Execution providers, as ONNX Runtime takes them.
         threads: Threads of one operator on the CPU, None for ONNX Runtime's own choice.
-        tell: Called with (stage, done, total).
         libraries: Paths of libraries with custom operators.
         seconds: Longest time for one cut of the whole model beside the original.
-
-    Returns:
-        The table, as plain data for JSON.
     """
-    began = time.perf_counter()
-    header, blobs = unpacked(text)
-    names = [one if isinstance(one, str) else one[0] for one in providers]
-    alone = threads == 1 and names == [CPU]
-    open_session = partial(_opened, providers=providers, threads=threads, libraries=libraries)
-    clock = clock_of(alone)
-    stairs = {}
-    for done, (kind, models) in enumerate(sorted(header["stairs"].items())):
-        tell("widths", done, len(header["stairs"]))
-        stairs[kind] = _stairs([blobs[place] for place in models], open_session, clock, _STAIRS_SHARE * seconds)
-    operators = header["operators"]
 
-    def timed(keys: Sequence[str]) -> dict[str, float]:
+    def __init__(
+        self, text: str, providers: Sequence[Any], threads: int | None, *, libraries: Sequence[str] = (),
+        seconds: float = USUAL_SECONDS,
+    ) -> None:  # fmt: skip
+        self.header, self.blobs = unpacked(text)
+        self.providers, self.threads, self.libraries, self.seconds = list(providers), threads, libraries, seconds
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the providers."""
+        return [one if isinstance(one, str) else one[0] for one in self.providers]
+
+    def parts(self) -> list[tuple[str, Any]]:
+        """What to time, one after the other or on several machines: kinds of it, and its names or numbers."""
+        together = TOGETHER if self.names == [CPU] else 1
+        keys, cuts = sorted(self.header["operators"]), len(self.header["cuts"])
+        return [
+            *(("widths", kind) for kind in sorted(self.header["stairs"])),
+            *(("operators", keys[start : start + together]) for start in range(0, len(keys), together)),
+            *(("whole models", number) for number in range(max(cuts, 1))),
+        ]
+
+    def timed(self, part: tuple[str, Any]) -> Any:
+        """Time a part on this machine.
+
+        Returns:
+            For widths, times of narrower layers as shares of that of the first, None if such layers do not run. For
+            operators, their seconds by key. For a whole model, seconds of the original by turn, the time of the cut as
+            a share of that, and its error.
+        """
+        kind, what = part
+        if kind == "widths":
+            models = [self.blobs[place] for place in self.header["stairs"][what]]
+            return _stairs(models, self.session, self.clock(), _STAIRS_SHARE * self.seconds)
+        if kind == "operators":
+            return times_of(what, self._operators, len(what), _silent)
+        return self._cut(what)
+
+    def session(self, model: bytes) -> Any:
+        """A session of a model."""
+        return _opened(model, self.providers, self.threads, self.libraries)
+
+    def clock(self) -> Callable[[], float]:
+        """The clock to time with."""
+        return clock_of(self.threads == 1 and self.names == [CPU])
+
+    def _operators(self, keys: Sequence[str]) -> dict[str, float]:
+        header, operators = self.header, self.header["operators"]
         # Messages of a protobuf one after the other are one message with the fields of all.
         parts = [
             header["imports"],
             *([header["reference"]] if len(keys) > 1 else []),
             *(operators[key] for key in keys),
         ]
-        model = b"".join(blobs[place] for place in parts)
-        found = kernel_times(model, providers, threads)
+        model = b"".join(self.blobs[place] for place in parts)
+        found = kernel_times(model, self.providers, self.threads)
         return {key: found[operators[key]] for key in keys if operators[key] in found}
 
-    together = TOGETHER if names == [CPU] else 1
-    times = times_of(sorted(operators), timed, together, partial(tell, "operators"))
-    whole, cuts = _cuts(header, blobs, open_session, partial(take_turns, seconds=seconds, clock=clock), tell)
+    def _cut(self, number: int) -> tuple[list[float], float, float]:
+        feed = {name: _values(dtype, shape) for name, dtype, shape in self.header["inputs"]}
+        models = [self.header["original"], *(cut["model"] for cut in self.header["cuts"][number : number + 1])]
+        runs = [partial(self.session(self.blobs[place]).run, None, feed) for place in models]
+        times = take_turns(runs, seconds=self.seconds, clock=self.clock(), enough=_CUT_ENOUGH)
+        return (times[:, 0].tolist(), *(ratio_of(times, 1) if len(runs) > 1 else (1.0, 0.0)))
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+def timed_part(part: tuple[str, Any], models: TimedSet) -> tuple[dict[str, Any], Any]:
+    """The machine that this runs on, and what it finds for a part of what is to be timed."""
+    return machine(models.names[0], models.threads), models.timed(part)
+
+
+Carried = Callable[[Sequence[Any], TimedSet], Iterable[Any]]
+
+
+def _here(parts: Sequence[Any], models: TimedSet) -> Iterable[Any]:
+    return (timed_part(part, models) for part in parts)
+
+
+def table_of(models: TimedSet, tell: Callable[[str, int, int], None], carried: Carried = _here) -> dict[str, Any]:
+    """Time a packed set of models.
+
+    Args:
+        models: What to time, and how to run it.
+        tell: Called with (stage, done, total).
+        carried: Returns what :func:`timed_part` finds for each part, in order, on machines that are alike; by default
+            on this one.
+
+    Returns:
+        The table, as plain data for JSON.
+    """
+    began, parts, header = time.perf_counter(), models.parts(), models.header
+    stairs: dict[str, Any] = {}
+    times: dict[str, Any] = {}
+    every: list[float] = []
+    cuts, facts = [], None
+    counts = {kind: sum(one == kind for one, _ in parts) for kind, _ in parts}
+    done = dict.fromkeys(counts, 0)
+    results = iter(carried(parts, models))
+    for kind, what in parts:
+        tell(kind, done[kind], counts[kind])
+        done[kind] += 1
+        facts, found = next(results)
+        if kind == "widths":
+            stairs[what] = found
+        elif kind == "operators":
+            times.update(found)
+        else:
+            turns, ratio, error = found
+            every += turns
+            cuts += [{"kept": cut["kept"], "ratio": ratio, "error": error} for cut in header["cuts"][what : what + 1]]
     return {
         "format": FORMAT, "version": VERSION, "onnxcop": header["onnxcop"], "model": header["model"],
-        "machine": machine(names[0], threads), "grid": header["grid"], "axes": header["axes"], "stairs": stairs,
-        "seconds": whole, "operators": times, "cuts": cuts, "took": round(time.perf_counter() - began, 1),
+        "machine": facts, "grid": header["grid"], "axes": header["axes"], "stairs": stairs,
+        "seconds": float(np.median(every)), "operators": times, "cuts": cuts,
+        "took": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 
 
@@ -131,26 +214,6 @@ def _stairs(
     except Exception:
         return None
     return [ratio_of(times, place)[0] for place in range(1, len(runs))]
-
-
-def _cuts(
-    header: Mapping[str, Any], blobs: Sequence[bytes], open_session: Callable[[bytes], Any],
-    timed: Callable[..., FloatArray], tell: Callable[[str, int, int], None],
-) -> tuple[float, list[dict[str, Any]]]:  # fmt: skip
-    """Seconds of the whole model, and its cuts with their times as shares of that."""
-    feed = {name: _values(dtype, shape) for name, dtype, shape in header["inputs"]}
-    original = partial(open_session(blobs[header["original"]]).run, None, feed)
-    every, cuts = [], []
-    for done, cut in enumerate(header["cuts"]):
-        tell("whole models", done, len(header["cuts"]))
-        other = partial(open_session(blobs[cut["model"]]).run, None, feed)
-        times = timed([original, other], enough=_CUT_ENOUGH)
-        ratio, error = ratio_of(times, 1)
-        every.append(times[:, 0])
-        cuts.append({"kept": cut["kept"], "ratio": ratio, "error": error})
-    if not every:
-        every.append(timed([original])[:, 0])
-    return float(np.median(np.concatenate(every))), cuts
 
 
 def _values(dtype: str, shape: Sequence[int]) -> Array:
@@ -202,7 +265,7 @@ def run_script(text: str) -> int:
             raise ValueError(f"ONNX Runtime here has no {missing[0]}, but {', '.join(ort.get_available_providers())}")
         settings = dict(entry.split("=", 1) for entry in given.provider_option)
         chosen = [(names[0], settings), *names[1:]] if settings else names
-        table = table_of(text, chosen, given.threads, _show, seconds=given.seconds)
+        table = table_of(TimedSet(text, chosen, given.threads, seconds=given.seconds), _show)
         with open(given.output + ".part", "w", encoding="utf-8") as file:
             json.dump(table, file, indent=1)
         os.replace(given.output + ".part", given.output)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 import json
+import platform
 import random
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import REPO_ROOT
+from executors import AnyOrder, Homes
 from onnx import numpy_helper
 from small_models import chain, shapes, times_in_blocks, written
 
@@ -25,6 +29,7 @@ from onnxcop.analysis.time_model import TimedOperator
 from onnxcop.analysis.timing import time_model
 from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, EngineError, PlanMismatchError
+from onnxcop.parallel.crew import WorkerError
 from onnxcop.pipeline import finish, timing, widths
 from onnxcop.pipeline.profile import plain, profile, profile_script, times_from
 from onnxcop.runtime import kernel_times, on_device, time_table, turns
@@ -189,6 +194,49 @@ def test_the_command_line(device: None, tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.run([str(path), "-o", str(table), "--latency-table", str(table)]) == 1
     assert "net.times.json" in capsys.readouterr().err
     assert cli.run(["profile", str(path), "-o", "a.json", "--script", "a.py"]) == 2
+    assert cli.run(["profile", str(path), "--workers", "2", "--script", "a.py"]) == 2
+
+
+# On workers
+
+
+def test_workers_time_the_parts_of_a_table(device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_device, "TOGETHER", 4)
+    monkeypatch.setattr(on_device.TimedSet, "_cut", lambda self, number: ([2.0, 1.0, 4.0], 0.9 - 0.2 * number, 0.01))
+
+    def found(executor: Executor | None) -> DeviceTable:
+        return profile(chain(widths=WIDE), options=CPU, executor=executor)
+
+    expected = found(None)
+    assert expected.seconds == 2.0
+    assert [cut.ratio for cut in expected.cuts] == pytest.approx([0.9, 0.7, 0.5, 0.3])
+    with Homes(2) as homes, AnyOrder() as shuffled:
+        assert found(homes) == found(shuffled) == expected
+    assert shuffled.order != sorted(shuffled.order)
+    assert sum(homes.tasks_of) == len(shuffled.order) == 3 + -(-len(expected.operators) // 4) + 4
+    assert min(homes.tasks_of) >= 4
+
+
+def test_processes_time_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    written(chain(), path)
+    assert cli.run(["profile", str(path), "--provider", "cpu", "--seconds", "0.01", "--workers", "2", "-q"]) == 0
+    found = DeviceTable.load(tmp_path / "net.times.json")
+    assert found.machine == Machine.of(CPU)
+    assert found.seconds > 0 and len(found.cuts) > 1 and None not in found.operators.values()
+
+
+def test_workers_of_two_kinds_are_refused(device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"processor": "Abacus 3", "runtime": "1.0", "provider": "CPUExecutionProvider", "threads": 1}
+    kinds = itertools.chain([facts, facts], itertools.repeat({**facts, "processor": "Abacus 4"}))
+    monkeypatch.setattr(on_device, "machine", lambda *_: next(kinds))
+    with Homes(2) as homes, pytest.raises(WorkerError) as caught:
+        profile(chain(widths=WIDE), options=CPU, seconds=1e-3, executor=homes)
+    host = platform.node()
+    assert str(caught.value) == (
+        f"the workers at {host} and {host} are of different kinds (processor: Abacus 3, Abacus 4), and a table holds "
+        "times of one; give --workers machines of one kind"
+    )
 
 
 # The script
@@ -264,7 +312,7 @@ def test_a_model_that_does_not_run_cannot_be_profiled(monkeypatch: pytest.Monkey
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(on_device, "_cuts", fail)
+    monkeypatch.setattr(on_device.TimedSet, "_cut", fail)
     monkeypatch.setattr(on_device, "_stairs", lambda *_: None)
     with pytest.raises(EngineError, match="the model could not be timed: no kernel"):
         profile(chain(), options=CPU, seconds=1e-3)
