@@ -3,11 +3,11 @@
 A run without workers is traced: every task with its CPU seconds and the bytes that go and come, every shared value
 with its bytes, and what the process does alone. The replay gives each list of tasks to N workers in order, as soon as
 one is free, or to the worker that keeps the batch, with a latency for each message and one link of a bandwidth that all
-share. Messages of a list overlap with its tasks, save the first and the last. Lists are barriers. Loading of pieces and
-of shared values is measured apart: every worker of a list spends it, once for each piece. Points of curves are recorded
-batch by batch; a worker computes the weights of a point once, and what comes before it for all batches that it keeps.
-Batches of a candidate that are begun before it is beaten are charged too. Speed-up is relative to a run without
-workers, which is measured before.
+share. Messages of a list overlap with its tasks, save the first and the last. So does what is done with results while
+others are computed, save that of one. Lists are barriers. Loading of pieces and of shared values is measured apart:
+every worker of a list spends it, once for each piece. Points of curves are recorded batch by batch; a worker computes
+the weights of a point once, and what comes before it for all batches that it keeps. Batches of a candidate that are
+begun before it is beaten are charged too. Speed-up is relative to a run without workers, which is measured before.
 
     python tools/bench_scaling.py models/digits_resnet.onnx models/digits_calib.npz -o trace.json
     python tools/bench_scaling.py --replay trace.json
@@ -138,7 +138,7 @@ class _Recorder(Crew):
         }  # fmt: skip
         self.lists.append(entry)
         yield from super().run(task, items, *shared, **settings)
-        entry["reading"] = time.thread_time() - executor.inside - entry["alone"]
+        entry["reading"] = time.thread_time() - executor.inside - entry["alone"]  # absent if the reader stopped early
 
 
 def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -210,24 +210,27 @@ def traced_statistics(model: str, data: str, settings: dict[str, Any], images: i
     tasks = [{**own[number % len(own)], "load": 0.0} for number in range(count)]
     tasks[0] = {**tasks[0], "load": sum(task["load"] for task in own)}
     more = count / len(own)
-    beside = entry["reading"] * more  # sums are added while workers go on
-    alone -= entry["reading"]
+    own_start, reading = alone - entry["reading"], entry["reading"] * more
+    alone += reading - entry["reading"]
     return {"model": f"{Path(model).name}, statistics of {images:,} images, replayed from {len(own)} batches of "
-            f"{source.count} images that are measured", "seconds": alone + (without - alone) * more, "alone": alone,
-            "lists": [{**entry, "tasks": tasks, "alone": beside, "beside": beside}]}  # fmt: skip
+            f"{source.count} images that are measured",
+            "seconds": own_start + (without - own_start) * more, "alone": alone,
+            "lists": [{**entry, "tasks": tasks, "alone": reading, "reading": reading}]}  # fmt: skip
 
 
 def replayed(trace: dict[str, Any], workers: int, latency: float = LATENCY, bandwidth: float = BANDWIDTH) -> float:
     """Seconds of a traced run on a number of workers."""
-    total, known = float(trace["alone"]), set[str]()
+    total, known = float(trace["alone"]) - sum(entry.get("reading", 0.0) for entry in trace["lists"]), set[str]()
     for entry in _by_layer(trace["lists"], workers):
         fresh = sum(size for digest, size in entry["shared"].items() if digest not in known)
         known |= entry["shared"].keys()
         sent = fresh * workers + sum(task["bytes"] for task in entry["tasks"])
         by_batch = entry["task"] == _BY_BATCH and len(entry["tasks"])
         busy = (_of_points if by_batch else _of_tasks)(entry["tasks"], workers, bandwidth)
+        done, reading = 0.0, entry.get("reading", 0.0)
         if any(busy):
-            total += max(max(busy) + fresh / bandwidth + 2 * latency, sent / bandwidth, entry.get("beside", 0.0))
+            done = max(max(busy) + fresh / bandwidth + 2 * latency, sent / bandwidth)
+        total += max(done, reading) + min(done, reading) / max(len(entry["tasks"]), 1)
     return total
 
 
@@ -280,7 +283,9 @@ def _by_layer(lists: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[st
             spare = following[: max(0, workers - judges % workers)] if judges % workers else []
             shared = min(copies, len(waiting))
             tasks = [{**task, "load": task["load"] / shared} for one in waiting for task in one["tasks"]]
-            waiting = [{**waiting[0], "tasks": tasks + [{**task, "load": 0.0} for task in spare]}]
+            together = tasks + [{**task, "load": 0.0} for task in spare]
+            reading = sum(one.get("reading", 0.0) for one in waiting)
+            waiting = [{**waiting[0], "tasks": together, "reading": reading}]
         yield from waiting
         waiting = []
         if entry["task"]:
@@ -289,11 +294,12 @@ def _by_layer(lists: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[st
 
 def table(trace: dict[str, Any], workers: Sequence[int] = WORKERS) -> str:
     """Predicted seconds and speed-up by number of workers, and what bounds them, as Markdown."""
-    alone = trace["alone"] + sum(entry.get("beside", 0.0) for entry in trace["lists"])
+    alone, reading = trace["alone"], sum(entry.get("reading", 0.0) for entry in trace["lists"])
     sent = sum(task["bytes"] for entry in trace["lists"] for task in entry["tasks"]) / BANDWIDTH
     longest = max(task["seconds"] for entry in trace["lists"] for task in entry["tasks"])
     lines = [f"{trace['model']}: {trace['seconds']:.1f} s of CPU time without workers. The process that asks takes "
-             f"{alone:.1f} s, results {sent:.1f} s on the link, the longest task {longest:.1f} s.",
+             f"{alone:.1f} s, {reading:.1f} s of them for results while workers go on; results take {sent:.1f} s on "
+             f"the link, the longest task {longest:.1f} s.",
              "", "| workers | seconds | times as fast |", "|---|---|---|"]  # fmt: skip
     for count in workers:
         seconds = replayed(trace, count)

@@ -181,7 +181,7 @@ class ComparedBatch:
             total.add(one[name], two[name])
         alike = all(getattr(value, "shape", 0) == getattr(two[name], "shape", 1) for name, value in one.items())
         size = sum(getattr(value, "nbytes", 0) for value in one.values())
-        return cls(count, sums, alike, size, (one, two) if wanted else None)
+        return cls(count, sums, alike=alike, size=size, outputs=(one, two) if wanted else None)
 
 
 @dataclass
