@@ -153,7 +153,8 @@ class Recovery:
             return self.held_out.batch_size
         macs = max(float(self.analysis.cost.original()[0]), 1.0)
         even = 1 << max(0, (self.held_out.count // _JUDGED).bit_length() - 1)
-        return min(self.held_out.batch_size, max(even, math.ceil(_JUDGED_MACS / macs)))
+        worth = 1 << (math.ceil(_JUDGED_MACS / macs) - 1).bit_length()
+        return min(self.held_out.batch_size, max(even, worth))
 
     @cached_property
     def heads(self) -> tuple[BlockStream, ...]:

@@ -320,8 +320,10 @@ def test_large_networks_are_judged_in_batches_that_many_workers_share_evenly(
     assert sizes() == [16] * (held // 16) + [held % 16] * (held % 16 > 0)
     monkeypatch.setattr(rounds, "_JUDGED_MACS", 4 * macs)
     assert set(sizes()[:-1]) == {4}
-    monkeypatch.setattr(rounds, "_JUDGED_MACS", 7.5 * macs)
+    monkeypatch.setattr(rounds, "_JUDGED_MACS", 4.5 * macs)
     assert set(sizes()[:-1]) == {8}
+    monkeypatch.setattr(rounds, "_JUDGED_MACS", 8.5 * macs)
+    assert set(sizes()[:-1]) == {16}
     monkeypatch.setattr(rounds, "_JUDGED_MACS", macs)
     monkeypatch.setattr(rounds, "_JUDGED", 6)
     assert set(sizes()[:-1]) == {8}
