@@ -41,9 +41,9 @@ from onnxcop.calibration.calibrate import gather_statistics
 from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.parallel import crew as crew_module
+from onnxcop.parallel import workers as workers_module
 from onnxcop.parallel.crew import Crew, Shared
 from onnxcop.parallel.local import LocalWorkers
-from onnxcop.pipeline import prune as pipeline
 from onnxcop.pipeline.family.jobs import FamilyJob, carry_out
 from onnxcop.reconstruction.refine_batches import _CANDIDATES, homes_of
 from onnxcop.runtime.segments import GraphPartition, Prefixes
@@ -147,7 +147,7 @@ def traced(model: str, data: str, settings: dict[str, Any]) -> dict[str, Any]:
     start = time.thread_time()
     onnxcop.prune(model, data=data, options=options, **settings)
     without = time.thread_time() - start
-    pipeline.Crew = _Recorder  # type: ignore[attr-defined]
+    workers_module.Crew = _Recorder  # type: ignore[misc]
     sensitivity._divided = _by_batch
     for place, name, kind in (
         (Session, "__init__", "load"), (crew_module, "_value_of", "load"), (GraphPartition, "piece", "load"),
