@@ -252,6 +252,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["latency"] is None
     assert found["a"]["model"] == str(a)
     assert found["agreement"]["samples"] == 20
+    assert cli.run([*command, "--latency-seconds", "0", "--json", "--workers", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
 
 
 def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
