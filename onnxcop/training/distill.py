@@ -32,7 +32,7 @@ from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET, divergence_loss
 from onnxcop.training.samples import PLAIN, ImageView, SampleSet, views_of
 from onnxcop.training.schedule import AUTO, Effort, Schedule
-from onnxcop.training.step import Optimizer, StepGraph, WeightLayout, build_step, with_weights
+from onnxcop.training.step import Optimizer, StepGraph, WeightLayout, build_step, own_weights, with_weights
 from onnxcop.training.teacher import Teacher
 from onnxcop.training.trainer import Trainer, TrainingState
 
@@ -199,7 +199,7 @@ class _Distillation:
         """Find the rate, train, and choose on the held-out samples."""
         example = self._feed(0, np.arange(self.size))
         shapes = {name: array.shape for name, array in example.items()}
-        graph = build_step(self.loss, Optimizer(), input_shapes=shapes, options=self.options.engine)
+        graph = build_step(self.loss, Optimizer(), own_weights(self.student, self.loss), shapes, self.options.engine)
         start = graph.layout.vector(self.loss)
         trainer = Trainer(graph, TrainingState.fresh(start), self.options.engine)
         before = self._divergence(graph.layout, start, self.reference)

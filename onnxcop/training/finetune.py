@@ -20,7 +20,6 @@ from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.open import open_source
 from onnxcop.data.text import with_tokenizer
 from onnxcop.errors import CalibrationError, ModelError
-from onnxcop.gradient import trainable
 from onnxcop.graph.io import load, sha256
 from onnxcop.images.preprocess import Preprocess
 from onnxcop.runtime.session import EngineOptions, Session
@@ -31,7 +30,7 @@ from onnxcop.training.normalization import BatchStatistics, estimated_statistics
 from onnxcop.training.objectives import LABELS, Objective, objective
 from onnxcop.training.samples import PLAIN, ImageView, SampleSet
 from onnxcop.training.schedule import Schedule
-from onnxcop.training.step import Optimizer, WeightLayout, build_step, with_weights
+from onnxcop.training.step import Optimizer, WeightLayout, build_step, own_weights, with_weights
 from onnxcop.training.teacher import Teacher
 from onnxcop.training.trainer import Trainer, TrainingState
 
@@ -198,7 +197,7 @@ class _Finetuning:
     def run(self) -> Finetuned:
         """Train, and keep the best weights on the held-out samples."""
         options, model = self.options, self.objective.model
-        trained = trainable(model)
+        trained = own_weights(self.model, model)
         if self.normalized is not None:
             model, _ = self.normalized
         shapes = {name: array.shape for name, array in self._feed(0, np.arange(self.size)).items()}

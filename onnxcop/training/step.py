@@ -91,6 +91,17 @@ def initializers_of(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return tensors
 
 
+def own_weights(model: onnx.ModelProto, with_loss: onnx.ModelProto) -> list[str]:
+    """Tensors of a model with a loss that can be trained, without the constants of the loss.
+
+    Args:
+        model: The model alone.
+        with_loss: The same with a loss.
+    """
+    own = initializers_of(model)
+    return [name for name in trainable(with_loss) if name in own]
+
+
 def with_weights(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy of a model with other weights, each in its own element type."""
     changed = copied(model)

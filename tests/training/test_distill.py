@@ -61,6 +61,26 @@ def test_the_student_improves_and_keeps_its_form() -> None:
     assert {n: a.shape for n, a in weights(found.model).items()} == {n: a.shape for n, a in weights(student).items()}
 
 
+def edges(rising: float, falling: float) -> onnx.ModelProto:
+    """Edges of grey images [N, 1, 16, 16], from left to right: by how much they rise, and by how much they fall."""
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[N, 1, 16, 16] x) => (float[N, 2, 16, 15] y) { e = Conv(x, w) y = Relu(e) }"""
+    model = onnx.parser.parse_model(text)
+    kernels = np.array([[-1, 1], [1, -1]], np.float32) * np.array([[rising], [falling]], np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(kernels.reshape(2, 1, 1, 2), "w"))
+    return model
+
+
+def test_parts_of_very_different_magnitude_are_learned_alike() -> None:
+    values = np.random.default_rng(0).random((48, 1, 16, 16), np.float32)
+    with Session(edges(200, 1), ENGINE) as session:
+        source = open_source({"x": values}, session.inputs, samples=48, batch_size=16)
+    options = DistillOptions(effort=Effort(epochs=20), rate=1e-2, batch_size=8, engine=ENGINE)
+    found = distill(edges(200, 1.2), edges(200, 1), source, options)
+    assert found.kept and found.after.value < 0.5 * found.before.value
+    assert weights(found.model)["w"][1, 0, 0, 0] == pytest.approx(1.0, abs=0.1)  # the part that is small
+
+
 def test_what_came_no_nearer_is_left_as_it_was() -> None:
     found = distilled(rate=30.0)
     assert not found.kept and found.after == found.before

@@ -74,7 +74,8 @@ def test_a_loss_may_be_a_model() -> None:
     assert trained(loss=loss).after > -0.6
     own = onnx.parser.parse_model(
         '<ir_version: 9, opset_import: ["" : 18]> g (float[N,5] y, float[N,5] wanted) => (float loss)'
-        " { d = Sub(y, wanted) a = Abs(d) loss = ReduceMean<keepdims=0>(a) }"
+        "<float[5] importance = {1, 2, 3, 4, 5}>"  # which must not be trained
+        " { d = Sub(y, wanted) a = Abs(d) b = Mul(a, importance) loss = ReduceMean<keepdims=0>(b) }"
     )
     targets = np.tile(task()[1][:, None], (1, 5)).astype(np.float32)
     found = trained(labels=targets, loss=own)
