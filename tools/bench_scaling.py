@@ -45,7 +45,7 @@ from onnxcop.parallel import workers as workers_module
 from onnxcop.parallel.crew import Crew, Shared
 from onnxcop.parallel.local import LocalWorkers
 from onnxcop.pipeline.family.jobs import FamilyJob, carry_out
-from onnxcop.reconstruction.refine_batches import _CANDIDATES, homes_of
+from onnxcop.reconstruction.spread import CANDIDATES, homes_of
 from onnxcop.runtime.segments import GraphPartition, Prefixes
 from onnxcop.runtime.session import Session
 
@@ -279,7 +279,7 @@ def _by_layer(lists: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[st
             waiting.append({**entry, "tasks": begun})
             continue
         if waiting and any(len(one) > 1 for one in homes):
-            following = waiting[-1]["tasks"] if len(waiting) < _CANDIDATES else []  # begun, and no longer wanted
+            following = waiting[-1]["tasks"] if len(waiting) < CANDIDATES else []  # begun, and no longer wanted
             spare = following[: max(0, workers - judges % workers)] if judges % workers else []
             shared = min(copies, len(waiting))
             tasks = [{**task, "load": task["load"] / shared} for one in waiting for task in one["tasks"]]

@@ -286,10 +286,11 @@ def recover_units(
 
 def _recovered(prepared: PreparedRecovery, removed: IntArray, described: str) -> Decision:
     recovery = prepared.cut(removed)
+    network = recovery.finished()
     return Decision(
-        removed=removed, model=recovery.working.model, calibration=described, held_out=recovery.measured_quality(),
+        removed=removed, model=network.model, calibration=described, held_out=recovery.measured_quality(),
         judgements=recovery.reference.judgements, way=tuple(recovery.way), seen=recovery.seen,
-        rotated=recovery.rotated, belief=recovery.belief(),
+        rotated=recovery.rotated, belief=recovery.belief(network),
     )  # fmt: skip
 
 
@@ -320,13 +321,15 @@ def measured_decision(
     request: Request, recovery: Recovery, stats: CalibrationStats | None, metric: Metric | None
 ) -> Decision:
     """The decision that a recovered network represents."""
+    bounded = request.asked.divergence is not None or request.asked.max_drop is not None
+    network = recovery.working if bounded else recovery.finished()  # a bound was checked on this very network
     decision = Decision(
-        removed=recovery.working.removed(), model=recovery.working.model, stats=stats, warnings=lack_of_data(request),
+        removed=network.removed(), model=network.model, stats=stats, warnings=lack_of_data(request),
         calibration=_described(request.source, recovery), metric=metric, rotated=recovery.rotated,
     )  # fmt: skip
     if not request.modes.recover.writes:
         return replace(decision, model=request.analysis.model, seen=recovery.seen, rotated=())
-    decision = replace(decision, belief=recovery.belief())
+    decision = replace(decision, belief=recovery.belief(network))
     if request.source is None:  # divergences on synthetic inputs say little
         return decision
     return replace(

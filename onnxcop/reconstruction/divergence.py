@@ -26,13 +26,14 @@ __all__ = [
     "HeldOut",
     "OutputFigures",
     "Outputs",
+    "Race",
     "Reference",
     "Standing",
     "Waypoint",
     "log_probabilities",
 ]
 
-_LOST = 3.0  # standard errors beyond which a network is clearly worse
+_LOST = 0.025  # probability below which a network that is behind is no longer expected to come back
 _FEWEST = 8  # samples needed to estimate the standard error
 
 
@@ -125,6 +126,25 @@ class Standing:
     terms: tuple[tuple[FloatArray, ...], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Race:
+    """A network against another.
+
+    Attributes:
+        standing: Its distance from the reference if it is nearer, else None.
+        clear: Whether it was dropped before the last sample, because it was clearly worse.
+    """
+
+    standing: Standing | None
+    clear: bool = False
+
+    @property
+    def unopposed(self) -> Standing:
+        """The standing of a network that had no other to beat."""
+        assert self.standing is not None
+        return self.standing
+
+
 class Reference:
     """The original's outputs on a set of samples.
 
@@ -211,33 +231,36 @@ class Reference:
 
     def by_terms(self, terms: Iterable[list[FloatArray] | None]) -> float:
         """The distance from what :meth:`terms` returns for every batch, in order."""
-        standing = self.race_by_terms(terms)
-        assert standing is not None  # without another to beat
-        return standing.value
+        return self.race_by_terms(terms).unopposed.value
 
-    def race(self, outputs: Iterable[Mapping[str, Array]], best: Standing | None = None) -> Standing | None:
-        """Distance of another network's outputs, which are computed lazily; None unless it is below `best`.
+    def race(self, outputs: Iterable[Mapping[str, Array]], best: Standing | None = None) -> Race:
+        """Distance of another network's outputs, which are computed lazily, unless it is not below `best`.
 
-        Reading stops at the batch after which the other network is worse by more than the differences between the
-        samples seen so far can explain (:data:`_LOST` standard errors). A closer network runs on all samples.
+        Reading stops at the batch after which the samples that are left are unlikely to bring the other network back.
+        Let e be the standard error of the difference over n of N samples. The difference over all of them will be
+        within a few e √(1 - n/N) of it, by Student's distribution. If they fall below zero with a probability of less
+        than :data:`_LOST`, the race is lost. A closer network runs on all samples.
         """
         return self.race_by_terms((self.terms(place, batch) for place, batch in enumerate(outputs)), best)
 
-    def race_by_terms(self, terms: Iterable[list[FloatArray] | None], best: Standing | None = None) -> Standing | None:
+    def race_by_terms(self, terms: Iterable[list[FloatArray] | None], best: Standing | None = None) -> Race:
         """The same from what :meth:`terms` returns for every batch, in order."""
         seen: list[list[FloatArray]] = [[] for _ in self._measures]
         for place, batch in enumerate(terms):
             if batch is None:
-                return None if best is not None else Standing(math.inf)
+                return Race(Standing(math.inf)) if best is None else Race(None, clear=True)
             for own, one in zip(seen, batch, strict=True):
                 own.append(one)
             if best is not None and place + 1 < len(self.outputs) and self._lost(seen, best):
-                return None
+                return Race(None, clear=True)
         value = float(self._value([np.concatenate(own).sum(axis=0) for own in seen])) if seen else 0.0
-        return Standing(value, tuple(map(tuple, seen))) if best is None or value < best.value else None
+        nearer = best is None or value < best.value
+        return Race(Standing(value, tuple(map(tuple, seen))) if nearer else None)
 
     def _lost(self, terms: Sequence[Sequence[FloatArray]], best: Standing) -> bool:
         """Whether a network is clearly worse than another on the batches that both have seen."""
+        from scipy.special import stdtrit
+
         if not best.terms:
             return False
         both = [
@@ -251,7 +274,8 @@ class Reference:
         gap = self._value([own for own, _ in totals]) - self._value([other for _, other in totals])
         without = self._value([total - own for (own, _), (total, _) in zip(both, totals, strict=True)])
         without = without - self._value([total - other for (_, other), (_, total) in zip(both, totals, strict=True)])
-        return bool(gap > _LOST * standard_error(without))
+        left = max(0.0, 1.0 - count / sum(len(batch) for batch in best.terms[0]))
+        return bool(gap > stdtrit(count - 1, 1.0 - _LOST) * math.sqrt(left) * standard_error(without))
 
     def _value(self, totals: Sequence[FloatArray]) -> FloatArray:
         """The mean over outputs, float64 [...], from sums of terms, float64 [..., terms]."""

@@ -102,6 +102,15 @@ class RowSums:
         _add_products(self.cross, batch.cross, rows * mean_a, mean_r)
         self.squares += batch.squares + rows * mean_r**2
 
+    def absorb(self, other: RowSums) -> None:
+        """Add the rows of other sums."""
+        self.count += other.count
+        self.inputs += other.inputs
+        self.missing += other.missing
+        self.gram += other.gram
+        self.cross += other.cross
+        self.squares += other.squares
+
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Covariances of inputs, of inputs with what is missing, and variances of what is missing."""
         mean_a, mean_r = self.inputs / self.count, self.missing / self.count
@@ -165,7 +174,65 @@ class FittedLayer:
         return missing if self.bias is None else missing - self.bias
 
 
-def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, FloatArray] | None:
+@dataclass(frozen=True, slots=True)
+class RidgeFit:
+    """A change of a layer by ridge regression.
+
+    Attributes:
+        ridge: λ, relative to the mean variance of the inputs.
+        change: Of the weights, float64 [groups, features, outputs].
+        shift: Of the bias, float64 [groups, outputs].
+    """
+
+    ridge: float
+    change: FloatArray
+    shift: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class _Equations:
+    """Normal equations of the change of a layer's weights, without features that are gone.
+
+    Attributes:
+        gram: float64 [groups, features, features].
+        cross: float64 [groups, features, outputs].
+        inputs: float64 [groups, features], means; zero if the layer has no bias.
+        missing: float64 [groups, outputs], likewise.
+        size: float64 [groups], the mean variance of the inputs.
+        there: float64 [groups, features, 1], 1 for features that remain, else 0.
+    """
+
+    gram: FloatArray
+    cross: FloatArray
+    inputs: FloatArray
+    missing: FloatArray
+    size: FloatArray
+    there: FloatArray
+
+    @classmethod
+    def of(cls, layer: FittedLayer, fit: RowSums) -> _Equations:
+        if layer.bias is None:
+            gram, cross = fit.gram / fit.count, fit.cross / fit.count
+            inputs, missing = np.zeros_like(fit.inputs), np.zeros_like(fit.missing)
+        else:
+            gram, cross, _ = fit.centred()
+            inputs, missing = fit.inputs / fit.count, fit.missing / fit.count
+        there = layer.features[:, :, None]
+        gram = gram * (there * layer.features[:, None])
+        size = np.maximum(np.trace(gram, axis1=1, axis2=2) / np.maximum(layer.features.sum(axis=1), 1), 1e-12)
+        return cls(gram=gram, cross=cross * there, inputs=inputs, missing=missing, size=size, there=there)
+
+    def solved(self, ridge: float) -> RidgeFit | None:
+        """The solution; None if sums in single precision of nearly dependent inputs allow none."""
+        loaded = self.gram + (ridge * self.size)[:, None, None] * np.eye(self.gram.shape[1])
+        try:
+            change = _positive_solve(loaded, self.cross) * self.there
+        except np.linalg.LinAlgError:
+            return None
+        return RidgeFit(ridge, change, self.missing - np.einsum("gf,gfo->go", self.inputs, change))
+
+
+def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> RidgeFit | None:
     """Ridge regression of the change of weights, per group, with λ chosen on held-out rows.
 
     Args:
@@ -174,35 +241,25 @@ def solve(layer: FittedLayer, fit: RowSums, hold: RowSums) -> tuple[FloatArray, 
         hold: Others, to choose λ on.
 
     Returns:
-        The change of the weights [groups, features, outputs] and of the bias [groups, outputs], or None
-        if none of them comes nearer on the held-out rows.
+        The change, or None if none comes nearer on the held-out rows.
     """
-    if layer.bias is None:
-        gram, cross = fit.gram / fit.count, fit.cross / fit.count
-        mean_a, mean_r = np.zeros_like(fit.inputs), np.zeros_like(fit.missing)
-    else:
-        gram, cross, _ = fit.centred()
-        mean_a, mean_r = fit.inputs / fit.count, fit.missing / fit.count
-    there = layer.features[:, :, None]
-    gram = gram * (there * layer.features[:, None])
-    cross = cross * there
-    trace = np.maximum(np.trace(gram, axis1=1, axis2=2) / np.maximum(layer.features.sum(axis=1), 1), 1e-12)
-    before = float(hold.squares[layer.outputs].sum())
-    eye = np.eye(gram.shape[1])
-    best: tuple[float, FloatArray, FloatArray] | None = None
+    equations = _Equations.of(layer, fit)
+    best: tuple[float, RidgeFit] | None = None
     for ridge in RIDGES:
-        try:
-            change = _positive_solve(gram + (ridge * trace)[:, None, None] * eye, cross) * there
-        except np.linalg.LinAlgError:  # sums in single precision of inputs that nearly depend on one another
+        found = equations.solved(ridge)
+        if found is None:
             continue
-        shift = mean_r - np.einsum("gf,gfo->go", mean_a, change)
-        error = hold.error(change, shift, layer.outputs)
+        error = hold.error(found.change, found.shift, layer.outputs)
         if best is not None and error > best[0]:
             break  # past the minimum: more regularization only approaches no change
-        best = (error, change, shift)
-    if best is None or best[0] >= before:
-        return None
-    return best[1], best[2]
+        best = (error, found)
+    before = float(hold.squares[layer.outputs].sum())
+    return None if best is None or best[0] >= before else best[1]
+
+
+def solve_with(layer: FittedLayer, fit: RowSums, ridge: float) -> RidgeFit | None:
+    """Ridge regression of the change of weights with a known λ; None if it has no solution."""
+    return _Equations.of(layer, fit).solved(ridge)
 
 
 def matched_moments(layer: FittedLayer, bias: FloatArray, fit: RowSums) -> tuple[FloatArray, FloatArray]:

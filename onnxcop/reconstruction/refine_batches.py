@@ -20,19 +20,20 @@ from onnxcop._base.types import Array
 from onnxcop.graph.edit import copied
 from onnxcop.graph.linear import StoredLayer
 from onnxcop.parallel.crew import Crew, Shared
-from onnxcop.reconstruction.divergence import HeldOut, Reference, Standing
+from onnxcop.reconstruction.divergence import HeldOut, Race, Reference, Standing
 from onnxcop.reconstruction.linear_layers import Fit, LinearLayer, wanted_names, wanted_output
 from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.normal_equations import FittedLayer, RowSums
 from onnxcop.reconstruction.spread import (
     ChangedWeights,
+    KnownBatch,
     RefinePass,
     RowWish,
-    Shapes,
     Step,
     Tried,
     Visit,
     Visited,
+    homes_of,
     score_batch,
     visit_batch,
 )
@@ -41,7 +42,6 @@ from onnxcop.runtime.session import EngineOptions
 from onnxcop.runtime.states import LiveTensors
 
 FEWEST_MACS = 4e9  # of all batches to judge on; below, sending tasks costs more than they take
-_CANDIDATES = 3  # weights that are tried for a layer
 
 R = TypeVar("R")
 Tensors = tuple[onnx.TensorProto, ...]
@@ -53,8 +53,8 @@ Chosen = Callable[[int], Sequence[int]]
 class RefineBatches(Protocol):
     """What refinement asks of its batches."""
 
-    def race(self, best: Standing | None) -> Standing | None:
-        """Distance of the current network from the original, by all batches to judge on; None unless below `best`."""
+    def standing(self) -> Standing:
+        """Distance of the current network from the original, by all batches to judge on."""
         ...
 
     def reach(self, layer: LinearLayer) -> None:
@@ -83,9 +83,39 @@ class RefineBatches(Protocol):
         """
         ...
 
-    def improved(self, layer: LinearLayer, fits: Iterable[Fit], best: Standing | None) -> Standing | None:
+    def improved(self, layer: LinearLayer, trials: Iterable[Trial], best: Standing) -> Kept | None:
         """Try weights in order; the first with which the network is nearer than `best` stay, else those from before."""
         ...
+
+    def settle(self, layer: LinearLayer, fit: Fit) -> None:
+        """Give a layer weights without trying them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Weights to try.
+
+    Attributes:
+        fit: The weights.
+        shorter: Whether they are a part of the step before. If that one was clearly worse, they are too.
+    """
+
+    fit: Fit
+    shorter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Weights that were tried and stay.
+
+    Attributes:
+        number: Their number among those that were tried.
+        standing: The distance of the network with them.
+    """
+
+    number: int
+    standing: Standing
 
 
 def saved(network: MaskedNetwork, own: StoredLayer) -> tuple[onnx.TensorProto, ...]:
@@ -114,8 +144,11 @@ class OwnBatches:
         self._target = PartialExecutor(original.partition, feeds, options)
         self._pruned = PartialExecutor(working.partition, feeds, options)
 
-    def race(self, best: Standing | None) -> Standing | None:
-        """As :meth:`RefineBatches.race`."""
+    def standing(self) -> Standing:
+        """As :meth:`RefineBatches.standing`."""
+        return self._race(None).unopposed
+
+    def _race(self, best: Standing | None) -> Race:
         with closing(self._pruned.finishing(places=self._judge)) as outputs:
             return self._reference.race(outputs, best)
 
@@ -157,47 +190,23 @@ class OwnBatches:
             sums.add(inputs, state.missing(inputs, outputs), single=data.dtype != np.float64)
         return sums
 
-    def improved(self, layer: LinearLayer, fits: Iterable[Fit], best: Standing | None) -> Standing | None:
+    def improved(self, layer: LinearLayer, trials: Iterable[Trial], best: Standing) -> Kept | None:
         """As :meth:`RefineBatches.improved`."""
         before = saved(self._working, layer.own)
-        for weights, bias in fits:
-            layer.write(weights, bias)
-            standing = self.race(best)
-            if standing is not None:
-                return standing
+        race = Race(None)
+        for number, trial in enumerate(trials):
+            if trial.shorter and race.clear:
+                continue
+            layer.write(*trial.fit)
+            race = self._race(best)
+            if race.standing is not None:
+                return Kept(number, race.standing)
         self._working.put(before)
         return None
 
-
-def homes_of(judges: int, workers: int) -> list[tuple[int, ...]]:
-    """Numbers of the workers that keep each batch to judge on.
-
-    Batches that are left when each worker has as many are kept by several, one for each candidate if possible. So
-    candidates are judged side by side, and no worker waits for those that have a batch more.
-    """
-    whole = judges - judges % workers
-    left = judges - whole
-    copies = max(1, min(_CANDIDATES, workers // left)) if left else 1
-    return [(place,) for place in range(whole)] + [
-        tuple(place + left * copy for copy in range(copies)) for place in range(left)
-    ]
-
-
-@dataclass
-class _Known:
-    """What this process knows of a batch at its worker.
-
-    Attributes:
-        homes: Numbers of the workers that keep it.
-        shapes: Shapes of the live tensors of both networks.
-        steps: All steps so far.
-        cut: Where it is.
-    """
-
-    homes: tuple[int, ...]
-    shapes: tuple[Shapes, Shapes]
-    steps: tuple[Step, ...] = ()
-    cut: int = 0
+    def settle(self, layer: LinearLayer, fit: Fit) -> None:
+        """As :meth:`RefineBatches.settle`."""
+        layer.write(*fit)
 
 
 class SpreadBatches:
@@ -232,12 +241,11 @@ class SpreadBatches:
         self._side_by_side = any(len(one) > 1 for one in homes.values())
         homes |= {place: (judges + number,) for number, place in enumerate(order)}
         shapes = [feeds.shape_of(place) for place in range(len(feeds))]
-        self._batches = [_Known(homes[place], (one, one)) for place, one in enumerate(shapes)]
+        self._batches = [KnownBatch(homes[place], (one, one)) for place, one in enumerate(shapes)]
 
-    def race(self, best: Standing | None) -> Standing | None:
-        """As :meth:`RefineBatches.race`."""
-        found = self._best_of([()], best)
-        return None if found is None else found[0]
+    def standing(self) -> Standing:
+        """As :meth:`RefineBatches.standing`."""
+        return self._race([()], [False], Race(None), None)[1].unopposed
 
     def reach(self, layer: LinearLayer) -> None:
         """As :meth:`RefineBatches.reach`."""
@@ -275,29 +283,44 @@ class SpreadBatches:
                 fit.include(visited.sums)
         return hold, fit
 
-    def improved(self, layer: LinearLayer, fits: Iterable[Fit], best: Standing | None) -> Standing | None:
+    def improved(self, layer: LinearLayer, trials: Iterable[Trial], best: Standing) -> Kept | None:
         """As :meth:`RefineBatches.improved`."""
         before = saved(self._working, layer.own)
-        groups: Iterable[list[Fit]] = [list(fits)] if self._side_by_side else ([fit] for fit in fits)
+        groups: Iterable[list[Trial]] = [list(trials)] if self._side_by_side else ([trial] for trial in trials)
+        race, passed = Race(None), 0
         for group in groups:
             tried = []
-            for weights, bias in group:
-                layer.write(weights, bias)
+            for trial in group:
+                layer.write(*trial.fit)
                 tried.append(saved(self._working, layer.own))
-            found = self._best_of(tried, best) if tried else None
-            if found is not None:
-                return self._kept(layer, found)
+            number, race = self._race(tried, [trial.shorter for trial in group], race, best)
+            if race.standing is not None:
+                self._put(layer, tried[number])
+                return Kept(passed + number, race.standing)
+            passed += len(group)
             self._working.put(before)
         return None
 
-    def _kept(self, layer: LinearLayer, found: tuple[Standing, Tensors]) -> Standing:
-        standing, tensors = found
+    def settle(self, layer: LinearLayer, fit: Fit) -> None:
+        """As :meth:`RefineBatches.settle`."""
+        layer.write(*fit)
+        self._put(layer, saved(self._working, layer.own))
+
+    def _put(self, layer: LinearLayer, tensors: Tensors) -> None:
         self._working.put(tensors)
         self._changed[layer.index] = tensors
-        return standing
 
-    def _best_of(self, tried: Sequence[Tensors], best: Standing | None) -> tuple[Standing, Tensors] | None:
-        """The first of some weights with which the network is nearer than `best`."""
+    def _race(
+        self, tried: Sequence[Tensors], shorter: Sequence[bool], before: Race, best: Standing | None
+    ) -> tuple[int, Race]:  # fmt: skip
+        """The first of some weights with which the network is nearer than `best`, else the last that were tried.
+
+        Args:
+            tried: The weights.
+            shorter: Whether each are a part of the step before.
+            before: How the step before the first ended.
+            best: What to beat.
+        """
         sizes = common_sizes([self._batches[place].shapes[1] for place in self._judge])
         at, sent = 0, list[tuple[Visit, int]]()  # the candidate that is compared now, and visits so far
 
@@ -312,13 +335,15 @@ class SpreadBatches:
         weights = self._crew.share(Tried(next(self._tried), tuple(tried)))
         with closing(self._run(score_batch, wanted(), weights, most=self._crew.width)) as scored:
             results = ((visit.candidate, one.terms) for one, (visit, _) in zip(scored, sent, strict=True))
-            for tensors in tried:
-                mine = (terms for number, terms in results if number == at)
-                standing = self._held.value.reference.race_by_terms(islice(mine, len(self._judge)), best)
-                if standing is not None:
-                    return standing, tensors
-                at += 1
-        return None
+            race = before
+            for at, part in enumerate(shorter):
+                if part and race.clear:
+                    continue
+                mine = (terms for candidate, terms in results if candidate == at)
+                race = self._held.value.reference.race_by_terms(islice(mine, len(self._judge)), best)
+                if race.standing is not None:
+                    break
+        return at, race
 
     def _data_shape(self, layer: LinearLayer, place: int) -> tuple[int, ...]:
         return self._batches[place].shapes[1][layer.data] or (1,)

@@ -29,6 +29,7 @@ from onnxcop.runtime.segments import GraphPartition, PartialExecutor, common_siz
 from onnxcop.runtime.session import EngineOptions, KeptSession, close
 from onnxcop.runtime.states import LiveTensors
 
+CANDIDATES = 3  # weights that are tried for a layer
 _OPEN = 6  # pieces that a worker keeps loaded: a layer needs three, and batches that lag behind need others
 
 Sizes = Mapping[str, Sequence[int | None]]
@@ -117,6 +118,37 @@ class Visit:
     compared: int = -1
     sizes: Sizes | None = None
     candidate: int = -1
+
+
+@dataclass
+class KnownBatch:
+    """What this process knows of a batch at its worker.
+
+    Attributes:
+        homes: Numbers of the workers that keep it.
+        shapes: Shapes of the live tensors of both networks.
+        steps: All steps so far.
+        cut: Where it is.
+    """
+
+    homes: tuple[int, ...]
+    shapes: tuple[Shapes, Shapes]
+    steps: tuple[Step, ...] = ()
+    cut: int = 0
+
+
+def homes_of(judges: int, workers: int) -> list[tuple[int, ...]]:
+    """Numbers of the workers that keep each batch to judge on.
+
+    Batches that are left when each worker has as many are kept by several, one for each candidate if possible. So
+    candidates are judged side by side, and no worker waits for those that have a batch more.
+    """
+    whole = judges - judges % workers
+    left = judges - whole
+    copies = max(1, min(CANDIDATES, workers // left)) if left else 1
+    return [(place,) for place in range(whole)] + [
+        tuple(place + left * copy for copy in range(copies)) for place in range(left)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

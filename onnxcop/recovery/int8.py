@@ -136,7 +136,7 @@ def _fitted(layer: _Int8Layer, weights: FloatArray, fit: RowSums, hold: RowSums)
     if weights.shape[1] <= _WIDEST:
         moments = fit.gram / fit.count if bias is None else fit.centred()[0]
         solved = solve(FittedLayer(weights, bias, np.ones(weights.shape[:2]), every), fit, hold)
-        for target in (weights, *(() if solved is None else (weights + solved[0],))):
+        for target in (weights, *(() if solved is None else (weights + solved.change,))):
             with contextlib.suppress(np.linalg.LinAlgError):
                 candidates.append(judged(rounded_together(target, layer.steps, _LIMIT, moments)))
     error, found, shift = min(candidates, key=lambda entry: entry[0])

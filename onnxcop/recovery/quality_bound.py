@@ -63,16 +63,16 @@ def cut_within(
     state = recovery.start(limits, preference)
     kept, step = 1.0, _STEP
     while step < _LAST:
-        before, units_before = recovery.working.copy(), state.copy()
+        back, units_before = recovery.checkpoint(), state.copy()
         target = kept * step
         try:
             recovery.round(state, Budget(macs=target), limits, fallback, f"down to {target:.0%} of the MACs")
         except BudgetError:
-            recovery.working = before
+            back()
             return
         if bound.holds(recovery):
             kept = state.level("macs")
             continue
-        recovery.working = before
+        back()
         state.assign(units_before)
         step = float(np.sqrt(step))

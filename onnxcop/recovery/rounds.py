@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -41,7 +41,7 @@ from onnxcop.reconstruction.linear_streams import linear_streams
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.principal import in_principal_channels
 from onnxcop.reconstruction.products import products
-from onnxcop.reconstruction.refine import Refiner, RefineSet
+from onnxcop.reconstruction.refine import FitStep, Refined, Refiner, RefineSet
 from onnxcop.reconstruction.refine_batches import FEWEST_MACS
 from onnxcop.reconstruction.ridge import merge_channels
 from onnxcop.reconstruction.spread import finished_by
@@ -116,6 +116,7 @@ class Recovery:
         seen: Statistics of the original.
         rotated: Groups written in principal channels (see :mod:`onnxcop.reconstruction.principal`).
         way: Measurements after every step.
+        steps: By node, how the last refinement fitted its layers.
     """
 
     analysis: Analysis
@@ -135,6 +136,7 @@ class Recovery:
     seen: CalibrationStats | None = None
     rotated: tuple[int, ...] = ()
     way: list[Waypoint] = field(default_factory=list)
+    steps: Mapping[int, FitStep] = field(default_factory=dict)
     _held: Shared[HeldOut] | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +158,11 @@ class Recovery:
         worth = 1 << (math.ceil(_JUDGED_MACS / macs) - 1).bit_length()
         return min(self.held_out.batch_size, max(even, worth))
 
+    @property
+    def few(self) -> bool:
+        """Whether fewer samples than wanted are held out, because there are few."""
+        return self.held_out.count < self.settings.held_out_samples
+
     @cached_property
     def heads(self) -> tuple[BlockStream, ...]:
         """Groups with units spread over heads, each of which may be written in another basis."""
@@ -164,8 +171,17 @@ class Recovery:
     def restarted(self) -> Recovery:
         """The same network from the start; the record of measurements continues."""
         again = copy(self)
-        again.working = self.original.copy()
+        again.working, again.steps = self.original.copy(), {}
         return again
+
+    def checkpoint(self) -> Callable[[], None]:
+        """Remember the current network; the function goes back to it."""
+        network, steps = self.working.copy(), self.steps
+
+        def back() -> None:
+            self.working, self.steps = network, steps
+
+        return back
 
     @single_threaded
     def change_basis(self, groups: Collection[int]) -> None:
@@ -219,10 +235,10 @@ class Recovery:
         """The current network cut to size."""
         return apply(self.working.model, self.analysis.structure, self.working.removed())
 
-    def belief(self) -> Belief:
-        """The current network as an expectation to check the written file against."""
+    def belief(self, network: MaskedNetwork) -> Belief:
+        """A network as an expectation to check the written file against."""
         crew = HERE if self.original.partition.shares_weights else self.crew
-        return Belief(self.working.copy(), self.held_out_feeds, self.reference, self.options, crew=crew)
+        return Belief(network.copy(), self.held_out_feeds, self.reference, self.options, crew=crew)
 
     def divergence(self) -> Divergence:
         """Distance of the current network from the original, on the held-out set."""
@@ -248,19 +264,39 @@ class Recovery:
             ridge = ridges.get(layer.node, _GROUP_RIDGE)
             working.set_weights(layer, *merge_channels(working.weights(layer), moments, ridge, now, removed))
 
-    def refine(self) -> tuple[int, int]:
+    def refine(self) -> Refined:
         """One pass of layer-by-layer least squares."""
+        return self._refiner(self.working).run(self.progress)
+
+    @single_threaded
+    def finished(self) -> MaskedNetwork:
+        """The current network; if samples are few, with steps of its last refinement repeated on all of them.
+
+        Which layers are fitted, and how, was chosen on the held-out samples, and that choice stays. They have nothing
+        further to judge. Where a fit could use more samples, these make it better.
+        """
+        scarce = [step for step in self.steps.values() if step.scarce]
+        if self.synthetic or not self.few or not scarce:
+            return self.working
+        network = self.working.copy()
+        self._refiner(network).repeat(self.steps, self.progress)
+        outputs = self._outputs_of(network)
+        if not self.softened.compare(outputs).value < self.softened.compare(self._outputs_of(self.working)).value:
+            return self.working
+        log.info("%d layers fitted once more, on the held-out samples as well", len(scarce))
+        return network
+
+    def _refiner(self, working: MaskedNetwork) -> Refiner:
         most = self.settings.refine_samples_for(float(self.analysis.cost.original()[0]))
-        refiner = Refiner(
+        return Refiner(
             original=self.original,
-            working=self.working,
+            working=working,
             samples=RefineSet(self.fit.take(most).batches(), self.held_out_feeds, self.softened),
             options=self.options,
             seed=self.settings.seed,
             crew=self.crew,
             shared=self._shared_for_refinement(),
         )
-        return refiner.run(self.progress)
 
     def start(self, limits: Limits, preference: Preference | None = None) -> PruningState:
         """An empty selection."""
@@ -286,10 +322,12 @@ class Recovery:
     @single_threaded
     def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
         """Cut the chosen units, compensate, and refine."""
+        self.steps = {}
         self.settings.method.compensate(self, units, samples, ridges, name)
         for _ in range(self.settings.refine):
-            tried, kept = self.refine()
-            self.note(f"{name}: {kept} of {tried} layers refined", self.divergence())
+            refined = self.refine()
+            self.steps = refined.steps
+            self.note(f"{name}: {len(refined.steps)} of {refined.tried} layers refined", self.divergence())
 
     def measured_quality(self) -> dict[str, float]:
         """Divergence and, for classifiers, top-1 agreement on the held-out set."""

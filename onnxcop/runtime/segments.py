@@ -237,6 +237,7 @@ class PartialExecutor:
         self.device = device_of(options)
         self.states = LiveTensors(feeds)
         self.cuts = [cut] * len(self.states)
+        self._last: tuple[bytes, Session] | None = None  # the piece that was streamed last
 
     @property
     def cut(self) -> int:
@@ -252,20 +253,20 @@ class PartialExecutor:
             places: Indices of batches, in this order; by default all.
         """
         every = range(len(self.states)) if places is None else places
-        for live in self._streamed(self.partition, stop, names, every):
+        for live in self._streamed(self.partition, stop, names, every, keep=True):
             yield {name: on_host(value) for name, value in live.items()}
 
     def _streamed(
         self, partition: GraphPartition, stop: int, names: Sequence[str], places: Sequence[int],
-        stay: Collection[str] = (), alike: Sequence[int] | None = None,
+        stay: Collection[str] = (), alike: Sequence[int] | None = None, *, keep: bool = False,
     ) -> Generator[dict[str, Array | DeviceTensor]]:  # fmt: skip
         for cut, group in groupby(places, lambda place: self.cuts[place]):
             together = list(group)
-            yield from self._run(partition, (cut, stop), names, together, stay, alike=alike or together)
+            yield from self._run(partition, (cut, stop), names, together, stay, alike=alike or together, keep=keep)
 
     def _run(
         self, partition: GraphPartition, nodes: tuple[int, int], names: Sequence[str], places: Sequence[int],
-        stay: Collection[str], *, alike: Sequence[int],
+        stay: Collection[str], *, alike: Sequence[int], keep: bool,
     ) -> Iterator[dict[str, Array | DeviceTensor]]:  # fmt: skip
         """Run nodes, from the first to after the last, on the live tensors of batches whose cut is at the first.
 
@@ -280,7 +281,7 @@ class PartialExecutor:
             return
         inputs = [value.name for value in piece.graph.input]
         made = [value.name for value in piece.graph.output]
-        with self._loaded(partition, piece) as run:
+        with self._loaded(partition, piece, keep) as run:
             del piece
             for place in places:
                 state = self.states.live(place)
@@ -288,7 +289,7 @@ class PartialExecutor:
                 yield {name: outputs[name] if name in outputs else state[name] for name in names}
 
     @contextmanager
-    def _loaded(self, partition: GraphPartition, piece: onnx.ModelProto) -> Iterator[RunPiece]:
+    def _loaded(self, partition: GraphPartition, piece: onnx.ModelProto, keep: bool) -> Iterator[RunPiece]:
         """A function that runs a piece: feeds, names of outputs, and those that stay on the device."""
         if self.device is not None and _in_plain_tensors(piece):
             pieces = partition.resident.get(self.options)
@@ -296,10 +297,19 @@ class PartialExecutor:
                 pieces = partition.resident[self.options] = ResidentPieces(self.options, self.device)
             yield pieces.loaded(piece)
             return
+        if keep and not partition.shares_weights:
+            yield _of_arrays(self._same_or_new(piece.SerializeToString()))
+            return
         with Session(piece, self.options, passing=True) as session:
-            yield lambda feeds, outputs, _: session.run(
-                {name: on_host(value) for name, value in feeds.items()}, outputs
-            )
+            yield _of_arrays(session)
+
+    def _same_or_new(self, piece: bytes) -> Session:
+        """A session of a piece: the last one, if the piece is the same."""
+        if self._last is None or self._last[0] != piece:
+            if self._last is not None:
+                self._last[1].close()
+            self._last = piece, Session(piece, self.options, passing=True)
+        return self._last[1]
 
     def advance(self, cut: int, extra: Sequence[str] = (), places: Sequence[int] | None = None) -> list[Feed]:
         """Move the cut to just before node `cut`; return the `extra` tensors computed on the way.
@@ -352,6 +362,11 @@ class PartialExecutor:
     def finish(self, partition: GraphPartition | None = None) -> list[Feed]:
         """The same for all batches at once."""
         return list(self.finishing(partition))
+
+
+def _of_arrays(session: Session) -> RunPiece:
+    """A session as a function that takes and returns arrays."""
+    return lambda feeds, outputs, _: session.run({name: on_host(value) for name, value in feeds.items()}, outputs)
 
 
 class Prefixes:

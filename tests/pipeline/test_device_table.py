@@ -233,10 +233,11 @@ def test_workers_of_two_kinds_are_refused(device: None, monkeypatch: pytest.Monk
     with Homes(2) as homes, pytest.raises(WorkerError) as caught:
         profile(chain(widths=WIDE), options=CPU, seconds=1e-3, executor=homes)
     host = platform.node()
-    assert str(caught.value) == (
-        f"the workers at {host} and {host} are of different kinds (processor: Abacus 3, Abacus 4), and a table holds "
-        "times of one; give --workers machines of one kind"
-    )
+    assert str(caught.value) in {  # which of them asks first is a matter of threads
+        f"the workers at {host} and {host} are of different kinds (processor: Abacus {one}, Abacus {7 - one}), and a "
+        "table holds times of one; give --workers machines of one kind"
+        for one in (3, 4)
+    }
 
 
 # The script

@@ -68,9 +68,9 @@ def test_the_solution_is_that_of_ridge_regression_on_the_rows(bias: bool) -> Non
         left = held[1] - (held[0].transpose(1, 0, 2) @ change).transpose(1, 0, 2) - shift
         tried[float((left**2)[:, subject.outputs].sum())] = change, shift
     change, shift = tried[min(tried)]
-    np.testing.assert_allclose(found[0], change, atol=1e-9)
-    np.testing.assert_allclose(found[1], shift, atol=1e-8)
-    assert not found[0][:, 2].any()
+    np.testing.assert_allclose(found.change, change, atol=1e-9)
+    np.testing.assert_allclose(found.shift, shift, atol=1e-8)
+    assert not found.change[:, 2].any()
 
 
 def test_noise_is_not_fitted() -> None:
@@ -104,8 +104,8 @@ def test_inputs_that_are_zero_leave_the_mean_to_the_bias() -> None:
     held = drawn(20, 5)
     found = solve(layer(), sums(0 * inputs, missing), sums(0 * held[0], held[1]))
     assert found is not None
-    assert not found[0].any()
-    np.testing.assert_allclose(found[1], missing.mean(axis=0), rtol=1e-9)
+    assert not found.change.any()
+    np.testing.assert_allclose(found.shift, missing.mean(axis=0), rtol=1e-9)
 
 
 def test_a_group_that_lost_all_features_changes_its_bias_alone() -> None:
@@ -113,8 +113,8 @@ def test_a_group_that_lost_all_features_changes_its_bias_alone() -> None:
     subject.features[1] = 0
     found = solve(subject, sums(*rows), sums(*held))
     assert found is not None
-    assert found[0][0].any() and not found[0][1].any()
-    np.testing.assert_allclose(found[1][1], rows[1].mean(axis=0)[1], rtol=1e-9)
+    assert found.change[0].any() and not found.change[1].any()
+    np.testing.assert_allclose(found.shift[1], rows[1].mean(axis=0)[1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -151,7 +151,7 @@ def test_sums_that_rounding_made_indefinite_take_more_regularization() -> None:
     assert np.linalg.eigvalsh(fit.centred()[0][0])[0] < 0
     found = solve(part, fit, hold)
     assert found is not None
-    assert all(np.isfinite(values).all() for values in found)
+    assert np.isfinite(found.change).all() and np.isfinite(found.shift).all()
 
 
 def test_one_group_is_solved_as_one_of_several() -> None:
@@ -168,7 +168,7 @@ def test_one_group_is_solved_as_one_of_several() -> None:
             total.add(inputs[:, groups], missing[:, groups], single=False)
         solution = solve(part, fit, hold)
         assert solution is not None
-        found.append(solution)
+        found.append((solution.change, solution.shift))
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(one[0], two[0], rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(two[1], two[0], rtol=1e-9, atol=1e-12)

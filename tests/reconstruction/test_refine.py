@@ -17,7 +17,7 @@ from onnxcop.reconstruction.divergence import Reference
 from onnxcop.reconstruction.linear_layers import LinearLayer, linear_layer, shortcut_of, wanted_names, wanted_output
 from onnxcop.reconstruction.network import MaskedNetwork
 from onnxcop.reconstruction.normal_equations import FittedLayer, RowSums
-from onnxcop.reconstruction.refine import Refiner, RefineSet
+from onnxcop.reconstruction.refine import FitStep, Refined, Refiner, RefineSet
 from onnxcop.reconstruction.refine_batches import OwnBatches
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions, Session
@@ -276,9 +276,9 @@ def test_a_disturbed_layer_is_restored() -> None:
     working.write("w2", kernel * 0.7 + 0.1 * drawn(kernel.shape))
     working.write("b2", bias + 0.5)
     before = distance(original, working)
-    tried, kept = refiner(original, working).run()
-    assert tried == 2  # the head sees what is left of the disturbance
-    assert kept >= 1
+    refined = refiner(original, working).run()
+    assert refined.tried == 2  # the head sees what is left of the disturbance
+    assert refined.steps
     assert distance(original, working) < 1e-3 * before
     fresh = [{"x": drawn((16, 3, 8, 8), 400)}]
     wanted, found = (next(PartialExecutor(w.partition, fresh, CPU).stream(3, ["c2"])) for w in (original, working))
@@ -291,7 +291,7 @@ def test_a_disturbed_layer_is_restored() -> None:
 def test_an_intact_network_is_left_as_it_is() -> None:
     original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
     working = original.copy()
-    assert refiner(original, working).run() == (0, 0)
+    assert refiner(original, working).run() == Refined(0, {})
     assert working.model == original.model
 
 
@@ -301,12 +301,12 @@ def test_a_step_that_does_not_help_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     working.write("w2", working.read("w2") * 0.9)
     disturbed = working.model.SerializeToString()
 
-    def worse(layer: FittedLayer, *_: object) -> Iterator[tuple[Array, Array | None]]:
-        yield -3 * layer.weights, layer.bias
-        yield 0 * layer.weights, layer.bias
+    def worse(layer: FittedLayer, *_: object) -> Iterator[tuple[FitStep, tuple[Array, Array | None]]]:
+        yield FitStep(1.0), (-3 * layer.weights, layer.bias)
+        yield FitStep(), (0 * layer.weights, layer.bias)
 
     monkeypatch.setattr(refine, "candidates", worse)
-    assert refiner(original, working).run() == (2, 0)
+    assert refiner(original, working).run() == Refined(2, {})
     assert working.model.SerializeToString() == disturbed
 
 
@@ -318,10 +318,10 @@ def test_every_kept_step_brings_the_output_nearer() -> None:
     run = refiner(original, working)
     judge = run.samples.judge
     before = run.samples.reference.compare(PartialExecutor(working.partition, judge, CPU).finish()).value
-    tried, kept = run.run()
+    refined = run.run()
     after = run.samples.reference.compare(PartialExecutor(working.partition, judge, CPU).finish()).value
-    assert tried == 3
-    assert kept >= 1
+    assert refined.tried == 3
+    assert refined.steps
     assert after < 0.1 * before
 
 
@@ -334,8 +334,7 @@ def test_removed_channels_stay_removed() -> None:
     changed[:, :3] = 0.0
     working.set_weights(layer, changed)
     before = distance(original, working)
-    _, kept = refiner(original, working).run()
-    assert kept >= 1
+    assert refiner(original, working).run().steps
     assert distance(original, working) < before
     assert not working.read("w2")[:, :3].any()
     assert working.read("w2")[:, 3:].all()
@@ -366,13 +365,13 @@ def test_rows_are_drawn_from_as_many_batches_as_it_takes(monkeypatch: pytest.Mon
     run = refiner(original, original.copy())
     batches = Counted(run, [8, 8, 5])
     run._batches = batches  # type: ignore[assignment]
-    assert run._refine(described(chain())) is False
+    assert run._refine(described(chain())) is None
     assert batches.rows == 5
     fit = batches.all
     assert sorted(fit) == [3, 4, 5, 6, 7, 8]
     assert batches.chosen == {0: fit, 105: fit, 210: fit[:4], 420: fit[:2]}
     monkeypatch.setattr(refine, "_PER_SAMPLE", 30)
-    assert run._refine(described(chain())) is False
+    assert run._refine(described(chain())) is None
     assert batches.rows == 30
 
 
@@ -426,3 +425,66 @@ def test_a_branch_makes_up_for_its_shortcut() -> None:
     wanted = [wanted_output(layer, live, batches._pruned.states[3])]
     plain = list(batches._target.stream(4, ["outer"], [3]))
     np.testing.assert_allclose(wanted[0], plain[0]["outer"] - shift[:, None, None], rtol=1e-4, atol=1e-5)
+
+
+# The last pass, on all samples
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_step_is_repeated_as_regression_on_all_rows(share: float) -> None:
+    original = MaskedNetwork.of(onnxcop.analyze(single("Gemm", [4], {"w": (4, 3), "b": (3,)}), options=CPU))
+    working = original.copy()
+    before, offset = working.read("w") + drawn((4, 3), 7), working.read("b") + 1
+    working.write("w", before)
+    working.write("b", offset)
+    fit, judge = ([{"x": drawn((8, 4), seed + i)} for i in range(2)] for seed in (10, 20))
+    reference = Reference(PartialExecutor(original.partition, judge, CPU).finish())
+    run = Refiner(original, working, RefineSet(fit, judge, reference), CPU, 0)
+    run.repeat({0: FitStep(0.1, share, scarce=True)})
+    rows = np.concatenate([batch["x"] for batch in (*fit, *judge)]).astype(np.float64)
+    wanted = rows @ original.read("w") + original.read("b")
+    left = wanted - rows @ before - offset
+    centred = rows - rows.mean(axis=0)
+    gram = centred.T @ centred / len(rows)
+    loaded = gram + 0.1 * np.trace(gram) / 4 * np.eye(4)
+    change = np.linalg.solve(loaded, centred.T @ (left - left.mean(axis=0)) / len(rows))
+    shift = left.mean(axis=0) - rows.mean(axis=0) @ change
+    np.testing.assert_allclose(working.read("w"), before + share * change, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(working.read("b"), offset + share * shift, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_are_matched_once_more_on_all_rows() -> None:
+    original = MaskedNetwork.of(onnxcop.analyze(single("Gemm", [4], {"w": (4, 3), "b": (3,)}), options=CPU))
+    working = original.copy()
+    working.write("w", 0.8 * working.read("w"))
+    fit, judge = ([{"x": drawn((8, 4), seed + i)} for i in range(2)] for seed in (10, 20))
+    reference = Reference(PartialExecutor(original.partition, judge, CPU).finish())
+    Refiner(original, working, RefineSet(fit, judge, reference), CPU, 0).repeat({0: FitStep(scarce=True)})
+    rows = np.concatenate([batch["x"] for batch in (*fit, *judge)])
+    made, wanted = (rows @ network.read("w") + network.read("b") for network in (working, original))
+    np.testing.assert_allclose(made.mean(axis=0), wanted.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(made.std(axis=0), wanted.std(axis=0), rtol=1e-4)
+
+
+def test_layers_with_rows_enough_keep_their_fit() -> None:
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
+    working = original.copy()
+    working.write("w2", working.read("w2") * 0.9)
+    disturbed = working.model.SerializeToString()
+    index = next(i for i in range(working.partition.count) if linear_layer(working, i) is not None)
+    refiner(original, working).repeat({index: FitStep(1e-3)})
+    assert working.model.SerializeToString() == disturbed
+
+
+@pytest.mark.parametrize(("most", "scarce"), [(60, False), (40_000, True)])
+def test_samples_are_scarce_if_a_fit_takes_all_of_them(
+    monkeypatch: pytest.MonkeyPatch, most: int, scarce: bool
+) -> None:
+    """Nine batches of eight maps, each of 64 positions."""
+    monkeypatch.setattr(refine, "_MOST_ROWS", most)
+    original = MaskedNetwork.of(onnxcop.analyze(chain(), options=CPU))
+    working = original.copy()
+    working.write("w2", working.read("w2") * 0.7)
+    steps = refiner(original, working).run().steps
+    assert steps
+    assert {step.scarce for step in steps.values()} == {scarce}

@@ -114,8 +114,8 @@ def refined(original: MaskedNetwork, working: MaskedNetwork, name: str) -> tuple
         return runs["other"].compare(PartialExecutor(working.partition, other, CPU).finish()).value
 
     before = error()
-    _, kept = Refiner(original, working, RefineSet(fit, judge, runs["judge"]), CPU, 0).run()
-    return before, error(), kept
+    result = Refiner(original, working, RefineSet(fit, judge, runs["judge"]), CPU, 0).run()
+    return before, error(), len(result.steps)
 
 
 @pytest.mark.parametrize("name", [*CONVOLUTIONS, *COLUMNS, *ROWS])

@@ -28,7 +28,7 @@ def recovery() -> Recovery:
 
 
 def test_the_written_file_gives_what_was_believed(recovery: Recovery) -> None:
-    found = recovery.belief().check(recovery.written())
+    found = recovery.belief(recovery.working).check(recovery.written())
     assert found.value > 0.01
     assert found.value == pytest.approx(recovery.divergence().value, rel=1e-3)
 
@@ -40,4 +40,4 @@ def test_a_file_that_computes_something_else_is_refused_with_the_groups(recovery
         if values.dtype.kind == "f" and values.ndim == 2:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(-values), tensor.name))
     with pytest.raises(InternalError, match=r"the search expected .* because of .* nothing was written"):
-        recovery.belief().check(written)
+        recovery.belief(recovery.working).check(written)

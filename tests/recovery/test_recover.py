@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from onnxcop.pipeline.unseen import set_aside
 from onnxcop.reconstruction import obs as surgeon
 from onnxcop.reconstruction import ridge as compensation
 from onnxcop.reconstruction.divergence import Reference
-from onnxcop.recovery import rounds
+from onnxcop.reconstruction.network import MaskedNetwork
+from onnxcop.reconstruction.refine import Refiner
+from onnxcop.recovery import quality_bound, rounds
 from onnxcop.recovery import setup as prepared
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.runtime.session import EngineOptions, Session
@@ -302,6 +305,54 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
     assert held(tmp_path, views=3) == (54, 6)
     assert held(tmp_path, views=3, refine_samples=40) == (36, 6)  # no more than refinement takes
     assert held(arrays) == (18, 6)
+
+
+def test_the_last_refinement_is_repeated_on_all_samples(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = onnxcop.analyze(digits.model, options=CPU, biases=True)
+    source = open_data(analysis, DataOptions(data=digits.data, samples=60, batch_size=20), analysis.input_shapes)
+    assert source is not None
+    recovery = prepared.recovery_on(analysis, source, QUICK, CPU, lambda *_: None)
+    assert recovery.few  # 20 of 40
+    state, limits = recovery.start(onnxcop.Limits()), onnxcop.Limits()
+    recovery.round(state, Budget(macs=0.6), limits, np.zeros(len(recovery.working.alive)), "round 1 of 1")
+    before = recovery.working.model.SerializeToString()
+    network = recovery.finished()
+    assert recovery.working.model.SerializeToString() == before
+    changed = [
+        name for name, tensor in network.partition.stored.items() if tensor != recovery.working.partition.stored[name]
+    ]
+    assert changed
+    assert np.array_equal(network.alive, recovery.working.alive)
+
+    def distance(one: MaskedNetwork) -> float:
+        return recovery.softened.compare(recovery._outputs_of(one)).value
+
+    assert distance(network) < distance(recovery.working)  # fitted on these samples as well
+
+    def harmful(refiner: Refiner, *_: object) -> None:
+        for name in changed:
+            refiner.working.write(name, 3 * refiner.working.read(name))
+
+    monkeypatch.setattr(Refiner, "repeat", harmful)
+    assert recovery.finished() is recovery.working
+    monkeypatch.undo()
+    recovery.settings = replace(QUICK, held_out_samples=20)
+    assert recovery.finished() is recovery.working  # there are samples enough
+
+
+@pytest.mark.parametrize("options", [{"divergence": 0.02}, {"metric": lambda _: 1.0, "max_drop": 0.5}])
+def test_a_network_that_was_checked_against_a_bound_is_the_one_that_is_written(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    def repeated(*_: object) -> None:
+        raise AssertionError("the network changed after it was checked")
+
+    monkeypatch.setattr(Refiner, "repeat", repeated)
+    monkeypatch.setattr(quality_bound, "_STEP", 0.5)
+    monkeypatch.setattr(quality_bound, "_LAST", 0.6)
+    options["limits"] = onnxcop.Limits(max_cut=0.6)
+    result = digits.prune(data=digits.data, samples=80, settings=QUICK, latency_seconds=0.0, **options)
+    assert result.report.after.macs < result.report.before.macs
 
 
 def test_large_networks_are_judged_in_batches_that_many_workers_share_evenly(
