@@ -15,6 +15,7 @@ from onnxcop._base.types import Array, BoolArray, FloatArray
 
 _BLOCK = 1 << 15  # numbers that are added at once
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_LEAST = 1e-3  # of the mean variance; smaller variances of inputs are raised to it
 _STEADY = 1e-10  # variance over squared mean; below it an output is constant up to rounding
 
 
@@ -179,7 +180,7 @@ class RidgeFit:
     """A change of a layer by ridge regression.
 
     Attributes:
-        ridge: λ, relative to the mean variance of the inputs.
+        ridge: λ, relative to the variance of every input.
         change: Of the weights, float64 [groups, features, outputs].
         shift: Of the bias, float64 [groups, outputs].
     """
@@ -198,7 +199,7 @@ class _Equations:
         cross: float64 [groups, features, outputs].
         inputs: float64 [groups, features], means; zero if the layer has no bias.
         missing: float64 [groups, outputs], likewise.
-        size: float64 [groups], the mean variance of the inputs.
+        sizes: float64 [groups, features], variances of the inputs, those far below their mean raised to a part of it.
         there: float64 [groups, features, 1], 1 for features that remain, else 0.
     """
 
@@ -206,7 +207,7 @@ class _Equations:
     cross: FloatArray
     inputs: FloatArray
     missing: FloatArray
-    size: FloatArray
+    sizes: FloatArray
     there: FloatArray
 
     @classmethod
@@ -219,12 +220,15 @@ class _Equations:
             inputs, missing = fit.inputs / fit.count, fit.missing / fit.count
         there = layer.features[:, :, None]
         gram = gram * (there * layer.features[:, None])
-        size = np.maximum(np.trace(gram, axis1=1, axis2=2) / np.maximum(layer.features.sum(axis=1), 1), 1e-12)
-        return cls(gram=gram, cross=cross * there, inputs=inputs, missing=missing, size=size, there=there)
+        own = np.einsum("gff->gf", gram)
+        mean = own.sum(axis=1, keepdims=True) / np.maximum(layer.features.sum(axis=1, keepdims=True), 1)
+        sizes = np.maximum(own, np.maximum(_LEAST * mean, 1e-12))
+        return cls(gram=gram, cross=cross * there, inputs=inputs, missing=missing, sizes=sizes, there=there)
 
     def solved(self, ridge: float) -> RidgeFit | None:
         """The solution; None if sums in single precision of nearly dependent inputs allow none."""
-        loaded = self.gram + (ridge * self.size)[:, None, None] * np.eye(self.gram.shape[1])
+        loaded = self.gram.copy()
+        np.einsum("gff->gf", loaded)[...] += ridge * self.sizes
         try:
             change = _positive_solve(loaded, self.cross) * self.there
         except np.linalg.LinAlgError:

@@ -62,7 +62,8 @@ def test_the_solution_is_that_of_ridge_regression_on_the_rows(bias: bool) -> Non
             a, r = rows[0][:, group][:, alive], rows[1][:, group]
             mean_a, mean_r = (a.mean(axis=0), r.mean(axis=0)) if bias else (np.zeros(len(alive)), np.zeros(OUTPUTS))
             gram = (a - mean_a).T @ (a - mean_a) / len(a)
-            strength = ridge * np.trace(gram) / len(alive) * np.eye(len(alive))
+            own = np.diagonal(gram)
+            strength = ridge * np.diag(np.maximum(own, 1e-3 * own.mean()))
             change[group, alive] = np.linalg.solve(gram + strength, (a - mean_a).T @ (r - mean_r) / len(a))
             shift[group] = mean_r - mean_a @ change[group, alive]
         left = held[1] - (held[0].transpose(1, 0, 2) @ change).transpose(1, 0, 2) - shift
@@ -71,6 +72,17 @@ def test_the_solution_is_that_of_ridge_regression_on_the_rows(bias: bool) -> Non
     np.testing.assert_allclose(found.change, change, atol=1e-9)
     np.testing.assert_allclose(found.shift, shift, atol=1e-8)
     assert not found.change[:, 2].any()
+
+
+def test_regularization_does_not_depend_on_the_units_of_inputs() -> None:
+    """An input in other units gets a weight in other units, and predictions stay."""
+    subject, rows, held = layer(), drawn(40, 0), drawn(30, 5)
+    found = solve(subject, sums(*rows), sums(*held))
+    units = np.geomspace(0.3, 3.0, FEATURES)
+    scaled = solve(subject, sums(rows[0] * units, rows[1]), sums(held[0] * units, held[1]))
+    assert found is not None and scaled is not None and found.ridge == scaled.ridge
+    np.testing.assert_allclose(scaled.change * units[None, :, None], found.change, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(scaled.shift, found.shift, rtol=1e-6, atol=1e-9)
 
 
 def test_noise_is_not_fitted() -> None:
