@@ -154,7 +154,7 @@ class Recovery:
         if resolve_provider(self.options.provider)[0] != CPU:
             return self.held_out.batch_size
         macs = max(float(self.analysis.cost.original()[0]), 1.0)
-        even = 1 << max(0, (self.held_out.count // _JUDGED).bit_length() - 1)
+        even = math.ceil(self.held_out.count / _JUDGED)
         worth = 1 << (math.ceil(_JUDGED_MACS / macs) - 1).bit_length()
         return min(self.held_out.batch_size, max(even, worth))
 
