@@ -199,11 +199,12 @@ class _Writer:
     def _zeroed(self, position: int, ends: Sequence[tuple[int, BoolArray, Any]]) -> onnx.TensorProto | None:
         """Stored weights with removed units set to zero; None if they are zero already."""
         before = values_of(self.stored[self.names[position]])
-        values = before.copy()
-        for axis, removed, zero in ends:
-            values[(slice(None),) * axis + (removed,)] = zero
-        if np.array_equal(values, before):
+        changes = [((slice(None),) * axis + (removed,), zero) for axis, removed, zero in ends]
+        if not any((before[place] != zero).any() for place, zero in changes):
             return None
+        values = before.copy()
+        for place, zero in changes:
+            values[place] = zero
         return self.held(numpy_helper.from_array(values, f"{self.names[position]}__ended_{self.number}_{position}"))
 
     def _cut(self, position: int, takes: Sequence[tuple[int, IntArray]]) -> onnx.TensorProto:

@@ -17,6 +17,7 @@ import onnx
 from onnxcop._base.types import Array, Feed
 from onnxcop.graph.edit import copied, replace_all
 from onnxcop.graph.io import WeightFile, weight_bytes
+from onnxcop.graph.serialize import serialized
 from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.subgraphs import captured, graphs_of, initializers_are_inputs
 from onnxcop.runtime.bound import DeviceTensor, ResidentPieces, RunPiece, device_of, on_host
@@ -298,7 +299,7 @@ class PartialExecutor:
             yield pieces.loaded(piece)
             return
         if keep and not partition.shares_weights:
-            yield _of_arrays(self._same_or_new(piece.SerializeToString()))
+            yield _of_arrays(self._same_or_new(serialized(piece)))
             return
         with Session(piece, self.options, passing=True) as session:
             yield _of_arrays(session)

@@ -16,6 +16,7 @@ from onnxcop._base.types import Array, Feed
 from onnxcop.errors import EngineError
 from onnxcop.graph.input_spec import InputSpec
 from onnxcop.graph.io import WeightFile, save_externally, weight_bytes
+from onnxcop.graph.serialize import serialized
 from onnxcop.runtime.providers import (
     TENSORRT,
     OutOfMemory,
@@ -126,7 +127,7 @@ class Session:
                 folder, self._remove = scratch_folder(self)
                 source = str(save_externally(model, folder))
             else:
-                source = model.SerializeToString()
+                source = serialized(model)
         else:
             source = model if isinstance(model, bytes) else os.fspath(model)
         try:

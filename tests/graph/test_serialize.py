@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from small_models import chain, linear, weights
 
+from onnxcop.graph import serialize
 from onnxcop.graph.serialize import file_size, write_message
 
 EXPORTS = sorted((Path(__file__).parents[1] / "exports").glob("*.onnx"))
@@ -83,3 +86,26 @@ def test_no_more_than_a_tensor_is_written_at_once() -> None:
     write_message(model, file)
     assert file.getvalue() == model.SerializeToString()
     assert file.largest < 1.1 * 4 * 100 * 100
+
+
+@pytest.mark.parametrize("path", EXPORTS, ids=lambda path: path.stem)
+def test_initializers_in_a_second_part_are_read_as_in_one(path: Path) -> None:
+    model = onnx.load(path)
+    data = serialize.serialized(model)
+    assert onnx.ModelProto.FromString(data) == model
+    if model.graph.initializer:
+        assert data != model.SerializeToString()
+
+
+def test_runtimes_read_a_model_in_two_parts() -> None:
+    model, data = chain(), np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    whole, parts = (
+        onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, {"x": data})[0]
+        for source in (model.SerializeToString(), serialize.serialized(model))
+    )
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_quick_bytes_keep_fields_of_newer_versions() -> None:
+    model = onnx.ModelProto.FromString(linear().SerializeToString() + b"\xfa\x3e\x03new")
+    assert serialize.serialized(model) == model.SerializeToString()
