@@ -33,7 +33,7 @@ from onnxcop.calibration.instrument import Instrumented, instrument
 from onnxcop.calibration.spilled import SpilledMoments
 from onnxcop.calibration.statistics import CalibrationStats, Moments
 from onnxcop.calibration.taps import Tap, taps_of
-from onnxcop.data.open import CalibrationData
+from onnxcop.data.dataset import CalibrationData, Item
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.linear import kernel_of
 from onnxcop.graph.shapes import ShapeMap
@@ -205,15 +205,13 @@ def _batch_sums(
         yield from _Watching(watched, shifts, kept).parts(data.batches(), data)
         return
     watching = crew.share(_Watching(watched, shifts, KeptSession(watched.model, crew.engine(options))))
-    ranges = data.ranges()
-    items: Iterable[tuple[int, int] | Feed] = data.batches() if ranges is None else ranges
-    for parts in crew.run(_sums_of, items, watching, crew.share(data, keep=True)):
+    for parts in crew.run(_sums_of, data.items(), watching, crew.share(data, keep=True)):
         yield from parts
 
 
-def _sums_of(item: tuple[int, int] | Feed, watching: _Watching, data: CalibrationData) -> list[tuple[int, _Parts]]:
-    """Sums of one batch: of samples by their numbers, or of given ones."""
-    return list(watching.parts(data.part(*item).batches() if isinstance(item, tuple) else [item], data))
+def _sums_of(item: Item, watching: _Watching, data: CalibrationData) -> list[tuple[int, _Parts]]:
+    """Sums of one batch in a worker."""
+    return list(watching.parts(data.feeds_of(item), data))
 
 
 def merge(stats: Sequence[CalibrationStats], names: Sequence[object] | None = None) -> CalibrationStats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,16 +12,24 @@ from onnxcop.cli.types import CriterionName, Several, Workers
 
 MEASURED = "measured"  # among several criteria, measured sensitivity
 
-workers_option = click.option(
-    "--workers", cls=SectionOption, section="Machine", type=Workers(), metavar="N|ADDRESS",
-    help="Work on N processes with one thread each, or on a cluster: dask://HOST:PORT, ray://HOST:PORT or ray. "
-    "Results stay the same.",
-)  # fmt: skip
-timing_workers_option = click.option(
-    "--workers", cls=SectionOption, section="Machine", type=Workers(), metavar="N|ADDRESS",
-    help="Time on N processes, or on a cluster: dask://HOST:PORT, ray://HOST:PORT or ray. Workers must be alike and "
-    "quiet: each times one thing after the other, with one thread unless --threads says more.",
-)  # fmt: skip
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _workers(text: str) -> Callable[[F], F]:
+    """The option `--workers` with its help."""
+    return click.option(
+        "--workers", cls=SectionOption, section="Machine", type=Workers(), metavar="N|ADDRESS", help=text
+    )
+
+
+workers_option = _workers(
+    "Work on N processes with one thread each, or on a cluster: dask://HOST:PORT, ray://HOST:PORT or ray. "
+    "Results stay the same."
+)
+timing_workers_option = _workers(
+    "Time on N processes, or on a cluster: dask://HOST:PORT, ray://HOST:PORT or ray. Workers must be alike and "
+    "quiet: each times one thing after the other, with one thread unless --threads says more."
+)
 independent_option = click.option(
     "--independent", cls=SectionOption, section="Machine", is_flag=True,
     help="Reach each budget from the original, as jobs for --workers that a stopped run continues; with several "

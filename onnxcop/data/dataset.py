@@ -20,6 +20,9 @@ from onnxcop.images.reader import ImageReader
 
 _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode images
 
+Item = tuple[int, int] | Feed
+"""A batch on its way to a worker: the places of its samples, from the first to after the last, or the samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class FedValues:
@@ -174,6 +177,15 @@ class CalibrationData:
             return None
         size = layout.size or self.batch_size
         return [(start, min(start + size, self.count)) for start in range(0, self.count, size)]
+
+    def items(self) -> Iterator[Item]:
+        """The batches, as small as they can travel: places if workers can read the samples by them, else samples."""
+        ranges = self.ranges()
+        return self.batches() if ranges is None else iter(ranges)
+
+    def feeds_of(self, item: Item) -> Iterator[Feed]:
+        """The samples of a batch that travelled."""
+        return self.part(*item).batches() if isinstance(item, tuple) else iter([item])
 
     def part(self, start: int, stop: int) -> CalibrationData:
         """The samples of some places."""

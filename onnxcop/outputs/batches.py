@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from itertools import islice
 
 import onnx
 
 from onnxcop._base.types import Feed
-from onnxcop.data.dataset import CalibrationData
+from onnxcop.data.dataset import CalibrationData, Item
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.runtime.session import EngineOptions, KeptSession, Session
-
-Batch = tuple[int, int] | Feed
-"""The samples from one place to before another, or the samples themselves."""
-
-
-def batches_for(crew: Crew, data: CalibrationData) -> Iterable[Batch]:
-    """The batches of some data, as small as they can travel: workers read samples by their places if they can."""
-    ranges = data.ranges() if crew.spread else None
-    return data.batches() if ranges is None else ranges
-
-
-def feeds_of(batch: Batch, data: CalibrationData) -> Iterable[Feed]:
-    """The samples of a batch."""
-    return data.part(*batch).batches() if isinstance(batch, tuple) else [batch]
 
 
 def outputs_on(
@@ -49,13 +35,13 @@ def outputs_on(
                 yield data.layout.samples_in(feed), session.run(dict(feed))
         return
     kept, known = crew.share(KeptSession(model, crew.engine(options))), crew.share(data, keep=True)
-    with closing(crew.run(_outputs_of, islice(batches_for(crew, data), most), kept, known)) as results:
+    with closing(crew.run(_outputs_of, islice(data.items(), most), kept, known)) as results:
         for parts in results:
             yield from parts
 
 
-def _outputs_of(batch: Batch, kept: KeptSession, data: CalibrationData) -> list[tuple[int, Feed]]:
-    return [(data.layout.samples_in(feed), kept.session.run(dict(feed))) for feed in feeds_of(batch, data)]
+def _outputs_of(item: Item, kept: KeptSession, data: CalibrationData) -> list[tuple[int, Feed]]:
+    return [(data.layout.samples_in(feed), kept.session.run(dict(feed))) for feed in data.feeds_of(item)]
 
 
 def answers_to(
@@ -66,9 +52,10 @@ def answers_to(
         with Session(model, options) as session:
             yield from (session.run(feed) for feed in feeds)
         return
-    with closing(crew.run(_answer_to, feeds, crew.share(KeptSession(model, crew.engine(options))))) as results:
+    with closing(crew.run(answer_to, feeds, crew.share(KeptSession(model, crew.engine(options))))) as results:
         yield from results
 
 
-def _answer_to(feed: Feed, kept: KeptSession) -> Feed:
+def answer_to(feed: Feed, kept: KeptSession) -> Feed:
+    """Run a model on a batch in a worker."""
     return kept.session.run(feed)

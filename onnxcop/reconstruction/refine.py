@@ -107,7 +107,7 @@ class Refiner:
     _batches: RefineBatches = field(init=False)
     _fit: Sequence[int] = field(init=False)
     _best: Standing = field(init=False)
-    _larger: float = 1.0
+    _larger: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         samples = self.samples

@@ -245,7 +245,7 @@ class SpreadBatches:
 
     def standing(self) -> Standing:
         """As :meth:`RefineBatches.standing`."""
-        return self._race([()], [False], Race(None), None)[1].unopposed
+        return self._race([()], [False], None)[1].unopposed
 
     def reach(self, layer: LinearLayer) -> None:
         """As :meth:`RefineBatches.reach`."""
@@ -289,11 +289,14 @@ class SpreadBatches:
         groups: Iterable[list[Trial]] = [list(trials)] if self._side_by_side else ([trial] for trial in trials)
         race, passed = Race(None), 0
         for group in groups:
+            if race.clear and all(trial.shorter for trial in group):  # beaten with the step that they are a part of
+                passed += len(group)
+                continue
             tried = []
             for trial in group:
                 layer.write(*trial.fit)
                 tried.append(saved(self._working, layer.own))
-            number, race = self._race(tried, [trial.shorter for trial in group], race, best)
+            number, race = self._race(tried, [trial.shorter for trial in group], best)
             if race.standing is not None:
                 self._put(layer, tried[number])
                 return Kept(passed + number, race.standing)
@@ -310,15 +313,12 @@ class SpreadBatches:
         self._working.put(tensors)
         self._changed[layer.index] = tensors
 
-    def _race(
-        self, tried: Sequence[Tensors], shorter: Sequence[bool], before: Race, best: Standing | None
-    ) -> tuple[int, Race]:  # fmt: skip
+    def _race(self, tried: Sequence[Tensors], shorter: Sequence[bool], best: Standing | None) -> tuple[int, Race]:
         """The first of some weights with which the network is nearer than `best`, else the last that were tried.
 
         Args:
             tried: The weights.
             shorter: Whether each are a part of the step before.
-            before: How the step before the first ended.
             best: What to beat.
         """
         sizes = common_sizes([self._batches[place].shapes[1] for place in self._judge])
@@ -335,7 +335,7 @@ class SpreadBatches:
         weights = self._crew.share(Tried(next(self._tried), tuple(tried)))
         with closing(self._run(score_batch, wanted(), weights, most=self._crew.width)) as scored:
             results = ((visit.candidate, one.terms) for one, (visit, _) in zip(scored, sent, strict=True))
-            race = before
+            race = Race(None)
             for at, part in enumerate(shorter):
                 if part and race.clear:
                     continue

@@ -20,6 +20,7 @@ from onnxcop._base.lookup import Recent
 from onnxcop._base.types import Array, Feed, FloatArray, IntArray
 from onnxcop.errors import EngineError
 from onnxcop.graph.edit import copied
+from onnxcop.outputs.batches import answer_to
 from onnxcop.parallel.crew import Crew
 from onnxcop.reconstruction.divergence import HeldOut
 from onnxcop.reconstruction.linear_layers import LinearLayer, linear_layer, wanted_names, wanted_output
@@ -54,15 +55,11 @@ def finished_by(crew: Crew, executor: PartialExecutor, places: Sequence[int]) ->
     inputs = [value.name for value in piece.graph.input]
     states = (executor.states[place] for place in places)
     shared = crew.share(KeptSession(piece, crew.engine(executor.options), passing=True))
-    with closing(crew.run(_outputs, ({name: state[name] for name in inputs} for state in states), shared)) as results:
+    with closing(crew.run(answer_to, ({name: state[name] for name in inputs} for state in states), shared)) as results:
         for place, outputs in zip(places, results, strict=True):
             early = [name for name in executor.partition.outputs if name not in outputs]
             known = executor.states[place] if early else {}
             yield {name: known[name] if name in early else outputs[name] for name in executor.partition.outputs}
-
-
-def _outputs(feed: Feed, rest: KeptSession) -> Feed:
-    return rest.session.run(feed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ import onnx
 
 from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import Feed
-from onnxcop.data.open import CalibrationData
-from onnxcop.outputs.batches import Batch, batches_for, feeds_of
+from onnxcop.data.dataset import CalibrationData, Item
 from onnxcop.outputs.judgement import judge
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Figures, Reference
@@ -210,10 +209,10 @@ class _Both:
         self.two.close()
 
 
-def _compared(item: tuple[Batch, bool], both: _Both, data: CalibrationData) -> list[ComparedBatch]:
+def _compared(wish: tuple[Item, bool], both: _Both, data: CalibrationData) -> list[ComparedBatch]:
     """Compare two models on a batch in a worker."""
-    batch, wanted = item
-    return list(both.compared(feeds_of(batch, data), data, lambda: wanted))
+    item, wanted = wish
+    return list(both.compared(data.feeds_of(item), data, lambda: wanted))
 
 
 def _in_order(both: _Both, data: CalibrationData, crew: Crew, wanted: Callable[[], bool]) -> Iterator[ComparedBatch]:
@@ -221,8 +220,8 @@ def _in_order(both: _Both, data: CalibrationData, crew: Crew, wanted: Callable[[
     if not crew.spread:
         yield from both.compared(data.batches(), data, wanted)
         return
-    items = ((batch, wanted()) for batch in batches_for(crew, data))
-    for parts in crew.run(_compared, items, crew.share(both), crew.share(data, keep=True)):
+    wishes = ((item, wanted()) for item in data.items())
+    for parts in crew.run(_compared, wishes, crew.share(both), crew.share(data, keep=True)):
         yield from parts
 
 

@@ -10,9 +10,10 @@ from transformer_models import bert
 
 import onnxcop
 from onnxcop.data.dataset import CalibrationData
-from onnxcop.data.open import open_data
+from onnxcop.data.open import open_data, open_source
 from onnxcop.data.options import DataOptions
 from onnxcop.data.padding import TrimmedData, padding_of
+from onnxcop.graph.input_spec import InputSpec
 from onnxcop.recovery.setup import without_padding
 from onnxcop.runtime.session import EngineOptions
 
@@ -70,6 +71,21 @@ def test_batches_end_with_their_longest_sequence() -> None:
     assert sum(int(batch["ids"].sum()) for batch in batches) == int(arrays["ids"].sum())
     fit, probe = TrimmedData.of(data, padding).split(0.25, 0)
     assert all(batch["mask"].any(axis=0).all() for part in (fit, probe, fit.take(9)) for batch in part.batches())
+
+
+def test_batches_travel_by_places_unless_they_depend_on_the_samples() -> None:
+    plain = open_source(np.arange(20.0).reshape(10, 2), [InputSpec("x", np.dtype(np.float32), ("n", 2))], batch_size=4)
+    assert list(plain.items()) == [(0, 4), (4, 8), (8, 10)]
+    data = opened(masked_mean(), padded())
+    padding = padding_of(data)
+    assert padding is not None
+    trimmed = TrimmedData.of(data, padding)
+    assert not any(isinstance(item, tuple) for item in trimmed.items())
+    for each in (plain, data, trimmed):
+        travelled = [feed for item in each.items() for feed in each.feeds_of(item)]
+        for one, other in zip(travelled, each.batches(), strict=True):
+            assert one.keys() == other.keys()
+            assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("forgets", [True, False])

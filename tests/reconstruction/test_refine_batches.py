@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxcop.reconstruction.divergence import HeldOut, Reference
 from onnxcop.reconstruction.network import MaskedNetwork, NetworkChange
 from onnxcop.reconstruction.normal_equations import FittedLayer
 from onnxcop.reconstruction.refine import FitStep, Refined, Refiner, RefineSet
-from onnxcop.reconstruction.spread import ChangedWeights, RefinePass, Step, Visit, score_batch, visit_batch
+from onnxcop.reconstruction.spread import ChangedWeights, RefinePass, Step, Tried, Visit, score_batch, visit_batch
 from onnxcop.runtime.segments import PartialExecutor
 from onnxcop.runtime.session import EngineOptions
 
@@ -117,6 +118,32 @@ def test_weights_that_do_not_help_are_not_kept_by_workers(monkeypatch: pytest.Mo
         scored.append(homes.scored)
     assert scored[0] < len(SIZES) * (1 + 2 * result.tried)  # some lose before their last batch
     assert scored[0] <= scored[1] <= scored[2] <= len(SIZES) * (1 + 2 * result.tried)
+
+
+@pytest.mark.parametrize("width", [1, 3])  # candidates are judged one after the other
+def test_half_of_a_step_that_clearly_lost_is_neither_tried_nor_packed(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    found, share = refine.candidates, Crew.share
+    packed: list[Tried] = []
+
+    def first_worse(layer: FittedLayer, *rows: Any) -> Any:
+        yield FitStep(), (-30 * layer.weights, layer.bias)
+        yield FitStep(share=0.5), (-15 * layer.weights, layer.bias)
+        yield from islice(found(layer, *rows), 1)
+
+    def noted(crew: Crew, value: Any, **settings: Any) -> Any:
+        if isinstance(value, Tried):
+            packed.append(value)
+        return share(crew, value, **settings)
+
+    monkeypatch.setattr(refine, "candidates", first_worse)
+    monkeypatch.setattr(Crew, "share", noted)
+    expected, result = refined()
+    assert len(result.steps) >= 2 and not packed
+    with Homes(width) as homes:
+        assert refined(homes) == (expected, result)
+    assert len(packed) == 1 + 2 * result.tried  # the first for the network as it was
 
 
 class Scored(Homes):
