@@ -19,6 +19,7 @@ from onnxcop._version import __version__
 from onnxcop.parallel.crew import WorkerError
 
 PATIENCE = 10.0  # seconds that a cluster has to answer
+_SLOWEST = 5e6  # bytes in a second that a network carries at least
 _LOOK = 2.0  # seconds between two looks at who is left
 
 
@@ -51,8 +52,19 @@ class DaskWorkers(Executor):
         self._looked = time.monotonic()
 
     def carry(self, path: Path) -> Any:
-        """Give a packed value to all workers, once."""
-        return self.client.scatter(path.read_bytes(), broadcast=True, hash=False)
+        """Give a packed value to one worker, from which the others get it.
+
+        Dask's own broadcast never ends if a worker dies during it, as of 2026.8.
+
+        Raises:
+            TimeoutError: The worker does not answer.
+        """
+        data = path.read_bytes()
+
+        async def scattered() -> Any:
+            return await self.client.scatter(data, hash=False, asynchronous=True)
+
+        return self.client.sync(scattered, callback_timeout=PATIENCE + len(data) / _SLOWEST)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Give a task to any worker."""
