@@ -1,10 +1,14 @@
 """Executors that do what a cluster may do: finish in any order, lose workers, see no files."""
 
+import os
 import random
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
+
+from onnxcop.parallel.local import LocalWorkers
 
 
 class AnyOrder(Executor):
@@ -111,4 +115,18 @@ class Lossy(Executor):
             future.set_exception(ConnectionError("the worker is gone"))
         else:
             future.set_result(fn(*args))
+        return future
+
+
+class Mortal(LocalWorkers):
+    """Kills a worker now and then, while it works."""
+
+    given = killed = 0
+
+    def _given(self, place: int, fn: Any, args: Any, kwargs: Any) -> Any:
+        future = super()._given(place, fn, args, kwargs)
+        self.given += 1
+        if self.given % 50 == 20:
+            self.killed += 1
+            os.kill(next(iter(self._pools[place]._processes)), signal.SIGKILL)
         return future

@@ -52,6 +52,16 @@ def chain(dtype: Any = np.float32, widths: Sequence[int] = (8, 16), classes: int
     return finished(graph)
 
 
+def disturbed(scale: float = 0.3) -> onnx.ModelProto:
+    """The small model with noise in its weights, as a student."""
+    model, rng = chain(), np.random.default_rng(1)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        noise = scale * array.std() * rng.standard_normal(array.shape)
+        tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
+    return model
+
+
 def linear(dtype: Any = np.float32, width: int = 16) -> onnx.ModelProto:
     """Three linear layers on `[N, 8]`, which ONNX Runtime also computes in double precision."""
     nodes = [

@@ -16,7 +16,6 @@ than 128 MB.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -35,11 +34,9 @@ from onnxcop.calibration.statistics import CalibrationStats, Moments
 from onnxcop.calibration.taps import Tap, taps_of
 from onnxcop.data.dataset import CalibrationData, Item
 from onnxcop.errors import CalibrationError
-from onnxcop.graph.linear import kernel_of
-from onnxcop.graph.shapes import ShapeMap
-from onnxcop.graph.traits import Trait, traits
+from onnxcop.graph.linear import multiply_accumulates
 from onnxcop.parallel.crew import HERE, Crew
-from onnxcop.runtime.input_shapes import shapes_of
+from onnxcop.runtime.input_shapes import fed_shapes, shapes_of
 from onnxcop.runtime.session import EngineOptions, KeptSession, Session, run_batched
 
 log = logging.getLogger("onnxcop")
@@ -108,7 +105,7 @@ def calibrate(
     if isinstance(positions, int) and positions < 1:
         raise CalibrationError(f"positions is {positions}; give 1 or more, or None for all")
     samples = data.layout.samples_in(first)
-    shapes = shapes_of(model, _input_shapes(model, first), options)
+    shapes = shapes_of(model, fed_shapes(model, first), options)
     taps = taps_of(model, layers, shapes, samples, WIDEST)
     wide = sorted({layer.tensor for layer in layers if layer.channels > WIDEST})
     if wide:
@@ -117,7 +114,7 @@ def calibrate(
     if not taps:
         return CalibrationStats(sha, data.count, {})
     if positions == "auto":
-        positions = affordable_positions(taps, SHARE * _macs(model, shapes) / samples)
+        positions = affordable_positions(taps, SHARE * multiply_accumulates(model, shapes) / samples)
     parts = list(_parts(taps))
     large = _ENTRY_BYTES * sum(tap.channels**2 for tap in taps) > LARGEST_HELD
     moments: dict[str, Moments] | SpilledMoments = SpilledMoments() if large else {}
@@ -253,29 +250,6 @@ def affordable_positions(taps: Sequence[Tap], budget: float) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
     return low
-
-
-def _macs(model: onnx.ModelProto, shapes: ShapeMap) -> float:
-    """Multiply-accumulates of a model's convolutions and matrix products, for the given shapes."""
-    total = 0.0
-    for node in model.graph.node:
-        if not traits(node) & Trait.LINEAR:
-            continue
-        data, weights, result = (shapes[name].shape for name in (*node.input[:2], node.output[0]))
-        if data is None or weights is None or result is None or len(weights) < 2:
-            continue
-        kernel = kernel_of(node, rank=len(weights))
-        if kernel is None or kernel.kind == "matmul":
-            total += math.prod(result) * weights[-2 if kernel is None else kernel.in_axis]
-        else:
-            total += math.prod(data if kernel.kind == "deconv" else result) * math.prod(weights[1:])
-    return total
-
-
-def _input_shapes(model: onnx.ModelProto, feed: Feed) -> dict[str, tuple[int, ...]]:
-    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    shapes = {value.name: stored[value.name] for value in model.graph.input if value.name in stored}
-    return shapes | {name: array.shape for name, array in feed.items()}
 
 
 def _zero_shifts(watched: Instrumented) -> Feed:

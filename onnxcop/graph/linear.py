@@ -7,6 +7,7 @@ this form, and writes changed ones back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 
 from onnxcop._base.types import Array, FloatArray
+from onnxcop.graph.shapes import ShapeMap
 from onnxcop.graph.traits import Trait, traits
 
 _BATCHES = ("transBatchA", "transBatchB")
@@ -132,6 +134,23 @@ def matrix(node: onnx.NodeProto, position: int = 1, rank: int = 2, bias: int | N
         scale=_attribute(node, "alpha", 1.0).f,
         bias_scale=_attribute(node, "beta", 1.0).f,
     )
+
+
+def multiply_accumulates(model: onnx.ModelProto, shapes: ShapeMap) -> float:
+    """Multiply-accumulates of a model's convolutions and matrix products, for the given shapes."""
+    total = 0.0
+    for node in model.graph.node:
+        if not traits(node) & Trait.LINEAR:
+            continue
+        data, weights, result = (shapes[name].shape for name in (*node.input[:2], node.output[0]))
+        if data is None or weights is None or result is None or len(weights) < 2:
+            continue
+        kernel = kernel_of(node, rank=len(weights))
+        if kernel is None or kernel.kind == "matmul":
+            total += math.prod(result) * weights[-2 if kernel is None else kernel.in_axis]
+        else:
+            total += math.prod(data if kernel.kind == "deconv" else result) * math.prod(weights[1:])
+    return total
 
 
 def einsum_terms(node: onnx.NodeProto) -> tuple[list[str], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from itertools import islice
 
@@ -45,7 +45,7 @@ def _outputs_of(item: Item, kept: KeptSession, data: CalibrationData) -> list[tu
 
 
 def answers_to(
-    model: onnx.ModelProto, feeds: Sequence[Feed], options: EngineOptions, crew: Crew = HERE
+    model: onnx.ModelProto, feeds: Iterable[Feed], options: EngineOptions, crew: Crew = HERE
 ) -> Generator[Feed]:
     """Run a model on batches that are in memory; yields the outputs of each."""
     if not crew.spread:

@@ -61,7 +61,7 @@ def distilled(request: Request, result: PruneResult) -> PruneResult:
     original, progress = request.analysis.original, request.progress
     try:
         with request.clock.stage("distillation"):
-            distillation = distill(result.model, original, source, options, progress, _feature(result))
+            distillation = distill(result.model, original, source, options, progress, _feature(result), request.crew)
     except OnnxcopError as reason:
         if asked.distill:
             raise

@@ -164,6 +164,13 @@ def _fit(name: str, sizes: tuple[int | None, ...], given: Sequence[int]) -> Shap
     return shape
 
 
+def fed_shapes(model: onnx.ModelProto, feed: Feed) -> dict[str, Shape]:
+    """Shapes of the inputs of a model that is run with a feed, with those of weights that are listed as inputs."""
+    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes = {value.name: stored[value.name] for value in model.graph.input if value.name in stored}
+    return shapes | {name: array.shape for name, array in feed.items()}
+
+
 def shapes_of(model: onnx.ModelProto, inputs: Mapping[str, Shape], options: EngineOptions) -> ShapeMap:
     """Infer all shapes; those that inference cannot determine come from a run of the model, or else from value_info."""
     shapes = infer(model, inputs)

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +20,27 @@ import numpy as np
 import onnx
 
 from onnxcop._base.progress import Progress, silent
-from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop._base.types import Array, Feed
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.io import sha256
+from onnxcop.graph.linear import multiply_accumulates
+from onnxcop.outputs.batches import answers_to, outputs_on
 from onnxcop.outputs.judgement import judge
+from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Divergence, Reference
-from onnxcop.runtime.session import EngineOptions, Session
+from onnxcop.runtime.bound import device_of
+from onnxcop.runtime.input_shapes import fed_shapes, shapes_of
+from onnxcop.runtime.session import EngineOptions, KeptSession, Session
 from onnxcop.training.checkpoint import Checkpoint
 from onnxcop.training.features import Feature
 from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET, divergence_loss
 from onnxcop.training.samples import PLAIN, ImageView, SampleSet, views_of
 from onnxcop.training.schedule import AUTO, Effort, Schedule
+from onnxcop.training.shards import Shards, Task, parts_of
 from onnxcop.training.step import Optimizer, StepGraph, WeightLayout, build_step, own_weights, with_weights
-from onnxcop.training.teacher import Teacher
+from onnxcop.training.steps import BatchSteps, ShardedSteps, Steps
 from onnxcop.training.trainer import Trainer, TrainingState
 
 log = logging.getLogger("onnxcop")
@@ -117,6 +124,7 @@ class Distilled:
 def distill(
     student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData,
     options: DistillOptions = DistillOptions(), progress: Progress = silent, feature: Feature | None = None,
+    crew: Crew = HERE,
 ) -> Distilled:  # fmt: skip
     """Train a model to match the outputs of another with the same inputs and outputs.
 
@@ -127,13 +135,14 @@ def distill(
         options: Options of the training.
         progress: Called with (stage, done, total).
         feature: An inner tensor to match besides the outputs.
+        crew: Computes the gradients of a step, each worker those of its shard of the samples.
 
     Raises:
         CalibrationError: There are too few samples, or they are of different shapes.
         ModelError: The outputs differ, or no gradient reaches a weight.
     """
     return _Distillation(
-        student=student, teacher=teacher, source=source, options=options, progress=progress, feature=feature
+        student=student, teacher=teacher, source=source, options=options, progress=progress, feature=feature, crew=crew
     ).run()
 
 
@@ -142,25 +151,22 @@ class _Distillation:
 
     def __init__(
         self, student: onnx.ModelProto, teacher: onnx.ModelProto, source: CalibrationData, options: DistillOptions,
-        progress: Progress, feature: Feature | None,
+        progress: Progress, feature: Feature | None, crew: Crew,
     ) -> None:  # fmt: skip
         self.student, self.teacher_model, self.options, self.progress = student, teacher, options, progress
-        self.started = time.monotonic()
+        self.source, self.crew, self.started = source, crew, time.monotonic()
         if source.count < 8:
             raise CalibrationError(f"distillation needs at least 8 samples, but got {source.description}")
         share = min(1 / 3, max(_HELD_OUT, _FEWEST_HELD_OUT / source.count), _MOST_HELD_OUT / source.count)
-        fit, held_out = source.split(share, options.seed)
-        self.size = source.layout.size or min(options.batch_size, fit.count)
-        self.samples, self.held = SampleSet.of(fit), SampleSet.of(held_out)
-        self.description = source.description
-        with Session(teacher, options.engine) as session:
-            outputs, counts = [], []
-            for feed in self.held.batches(self.size):
-                outputs.append(session.run(feed))
-                counts.append(_count(feed, self.held))
-            judgements = judge(outputs, counts, teacher)
-            self.reference = Reference(outputs, judgements=judgements, counts=counts)
-            self.views = self._bearable_views(session)
+        self.split = share, options.seed
+        self.fit, held_out = source.split(*self.split)
+        self.size = source.layout.size or min(options.batch_size, self.fit.count)
+        self.held_data, self.held = held_out.in_batches_of(self.size), SampleSet.of(held_out)
+        outputs = self._outputs(teacher)
+        counts = [_count(feed, self.held) for feed in self.held.batches(self.size)]
+        judgements = judge(outputs, counts, teacher)
+        self.reference = Reference(outputs, judgements=judgements, counts=counts)
+        self.views = self._bearable_views()
         learner, features = student, dict[str, Array]()
         if feature is not None:
             both = feature.of_student(student), feature.of_teacher(teacher)
@@ -168,23 +174,30 @@ class _Distillation:
             if values is not None:
                 learner, teacher, features = *both, {feature.name: values}
         self.loss = divergence_loss(learner, judgements, outputs, features)
-        self.targets = [v.name.removeprefix(TARGET) for v in self.loss.graph.input if v.name.startswith(TARGET)]
-        self.answers = Teacher(
-            model=teacher, samples=self.samples, views=self.views, outputs=self.targets, options=options.engine
-        )
+        targets = tuple(v.name.removeprefix(TARGET) for v in self.loss.graph.input if v.name.startswith(TARGET))
+        feed = next(self.held.batches(self.size))
+        with Session(teacher, options.engine) as session:
+            self.example = feed, {TARGET + name: array for name, array in session.run(feed, targets).items()}
+        self.task = Task(KeptSession(teacher, options.engine), self.split, self.views, targets)
         self.softened = self.reference.softened(_TEMPERATURE)
 
-    def _bearable_views(self, session: Session) -> Sequence[ImageView]:
+    def _outputs(self, model: onnx.ModelProto, view: ImageView = PLAIN) -> list[Feed]:
+        """Outputs of a model on the held-out samples, batch by batch."""
+        engine = self.options.engine
+        if self.crew.spread and view == PLAIN:
+            return [outputs for _, outputs in outputs_on(model, self.held_data, engine, self.crew)]
+        return list(answers_to(model, self.held.batches(self.size, view), engine, self.crew))
+
+    def _bearable_views(self) -> Sequence[ImageView]:
         """Views on which the original predicts the same as on the plain images; else only the plain ones."""
-        views = views_of(self.samples, _VIEWS, self.options.seed)
+        views = views_of(self.held, _VIEWS, self.options.seed)
         if len(views) == 1 or not all(len(j.kind.tasks) and "classify" in j.kind.tasks and
                                       self.reference.outputs[0][j.outputs[0]].ndim == 2
                                       for j in self.reference.judgements.entries):  # fmt: skip
             return [PLAIN]
 
         def agreement(view: ImageView) -> float:
-            outputs = [session.run(feed) for feed in self.held.batches(self.size, view)]
-            return self.reference.compare(outputs).agreement or 0.0
+            return self.reference.compare(self._outputs(self.teacher_model, view)).agreement or 0.0
 
         moved = [view for view in views[1:] if not view.mirrored]
         mirrored = [view for view in views[1:] if view.mirrored]
@@ -197,22 +210,22 @@ class _Distillation:
 
     def run(self) -> Distilled:
         """Find the rate, train, and choose on the held-out samples."""
-        example = self._feed(0, np.arange(self.size))
-        shapes = {name: array.shape for name, array in example.items()}
+        feed, targets = self.example
+        shapes = {name: array.shape for name, array in (feed | targets).items()}
         graph = build_step(self.loss, Optimizer(), own_weights(self.student, self.loss), shapes, self.options.engine)
         start = graph.layout.vector(self.loss)
         trainer = Trainer(graph, TrainingState.fresh(start), self.options.engine)
+        shards = self._shards(feed)
         before = self._divergence(graph.layout, start, self.reference)
         score = self._divergence(graph.layout, start, self.softened).value
-        run = self._identity(graph.layout)
-        rate, loop = self._loop(trainer, graph, start, score, run)
-        history = loop.run(score)
+        with closing(self.task.teacher), closing(self._made_by(trainer, shards)) as steps:
+            rate, loop = self._loop(trainer, steps, shards, graph, start, score)
+            history = loop.run(score)
         kept = loop.best_score < score
         after = self._divergence(graph.layout, loop.best, self.reference) if kept else before
         model = with_weights(self.student, graph.layout.arrays(loop.best)) if kept else self.student
         made = trainer.steps
         trainer.close()
-        self.answers.close()
         return Distilled(
             model=model,
             before=before,
@@ -227,44 +240,57 @@ class _Distillation:
             agreement_name=self.reference.agreement_name,
         )
 
-    def _feed(self, epoch: int, indices: IntArray) -> Feed:
-        """A batch in this pass's view, with the original's outputs."""
-        view = epoch % len(self.views)
-        feed = self.samples.batch(indices, self.views[view])
-        answers = self.answers.answers(indices, view, feed)
-        return feed | {TARGET + name: answers[name] for name in self.targets}
+    def _shards(self, feed: Feed) -> Shards:
+        """Division of the samples, by the arithmetic of a batch; on a device, a batch is computed as a whole."""
+        whole = self.source.layout.size is not None or (device_of(self.options.engine) and not self.crew.spread)
+        shapes = shapes_of(self.student, fed_shapes(self.student, feed), self.options.engine)
+        macs = multiply_accumulates(self.student, shapes) * self.size / _count(feed, self.held)
+        return Shards(self.fit.count, self.size, 1 if whole else parts_of(self.size, macs))
+
+    def _made_by(self, trainer: Trainer, shards: Shards) -> Steps:
+        """What makes the steps."""
+        seed = self.options.seed
+        if shards.parts > 1:
+            return ShardedSteps(
+                trainer=trainer,
+                task=self.task,
+                source=self.source,
+                shards=shards,
+                seed=seed,
+                options=self.options.engine,
+                crew=self.crew,
+            )
+        shard = self.task.shard(self.source, 0, shards.count)
+        return BatchSteps(trainer, lambda epoch, places: shard.feed(places, epoch % len(self.views)), shards, seed)
 
     def _divergence(self, layout: WeightLayout, weights: Array, reference: Reference) -> Divergence:
-        model = with_weights(self.student, layout.arrays(weights))
-        with Session(model, self.options.engine) as session:
-            return reference.compare([session.run(feed) for feed in self.held.batches(self.size)])
+        return reference.compare(self._outputs(with_weights(self.student, layout.arrays(weights))))
 
-    def _steps(self, trainer: Trainer, start: Array) -> int:
+    def _affordable(self, trainer: Trainer, steps: Steps, shards: Shards, start: Array) -> int:
         """The number of steps that the effort allows."""
-        each = max(1, self.samples.count // self.size)
         effort = self.options.effort
-        most = math.inf if effort.epochs is None else max(1, round(effort.epochs * each))
+        most = math.inf if effort.epochs is None else max(1, round(effort.epochs * shards.steps))
         if effort.seconds is None:
             return int(most)
         times = []
         for number in range(_MEASURED + 1):
             begun = time.monotonic()
-            trainer.step(self._feed(number, np.arange(self.size)), 0.0)
+            steps.make(number, 0.0)
             times.append(time.monotonic() - begun)
         trainer.restore(TrainingState.fresh(start))
         left = effort.seconds - (time.monotonic() - self.started)
         return int(min(most, max(1, left // (1.1 * min(times[1:])))))
 
-    def _loop(self, trainer: Trainer, graph: StepGraph, start: Array, score: float, run: str) -> tuple[float, Loop]:
+    def _loop(
+        self, trainer: Trainer, steps: Steps, shards: Shards, graph: StepGraph, start: Array, score: float
+    ) -> tuple[float, Loop]:
         """The loop at the given rate, at that of the checkpoint, or at the best rate of short trials."""
+        run = self._identity(graph.layout, shards)
 
         def made(rate: float, count: int, stage: str, evaluations: int, checkpoint: Path | None = None) -> Loop:
             trainer.restore(TrainingState.fresh(start))
             settings = LoopSettings(
                 schedule=Schedule(rate, count),
-                samples=self.samples.count,
-                batch_size=self.size,
-                seed=self.options.seed,
                 evaluations=evaluations,
                 checkpoint=checkpoint,
                 run=run,
@@ -272,7 +298,7 @@ class _Distillation:
             )
             return Loop(
                 trainer=trainer,
-                batch=self._feed,
+                steps=steps,
                 measure=lambda weights: self._divergence(graph.layout, weights, self.softened).value,
                 settings=settings,
                 progress=self.progress,
@@ -281,11 +307,11 @@ class _Distillation:
         path = self.options.checkpoint
         earlier = None if path is None else Checkpoint.load(path, run)
         if earlier is not None:
-            rate, steps = float(earlier.notes["rate"]), int(earlier.notes["steps"])
-            return rate, made(rate, steps, "distillation", _EVALUATIONS, path)
-        steps = left = self._steps(trainer, start)
+            rate = float(earlier.notes["rate"])
+            return rate, made(rate, int(earlier.notes["steps"]), "distillation", _EVALUATIONS, path)
+        total = left = self._affordable(trainer, steps, shards, start)
         rate = self.options.rate or _RATES[-1]
-        count = max(_FEWEST_STEPS, round(_TRIAL * steps))
+        count = max(_FEWEST_STEPS, round(_TRIAL * total))
         for trial in _RATES if self.options.rate is None else ():
             loop = made(trial, count, f"trial at {trial:g}", 1)
             loop.run(score)
@@ -294,13 +320,13 @@ class _Distillation:
                 rate = trial  # lower rates may win in such a short trial and lose at the end
                 break
         if self.options.effort.seconds is None:
-            left = steps
+            left = total
         return rate, made(rate, max(left, 1), "distillation", _EVALUATIONS, path)
 
-    def _identity(self, layout: WeightLayout) -> str:
+    def _identity(self, layout: WeightLayout, shards: Shards) -> str:
         """Identity of a checkpoint that the run can resume from."""
-        parts = (sha256(self.student), sha256(self.teacher_model), self.description, self.options.effort,
-                 self.options.rate, self.size, self.options.seed, layout.names, self.targets)  # fmt: skip
+        parts = (sha256(self.student), sha256(self.teacher_model), self.source.description, self.options.effort,
+                 self.options.rate, shards, self.options.seed, layout.names, self.task.targets)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,9 +29,11 @@ from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET
 from onnxcop.training.normalization import BatchStatistics, estimated_statistics, use_batch_statistics
 from onnxcop.training.objectives import LABELS, Objective, objective
-from onnxcop.training.samples import PLAIN, ImageView, SampleSet
+from onnxcop.training.samples import ImageView, SampleSet
 from onnxcop.training.schedule import Schedule
+from onnxcop.training.shards import Shards
 from onnxcop.training.step import Optimizer, WeightLayout, build_step, own_weights, with_weights
+from onnxcop.training.steps import BatchSteps
 from onnxcop.training.teacher import Teacher
 from onnxcop.training.trainer import Trainer, TrainingState
 
@@ -179,13 +182,7 @@ class _Finetuning:
         self.normalized = _normalized(self.objective.model, options)
         self.asks: Teacher | None = None
         if self.teacher is not None and not options.augment and self.objective.output:
-            self.asks = Teacher(
-                model=self.teacher,
-                samples=self.samples,
-                views=[PLAIN],
-                outputs=[self.objective.output],
-                options=options.engine,
-            )
+            self.asks = Teacher(Session(self.teacher, options.engine), self.samples, 1, [self.objective.output])
         self.live = Session(self.teacher, options.engine) if self.teacher is not None and options.augment else None
 
     def _check_teacher(self, session: Session) -> None:
@@ -207,21 +204,21 @@ class _Finetuning:
         self.start = start = graph.layout.vector(model)
         trainer = Trainer(graph, TrainingState.fresh(start), options.engine)
         before = self._score(graph.layout, start)
-        each = max(1, self.samples.count // self.size)
-        steps = max(1, round(options.epochs * each))
+        shards = Shards(self.samples.count, self.size)
+        total = max(1, round(options.epochs * shards.steps))
         settings = LoopSettings(
-            Schedule(options.rate, steps), self.samples.count, self.size, options.seed,
-            evaluations=max(1, min(round(options.epochs), steps)), checkpoint=options.checkpoint,
-            run=self._identity(graph.layout), stage="fine-tuning", sign=-1,
+            Schedule(options.rate, total), evaluations=max(1, min(round(options.epochs), total)),
+            checkpoint=options.checkpoint, run=self._identity(graph.layout), stage="fine-tuning", sign=-1,
         )  # fmt: skip
-        loop = Loop(
-            trainer=trainer,
-            batch=self._feed,
-            measure=lambda weights: -self._score(graph.layout, weights),
-            settings=settings,
-            progress=self.progress,
-        )
-        history = loop.run(-before)
+        with closing(BatchSteps(trainer, self._feed, shards, options.seed)) as steps:
+            loop = Loop(
+                trainer=trainer,
+                steps=steps,
+                measure=lambda weights: -self._score(graph.layout, weights),
+                settings=settings,
+                progress=self.progress,
+            )
+            history = loop.run(-before)
         losses = dict(history.losses)
         entries = tuple(
             {"step": step, "loss": losses.get(step, float("nan")), "score": -score} for step, score in history.scores

@@ -10,26 +10,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from onnxcop._base.progress import Progress, silent
-from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop._base.types import Array, IntArray
 from onnxcop.errors import ModelError
-from onnxcop.runtime.providers import OutOfMemory
 from onnxcop.training.checkpoint import Checkpoint
 from onnxcop.training.schedule import Schedule
+from onnxcop.training.steps import Steps
 from onnxcop.training.trainer import StepResult, Trainer
 
 log = logging.getLogger("onnxcop")
 
 _HALVINGS = 3  # factor of the rate after steps without a finite loss
 _SAVED_EVERY = 20.0  # seconds between checkpoints
-
-Batch = Callable[[int, IntArray], Feed]  # the feed of a step: the number of the pass, and the samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +35,6 @@ class LoopSettings:
 
     Attributes:
         schedule: The learning rate and the number of steps.
-        samples: Number of samples.
-        batch_size: Samples per step.
-        seed: Random seed of their order.
         evaluations: Number of evaluations, including the end.
         checkpoint: File for the training state.
         run: Identity of the run.
@@ -49,9 +43,6 @@ class LoopSettings:
     """
 
     schedule: Schedule
-    samples: int
-    batch_size: int
-    seed: int = 0
     evaluations: int = 4
     checkpoint: Path | None = None
     run: str = ""
@@ -74,53 +65,29 @@ class History:
     interrupted: bool = False
 
 
-class _ReadAhead:
-    """Reads the batch of the next step in a separate thread while ONNX Runtime computes the current one.
-
-    Args:
-        read: Maps (step number, number of parts) to the feeds.
-    """
-
-    def __init__(self, read: Callable[[int, int], list[Feed]]) -> None:
-        self._read = read
-        self._pool = ThreadPoolExecutor(1, "onnxcop-batches")
-        self._pending: dict[tuple[int, int], Future[list[Feed]]] = {}
-
-    def batch(self, number: int, parts: int, last: bool) -> list[Feed]:
-        """The feeds of a step; reading continues with the next step unless this is the last."""
-        requests = [(number, parts)] if last else [(number, parts), (number + 1, parts)]
-        self._pending = {key: self._pending.get(key) or self._pool.submit(self._read, *key) for key in requests}
-        return self._pending[number, parts].result()
-
-    def close(self) -> None:
-        """End the thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
 class Loop:
     """Training steps over samples, with regular evaluations.
 
     Args:
-        trainer: Runs the steps.
-        batch: Builds the feeds.
+        trainer: Holds the weights.
+        steps: Makes the steps.
         measure: Scores weights (lower is better).
         settings: Settings of the loop.
         progress: Called with (stage, done, total).
     """
 
     def __init__(
-        self, trainer: Trainer, batch: Batch, measure: Callable[[Array], float], settings: LoopSettings,
+        self, trainer: Trainer, steps: Steps, measure: Callable[[Array], float], settings: LoopSettings,
         progress: Progress = silent,
     ) -> None:  # fmt: skip
-        self.trainer, self.batch, self.measure = trainer, batch, measure
+        self.trainer, self.steps, self.measure = trainer, steps, measure
         self.settings, self.progress = settings, progress
         self.history = History()
         self.best, self.best_score = trainer.weights, float("inf")
-        self._factor, self._parts = 1.0, 1
+        self._factor = 1.0
         self._halvings = 0
         self._recent: list[float] = []
         self._saved = time.monotonic()
-        self._ahead = _ReadAhead(self._feeds)
 
     def run(self, score: float) -> History:
         """Train to the end of the schedule, or until Ctrl-C.
@@ -151,8 +118,6 @@ class Loop:
             self.history.interrupted = True
             log.warning("stopped after %d of %d steps; the best so far is kept", self.trainer.steps, total)
             self._score(self.trainer.steps)
-        finally:
-            self._ahead.close()
         return self.history
 
     def _step(self, number: int) -> None:
@@ -172,35 +137,8 @@ class Loop:
         self._recent.append(result.loss)
 
     def _attempt(self, number: int) -> tuple[StepResult, IntArray]:
-        rate = self.settings.schedule.at(number) * self._factor
-        last = number + 1 == self.settings.schedule.steps
-        indices = self._indices(number)
-        while True:
-            try:
-                parts = self._ahead.batch(number, self._parts, last)
-                shares = [len(part) / len(indices) for part in np.array_split(indices, self._parts)]
-                return self.trainer.step_in_parts(parts, shares, rate), indices
-            except OutOfMemory:
-                if self._parts >= len(indices):
-                    raise
-                self._parts *= 2
-                log.info("out of memory: from now on a step computes its batch in %d parts", self._parts)
-
-    def _indices(self, number: int) -> IntArray:
-        """The samples of a step."""
-        epoch, place = divmod(number, self._steps_per_epoch)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(self.settings.samples)
-        size = min(self.settings.batch_size, self.settings.samples)
-        return order[place * size : (place + 1) * size]
-
-    def _feeds(self, number: int, parts: int) -> list[Feed]:
-        """The batch of a step."""
-        epoch = number // self._steps_per_epoch
-        return [self.batch(epoch, part) for part in np.array_split(self._indices(number), parts)]
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        return max(1, self.settings.samples // self.settings.batch_size)
+        schedule = self.settings.schedule
+        return self.steps.make(number, schedule.at(number) * self._factor, last=number + 1 == schedule.steps)
 
     def _evaluate(self, done: int, total: int, seconds: float) -> None:
         loss = float(np.mean(self._recent)) if self._recent else float("nan")

@@ -142,7 +142,7 @@ def relative_error(y: Tensor, target: Tensor, batches: Sequence[Array]) -> Tenso
 
 
 def cross_entropy(y: Tensor, labels: Tensor, *, probabilities: bool) -> Tensor:
-    """-log of the probability of the correct class, averaged over samples; labels int64 [samples]."""
+    """-log of the probability of the correct class, mean_of_parts over samples; labels int64 [samples]."""
     logs = _logits(y, True) if probabilities else y.op("LogSoftmax", axis=1)
     return -logs.op("GatherElements", labels.unsqueeze([1]), axis=1).op("ReduceMean", keepdims=0)
 

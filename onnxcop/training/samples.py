@@ -115,8 +115,12 @@ class SampleSet:
     store: LargeArrays = field(kw_only=True)
 
     @classmethod
-    def of(cls, source: CalibrationData) -> SampleSet:
+    def of(cls, source: CalibrationData, share: float = 1.0) -> SampleSet:
         """Read all samples of a source.
+
+        Args:
+            source: The samples.
+            share: Share of the memory for samples that these may take.
 
         Raises:
             CalibrationError: They are of different shapes.
@@ -125,7 +129,7 @@ class SampleSet:
         store: _Store | None = None
         for feed in source.batches():
             if store is None:
-                store = _Store(feed, axes, source.count)
+                store = _Store(feed, axes, source.count, share * MOST_BYTES)
             elif any(_rest(feed[n], axes[n]) != _rest(store.arrays[n], axes[n]) for n in feed):
                 raise CalibrationError(
                     f"{source.description}: samples of different shapes cannot be trained on together; "
@@ -164,16 +168,17 @@ class _Store:
         feed: The first batch.
         axes: The batch axis of every input, None for one that all samples share.
         count: Total number of samples.
+        most: Bytes to keep in memory.
     """
 
-    def __init__(self, feed: Feed, axes: Mapping[str, int | None], count: int) -> None:
+    def __init__(self, feed: Feed, axes: Mapping[str, int | None], count: int, most: float) -> None:
         self._axes, self._filled = axes, 0
         shapes = {name: _with_size(array.shape, axes[name], count) for name, array in feed.items()}
         size = sum(math.prod(shape) * feed[name].itemsize for name, shape in shapes.items())
         self.large = LargeArrays()
         self.arrays = self.large.arrays
         for name, shape in shapes.items():
-            in_file = size > MOST_BYTES and not feed[name].dtype.hasobject
+            in_file = size > most and not feed[name].dtype.hasobject
             self.large.make(name, shape, feed[name].dtype, in_file=in_file)
 
     def add(self, feed: Feed) -> None:

@@ -131,7 +131,7 @@ class StepGraph:
     missing: tuple[str, ...]
 
     def in_two(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-        """Split the step into two graphs, for a batch that comes in parts with averaged gradients.
+        """Split the step into two graphs, for a batch that comes in parts with mean_of_parts gradients.
 
         Returns:
             A graph that returns the loss and the gradient [elements] of a part, and a graph that updates the three

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from onnxcop._base.types import Array, Feed, IntArray
-from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.training.samples import MOST_BYTES, ImageView, LargeArrays, SampleSet
+from onnxcop.runtime.session import Runner
+from onnxcop.training.samples import MOST_BYTES, LargeArrays, SampleSet
 
 _KEPT = 2**30  # bytes of outputs to keep
 
@@ -18,22 +17,21 @@ class Teacher:
     """Outputs of a model on views of samples.
 
     Args:
-        model: The model.
+        session: Runs the model.
         samples: The samples.
-        views: The views.
+        views: Number of views.
         outputs: Names of the required outputs.
-        options: How to run it.
+        share: Share of the memory for outputs that these may take.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, samples: SampleSet, views: Sequence[ImageView], outputs: Sequence[str],
-        options: EngineOptions,
-    ) -> None:  # fmt: skip
-        self._session = Session(model, options)
+        self, session: Runner, samples: SampleSet, views: int, outputs: Sequence[str], *, share: float = 1.0
+    ) -> None:
+        self._session, self._share = session, share
         self._samples, self._outputs = samples, list(outputs)
         self._answers: dict[int, dict[str, Array]] = {}
         self._large = LargeArrays()
-        self._known = np.zeros((len(views), samples.count), np.bool_)
+        self._known = np.zeros((views, samples.count), np.bool_)
 
     def answers(self, indices: IntArray, view: int, feed: Mapping[str, Array]) -> Feed:
         """Outputs on some samples.
@@ -48,19 +46,15 @@ class Teacher:
             if any(np.ndim(value) == 0 or len(value) != len(indices) for value in outputs.values()):
                 return outputs  # samples are not along the first axis: outputs cannot be stored by sample
             size = sum(value.nbytes for value in outputs.values()) / len(indices)
-            if size * self._known.size > _KEPT:
+            if size * self._known.size > self._share * _KEPT:
                 return outputs
             cached = self._answers.setdefault(view, {})
             for name, value in outputs.items():
                 if name not in cached:
                     shape = (self._samples.count, *value.shape[1:])
-                    in_file = size * self._known.size > MOST_BYTES
+                    in_file = size * self._known.size > self._share * MOST_BYTES
                     cached[name] = self._large.make(f"{view} {name}", shape, value.dtype, in_file=in_file)
                 cached[name][indices] = value
                 self._large.note(value.nbytes)
             self._known[view, indices] = True
         return {name: self._large.take(f"{view} {name}", indices, 0) for name in self._answers[view]}
-
-    def close(self) -> None:
-        """Free the session."""
-        self._session.close()

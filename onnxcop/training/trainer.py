@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from onnxcop._base.types import Array, Feed
 from onnxcop.runtime.bound import BoundSession
@@ -55,6 +56,21 @@ class StepResult:
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
+def mean_of_parts(parts: Iterable[tuple[float, float, Array]]) -> tuple[float, Array]:
+    """The loss and the gradient of a batch, added in the order of its parts.
+
+    Args:
+        parts: Share of the batch's samples, loss and gradient [elements] of each part; at least one.
+    """
+    loss, gradient = 0.0, None
+    for share, one, slope in parts:
+        loss += share * one
+        part = np.float32(share) * slope
+        gradient = part if gradient is None else np.add(gradient, part, out=gradient)
+    assert gradient is not None
+    return loss, gradient
+
+
 class Trainer:
     """Runs training steps.
 
@@ -92,7 +108,7 @@ class Trainer:
         return self._done(StepResult(float(values[LOSS]), float(values[NORM])))
 
     def step_in_parts(self, parts: Sequence[Mapping[str, Array]], shares: Sequence[float], rate: float) -> StepResult:
-        """Make one step on a batch that comes in parts; their gradients are averaged.
+        """Make one step on a batch that comes in parts; their gradients are mean_of_parts.
 
         Args:
             parts: Feeds, as :meth:`step` takes them; only one of them is computed at a time.
@@ -104,26 +120,32 @@ class Trainer:
         """
         if len(parts) == 1 and self._gradients is None:
             return self.step(parts[0], rate)
-        gradients = self._split()
+        if self._gradients is None:
+            self._gradients = Session(self.split(), self._options)
         weights = {WEIGHTS: self.weights}
-        loss, gradient = 0.0, np.zeros_like(weights[WEIGHTS])
-        for part, share in zip(parts, shares, strict=True):
-            values = gradients.run({**part, **weights}, [LOSS, GRADIENT])
-            loss += share * float(values[LOSS])
-            gradient += np.float32(share) * values[GRADIENT]
+        results = (self._gradients.run({**part, **weights}, [LOSS, GRADIENT]) for part in parts)
+        found = ((share, float(v[LOSS]), v[GRADIENT]) for share, v in zip(shares, results, strict=True))
+        return self.update(*mean_of_parts(found), rate)
+
+    def split(self) -> onnx.ModelProto:
+        """Let steps be made by :meth:`update` from now on; returns the graph of a part's loss and gradient."""
+        first, second = self._graph.in_two()
+        state = self.state
+        self._session.close()
+        self._session = BoundSession(second, dict(NEXT), self._options)
+        self.restore(state)
+        return first
+
+    def update(self, loss: float, gradient: Array, rate: float) -> StepResult:
+        """Make one step by a gradient; it is undone if the loss or the gradient is not finite.
+
+        Args:
+            loss: Loss on the batch.
+            gradient: Its gradient, float32 [elements].
+            rate: Learning rate.
+        """
         result = self._apply({GRADIENT: gradient}, rate, [NORM])
         return self._done(StepResult(loss, float(result[NORM])))
-
-    def _split(self) -> Session:
-        """Run the gradient and the update separately from now on."""
-        if self._gradients is None:
-            first, second = self._graph.in_two()
-            state = self.state
-            self._session.close()
-            self._session = BoundSession(second, dict(NEXT), self._options)
-            self.restore(state)
-            self._gradients = Session(first, self._options)
-        return self._gradients
 
     def _apply(self, feeds: Mapping[str, Array], rate: float, outputs: Sequence[str]) -> Feed:
         scalars = {RATE: np.asarray(rate, np.float32), STEP: np.asarray(self._steps + 1, np.float32)}

@@ -20,15 +20,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from small_models import chain, disturbed
 
 import onnxcop
+from onnxcop._base.progress import silent
+from onnxcop.data.open import open_source
 from onnxcop.parallel.crew import Crew, WorkerError
-from onnxcop.parallel.workers import WorkersWish, opened
+from onnxcop.parallel.workers import WorkersWish, crew_for, opened
 from onnxcop.recovery import rounds
+from onnxcop.runtime.session import Session
+from onnxcop.training import shards
+from onnxcop.training.distill import DistillOptions, distill
+from onnxcop.training.schedule import Effort
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
-PHASES = ("statistics (fit)", "statistics (held-out)", "curves", "refinement")
+PHASES = ("statistics (fit)", "statistics (held-out)", "curves", "refinement", "distillation")
 APART = 480  # seconds for a test in a process of its own
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of the cluster's packages
@@ -36,8 +44,9 @@ slow = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def any_network_is_refined_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def any_network_is_refined_and_trained_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "FEWEST_MACS", 0.0)
+    monkeypatch.setattr(shards, "FEWEST_MACS", 1.0)
 
 
 def in_a_process_of_its_own(name: str) -> str:
@@ -68,7 +77,18 @@ def pruned(models_dir: Path, executor: Executor | None, progress: Any = None) ->
         models_dir / "digits_resnet.onnx", data=models_dir / "digits_calib.npz", executor=executor, macs=0.7,
         samples=48, batch_size=8, options=CPU, progress=progress,
     )  # fmt: skip
-    return result.model.SerializeToString()
+    return result.model.SerializeToString() + distilled(executor, progress)
+
+
+def distilled(executor: Executor | None, progress: Any = None) -> bytes:
+    """A student that learns from what the workers compute."""
+    values = np.random.default_rng(0).standard_normal((96, 3, 8, 8)).astype(np.float32)
+    with Session(chain(), CPU) as session:
+        source = open_source({"x": values}, session.inputs, samples=96, batch_size=16)
+    options = DistillOptions(effort=Effort(epochs=6), rate=3e-3, batch_size=16, engine=CPU)
+    found = distill(disturbed(), chain(), source, options, progress or silent, crew=crew_for(executor))
+    assert found.kept
+    return found.model.SerializeToString()
 
 
 class Killer:
@@ -162,8 +182,8 @@ def scheduler() -> Iterator[int]:
 @slow
 @pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
 def test_a_dask_cluster_that_loses_workers(models_dir: Path, scheduler: int) -> None:
-    expected, workers = pruned(models_dir, None), [dask_worker(scheduler) for _ in range(5)]
-    with ended(workers), dask(scheduler, 5) as executor:
+    expected, workers = pruned(models_dir, None), [dask_worker(scheduler) for _ in range(6)]
+    with ended(workers), dask(scheduler, 6) as executor:
         killer = Killer(lambda: [worker.pid for worker in workers if worker.poll() is None])
         assert pruned(models_dir, executor, killer) == expected
         assert killer.killed == [*PHASES]

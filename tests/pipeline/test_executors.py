@@ -1,15 +1,13 @@
 """A run on workers writes the same bytes as a run without."""
 
 import logging
-import os
 import resource
-import signal
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from executors import AnyOrder, Homes, Lossy
+from executors import AnyOrder, Homes, Lossy, Mortal
 
 import onnxcop
 from onnxcop.allocation.points import CurvePoint
@@ -70,20 +68,6 @@ def test_workers_measure_equally_much_on_few_batches(workers: int, batches: int,
             assert set(task.places or ()) <= set(task.kept) and len(task.kept) <= most
             done[worker] += len(task.places or ())
     assert max(done) - min(done) <= 0.02 * points * batches / workers + 3
-
-
-class Mortal(LocalWorkers):
-    """Kills a worker now and then, while it works."""
-
-    given = killed = 0
-
-    def _given(self, place: int, fn: Any, args: Any, kwargs: Any) -> Any:
-        future = super()._given(place, fn, args, kwargs)
-        self.given += 1
-        if self.given % 50 == 20:
-            self.killed += 1
-            os.kill(next(iter(self._pools[place]._processes)), signal.SIGKILL)
-        return future
 
 
 def test_processes_that_are_killed(models_dir: Path, expected: bytes) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from small_models import chain
+from small_models import chain, disturbed
 
 from onnxcop._base.progress import Progress, silent
 from onnxcop.data.open import CalibrationData, open_source
@@ -27,16 +27,6 @@ def samples(count: int = 96) -> CalibrationData:
     values = np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
     with Session(chain(), ENGINE) as session:
         return open_source({"x": values}, session.inputs, samples=count, batch_size=16)
-
-
-def disturbed(scale: float = 0.3) -> onnx.ModelProto:
-    """The small model with noise in its weights, as a student."""
-    model, rng = chain(), np.random.default_rng(1)
-    for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        noise = scale * array.std() * rng.standard_normal(array.shape)
-        tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
-    return model
 
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray[Any, Any]]:

@@ -16,7 +16,9 @@ from onnxcop.runtime.session import EngineOptions
 from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import LOSS, with_loss
 from onnxcop.training.schedule import Schedule
+from onnxcop.training.shards import Shards
 from onnxcop.training.step import Optimizer, build_step
+from onnxcop.training.steps import BatchSteps
 from onnxcop.training.trainer import StepResult, Trainer, TrainingState
 
 ENGINE = EngineOptions("cpu", 1)
@@ -130,8 +132,8 @@ class FakeTrainer:
 
 def looped(results: Sequence[Any], steps: int = 2) -> tuple[Loop, FakeTrainer]:
     trainer = FakeTrainer(results)
-    settings = LoopSettings(Schedule(1.0, steps), samples=8, batch_size=4)
-    return Loop(trainer, lambda epoch, indices: {}, lambda weights: 1.0, settings), trainer  # type: ignore[arg-type]
+    made = BatchSteps(trainer, lambda epoch, indices: {}, Shards(8, 4), 0)  # type: ignore[arg-type]
+    return Loop(trainer, made, lambda weights: 1.0, LoopSettings(Schedule(1.0, steps))), trainer  # type: ignore[arg-type]
 
 
 GOOD, BAD = StepResult(1.0, 1.0), StepResult(float("nan"), 1.0)
