@@ -24,13 +24,10 @@ from onnxcop._base.types import Array, Feed
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.io import sha256
-from onnxcop.graph.linear import multiply_accumulates
 from onnxcop.outputs.batches import answers_to, outputs_on
 from onnxcop.outputs.judgement import judge
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Divergence, Reference
-from onnxcop.runtime.bound import device_of
-from onnxcop.runtime.input_shapes import fed_shapes, shapes_of
 from onnxcop.runtime.session import EngineOptions, KeptSession, Session
 from onnxcop.training.checkpoint import Checkpoint
 from onnxcop.training.features import Feature
@@ -38,9 +35,10 @@ from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET, divergence_loss
 from onnxcop.training.samples import PLAIN, ImageView, SampleSet, views_of
 from onnxcop.training.schedule import AUTO, Effort, Schedule
-from onnxcop.training.shards import Shards, Task, parts_of
+from onnxcop.training.shards import Shards, divided
 from onnxcop.training.step import Optimizer, StepGraph, WeightLayout, build_step, own_weights, with_weights
-from onnxcop.training.steps import BatchSteps, ShardedSteps, Steps
+from onnxcop.training.steps import Course, Steps, steps_of
+from onnxcop.training.teacher import Lesson
 from onnxcop.training.trainer import Trainer, TrainingState
 
 log = logging.getLogger("onnxcop")
@@ -178,7 +176,10 @@ class _Distillation:
         feed = next(self.held.batches(self.size))
         with Session(teacher, options.engine) as session:
             self.example = feed, {TARGET + name: array for name, array in session.run(feed, targets).items()}
-        self.task = Task(KeptSession(teacher, options.engine), self.split, self.views, targets)
+        shards = Shards(self.fit.count, self.size)
+        if source.layout.size is None:
+            shards = divided(shards, student, (feed, _count(feed, self.held)), options.engine)
+        self.lesson = Lesson(KeptSession(teacher, options.engine), self.split, self.views, targets, shards=shards)
         self.softened = self.reference.softened(_TEMPERATURE)
 
     def _outputs(self, model: onnx.ModelProto, view: ImageView = PLAIN) -> list[Feed]:
@@ -215,11 +216,11 @@ class _Distillation:
         graph = build_step(self.loss, Optimizer(), own_weights(self.student, self.loss), shapes, self.options.engine)
         start = graph.layout.vector(self.loss)
         trainer = Trainer(graph, TrainingState.fresh(start), self.options.engine)
-        shards = self._shards(feed)
         before = self._divergence(graph.layout, start, self.reference)
         score = self._divergence(graph.layout, start, self.softened).value
-        with closing(self.task.teacher), closing(self._made_by(trainer, shards)) as steps:
-            rate, loop = self._loop(trainer, steps, shards, graph, start, score)
+        course = Course(self.lesson, self.source, self.lesson.shards, self.options.seed)
+        with closing(steps_of(trainer, course, self.options.engine, self.crew)) as steps:
+            rate, loop = self._loop(trainer, steps, graph, start, score)
             history = loop.run(score)
         kept = loop.best_score < score
         after = self._divergence(graph.layout, loop.best, self.reference) if kept else before
@@ -240,36 +241,13 @@ class _Distillation:
             agreement_name=self.reference.agreement_name,
         )
 
-    def _shards(self, feed: Feed) -> Shards:
-        """Division of the samples, by the arithmetic of a batch; on a device, a batch is computed as a whole."""
-        whole = self.source.layout.size is not None or (device_of(self.options.engine) and not self.crew.spread)
-        shapes = shapes_of(self.student, fed_shapes(self.student, feed), self.options.engine)
-        macs = multiply_accumulates(self.student, shapes) * self.size / _count(feed, self.held)
-        return Shards(self.fit.count, self.size, 1 if whole else parts_of(self.size, macs))
-
-    def _made_by(self, trainer: Trainer, shards: Shards) -> Steps:
-        """What makes the steps."""
-        seed = self.options.seed
-        if shards.parts > 1:
-            return ShardedSteps(
-                trainer=trainer,
-                task=self.task,
-                source=self.source,
-                shards=shards,
-                seed=seed,
-                options=self.options.engine,
-                crew=self.crew,
-            )
-        shard = self.task.shard(self.source, 0, shards.count)
-        return BatchSteps(trainer, lambda epoch, places: shard.feed(places, epoch % len(self.views)), shards, seed)
-
     def _divergence(self, layout: WeightLayout, weights: Array, reference: Reference) -> Divergence:
         return reference.compare(self._outputs(with_weights(self.student, layout.arrays(weights))))
 
-    def _affordable(self, trainer: Trainer, steps: Steps, shards: Shards, start: Array) -> int:
+    def _affordable(self, trainer: Trainer, steps: Steps, start: Array) -> int:
         """The number of steps that the effort allows."""
         effort = self.options.effort
-        most = math.inf if effort.epochs is None else max(1, round(effort.epochs * shards.steps))
+        most = math.inf if effort.epochs is None else max(1, round(effort.epochs * self.lesson.shards.steps))
         if effort.seconds is None:
             return int(most)
         times = []
@@ -281,11 +259,9 @@ class _Distillation:
         left = effort.seconds - (time.monotonic() - self.started)
         return int(min(most, max(1, left // (1.1 * min(times[1:])))))
 
-    def _loop(
-        self, trainer: Trainer, steps: Steps, shards: Shards, graph: StepGraph, start: Array, score: float
-    ) -> tuple[float, Loop]:
+    def _loop(self, trainer: Trainer, steps: Steps, graph: StepGraph, start: Array, score: float) -> tuple[float, Loop]:
         """The loop at the given rate, at that of the checkpoint, or at the best rate of short trials."""
-        run = self._identity(graph.layout, shards)
+        run = self._identity(graph.layout)
 
         def made(rate: float, count: int, stage: str, evaluations: int, checkpoint: Path | None = None) -> Loop:
             trainer.restore(TrainingState.fresh(start))
@@ -309,7 +285,7 @@ class _Distillation:
         if earlier is not None:
             rate = float(earlier.notes["rate"])
             return rate, made(rate, int(earlier.notes["steps"]), "distillation", _EVALUATIONS, path)
-        total = left = self._affordable(trainer, steps, shards, start)
+        total = left = self._affordable(trainer, steps, start)
         rate = self.options.rate or _RATES[-1]
         count = max(_FEWEST_STEPS, round(_TRIAL * total))
         for trial in _RATES if self.options.rate is None else ():
@@ -323,10 +299,11 @@ class _Distillation:
             left = total
         return rate, made(rate, max(left, 1), "distillation", _EVALUATIONS, path)
 
-    def _identity(self, layout: WeightLayout, shards: Shards) -> str:
+    def _identity(self, layout: WeightLayout) -> str:
         """Identity of a checkpoint that the run can resume from."""
-        parts = (sha256(self.student), sha256(self.teacher_model), self.source.description, self.options.effort,
-                 self.options.rate, shards, self.options.seed, layout.names, self.task.targets)  # fmt: skip
+        options, lesson = self.options, self.lesson
+        parts = (sha256(self.student), sha256(self.teacher_model), self.source.description, options.effort,
+                 options.rate, options.seed, lesson.shards, layout.names, lesson.targets)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

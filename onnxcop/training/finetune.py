@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import onnx
 from onnxcop._base.keywords import by_keywords
 from onnxcop._base.progress import Progress, shown
 from onnxcop._base.types import Array, Feed, IntArray
+from onnxcop.data.dataset import CalibrationData
 from onnxcop.data.open import open_source
 from onnxcop.data.text import with_tokenizer
 from onnxcop.errors import CalibrationError, ModelError
@@ -31,9 +32,9 @@ from onnxcop.training.normalization import BatchStatistics, estimated_statistics
 from onnxcop.training.objectives import LABELS, Objective, objective
 from onnxcop.training.samples import ImageView, SampleSet
 from onnxcop.training.schedule import Schedule
-from onnxcop.training.shards import Shards
+from onnxcop.training.shards import PartOfBatch, Shards, divided
 from onnxcop.training.step import Optimizer, WeightLayout, build_step, own_weights, with_weights
-from onnxcop.training.steps import BatchSteps
+from onnxcop.training.steps import Course, steps_of
 from onnxcop.training.teacher import Teacher
 from onnxcop.training.trainer import Trainer, TrainingState
 
@@ -166,15 +167,15 @@ class _Finetuning:
                 everything[[places[int(number)] for number in part.numbers]] for part in (fit, held_out)
             )
             self.size = source.layout.size or min(options.batch_size, fit.count)
-            self.description = source.description
-            example = self.held.batch(np.arange(min(self.size, self.held.count)))
-            outputs = session.run(example)
+            self.source = source
+            self.example = self.held.batch(np.arange(min(self.size, self.held.count)))
+            outputs = session.run(self.example)
         self.teacher = None if options.teacher is None else load(options.teacher)
         answers = None
         if self.teacher is not None:
             with Session(self.teacher, options.engine) as session:
                 self._check_teacher(session)
-                answers = session.run(example)
+                answers = session.run(self.example)
         loss = options.loss
         if isinstance(loss, Path) or (isinstance(loss, str) and loss.endswith(".onnx")):
             loss = load(loss)
@@ -204,13 +205,14 @@ class _Finetuning:
         self.start = start = graph.layout.vector(model)
         trainer = Trainer(graph, TrainingState.fresh(start), options.engine)
         before = self._score(graph.layout, start)
-        shards = Shards(self.samples.count, self.size)
+        shards = self._shards()
         total = max(1, round(options.epochs * shards.steps))
         settings = LoopSettings(
             Schedule(options.rate, total), evaluations=max(1, min(round(options.epochs), total)),
             checkpoint=options.checkpoint, run=self._identity(graph.layout), stage="fine-tuning", sign=-1,
         )  # fmt: skip
-        with closing(BatchSteps(trainer, self._feed, shards, options.seed)) as steps:
+        course = Course(_Reader(self._feed, shards.bounds), self.source, shards, options.seed)
+        with closing(steps_of(trainer, course, options.engine)) as steps:
             loop = Loop(
                 trainer=trainer,
                 steps=steps,
@@ -235,6 +237,14 @@ class _Finetuning:
             history=entries,
             interrupted=history.interrupted,
         )
+
+    def _shards(self) -> Shards:
+        """Division of the samples; whole batches where the loss is no mean over samples, or may be none."""
+        shards, options = Shards(self.samples.count, self.size), self.options
+        own_loss = not isinstance(options.loss, str) or options.loss.endswith(".onnx")
+        if own_loss or self.normalized is not None or self.source.layout.size is not None:
+            return shards
+        return divided(shards, self.model, (self.example, min(self.size, self.held.count)), options.engine)
 
     def _feed(self, epoch: int, indices: IntArray) -> Feed:
         feed = self.samples.batch(indices)
@@ -286,10 +296,33 @@ class _Finetuning:
         """Identity of a checkpoint that the run can resume from."""
         options = self.options
         teacher = None if self.teacher is None else sha256(self.teacher)
-        parts = (sha256(self.objective.model), teacher, self.description, options.epochs, options.rate, self.size,
+        parts = (sha256(self.objective.model), teacher, self.source.description, options.epochs, options.rate,
                  options.decay, options.held_out, options.augment, options.batch_norm, options.seed,
-                 layout.names)  # fmt: skip
+                 self._shards(), layout.names)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Labelled samples of parts of batches.
+
+    Attributes:
+        read: The feed of some samples: the number of the pass, and their places.
+        bounds: The first sample of every shard.
+    """
+
+    read: Callable[[int, IntArray], Feed]
+    bounds: Sequence[int]
+
+    def feed(self, part: PartOfBatch, source: CalibrationData) -> Feed:
+        """The feed of a part of a batch; its samples were read before."""
+        return self.read(part.epoch, self.bounds[part.shard] + part.indices)
+
+    def load(self) -> None:
+        """Nothing is left to make."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _normalized(

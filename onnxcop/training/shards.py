@@ -6,34 +6,20 @@ step takes depends on the model, the number of samples and the seed, and not on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Any
 
 import numpy as np
+import onnx
 
-from onnxcop._base.types import Array, Feed, IntArray
-from onnxcop.data.dataset import CalibrationData
-from onnxcop.runtime.session import KeptSession, OutOfMemory
-from onnxcop.training.losses import LOSS, TARGET
-from onnxcop.training.samples import ImageView, SampleSet
-from onnxcop.training.step import GRADIENT, WEIGHTS
-from onnxcop.training.teacher import Teacher
-from onnxcop.training.trainer import mean_of_parts
+from onnxcop._base.types import Feed, IntArray
+from onnxcop.graph.linear import multiply_accumulates
+from onnxcop.runtime.bound import device_of
+from onnxcop.runtime.input_shapes import fed_shapes, shapes_of
+from onnxcop.runtime.session import EngineOptions
 
 _PARTS = 8  # of a batch, at most
 FEWEST_MACS = 3e7  # multiply-accumulates of the network on a part; below that, starting a run costs as much
-
-
-def parts_of(size: int, macs: float) -> int:
-    """Into how many parts to divide a batch.
-
-    Args:
-        size: Samples of the batch.
-        macs: Multiply-accumulates of the network on the batch.
-    """
-    return int(max(1, min(size, _PARTS, macs // FEWEST_MACS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +29,22 @@ class PartOfBatch:
     Attributes:
         shard: Number of the shard.
         indices: Places of the samples in it.
-        view: Number of their view.
+        epoch: Number of the pass over the samples.
         share: Share of the batch's samples.
     """
 
     shard: int
     indices: IntArray
-    view: int
+    epoch: int
     share: float
+
+    def divided(self, count: int) -> list[PartOfBatch]:
+        """The same samples in smaller parts."""
+        whole = len(self.indices)
+        return [
+            replace(self, indices=part, share=self.share * len(part) / whole)
+            for part in np.array_split(self.indices, count)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +72,12 @@ class Shards:
         ends = accumulate(len(part) for part in np.array_split(np.arange(self.size), self.parts))
         return [0, *(self.count * end // self.size for end in ends)]
 
-    def batch(self, number: int, seed: int, views: int = 1) -> list[PartOfBatch]:
+    def batch(self, number: int, seed: int) -> list[PartOfBatch]:
         """The samples of a step, in a random order of every shard in every pass.
 
         Args:
             number: Number of the step.
             seed: Random seed.
-            views: Number of views; a pass takes the next one.
         """
         epoch, place = divmod(number, self.steps)
         parts = []
@@ -93,114 +86,31 @@ class Shards:
         ):
             order = np.random.default_rng([seed, epoch, shard]).permutation(stop - start)
             indices = order[place * len(own) : (place + 1) * len(own)]
-            parts.append(PartOfBatch(shard, indices, epoch % views, len(own) / self.size))
+            parts.append(PartOfBatch(shard, indices, epoch, len(own) / self.size))
         return parts
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a student learns, and from which samples.
+def parts_of(size: int, macs: float) -> int:
+    """Into how many parts to divide a batch.
 
-    Attributes:
-        teacher: The model with the outputs to learn.
-        split: Share of the samples that are held out, and the seed of their choice.
-        views: Views of the samples.
-        targets: Names of the outputs.
+    Args:
+        size: Samples of the batch.
+        macs: Multiply-accumulates of the network on the batch.
     """
-
-    teacher: KeptSession
-    split: tuple[float, int]
-    views: Sequence[ImageView]
-    targets: tuple[str, ...]
-
-    def shard(self, source: CalibrationData, start: int, stop: int, share: float = 1.0) -> Shard:
-        """The samples from one place to before another, of those that are not held out.
-
-        Args:
-            source: All samples.
-            start: The first place.
-            stop: After the last.
-            share: Share of the memory for samples and outputs that it may take.
-        """
-        fit, _ = source.split(*self.split)
-        samples = SampleSet.of(fit.part(start, stop), share)
-        teacher = Teacher(self.teacher.session, samples, len(self.views), self.targets, share=share)
-        return Shard(samples, teacher, self.views)
+    return int(max(1, min(size, _PARTS, macs // FEWEST_MACS)))
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Samples of a shard, and a teacher's outputs on them.
+def divided(shards: Shards, model: onnx.ModelProto, batch: tuple[Feed, int], options: EngineOptions) -> Shards:
+    """The same samples in as many shards as the arithmetic of a batch asks for; a device computes it as a whole.
 
-    Attributes:
-        samples: The samples.
-        teacher: The outputs.
-        views: Views of the samples.
+    Args:
+        shards: Number of samples, and size of a batch.
+        model: The network.
+        batch: Some samples, and how many these are.
+        options: How the network is run.
     """
-
-    samples: SampleSet
-    teacher: Teacher
-    views: Sequence[ImageView]
-
-    def feed(self, indices: IntArray, view: int) -> Feed:
-        """Some samples in a view, with the teacher's outputs."""
-        feed = self.samples.batch(indices, self.views[view])
-        answers = self.teacher.answers(indices, view, feed)
-        return feed | {TARGET + name: array for name, array in answers.items()}
-
-
-@dataclass
-class PartGradients:
-    """Gradients of parts of batches, in the process that computes them.
-
-    Attributes:
-        task: What is learned.
-        gradient: The graph of a part's loss and gradient.
-        shards: Division of the samples.
-    """
-
-    task: Task
-    gradient: KeptSession
-    shards: Shards
-    _open: dict[int, Shard] = field(default_factory=dict)
-    _most: int | None = None  # samples that fit into memory, if fewer than a part
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what a worker reads itself."""
-        return vars(self) | {"_open": {}, "_most": None}
-
-    def of(self, part: PartOfBatch, weights: Array, source: CalibrationData) -> tuple[float, Array]:
-        """Loss and gradient of a part, float32 [weights].
-
-        Raises:
-            OutOfMemory: A single sample does not fit.
-        """
-        shard = self._open.get(part.shard)
-        if shard is None:
-            bounds = self.shards.bounds
-            start, stop = bounds[part.shard], bounds[part.shard + 1]
-            shard = self._open[part.shard] = self.task.shard(source, start, stop, 1 / self.shards.parts)
-        return self._of(shard, part.indices, part.view, weights)
-
-    def _of(self, shard: Shard, indices: IntArray, view: int, weights: Array) -> tuple[float, Array]:
-        if self._most is None or len(indices) <= self._most:
-            try:
-                values = self.gradient.session.run(shard.feed(indices, view) | {WEIGHTS: weights}, [LOSS, GRADIENT])
-                return float(values[LOSS]), values[GRADIENT]
-            except OutOfMemory:
-                if len(indices) == 1:
-                    raise
-                self._most = len(indices) // 2
-        return mean_of_parts(
-            (len(half) / len(indices), *self._of(shard, half, view, weights)) for half in np.array_split(indices, 2)
-        )
-
-    def load(self) -> None:
-        """Make the sessions now, because threads must not make them at the same time."""
-        for kept in (self.gradient, self.task.teacher):
-            _ = kept.session
-
-    def close(self) -> None:
-        """Close the sessions."""
-        self.gradient.close()
-        self.task.teacher.close()
+    if device_of(options) is not None:
+        return shards
+    feed, samples = batch
+    macs = multiply_accumulates(model, shapes_of(model, fed_shapes(model, feed), options))
+    return replace(shards, parts=parts_of(shards.size, macs * shards.size / samples))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,21 @@ from hypothesis import strategies as st
 from small_models import chain, disturbed
 from test_distill import ENGINE, samples
 
+import onnxcop
 from onnxcop._base.types import Feed
 from onnxcop.data.open import open_source
 from onnxcop.parallel.crew import Crew
 from onnxcop.runtime.session import EngineOptions, KeptSession, OutOfMemory, Session
 from onnxcop.training import shards as module
 from onnxcop.training.distill import Distilled, DistillOptions, distill
+from onnxcop.training.finetune import Finetuned
 from onnxcop.training.losses import TARGET, with_loss
 from onnxcop.training.samples import PLAIN, ImageView
 from onnxcop.training.schedule import Effort
-from onnxcop.training.shards import PartGradients, PartOfBatch, Shards, Task, parts_of
+from onnxcop.training.shards import PartOfBatch, Shards, parts_of
 from onnxcop.training.step import Optimizer, build_step
-from onnxcop.training.steps import ShardedSteps
+from onnxcop.training.steps import Course, PartGradients, ShardedSteps
+from onnxcop.training.teacher import Lesson
 from onnxcop.training.trainer import Trainer, TrainingState
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -42,11 +47,11 @@ def test_a_pass_takes_no_sample_twice_and_each_part_from_its_shard(data: st.Data
     for epoch in (0, 3):
         taken: list[int] = []
         for number in range(epoch * shards.steps, (epoch + 1) * shards.steps):
-            parts = shards.batch(number, seed=5, views=2)
+            parts = shards.batch(number, seed=5)
             assert sum(len(part.indices) for part in parts) == size
             assert sum(part.share for part in parts) == pytest.approx(1.0)
             for part, (start, stop) in zip(parts, pairwise(bounds), strict=True):
-                assert part.view == epoch % 2 and (part.indices < stop - start).all()
+                assert part.epoch == epoch and (part.indices < stop - start).all()
                 taken += (start + part.indices).tolist()
         assert len(set(taken)) == len(taken) == shards.steps * size
 
@@ -69,19 +74,21 @@ class Setting:
         graph = build_step(student, Optimizer(), input_shapes={"x": (16, 3, 8, 8), TARGET + "y": (16, 5)})
         start = graph.layout.vector(student)
         self.trainer, self.whole = (Trainer(graph, TrainingState.fresh(start), ENGINE) for _ in range(2))
-        self.task = Task(KeptSession(chain(), ENGINE), (0.25, 0), [PLAIN, ImageView(mirrored=True)], ("y",))
-        self.shards = Shards(72, 16, parts)
-        self.steps = ShardedSteps(
-            trainer=self.trainer, task=self.task, source=samples(), shards=self.shards, seed=0, options=ENGINE
-        )
+        self.shards, views = Shards(72, 16, parts), [PLAIN, ImageView(mirrored=True)]
+        self.course = Course(self.lesson(self.shards, views), samples(), self.shards, 0)
+        self.steps = ShardedSteps(self.trainer, self.course, ENGINE)
+
+    def lesson(self, shards: Shards, views: Sequence[ImageView]) -> Lesson:
+        """Outputs of the original."""
+        return Lesson(KeptSession(chain(), ENGINE), (0.25, 0), views, ("y",), shards=shards)
 
 
 def test_a_step_in_shards_is_that_of_the_whole_batch() -> None:
     setting = Setting(parts=3)
-    shard = setting.task.shard(samples(), 0, 72)
+    whole = setting.lesson(Shards(72, 16), [PLAIN, ImageView(mirrored=True)])
     for number in (0, 1, 4, 5):  # the last two are of the second pass, and so of the other view
         found, places = setting.steps.make(number, 0.01)
-        expected = setting.whole.step(shard.feed(places, number // 4), 0.01)
+        expected = setting.whole.step(whole.feed(PartOfBatch(0, places, number // 4, 1.0), samples()), 0.01)
         assert (found.loss, found.norm) == pytest.approx((expected.loss, expected.norm), rel=1e-5)
     np.testing.assert_allclose(setting.trainer.weights, setting.whole.weights, atol=1e-6)
     assert setting.trainer.steps == 4
@@ -106,12 +113,12 @@ def test_a_part_that_exceeds_memory_is_halved_from_then_on() -> None:
     gradient = Trainer(setting.trainer._graph, setting.trainer.state, ENGINE).split()
     small = Small(KeptSession(gradient, ENGINE).session)
     narrow, wide = (
-        PartGradients(setting.task, KeptSession(gradient, ENGINE, made=made), setting.shards) for made in (small, None)
+        PartGradients(KeptSession(gradient, ENGINE, made=made), setting.course.feeds) for made in (small, None)
     )
     part, weights = PartOfBatch(1, np.arange(8), 0, 0.5), setting.trainer.weights
     for sizes in ([8, 4, 2, 2, 2, 2], [2, 2, 2, 2]):
-        (loss, slope), (expected, other) = (one.of(part, weights, samples()) for one in (narrow, wide))
-        assert loss == pytest.approx(expected, rel=1e-5)
+        (share, loss, slope), (_, expected, other) = (one.of(part, weights, samples()) for one in (narrow, wide))
+        assert share == 0.5 and loss == pytest.approx(expected, rel=1e-5)
         np.testing.assert_allclose(slope, other, rtol=1e-4, atol=1e-6)
         assert small.sizes == sizes
         small.sizes.clear()
@@ -176,3 +183,17 @@ def test_samples_that_workers_cannot_pick_by_their_places() -> None:
     with Homes(2) as homes:
         found = [distill(disturbed(), chain(), source, options, crew=Crew(one)) for one in (None, homes)]
     assert found[0].model.SerializeToString() == found[1].model.SerializeToString()
+
+
+def test_fine_tuning_on_parts_with_a_teacher(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tuned(threads: int, parts: bool) -> Finetuned:
+        monkeypatch.setattr(module, "FEWEST_MACS", 1.0 if parts else 1e12)
+        return onnxcop.finetune(
+            models_dir / "digits_resnet.onnx", models_dir / "digits_test.npz", epochs=2, rate=1e-4, batch_size=32,
+            teacher=models_dir / "digits_resnet.onnx", engine=EngineOptions("cpu", threads),
+        )  # fmt: skip
+
+    one, two, whole = tuned(1, True), tuned(3, True), tuned(1, False)
+    assert one.model.SerializeToString() == two.model.SerializeToString()
+    assert one.history == two.history and one.steps == whole.steps
+    assert one.after >= one.before and one.history != whole.history  # the order of samples is another one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxcop.training.losses import LOSS, with_loss
 from onnxcop.training.schedule import Schedule
 from onnxcop.training.shards import Shards
 from onnxcop.training.step import Optimizer, build_step
-from onnxcop.training.steps import BatchSteps
+from onnxcop.training.steps import BatchSteps, Course
 from onnxcop.training.trainer import StepResult, Trainer, TrainingState
 
 ENGINE = EngineOptions("cpu", 1)
@@ -132,7 +133,8 @@ class FakeTrainer:
 
 def looped(results: Sequence[Any], steps: int = 2) -> tuple[Loop, FakeTrainer]:
     trainer = FakeTrainer(results)
-    made = BatchSteps(trainer, lambda epoch, indices: {}, Shards(8, 4), 0)  # type: ignore[arg-type]
+    nothing = SimpleNamespace(feed=lambda part, source: {}, close=lambda: None)
+    made = BatchSteps(trainer, Course(nothing, None, Shards(8, 4), 0))  # type: ignore[arg-type]
     return Loop(trainer, made, lambda weights: 1.0, LoopSettings(Schedule(1.0, steps))), trainer  # type: ignore[arg-type]
 
 
