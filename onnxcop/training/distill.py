@@ -179,7 +179,8 @@ class _Distillation:
         shards = Shards(self.fit.count, self.size)
         if source.layout.size is None:
             shards = divided(shards, student, (feed, _count(feed, self.held)), options.engine)
-        self.lesson = Lesson(KeptSession(teacher, options.engine), self.split, self.views, targets, shards=shards)
+        kept = KeptSession(teacher, shards.engine(options.engine))
+        self.lesson = Lesson(kept, self.split, self.views, targets, shards=shards)
         self.softened = self.reference.softened(_TEMPERATURE)
 
     def _outputs(self, model: onnx.ModelProto, view: ImageView = PLAIN) -> list[Feed]:

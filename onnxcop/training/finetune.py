@@ -181,10 +181,12 @@ class _Finetuning:
             loss = load(loss)
         self.objective = objective(model, outputs, everything, loss, answers)
         self.normalized = _normalized(self.objective.model, options)
+        self.shards = self._shards()
+        engine = self.shards.engine(options.engine)
         self.asks: Teacher | None = None
         if self.teacher is not None and not options.augment and self.objective.output:
-            self.asks = Teacher(Session(self.teacher, options.engine), self.samples, 1, [self.objective.output])
-        self.live = Session(self.teacher, options.engine) if self.teacher is not None and options.augment else None
+            self.asks = Teacher(Session(self.teacher, engine), self.samples, 1, [self.objective.output])
+        self.live = Session(self.teacher, engine) if self.teacher is not None and options.augment else None
 
     def _check_teacher(self, session: Session) -> None:
         mine = {value.name for value in self.model.graph.input}
@@ -205,13 +207,12 @@ class _Finetuning:
         self.start = start = graph.layout.vector(model)
         trainer = Trainer(graph, TrainingState.fresh(start), options.engine)
         before = self._score(graph.layout, start)
-        shards = self._shards()
-        total = max(1, round(options.epochs * shards.steps))
+        total = max(1, round(options.epochs * self.shards.steps))
         settings = LoopSettings(
             Schedule(options.rate, total), evaluations=max(1, min(round(options.epochs), total)),
             checkpoint=options.checkpoint, run=self._identity(graph.layout), stage="fine-tuning", sign=-1,
         )  # fmt: skip
-        course = Course(_Reader(self._feed, shards.bounds), self.source, shards, options.seed)
+        course = Course(_Reader(self._feed, self.shards.bounds), self.source, self.shards, options.seed)
         with closing(steps_of(trainer, course, options.engine)) as steps:
             loop = Loop(
                 trainer=trainer,
@@ -298,7 +299,7 @@ class _Finetuning:
         teacher = None if self.teacher is None else sha256(self.teacher)
         parts = (sha256(self.objective.model), teacher, self.source.description, options.epochs, options.rate,
                  options.decay, options.held_out, options.augment, options.batch_norm, options.seed,
-                 self._shards(), layout.names)  # fmt: skip
+                 self.shards, layout.names)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -72,6 +72,10 @@ class Shards:
         ends = accumulate(len(part) for part in np.array_split(np.arange(self.size), self.parts))
         return [0, *(self.count * end // self.size for end in ends)]
 
+    def engine(self, options: EngineOptions) -> EngineOptions:
+        """How models are run for a part: with one thread if there are several, which are computed side by side."""
+        return replace(options, threads=1) if self.parts > 1 else options
+
     def batch(self, number: int, seed: int) -> list[PartOfBatch]:
         """The samples of a step, in a random order of every shard in every pass.
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -190,7 +190,7 @@ class ShardedSteps:
 
     def __init__(self, trainer: Trainer, course: Course, options: EngineOptions, crew: Crew = HERE) -> None:
         self._trainer, self._course, self._crew = trainer, course, crew
-        self._gradients = PartGradients(KeptSession(trainer.split(), replace(options, threads=1)), course.feeds)
+        self._gradients = PartGradients(KeptSession(trainer.split(), course.shards.engine(options)), course.feeds)
         self._shared = crew.share(self._gradients), crew.share(course.source, keep=True)
         self._threads: ThreadPoolExecutor | None = None
         if not crew.spread:
