@@ -72,8 +72,12 @@ def test_other_answers(report: Report) -> None:
     scores = np.eye(4)[np.arange(40) % 4] * 9
     figures = Reference([{"y": scores}]).figures([{"y": np.roll(scores, [0, 1], axis=[0, 1])}])
     assert figures.warnings == ("output y: 100% of the samples are classified differently than by the original",)
-    (line,) = hints(replace(report, figures=figures), {"macs": 0.7})
+    far = replace(report, figures=figures)
+    (line,) = hints(far, {"macs": 0.7})
     assert "give more samples" in line
+    assert [*hints(far, {"latency": 0.7})][1].startswith("try --blocks")
+    whole = replace(far, groups=(replace(far.groups[0], kept=0), *far.groups[1:]))
+    assert len([*hints(whole, {"latency": 0.7})]) == 1  # they were allowed
 
 
 def test_a_bound_that_does_not_hold_elsewhere(report: Report) -> None:
