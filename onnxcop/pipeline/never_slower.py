@@ -98,7 +98,10 @@ class _Search:
         """
         free = {*request.budget.bounds} <= {"macs"} and not request.asked.bounded
         coarse = self.in_blocks(request, "saved next to no time") if free else None
-        if coarse is None or not _promising(coarse, faster=True):
+        if coarse is None:
+            return self.best
+        self.best = _timed_for_longer(request, self.best)
+        if not _idle(self.best) or not _promising(coarse, faster=True):
             return self.best
         log.info("the result saves almost no time: trying whole blocks")
         try:
@@ -158,8 +161,10 @@ def _share(result: PruneResult) -> str:
 
 def _sure(request: Request, result: PruneResult) -> PruneResult:
     """The result, measured for longer if it seems slower than the original."""
-    if not _slower(result):
-        return result
+    return _timed_for_longer(request, result) if _slower(result) else result
+
+
+def _timed_for_longer(request: Request, result: PruneResult) -> PruneResult:
     with request.clock.stage("latency"):
         seconds = _LONGER * request.asked.latency_seconds
         again = beside_original(request.analysis, result.model, request.asked.engine, seconds)

@@ -101,7 +101,8 @@ def _carried_out(request: Request) -> PruneResult:
         result = prune_by_table(request, request.budget.latency)
     else:
         result = prune_within(request, request.budget.latency)
-    return _with_figures(request, result)
+    result = _with_figures(request, result)
+    return replace(result, report=replace(result.report, seconds=dict(request.clock.seconds)))
 
 
 def write_stats(result: PruneResult, stats_out: str | Path | bool | None) -> None:
@@ -201,7 +202,7 @@ def _with_figures(request: Request, result: PruneResult) -> PruneResult:
         except (BudgetError, CalibrationError) as reason:
             log.warning("half of the samples are too few to repeat the run: %s", reason)
             result = measured_again(result, result.model, measured_on(source, seen=True), scores)
-    return replace(result, report=replace(result.report, seconds=dict(request.clock.seconds)))
+    return result
 
 
 def _as_large(request: Request, evidence: Evidence) -> Budget:

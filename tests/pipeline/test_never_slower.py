@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnxcop
 from onnxcop._base import cache
 from onnxcop.cli import main as cli
 from onnxcop.pipeline import finish, never_slower, widths
+from onnxcop.pipeline.decide import decide
 from onnxcop.report.summary import Report
 from onnxcop.runtime.latency import Latency, Measurement, Timing
 from onnxcop.runtime.staircase import Staircase
@@ -161,6 +163,38 @@ def test_a_cut_that_may_save_no_time_is_made_in_whole_blocks(on: Any) -> None:
     params = onnxcop.prune(model, params=0.9, **RUN)  # stands for no time
     assert params.report.latency is not None
     assert params.report.latency.undecided
+
+
+def test_a_result_that_may_save_no_time_is_timed_for_longer_before_whole_blocks_are_tried(on: Any) -> None:
+    machine = on(arithmetic, fine=4)
+    one, answers = Timing(1.0, 1.0, 1.0), iter([0.005, 0.001])
+
+    def timed(*asked: Any) -> Latency:
+        machine.lasted.append(asked[-1])
+        return Latency(one, one, 0.985, next(answers), 9, "made up")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "timed", timed)
+        result = onnxcop.prune(chain(widths=(32, 40)), macs=0.9, **RUN)
+    assert machine.lasted == [0.1, pytest.approx(0.2)]
+    assert result.report.latency is not None
+    assert result.report.latency.error == 0.001
+
+
+def test_a_trial_that_is_not_kept_counts_among_the_seconds(on: Any, monkeypatch: Any) -> None:
+    def slow(request: Any, *, again: bool = False) -> Any:
+        if again:
+            with request.clock.stage("selection"):
+                time.sleep(0.3)
+        return decide(request, again=again)
+
+    monkeypatch.setattr(never_slower, "decide", slow)
+    monkeypatch.setattr(never_slower, "_worse", lambda *_: True)
+    on(lambda one, two: -(-one // 16) + -(-two // 16), error=0.004, fine=4)
+    result = onnxcop.prune(chain(widths=(32, 40)), macs=0.9, **RUN)
+    assert result.report.latency is not None
+    assert result.report.latency.undecided
+    assert result.report.seconds["selection"] > 0.3
 
 
 def test_time_is_not_saved_at_the_cost_of_accuracy(on: Any) -> None:
