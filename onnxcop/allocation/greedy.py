@@ -11,6 +11,7 @@ import numpy as np
 from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
+from onnxcop.allocation.ladder import Ladder
 from onnxcop.allocation.limits import AUTO, Limits, allowed_units, group_floors
 from onnxcop.allocation.resources import resource
 from onnxcop.analysis.cost import Savings
@@ -19,6 +20,7 @@ from onnxcop.criteria.filters import produced_filter_counts
 from onnxcop.criteria.preference import Preference
 from onnxcop.errors import BudgetError
 from onnxcop.rewrite.blocks import Blocks
+from onnxcop.runtime.staircase import Staircase
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,15 @@ class PruningState:
         if savings is None:
             savings = self._savings[group] = self.cost_model.savings(*self._rows[group])
         return savings
+
+    def in_wide_steps(self) -> PruningState | None:
+        """A copy that takes whole blocks of channels only; None if it does so anyway, or the user sets the widths."""
+        stairs = self.limits.staircase
+        if self.limits.multiple_of != AUTO or stairs.fine == stairs.block:
+            return None
+        other = self.copy()
+        other.ladder = Ladder.automatic(self.structure, Staircase(stairs.block, stairs.block))
+        return other
 
     def take_finer_widths(self) -> bool:
         """Allow finer widths that suit the machine less; return whether there are any."""

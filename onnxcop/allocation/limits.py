@@ -23,7 +23,7 @@ Auto = Literal["auto"]
 AUTO: Auto = "auto"
 
 
-"""Value of `multiple_of`: every group takes widths that suit the machine (see :mod:`onnxcop.allocation.ladder`)."""
+"""Widths that suit the machine (see :mod:`onnxcop.allocation.ladder`); whole blocks where that is measured to pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ class Limits:
         exact_only: Leave out inexact groups.
         layers: Further limits on some layers; the strictest holds.
         staircase: Widths that suit the machine, for :data:`AUTO`.
-        blocks: Let groups go whole, where measured curves say so (see :mod:`onnxcop.rewrite.blocks`).
+        blocks: Let groups go whole, where measured curves say so (see :mod:`onnxcop.rewrite.blocks`). With :data:`AUTO`
+            they may in budgets of time, if the network is small enough to try.
     """
 
     min_filters: int = 1
@@ -72,7 +73,7 @@ class Limits:
     exact_only: bool = False
     layers: tuple[LayerLimit, ...] = ()
     staircase: Staircase = field(default_factory=Staircase)
-    blocks: bool = False
+    blocks: bool | Auto = AUTO
 
     def __post_init__(self) -> None:
         if self.min_filters < 1 or (

@@ -3,11 +3,14 @@
 A curve beyond its last point is a guess, so each pass buys only one step further than the measured points and measures
 there. Between two points a curve is a straight line, which may hide a dip or a bump. So once the budget is met, each
 pass measures in the middle of the interval in which a group's width ended, and spends again.
+
+Prices of single purchases do not say what many cost together. Wide steps take the budget from fewer groups, and whole
+groups from fewer still, so several selections can be made. Which is best can be measured after each is carried out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -25,9 +28,25 @@ _KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
 _STEEP = 0.01  # share of the price of all purchases: flatter intervals need no more points
 _EXCHANGES = 12  # other purchases to try before one is chosen
 _NARROW = 0.02  # share of a group's width: shorter intervals need no more points
+_WIDE, _BLOCKS, _OTHERWISE = "in wide steps", "with blocks", "measured elsewhere"  # ways to select
 
 Curves = Mapping[int, Curve]
 MeasureCurves = Callable[[Mapping[int, int] | None, Curves | None], Curves]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A selection that meets a budget.
+
+    Attributes:
+        way: How it was made, in words; empty for the usual way.
+        state: The whole selection.
+        units: int64, units selected by this search.
+    """
+
+    way: str
+    state: PruningState
+    units: IntArray
 
 
 @dataclass(frozen=True)
@@ -37,11 +56,12 @@ class CurveSearch:
     Args:
         measure: Measures groups at numbers of removed units, and adds these points to known curves; without
             arguments, the first point of every group.
-        state: The selection so far; :meth:`run` adds to it.
+        state: The selection so far.
         budget: The budget that must hold.
         group_of: int64 [units], each unit's group.
         passes: Largest number of measuring passes on the way to the budget.
         sharper: Largest number of later passes that measure between known points.
+        several: Whether to select in several ways.
     """
 
     measure: MeasureCurves
@@ -50,44 +70,85 @@ class CurveSearch:
     group_of: IntArray
     passes: int
     sharper: int
+    several: bool = False
 
-    def run(self) -> IntArray:
-        """Select until the budget holds; return the units selected here, int64.
+    def choices(self) -> list[Choice]:
+        """Select until the budget holds: one choice, or several that differ.
 
         Raises:
-            BudgetError: The budget cannot be met; the state is unchanged.
+            BudgetError: The budget cannot be met in any way.
         """
-        curves = self.measure(None, None)
+        first, known = self.measure(None, None), dict[tuple[int, int], float]()
+        made, reason = list[Choice](), BudgetError("there is no way to select")
+        for way, state, curves in self._ways(first):
+            try:
+                choice = self._search(way, state, curves, known)
+            except BudgetError as error:
+                reason = error
+                continue
+            if not any(np.array_equal(np.sort(choice.units), np.sort(other.units)) for other in made):
+                made.append(choice)
+        if not made:
+            raise reason
+        return made
+
+    def _ways(self, first: Curves) -> Iterator[tuple[str, PruningState, Curves]]:
+        """Ways to select: a name, the state to start from, and the first points."""
+        if not self.several:
+            yield "", self.state, first
+            return
+        in_part = {group: curve.in_part() for group, curve in first.items()}
+        yield "", self.state, in_part
+        wide = self.state.in_wide_steps()
+        if wide is not None:
+            yield _WIDE, wide, in_part
+        if any(curve.whole is not None for curve in first.values()):
+            yield _BLOCKS, self.state, first
+
+    def _search(self, way: str, start: PruningState, curves: Curves, known: dict[tuple[int, int], float]) -> Choice:
+        """The choice by curves that are measured where the budget is spent; values by group and count are `known`."""
         for _ in range(self.passes - 1):
-            further = self._unmeasured(curves, self._bought(curves))
+            further = self._unmeasured(curves, self._bought(start, curves))
             if not further:
                 break
-            curves = self.measure(further, curves)
-        _, units = self._affordable(curves, self.budget)
+            curves = self._with_points(curves, further, known)
+        _, units = self._affordable(start, curves, self.budget)
         for _ in range(self.sharper):
-            between = self._between(curves, units)
+            between = self._between(start, curves, units)
             if not between:
                 break
-            curves = self.measure(between, curves)
-            _, units = self._affordable(curves, self.budget)
-        trial, units = within_time(lambda budget: self._affordable(curves, budget), _removed, self.state, self.budget)
-        self.state.assign(trial)
-        return units
+            curves = self._with_points(curves, between, known)
+            _, units = self._affordable(start, curves, self.budget)
+        state, units = within_time(lambda budget: self._affordable(start, curves, budget), _removed, start, self.budget)
+        state.ladder = self.state.ladder if start is not self.state else state.ladder
+        if way == _BLOCKS and not ((state.group_kept == 0) & (start.group_kept > 0)).any():
+            way = _OTHERWISE
+        return Choice(way, state, units)
 
-    def _affordable(self, curves: Curves, budget: Budget) -> tuple[PruningState, IntArray]:
+    def _with_points(self, curves: Curves, requests: Mapping[int, int], known: dict[tuple[int, int], float]) -> Curves:
+        """The curves with one more point of some groups, measured if it is not known."""
+        fresh = {group: count for group, count in requests.items() if (group, count) not in known}
+        measured = self.measure(fresh, curves) if fresh else curves
+        known |= {(group, count): measured[group].at(count) for group, count in fresh.items()}
+        added = {g: curves[g].with_point(count, known[g, count]) for g, count in requests.items() if g not in fresh}
+        return {**measured, **added}
+
+    def _affordable(self, start: PruningState, curves: Curves, budget: Budget) -> tuple[PruningState, IntArray]:
         """Meet the budget by known parts of curves or, if those are not enough, by guessed ones."""
         for reach in (_KNOWN, GROWTH, GROWTH**2):
             with suppress(BudgetError):
-                return self._spent(curves, budget, reach)
-        return self._spent(curves, budget, np.inf)
+                return self._spent(start, curves, budget, reach)
+        return self._spent(start, curves, budget, np.inf)
 
-    def _spent(self, curves: Curves, budget: Budget, reach: float) -> tuple[PruningState, IntArray]:
-        trial = self.state.copy()
+    def _spent(
+        self, start: PruningState, curves: Curves, budget: Budget, reach: float
+    ) -> tuple[PruningState, IntArray]:
+        trial = start.copy()
         return trial, spend(trial, list(curves.values()), budget, reach, exchanges=_EXCHANGES)
 
-    def _bought(self, curves: Curves) -> IntArray:
+    def _bought(self, start: PruningState, curves: Curves) -> IntArray:
         """The purchases if every curve could be followed one step beyond its last point."""
-        trial = self.state.copy()
+        trial = start.copy()
         first = len(trial.removed)
         with suppress(BudgetError):
             spend(trial, list(curves.values()), self.budget, GROWTH)
@@ -103,7 +164,7 @@ class CurveSearch:
                 requests[group] = min(max(last + 1, count), curve.most)
         return requests
 
-    def _between(self, curves: Curves, units: IntArray) -> dict[int, int]:
+    def _between(self, start: PruningState, curves: Curves, units: IntArray) -> dict[int, int]:
         """Groups whose widths ended on or below a long and steep interval, with the count in its middle."""
         bought = self._counts(units)
         total = sum(float(curves[group].price(count)) for group, count in bought.items())
@@ -115,16 +176,16 @@ class CurveSearch:
                 continue
             low, high = points[after - 1 : after + 1].tolist()
             rise = float(curve.price(high) - curve.price(low))
-            middle = self._middle(group, low, high)
+            middle = self._middle(start, group, low, high)
             if high - low > _NARROW * len(curve.order) and rise > _STEEP * total and low < middle < high:
                 requests[group] = middle
         return requests
 
-    def _middle(self, group: int, low: int, high: int) -> int:
+    def _middle(self, state: PruningState, group: int, low: int, high: int) -> int:
         """A count about half way between two others that leaves a width of the ladder; one of the two if none does."""
-        kept, middle = int(self.state.group_kept[group]), (low + high) // 2
-        narrower = kept - self.state.ladder.at_most(group, kept - middle)
-        wider = kept - self.state.ladder.above(group, kept - middle)
+        kept, middle = int(state.group_kept[group]), (low + high) // 2
+        narrower = kept - state.ladder.at_most(group, kept - middle)
+        wider = kept - state.ladder.above(group, kept - middle)
         return narrower if narrower < high else wider
 
     def _counts(self, units: IntArray) -> dict[int, int]:

@@ -75,6 +75,14 @@ class Curve:
         """How many units can be removed without removing the whole group."""
         return len(self.order) - (self.whole is not None)
 
+    def in_part(self) -> Curve:
+        """The curve without the removal of the whole group."""
+        return self if self.whole is None else replace(self, order=self.order[:-1], whole=None)
+
+    def at(self, count: int) -> float:
+        """The value that was measured at a number of removed units."""
+        return float(self.values[np.flatnonzero(self.counts == count)[0]])
+
     def price(self, count: FloatArray | float) -> FloatArray:
         """Divergence at any number of removed units: linear between points, a power law beyond them."""
         if self.whole is None:

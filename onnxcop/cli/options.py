@@ -275,7 +275,11 @@ limit_options: Decorator[Any, Any] = _options(
         "--exact-only", is_flag=True,
         help="Skip groups that the statistics of a normalization (e.g. LayerNorm) depend on.",
     ),
-    _option("--blocks", is_flag=True, help="Let terms of sums, operands of Concat and gates go as a whole too."),
+    _option(
+        "--blocks/--no-blocks", default=None,
+        help="Let terms of sums, operands of Concat and gates go as a whole too. By default they may in budgets of "
+        "time, if the network is small enough to try.",
+    ),
 )  # fmt: skip
 input_shape_option: Decorator[Any, Any] = _options(
     "Model",

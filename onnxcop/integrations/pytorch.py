@@ -94,7 +94,7 @@ def torch_state(
     units = units_of(analysis, plan)
     if emptied(analysis.structure, units):
         raise PlanMismatchError(
-            "the plan removes whole blocks, and a module without them has other code; make a plan without --blocks"
+            "the plan removes whole blocks, and a module without them has other code; make a plan with --no-blocks"
         )
     keep = kept_positions(analysis.structure, units)
     labels = analysis.structure.coupling.labels

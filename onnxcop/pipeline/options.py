@@ -204,7 +204,7 @@ class Modes:
             raise CalibrationError("--divergence and --max-drop need calibration data; give --data")
         if options.bounded and allocate != "measured":
             raise BudgetError("--divergence and --max-drop go with --allocate measured")
-        if options.limits is not None and options.limits.blocks and allocate != "measured":
+        if options.limits is not None and options.limits.blocks is True and allocate != "measured":
             raise BudgetError("--blocks goes with --allocate measured: blocks are bought where measured curves say so")
         if options.bounded and not recover.writes:
             raise BudgetError("--divergence and --max-drop bound what recovery leaves; give --recover merge or full")

@@ -47,7 +47,7 @@ from onnxcop.pipeline.unseen import (
     can_be_halved,
     set_aside,
 )
-from onnxcop.pipeline.widths import for_device, suited
+from onnxcop.pipeline.widths import for_device, suited, with_blocks_decided
 from onnxcop.recovery.rounds import RecoverySettings
 from onnxcop.recovery.setup import affordable_batch
 from onnxcop.report.document import Evidence
@@ -127,7 +127,6 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     options, table = for_device(options)
     options = _that_fits(model, options)
     modes, budget = Modes.of(options), options.budget()
-    limits = options.limits or Limits()
     if options.gathers_stats and options.data is None:
         raise CalibrationError("--stats-out writes statistics of calibration data; give --data")
     if options.cross_fit and options.data is None:
@@ -143,6 +142,8 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
+    macs = float(analysis.cost.original()[0])
+    limits = with_blocks_decided(options.limits or Limits(), modes, budget, macs)
     if analysis.structure.coupling.shapes.trouble:  # running it was tried and failed: say so now
         feeds = random_feeds(analysis.original, analysis.input_shapes, options.seed)
         require_running(analysis.original, feeds, options.engine)

@@ -6,14 +6,17 @@ import logging
 from dataclasses import replace
 
 from onnxcop._base.timing import Clock
+from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.limits import AUTO, Limits
 from onnxcop.errors import BudgetError
-from onnxcop.pipeline.options import PruneOptions
+from onnxcop.pipeline.options import Modes, PruneOptions
 from onnxcop.runtime.device_table import DeviceTable
 from onnxcop.runtime.session import resolve_provider
 from onnxcop.runtime.staircase import Staircase, staircase_of, target_named
 
 log = logging.getLogger("onnxcop")
+
+_QUICK = 2e8  # multiply-accumulates of a network for which one more selection takes seconds
 
 
 def for_device(options: PruneOptions) -> tuple[PruneOptions, DeviceTable | None]:
@@ -40,6 +43,18 @@ def for_device(options: PruneOptions) -> tuple[PruneOptions, DeviceTable | None]
             "--latency measures this machine, and --target names another; give --macs, or a --latency-table of it"
         )
     return replace(options, latency_seconds=0.0), None
+
+
+def with_blocks_decided(limits: Limits, modes: Modes, budget: Budget, macs: float) -> Limits:
+    """The limits, with a decision whether groups may go whole where the user leaves that open.
+
+    They may in budgets of time, where the best of several selections is kept, in networks of few multiply-accumulates.
+    Deep networks of thin layers are among these. For others, one more selection takes minutes.
+    """
+    if limits.blocks != AUTO:
+        return limits
+    measured = modes.allocate == "measured" and modes.recover.writes
+    return replace(limits, blocks=measured and budget.latency is not None and macs <= _QUICK)
 
 
 def suited(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ from onnxcop._base.types import Feed, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits
-from onnxcop.allocation.search import CurveSearch
+from onnxcop.allocation.search import Choice, CurveSearch
 from onnxcop.allocation.sensitivity import NetworkCache, Samples, alive_channels, choose_ridges, measure_curves
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import calibrate
@@ -316,8 +316,24 @@ class Recovery:
         """
         samples = self.statistics()
         ridges = choose_ridges(self.working, samples, self.crew)
-        units = self._selector(state, samples, ridges, budget, limits, fallback, name).run()
-        self.recover_cut(units, samples, ridges, name)
+        choices = self._selector(state, samples, ridges, budget, limits, fallback, name).choices()
+        if len(choices) > 1:
+            state.assign(self._best(choices, samples, ridges, name).state)
+        else:
+            self.recover_cut(choices[0].units, samples, ridges, name)
+            state.assign(choices[0].state)
+
+    def _best(self, choices: Sequence[Choice], samples: Samples, ridges: Mapping[int, float], name: str) -> Choice:
+        """Make every choice on a copy of the current network, and keep the one that ends closest to the original."""
+        start, ends = self.working, list[tuple[float, Choice, MaskedNetwork, Mapping[int, FitStep]]]()
+        for choice in choices:
+            self.working = start.copy()
+            self.recover_cut(choice.units, samples, ridges, f"{name}, {choice.way}" if choice.way else name)
+            ends.append((self.divergence().value, choice, self.working, self.steps))
+        _, best, self.working, self.steps = min(ends, key=lambda end: end[0])
+        if best.way:
+            log.info("%s: selected %s", name, best.way)
+        return best
 
     @single_threaded
     def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
@@ -372,5 +388,5 @@ class Recovery:
         return CurveSearch(
             measure=lambda requests, known: measured(requests=requests, known=known),
             state=state, budget=budget, group_of=self.analysis.structure.group_of,
-            passes=self.settings.curve_passes, sharper=self.settings.sharper_passes,
+            passes=self.settings.curve_passes, sharper=self.settings.sharper_passes, several="latency" in budget.bounds,
         )  # fmt: skip

@@ -57,5 +57,3 @@ def hints(report: Report, budget: Mapping[str, float], *, samples: int = 0, quan
             "if outputs differ this much, give more samples, cut less, or bound the loss with --divergence or "
             "--max-drop; is the preprocessing right?"
         )
-        if "latency" in budget and all(group.kept for group in report.groups):
-            yield "try --blocks: it removes residual branches whole, which keeps more of deep networks with thin layers"

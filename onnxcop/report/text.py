@@ -182,7 +182,7 @@ def origin(data: ReportData) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Budget", [(name, str(value)) for name, value in data.budget.items()]
     if data.settings.get("allocate") != "measured":
         yield "Criterion", [(name, str(value)) for name, value in data.criterion.items()]
-    limits, usual = data.settings.get("limits", {}), asdict(Limits())
+    limits, usual = data.settings.get("limits", {}), asdict(Limits(blocks=False))
     settings = {name: value for name, value in data.settings.items() if name != "limits"}
     settings |= {name: value for name, value in limits.items() if value != usual.get(name)}
     yield "Settings", [(name, str(value)) for name, value in settings.items()]

@@ -249,6 +249,40 @@ def selector(
     return CurveSearch(measure, state, budget, context.structure.group_of, 6, sharper)
 
 
+def test_selections_in_several_ways_share_what_is_measured(context: PruningContext) -> None:
+    limits, asked = Limits(staircase=Staircase(4, 16), blocks=True), list[tuple[int, int]]()
+    groups = {group.index: group for group in context.structure.groups}
+    state = PruningState(context, limits)
+    may_go = [index for index in groups if state.may_empty(index)]
+    assert may_go
+
+    def measure(requests: Mapping[int, int] | None, known: Mapping[int, Curve] | None) -> dict[int, Curve]:
+        curves = dict(known or {})
+        for index, count in (requests or dict.fromkeys(groups, 1)).items():
+            asked.append((index, count))
+            units, whole = groups[index].units.tolist(), 0.01 if index in may_go else None
+            order = tuple(units if whole is not None else units[:-1])
+            curve = curves.get(index) or Curve(index, order, np.empty(0, np.int64), np.empty(0), whole)
+            curves[index] = curve.with_point(count, (count / groups[index].width) ** 1.5)
+        return curves
+
+    budget, group_of = Budget(macs=0.7), context.structure.group_of
+    usual, wide, blocks = CurveSearch(measure, state, budget, group_of, 6, 4, several=True).choices()
+    assert (usual.way, wide.way, blocks.way) == ("", "in wide steps", "with blocks")
+    assert len(asked) == len(set(asked))
+    assert not state.removed
+    for choice in (usual, wide, blocks):
+        assert choice.state.meets(budget)
+        assert sorted(choice.state.removed) == sorted(choice.units.tolist())
+        assert choice.state.ladder.rungs is state.ladder.rungs
+    assert all(kept % 16 == 0 or kept == groups[index].width for index, kept in enumerate(wide.state.group_kept))
+    assert any(kept % 16 and kept != groups[index].width for index, kept in enumerate(usual.state.group_kept))
+    assert [index for index, kept in enumerate(blocks.state.group_kept) if not kept]
+    assert (usual.state.group_kept > 0).all()
+    (alone,) = CurveSearch(measure, state, budget, group_of, 6, 4).choices()
+    assert alone.units.tolist() == blocks.units.tolist()
+
+
 def true_price(context: PruningContext, units: np.ndarray, truth: Truth) -> float:
     groups, counts = np.unique(context.structure.group_of[units], return_counts=True)
     widths = [context.structure.groups[index].width for index in groups]
@@ -263,7 +297,8 @@ def test_curves_are_measured_between_their_points(context: PruningContext, edge:
     prices = []
     for sharper in (0, 4):
         state, asked = PruningState(context, Limits(multiple_of=1)), list[int]()
-        units = selector(context, state, Budget(macs=0.7), truth, sharper, asked).run()
+        (choice,) = selector(context, state, Budget(macs=0.7), truth, sharper, asked).choices()
+        state, units = choice.state, choice.units
         assert state.meets(Budget(macs=0.7))
         assert sorted(state.removed) == sorted(units.tolist())
         assert len(asked) <= 6 + sharper
@@ -282,7 +317,7 @@ def test_between_points_of_flat_curves_nothing_is_measured(context: PruningConte
             lambda group, share: 0.0,
             sharper,
             asked,
-        ).run()
+        ).choices()
         passes.append(asked)
     assert passes[0] == passes[1]
 
@@ -290,5 +325,5 @@ def test_between_points_of_flat_curves_nothing_is_measured(context: PruningConte
 def test_a_budget_out_of_reach_leaves_the_selection_as_it_was(context: PruningContext) -> None:
     state = PruningState(context, Limits(multiple_of=1))
     with pytest.raises(BudgetError):
-        selector(context, state, Budget(macs=1e-4), lambda group, share: share, 4, []).run()
+        selector(context, state, Budget(macs=1e-4), lambda group, share: share, 4, []).choices()
     assert not state.removed

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import onnxcop
 from onnxcop.allocation.budget import Budget, default_rounds, round_budgets
+from onnxcop.allocation.search import Choice
 from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
@@ -306,6 +307,36 @@ def test_few_pictures_are_fitted_on_in_several_views(digits: Digits, tmp_path: P
     assert held(tmp_path, views=3) == (54, 6)
     assert held(tmp_path, views=3, refine_samples=40) == (36, 6)  # no more than refinement takes
     assert held(arrays) == (18, 6)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_several_selections_the_closest_network_is_kept(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    analysis = onnxcop.analyze(digits.model, options=CPU, biases=True)
+    source = open_data(analysis, DataOptions(data=digits.data, samples=60, batch_size=20), analysis.input_shapes)
+    assert source is not None
+    recovery = prepared.recovery_on(analysis, source, QUICK, CPU, lambda *_: None)
+    state, limits = recovery.start(onnxcop.Limits()), onnxcop.Limits()
+    few, many = (np.concatenate([group.units[:cut] for group in analysis.structure.groups]) for cut in (1, 6))
+
+    class Stub:
+        def choices(self) -> list[Choice]:
+            made = []
+            for units in (many, few) if backwards else (few, many):
+                other = state.copy()
+                for unit in units.tolist():
+                    other.remove(unit)
+                made.append(Choice("in some way", other, units))
+            return made
+
+    monkeypatch.setattr(recovery, "_selector", lambda *_: Stub())
+    recovery.round(state, Budget(macs=0.6), limits, np.zeros(len(recovery.working.alive)), "round 1 of 1")
+    assert sorted(state.removed) == sorted(few.tolist())
+    assert np.array_equal(np.flatnonzero(~recovery.working.alive), np.sort(few))
+    noted = [waypoint.divergence for waypoint in recovery.way]
+    assert recovery.divergence().value == min(noted) < max(noted)
+    assert recovery.finished().alive.sum() == len(recovery.working.alive) - len(few)
 
 
 def test_the_last_refinement_is_repeated_on_all_samples(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from small_models import chain, outputs, written
+from small_models import chain, outputs, times_in_blocks, written
 from transformer_models import Net
 
 import onnxcop
+from onnxcop._base import cache
 from onnxcop.analysis.analyze import Analysis, analyze
 from onnxcop.errors import BudgetError, ModelError, PlanMismatchError
+from onnxcop.pipeline import finish, timing, widths
 from onnxcop.rewrite.apply import apply
 from onnxcop.rewrite.blocks import Blocks, emptied
 from onnxcop.rewrite.plan import Cut, PruningPlan, cuts_of, units_of
+from onnxcop.runtime import time_table
+from onnxcop.runtime.latency import Latency, Measurement, Timing
+from onnxcop.runtime.staircase import Staircase
 from onnxcop.verification.masked_model import masked
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
@@ -259,11 +264,64 @@ def small_branch() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def bought() -> onnxcop.PruneResult:
+    return pruned_to(onnxcop.Limits(blocks=True, multiple_of=1), macs=0.5)
+
+
+class Slow:
+    """A machine whose models take as long as their convolutions have weights, in place of this one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        patch.setenv(cache.FOLDER, str(folder))
+        patch.setattr(timing, "measure_times", self.measure)
+        patch.setattr(time_table, "kernel_times", lambda model, *_: times_in_blocks(model, float))
+        patch.setattr(widths, "staircase_of", lambda _: Staircase(1, 1))
+        patch.setattr(finish, "timed", self.timed)
+
+    def seconds(self, model: onnx.ModelProto) -> float:
+        return float(sum(np.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 4))
+
+    def measure(self, models: Sequence[onnx.ModelProto], *_: Any, **__: Any) -> Measurement:
+        return Measurement(np.array([[self.seconds(model) for model in models]] * 3), "made up")
+
+    def timed(self, original: onnx.ModelProto, other: onnx.ModelProto, *_: Any) -> Latency:
+        before, after = (Timing(*[self.seconds(model)] * 3) for model in (original, other))
+        return Latency(before, after, after.median / before.median, 0.0, 3, "made up")
+
+
+def pruned_to(limits: onnxcop.Limits, **budget: float) -> onnxcop.PruneResult:
     data = np.random.default_rng(0).standard_normal((96, 3, SIDE, SIDE)).astype(np.float32)
     return onnxcop.prune(
-        small_branch(), macs=0.5, data=data, limits=onnxcop.Limits(blocks=True, multiple_of=1), options=CPU,
-        latency_seconds=0.0, progress=None,
-    )  # fmt: skip
+        small_branch(), data=data, limits=limits, options=CPU, latency_seconds=0.0, progress=None, **budget
+    )
+
+
+def emptied_groups(result: onnxcop.PruneResult) -> int:
+    return sum(not group.kept for group in result.report.groups)
+
+
+def test_in_a_budget_of_time_a_block_goes_unasked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Slow(monkeypatch, tmp_path)
+    caplog.set_level("INFO", "onnxcop")
+    all_or_nothing = onnxcop.Limits(multiple_of=12)
+    result = pruned_to(all_or_nothing, latency=0.67)
+    assert emptied_groups(result) == 1
+    assert result.report.latency is not None
+    assert result.report.latency.ratio <= 0.67
+    assert result.plan.settings["limits"]["blocks"] is True
+    with pytest.raises(BudgetError, match="nothing is left to prune"):
+        pruned_to(replace(all_or_nothing, blocks=False), latency=0.67)
+    monkeypatch.setattr(widths, "_QUICK", 0.0)  # one more selection takes too long
+    with pytest.raises(BudgetError, match="nothing is left to prune"):
+        pruned_to(all_or_nothing, latency=0.67)
+
+
+def test_in_other_budgets_it_does_not(bought: onnxcop.PruneResult) -> None:
+    result = pruned_to(onnxcop.Limits(multiple_of=1), macs=0.5)
+    assert not emptied_groups(result)
+    assert result.plan.settings["limits"]["blocks"] is False
+    assert bought.plan.settings["limits"]["blocks"] is True
 
 
 def test_a_block_is_removed_if_that_pays(bought: onnxcop.PruneResult) -> None:
