@@ -21,8 +21,6 @@ Auto = Literal["auto"]
 
 
 AUTO: Auto = "auto"
-
-
 """Widths that suit the machine (see :mod:`onnxcop.allocation.ladder`); whole blocks where that is measured to pay."""
 
 

@@ -79,17 +79,17 @@ class CurveSearch:
             BudgetError: The budget cannot be met in any way.
         """
         first, known = self.measure(None, None), dict[tuple[int, int], float]()
-        made, reason = list[Choice](), BudgetError("there is no way to select")
+        made, refused = list[Choice](), list[BudgetError]()
         for way, state, curves in self._ways(first):
             try:
                 choice = self._search(way, state, curves, known)
             except BudgetError as error:
-                reason = error
+                refused.append(error)
                 continue
             if not any(np.array_equal(np.sort(choice.units), np.sort(other.units)) for other in made):
                 made.append(choice)
         if not made:
-            raise reason
+            raise min(refused, key=lambda error: np.inf if error.nearest is None else error.nearest)
         return made
 
     def _ways(self, first: Curves) -> Iterator[tuple[str, PruningState, Curves]]:
