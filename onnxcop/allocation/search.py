@@ -35,7 +35,7 @@ MeasureCurves = Callable[[Mapping[int, int] | None, Curves | None], Curves]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Alternative:
     """A selection that meets a budget.
 
     Attributes:
@@ -72,22 +72,22 @@ class CurveSearch:
     sharper: int
     several: bool = False
 
-    def choices(self) -> list[Choice]:
-        """Select until the budget holds: one choice, or several that differ.
+    def alternatives(self) -> list[Alternative]:
+        """Select until the budget holds: one selection, or several that differ.
 
         Raises:
             BudgetError: The budget cannot be met in any way.
         """
         first, known = self.measure(None, None), dict[tuple[int, int], float]()
-        made, refused = list[Choice](), list[BudgetError]()
+        made, refused = list[Alternative](), list[BudgetError]()
         for way, state, curves in self._ways(first):
             try:
-                choice = self._search(way, state, curves, known)
+                one = self._search(way, state, curves, known)
             except BudgetError as error:
                 refused.append(error)
                 continue
-            if not any(np.array_equal(np.sort(choice.units), np.sort(other.units)) for other in made):
-                made.append(choice)
+            if not any(np.array_equal(np.sort(one.units), np.sort(other.units)) for other in made):
+                made.append(one)
         if not made:
             raise min(refused, key=lambda error: np.inf if error.nearest is None else error.nearest)
         return made
@@ -105,8 +105,10 @@ class CurveSearch:
         if any(curve.whole is not None for curve in first.values()):
             yield _BLOCKS, self.state, first
 
-    def _search(self, way: str, start: PruningState, curves: Curves, known: dict[tuple[int, int], float]) -> Choice:
-        """The choice by curves that are measured where the budget is spent; values by group and count are `known`."""
+    def _search(
+        self, way: str, start: PruningState, curves: Curves, known: dict[tuple[int, int], float]
+    ) -> Alternative:
+        """The selection by curves that are measured where the budget is spent; `known`: values by group and count."""
         for _ in range(self.passes - 1):
             further = self._unmeasured(curves, self._bought(start, curves))
             if not further:
@@ -123,7 +125,7 @@ class CurveSearch:
         state.ladder = self.state.ladder if start is not self.state else state.ladder
         if way == _BLOCKS and not ((state.group_kept == 0) & (start.group_kept > 0)).any():
             way = _OTHERWISE
-        return Choice(way, state, units)
+        return Alternative(way, state, units)
 
     def _with_points(self, curves: Curves, requests: Mapping[int, int], known: dict[tuple[int, int], float]) -> Curves:
         """The curves with one more point of some groups, measured if it is not known."""

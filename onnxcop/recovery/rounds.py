@@ -23,7 +23,7 @@ from onnxcop._base.types import Feed, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.greedy import PruningState
 from onnxcop.allocation.limits import Limits
-from onnxcop.allocation.search import Choice, CurveSearch
+from onnxcop.allocation.search import Alternative, CurveSearch
 from onnxcop.allocation.sensitivity import NetworkCache, Samples, alive_channels, choose_ridges, measure_curves
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.calibration.calibrate import calibrate
@@ -316,20 +316,22 @@ class Recovery:
         """
         samples = self.statistics()
         ridges = choose_ridges(self.working, samples, self.crew)
-        choices = self._selector(state, samples, ridges, budget, limits, fallback, name).choices()
-        if len(choices) > 1:
-            state.assign(self._best(choices, samples, ridges, name).state)
+        alternatives = self._selector(state, samples, ridges, budget, limits, fallback, name).alternatives()
+        if len(alternatives) > 1:
+            state.assign(self._best(alternatives, samples, ridges, name).state)
         else:
-            self.recover_cut(choices[0].units, samples, ridges, name)
-            state.assign(choices[0].state)
+            self.recover_cut(alternatives[0].units, samples, ridges, name)
+            state.assign(alternatives[0].state)
 
-    def _best(self, choices: Sequence[Choice], samples: Samples, ridges: Mapping[int, float], name: str) -> Choice:
-        """Make every choice on a copy of the current network, and keep the one that ends closest to the original."""
-        start, ends = self.working, list[tuple[float, Choice, MaskedNetwork, Mapping[int, FitStep]]]()
-        for choice in choices:
+    def _best(
+        self, alternatives: Sequence[Alternative], samples: Samples, ridges: Mapping[int, float], name: str
+    ) -> Alternative:
+        """Carry out each on a copy of the current network, and keep the one that ends closest to the original."""
+        start, ends = self.working, list[tuple[float, Alternative, MaskedNetwork, Mapping[int, FitStep]]]()
+        for one in alternatives:
             self.working = start.copy()
-            self.recover_cut(choice.units, samples, ridges, f"{name}, {choice.way}" if choice.way else name)
-            ends.append((self.divergence().value, choice, self.working, self.steps))
+            self.recover_cut(one.units, samples, ridges, f"{name}, {one.way}" if one.way else name)
+            ends.append((self.divergence().value, one, self.working, self.steps))
         _, best, self.working, self.steps = min(ends, key=lambda end: end[0])
         if best.way:
             log.info("%s: selected %s", name, best.way)

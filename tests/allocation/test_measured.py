@@ -267,7 +267,7 @@ def test_selections_in_several_ways_share_what_is_measured(context: PruningConte
         return curves
 
     budget, group_of = Budget(macs=0.7), context.structure.group_of
-    usual, wide, blocks = CurveSearch(measure, state, budget, group_of, 6, 4, several=True).choices()
+    usual, wide, blocks = CurveSearch(measure, state, budget, group_of, 6, 4, several=True).alternatives()
     assert (usual.way, wide.way, blocks.way) == ("", "in wide steps", "with blocks")
     assert len(asked) == len(set(asked))
     assert not state.removed
@@ -279,7 +279,7 @@ def test_selections_in_several_ways_share_what_is_measured(context: PruningConte
     assert any(kept % 16 and kept != groups[index].width for index, kept in enumerate(usual.state.group_kept))
     assert [index for index, kept in enumerate(blocks.state.group_kept) if not kept]
     assert (usual.state.group_kept > 0).all()
-    (alone,) = CurveSearch(measure, state, budget, group_of, 6, 4).choices()
+    (alone,) = CurveSearch(measure, state, budget, group_of, 6, 4).alternatives()
     assert alone.units.tolist() == blocks.units.tolist()
 
 
@@ -297,7 +297,7 @@ def test_curves_are_measured_between_their_points(context: PruningContext, edge:
     prices = []
     for sharper in (0, 4):
         state, asked = PruningState(context, Limits(multiple_of=1)), list[int]()
-        (choice,) = selector(context, state, Budget(macs=0.7), truth, sharper, asked).choices()
+        (choice,) = selector(context, state, Budget(macs=0.7), truth, sharper, asked).alternatives()
         state, units = choice.state, choice.units
         assert state.meets(Budget(macs=0.7))
         assert sorted(state.removed) == sorted(units.tolist())
@@ -317,7 +317,7 @@ def test_between_points_of_flat_curves_nothing_is_measured(context: PruningConte
             lambda group, share: 0.0,
             sharper,
             asked,
-        ).choices()
+        ).alternatives()
         passes.append(asked)
     assert passes[0] == passes[1]
 
@@ -325,5 +325,5 @@ def test_between_points_of_flat_curves_nothing_is_measured(context: PruningConte
 def test_a_budget_out_of_reach_leaves_the_selection_as_it_was(context: PruningContext) -> None:
     state = PruningState(context, Limits(multiple_of=1))
     with pytest.raises(BudgetError):
-        selector(context, state, Budget(macs=1e-4), lambda group, share: share, 4, []).choices()
+        selector(context, state, Budget(macs=1e-4), lambda group, share: share, 4, []).alternatives()
     assert not state.removed

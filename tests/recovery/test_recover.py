@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import onnxcop
 from onnxcop.allocation.budget import Budget, default_rounds, round_budgets
-from onnxcop.allocation.search import Choice
+from onnxcop.allocation.search import Alternative
 from onnxcop.data.open import open_data
 from onnxcop.data.options import DataOptions
 from onnxcop.errors import BudgetError, CalibrationError
@@ -321,13 +321,13 @@ def test_of_several_selections_the_closest_network_is_kept(
     few, many = (np.concatenate([group.units[:cut] for group in analysis.structure.groups]) for cut in (1, 6))
 
     class Stub:
-        def choices(self) -> list[Choice]:
+        def alternatives(self) -> list[Alternative]:
             made = []
             for units in (many, few) if backwards else (few, many):
                 other = state.copy()
                 for unit in units.tolist():
                     other.remove(unit)
-                made.append(Choice("in some way", other, units))
+                made.append(Alternative("in some way", other, units))
             return made
 
     monkeypatch.setattr(recovery, "_selector", lambda *_: Stub())
