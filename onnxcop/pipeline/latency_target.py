@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 
 from onnxcop.errors import BudgetError, EngineError
@@ -18,6 +19,7 @@ log = logging.getLogger("onnxcop")
 _AIM = 0.985  # share of the bound to aim at, so that noise of the last measurement does not exceed it
 _TIGHTER = 0.98  # factor of the aim after a result that is still too slow
 _ATTEMPTS = 3
+_REFUSED = re.compile(r"--latency [0-9.e-]+ cannot")
 _LONGER = 3  # factor of the measuring time for a measurement that decides
 
 
@@ -42,7 +44,7 @@ def prune_within(request: Request, bound: float) -> PruneResult:
             result, times = _cut(request, aim, again=bool(trials))
         except BudgetError as error:
             if not trials:
-                raise _as_asked(error, aim, bound) from None
+                raise _as_asked(error, bound) from None
             break
         log.info(
             "%.1f%% of the MACs take %s of the time", 100 * result.report.after.macs / result.report.before.macs,
@@ -92,9 +94,9 @@ def _upwards(ratio: float) -> float:
     return min(-(-ratio * 100 // 1) / 100, 1.0)
 
 
-def _as_asked(error: BudgetError, aim: float, bound: float) -> BudgetError:
-    """The error with the bound that the user gave instead of the internal aim."""
-    return BudgetError(str(error).replace(f"--latency {aim:g}", f"--latency {bound:g}"), error.nearest)
+def _as_asked(error: BudgetError, bound: float) -> BudgetError:
+    """The error with the bound that the user gave instead of the aim of a round."""
+    return BudgetError(_REFUSED.sub(f"--latency {bound:g} cannot", str(error)), error.nearest)
 
 
 def _checked(request: Request, result: PruneResult, bound: float) -> PruneResult:

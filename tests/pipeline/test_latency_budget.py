@@ -129,6 +129,14 @@ def test_what_was_timed_is_not_timed_again(on: Any, monkeypatch: pytest.MonkeyPa
     assert onnxcop.prune(chain(widths=WIDE), latency=0.7, **BARE).model == first.model
 
 
+@pytest.mark.parametrize("data", [None, samples()], ids=["weights", "data"])
+def test_the_error_names_the_bound_that_was_asked_for(on: Any, data: Any) -> None:
+    """Not the one of the first round, which is looser."""
+    on(Machine(block=8, fixed=0.6))
+    with pytest.raises(BudgetError, match=r"--latency 0\.05 cannot be reached: .* ask for --latency 0\.[67]"):
+        onnxcop.prune(chain(widths=WIDE), latency=0.05, data=data, options=CPU)
+
+
 def test_widths_are_those_of_the_blocks(on: Any) -> None:
     on(Machine(block=16))
     result = onnxcop.prune(chain(widths=WIDE), latency=0.6, **BARE)
