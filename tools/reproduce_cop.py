@@ -10,6 +10,11 @@ the last epoch on all test pictures; the authors publish the best epoch by test 
 Ours are a warm-up of a tenth of the schedule, at most 200 steps, and in short schedules faster running averages.
 `onnxcop.finetune` trains the pruned network, with statistics of the batch; `--torch` takes the authors' schedule.
 
+The base's training goes on where a run before it was stopped.
+
+`--recover` refits the pruned weights first, and then fine-tunes with normalization frozen. `--teacher` fine-tunes on
+the outputs of the base as well. The authors do neither.
+
 `--beside` prunes the base once more with measured allocation to the same budgets and fine-tunes it likewise. The base
 is kept in `--work`, so that a second run starts from it. PyTorch trains; it is no dependency of the package.
 
@@ -43,6 +48,7 @@ from onnxcop.criteria.cop_paper import CopPaper, scored_pairs
 
 MEAN, DEVIATION = 120.707, 64.15  # of all values of CIFAR-10, as the authors have them
 TEST_BATCH = 250
+CALIBRATION = 1024  # training pictures for measured allocation and closed-form recovery
 INPUT, OUTPUT = "input", "logits"
 
 
@@ -198,6 +204,7 @@ class Recipe:
         gamma: For fewer parameters.
         published: Accuracy before and after, shares of parameters and FLOPs removed, in percent.
         bf16: Whether products are computed in bfloat16.
+        dropout: Whether values are dropped as the authors do.
     """
 
     build: Callable[[], nn.Module]
@@ -212,11 +219,12 @@ class Recipe:
     gamma: float
     published: tuple[float, float, float, float]
     bf16: bool = False
+    dropout: bool = True
 
 
-def one_cycle(done: float) -> float:
-    """Linear to 0.2 in a quarter of the schedule, then linear to zero: for few epochs (Smith and Topin 2018)."""
-    return 0.2 * min(done / 0.25, (1 - done) / 0.75)
+def one_cycle(peak: float) -> Callable[[float], float]:
+    """Linear to the peak in a quarter of the schedule, then linear to zero: for few epochs (Smith and Topin 2018)."""
+    return lambda done: peak * min(done / 0.25, (1 - done) / 0.75)
 
 
 def adapting(done: float) -> float:
@@ -329,9 +337,9 @@ class Outcome:
 
 
 def trained(
-    network: nn.Module, data: Pictures, recipe: Recipe, epochs: int, seed: int, name: str
+    network: nn.Module, data: Pictures, recipe: Recipe, epochs: int, seed: int, name: str, kept: Path | None = None
 ) -> tuple[float, float]:
-    """Train in place; test accuracy of the last and of the best epoch."""
+    """Train in place; test accuracy of the last and of the best epoch. With `kept`, a later run goes on from there."""
     rng = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     optimizer = torch.optim.SGD(
@@ -342,7 +350,17 @@ def trained(
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = max(module.momentum or 0.0, 10 / max(steps, 100))
-    for epoch in range(epochs):
+        elif isinstance(module, nn.Dropout) and not recipe.dropout:
+            module.p = 0.0
+    begun = 0
+    if kept is not None and kept.exists():
+        state = torch.load(kept)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        rng.set_state(state["rng"])
+        torch.set_rng_state(state["torch"])
+        begun, done, best = state["epoch"], state["done"], state["best"]
+    for epoch in range(begun, epochs):
         network.train()
         total, started = 0.0, time.time()
         for pictures, labels in batches(data, recipe, rng):
@@ -363,6 +381,13 @@ def trained(
             f"{name}: epoch {epoch + 1} of {epochs}, loss {mean:.3f}, test {last:.2f} %, {time.time() - started:.0f} s",
             flush=True,
         )
+        if kept is not None:
+            state = {
+                "network": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng.get_state(),
+                "torch": torch.get_rng_state(), "epoch": epoch + 1, "done": done, "best": best,
+            }  # fmt: skip
+            torch.save(state, kept.with_suffix(".new"))
+            kept.with_suffix(".new").replace(kept)
     return last, max(best, last)
 
 
@@ -435,7 +460,7 @@ def fine_tuned(
 ) -> dict[str, float]:
     """The figures of a pruned model before and after fine-tuning."""
     (params, macs), (all_params, all_macs) = kernel_costs(path), kernel_costs(base)
-    tune = tuned_by_torch if given.torch else tuned_by_onnxcop
+    tune = tuned_by_torch if given.torch else partial(tuned_by_onnxcop, base)
     before, last, best = tune(name, path, data, recipe, given)
     return {
         "pruned": before, "after": last, "best_after": best, "params_removed": 100 * (1 - params / all_params),
@@ -455,12 +480,13 @@ def tuned_by_torch(
 
 
 def tuned_by_onnxcop(
-    name: str, path: Path, data: Pictures, recipe: Recipe, given: argparse.Namespace
+    base: Path, name: str, path: Path, data: Pictures, recipe: Recipe, given: argparse.Namespace
 ) -> tuple[float, float, float]:
     """The same by `onnxcop.finetune`, whose optimizer is AdamW; the epoch is chosen on a fiftieth of the samples."""
     found = onnxcop.finetune(
         path, {INPUT: scaled(data.train).numpy()}, labels=data.train_labels.numpy(), epochs=given.fine_tune,
-        rate=given.rate, decay=recipe.decay, batch_size=recipe.batch, held_out=0.02, augment=True, batch_norm="batch",
+        rate=given.rate, decay=recipe.decay, batch_size=recipe.batch, held_out=0.02, augment=True,
+        batch_norm="frozen" if given.recover else "batch", teacher=base if given.teacher else None,
         seed=given.seed + 1, progress=True, engine=onnxcop.EngineOptions(threads=given.threads),
     )  # fmt: skip
     tuned = path.with_name(f"{path.stem}-tuned.onnx")
@@ -484,7 +510,14 @@ def run(given: argparse.Namespace) -> Outcome:
     """All of it."""
     recipe, started = RECIPES[given.network], time.time()
     if given.one_cycle:
-        recipe = replace(recipe, rate=one_cycle, nesterov=True)
+        recipe = replace(
+            recipe,
+            rate=one_cycle(given.peak),
+            nesterov=True,
+            decay=min(recipe.decay, 5e-4),
+            dropout=False,
+            bright=False,
+        )
     recipe = replace(recipe, bf16=given.bf16)
     if given.weights is not None:
         recipe = replace(recipe, rate=adapting)
@@ -501,13 +534,17 @@ def run(given: argparse.Namespace) -> Outcome:
         network.load_state_dict(torch.load(kept))
         outcome.before = outcome.best_before = accuracy(network, data)
     else:
-        outcome.before, outcome.best_before = trained(network, data, recipe, given.epochs, given.seed, "base")
+        outcome.before, outcome.best_before = trained(
+            network, data, recipe, given.epochs, given.seed, "base", kept.with_suffix(".part")
+        )
         torch.save(network.state_dict(), kept)
     base = given.work / f"{given.network}.onnx"
     exported(network, base)
     limits = onnxcop.Limits(multiple_of=1)
     criterion = onnxcop.criterion_named("cop-paper", beta=recipe.beta, gamma=recipe.gamma)
-    cut = partial(onnxcop.prune, base, criterion=criterion, recover="none", limits=limits)
+    calibration = {INPUT: scaled(data.train[:CALIBRATION]).numpy()}
+    recover = {"data": calibration, "distill": "none"} if given.recover else {"recover": "none"}
+    cut = partial(onnxcop.prune, base, criterion=criterion, limits=limits, **recover)
     if recipe.cut is None:
         _, _, params, macs = recipe.published
         result = cut(params=1 - params / 100, macs=1 - macs / 100)
@@ -518,7 +555,6 @@ def run(given: argparse.Namespace) -> Outcome:
     outcome.runs["cop-paper"] = fine_tuned("cop-paper", pruned, base, data, recipe, given)
     if given.beside:
         after, before = result.report.after, result.report.before
-        calibration = {INPUT: scaled(data.train[:1024]).numpy()}
         other = onnxcop.prune(
             base, macs=after.macs / before.macs, params=after.params / before.params, data=calibration, limits=limits
         )
@@ -555,8 +591,11 @@ def main() -> None:
     parser.add_argument("--fine-tune", type=int, help="epochs after pruning (default: the published schedule)")
     parser.add_argument("--limit", type=int, help="pictures of each half that are used, for a trial")
     parser.add_argument("--beside", action="store_true", help="measured allocation at the same budgets as well")
+    parser.add_argument("--recover", action="store_true", help="closed-form recovery between pruning and fine-tuning")
+    parser.add_argument("--teacher", action="store_true", help="the base's outputs count in fine-tuning")
     parser.add_argument("--torch", action="store_true", help="fine-tune with PyTorch and the authors' own schedule")
-    parser.add_argument("--one-cycle", action="store_true", help="a schedule of PyTorch's training for few epochs")
+    parser.add_argument("--one-cycle", action="store_true", help="PyTorch trains for few epochs")
+    parser.add_argument("--peak", type=float, default=0.2, help="the highest rate of --one-cycle")
     parser.add_argument("--bf16", action="store_true", help="PyTorch's training in bfloat16, faster on some processors")
     parser.add_argument("--threads", type=int, help="of PyTorch and of fine-tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of onnxcop's fine-tuning")

@@ -27,6 +27,7 @@ from onnxcop.analysis.operators import reference
 from onnxcop.analysis.time_model import TimeModel
 from onnxcop.analysis.timing import modelled, points_of, timing_plans
 from onnxcop.coupling.choices import Policy
+from onnxcop.data.input_files import InputFiles
 from onnxcop.errors import BudgetError, EngineError, ModelError, PlanMismatchError
 from onnxcop.graph.check import tensors
 from onnxcop.graph.io import weight_bytes
@@ -70,9 +71,11 @@ def profile(
 
     Raises:
         WorkerError: Workers are of different kinds.
-        OnnxcopError: The model cannot be read, has nothing to prune, or does not run.
+        OnnxcopError: The model cannot be read, has nothing to prune, or does not run, or the table cannot be written.
     """
     crew = crew_for(executor)
+    if output is not None:  # before the time is spent
+        InputFiles([model], others=(options or EngineOptions()).custom_ops).check(Path(output))
     engine = crew.engine(options or EngineOptions())
     providers: list[Any] = list(resolve_provider(engine.provider))
     text = entries_of(model, engine, input_shapes, policy, target)

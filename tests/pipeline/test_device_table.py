@@ -28,7 +28,7 @@ from onnxcop._base import cache
 from onnxcop.analysis.time_model import TimedOperator
 from onnxcop.analysis.timing import time_model
 from onnxcop.cli import main as cli
-from onnxcop.errors import BudgetError, EngineError, PlanMismatchError
+from onnxcop.errors import BudgetError, EngineError, ModelError, PlanMismatchError
 from onnxcop.parallel.crew import WorkerError
 from onnxcop.pipeline import finish, timing, widths
 from onnxcop.pipeline.profile import plain, profile, profile_script, times_from
@@ -195,6 +195,21 @@ def test_the_command_line(device: None, tmp_path: Path, capsys: pytest.CaptureFi
     assert "net.times.json" in capsys.readouterr().err
     assert cli.run(["profile", str(path), "-o", "a.json", "--script", "a.py"]) == 2
     assert cli.run(["profile", str(path), "--workers", "2", "--script", "a.py"]) == 2
+
+
+@pytest.mark.parametrize("target", ["net.onnx", "missing/times.json"])
+def test_a_table_that_cannot_be_written_is_refused_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model was timed")
+
+    monkeypatch.setattr(on_device, "kernel_times", fail)
+    path = written(chain(widths=WIDE), tmp_path / "net.onnx")
+    before = path.read_bytes()
+    with pytest.raises(ModelError, match=r"input model|does not exist"):
+        profile(path, tmp_path / target, options=CPU)
+    assert path.read_bytes() == before
 
 
 # On workers
