@@ -103,6 +103,8 @@ def bundled(operators: Sequence[tuple[Operator, IntArray]]) -> bytes:
 def _levels(size: int, staircase: Staircase) -> IntArray:
     grain = staircase.block if size >= 2 * staircase.block else min(staircase.fine, size)
     widths = {size} | {min(size, -(-int(np.ceil(share * size)) // grain) * grain) for share in _SHARES}
+    if staircase.block // 2 < min(widths) <= 2 * staircase.block:  # less than a block takes hardly less time than one
+        widths.add(staircase.block // 2)
     return np.array(sorted(widths), dtype=np.int64)
 
 

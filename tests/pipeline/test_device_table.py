@@ -163,6 +163,15 @@ def test_a_table_predicts_what_live_times_predict(
         assert there.seconds(kept) == pytest.approx(live.seconds(kept), rel=1e-9)
 
 
+@pytest.mark.parametrize("width", [32, 64, 96])
+def test_half_a_block_is_timed_and_not_taken_for_half_the_time(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(time_table, "kernel_times", made_up_times)
+    analysis = onnxcop.analyze(chain(widths=(width, width)))
+    times = time_model(analysis, TimeTable(Machine.of(CPU), {}), Staircase(4, 16), CPU)
+    kept = np.where(analysis.structure.axis_sizes == width, 8, 3)
+    assert times.seconds(kept) == pytest.approx(9.0 * 16 * (3 + 16), rel=1e-3)  # as with a whole block
+
+
 def test_what_timing_takes_is_taken_off() -> None:
     def event(number: int, microseconds: int) -> dict[str, Any]:
         return {"name": f"timed_{number}_kernel_time", "cat": "Node", "dur": microseconds}
