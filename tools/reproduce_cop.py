@@ -345,14 +345,13 @@ def trained(
     optimizer = torch.optim.SGD(
         network.parameters(), 0.1, momentum=0.9, weight_decay=recipe.decay, nesterov=recipe.nesterov
     )
-    steps, done, best, last = epochs * (len(data.train) // recipe.batch), 0, 0.0, accuracy(network, data)
+    steps, begun, done, best = epochs * (len(data.train) // recipe.batch), 0, 0, 0.0
     network.to(memory_format=torch.channels_last)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = max(module.momentum or 0.0, 10 / max(steps, 100))
         elif isinstance(module, nn.Dropout) and not recipe.dropout:
             module.p = 0.0
-    begun = 0
     if kept is not None and kept.exists():
         state = torch.load(kept)
         network.load_state_dict(state["network"])
@@ -360,6 +359,7 @@ def trained(
         rng.set_state(state["rng"])
         torch.set_rng_state(state["torch"])
         begun, done, best = state["epoch"], state["done"], state["best"]
+    last = accuracy(network, data)
     for epoch in range(begun, epochs):
         network.train()
         total, started = 0.0, time.time()
@@ -538,6 +538,7 @@ def run(given: argparse.Namespace) -> Outcome:
             network, data, recipe, given.epochs, given.seed, "base", kept.with_suffix(".part")
         )
         torch.save(network.state_dict(), kept)
+        kept.with_suffix(".part").unlink(missing_ok=True)
     base = given.work / f"{given.network}.onnx"
     exported(network, base)
     limits = onnxcop.Limits(multiple_of=1)

@@ -11,7 +11,6 @@ import numpy as np
 from onnxcop._base.progress import Progress, silent
 from onnxcop._base.types import BoolArray, FloatArray, IntArray
 from onnxcop.allocation.budget import Budget
-from onnxcop.allocation.ladder import Ladder
 from onnxcop.allocation.limits import AUTO, Limits, allowed_units, group_floors
 from onnxcop.allocation.resources import resource
 from onnxcop.analysis.cost import Savings
@@ -129,7 +128,7 @@ class PruningState:
         if self.limits.multiple_of != AUTO or stairs.fine == stairs.block:
             return None
         other = self.copy()
-        other.ladder = Ladder.automatic(self.structure, Staircase(stairs.block, stairs.block))
+        other.ladder = replace(self.limits, staircase=Staircase(stairs.block, stairs.block)).ladder(self.structure)
         return other
 
     def take_finer_widths(self) -> bool:

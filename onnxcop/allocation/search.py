@@ -122,7 +122,8 @@ class CurveSearch:
             curves = self._with_points(curves, between, known)
             _, units = self._affordable(start, curves, self.budget)
         state, units = within_time(lambda budget: self._affordable(start, curves, budget), _removed, start, self.budget)
-        state.ladder = self.state.ladder if start is not self.state else state.ladder
+        if way == _WIDE:  # later rounds may take all widths again
+            state.ladder = self.state.ladder
         if way == _BLOCKS and not ((state.group_kept == 0) & (start.group_kept > 0)).any():
             way = _OTHERWISE
         return Alternative(way, state, units)

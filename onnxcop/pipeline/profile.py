@@ -74,9 +74,9 @@ def profile(
         OnnxcopError: The model cannot be read, has nothing to prune, or does not run, or the table cannot be written.
     """
     crew = crew_for(executor)
-    if output is not None:  # before the time is spent
-        InputFiles([model], others=(options or EngineOptions()).custom_ops).check(Path(output))
     engine = crew.engine(options or EngineOptions())
+    if output is not None:  # before the time is spent
+        InputFiles([model], others=engine.custom_ops).check(Path(output))
     providers: list[Any] = list(resolve_provider(engine.provider))
     text = entries_of(model, engine, input_shapes, policy, target)
     if engine.provider_options:

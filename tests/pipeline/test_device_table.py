@@ -53,6 +53,10 @@ def made_up_times(model: bytes, *_: Any) -> dict[int, float]:
     return times_in_blocks(model, blocks)
 
 
+def fail(*_: Any, **__: Any) -> Any:
+    raise AssertionError("this machine was timed")
+
+
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
@@ -61,9 +65,6 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device whose times are made up, while this machine must not be timed."""
-
-    def fail(*_: Any, **__: Any) -> Any:
-        raise AssertionError("this machine was timed")
 
     monkeypatch.setattr(on_device, "kernel_times", made_up_times)
     monkeypatch.setattr(on_device, "_stairs", lambda *_: [2.0, 2.0, 1.0, 1.0, 0.75])
@@ -210,9 +211,6 @@ def test_the_command_line(device: None, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_table_that_cannot_be_written_is_refused_before_anything_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise AssertionError("the model was timed")
-
     monkeypatch.setattr(on_device, "kernel_times", fail)
     path = written(chain(widths=WIDE), tmp_path / "net.onnx")
     before = path.read_bytes()
