@@ -29,11 +29,20 @@ class BudgetError(OnnxcopError):
 
     Attributes:
         nearest: The nearest value that can be reached, in the budget's own unit, or None.
+        flag: The option whose bound is out of reach; empty if the error has another cause.
+        why: Why it is out of reach, and what to do.
     """
 
-    def __init__(self, message: str, nearest: float | None = None) -> None:
+    def __init__(self, message: str, nearest: float | None = None, *, flag: str = "", why: str = "") -> None:
         super().__init__(message)
         self.nearest = nearest
+        self.flag = flag
+        self.why = why
+
+    @classmethod
+    def out_of_reach(cls, flag: str, bound: str, why: str, nearest: float) -> BudgetError:
+        """The error for a bound that cannot be met."""
+        return cls(f"the budget {flag} {bound} cannot be reached: {why}", nearest, flag=flag, why=why)
 
 
 class PlanMismatchError(OnnxcopError):

@@ -21,6 +21,7 @@ import onnxcop
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.pipeline.profile import plain
 from onnxcop.runtime.device_table import DeviceTable
+from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.latency import Latency, timed
 
 BOUNDS = (0.9, 0.7, 0.5)
@@ -70,7 +71,7 @@ def at(model: Path, table: Path, bound: float, engine: onnxcop.EngineOptions, se
     )  # fmt: skip
     whole = onnxcop.analyze(model, keep_initializer_inputs=False, options=engine).model  # as the table has it
     both = [onnx.load_model_from_string(plain(one)) for one in (whole, result.model)]
-    found = timed(both[0], both[1], result.plan.input_shapes, engine, seconds)
+    found = timed(both[0], both[1], lambda: random_feeds(whole, result.plan.input_shapes, seed=0), engine, seconds)
     if found is None or result.report.expected is None:
         raise EngineError(f"{model} cannot be timed")
     return result.report.expected.ratio, found

@@ -107,23 +107,20 @@ class Resource:
         level = self.level(state, bound)
         if not self.is_share(bound):
             nearest = float(ceil(level))
-            return BudgetError(
-                f"the budget {self.flag} {bound:.0f} cannot be reached: the smallest file is {nearest:.0f} bytes; "
-                f"ask for that many or more (e.g. 5MB; a number alone is bytes), or {way_out}",
-                nearest,
+            why = (
+                f"the smallest file is {nearest:.0f} bytes; "
+                f"ask for that many or more (e.g. 5MB; a number alone is bytes), or {way_out}"
             )
+            return BudgetError.out_of_reach(self.flag, f"{bound:.0f}", why, nearest)
         nearest = ceil(level * 1e4) / 1e4
         if nearest >= 1:
-            return BudgetError(
-                f"the budget {self.flag} {bound:g} cannot be reached: the prunable filters hold almost none of the "
-                f"{self.title}; {way_out}",
-                nearest,
+            why = f"the prunable filters hold almost none of the {self.title}; {way_out}"
+        else:
+            why = (
+                f"with all prunable filters cut {level:.2%} remain; "
+                f"ask for {self.flag} {nearest:g} or more, or {way_out}"
             )
-        return BudgetError(
-            f"the budget {self.flag} {bound:g} cannot be reached: with all prunable filters cut {level:.2%} remain; "
-            f"ask for {self.flag} {nearest:g} or more, or {way_out}",
-            nearest,
-        )
+        return BudgetError.out_of_reach(self.flag, f"{bound:g}", why, nearest)
 
 
 PROVENANCE = 420  # bytes of the metadata in the result; see `onnxcop.rewrite.provenance`

@@ -77,11 +77,8 @@ def within_time(
     assert best is not None
     if best[0] > bound + _NEAR:
         nearest = float(np.ceil(best[0] * 100) / 100)
-        raise BudgetError(
-            f"the budget --latency {bound:g} cannot be reached: the fastest cut that was found takes {best[0]:.1%} of "
-            f"the time; ask for --latency {nearest:g} or more",
-            nearest,
-        )
+        why = f"the fastest cut that was found takes {best[0]:.1%} of the time; ask for --latency {nearest:g} or more"
+        raise BudgetError.out_of_reach("--latency", f"{bound:g}", why, nearest)
     return best[1]
 
 

@@ -31,6 +31,7 @@ from onnxcop.graph.shapes import Shape
 from onnxcop.graph.subgraphs import FIRST_UNLISTED, Scopes, make_names_unique
 from onnxcop.images.declared import Declared, read_declared
 from onnxcop.runtime.input_shapes import settle_shapes, shapes_of
+from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.providers import check_operators
 from onnxcop.runtime.session import EngineOptions, Session, resolve_provider
 
@@ -55,6 +56,7 @@ class Analysis:
         images: Preprocessing that the model or its folder declares.
         unlisted: Number of stored tensors that are inputs of the original, but not of `model`.
         kept: The classes that are kept, if the model was reduced to some of them.
+        sample: Inputs of one run, of `input_shapes`, from the user's data; None if there are none of these shapes.
     """
 
     original: onnx.ModelProto
@@ -70,6 +72,15 @@ class Analysis:
     images: Declared | None = None
     unlisted: int = 0
     kept: KeptClasses | None = None
+    sample: Feed | None = None
+
+    def timing_feed(self) -> Feed:
+        """Inputs to time a run with: the user's, because time can depend on values, or random ones.
+
+        Raises:
+            ModelError: There are none from the user, and an input holds strings.
+        """
+        return random_feeds(self.original, self.input_shapes, seed=0) if self.sample is None else self.sample
 
     def undo(self, model: onnx.ModelProto) -> None:
         """Undo the preparation of `model` in a pruned model, in place."""

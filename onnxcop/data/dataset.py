@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from onnxcop._base.types import Array, Feed
 from onnxcop.data.inputs import BatchLayout
 from onnxcop.data.stores import ArrayStore, ImageStore, Store
 from onnxcop.errors import CalibrationError
+from onnxcop.graph.shapes import Shape
 from onnxcop.images.reader import ImageReader
 
 _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode images
@@ -190,6 +191,13 @@ class CalibrationData:
     def part(self, start: int, stop: int) -> CalibrationData:
         """The samples of some places."""
         return self._with(self._order[start:stop], self.description)
+
+    def first(self, shapes: Mapping[str, Shape]) -> Feed | None:
+        """The first samples as inputs of one run; None unless they have these shapes."""
+        count = next((shapes[name][axis] for name, axis in self.layout.axes.items() if axis is not None), 1)
+        feed = next(self.part(0, count).batches(count), None)
+        fits = feed is not None and all(feed[name].shape == tuple(shape) for name, shape in shapes.items())
+        return feed if fits else None
 
     def values(self) -> tuple[FedValues, ...]:
         """Values of a model's inputs, from the first batch."""

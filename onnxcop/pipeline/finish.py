@@ -154,7 +154,7 @@ def beside_original(
     analysis: Analysis, model: onnx.ModelProto, engine: EngineOptions, seconds: float
 ) -> Latency | None:
     """The time of a cut model beside the original's; None if it cannot be measured."""
-    return timed(analysis.original, model, analysis.input_shapes, engine, seconds)
+    return timed(analysis.original, model, analysis.timing_feed, engine, seconds)
 
 
 def with_hints_logged(result: PruneResult) -> PruneResult:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
+from math import ceil
 
 from onnxcop.errors import BudgetError, EngineError
 from onnxcop.pipeline.decide import Request, decide
@@ -19,7 +19,7 @@ log = logging.getLogger("onnxcop")
 _AIM = 0.985  # share of the bound to aim at, so that noise of the last measurement does not exceed it
 _TIGHTER = 0.98  # factor of the aim after a result that is still too slow
 _ATTEMPTS = 3
-_REFUSED = re.compile(r"--latency [0-9.e-]+ cannot")
+_FLAG = "--latency"
 _LONGER = 3  # factor of the measuring time for a measurement that decides
 
 
@@ -32,7 +32,7 @@ def prune_within(request: Request, bound: float) -> PruneResult:
 
     Raises:
         BudgetError: It cannot be reached; the message names the nearest bound.
-        EngineError: The model does not run on random inputs, so its time cannot be measured.
+        EngineError: The model does not run, so its time cannot be measured.
     """
     asked = request.asked
     request = replace(request, asked=replace(asked, latency_seconds=asked.latency_seconds or DEFAULT_SECONDS))
@@ -55,11 +55,9 @@ def prune_within(request: Request, bound: float) -> PruneResult:
             return _checked(request, result, bound)
         aim *= _TIGHTER * min(1.0, bound / times.ratio)
     ratio, result = min(trials, key=lambda one: one[0])
-    raise BudgetError(
-        f"the budget --latency {bound:g} cannot be reached: the fastest model that was found takes {ratio:.1%} of the "
-        f"time; ask for --latency {_upwards(ratio):g} or more",
-        _upwards(ratio),
-    )
+    nearest = min(ceil(100 * ratio) / 100, 1.0)
+    why = f"the fastest model that was found takes {ratio:.1%} of the time; ask for --latency {nearest:g} or more"
+    raise BudgetError.out_of_reach(_FLAG, f"{bound:g}", why, nearest)
 
 
 def prune_by_table(request: Request, bound: float) -> PruneResult:
@@ -81,7 +79,9 @@ def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneRes
     result = conclude(request, decide(aimed, again=again))
     times = result.report.latency
     if times is None:
-        raise EngineError("--latency needs a model that runs on random inputs, to be timed; give --macs instead")
+        raise EngineError(
+            "--latency needs a model that runs, to be timed: see the warning above, or give --macs instead"
+        )
     bound = request.budget.latency or 1.0
     if times.interval[0] <= bound < times.ratio:  # too close to decide
         seconds = _LONGER * request.asked.latency_seconds
@@ -90,13 +90,11 @@ def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneRes
     return result, times
 
 
-def _upwards(ratio: float) -> float:
-    return min(-(-ratio * 100 // 1) / 100, 1.0)
-
-
 def _as_asked(error: BudgetError, bound: float) -> BudgetError:
     """The error with the bound that the user gave instead of the aim of a round."""
-    return BudgetError(_REFUSED.sub(f"--latency {bound:g} cannot", str(error)), error.nearest)
+    if error.flag != _FLAG or error.nearest is None:
+        return error
+    return BudgetError.out_of_reach(_FLAG, f"{bound:g}", error.why, error.nearest)
 
 
 def _checked(request: Request, result: PruneResult, bound: float) -> PruneResult:

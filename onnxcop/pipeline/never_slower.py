@@ -29,7 +29,6 @@ from onnxcop.pipeline.widths import described
 from onnxcop.report.result import PruneResult
 from onnxcop.report.summary import with_latency
 from onnxcop.rewrite.plan import units_of
-from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.latency import measure_times
 from onnxcop.runtime.staircase import Staircase
 
@@ -55,8 +54,8 @@ def prune_faster(request: Request) -> PruneResult:
     search = _Search(request, _sure(request, first))
     if not _slower(search.best):
         return search.quicker(request) if _idle(search.best) else search.best
-    log.info("the result is slower than the original: trying other widths")
     share = _share(search.best)
+    log.info("the result takes %s of the original's time: trying other widths", share)
     coarse = search.in_blocks(request)
     if coarse is not None and search.tried(coarse):
         return search.best
@@ -190,14 +189,13 @@ def _promising(request: Request, *, faster: bool = False) -> bool:
 def _losing(analysis: Analysis, removed: IntArray, request: Request) -> list[int]:
     """Groups that make a model slower if cut, each measured beside the model with only this group whole."""
     groups = np.unique(analysis.structure.group_of[removed])[:_MOST].tolist()
-    feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
     cut, losing = without(analysis, removed), []
     together = max(1, min(_TOGETHER, _MEMORY // max(cut.ByteSize(), 1)))
     for start in range(0, len(groups), together):
         some = groups[start : start + together]
         variants = [without(analysis, removed[analysis.structure.group_of[removed] != group]) for group in some]
         try:
-            times = measure_times([cut, *variants], feeds, request.asked.engine, seconds=_SECONDS)
+            times = measure_times([cut, *variants], analysis.timing_feed(), request.asked.engine, seconds=_SECONDS)
         except (EngineError, ModelError) as error:
             log.debug("groups could not be timed: %s", error)
             break

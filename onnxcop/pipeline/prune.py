@@ -155,6 +155,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
     untimed = budget.but(latency=None)  # the lowest reachable time is known only after operators are timed
     check_reachable(PruningContext.of(analysis.model, analysis.structure, analysis.cost), untimed, limits)
     source, crew = opened_data(analysis, options, options.input_shapes), crew_for(options.executor)
+    analysis = with_sample(analysis, source)
     unseen = None
     if source is not None and cross_fits(options, source):
         options = replace(options, distill=OFF)
@@ -250,6 +251,7 @@ def apply_with(model: onnx.ModelProto | str | Path, plan: PruningPlan, options: 
             "give --data, the samples it was made with"
         )
     source, unseen = data_of(analysis, options, plan.input_shapes)
+    analysis = with_sample(analysis, source)
     done: dict[str, Any] = {"allocate": plan.settings.get("allocate"), "recover": "none" if source is None else "full"}
     done["samples"] = 0 if source is None else source.count
     plan = replace(plan, settings={**plan.settings, **done})
@@ -284,6 +286,11 @@ def opened_data(
     """All samples, in batches that fit in memory; None if there are no data."""
     source = open_data(analysis, options, input_shapes)
     return None if source is None else source.in_batches_of(affordable_batch(analysis, source, options.engine))
+
+
+def with_sample(analysis: Analysis, source: CalibrationData | None) -> Analysis:
+    """The analysis with inputs from the data to time runs with, if there are data of its shapes."""
+    return analysis if source is None else replace(analysis, sample=source.first(analysis.input_shapes))
 
 
 def with_samples_set_aside(

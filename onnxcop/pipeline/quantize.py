@@ -95,7 +95,7 @@ def with_int8(request: Request, result: PruneResult) -> PruneResult:
         name = f"the pruned {analysis.source}"
         model, chosen = in_int8(result.model, asked.then_quantize, request.source, asked, name)
         engine, seconds = asked.engine, asked.latency_seconds
-        latency = timed(analysis.original, model, analysis.input_shapes, engine, seconds) if seconds > 0 else None
+        latency = timed(analysis.original, model, analysis.timing_feed, engine, seconds) if seconds > 0 else None
         figures = None if unseen is None else unseen.figures(model)
     report_int8 = Int8Report(
         mode=asked.then_quantize, chosen=chosen, bytes=model.ByteSize(), latency=latency, figures=figures

@@ -12,7 +12,6 @@ from onnxcop.allocation.rough import without
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.timing import time_model
 from onnxcop.pipeline.decide import Request
-from onnxcop.runtime.inputs import random_feeds
 from onnxcop.runtime.latency import measure_times
 from onnxcop.runtime.machine import Machine
 from onnxcop.runtime.session import EngineOptions
@@ -41,13 +40,14 @@ class CutTimer:
         """Time of a run without some units, int64, as a share of the original's."""
         analysis = self.analysis
         cut = hashlib.sha256(analysis.cost.kept_counts(removed).tobytes()).hexdigest()[:16]
-        key = [self.machine.to_dict(), analysis.sha256, cut, sorted(analysis.input_shapes.items())]
+        shapes, random = sorted(analysis.input_shapes.items()), analysis.sample is None
+        key = [self.machine.to_dict(), analysis.sha256, cut, shapes, random]
         known = remembered("cut", key)
         if isinstance(known, float):
             return known
-        feeds = random_feeds(analysis.original, analysis.input_shapes, seed=0)
         models = [analysis.original, without(analysis, removed)]
-        latency = measure_times(models, feeds, self.options, seconds=_SECONDS, enough=_ENOUGH).latency(1).ratio
+        times = measure_times(models, analysis.timing_feed(), self.options, seconds=_SECONDS, enough=_ENOUGH)
+        latency = times.latency(1).ratio
         remember("cut", key, latency)
         log.debug("a cut to %.1f%% of the time", 100 * latency)
         return latency
@@ -60,7 +60,7 @@ def with_times(request: Request) -> Request:
         request: The request.
 
     Raises:
-        EngineError: The model does not run on random inputs, so its time cannot be measured.
+        EngineError: The model does not run, so its time cannot be measured.
     """
     analysis, options = request.analysis, request.asked.engine
     with request.clock.stage("operator times"):

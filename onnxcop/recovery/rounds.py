@@ -99,6 +99,25 @@ class RecoverySettings:
         return replace(self, method=method, refine=self.refine if method.refines else 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where one of several selections ends.
+
+    Attributes:
+        divergence: Distance from the original on the held-out set.
+        alternative: The selection.
+        network: The recovered network.
+        steps: As the attribute of :class:`Recovery`.
+        way: Measurements on the way there.
+    """
+
+    divergence: float
+    alternative: Alternative
+    network: MaskedNetwork
+    steps: Mapping[int, FitStep]
+    way: list[Waypoint]
+
+
 @dataclass
 class Recovery:
     """The state of a recovering network.
@@ -327,25 +346,32 @@ class Recovery:
         self, alternatives: Sequence[Alternative], samples: Samples, ridges: Mapping[int, float], name: str
     ) -> Alternative:
         """Carry out each on a copy of the current network, and keep the one that ends closest to the original."""
-        start, ends = self.working, list[tuple[float, Alternative, MaskedNetwork, Mapping[int, FitStep]]]()
+        start, begun, ends = self.working, len(self.way), list[_End]()
         for one in alternatives:
             self.working = start.copy()
-            self.recover_cut(one.units, samples, ridges, f"{name}, {one.way}" if one.way else name)
-            ends.append((self.divergence().value, one, self.working, self.steps))
-        _, best, self.working, self.steps = min(ends, key=lambda end: end[0])
-        if best.way:
-            log.info("%s: selected %s", name, best.way)
-        return best
+            found = self.recover_cut(one.units, samples, ridges, f"{name}, {one.way}" if one.way else name)
+            divergence = (found or self.divergence()).value
+            ends.append(_End(divergence, one, self.working, self.steps, self.way[begun:]))
+            del self.way[begun:]
+        best = min(ends, key=lambda end: end.divergence)
+        self.working, self.steps = best.network, best.steps
+        self.way.extend(best.way)
+        if best.alternative.way:
+            log.info("%s: selected %s", name, best.alternative.way)
+        return best.alternative
 
     @single_threaded
-    def recover_cut(self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str) -> None:
-        """Cut the chosen units, compensate, and refine."""
-        self.steps = {}
+    def recover_cut(
+        self, units: IntArray, samples: Samples, ridges: Mapping[int, float], name: str
+    ) -> Divergence | None:
+        """Cut the chosen units, compensate, and refine; the divergence after that, if layers were refined."""
+        self.steps, found = {}, None
         self.settings.method.compensate(self, units, samples, ridges, name)
         for _ in range(self.settings.refine):
             refined = self.refine()
-            self.steps = refined.steps
-            self.note(f"{name}: {len(refined.steps)} of {refined.tried} layers refined", self.divergence())
+            self.steps, found = refined.steps, self.divergence()
+            self.note(f"{name}: {len(refined.steps)} of {refined.tried} layers refined", found)
+        return found
 
     def measured_quality(self) -> dict[str, float]:
         """Divergence and, for classifiers, top-1 agreement on the held-out set."""

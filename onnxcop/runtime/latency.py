@@ -163,13 +163,11 @@ def measure_times(
 
 
 def timed(
-    original: onnx.ModelProto, other: onnx.ModelProto, shapes: Mapping[str, Shape], options: EngineOptions,
-    seconds: float,
-) -> Latency | None:  # fmt: skip
-    """Time a model beside the original on random inputs; None, with a warning in the log, if they do not run."""
+    original: onnx.ModelProto, other: onnx.ModelProto, feed: Callable[[], Feed], options: EngineOptions, seconds: float
+) -> Latency | None:
+    """Time a model beside the original on the same inputs; None, with a warning in the log, if they do not run."""
     try:
-        feeds = random_feeds(original, shapes, seed=0)
-        return measure_times([original, other], feeds, options, seconds=seconds).latency(1)
+        return measure_times([original, other], feed(), options, seconds=seconds).latency(1)
     except (EngineError, ModelError) as error:
         log.warning("latency could not be measured: %s", error)
         return None

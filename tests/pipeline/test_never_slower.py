@@ -16,7 +16,7 @@ from small_models import chain, shapes, written
 import onnxcop
 from onnxcop._base import cache
 from onnxcop.cli import main as cli
-from onnxcop.pipeline import finish, never_slower, widths
+from onnxcop.pipeline import finish, never_slower, prune, widths
 from onnxcop.pipeline.decide import decide
 from onnxcop.report.summary import Report
 from onnxcop.runtime.latency import Latency, Measurement, Timing
@@ -238,3 +238,24 @@ def test_no_width_leaves_the_fast_kernels(macs: float, recover: str) -> None:
         result = onnxcop.prune(chain(widths=analysis_widths), macs=macs, recover=recover, limits=limits, options=CPU)
     assert any(group.kept < group.width for group in result.report.groups)
     assert [group.kept % 4 for group in result.report.groups] == [0, 0]
+
+
+@pytest.mark.parametrize(("side", "own"), [(8, True), (20, False)])
+def test_runs_are_timed_with_a_sample_of_the_data_if_it_has_the_size_of_the_analysis(
+    side: int, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, fed = chain(widths=WIDE), list[np.ndarray[Any, Any]]()
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = "side"
+
+    def watch(original: onnx.ModelProto, other: onnx.ModelProto, feed: Callable[[], Any], *_: Any) -> None:
+        fed.append(feed()["x"])
+
+    monkeypatch.setattr(finish, "timed", watch)
+    data = np.random.default_rng(1).random((20, 3, side, side), np.float32)
+    shape = (1, 3, 8, 8)
+    analysis = onnxcop.analyze(model, input_shapes={"x": shape}, options=CPU)
+    monkeypatch.setattr(prune, "analyze_kept", lambda *_, **__: analysis)
+    onnxcop.prune(model, macs=0.6, data={"x": data}, **RUN)
+    assert [feed.shape for feed in fed] == [shape]
+    assert own == any(np.array_equal(fed[0][0], sample) for sample in data)
