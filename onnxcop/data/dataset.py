@@ -196,8 +196,8 @@ class CalibrationData:
         """The first samples as inputs of one run; None unless they have these shapes."""
         count = next((shapes[name][axis] for name, axis in self.layout.axes.items() if axis is not None), 1)
         feed = next(self.part(0, count).batches(count), None)
-        fits = feed is not None and all(feed[name].shape == tuple(shape) for name, shape in shapes.items())
-        return feed if fits else None
+        alike = feed is not None and {name: array.shape for name, array in feed.items()} == dict(shapes)
+        return feed if alike else None
 
     def values(self) -> tuple[FedValues, ...]:
         """Values of a model's inputs, from the first batch."""

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Any, TypeVar
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
+from onnx import numpy_helper
+
+from onnxcop._base.types import Array
 
 M = TypeVar("M", bound=Message)
+
+_NEGLIGIBLE = 2.0**-100  # products with smaller float32 weights may be denormal, which takes a hundred times as long
 
 
 def copied(message: M) -> M:
@@ -30,6 +36,14 @@ def drop(field: Any, names: Container[str]) -> None:
     for place in reversed(range(len(field))):
         if field[place].name in names:
             del field[place]
+
+
+def computed_weights(name: str, values: Array, data_type: int) -> onnx.TensorProto:
+    """A stored tensor of computed weights in an element type of ONNX; negligible float32 values become 0."""
+    stored = np.ascontiguousarray(values.astype(onnx.helper.tensor_dtype_to_np_dtype(data_type)))
+    if stored.dtype == np.float32:
+        stored = np.where(np.abs(stored) < _NEGLIGIBLE, np.float32(0), stored)
+    return numpy_helper.from_array(stored, name)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

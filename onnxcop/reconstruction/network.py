@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnxcop._base.types import Array, BoolArray, FloatArray, IntArray
 from onnxcop.analysis.analyze import Analysis
 from onnxcop.analysis.layers import Layer, layers_of
-from onnxcop.graph.edit import copied
+from onnxcop.graph.edit import computed_weights, copied
 from onnxcop.graph.io import inlined, values_of
 from onnxcop.graph.linear import Kernel, StoredLayer, kernel_of, stored_layer
 from onnxcop.graph.subgraphs import Scopes
@@ -105,8 +104,7 @@ class MaskedNetwork:
     def write(self, name: str, values: Array) -> None:
         """Replace a stored tensor, keeping its type."""
         tensor = self.partition.stored[name]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        new = numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name)
+        new = computed_weights(name, values, tensor.data_type)
         if tensor.doc_string:
             new.doc_string = tensor.doc_string
         tensor.CopyFrom(self.partition.held(new))

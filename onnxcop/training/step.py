@@ -22,7 +22,7 @@ from onnxcop._base.types import Array
 from onnxcop.errors import ModelError
 from onnxcop.gradient import Builder, Stop, Tensor, differentiate, trainable
 from onnxcop.gradient.builder import concat
-from onnxcop.graph.edit import copied, replace_all
+from onnxcop.graph.edit import computed_weights, copied, replace_all
 from onnxcop.graph.subgraphs import excerpt, rename
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.training.losses import LOSS
@@ -108,8 +108,7 @@ def with_weights(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> onnx.Mo
     stored = initializers_of(changed)
     for name, array in arrays.items():
         tensor = stored[name]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), tensor.name))
+        tensor.CopyFrom(computed_weights(tensor.name, array, tensor.data_type))
     return changed
 
 
