@@ -99,7 +99,7 @@ class RecoverySettings:
         return replace(self, method=method, refine=self.refine if method.refines else 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _End:
     """Where one of several selections ends.
 
@@ -351,7 +351,10 @@ class Recovery:
             self.working = start.copy()
             found = self.recover_cut(one.units, samples, ridges, f"{name}, {one.way}" if one.way else name)
             divergence = (found or self.divergence()).value
-            ends.append(_End(divergence, one, self.working, self.steps, self.way[begun:]))
+            end = _End(
+                divergence=divergence, alternative=one, network=self.working, steps=self.steps, way=self.way[begun:]
+            )
+            ends.append(end)
             del self.way[begun:]
         best = min(ends, key=lambda end: end.divergence)
         self.working, self.steps = best.network, best.steps
