@@ -70,8 +70,8 @@ class MaskedNetwork:
         self._uses.update(value.name for scope in scopes.all[1:] for value in scope.graph.output)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the models of the analysis, which no task reads."""
-        analysis = replace(self.analysis, original=onnx.ModelProto(), model=onnx.ModelProto())
+        """Pickle without the models and the sample of the analysis, which no task reads."""
+        analysis = replace(self.analysis, original=onnx.ModelProto(), model=onnx.ModelProto(), sample=None)
         return MaskedNetwork, (analysis, self.model, self.alive)
 
     def copy(self) -> MaskedNetwork:
