@@ -30,11 +30,13 @@ class Feature:
         tensor: Its name in both models.
         axis: The axis of channels.
         kept: int64, the teacher's channels that the student has.
+        rank: Its number of axes.
     """
 
     tensor: str
     axis: int
     kept: IntArray
+    rank: int
 
     @property
     def name(self) -> str:
@@ -58,7 +60,8 @@ class Feature:
         return self._returned(work)
 
     def _returned(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(self.name, onnx.TensorProto.FLOAT, None))
+        sizes = [None] * self.rank  # the checker wants the rank, even if no size is known
+        model.graph.output.append(onnx.helper.make_tensor_value_info(self.name, onnx.TensorProto.FLOAT, sizes))
         return model
 
 
@@ -86,7 +89,7 @@ def last_feature(analysis: Analysis, removed: IntArray, pruned: onnx.ModelProto)
         units = np.asarray(on_axes[prunable[0]])
         size, (known, feature) = math.prod(info.shape), found.pop(units.tobytes(), (0, None))
         if feature is None or size >= known:
-            known, feature = size, Feature(name, prunable[0], np.flatnonzero(alive[units]))
+            known, feature = size, Feature(name, prunable[0], np.flatnonzero(alive[units]), len(info.shape))
         found[units.tobytes()] = known, feature
     return list(found.values())[-1][1] if found else None
 

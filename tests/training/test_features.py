@@ -9,6 +9,7 @@ import onnx
 from small_models import chain
 
 import onnxcop
+from onnxcop.gradient.prepare import raised
 from onnxcop.graph.edit import copied
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.session import EngineOptions, Session
@@ -53,7 +54,7 @@ def test_a_model_without_a_tensor_with_positions_has_none() -> None:
 
 
 def test_a_tensor_in_another_basis_is_not_matched() -> None:
-    feature = Feature("c2", 1, np.arange(value(chain(), "c2").shape[1]))
+    feature = Feature("c2", 1, np.arange(value(chain(), "c2").shape[1]), rank=4)
 
     def found(teachers: Feature) -> object:
         models = feature.of_student(chain()), teachers.of_teacher(chain())
@@ -61,3 +62,12 @@ def test_a_tensor_in_another_basis_is_not_matched() -> None:
 
     assert found(feature) is not None
     assert found(replace(feature, kept=feature.kept[::-1])) is None
+
+
+def test_a_tensor_whose_shape_cannot_be_inferred_is_matched_in_a_model_of_an_old_opset() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 12]> g (float[N,3,8,8] x, int64[K] sizes) => (float[N,C,P] y)'
+    model = onnx.parser.parse_model(text + " { r = Relu(x) y = Reshape(r, sizes) h = Reshape(r, sizes) }")
+    feature = Feature("h", 1, np.arange(3), rank=3)
+    for returned in (feature.of_student(model), feature.of_teacher(model)):
+        assert raised(returned).graph.output[-1].name == feature.name
+        assert len(returned.graph.output[-1].type.tensor_type.shape.dim) == 3
