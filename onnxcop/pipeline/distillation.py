@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from onnxcop.errors import CalibrationError, OnnxcopError
+from onnxcop.gradient.prepare import raised
 from onnxcop.pipeline.decide import Request
 from onnxcop.pipeline.finish import measured_again
 from onnxcop.pipeline.options import PruneOptions
@@ -37,6 +38,16 @@ def check_distillation(options: PruneOptions) -> None:
     Effort.of(options.distill)
     if options.data is None:
         raise CalibrationError("--distill needs representative samples; give --data")
+
+
+def check_trainable(model: onnx.ModelProto, options: PruneOptions) -> None:
+    """Refuse a model that is to be distilled and cannot be raised to the opset of gradients, before any work is done.
+
+    Raises:
+        ModelError: ONNX cannot convert it.
+    """
+    if options.distill not in (None, OFF):
+        raised(model)
 
 
 def distilled(request: Request, result: PruneResult) -> PruneResult:

@@ -32,7 +32,7 @@ from onnxcop.graph.io import whole
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.parallel.workers import crew_for
 from onnxcop.pipeline.decide import Decision, Request, SampleSets, decide, recover_units, within_memory
-from onnxcop.pipeline.distillation import OFF, check_distillation, distilled
+from onnxcop.pipeline.distillation import OFF, check_distillation, check_trainable, distilled
 from onnxcop.pipeline.finish import cut_to_size, fed, finish, measured_again, with_hints_logged
 from onnxcop.pipeline.latency_target import prune_by_table, prune_within
 from onnxcop.pipeline.never_slower import prune_faster
@@ -142,6 +142,7 @@ def prepare(model: onnx.ModelProto | str | Path, options: PruneOptions, progress
         )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune: {nothing_reason(analysis)}", 1.0)
+    check_trainable(analysis.original, options)
     macs = float(analysis.cost.original()[0])
     limits = with_blocks_decided(options.limits or Limits(), modes, budget, macs)
     if analysis.structure.coupling.shapes.trouble:  # running it was tried and failed: say so now

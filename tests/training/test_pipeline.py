@@ -13,7 +13,7 @@ from small_models import chain, written
 
 import onnxcop
 from onnxcop.cli import main as cli
-from onnxcop.errors import CalibrationError
+from onnxcop.errors import CalibrationError, ModelError
 from onnxcop.runtime.session import EngineOptions, Session
 
 
@@ -33,6 +33,12 @@ def test_distillation_is_refused_before_any_work(tmp_path: Path) -> None:
         onnxcop.prune(chain(), distill="soon", data=np.zeros((16, 3, 8, 8), np.float32))
     with pytest.raises(CalibrationError, match="give --distill"):
         onnxcop.prune(chain(), checkpoint=tmp_path / "state.npz")
+    old = chain()
+    old.opset_import[0].version = 9
+    for node in old.graph.node:
+        node.op_type = node.op_type.replace("Relu", "ThresholdedRelu")  # ONNX cannot convert it from opset 9
+    with pytest.raises(ModelError, match="cannot be raised from opset 9"):
+        onnxcop.prune(old, distill="1 epochs", data=tmp_path / "nowhere.npz")
 
 
 def test_the_figures_are_those_of_the_distilled_file() -> None:
