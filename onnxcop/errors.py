@@ -27,22 +27,26 @@ class EngineError(OnnxcopError):
 class BudgetError(OnnxcopError):
     """The budget cannot be met.
 
+    Args:
+        message: The message; `{bound}` in it stands for the bound.
+        nearest: As the attribute.
+        flag: As the attribute.
+        bound: The bound that cannot be met, as text.
+
     Attributes:
         nearest: The nearest value that can be reached, in the budget's own unit, or None.
         flag: The option whose bound is out of reach; empty if the error has another cause.
-        why: Why it is out of reach, and what to do.
     """
 
-    def __init__(self, message: str, nearest: float | None = None, *, flag: str = "", why: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, nearest: float | None = None, *, flag: str = "", bound: str = "") -> None:
+        super().__init__(message.replace("{bound}", bound) if flag else message)
         self.nearest = nearest
         self.flag = flag
-        self.why = why
+        self._message = message
 
-    @classmethod
-    def out_of_reach(cls, flag: str, bound: str, why: str, nearest: float) -> BudgetError:
-        """The error for a bound that cannot be met."""
-        return cls(f"the budget {flag} {bound} cannot be reached: {why}", nearest, flag=flag, why=why)
+    def with_bound(self, bound: str) -> BudgetError:
+        """The same error for another bound of the same option."""
+        return BudgetError(self._message, self.nearest, flag=self.flag, bound=bound)
 
 
 class PlanMismatchError(OnnxcopError):

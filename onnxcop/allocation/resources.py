@@ -107,20 +107,23 @@ class Resource:
         level = self.level(state, bound)
         if not self.is_share(bound):
             nearest = float(ceil(level))
-            why = (
-                f"the smallest file is {nearest:.0f} bytes; "
+            message = (
+                f"the budget {self.flag} {{bound}} cannot be reached: the smallest file is {nearest:.0f} bytes; "
                 f"ask for that many or more (e.g. 5MB; a number alone is bytes), or {way_out}"
             )
-            return BudgetError.out_of_reach(self.flag, f"{bound:.0f}", why, nearest)
+            return BudgetError(message, nearest, flag=self.flag, bound=f"{bound:.0f}")
         nearest = ceil(level * 1e4) / 1e4
         if nearest >= 1:
-            why = f"the prunable filters hold almost none of the {self.title}; {way_out}"
-        else:
-            why = (
-                f"with all prunable filters cut {level:.2%} remain; "
-                f"ask for {self.flag} {nearest:g} or more, or {way_out}"
+            message = (
+                f"the budget {self.flag} {{bound}} cannot be reached: the prunable filters hold almost none of the "
+                f"{self.title}; {way_out}"
             )
-        return BudgetError.out_of_reach(self.flag, f"{bound:g}", why, nearest)
+        else:
+            message = (
+                f"the budget {self.flag} {{bound}} cannot be reached: with all prunable filters cut {level:.2%} "
+                f"remain; ask for {self.flag} {nearest:g} or more, or {way_out}"
+            )
+        return BudgetError(message, nearest, flag=self.flag, bound=f"{bound:g}")
 
 
 PROVENANCE = 420  # bytes of the metadata in the result; see `onnxcop.rewrite.provenance`

@@ -77,8 +77,11 @@ def within_time(
     assert best is not None
     if best[0] > bound + _NEAR:
         nearest = float(np.ceil(best[0] * 100) / 100)
-        why = f"the fastest cut that was found takes {best[0]:.1%} of the time; ask for --latency {nearest:g} or more"
-        raise BudgetError.out_of_reach("--latency", f"{bound:g}", why, nearest)
+        raise BudgetError(
+            f"the budget --latency {{bound}} cannot be reached: the fastest cut that was found takes {best[0]:.1%} of "
+            f"the time; ask for --latency {nearest:g} or more",
+            nearest, flag="--latency", bound=f"{bound:g}",
+        )  # fmt: skip
     return best[1]
 
 

@@ -19,7 +19,6 @@ log = logging.getLogger("onnxcop")
 _AIM = 0.985  # share of the bound to aim at, so that noise of the last measurement does not exceed it
 _TIGHTER = 0.98  # factor of the aim after a result that is still too slow
 _ATTEMPTS = 3
-_FLAG = "--latency"
 _LONGER = 3  # factor of the measuring time for a measurement that decides
 
 
@@ -44,7 +43,8 @@ def prune_within(request: Request, bound: float) -> PruneResult:
             result, times = _cut(request, aim, again=bool(trials))
         except BudgetError as error:
             if not trials:
-                raise _as_asked(error, bound) from None
+                # a round aims at less than the user's bound
+                raise (error.with_bound(f"{bound:g}") if error.flag == "--latency" else error) from None
             break
         log.info(
             "%.1f%% of the MACs take %s of the time", 100 * result.report.after.macs / result.report.before.macs,
@@ -56,8 +56,11 @@ def prune_within(request: Request, bound: float) -> PruneResult:
         aim *= _TIGHTER * min(1.0, bound / times.ratio)
     ratio, result = min(trials, key=lambda one: one[0])
     nearest = min(ceil(100 * ratio) / 100, 1.0)
-    why = f"the fastest model that was found takes {ratio:.1%} of the time; ask for --latency {nearest:g} or more"
-    raise BudgetError.out_of_reach(_FLAG, f"{bound:g}", why, nearest)
+    raise BudgetError(
+        f"the budget --latency {bound:g} cannot be reached: the fastest model that was found takes {ratio:.1%} of the "
+        f"time; ask for --latency {nearest:g} or more",
+        nearest,
+    )
 
 
 def prune_by_table(request: Request, bound: float) -> PruneResult:
@@ -88,13 +91,6 @@ def _cut(request: Request, aim: float, *, again: bool = False) -> tuple[PruneRes
         times = beside_original(request.analysis, result.model, request.asked.engine, seconds) or times
         result = replace(result, report=with_latency(result.report, times))
     return result, times
-
-
-def _as_asked(error: BudgetError, bound: float) -> BudgetError:
-    """The error with the bound that the user gave instead of the aim of a round."""
-    if error.flag != _FLAG or error.nearest is None:
-        return error
-    return BudgetError.out_of_reach(_FLAG, f"{bound:g}", error.why, error.nearest)
 
 
 def _checked(request: Request, result: PruneResult, bound: float) -> PruneResult:
