@@ -28,7 +28,7 @@ _KNOWN = 1.15  # a curve counts as known this far beyond its last measured point
 _STEEP = 0.01  # share of the price of all purchases: flatter intervals need no more points
 _EXCHANGES = 12  # other purchases to try before one is chosen
 _NARROW = 0.02  # share of a group's width: shorter intervals need no more points
-_WIDE, _BLOCKS, _OTHERWISE = "in wide steps", "with blocks", "measured elsewhere"  # ways to select
+_WIDE, _BLOCKS, _OTHERWISE = "in wide steps", "with blocks", "by other curves"  # ways to select
 
 Curves = Mapping[int, Curve]
 MeasureCurves = Callable[[Mapping[int, int] | None, Curves | None], Curves]

@@ -360,7 +360,7 @@ class Recovery:
         self.working, self.steps = best.network, best.steps
         self.way.extend(best.way)
         if best.alternative.way:
-            log.info("%s: selected %s", name, best.alternative.way)
+            log.info("%s: the selection %s is kept", name, best.alternative.way)
         return best.alternative
 
     @single_threaded
