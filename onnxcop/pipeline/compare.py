@@ -24,7 +24,7 @@ from onnxcop.errors import EngineError, ModelError
 from onnxcop.graph import io as models
 from onnxcop.outputs.tasks import Task
 from onnxcop.parallel.workers import crew_for
-from onnxcop.runtime.inputs import model_inputs, random_feeds
+from onnxcop.runtime.inputs import model_inputs
 from onnxcop.runtime.latency import DEFAULT_SECONDS, Latency, measure_times
 from onnxcop.runtime.session import EngineOptions
 from onnxcop.verification.agreement import Agreement, agreement, paired
@@ -201,7 +201,7 @@ def _unpaired(a: Analysis, b: Analysis, outputs: Mapping[str, str]) -> list[str]
 
 
 def _timed(a: Analysis, b: Analysis, options: EngineOptions, seconds: float) -> Latency:
-    feeds = [random_feeds(side.original, side.input_shapes, seed=0) for side in (a, b)]
+    feeds = [side.timing_feed() for side in (a, b)]
     return measure_times([a.original, b.original], feeds, options, seconds=seconds).latency(1)
 
 
