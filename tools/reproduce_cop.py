@@ -10,7 +10,9 @@ the last epoch on all test pictures; the authors publish the best epoch by test 
 Ours are a warm-up of a tenth of the schedule, at most 200 steps, and in short schedules faster running averages.
 `onnxcop.finetune` trains the pruned network, with statistics of the batch; `--torch` takes the authors' schedule.
 
-The base's training goes on where a run before it was stopped.
+Training of the base and `onnxcop.finetune` go on where a run before was stopped.
+
+`--shares` removes at least the published shares of parameters and FLOPs, instead of the published share of filters.
 
 `--recover` refits the pruned weights first, and then fine-tunes with normalization frozen. `--teacher` fine-tunes on
 the outputs of the base as well. The authors do neither.
@@ -94,8 +96,9 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        kept = x[:, :, :: self.stride, :: self.stride]
-        return torch.relu(inner + nn.functional.pad(kept, (0, 0, 0, 0, self.more, self.more)))
+        if self.more:  # padding by nothing would stay in the file as a node that copies the map
+            x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
+        return torch.relu(inner + x)
 
 
 class PlainResNet(nn.Module):
@@ -483,11 +486,12 @@ def tuned_by_onnxcop(
     base: Path, name: str, path: Path, data: Pictures, recipe: Recipe, given: argparse.Namespace
 ) -> tuple[float, float, float]:
     """The same by `onnxcop.finetune`, whose optimizer is AdamW; the epoch is chosen on a fiftieth of the samples."""
+    kept = path.with_name(f"{path.stem}-{given.fine_tune}.state")
     found = onnxcop.finetune(
         path, {INPUT: scaled(data.train).numpy()}, labels=data.train_labels.numpy(), epochs=given.fine_tune,
         rate=given.rate, decay=recipe.decay, batch_size=recipe.batch, held_out=0.02, augment=True,
         batch_norm="frozen" if given.recover else "batch", teacher=base if given.teacher else None,
-        seed=given.seed + 1, progress=True, engine=onnxcop.EngineOptions(threads=given.threads),
+        seed=given.seed + 1, progress=True, engine=onnxcop.EngineOptions(threads=given.threads), checkpoint=kept,
     )  # fmt: skip
     tuned = path.with_name(f"{path.stem}-tuned.onnx")
     onnx.save(found.model, tuned)
@@ -546,7 +550,7 @@ def run(given: argparse.Namespace) -> Outcome:
     calibration = {INPUT: scaled(data.train[:CALIBRATION]).numpy()}
     recover = {"data": calibration, "distill": "none"} if given.recover else {"recover": "none"}
     cut = partial(onnxcop.prune, base, criterion=criterion, limits=limits, **recover)
-    if recipe.cut is None:
+    if recipe.cut is None or given.shares:
         _, _, params, macs = recipe.published
         result = cut(params=1 - params / 100, macs=1 - macs / 100)
     else:
@@ -592,6 +596,7 @@ def main() -> None:
     parser.add_argument("--fine-tune", type=int, help="epochs after pruning (default: the published schedule)")
     parser.add_argument("--limit", type=int, help="pictures of each half that are used, for a trial")
     parser.add_argument("--beside", action="store_true", help="measured allocation at the same budgets as well")
+    parser.add_argument("--shares", action="store_true", help="remove the published shares of parameters and FLOPs")
     parser.add_argument("--recover", action="store_true", help="closed-form recovery between pruning and fine-tuning")
     parser.add_argument("--teacher", action="store_true", help="the base's outputs count in fine-tuning")
     parser.add_argument("--torch", action="store_true", help="fine-tune with PyTorch and the authors' own schedule")
