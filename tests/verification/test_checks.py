@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
 import onnxcop
-from onnxcop.errors import VerificationError
-from onnxcop.verification.verify import check_runs, check_valid
+from onnxcop.errors import ModelError, VerificationError
+from onnxcop.verification.verify import check_runs, check_valid, require_running
 
 CPU = onnxcop.EngineOptions(provider="cpu", threads=1)
 SHAPES = {"x": (3, 2)}
@@ -53,3 +54,18 @@ def test_a_file_that_does_not_run_is_refused() -> None:
     broken = model("c = Constant<value = float[3] {1, 2, 3}>() y = Add(x, c)")
     with pytest.raises(VerificationError, match="the pruned model does not run"):
         check_runs(good, broken, SHAPES, CPU)
+
+
+def test_a_format_that_is_too_new_is_refused_with_the_remedy() -> None:
+    feed = {"x": np.zeros((3, 2), np.float32)}
+    require_running(model("y = Relu(x)"), feed, CPU)
+    new = model("y = Relu(x)")
+    new.ir_version = 99
+    with pytest.raises(ModelError, match=r"its IR version is 99, .* up to \d+; save it with an older ir_version, or"):
+        require_running(new, feed, CPU)
+    new = model("y = Relu(x)")
+    new.opset_import[0].version = 99
+    with pytest.raises(
+        ModelError, match=r"its opset of ai\.onnx is 99, .* up to \d+; export it with an older opset, or"
+    ):
+        require_running(new, feed, CPU)
