@@ -13,6 +13,7 @@ Ours are a warm-up of a tenth of the schedule, at most 200 steps, and in short s
 Training of the base and `onnxcop.finetune` go on where a run before was stopped.
 
 `--shares` removes at least the published shares of parameters and FLOPs, instead of the published share of filters.
+`--beta` and `--gamma` change what the authors publish, so that both shares are reached together.
 
 `--recover` refits the pruned weights first, and then fine-tunes with normalization frozen. `--teacher` fine-tunes on
 the outputs of the base as well. The authors do neither.
@@ -522,7 +523,12 @@ def run(given: argparse.Namespace) -> Outcome:
             dropout=False,
             bright=False,
         )
-    recipe = replace(recipe, bf16=given.bf16)
+    recipe = replace(
+        recipe,
+        bf16=given.bf16,
+        beta=recipe.beta if given.beta is None else given.beta,
+        gamma=recipe.gamma if given.gamma is None else given.gamma,
+    )
     if given.weights is not None:
         recipe = replace(recipe, rate=adapting)
     data = load(given.cifar, given.limit)
@@ -597,6 +603,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="pictures of each half that are used, for a trial")
     parser.add_argument("--beside", action="store_true", help="measured allocation at the same budgets as well")
     parser.add_argument("--shares", action="store_true", help="remove the published shares of parameters and FLOPs")
+    parser.add_argument("--beta", type=float, help="instead of the published preference for fewer FLOPs")
+    parser.add_argument("--gamma", type=float, help="the same for fewer parameters")
     parser.add_argument("--recover", action="store_true", help="closed-form recovery between pruning and fine-tuning")
     parser.add_argument("--teacher", action="store_true", help="the base's outputs count in fine-tuning")
     parser.add_argument("--torch", action="store_true", help="fine-tune with PyTorch and the authors' own schedule")
