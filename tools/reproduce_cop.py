@@ -10,10 +10,10 @@ the last epoch on all test pictures; the authors publish the best epoch by test 
 Ours are a warm-up of a tenth of the schedule, at most 200 steps, and in short schedules faster running averages.
 `onnxcop.finetune` trains the pruned network, with statistics of the batch; `--torch` takes the authors' schedule.
 
-Training of the base and `onnxcop.finetune` go on where a run before was stopped.
+A run resumes the training of the base, and `onnxcop.finetune`, where an earlier run was stopped.
 
 `--shares` removes at least the published shares of parameters and FLOPs, instead of the published share of filters.
-`--beta` and `--gamma` change what the authors publish, so that both shares are reached together.
+`--beta` and `--gamma` replace the authors' values; others reach both shares at nearly the same cut.
 
 `--recover` refits the pruned weights first, and then fine-tunes with normalization frozen. `--teacher` fine-tunes on
 the outputs of the base as well. The authors do neither.
@@ -496,6 +496,8 @@ def tuned_by_onnxcop(
     )  # fmt: skip
     tuned = path.with_name(f"{path.stem}-tuned.onnx")
     onnx.save(found.model, tuned)
+    if not found.interrupted:
+        kept.unlink(missing_ok=True)
     print(f"{name}: {found}", flush=True)
     before, after = (accuracy_of_file(file, data) for file in (path, tuned))
     return before, after, after

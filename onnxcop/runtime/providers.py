@@ -39,6 +39,8 @@ _OPTIONS: dict[str, dict[str, str]] = {
         "arena_extend_strategy": "kSameAsRequested",
     },
 }
+_NEW_IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
+_NEW_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till opset (\d+)")
 _OUT_OF_MEMORY = (
     "failed to allocate memory",
     "out of memory",
@@ -54,6 +56,10 @@ _OUT_OF_MEMORY = (
 
 class OutOfMemory(EngineError):
     """A run needed more memory than the device (or the host) has."""
+
+
+class TooNew(EngineError):
+    """The format of the model is newer than ONNX Runtime reads; the message says what to do."""
 
 
 SHORT_NAMES = {"auto": "CUDA if a device is available, else the CPU", **_PROVIDERS}
@@ -250,12 +256,28 @@ def _available() -> list[str]:
 
 
 def engine_error(what: str, error: BaseException) -> EngineError:
-    """The error for a failure of ONNX Runtime; `OutOfMemory` if that is the cause."""
+    """The error for a failure of ONNX Runtime; `OutOfMemory` or `TooNew` if that is the cause."""
     cause = _one_line(error)
     folded = str(error).lower()
     if isinstance(error, MemoryError) or any(sign in folded for sign in _OUT_OF_MEMORY):
         return OutOfMemory(f"{what}: out of memory: {cause}")
-    return EngineError(f"{what}: {cause}")
+    newer = _too_new(" ".join(str(error).split()))
+    return TooNew(f"{what}: {newer}") if newer else EngineError(f"{what}: {cause}")
+
+
+def _too_new(refusal: str) -> str:
+    """Which version of a format ONNX Runtime does not read, and what to do; empty if it refuses something else."""
+    if found := _NEW_IR.search(refusal):
+        return (
+            f"its IR version is {found[1]}, and this ONNX Runtime reads versions up to {found[2]}; save it with an "
+            "older ir_version, or install a newer ONNX Runtime"
+        )
+    if found := _NEW_OPSET.search(refusal):
+        return (
+            f"its opset of {found[2]} is {found[1]}, and this ONNX Runtime runs opsets up to {found[3]}; export it "
+            "with an older opset, or install a newer ONNX Runtime"
+        )
+    return ""
 
 
 def _one_line(error: BaseException) -> str:

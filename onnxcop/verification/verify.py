@@ -8,7 +8,6 @@ shows only there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from onnxcop.graph.serialize import file_size
 from onnxcop.graph.shapes import Shape
 from onnxcop.rewrite.apply import apply
 from onnxcop.runtime.inputs import model_inputs, other_shapes, random_feeds
+from onnxcop.runtime.providers import TooNew
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.verification.dequantize import rounds
 from onnxcop.verification.difference import difference, mixes_samples
@@ -36,8 +36,6 @@ LARGEST_COPIED = 32 * 2**20  # bytes of weights; those of larger models go to a 
 _LONG_RUN = 2.0  # seconds of one run, above which no other sizes are tried
 _MIXED = "with other batches the original mixes samples, so only the analysed sizes were compared"
 _UNREGISTERED = "is not a registered function/op"  # ONNX Runtime of an operator that it does not know
-_NEW_IR = re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")
-_NEW_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till opset (\d+)")
 _FIX_SIZES = "fix the sizes of the model's inputs if others do not matter"
 
 
@@ -272,31 +270,18 @@ def require_running(model: onnx.ModelProto, feeds: Feed, options: EngineOptions)
     try:
         with Session(model, options) as session:
             session.run(feeds)
+    except TooNew as error:
+        raise ModelError(f"the model does not run even before it is pruned: {error}") from None
     except EngineError as error:
-        raise ModelError(_refusal(str(error))) from None
-
-
-def _refusal(reason: str) -> str:
-    """The message about a model that ONNX Runtime refuses, for its reason; it says what to do."""
-    if found := _NEW_IR.search(reason):
-        return (
-            f"the model does not run even before it is pruned: its IR version is {found[1]}, and this ONNX Runtime "
-            f"reads versions up to {found[2]}; save it with an older ir_version, or install a newer ONNX Runtime"
-        )
-    if found := _NEW_OPSET.search(reason):
-        return (
-            f"the model does not run even before it is pruned: its opset of {found[2]} is {found[1]}, and this ONNX "
-            f"Runtime runs opsets up to {found[3]}; export it with an older opset, or install a newer ONNX Runtime"
-        )
-    if _UNREGISTERED in reason:
-        return (
-            f"the model does not run even before it is pruned: {reason}; give the library of that operator with "
-            "--custom-ops"
-        )
-    return (
-        f"the model does not run even before it is pruned: {reason}; fix it, or give other input "
-        "sizes with --input-shape"
-    )
+        if _UNREGISTERED in str(error):
+            raise ModelError(
+                f"the model does not run even before it is pruned: {error}; give the library of that operator with "
+                "--custom-ops"
+            ) from None
+        raise ModelError(
+            f"the model does not run even before it is pruned: {error}; fix it, or give other input "
+            "sizes with --input-shape"
+        ) from None
 
 
 def _data_dependent(model: onnx.ModelProto, name: str, before: Any, after: Any) -> bool:
