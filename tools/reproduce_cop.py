@@ -7,7 +7,8 @@ Networks, settings and schedules are those of the authors' code (docs/cop.md): p
 projection in every stage, VGG-16 with normalization after the activation, MobileNet with strides for pictures of
 32 pixels. `--epochs` and `--fine-tune` scale the schedules; what was run is part of the result. The accuracy is that of
 the last epoch on all test pictures; the authors publish the best epoch by test accuracy, which is printed beside it.
-Ours are a warm-up of a tenth of the schedule, at most 200 steps, and in short schedules faster running averages.
+Ours are a warm-up of a tenth of the schedule, at most 200 steps, and in short schedules faster running averages. With
+`--one-cycle` the statistics of normalization are estimated again at the end, since averages lag behind the weights.
 `onnxcop.finetune` trains the pruned network, with statistics of the batch; `--torch` takes the authors' schedule.
 
 A run resumes the training of the base, and `onnxcop.finetune`, where an earlier run was stopped.
@@ -209,6 +210,7 @@ class Recipe:
         published: Accuracy before and after, shares of parameters and FLOPs removed, in percent.
         bf16: Whether products are computed in bfloat16.
         dropout: Whether values are dropped as the authors do.
+        settles: Whether the statistics of normalization are estimated again with the final weights.
     """
 
     build: Callable[[], nn.Module]
@@ -224,6 +226,7 @@ class Recipe:
     published: tuple[float, float, float, float]
     bf16: bool = False
     dropout: bool = True
+    settles: bool = False
 
 
 def one_cycle(peak: float) -> Callable[[float], float]:
@@ -392,7 +395,25 @@ def trained(
             }  # fmt: skip
             torch.save(state, kept.with_suffix(".new"))
             kept.with_suffix(".new").replace(kept)
+    if recipe.settles:
+        settle(network, data, recipe, rng)
+        last = accuracy(network, data)
+        print(f"{name}: statistics of the final weights, test {last:.2f} %", flush=True)
     return last, max(best, last)
+
+
+@torch.no_grad()
+def settle(network: nn.Module, data: Pictures, recipe: Recipe, rng: torch.Generator) -> None:
+    """Estimate the statistics of every normalization from an epoch of views and the weights as they are, in place."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over all batches
+            module.train()
+    for pictures, _ in batches(data, replace(recipe, batch=TEST_BATCH), rng):
+        network(pictures)
+    network.eval()
 
 
 @torch.no_grad()
@@ -524,6 +545,7 @@ def run(given: argparse.Namespace) -> Outcome:
             decay=min(recipe.decay, 5e-4),
             dropout=False,
             bright=False,
+            settles=True,
         )
     recipe = replace(
         recipe,
