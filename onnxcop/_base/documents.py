@@ -38,9 +38,11 @@ class DocumentKind:
         try:
             return json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise PlanMismatchError(f"{path} cannot be read: {error.strerror or error}; {self.again}") from None
         except (ValueError, RecursionError) as error:
-            raise PlanMismatchError(f"{path} is not a {self.noun}: it holds no valid JSON ({error})") from None
+            raise PlanMismatchError(
+                f"{path} is not a {self.noun}: it holds no valid JSON ({error}); {self.again}"
+            ) from None
 
     @contextmanager
     def fields(self, document: Any, source: str | Path) -> Iterator[dict[str, Any]]:

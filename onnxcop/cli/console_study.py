@@ -36,7 +36,8 @@ def show_comparison(comparison: Comparison, *, verbose: bool = False) -> None:
         table.add_row(name, form(one), form(two), percent(two, one))
     if comparison.latency is not None:
         times = comparison.latency
-        table.add_row("latency", str(times.before), str(times.after), Text(times.share, _colour(times)))
+        share = Text(times.share + (", undecided" if times.undecided else ""), _colour(times))
+        table.add_row("latency", str(times.before), str(times.after), share)
     console.print(table)
     operators = _operators(comparison, verbose=verbose)
     if operators.row_count:
@@ -69,13 +70,14 @@ def verdict_text(verdict: Verdict) -> str:
     return "not measured" if verdict.value is None else f"{verdict.value:.4g}"
 
 
+_TIME, _TIME_WIDTH = "latency_kept", len("99.9% ±9% undecided")
 _COLUMNS = {
     "budget": ("budget", "{:.4g}"),
     "macs_kept": ("MACs", "{:.1%}"),
     "params_kept": ("params", "{:.1%}"),
     "bytes_kept": ("file", "{:.1%}"),
     "latency_ms": ("ms", "{:.4g}"),
-    "latency_kept": ("time kept", "{:.1%}"),
+    _TIME: ("time kept", "{:.1%}"),
     "latency_expected": ("time expected", "{:.1%}"),
     "divergence": ("divergence", "{:.3g}"),
     "agreement": ("agreement", "{:.2%}"),
@@ -93,9 +95,17 @@ def curve_line(row: CurveRow, first: CurveRow) -> str:
     """A point of a trade-off curve, in the columns of the first row; the time of a slower model in red."""
     cells = []
     for name in _shown(first):
-        value, low = row.get(name), row.get(f"{name}_low")
-        text = f"{'' if value is None else _column(name)[1].format(value):>{_width(name)}}"
-        slower = name == "latency_kept" and isinstance(low, float) and low > 1
+        value = row.get(name)
+        text = "" if value is None else _column(name)[1].format(value)
+        if name != _TIME:
+            cells.append(f"{text:>{_width(name)}}")
+            continue
+        low, high = row.get(f"{_TIME}_low"), row.get(f"{_TIME}_high")
+        slower = False
+        if isinstance(low, float) and isinstance(high, float) and low < high:
+            text += f" ±{50 * (high - low):.0f}%" + (" undecided" if low <= 1 <= high else "")
+            slower = low > 1
+        text = f"{text:>{_width(name)}}"
         cells.append(click.style(text, fg="red") if slower else text)
     return "  ".join(cells)
 
@@ -112,7 +122,7 @@ def _column(name: str) -> tuple[str, str]:
 
 
 def _width(name: str) -> int:
-    return max(len(_column(name)[0]), 7)
+    return _TIME_WIDTH if name == _TIME else max(len(_column(name)[0]), 7)
 
 
 def _operators(comparison: Comparison, *, verbose: bool) -> Table:

@@ -69,6 +69,11 @@ def _bound(resource: Resource, default: str = "") -> tuple[tuple[str, ...], dict
 _FILE = click.Path(path_type=Path)
 BUDGET = "Budget (what to keep at most; all that are given hold)"
 
+_KEEP_INPUTS = _option(
+    "--keep-initializer-inputs", is_flag=True,
+    help="If weights are also listed as graph inputs, keep them in the list.",
+)  # fmt: skip
+
 output_options: Decorator[Any, Any] = _options(
     "Result",
     _option(
@@ -81,10 +86,7 @@ output_options: Decorator[Any, Any] = _options(
         help="Write a report (.html, .md or .json). May be repeated.",
     ),
     _option("--external-data", is_flag=True, help="Write the weights to a separate file beside the model."),
-    _option(
-        "--keep-initializer-inputs", is_flag=True,
-        help="If weights are also listed as graph inputs, keep them in the list.",
-    ),
+    _KEEP_INPUTS,
     _option(
         "--no-metadata", "metadata", is_flag=True, flag_value=False, default=True,
         help="Do not write provenance into the model's metadata.",
@@ -352,6 +354,7 @@ profile_options: Decorator[Any, Any] = _options(
         "--target", type=TargetName(), metavar="NAME",
         help="Time widths that suit this kind of device, e.g. cuda-fp16. [default: widths that suit CPUs]",
     ),
+    _KEEP_INPUTS,
 )  # fmt: skip
 seed_option: Decorator[Any, Any] = _options(
     "Machine",

@@ -21,6 +21,7 @@ from onnxcop.cli.arguments import (
 from onnxcop.cli.framework import SectionCommand
 from onnxcop.cli.options import (
     choice_options,
+    classes_option,
     curve_options,
     data_options,
     engine_options,
@@ -165,6 +166,7 @@ def sweep_command(models: tuple[Path, ...], **values: Any) -> None:
 )
 @click.argument("model", type=_FILE)
 @profile_options
+@classes_option
 @input_shape_option
 @policy_option
 @engine_options
@@ -187,6 +189,7 @@ def profile_command(model: Path, output: Path | None, script: Path | None, **val
     inputs_from(values, model).check(script or table)
     settings = {
         "options": engine_from(values), "policy": values["policy"], "target": values["target"],
+        "classes": values["classes"], "keep_initializer_inputs": values["keep_initializer_inputs"],
         "input_shapes": dict(values["input_shape"]) or None,
     }  # fmt: skip
     if script is not None:

@@ -43,12 +43,16 @@ _WORSE = 1.25  # times the divergence that a result may have if it saves time an
 _NAMED = 3  # groups to name in a line
 
 
-def prune_faster(request: Request) -> PruneResult:
+def prune_faster(request: Request, first: PruneResult | None = None) -> PruneResult:
     """Prune; if the result is slower than the original on this machine, find one that is not.
 
     If the latency of results is not measured, or the user gives the widths, nothing is compared.
+
+    Args:
+        request: The request.
+        first: Its result, if it was pruned already.
     """
-    first = conclude(request, decide(request))
+    first = first or conclude(request, decide(request))
     if request.limits.multiple_of != AUTO or not (_slower(first) or _idle(first)):
         return first
     search = _Search(request, _sure(request, first))

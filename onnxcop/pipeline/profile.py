@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import platform
@@ -22,7 +23,8 @@ from onnxcop._version import __version__
 from onnxcop.allocation.budget import Budget
 from onnxcop.allocation.limits import Limits
 from onnxcop.allocation.rough import rough_choice, without
-from onnxcop.analysis.analyze import Analysis, analyze
+from onnxcop.analysis.analyze import Analysis
+from onnxcop.analysis.kept_classes import ClassWish
 from onnxcop.analysis.operators import reference
 from onnxcop.analysis.time_model import TimeModel
 from onnxcop.analysis.timing import modelled, points_of, timing_plans
@@ -36,9 +38,9 @@ from onnxcop.parallel.workers import crew_for
 from onnxcop.runtime import kernel_times, on_device, turns
 from onnxcop.runtime.device_table import DeviceTable
 from onnxcop.runtime.inputs import model_inputs
-from onnxcop.runtime.latency import as_deployed
-from onnxcop.runtime.session import LARGEST_IN_MEMORY, EngineOptions, resolve_provider
+from onnxcop.runtime.session import LARGEST_IN_MEMORY, EngineOptions, providers_of
 from onnxcop.runtime.staircase import Staircase, stair_models, target_named
+from onnxcop.verification.kept_classes import analyze_kept
 
 _GRID = Staircase(4, 16)  # widths at steps of every processor
 _CUTS = (0.85, 0.65, 0.45, 0.25)  # shares of the multiply-accumulates of whole models to time
@@ -51,7 +53,8 @@ _BYTES = frozenset((onnx.TensorProto.INT8, onnx.TensorProto.UINT8))
 
 def profile(
     model: onnx.ModelProto | str | Path, output: str | Path | None = None, *, options: EngineOptions | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None, policy: Policy = "finest", target: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None, policy: Policy = "finest",
+    classes: str | Sequence[int | str] | None = None, keep_initializer_inputs: bool = False, target: str | None = None,
     seconds: float = on_device.USUAL_SECONDS, progress: Progress | bool | None = None,
     executor: Executor | None = None,
 ) -> DeviceTable:  # fmt: skip
@@ -63,6 +66,8 @@ def profile(
         options: How to run models; the table is valid for their provider and threads.
         input_shapes: Concrete shapes for dynamic inputs.
         policy: "finest" coupling or "coarsest".
+        classes: The classes that pruning will keep; see :class:`onnxcop.PruneOptions`.
+        keep_initializer_inputs: Whether pruning will keep weights that are also inputs in the list of inputs.
         target: Device with the widths to time; None for widths of CPUs.
         seconds: Longest time for one cut of the whole model beside the original.
         progress: True for bars, or a function called with (stage, done, total).
@@ -77,11 +82,11 @@ def profile(
     engine = crew.engine(options or EngineOptions())
     if output is not None:  # before the time is spent
         InputFiles([model], others=engine.custom_ops).check(Path(output))
-    providers: list[Any] = list(resolve_provider(engine.provider))
-    text = entries_of(model, engine, input_shapes, policy, target)
-    if engine.provider_options:
-        providers[0] = (providers[0], dict(as_deployed(engine).provider_options))
-    models = on_device.TimedSet(text, providers, engine.threads, libraries=engine.custom_ops, seconds=seconds)
+    providers = providers_of(engine)
+    analysis = _timed_analysis(model, engine, input_shapes, policy, classes, keep_initializer_inputs)
+    models = on_device.TimedSet(
+        entries_of(analysis, policy, target), providers, engine.threads, libraries=engine.custom_ops, seconds=seconds
+    )
     try:
         with shown(progress) as report:
             document = on_device.table_of(models, report, partial(_by_workers, crew))
@@ -119,7 +124,8 @@ def _timed_at(part: Any, models: on_device.TimedSet) -> tuple[str, Any]:
 
 def profile_script(
     model: onnx.ModelProto | str | Path, *, options: EngineOptions | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None, policy: Policy = "finest", target: str | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None, policy: Policy = "finest",
+    classes: str | Sequence[int | str] | None = None, keep_initializer_inputs: bool = False, target: str | None = None,
 ) -> str:  # fmt: skip
     """A Python script that times a model on a device with ONNX Runtime and NumPy, and writes a table.
 
@@ -128,7 +134,9 @@ def profile_script(
     Raises:
         OnnxcopError: The model cannot be read, or has nothing to prune.
     """
-    text = entries_of(model, options or EngineOptions(), input_shapes, policy, target)
+    engine = options or EngineOptions()
+    analysis = _timed_analysis(model, engine, input_shapes, policy, classes, keep_initializer_inputs)
+    text = entries_of(analysis, policy, target)
     name = "a model" if isinstance(model, onnx.ModelProto) else Path(model).name
     head = (
         f'"""Times {name} on this device; written by onnxcop {__version__}.\n\n'
@@ -142,17 +150,23 @@ def profile_script(
     return "\n\n".join([head.replace(name, name.replace("\\", "/").replace('"', "'")), *parts, end])
 
 
-def entries_of(
+def _timed_analysis(
     model: onnx.ModelProto | str | Path, options: EngineOptions, input_shapes: Mapping[str, Sequence[int]] | None,
-    policy: Policy, target: str | None,
-) -> str:  # fmt: skip
-    """Everything to time of a model, as text; see :func:`onnxcop.runtime.on_device.packed`."""
-    grid = _GRID if target is None else target_named(target).staircase
-    analysis = analyze(
-        model, input_shapes=input_shapes, policy=policy, options=options, biases=True, keep_initializer_inputs=False
-    )
+    policy: Policy, classes: str | Sequence[int | str] | None, keep_initializer_inputs: bool,
+) -> Analysis:  # fmt: skip
+    """The analysis of a model to time, as pruning makes it."""
+    analysis = analyze_kept(
+        model, None if classes is None else ClassWish.of(classes), input_shapes=input_shapes, policy=policy,
+        options=options, biases=True, keep_initializer_inputs=keep_initializer_inputs,
+    )  # fmt: skip
     if not len(analysis.structure.unit_class):
         raise BudgetError(f"{analysis.source} has nothing to prune, so there is nothing to time; see `onnxcop inspect`")
+    return analysis
+
+
+def entries_of(analysis: Analysis, policy: Policy, target: str | None) -> str:
+    """Everything to time of a model, as text; see :func:`onnxcop.runtime.on_device.packed`."""
+    grid = _GRID if target is None else target_named(target).staircase
     if weight_bytes(analysis.model) > LARGEST_IN_MEMORY:
         raise ModelError(f"{analysis.source} is too large to be timed on another device: its weights take 2 GB or more")
     blobs: list[bytes] = []
@@ -226,9 +240,12 @@ def plain(model: onnx.ModelProto) -> bytes:
 
 def _body(module: ModuleType) -> str:
     """The source of a module for the script, without package imports and parts that the script already has."""
-    lines = inspect.getsource(module).splitlines()
-    kept = [line for line in lines if not re.match(r"from (onnxcop|__future__)\b", line)]
-    return "\n".join(kept).strip()
+    source = inspect.getsource(module)
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and re.match(r"(onnxcop|__future__)\b", node.module or ""):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines)).strip()
 
 
 def times_from(table: DeviceTable, analysis: Analysis, policy: str) -> TimeModel:
@@ -237,14 +254,23 @@ def times_from(table: DeviceTable, analysis: Analysis, policy: str) -> TimeModel
     Raises:
         PlanMismatchError: The table is of another model, or of another version of the package.
     """
-    table.check(analysis.source, analysis.sha256, analysis.input_shapes, policy, analysis.structure.axis_sizes.tolist())
+    again = f"run `onnxcop profile {analysis.source}{_flags(analysis)}` on the device"
+    table.check(analysis.sha256, analysis.input_shapes, policy, analysis.structure.axis_sizes.tolist(), again)
     plans = timing_plans(analysis, table.grid)
     lacking = sum(key not in table.operators for plan in plans for key in plan.keys)
     if lacking:
-        raise PlanMismatchError(
-            f"{table.source} lacks the times of {lacking} operators: it was made by onnxcop {table.onnxcop}, this is "
-            f"{__version__}; run `onnxcop profile {analysis.source}` of this version on the device"
-        )
+        other = table.onnxcop != __version__
+        why = f": it was made by onnxcop {table.onnxcop}, this is {__version__}" if other else ""
+        raise PlanMismatchError(f"{table.source} lacks the times of {lacking} operators{why}; {again}")
     times = modelled(analysis, plans, table.operators, (table.staircase or table.grid).block)
     times.fit([np.array(cut.kept, np.int64) for cut in table.cuts], [cut.ratio for cut in table.cuts])
     return times
+
+
+def _flags(analysis: Analysis) -> str:
+    """Options of `profile` without which a table does not fit an analysis."""
+    kept = analysis.kept
+    classes = "" if kept is None else f" --classes {kept.output}:{','.join(map(str, kept.kept))}"
+    weights = {tensor.name for tensor in analysis.model.graph.initializer}
+    listed = any(one.name in weights for one in analysis.model.graph.input)
+    return classes + (" --keep-initializer-inputs" if listed else "")

@@ -21,6 +21,7 @@ from onnxcop.errors import BudgetError, ModelError
 from onnxcop.pipeline.decide import Request, within_memory
 from onnxcop.pipeline.finish import conclude, with_hints_logged
 from onnxcop.pipeline.incremental import IncrementalPruner
+from onnxcop.pipeline.never_slower import prune_faster
 from onnxcop.pipeline.options import PruneOptions
 from onnxcop.pipeline.prune import prepare, write_stats
 from onnxcop.report.curve import CurveRow, Point, original_row
@@ -36,7 +37,7 @@ def sweep(model: onnx.ModelProto | str | Path, macs: Sequence[float], options: P
 
     Statistics are gathered once. With a criterion, each point equals the result of :func:`onnxcop.prune` for its
     budget. With measurement, each point continues from the one before, so the whole curve costs little more than its
-    last point.
+    last point. A point that is slower than the original is pruned again by itself, as :func:`onnxcop.prune` does.
 
     Args:
         model: A path or a model in memory (never changed).
@@ -89,8 +90,8 @@ def _next_point(course: IncrementalPruner, budget: Budget, clock: Clock) -> tupl
 
     def carried_out(request: Request) -> tuple[PruneResult, IncrementalPruner]:
         own = course if request is course.request else course.repeated(request)
-        decision = own.decide(budget, clock)
-        return conclude(replace(request, budget=budget, clock=clock), decision), own
+        decided = replace(request, budget=budget, clock=clock)
+        return prune_faster(decided, conclude(decided, own.decide(budget, clock))), own
 
     return within_memory(carried_out, course.request)
 

@@ -62,12 +62,14 @@ class Waypoint:
         macs: Fraction of the multiply-accumulates that remain.
         divergence: Distance from the original.
         agreement: Share of samples on which both agree, for outputs that define it.
+        time: Expected fraction of the original's time; None if operators were not timed.
     """
 
     name: str
     macs: float
     divergence: float
     agreement: float | None = None
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -387,9 +387,10 @@ class Recovery:
     def note(self, what: str, divergence: Divergence, level: int = logging.INFO) -> None:
         """Log a step with the divergence after it."""
         agreement = "" if divergence.agreement is None else f", agreement {divergence.agreement:.1%}"
-        cost = self.analysis.cost
-        macs = float(cost.of_units(self.working.removed())[0] / max(cost.original()[0], 1.0))
-        self.way.append(Waypoint(what, macs, divergence.value, divergence.agreement))
+        cost, removed = self.analysis.cost, self.working.removed()
+        macs = float(cost.of_units(removed)[0] / max(cost.original()[0], 1.0))
+        time = None if cost.times is None else cost.times.fraction(cost.kept_counts(removed))
+        self.way.append(Waypoint(what, macs, divergence.value, divergence.agreement, time))
         log.log(level, "%s: divergence %.4g%s", what, divergence.value, agreement)
 
     def _shared_original(self) -> Shared[MaskedNetwork]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from onnxcop.reconstruction.divergence import Waypoint
@@ -31,25 +32,47 @@ def meter(before: float, after: float, most: float) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Across:
+    """What a chart shows divergence against.
+
+    Attributes:
+        noun: Its name.
+        short: Its name beside the axis.
+        of: The share of it that remains at a measurement, None if that is not known.
+    """
+
+    noun: str
+    short: str
+    of: Callable[[Waypoint], float | None]
+
+
+MACS = Across("multiply-accumulates", "MACs", lambda point: point.macs)
+TIME = Across("the time of a run", "time", lambda point: point.time)
+
+
 def way_chart(
-    way: Sequence[Waypoint], chosen: tuple[float, float], macs: float | None, divergence: float | None
-) -> str:
-    """Divergence against the share of multiply-accumulates that remains.
+    way: Sequence[Waypoint], chosen: tuple[float, float], bound: float | None, divergence: float | None,
+    over: Across = MACS,
+) -> str:  # fmt: skip
+    """Divergence against a share that remains, by default of multiply-accumulates.
 
     Args:
-        way: The measurements; points without a finite divergence are left out.
+        way: The measurements; points without a share or a finite divergence are left out.
         chosen: Share and divergence of the result.
-        macs: The budget, if it bounds multiply-accumulates.
+        bound: The budget, if it bounds that share.
         divergence: The bound, if it is one on divergence.
+        over: The share.
     """
-    points = [(point.macs, point.divergence, point.name) for point in way if math.isfinite(point.divergence)]
-    across, labels_x = _shares([*(x for x, _, _ in points), chosen[0], *([] if macs is None else [macs])])
+    shares = ((over.of(point), point) for point in way if math.isfinite(point.divergence))
+    points = [(share, point.divergence, point.name) for share, point in shares if share is not None]
+    across, labels_x = _shares([*(x for x, _, _ in points), chosen[0], *([] if bound is None else [bound])])
     values = [*(y for _, y, _ in points), chosen[1], *([] if divergence is None else [divergence])]
     up, labels_y = _logarithmic(values) if _is_wide(values) else _linear(values)
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = [
         f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Divergence from the original '
-        f"against the share of multiply-accumulates that is left; the result keeps {chosen[0]:.1%} "
+        f"against the share of {over.noun} that is left; the result keeps {chosen[0]:.1%} "
         f'at a divergence of {chosen[1]:.3g}">'
     ]
     for value, text in labels_y:
@@ -57,16 +80,17 @@ def way_chart(
         parts.append(f'<text x="{_LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{text}</text>')
     for value, text in labels_x:
         parts.append(f'<text x="{across(value):.1f}" y="{bottom + 19}" text-anchor="middle">{text}</text>')
-    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">MACs left</text>')
-    if macs is not None:
-        parts.append(f'<line class="bound" x1="{across(macs):.1f}" x2="{across(macs):.1f}" y1="{_TOP}" y2="{bottom}"/>')
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}" text-anchor="middle">{over.short} left</text>')
+    if bound is not None:
+        place = f"{across(bound):.1f}"
+        parts.append(f'<line class="bound" x1="{place}" x2="{place}" y1="{_TOP}" y2="{bottom}"/>')
     if divergence is not None:
         height = f"{up(divergence):.1f}"
         parts.append(f'<line class="bound" x1="{_LEFT}" x2="{right}" y1="{height}" y2="{height}"/>')
     best = _best(points)
     parts.append(f'<polyline class="path" points="{" ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in best)}"/>')
     for x, y, name in points:
-        title = f"<title>{escape(name)}: {x:.1%} of the MACs, divergence {y:.4g}</title>"
+        title = f"<title>{escape(name)}: {x:.1%} of the {over.short}, divergence {y:.4g}</title>"
         parts.append(f'<circle class="point" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3.5">{title}</circle>')
     parts.append(_result(across(chosen[0]), up(chosen[1]), chosen))
     return "".join(parts) + "</svg>"

@@ -45,7 +45,7 @@ def html(data: ReportData) -> str:
         "costly": costly, "savings": lambda what: _largest_savings(costly, what),
         "most_macs": max((layer.macs for layer in costly), default=0),
         "most_params": max((layer.params for layer in costly), default=0),
-        "way_chart": _way_chart(data), "histograms": _histograms(data),
+        "way_charts": _way_charts(data), "histograms": _histograms(data),
         "matrices": _json([matrix.to_dict() for matrix in data.correlations]),
     }  # fmt: skip
     return _render("report.html.j2", data, values)
@@ -83,16 +83,13 @@ def _render(name: str, data: ReportData, values: Mapping[str, Any]) -> str:
         cells=lambda row: text.cells(row, data.report),
     )  # fmt: skip
     found.globals.update(meter=lambda *shares: Markup(charts.meter(*shares)), change=_change, text=text)
-    steps = [
-        (p.name, f"{p.macs:.1%}", f"{p.divergence:.4g}", "" if p.agreement is None else f"{p.agreement:.1%}")
-        for p in data.way
-    ]
+    columns, steps = _steps(data)
     frozen = [(f.name, "; ".join(f.reasons), f"{f.filters - f.prunable} of {f.filters}") for f in data.frozen]
     provenance = [
         (title, ", ".join(f"{key} {value}" for key, value in entries)) for title, entries in text.origin(data)
     ]
     return found.get_template(name).render(
-        data=data, report=data.report, rows=[*text.rows(data.report)], steps=steps, frozen=frozen,
+        data=data, report=data.report, rows=[*text.rows(data.report)], columns=columns, steps=steps, frozen=frozen,
         provenance=provenance, **values,
     )  # fmt: skip
 
@@ -104,12 +101,31 @@ def _largest_savings(layers: Sequence[LayerChange], what: str) -> list[tuple[flo
     return [(saved / total, name) for saved, name in sorted(savings, reverse=True)[:3] if saved] if total > 0 else []
 
 
-def _way_chart(data: ReportData) -> Markup | None:
-    value = data.report.quality.get("divergence")
+def _steps(data: ReportData) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The measurements on the way to the budget as a table: its columns, without empty ones, and its rows."""
+    columns = {
+        "step": [point.name for point in data.way],
+        "MACs left": [f"{point.macs:.1%}" for point in data.way],
+        "time left": ["" if point.time is None else f"{point.time:.1%}" for point in data.way],
+        "divergence": [f"{point.divergence:.4g}" for point in data.way],
+        "agreement": ["" if point.agreement is None else f"{point.agreement:.1%}" for point in data.way],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    return tuple(shown), list(zip(*shown.values(), strict=True))
+
+
+def _way_charts(data: ReportData) -> list[Markup]:
+    """Divergence against multiply-accumulates and, where it is known, against time."""
+    report, value = data.report, data.report.quality.get("divergence")
     if not data.way or value is None or not math.isfinite(value):
-        return None
-    share = data.report.after.macs / max(data.report.before.macs, 1.0)
-    return Markup(charts.way_chart(data.way, (share, value), data.budget.get("macs"), data.budget.get("divergence")))
+        return []
+    bound = data.budget.get("divergence")
+    share = report.after.macs / max(report.before.macs, 1.0)
+    drawn = [charts.way_chart(data.way, (share, value), data.budget.get("macs"), bound)]
+    known = report.latency or report.expected
+    if known is not None and any(point.time is not None for point in data.way):
+        drawn.append(charts.way_chart(data.way, (known.ratio, value), data.budget.get("latency"), bound, charts.TIME))
+    return [Markup(one) for one in drawn]
 
 
 def _histograms(data: ReportData) -> list[Markup]:

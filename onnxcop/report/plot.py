@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".svg", ".png", ".pdf")
 _UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _COSTS = {
-    "macs_kept": "multiply-accumulates", "latency_kept": "time", "params_kept": "parameters", "bytes_kept": "file size",
+    "macs_kept": "multiply-accumulates", "latency_kept": "time", "latency_expected": "time (expected)",
+    "params_kept": "parameters", "bytes_kept": "file size",
 }  # fmt: skip
 _FIXED = {"budget", "macs", "macs_kept", "params", "params_kept", "bytes", "bytes_kept", "seconds", "file"}
 
@@ -35,7 +36,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
-    """Draw a trade-off curve: over the multiply-accumulates that are kept and, where it was measured, over time.
+    """Draw a trade-off curve: over the multiply-accumulates that are kept and, where it is known, over time.
 
     Args:
         rows: Its points, as :meth:`onnxcop.report.curve.Point.row` gives them; the original comes first.
@@ -49,8 +50,8 @@ def plot_curve(rows: Sequence[CurveRow], title: str, suffix: str) -> bytes:
     from matplotlib.figure import Figure
 
     upper = _quality(rows)
-    timed = sum(row.get("latency_kept") is not None for row in rows) > 1
-    across = ("macs_kept", "latency_kept") if timed else ("macs_kept",)
+    times = ("latency_kept", "latency_expected")  # measured here, or expected on another device
+    across = ["macs_kept", *(name for name in times if sum(row.get(name) is not None for row in rows) > 1)]
     figure = Figure(figsize=(6.4 * len(across), 2.6 + 2.2 * len(upper)), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot, which would choose a window
     grid: Any = figure.subplots(len(upper) + 1, len(across), sharex="col", sharey="row", squeeze=False)

@@ -14,6 +14,7 @@ from onnxcop.runtime.on_device import FORMAT, VERSION
 from onnxcop.runtime.staircase import STEPS, Staircase, from_ratios
 
 _KIND = DocumentKind(FORMAT, VERSION, "table of times", "`onnxcop profile MODEL -o TABLE.json` makes one")
+_SHOWN = 3  # inputs to name in a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class DeviceTable:
         """Description of the device."""
         threads = "" if self.machine.threads is None else f", threads: {self.machine.threads}"
         provider = self.machine.provider.removesuffix("ExecutionProvider")
-        return f"{self.machine.processor} (ONNX Runtime {self.machine.runtime}, {provider}{threads})"
+        settings = "".join(f", {name}={value}" for name, value in self.machine.settings.items())
+        return f"{self.machine.processor} (ONNX Runtime {self.machine.runtime}, {provider}{settings}{threads})"
 
     @property
     def described(self) -> str:
@@ -102,23 +104,34 @@ class DeviceTable:
             return _read(fields, source)
 
     def check(
-        self, model: str, sha256: str, input_shapes: Mapping[str, Sequence[int]], policy: str, axes: Sequence[int]
+        self, sha256: str, input_shapes: Mapping[str, Sequence[int]], policy: str, axes: Sequence[int], again: str
     ) -> None:
         """Check that the table belongs to a model.
+
+        Args:
+            sha256: Identity of the model.
+            input_shapes: Its input shapes.
+            policy: The coupling policy of its analysis.
+            axes: Sizes of its axes.
+            again: How to make a table of it, for messages.
 
         Raises:
             PlanMismatchError: It belongs to another model, or to this one with other options.
         """
-        again = f"run `onnxcop profile {model}` with the same options on the device"
         if sha256 != self.sha256:
             raise PlanMismatchError(
                 f"{self.source} holds times of another model, {self.model} (SHA-256 {self.sha256[:12]}…, not "
-                f"{sha256[:12]}…); run `onnxcop profile {model}` on the device"
+                f"{sha256[:12]}…); {again}"
             )
-        if self.input_shapes != {name: tuple(sizes) for name, sizes in input_shapes.items()}:
+        own, given = (
+            {name: tuple(sizes) for name, sizes in shapes.items()} for shapes in (self.input_shapes, input_shapes)
+        )
+        if own != given:
+            theirs, ours = ({name: one[name] for name in one if one[name] != other.get(name)}
+                            for one, other in ((own, given), (given, own)))  # fmt: skip
             raise PlanMismatchError(
-                f"{self.source} holds times of other inputs, {_shapes(self.input_shapes)}, not "
-                f"{_shapes(input_shapes)}; give --input-shape, or {again}"
+                f"{self.source} holds times of other inputs, {_shapes(theirs)}, not {_shapes(ours)}; give "
+                f"--input-shape, or {again}"
             )
         if policy != self.policy:
             raise PlanMismatchError(
@@ -143,7 +156,9 @@ class DeviceTable:
 
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
-    return " ".join(f"{name}:{','.join(map(str, sizes))}" for name, sizes in shapes.items())
+    """A few shapes, as `--input-shape` takes them."""
+    texts = [f"{name}:{','.join(map(str, sizes))}" for name, sizes in shapes.items()]
+    return " ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "") or "none"
 
 
 def _read(document: Mapping[str, Any], source: str) -> DeviceTable:
@@ -161,6 +176,7 @@ def _read(document: Mapping[str, Any], source: str) -> DeviceTable:
         machine=Machine(
             text_in(machine["processor"]), text_in(machine["runtime"]), text_in(machine["provider"]),
             None if threads is None else whole_in(threads),
+            {name: text_in(value) for name, value in table_in(machine["settings"]).items()},
         ),
         grid=_staircase(document["grid"]), staircase=_stairs(document["stairs"]), axes=axes,
         seconds=time_in(document["seconds"]), operators=operators,

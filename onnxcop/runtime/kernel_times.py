@@ -15,6 +15,7 @@ import re
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 log = logging.getLogger("onnxcop")
@@ -45,20 +46,16 @@ def kernel_times(model: bytes, providers: Sequence[Any], threads: int | None) ->
     Returns:
         Seconds by number.
     """
-    if providers and _name(providers[0]) != CPU:
-        return _by_session(model, providers)
+    if providers and provider_name(providers[0]) != CPU:
+        return _by_session(model, providers, threads)
     import time
 
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4
+        settings = quiet_settings(threads)
         settings.enable_profiling = True
         settings.profile_file_prefix = os.path.join(folder, "profile")
-        if threads is not None:
-            settings.intra_op_num_threads = threads
-            settings.inter_op_num_threads = 1
         session = ort.InferenceSession(model, settings, providers=list(providers))
         feed = feed_of(session)
         session.run(None, feed)
@@ -105,36 +102,63 @@ def _by_halves(keys: Sequence[str], timed: Callable[[Sequence[str]], Mapping[str
     return {key: times.get(key) for key in keys}
 
 
-def _by_session(model: bytes, providers: Sequence[Any]) -> dict[int, float]:
-    """The same on a device with a profile that lists only launches: wall time minus that of an empty model.
-
-    The model holds one operator.
-    """
+def _by_session(model: bytes, providers: Sequence[Any], threads: int | None) -> dict[int, float]:
+    """The same on a device with a profile that lists only launches: the wall time of a model with one operator."""
     import time
 
     import onnxruntime as ort
 
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    session = ort.InferenceSession(model, settings, providers=list(providers))
-    bound, device = session.io_binding(), _DEVICES.get(_name(providers[0]), "cpu")
-    for name, values in feed_of(session).items():
-        bound.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
-    for one in session.get_outputs():
-        bound.bind_output(one.name, device)
-    session.run_with_iobinding(bound)
+    session = ort.InferenceSession(model, quiet_settings(threads), providers=list(providers))
+    run = run_of(session, feed_of(session), provider_name(providers[0]))
     seconds = []
     for _ in range(_MOST_RUNS):
         start = time.perf_counter()
-        session.run_with_iobinding(bound)
-        bound.synchronize_outputs()
+        run()
         seconds.append(time.perf_counter() - start)
     (number,) = {int(found[1]) for one in session.get_outputs() if (found := _OUTPUT.match(one.name))} or {0}
     quick = sorted(seconds)[: max(1, int(_QUICK * len(seconds)))]
     return {number: statistics.fmean(quick)}
 
 
-def _name(provider: Any) -> str:
+def quiet_settings(threads: int | None) -> Any:
+    """Settings of a session that logs nothing, with threads for one operator, None for ONNX Runtime's own choice."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+        settings.inter_op_num_threads = 1
+    return settings
+
+
+def run_of(session: Any, feed: Mapping[str, Any], provider: str) -> Callable[[], object]:
+    """A run of a session on the same inputs, without copies between host and device where the model allows it."""
+    device = _DEVICES.get(provider)
+    if device is None:
+        return partial(session.run, None, feed)
+    import onnxruntime as ort
+
+    try:
+        bound = session.io_binding()
+        for name, values in feed.items():
+            bound.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(values, device, 0))
+        for one in session.get_outputs():
+            bound.bind_output(one.name, device)
+        session.run_with_iobinding(bound)
+    except Exception as error:
+        log.debug("inputs and outputs are copied while the model is timed: %s", error)
+        return partial(session.run, None, feed)
+
+    def run() -> None:
+        session.run_with_iobinding(bound)
+        bound.synchronize_outputs()
+
+    return run
+
+
+def provider_name(provider: Any) -> str:
+    """The name of a provider, which may be given with its settings."""
     return str(provider[0] if isinstance(provider, tuple) else provider)
 
 
@@ -214,9 +238,13 @@ def devices() -> str:
         return "unknown device"
 
 
-def machine(provider: str, threads: int | None) -> dict[str, Any]:
+def machine(provider: Any, threads: int | None) -> dict[str, Any]:
     """The facts besides the model that times depend on, as plain data."""
     import onnxruntime as ort
 
-    name = processor() if provider == CPU else f"{processor()}, {devices()}"
-    return {"processor": name, "runtime": ort.__version__, "provider": provider, "threads": threads}
+    name = provider_name(provider)
+    settings = sorted(provider[1].items()) if isinstance(provider, tuple) else ()
+    return {
+        "processor": processor() if name == CPU else f"{processor()}, {devices()}", "runtime": ort.__version__,
+        "provider": name, "threads": threads, "settings": dict(settings),
+    }  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnxcop.runtime import kernel_times
-from onnxcop.runtime.session import EngineOptions, resolve_provider
+from onnxcop.runtime.session import EngineOptions, providers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,14 @@ class Machine:
         runtime: Version of ONNX Runtime.
         provider: The first execution provider.
         threads: Threads of one operator, None for ONNX Runtime's own choice.
+        settings: Settings of the provider, by ONNX Runtime's keys.
     """
 
     processor: str
     runtime: str
     provider: str
     threads: int | None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: EngineOptions) -> Machine:
@@ -33,7 +36,7 @@ class Machine:
         Raises:
             EngineError: The provider cannot be used.
         """
-        return cls(**kernel_times.machine(resolve_provider(options.provider)[0], options.threads))
+        return cls(**kernel_times.machine(providers_of(options)[0], options.threads))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -15,13 +15,22 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from onnxcop._base.types import Array
-from onnxcop.runtime.kernel_times import CPU, TOGETHER, feed_of, kernel_times, machine, times_of
+from onnxcop.runtime.kernel_times import (
+    CPU,
+    TOGETHER,
+    feed_of,
+    kernel_times,
+    machine,
+    provider_name,
+    quiet_settings,
+    run_of,
+    times_of,
+)  # fmt: skip
 from onnxcop.runtime.turns import clock_of, ratio_of, take_turns
 
 FORMAT, VERSION = "onnxcop-times", 1
@@ -77,7 +86,7 @@ class TimedSet:
     @property
     def names(self) -> list[str]:
         """Names of the providers."""
-        return [one if isinstance(one, str) else one[0] for one in self.providers]
+        return [provider_name(one) for one in self.providers]
 
     def parts(self) -> list[tuple[str, Any]]:
         """What to time, one after the other or on several machines: kinds of it, and its names or numbers."""
@@ -100,14 +109,37 @@ class TimedSet:
         kind, what = part
         if kind == "widths":
             models = [self.blobs[place] for place in self.header["stairs"][what]]
-            return _stairs(models, self.session, self.clock(), _STAIRS_SHARE * self.seconds)
+            return _stairs(models, self.run, self.clock(), _STAIRS_SHARE * self.seconds)
         if kind == "operators":
             return times_of(what, self._operators, len(what), _silent)
         return self._cut(what)
 
     def session(self, model: bytes) -> Any:
-        """A session of a model."""
-        return _opened(model, self.providers, self.threads, self.libraries)
+        """A session of a model.
+
+        Raises:
+            RuntimeError: ONNX Runtime would run it on another provider.
+        """
+        session = _opened(model, self.providers, self.threads, self.libraries)
+        if self.names[0] not in session.get_providers():
+            raise RuntimeError(
+                f"{self.names[0]} does not start here, and ONNX Runtime would use {session.get_providers()[0]} "
+                "instead: check its driver and libraries"
+            )
+        return session
+
+    def check(self) -> None:
+        """Try the provider on a small model.
+
+        Raises:
+            RuntimeError: It does not start here.
+        """
+        self.session(self.blobs[next(iter(self.header["stairs"].values()))[0]])
+
+    def run(self, model: bytes, feed: Mapping[str, Any] | None = None) -> Callable[[], object]:
+        """A run of a model, by default on ones."""
+        session = self.session(model)
+        return run_of(session, feed_of(session) if feed is None else feed, self.names[0])
 
     def clock(self) -> Callable[[], float]:
         """The clock to time with."""
@@ -128,7 +160,7 @@ class TimedSet:
     def _cut(self, number: int) -> tuple[list[float], float, float]:
         feed = {name: _values(dtype, shape) for name, dtype, shape in self.header["inputs"]}
         models = [self.header["original"], *(cut["model"] for cut in self.header["cuts"][number : number + 1])]
-        runs = [partial(self.session(self.blobs[place]).run, None, feed) for place in models]
+        runs = [self.run(self.blobs[place], feed) for place in models]
         times = take_turns(runs, seconds=self.seconds, clock=self.clock(), enough=_CUT_ENOUGH)
         return (times[:, 0].tolist(), *(ratio_of(times, 1) if len(runs) > 1 else (1.0, 0.0)))
 
@@ -139,17 +171,17 @@ def _silent(done: int, total: int) -> None:
 
 def timed_part(part: tuple[str, Any], models: TimedSet) -> tuple[dict[str, Any], Any]:
     """The machine that this runs on, and what it finds for a part of what is to be timed."""
-    return machine(models.names[0], models.threads), models.timed(part)
-
-
-Carried = Callable[[Sequence[Any], TimedSet], Iterable[Any]]
+    return machine(models.providers[0], models.threads), models.timed(part)
 
 
 def _here(parts: Sequence[Any], models: TimedSet) -> Iterable[Any]:
     return (timed_part(part, models) for part in parts)
 
 
-def table_of(models: TimedSet, tell: Callable[[str, int, int], None], carried: Carried = _here) -> dict[str, Any]:
+def table_of(
+    models: TimedSet, tell: Callable[[str, int, int], None],
+    carried: Callable[[Sequence[Any], TimedSet], Iterable[Any]] = _here,
+) -> dict[str, Any]:  # fmt: skip
     """Time a packed set of models.
 
     Args:
@@ -192,24 +224,19 @@ def table_of(models: TimedSet, tell: Callable[[str, int, int], None], carried: C
 def _opened(model: bytes, providers: Sequence[Any], threads: int | None, libraries: Sequence[str]) -> Any:
     import onnxruntime as ort
 
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
+    settings = quiet_settings(threads)
     settings.add_session_config_entry("session.force_spinning_stop", "1")
-    if threads is not None:
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
     for library in libraries:
         settings.register_custom_ops_library(os.path.abspath(library))
     return ort.InferenceSession(model, settings, providers=list(providers))
 
 
 def _stairs(
-    models: Sequence[bytes], open_session: Callable[[bytes], Any], clock: Callable[[], float], seconds: float
+    models: Sequence[bytes], run: Callable[[bytes], Callable[[], object]], clock: Callable[[], float], seconds: float
 ) -> list[float] | None:
     """Times of narrower layers as shares of the time of the first; None if such layers do not run."""
     try:
-        sessions = [open_session(model) for model in models]
-        runs = [partial(session.run, None, feed_of(session)) for session in sessions]
+        runs = [run(model) for model in models]
         times = take_turns(runs, seconds, clock, _STAIRS_ENOUGH)
     except Exception:
         return None
@@ -256,24 +283,39 @@ def run_script(text: str) -> int:
         help="how long to time one cut of the whole model at most [default: %(default)s]",
     )
     given = parser.parse_args()
+    part = given.output + ".part"
     try:
-        import onnxruntime as ort
-
-        names = _KNOWN.get(given.provider.lower(), [given.provider, CPU])
-        missing = [name for name in names[:1] if name not in ort.get_available_providers()]
-        if missing:
-            raise ValueError(f"ONNX Runtime here has no {missing[0]}, but {', '.join(ort.get_available_providers())}")
-        settings = dict(entry.split("=", 1) for entry in given.provider_option)
-        chosen = [(names[0], settings), *names[1:]] if settings else names
-        table = table_of(TimedSet(text, chosen, given.threads, seconds=given.seconds), _show)
-        with open(given.output + ".part", "w", encoding="utf-8") as file:
+        if given.threads is not None and given.threads < 1:
+            raise ValueError(f"--threads is {given.threads}; give 1 or more, or leave it out")
+        models = TimedSet(text, _chosen(given.provider, given.provider_option), given.threads, seconds=given.seconds)
+        models.check()
+        with open(part, "w", encoding="utf-8") as file:  # opened before the time is spent
+            table = table_of(models, _show)
             json.dump(table, file, indent=1)
-        os.replace(given.output + ".part", given.output)
+        os.replace(part, given.output)
     except Exception as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
     print(f"wrote {given.output} in {table['took']} s; copy it back and give it to onnxcop --latency-table")
     return 0
+
+
+def _chosen(provider: str, options: Sequence[str]) -> list[Any]:
+    """The providers of ONNX Runtime for the options of the script."""
+    import onnxruntime as ort
+
+    names: list[Any] = list(_KNOWN.get(provider.lower(), [provider, CPU]))
+    known = ort.get_available_providers()
+    if names[0] not in known:
+        raise ValueError(f"ONNX Runtime here has no {names[0]}, but {', '.join(known)}; choose one with --provider")
+    wrong = [entry for entry in options if "=" not in entry]
+    if wrong:
+        raise ValueError(f"--provider-option {wrong[0]} is not of the form KEY=VALUE, e.g. trt_fp16_enable=1")
+    settings = dict(entry.split("=", 1) for entry in options)
+    return [(names[0], settings), *names[1:]] if settings else names
 
 
 def _show(stage: str, done: int, total: int) -> None:

@@ -27,8 +27,8 @@ from onnxcop.runtime.providers import (
 )
 
 __all__ = [
-    "EngineOptions", "KeptSession", "OutOfMemory", "Runner", "Session", "close", "resolve_provider",
-    "run_batched",
+    "EngineOptions", "KeptSession", "OutOfMemory", "Runner", "Session", "close", "providers_of",
+    "resolve_provider", "run_batched",
 ]  # fmt: skip
 
 log = logging.getLogger("onnxcop")
@@ -71,6 +71,16 @@ class EngineOptions:
         if resolved_name(self.provider) != TENSORRT:
             return self
         return replace(self, provider="cuda", provider_options=())
+
+
+def providers_of(options: EngineOptions) -> list[Any]:
+    """The execution providers in order of precedence, as ONNX Runtime takes them: the first with its settings.
+
+    Raises:
+        EngineError: The provider cannot be used.
+    """
+    first, *others = resolve_provider(options.provider)
+    return [(first, dict(options.provider_options)) if options.provider_options else first, *others]
 
 
 def _most_threads() -> int:

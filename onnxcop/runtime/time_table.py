@@ -10,7 +10,7 @@ from onnxcop._base.cache import remember, remembered
 from onnxcop._base.progress import Progress
 from onnxcop.runtime.kernel_times import CPU, TOGETHER, kernel_times, times_of
 from onnxcop.runtime.machine import Machine
-from onnxcop.runtime.session import EngineOptions, resolve_provider
+from onnxcop.runtime.session import EngineOptions, providers_of
 
 Bundle = Callable[[Sequence[str]], bytes]
 """A model that computes the operators of these keys, the first as number 0."""
@@ -47,11 +47,12 @@ class TimeTable:
         missing = sorted({key for key in keys if key not in self.seconds})
         if not missing:
             return
+        providers = providers_of(options)
 
         def timed(part: Sequence[str]) -> dict[str, float]:
-            times = kernel_times(bundle(part), resolve_provider(options.provider), options.threads)
+            times = kernel_times(bundle(part), providers, options.threads)
             return {key: times[place] for place, key in enumerate(part) if place in times}
 
-        together = TOGETHER if resolve_provider(options.provider) == [CPU] else 1
+        together = TOGETHER if self.machine.provider == CPU else 1
         self.seconds |= times_of(missing, timed, together, partial(progress, "operators"))
         remember("kernels", self.machine.to_dict(), self.seconds)

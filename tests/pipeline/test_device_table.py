@@ -31,7 +31,7 @@ from onnxcop.cli import main as cli
 from onnxcop.errors import BudgetError, EngineError, ModelError, PlanMismatchError
 from onnxcop.parallel.crew import WorkerError
 from onnxcop.pipeline import finish, timing, widths
-from onnxcop.pipeline.profile import plain, profile, profile_script, times_from
+from onnxcop.pipeline.profile import entries_of, plain, profile, profile_script, times_from
 from onnxcop.runtime import kernel_times, on_device, time_table, turns
 from onnxcop.runtime.device_table import DeviceTable
 from onnxcop.runtime.machine import Machine
@@ -318,6 +318,88 @@ def test_the_script_is_python_of_devices() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_the_script_subscripts_no_type_that_old_python_cannot() -> None:
+    def run(node: ast.AST) -> list[ast.AST]:
+        """Every node that is evaluated: annotations are not."""
+        kept: list[ast.AST] = []
+        for name, value in ast.iter_fields(node):
+            children = value if isinstance(value, list) else [value]
+            kept += [one for one in children if isinstance(one, ast.AST) and name not in {"annotation", "returns"}]
+        return [node, *(found for child in kept for found in run(child))]
+
+    tree = ast.parse(profile_script(chain()))
+    abstract = {
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "collections.abc"
+        for alias in node.names
+    }  # fmt: skip
+    assert "Callable" in abstract
+    subscripted = {
+        node.value.id for node in run(tree) if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name)
+    }
+    assert not subscripted & (abstract | {"list", "dict", "tuple", "set", "frozenset", "type"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (["--provider-option", "fast"], "--provider-option fast is not of the form KEY=VALUE"),
+        (["--threads", "0"], "--threads is 0; give 1 or more"),
+        (["-o", "{tmp}/nowhere/t.json"], "No such file or directory"),
+    ],
+)
+def test_the_script_refuses_wrong_options_before_it_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: list[str], line: str
+) -> None:
+    monkeypatch.setattr(on_device, "kernel_times", fail)
+    text = entries_of(onnxcop.analyze(chain(widths=WIDE)), "finest", None)
+    given = [part.replace("{tmp}", str(tmp_path)) for part in wrong]
+    monkeypatch.setattr(sys, "argv", ["t.py", "-o", str(tmp_path / "t.json"), *given])
+    assert on_device.run_script(text) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: ") and line in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_provider_that_does_not_start_is_not_replaced_by_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = entries_of(onnxcop.analyze(chain(widths=WIDE)), "finest", None)
+    monkeypatch.setattr(on_device, "_chosen", lambda *_: ["CUDAExecutionProvider", kernel_times.CPU])
+    monkeypatch.setattr(sys, "argv", ["t.py", "-o", str(tmp_path / "t.json")])
+    assert on_device.run_script(text) == 1
+    assert "CUDAExecutionProvider does not start here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_times_with_settings_of_the_provider_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_table, "kernel_times", made_up_times)
+    tuned = onnxcop.EngineOptions(provider="cpu", threads=1, provider_options=(("arena", "0"),))
+    assert Machine.of(tuned).settings == {"arena": "0"}
+    assert Machine.of(tuned) != Machine.of(CPU)
+    times = TimeTable.here(CPU)
+    time_model(onnxcop.analyze(chain(widths=WIDE)), times, Staircase(4, 16), CPU)
+    assert TimeTable.here(CPU).seconds and not TimeTable.here(tuned).seconds
+
+
+def test_a_table_for_fewer_classes_and_one_with_weights_as_inputs(device: None, tmp_path: Path) -> None:
+    def table(model: onnx.ModelProto | Path, **given: Any) -> Path:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        profile(model, path, options=CPU, seconds=1e-3, **given)
+        return path
+
+    few: dict[str, Any] = {"macs": 0.7, "classes": "0,3,5", **BARE}
+    assert onnxcop.prune(DIGITS, latency_table=table(DIGITS, classes="0,3,5"), **few).report.expected
+    with pytest.raises(PlanMismatchError, match=r"another model.* run `onnxcop profile \S+ --classes \S+:0,3,5` on"):
+        onnxcop.prune(DIGITS, latency_table=table(DIGITS), **few)
+    model = chain(widths=WIDE)
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    listed: dict[str, Any] = {"macs": 0.7, "keep_initializer_inputs": True, **BARE}
+    assert onnxcop.prune(model, latency_table=table(model, keep_initializer_inputs=True), **listed).report.expected
+    with pytest.raises(PlanMismatchError, match=r"times of other inputs, none, not .* more; .*--keep-initializer"):
+        onnxcop.prune(model, latency_table=table(model), **listed)
+
+
 def test_a_model_of_equal_weights_has_the_shapes_of_the_original_and_packs_small() -> None:
     model = onnx.load(DIGITS)
     found = onnx.load_from_string(plain(model))
@@ -367,7 +449,8 @@ def test_tables_of_something_else_say_what_differs_and_what_to_run(table: Path, 
             {"format": "onnxcop-plan"},
             "is not a table of times; `onnxcop profile MODEL -o TABLE.json` makes one",
         ),
-        ({"operators": {}}, f"it was made by onnxcop {onnxcop.__version__}, this is {onnxcop.__version__}"),
+        ({"operators": {}}, "operators; run `onnxcop profile "),
+        ({"operators": {}, "onnxcop": "0.0.9"}, f"it was made by onnxcop 0.0.9, this is {onnxcop.__version__}; run"),
         ({"axes": [3, 5]}, f"made by onnxcop {onnxcop.__version__}, which finds other widths in the model"),
         ({"model": cuda["model"] | {"policy": "coarsest"}}, "times of --policy coarsest, not of finest"),
         ({"model": cuda["model"] | {"input_shapes": {"x": [1, 3, 9, 9]}}}, "times of other inputs, x:1,3,9,9, not x:"),

@@ -113,6 +113,19 @@ def test_if_no_cut_is_faster_the_model_is_unchanged(on: Any, tmp_path: Path, cap
         assert shapes(onnx.load(out)) == shapes(onnx.load(path))
 
 
+def test_points_of_a_curve_are_not_slower_either(on: Any) -> None:
+    on(deep_cuts_are_dear)
+    budgets = (0.9, 0.6)
+    points = list(onnxcop.sweep(chain(widths=WIDE), budgets, **RUN))
+    for point, macs in zip(points, budgets, strict=True):
+        alone = onnxcop.prune(chain(widths=WIDE), macs=macs, **RUN)
+        assert point.result.model == alone.model
+        assert point.result.report.warnings == alone.report.warnings
+        assert point.result.report.latency is not None
+        assert point.result.report.latency.ratio < 1
+    assert any("makes a model slower" in line for line in points[1].result.report.warnings)
+
+
 def test_if_a_deep_cut_costs_time_less_is_cut_with_a_warning(on: Any, caplog: pytest.LogCaptureFixture) -> None:
     on(deep_cuts_are_dear)
     for asked, wanted in ({"macs": 0.6}, "--macs 0.6"), ({}, "the default budget"):

@@ -173,9 +173,12 @@ def test_the_latency_and_the_metric_are_in_the_table(tmp_path: Path) -> None:
 
 
 def test_the_time_of_a_slower_point_is_red() -> None:
-    shares = {"latency_kept": 1.2, "latency_kept_low": 1.1}
-    assert "\x1b[31m" in curve_line({"budget": 0.7, **shares}, {"budget": 0.7, **shares})
-    assert "\x1b" not in curve_line({"budget": 0.7, **shares, "latency_kept_low": 0.99}, {"budget": 0.7, **shares})
+    slower: Any = {"budget": 0.7, "latency_kept": 1.2, "latency_kept_low": 1.1, "latency_kept_high": 1.3}
+    assert "\x1b[31m" in (line := curve_line(slower, slower))
+    assert "120.0% ±10%" in line and "undecided" not in line
+    open_one = curve_line(slower | {"latency_kept_low": 0.98, "latency_kept_high": 1.42}, slower)
+    assert "120.0% ±22% undecided" in open_one and "\x1b" not in open_one
+    assert "±" not in curve_line(slower | {"latency_kept_low": 1.2, "latency_kept_high": 1.2}, slower)
 
 
 def test_csv_leaves_unknown_cells_empty() -> None:
@@ -209,3 +212,5 @@ def test_the_plot_is_drawn_and_the_same_every_time(tmp_path: Path) -> None:
     timed = [row | {"latency_kept": time} for row, time in zip(rows, (1.0, 0.6), strict=True)]
     assert b"<!-- time kept -->" in plot_curve(timed, "net", ".svg")
     assert b"<!-- time kept -->" not in plot_curve(rows, "net", ".svg")
+    elsewhere = [row | {"latency_expected": time} for row, time in zip(rows, (1.0, 0.6), strict=True)]
+    assert b"<!-- time (expected) kept -->" in plot_curve(elsewhere, "net", ".svg")

@@ -26,7 +26,7 @@ from onnxcop.errors import ModelError
 from onnxcop.graph.constants import Weights
 from onnxcop.reconstruction.divergence import Reference, Waypoint
 from onnxcop.recovery.rounds import RecoverySettings
-from onnxcop.report.charts import meter, way_chart
+from onnxcop.report.charts import TIME, meter, way_chart
 from onnxcop.report.correlations import MOST_CHANNELS, correlations
 from onnxcop.report.document import FORMAT, VERSION, ReportData
 from onnxcop.report.formats import SUFFIXES, rendered
@@ -333,6 +333,13 @@ def test_points_of_the_curve_are_in_the_order_of_their_values(values: tuple[floa
     assert float(x1) > float(x2)
     assert (float(y1) > float(y2)) == (values[0] < values[1])
     assert all(0 <= float(number) <= 420 for number in (x1, x2, y1, y2))
+
+
+def test_the_curve_over_time_leaves_out_steps_of_unknown_time() -> None:
+    way = [Waypoint("one", 0.8, 0.1, time=0.9), Waypoint("two", 0.6, 0.2)]
+    drawn = way_chart(way, (0.7, 0.3), 0.75, None, TIME)
+    assert "time left" in drawn and "one: 90.0% of the time" in drawn and "two" not in drawn
+    assert 'class="bound"' in drawn
 
 
 # Writing
