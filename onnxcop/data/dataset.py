@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcop._base.types import Array, Feed
+from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.inputs import BatchLayout
 from onnxcop.data.stores import ArrayStore, ImageStore, Store
 from onnxcop.errors import CalibrationError
 from onnxcop.graph.shapes import Shape
 from onnxcop.images.reader import ImageReader
 
+_NAMED = 64  # samples to name in a line; a batch usually has no more
 _READERS = max(1, min(8, os.cpu_count() or 1))  # threads that decode images
 
 Item = tuple[int, int] | Feed
@@ -120,6 +121,14 @@ class CalibrationData:
     def files(self) -> tuple[Path, ...]:
         """The image files of the source, in order; empty for other sources."""
         return self._store.paths if isinstance(self._store, ImageStore) else ()
+
+    def named(self, places: IntArray) -> str:
+        """Names of samples by their places here: their files, or their numbers in the source, counted from 0."""
+        numbers = np.sort(self._order[places] % max(len(self._store), 1)).tolist()
+        files = self.files
+        some = [files[number].name if files else str(number) for number in numbers[:_NAMED]]
+        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+        return f"{'files' if files else 'samples'} {', '.join(some)}{more}"
 
     @property
     def count(self) -> int:

@@ -78,6 +78,12 @@ def distilled(request: Request, result: PruneResult) -> PruneResult:
             raise
         log.info("no distillation: %s", reason)
         return result
+    except KeyboardInterrupt as stop:
+        if type(stop) is not KeyboardInterrupt:  # the process must end at once
+            raise
+        line = "distillation was stopped before its first step: the result in closed form is kept"
+        log.warning("%s", line)
+        return replace(result, report=replace(result.report, choices=(*result.report.choices, line)))
     log.info("%s", distillation)
     if distillation.stops:
         log.info("gradients stop at %d nodes: %s", len(distillation.stops), "; ".join(distillation.stops[:3]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,15 @@ from onnxcop.errors import CalibrationError
 from onnxcop.training.trainer import TrainingState
 
 _FORMAT = 1
+
+
+def digest_of(arrays: Mapping[str, Array]) -> str:
+    """Digest of arrays by name, for the identity of a run."""
+    found = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        found.update(f"{name} {values.dtype} {values.shape} ".encode())
+        found.update(np.ascontiguousarray(values).tobytes() if values.dtype.kind != "O" else repr(values).encode())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from onnxcop.outputs.judgement import judge
 from onnxcop.parallel.crew import HERE, Crew
 from onnxcop.reconstruction.divergence import Divergence, Reference
 from onnxcop.runtime.session import EngineOptions, KeptSession, Session
-from onnxcop.training.checkpoint import Checkpoint
+from onnxcop.training.checkpoint import Checkpoint, digest_of
 from onnxcop.training.features import Feature
-from onnxcop.training.loop import Loop, LoopSettings
+from onnxcop.training.loop import Diverged, Loop, LoopSettings
 from onnxcop.training.losses import TARGET, divergence_loss
 from onnxcop.training.samples import PLAIN, ImageView, SampleSet, views_of
 from onnxcop.training.schedule import AUTO, Effort, Schedule
@@ -137,7 +137,7 @@ def distill(
 
     Raises:
         CalibrationError: There are too few samples, or they are of different shapes.
-        ModelError: The outputs differ, or no gradient reaches a weight.
+        ModelError: The outputs differ, no gradient reaches a weight, or the loss is not finite at any rate.
     """
     return _Distillation(
         student=student, teacher=teacher, source=source, options=options, progress=progress, feature=feature, crew=crew
@@ -221,8 +221,7 @@ class _Distillation:
         score = self._divergence(graph.layout, start, self.softened).value
         course = Course(self.lesson, self.source, self.lesson.shards, self.options.seed)
         with closing(steps_of(trainer, course, self.options.engine, self.crew)) as steps:
-            rate, loop = self._loop(trainer, steps, graph, start, score)
-            history = loop.run(score)
+            rate, loop = self._trained(trainer, steps, graph, start, score)
         kept = loop.best_score < score
         after = self._divergence(graph.layout, loop.best, self.reference) if kept else before
         model = with_weights(self.student, graph.layout.arrays(loop.best)) if kept else self.student
@@ -237,7 +236,7 @@ class _Distillation:
             steps=made,
             views=len(self.views),
             seconds=time.monotonic() - self.started,
-            interrupted=history.interrupted,
+            interrupted=loop.history.interrupted,
             stops=tuple(f"{s.operator} {s.node}: {s.reason}" for s in graph.stops),
             agreement_name=self.reference.agreement_name,
         )
@@ -260,8 +259,10 @@ class _Distillation:
         left = effort.seconds - (time.monotonic() - self.started)
         return int(min(most, max(1, left // (1.1 * min(times[1:])))))
 
-    def _loop(self, trainer: Trainer, steps: Steps, graph: StepGraph, start: Array, score: float) -> tuple[float, Loop]:
-        """The loop at the given rate, at that of the checkpoint, or at the best rate of short trials."""
+    def _trained(
+        self, trainer: Trainer, steps: Steps, graph: StepGraph, start: Array, score: float
+    ) -> tuple[float, Loop]:
+        """Train at the given rate, at that of the checkpoint, or at the best of short trials; Ctrl-C ends it early."""
         run = self._identity(graph.layout)
 
         def made(rate: float, count: int, stage: str, evaluations: int, checkpoint: Path | None = None) -> Loop:
@@ -272,14 +273,18 @@ class _Distillation:
                 checkpoint=checkpoint,
                 run=run,
                 stage=stage,
+                named=self.fit.named,
+                remedy="leave --distill out",
             )
-            return Loop(
+            loop = Loop(
                 trainer=trainer,
                 steps=steps,
                 measure=lambda weights: self._divergence(graph.layout, weights, self.softened).value,
                 settings=settings,
                 progress=self.progress,
             )
+            loop.run(score)
+            return loop
 
         path = self.options.checkpoint
         earlier = None if path is None else Checkpoint.load(path, run)
@@ -290,9 +295,14 @@ class _Distillation:
         rate = self.options.rate or _RATES[-1]
         count = max(_FEWEST_STEPS, round(_TRIAL * total))
         for trial in _RATES if self.options.rate is None else ():
-            loop = made(trial, count, f"trial at {trial:g}", 1)
-            loop.run(score)
             left -= count
+            try:
+                loop = made(trial, count, f"trial at {trial:g}", 1)
+            except Diverged as reason:
+                log.info("a rate of %g is too high: %s", trial, reason)
+                continue
+            if loop.history.interrupted:
+                return trial, loop
             if loop.best_score < _BETTER * score:
                 rate = trial  # lower rates may win in such a short trial and lose at the end
                 break
@@ -303,8 +313,9 @@ class _Distillation:
     def _identity(self, layout: WeightLayout) -> str:
         """Identity of a checkpoint that the run can resume from."""
         options, lesson = self.options, self.lesson
-        parts = (sha256(self.student), sha256(self.teacher_model), self.source.description, options.effort,
-                 options.rate, options.seed, lesson.shards, layout.names, lesson.targets)  # fmt: skip
+        feed, _ = self.example
+        parts = (sha256(self.student), sha256(self.teacher_model), self.source.description, digest_of(feed),
+                 options.effort, options.rate, options.seed, lesson.shards, layout.names, lesson.targets)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -21,11 +22,14 @@ from onnxcop._base.types import Array, Feed, IntArray
 from onnxcop.data.dataset import CalibrationData
 from onnxcop.data.open import open_source
 from onnxcop.data.text import with_tokenizer
-from onnxcop.errors import CalibrationError, ModelError
+from onnxcop.errors import CalibrationError, EngineError, ModelError
+from onnxcop.graph.input_spec import InputSpec
 from onnxcop.graph.io import load, sha256
+from onnxcop.graph.subgraphs import excerpt
 from onnxcop.images.preprocess import Preprocess
 from onnxcop.runtime.session import EngineOptions, Session
-from onnxcop.training.labels import labels_of
+from onnxcop.training.checkpoint import digest_of
+from onnxcop.training.labels import labelled, labels_of
 from onnxcop.training.loop import Loop, LoopSettings
 from onnxcop.training.losses import TARGET
 from onnxcop.training.normalization import BatchStatistics, estimated_statistics, use_batch_statistics
@@ -152,17 +156,10 @@ class _Finetuning:
     def __init__(self, model: onnx.ModelProto, data: Any, options: FinetuneOptions, progress: Progress) -> None:
         self.model, self.options, self.progress, self.started = model, options, progress, time.monotonic()
         with Session(model, options.engine) as session:
-            source = open_source(
-                with_tokenizer(data, options.tokenizer), session.inputs,
-                preprocess=options.preprocess, samples=options.samples or _ALL,
-                batch_size=options.batch_size, seed=options.seed,
-            )  # fmt: skip
-            if source.count < 2:
-                raise CalibrationError(f"fine-tuning needs at least 2 samples, but got {source.description}")
-            everything = labels_of(source, data, options.labels)
+            source, everything = self._opened(data, session.inputs)
             places = {int(number): place for place, number in enumerate(source.numbers)}
             fit, held_out = source.split(options.held_out, options.seed)
-            self.samples, self.held = SampleSet.of(fit), SampleSet.of(held_out)
+            self.fit, self.samples, self.held = fit, SampleSet.of(fit), SampleSet.of(held_out)
             self.labels, self.held_labels = (
                 everything[[places[int(number)] for number in part.numbers]] for part in (fit, held_out)
             )
@@ -175,7 +172,12 @@ class _Finetuning:
         if self.teacher is not None:
             with Session(self.teacher, options.engine) as session:
                 self._check_teacher(session)
-                answers = session.run(self.example)
+                try:
+                    answers = session.run(self.example)
+                except EngineError as error:
+                    raise CalibrationError(
+                        f"the teacher does not run on the model's samples: {error}; give a model with the same inputs"
+                    ) from None
         loss = options.loss
         if isinstance(loss, Path) or (isinstance(loss, str) and loss.endswith(".onnx")):
             loss = load(loss)
@@ -184,9 +186,22 @@ class _Finetuning:
         self.shards = self._shards()
         engine = self.shards.engine(options.engine)
         self.asks: Teacher | None = None
-        if self.teacher is not None and not options.augment and self.objective.output:
-            self.asks = Teacher(Session(self.teacher, engine), self.samples, 1, [self.objective.output])
+        if self.teacher is not None and not options.augment:
+            self.asks = Teacher(Session(self.teacher, engine), self.samples, 1, self.objective.taught)
         self.live = Session(self.teacher, engine) if self.teacher is not None and options.augment else None
+
+    def _opened(self, data: Any, inputs: Sequence[InputSpec]) -> tuple[CalibrationData, Array]:
+        """The samples and their labels, from a stream of both or from two sources."""
+        options = self.options
+        with labelled(data, [one.name for one in inputs], options.labels, options.samples) as (samples, beside):
+            source = open_source(
+                with_tokenizer(samples, options.tokenizer), inputs,
+                preprocess=options.preprocess, samples=options.samples or _ALL,
+                batch_size=options.batch_size, seed=options.seed,
+            )  # fmt: skip
+        if source.count < 2:
+            raise CalibrationError(f"fine-tuning needs at least 2 samples, but got {source.description}")
+        return source, labels_of(source, samples, options.labels if beside is None else beside.array(source))
 
     def _check_teacher(self, session: Session) -> None:
         mine = {value.name for value in self.model.graph.input}
@@ -211,6 +226,7 @@ class _Finetuning:
         settings = LoopSettings(
             Schedule(options.rate, total), evaluations=max(1, min(round(options.epochs), total)),
             checkpoint=options.checkpoint, run=self._identity(graph.layout), stage="fine-tuning", sign=-1,
+            named=self.fit.named, remedy="give a lower --lr",
         )  # fmt: skip
         course = Course(_Reader(self._feed, self.shards.bounds), self.source, self.shards, options.seed)
         with closing(steps_of(trainer, course, options.engine)) as steps:
@@ -252,20 +268,28 @@ class _Finetuning:
         if self.options.augment and self.samples.image is not None:
             feed = _augmented(feed, self.samples, np.random.default_rng([self.options.seed, epoch, int(indices[0])]))
         extra: Feed = {LABELS: self.labels[indices]}
-        output = self.objective.output
+        taught, answers = self.objective.taught, Feed()
         if self.asks is not None:
-            extra[TARGET + output] = self.asks.answers(indices, 0, feed)[output]
-        elif self.live is not None and output:
-            extra[TARGET + output] = self.live.run(feed, [output])[output]
-        return feed | extra
+            answers = self.asks.answers(indices, 0, feed)
+        elif self.live is not None:
+            answers = self.live.run(feed, taught)
+        return feed | extra | {TARGET + name: answers[name] for name in taught}
 
     def _score(self, layout: WeightLayout, weights: Array) -> float:
-        """Score on the held-out samples, higher is better: the metric, or that of the objective, or minus its loss."""
-        if not self.objective.output and self.options.metric is None:
-            return self._minus_loss(self._with_weights(self.objective.model, layout, weights))
+        """Score on the held-out samples, higher is better: the metric, or that of the objective, or minus its loss.
+
+        Raises:
+            CalibrationError: The metric returns no number.
+        """
+        own = self.objective.own
+        if own is not None and self.options.metric is None:
+            return self._minus_loss(self._with_weights(excerpt(self.objective.model, [own]), layout, weights))
         model = self._with_weights(self.model, layout, weights)
         if self.options.metric is not None:
-            return float(self.options.metric(model))
+            score = float(self.options.metric(model))
+            if math.isnan(score):
+                raise CalibrationError("--metric returned no number; return one that is higher for better models")
+            return score
         with Session(model, self.options.engine) as session:
             outputs = [
                 session.run(f, [self.objective.output])[self.objective.output] for f in self.held.batches(self.size)
@@ -284,12 +308,12 @@ class _Finetuning:
         return with_weights(model, arrays)
 
     def _minus_loss(self, model: onnx.ModelProto) -> float:
-        losses, sizes = [], []
+        losses, sizes, name = [], [], model.graph.output[0].name
         with Session(model, self.options.engine) as session:
             for start in range(0, self.held.count, self.size):
                 indices = np.arange(start, min(start + self.size, self.held.count))
                 feed = self.held.batch(indices) | {LABELS: self.held_labels[indices]}
-                losses.append(float(session.run(feed, ["loss"])["loss"]))
+                losses.append(session.run({spec.name: feed[spec.name] for spec in session.inputs})[name].item())
                 sizes.append(len(indices))
         return -float(np.average(losses, weights=sizes))
 
@@ -297,8 +321,11 @@ class _Finetuning:
         """Identity of a checkpoint that the run can resume from."""
         options = self.options
         teacher = None if self.teacher is None else sha256(self.teacher)
-        parts = (sha256(self.objective.model), teacher, self.source.description, options.epochs, options.rate,
-                 options.decay, options.held_out, options.augment, options.batch_norm, options.seed,
+        metric = next((getattr(options.metric, key) for key in ("name", "__qualname__")
+                       if hasattr(options.metric, key)), type(options.metric).__name__)  # fmt: skip
+        data = digest_of({"labels": self.labels, "held": self.held_labels} | self.example)
+        parts = (sha256(self.objective.model), teacher, self.source.description, data, metric, options.epochs,
+                 options.rate, options.decay, options.held_out, options.augment, options.batch_norm, options.seed,
                  self.shards, layout.names)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

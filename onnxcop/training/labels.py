@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,86 @@ def labels_of(source: CalibrationData, data: Any, labels: Any = None) -> Array:
     )
 
 
+class LabelledStream:
+    """Samples of a stream on their way, whose labels stay behind.
+
+    Args:
+        items: Feeds with an array named `labels`, `label`, `targets`, `target` or `y`; or pairs of a feed and labels;
+            or tuples with the labels behind the inputs. An item is a sample or a batch.
+        inputs: Names of the model's inputs.
+        most: How many samples to read; None for all.
+        origin: Where they come from, for messages.
+
+    Attributes:
+        found: The labels of every item that was read.
+    """
+
+    def __init__(self, items: Iterable[Any], inputs: Sequence[str], most: int | None, origin: str) -> None:
+        self.found: list[Array] = []
+        self._items, self._inputs, self._most, self._origin = items, tuple(inputs), most, origin
+
+    def __iter__(self) -> Iterator[Any]:
+        read = 0
+        for number, item in enumerate(self._items):
+            feed, labels = _apart(item, self._inputs)
+            if labels is None:
+                raise CalibrationError(
+                    f"item {number} of {self._origin} has no labels; yield dicts with an array 'labels', or pairs of "
+                    "inputs and labels"
+                )
+            self.found.append(np.asarray(labels))
+            yield feed
+            read += max(np.size(labels) if np.ndim(labels) < 2 else len(labels), 1)
+            if self._most is not None and read >= self._most:
+                return
+
+    def array(self, source: CalibrationData) -> Array:
+        """The labels of all samples, in the order of the stream.
+
+        Raises:
+            CalibrationError: They are not one for each.
+        """
+        total = int(source.numbers.max(initial=-1)) + 1
+        joined = np.concatenate([np.atleast_1d(labels) for labels in self.found])
+        if len(joined) != total == len(self.found):  # each is a target of several numbers
+            return np.stack(self.found)
+        return joined
+
+
+def _apart(item: Any, inputs: Sequence[str]) -> tuple[Any, Any]:
+    """An item without its labels, and the labels; None if it has none."""
+    if isinstance(item, Mapping):
+        name = next((name for name in USUAL if name in item and name not in inputs), None)
+        return {key: value for key, value in item.items() if key != name}, None if name is None else item[name]
+    if isinstance(item, list | tuple):
+        if len(item) == 2 and isinstance(item[0], Mapping):
+            return item[0], item[1]
+        if len(item) > len(inputs):
+            return item[: len(inputs)], item[len(inputs)]
+    return item, None
+
+
+@contextmanager
+def labelled(data: Any, inputs: Sequence[str], labels: Any, most: int | None) -> Iterator[tuple[Any, Any]]:
+    """The data and, if they are a stream that brings its labels with it, the stream that collects them.
+
+    Args:
+        data: As :func:`onnxcop.data.open.open_source` takes them.
+        inputs: Names of the model's inputs.
+        labels: As the user gives them; only without them a stream brings its own.
+        most: How many samples to read; None for all.
+    """
+    text = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
+    with script_data(text) as result:
+        given = result if result is not None else data() if callable(data) and not hasattr(data, "__iter__") else data
+        plain = isinstance(given, str | os.PathLike | Mapping | CalibrationData) or hasattr(given, "__array__")
+        if labels is not None or plain or not isinstance(given, Iterable):
+            yield (data if labels is not None or result is None else given), None
+            return
+        stream = LabelledStream(given, inputs, most, text or f"a {type(given).__name__}")
+        yield stream, stream
+
+
 def _by_folder(source: CalibrationData) -> Array:
     names = sorted({path.parent.name for path in source.files})
     if len(names) < 2:
@@ -65,7 +146,7 @@ def _array(data: Any, labels: Any) -> Array:
         text = os.fspath(labels)
         with script_data(text) as result:
             if result is not None:
-                return np.asarray(result)
+                return _joined(result)
         if Path(text).suffix in (".npy", ".npz"):
             return _from_file(Path(text), USUAL)
     if isinstance(data, Mapping):
@@ -88,6 +169,14 @@ def _from_file(path: Path, names: tuple[str, ...]) -> Array:
             return _named(arrays, names + only, str(path))
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{path}: labels cannot be read ({error})") from None
+
+
+def _joined(result: Any) -> Array:
+    """An array, or the arrays of a generator one after the other."""
+    if isinstance(result, Iterator):
+        parts = [np.atleast_1d(part) for part in result]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    return np.asarray(result)
 
 
 class _Whole:

@@ -29,6 +29,14 @@ _HALVINGS = 3  # factor of the rate after steps without a finite loss
 _SAVED_EVERY = 20.0  # seconds between checkpoints
 
 
+class Diverged(ModelError):
+    """The loss is not finite, not even at a lower rate."""
+
+
+def _numbered(places: IntArray) -> str:
+    return "samples " + ", ".join(map(str, np.sort(places)))
+
+
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
     """Settings of the loop.
@@ -40,6 +48,8 @@ class LoopSettings:
         run: Identity of the run.
         stage: Name of the stage in the progress display.
         sign: Factor of scores in the log: -1 where higher was better before `measure` turned it round.
+        named: Names samples by their places, for messages.
+        remedy: What to do if the loss stays infinite, for messages.
     """
 
     schedule: Schedule
@@ -48,6 +58,8 @@ class LoopSettings:
     run: str = ""
     stage: str = "training"
     sign: int = 1
+    named: Callable[[IntArray], str] = _numbered
+    remedy: str = "give a lower rate"
 
 
 @dataclass
@@ -96,7 +108,7 @@ class Loop:
             score: The score of the weights at the start.
 
         Raises:
-            ModelError: The loss is not finite even after the rate was halved.
+            Diverged: The loss is not finite even after the rate was halved.
             OutOfMemory: A single sample does not fit.
         """
         total, started = self.settings.schedule.steps, time.monotonic()
@@ -127,10 +139,9 @@ class Loop:
             self._halvings += 1
             self._factor /= 2
             if self._halvings > _HALVINGS:
-                first = ", ".join(map(str, np.sort(indices)[:8]))
-                raise ModelError(
+                raise Diverged(
                     f"the loss is {result.loss:g} at step {number + 1} although the rate was halved {_HALVINGS} times; "
-                    f"look at samples {first} … of the batch, or give a lower --lr"
+                    f"look at the batch ({self.settings.named(indices)}), or {self.settings.remedy}"
                 )
             log.warning("the loss is not a number at step %d: the step is undone and the rate halved", number + 1)
             result, indices = self._attempt(number)

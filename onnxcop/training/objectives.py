@@ -12,13 +12,14 @@ from onnx import compose
 from onnxcop._base.lookup import unknown
 from onnxcop._base.types import Array, Feed
 from onnxcop.errors import CalibrationError, ModelError
-from onnxcop.gradient.builder import FLOATS, INT64, Builder, Tensor, total
+from onnxcop.gradient.builder import FLOATS, Builder, Tensor, total
 from onnxcop.gradient.prepare import raised
 from onnxcop.graph.edit import copied
 from onnxcop.outputs.classes import shares_along
 from onnxcop.training.losses import LOSS, TARGET, cross_entropy, soft_cross_entropy, squared_error
 
 LABELS = "labels"
+_SMALL = 1e-12  # least mean square
 _TEACHER = 0.5  # weight of the teacher's outputs; the labels get the rest
 LOSSES = ("cross-entropy", "mse")
 
@@ -31,11 +32,15 @@ class Objective:
         model: The model with inputs `labels` (and `target/NAME` for a teacher's answers), and the output `loss`.
         name: "cross-entropy", "mse", or "own".
         output: Name of the trained output; empty for a loss of the user.
+        taught: Names of the outputs that a teacher's answers count for.
+        own: The loss of the user in the model, before the teacher's part is added.
     """
 
     model: onnx.ModelProto
     name: str
     output: str
+    taught: tuple[str, ...] = ()
+    own: onnx.ValueInfoProto | None = None
 
     def score(self, output: Array, labels: Array) -> float:
         """Higher is better: the share of correct classes, or minus the mean squared error."""
@@ -63,7 +68,7 @@ def objective(
         ModelError: The loss cannot be joined to the model.
     """
     if isinstance(loss, onnx.ModelProto):
-        return Objective(_with_own(model, loss, labels), "own", "")
+        return _own(model, loss, example, labels, teacher)
     name = ("cross-entropy" if labels.dtype.kind == "i" else "mse") if loss == "auto" else loss
     if name not in LOSSES:
         raise unknown("loss", name, (*LOSSES, "a model.onnx"), CalibrationError)
@@ -73,27 +78,63 @@ def objective(
         raise CalibrationError("the model has no floating-point output to train")
     values = example[output]
     _check(name, output, values, labels)
-    if teacher is not None and (output not in teacher or teacher[output].shape != values.shape):
-        raise CalibrationError(
-            f"the teacher has no output {output!r} of the shape {list(values.shape[1:])}; give one that has"
-        )
+    _check_teacher(teacher, output, values)
     work = copied(raised(model))
     build = Builder(work.graph, "loss")
-    y = build.known(output, types[output])
-    kind = INT64 if name == "cross-entropy" else types[output]
-    given = _input(work, build, LABELS, kind, labels.ndim)
+    y = _exact(build.known(output, types[output]))
+    given = _input(work, build, LABELS, onnx.helper.np_dtype_to_tensor_dtype(labels.dtype), labels.ndim)
+    if name == "mse":
+        given = given.cast(y)
     probabilities = values.ndim == 2 and shares_along([values], 1)
     hard = cross_entropy(y, given, probabilities=probabilities) if name == "cross-entropy" else squared_error(y, given)
     parts = [hard]
     if teacher is not None:
-        answers = _input(work, build, TARGET + output, types[output], values.ndim)
+        answers = _input(work, build, TARGET + output, types[output], values.ndim).cast(y)
         soft = (
             soft_cross_entropy(y, answers, 1, probabilities=probabilities) if name == "cross-entropy"
             else squared_error(y, answers)
         )  # fmt: skip
         parts = [hard * (1 - _TEACHER), soft * _TEACHER]
     _finish(work, build, total([part.reshape([]) for part in parts]))
-    return Objective(work, name, output)
+    return Objective(work, name, output, () if teacher is None else (output,))
+
+
+def _own(
+    model: onnx.ModelProto, loss: onnx.ModelProto, example: Mapping[str, Array], labels: Array,
+    teacher: Mapping[str, Array] | None,
+) -> Objective:  # fmt: skip
+    """A loss of the user and, for a teacher, the squared error of the outputs that it reads, over their mean square."""
+    work, read, own = _with_own(model, loss, labels)
+    build = Builder(work.graph, "loss")
+    parts = [build.known(own.name, own.type.tensor_type.elem_type).reshape([])]
+    taught: list[str] = []
+    if teacher is not None:
+        types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+        taught = [name for name in read if types[name] in FLOATS]
+        for name in taught:
+            _check_teacher(teacher, name, example[name])
+        soft = []
+        for name in taught:
+            y = _exact(build.known(name, types[name]))
+            answers = _input(work, build, TARGET + name, types[name], example[name].ndim).cast(y)
+            square = float(np.square(teacher[name].astype(np.float64)).mean())
+            soft.append(squared_error(y, answers).cast(parts[0]) * (_TEACHER / len(taught) / max(square, _SMALL)))
+        parts = [parts[0] * (1 - _TEACHER), *(part.reshape([]) for part in soft)]
+    _finish(work, build, total(parts))
+    return Objective(work, "own", "", tuple(taught), own)
+
+
+def _exact(y: Tensor) -> Tensor:
+    """A tensor in float32 at least: sums over samples need more digits than float16 has."""
+    single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+    return y if y.elem_type in (single, double) else y.op("Cast", elem_type=single, to=single)
+
+
+def _check_teacher(teacher: Mapping[str, Array] | None, output: str, values: Array) -> None:
+    if teacher is not None and (output not in teacher or teacher[output].shape != values.shape):
+        raise CalibrationError(
+            f"the teacher has no output {output!r} of the shape {list(values.shape[1:])}; give one that has"
+        )
 
 
 def _check(name: str, output: str, values: Array, labels: Array) -> None:
@@ -131,8 +172,14 @@ def _finish(work: onnx.ModelProto, build: Builder, loss: Tensor) -> None:
     work.graph.output.append(onnx.helper.make_tensor_value_info(LOSS, loss.elem_type, []))
 
 
-def _with_own(model: onnx.ModelProto, loss: onnx.ModelProto, labels: Array) -> onnx.ModelProto:
-    """Join a loss model: its inputs named like outputs of the model read these, the other one is the labels."""
+def _with_own(
+    model: onnx.ModelProto, loss: onnx.ModelProto, labels: Array
+) -> tuple[onnx.ModelProto, list[str], onnx.ValueInfoProto]:
+    """Join a loss model: its inputs named like outputs of the model read these, the other one is the labels.
+
+    Returns:
+        The joined model, the outputs that the loss reads, and the loss in it.
+    """
     outputs = {value.name for value in model.graph.output}
     stored = {tensor.name for tensor in loss.graph.initializer}
     inputs = [value for value in loss.graph.input if value.name not in stored]
@@ -149,7 +196,6 @@ def _with_own(model: onnx.ModelProto, loss: onnx.ModelProto, labels: Array) -> o
         raise ModelError(f"the loss has opset {opsets[1]} and the model {opsets[0]}; export the loss with that opset")
     names = {f"own/{value.name}": value.name for value in inputs if value.name in outputs}
     names[f"own/{others[0].name}"] = LABELS
-    names[f"own/{loss.graph.output[0].name}"] = LOSS
     for node in added.graph.node:
         for places in (node.input, node.output):
             for place, name in enumerate(places):
@@ -162,10 +208,18 @@ def _with_own(model: onnx.ModelProto, loss: onnx.ModelProto, labels: Array) -> o
     kind = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
     if kind != labels.dtype:
         raise CalibrationError(f"labels are {labels.dtype}, but the loss reads {kind}; give labels of that type")
-    result = work.graph.output.add()
-    result.CopyFrom(loss.graph.output[0])
-    result.name = LOSS
-    return work
+    found = onnx.shape_inference.infer_shapes(loss).graph.output[0]
+    sizes = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in _dims(found)]
+    if found.type.tensor_type.elem_type not in FLOATS or any(size != 1 for size in sizes):
+        raise ModelError(f"the loss has the shape {sizes}; reduce it to one floating-point number")
+    own = onnx.ValueInfoProto()
+    own.CopyFrom(found)
+    own.name = f"own/{found.name}"
+    return work, [value.name for value in inputs if value.name in outputs], own
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
+    return list(value.type.tensor_type.shape.dim)
 
 
 __all__ = ["LABELS", "LOSSES", "Feed", "Objective", "objective"]

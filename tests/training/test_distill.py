@@ -13,11 +13,12 @@ from small_models import chain, disturbed
 
 from onnxcop._base.progress import Progress, silent
 from onnxcop.data.open import CalibrationData, open_source
-from onnxcop.errors import CalibrationError
+from onnxcop.errors import CalibrationError, ModelError
 from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.distill import Distilled, DistillOptions, distill
 from onnxcop.training.schedule import Effort, Schedule
 from onnxcop.training.step import initializers_of
+from onnxcop.training.trainer import StepResult, Trainer
 
 ENGINE = EngineOptions("cpu", 1)
 
@@ -117,6 +118,36 @@ def test_ctrl_c_keeps_the_best_so_far() -> None:
     found = distilled(stop)
     assert found.interrupted and found.steps == 15
     assert found.kept and found.after.value < found.before.value
+
+
+def test_ctrl_c_in_a_trial_of_rates_ends_training_too() -> None:
+    stages: list[str] = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    found = distilled(stop, rate=None, effort=Effort(epochs=10))
+    assert found.interrupted and found.steps == 3 and found.rate == 1e-3
+    assert set(stages) == {"trial at 0.001"}
+    assert not found.kept or found.after.value < found.before.value
+
+
+def test_a_rate_at_which_the_loss_is_infinite_is_left_for_a_lower_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fragile(self: Trainer, loss: float, gradient: Any, rate: float) -> StepResult:
+        return StepResult(float("nan"), 1.0) if rate > 5e-5 else update(self, loss, gradient, rate)
+
+    def whole(self: Trainer, feeds: Any, rate: float) -> StepResult:
+        return StepResult(float("nan"), 1.0) if rate > 5e-5 else step(self, feeds, rate)
+
+    update, step = Trainer.update, Trainer.step
+    monkeypatch.setattr(Trainer, "update", fragile)
+    monkeypatch.setattr(Trainer, "step", whole)
+    found = distilled(rate=None, effort=Effort(epochs=10))
+    assert found.rate == 3e-5 and found.steps > 0
+    with pytest.raises(ModelError, match=r"look at the batch \(samples .*\), or leave --distill out"):
+        distilled(rate=1.0)
 
 
 def test_time_settles_the_number_of_steps() -> None:

@@ -16,7 +16,7 @@ from small_models import brightest_channels, chain, written
 import onnxcop
 from onnxcop.cli import main as cli
 from onnxcop.errors import CalibrationError, ModelError
-from onnxcop.runtime.session import EngineOptions
+from onnxcop.runtime.session import EngineOptions, Session
 from onnxcop.training.samples import SampleSet
 
 ENGINE = EngineOptions("cpu", 1)
@@ -25,6 +25,14 @@ ENGINE = EngineOptions("cpu", 1)
 def task(count: int = 160) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Images whose brightest channel is their class."""
     return brightest_channels(count, 8, seed=0)
+
+
+def of_side(side: int) -> onnx.ModelProto:
+    """The network for images of another size."""
+    model = chain()
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
+    return model
 
 
 def trained(**settings: Any) -> Any:
@@ -86,6 +94,135 @@ def test_a_loss_may_be_a_model() -> None:
     )
     with pytest.raises(ModelError, match="reduce it to one floating-point number"):
         trained(labels=targets, loss=vector)
+    one = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[N,5] y, float[N,5] wanted) => (float[1] loss)'
+        "<int64[1] all = {-1}>"
+        " { d = Sub(y, wanted) a = Abs(d) f = Reshape(a, all) loss = ReduceMean(f) }"
+    )
+    found = trained(labels=targets, loss=one)
+    assert found.before < found.after < 0
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_teacher_counts_beside_a_loss_of_ones_own(augment: bool) -> None:
+    own = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[N,5] y, int64[N] wanted) => (float loss)'
+        "<float nothing = {0}> { l = SoftmaxCrossEntropyLoss(y, wanted) loss = Mul(l, nothing) }"
+    )
+    images, _ = task()
+
+    teacher = trained().model
+
+    def near(model: onnx.ModelProto) -> float:
+        found = []
+        for one in (model, teacher):
+            with Session(one, ENGINE) as session:
+                found.append(session.run({"x": images})["y"])
+        return -float(np.square(found[0] - found[1]).mean())
+
+    taught = trained(teacher=teacher, loss=own, augment=augment, metric=near)
+    assert 0 > taught.after > 0.5 * taught.before
+    with pytest.raises(CalibrationError, match="the teacher has no output 'y' of the shape"):
+        trained(teacher=chain(classes=4), loss=own)
+
+
+def test_targets_of_other_types_are_learned() -> None:
+    targets = np.tile(task()[1][:, None], (1, 5))
+    found = trained(labels=targets, loss="mse")
+    assert found.before < found.after < 0
+    assert found.after == pytest.approx(trained(labels=targets.astype(np.float32), loss="mse").after, rel=1e-3)
+
+
+def test_a_classifier_in_half_precision_is_trained() -> None:
+    images, labels = task()
+    usual: dict[str, Any] = {"epochs": 6, "rate": 1e-2, "batch_size": 16, "engine": ENGINE}
+    found = onnxcop.finetune(chain(np.float16), {"x": images.astype(np.float16)}, labels=labels, **usual)
+    assert found.after > 0.9
+    assert found.model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+
+
+def in_pairs(images: Any, labels: Any) -> Any:
+    yield from (({"x": images[i : i + 16]}, labels[i : i + 16]) for i in range(0, len(images), 16))
+
+
+def in_tuples(images: Any, labels: Any) -> Any:
+    yield from zip(images, labels, strict=True)
+
+
+def in_dicts(images: Any, labels: Any) -> Any:
+    yield from ({"x": image, "label": label} for image, label in zip(images, labels, strict=True))
+
+
+@pytest.mark.parametrize("stream", [in_pairs, in_tuples, in_dicts])
+def test_a_generator_brings_labels_with_its_samples(stream: Any) -> None:
+    images, labels = task()
+    usual: dict[str, Any] = {"epochs": 2, "rate": 1e-2, "batch_size": 16, "engine": ENGINE}
+    expected = onnxcop.finetune(chain(), {"x": images, "labels": labels}, **usual)
+    for data in (stream(images, labels), lambda: stream(images, labels)):
+        found = onnxcop.finetune(chain(), data, **usual)
+        assert found.after == expected.after and found.before == expected.before
+        assert found.model.SerializeToString() == expected.model.SerializeToString()
+    with pytest.raises(CalibrationError, match="item 0 of a generator has no labels; yield dicts with"):
+        onnxcop.finetune(chain(), ({"x": image} for image in images), **usual)
+    some = onnxcop.finetune(chain(), stream(images, labels), samples=64, **usual)
+    assert some.steps == 2 * (round(64 * 0.9) // 16)
+
+
+def test_a_script_yields_samples_with_labels_or_labels_alone(tmp_path: Path) -> None:
+    images, labels = task()
+    np.savez(tmp_path / "data.npz", x=images, labels=labels)
+    script = tmp_path / "gen.py"
+    script.write_text(
+        "import numpy as np, pathlib\n"
+        "with np.load(pathlib.Path(__file__).with_name('data.npz')) as file: found = dict(file)\n"
+        "def both():\n"
+        "    for i in range(0, 160, 40): yield {name: found[name][i : i + 40] for name in found}\n"
+        "def arrays():\n"
+        "    return found\n"
+        "def labels():\n"
+        "    for i in range(0, 160, 40): yield found['labels'][i : i + 40]\n"
+    )
+    usual: dict[str, Any] = {"epochs": 2, "rate": 1e-2, "batch_size": 16, "engine": ENGINE}
+    expected = onnxcop.finetune(chain(), tmp_path / "data.npz", **usual).after
+    assert onnxcop.finetune(chain(), f"{script}:both", **usual).after == expected
+    assert onnxcop.finetune(chain(), f"{script}:arrays", **usual).after == expected
+    assert onnxcop.finetune(chain(), {"x": images}, labels=f"{script}:labels", **usual).after == expected
+
+
+def test_targets_of_several_numbers_come_one_by_one() -> None:
+    images, labels = task()
+    targets = np.tile(labels[:, None], (1, 5)).astype(np.float32)
+    found = onnxcop.finetune(
+        chain(), zip(images, targets, strict=True), epochs=2, rate=1e-2, batch_size=16, engine=ENGINE
+    )
+    assert found.before < found.after < 0
+
+
+@pytest.mark.parametrize("other", ["labels", "images", "metric"])
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    monkeypatch.setattr("onnxcop.training.loop._SAVED_EVERY", 0.0)
+    images, labels = task()
+    path, usual = tmp_path / "run.npz", {"epochs": 2, "rate": 1e-2, "batch_size": 16, "engine": ENGINE}
+    trained(checkpoint=path, **usual)
+    assert path.exists()
+    settings: dict[str, Any] = {"checkpoint": path, **usual}
+    if other == "labels":
+        settings["labels"] = (labels + 1) % 5
+    elif other == "metric":
+        settings["metric"] = lambda model: 0.0
+    with pytest.raises(CalibrationError, match="checkpoint of another run"):
+        if other == "images":
+            onnxcop.finetune(chain(), {"x": images[::-1].copy()}, labels=labels, **settings)
+        else:
+            trained(**settings)
+
+
+def test_the_batch_of_an_infinite_loss_is_named_by_numbers_of_the_source() -> None:
+    _, labels = task()
+    targets = np.tile(labels[:, None], (1, 5)).astype(np.float32)
+    targets[7] = np.nan
+    with pytest.raises(ModelError, match=r"look at the batch \(samples (\d+, )*7(, \d+)*\), or give a lower --lr"):
+        trained(labels=targets, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +234,8 @@ def test_a_loss_may_be_a_model() -> None:
         ({"loss": "hinge"}, "unknown loss 'hinge'; choose one of"),
         ({"teacher": chain(classes=4)}, "the teacher has no output 'y' of the shape"),
         ({"labels": None}, "there are no labels|holds x, but no labels"),
+        ({"teacher": of_side(9)}, "the teacher does not run on the model's samples: .*; give a model with the same"),
+        ({"metric": lambda _: float("nan")}, "--metric returned no number"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -125,7 +264,7 @@ def test_the_command_writes_the_model_its_history_and_a_picture(
         ("labels", "labels run from 3 to 5, but output 'y' has 5 classes"),
         ("loss", "reduce it to one floating-point number"),
         ("teacher", "the teacher has no output 'y' of the shape"),
-        ("nan", "the loss is nan at step 1 although the rate was halved 3 times; look at samples"),
+        ("nan", "the loss is nan at step 1 although the rate was halved 3 times; look at the batch (samples "),
         ("weights", "nothing can be trained, no gradient reaches a weight"),
     ],
 )

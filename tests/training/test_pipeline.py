@@ -66,6 +66,18 @@ def test_the_figures_are_those_of_the_distilled_file() -> None:
     assert closed.report.quality["divergence"] != result.report.quality["divergence"]
 
 
+def test_ctrl_c_before_the_first_step_keeps_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxcop.pipeline.distillation.distill", stopped)
+    values = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    settings: dict[str, Any] = {"macs": 0.5, "data": values, "criterion": "l1", "cross_fit": False}
+    result = onnxcop.prune(chain(), distill="8 epochs", **settings)
+    assert result.report.choices[-1].startswith("distillation was stopped before its first step")
+    assert result.model.graph == onnxcop.prune(chain(), distill="none", **settings).model.graph
+
+
 def test_what_lowers_the_metric_is_not_kept() -> None:
     values = np.random.default_rng(0).standard_normal((400, 3, 8, 8)).astype(np.float32)
     scores = iter(range(100, 0, -1))

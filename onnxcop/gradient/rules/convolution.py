@@ -4,6 +4,9 @@ With respect to the input: the transposed convolution. With respect to the weigh
 the gradient of the output, summed over samples,
 
     dW[o, c, t] = Σ_n Σ_l dY[n, o, l] · X[n, c, l · stride + t · dilation - pad].
+
+Patches are the general way. Dense layers of stride 1 and depthwise layers have quicker ones, without a copy of the
+input for every tap.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy as np
 from onnxcop.gradient.builder import INT64, NoGradient, Tensor, concat, padded
 from onnxcop.gradient.node import Vjp
 
-_FEW_CHANNELS = 8  # below this, one product per tap is too thin
+_FEW_CHANNELS = 8  # below this, products of shifted copies are too thin
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,32 +176,75 @@ def correlate(x: Tensor, g: Tensor, shape: Sequence[int], window: Window, group:
         group: How many groups of channels are apart.
     """
     out, per_group = shape[0], shape[1]
-    channels = per_group * group
-    if group == 1 and (window.point or (set(window.strides) == {1} and channels >= _FEW_CHANNELS)):
-        rows = g.reshape([0, out, -1])
-        products = [
-            (rows @ part.reshape([0, channels, -1]).swap(3)).sum([0])  # [O, C]
-            for part in shifted(x, g, window)
-        ]
-        return concat([product.unsqueeze([2]) for product in products], 2).reshape(shape)
+    channels, batch = per_group * group, (g.shape or x.shape or (None,))[0]
+    if group == 1 and window.point:
+        rows, columns = g.reshape([0, out, -1]), x.reshape([0, channels, -1])
+        return (rows @ columns.swap(3)).sum([0]).reshape(shape)
+    if group == 1 and set(window.strides) == {1} and channels >= _FEW_CHANNELS:
+        return correlate_densely(x, g, shape, window)
+    if group == out == channels and isinstance(batch, int):
+        return correlate_by_channel(x, g, shape, window, batch)
     found = patches(x, channels, window).reshape([0, group, per_group * window.taps, -1])
     rows = g.reshape([0, group, out // group, -1])
     return (rows @ found.swap(4)).sum([0]).reshape(shape)
 
 
-def shifted(x: Tensor, g: Tensor, window: Window) -> list[Tensor]:
-    """The elements under each tap of a window of stride 1, in the order of the taps."""
-    if window.point:
-        return [x]
-    build, axes = x.builder, len(window.kernel)
+def correlate_densely(x: Tensor, g: Tensor, shape: Sequence[int], window: Window) -> Tensor:
+    """The same for stride 1 and one group: products of shifted copies, which take less memory than patches.
+
+    The gradient is shifted along all axes but the last, and its copies are stacked as channels; `x` is shifted along
+    the last. So a window of k × k needs k products of matrices, with k times as many rows.
+    """
+    axes, (out, channels, *kernel) = len(window.kernel), shape
+    rows = []
+    for tap in np.ndindex(*kernel[:-1]):
+        moved = g
+        for axis, place in enumerate(tap):
+            moved = shifted(moved, 2 + axis, axes, place * window.dilations[axis] - window.begin[axis], x)
+        rows.append(moved)
+    stacked = concat(rows, 1).reshape([0, math.prod(kernel[:-1]) * out, -1])
+    products = []
+    for place in range(kernel[-1]):
+        moved = shifted(x, 1 + axes, axes, window.begin[-1] - place * window.dilations[-1], g)
+        product = stacked @ moved.reshape([0, channels, -1]).swap(3)
+        products.append(product.sum([0]).unsqueeze([2]))  # [rows, C, 1]
+    found = concat(products, 2).reshape([*kernel[:-1], out, channels, kernel[-1]])
+    return found.transpose([axes - 1, axes, *range(axes - 1), axes + 1])
+
+
+def correlate_by_channel(x: Tensor, g: Tensor, shape: Sequence[int], window: Window, batch: int) -> Tensor:
+    """The same for a depthwise convolution on a batch of known size: a convolution of every image with its gradient.
+
+    Each channel of each sample is a group of its own. The gradient is the kernel: its elements are as far apart as the
+    window's steps, and the result's are as far apart as the window's taps.
+    """
+    build, channels, axes = x.builder, shape[0], len(window.kernel)
+    images = [t.reshape(concat([build.ints(*lead), t.op("Shape", elem_type=INT64, start=2, end=2 + axes)], 0))
+              for t, lead in ((x, (1, batch * channels)), (g, (batch * channels, 1)))]  # fmt: skip
+    found = images[0].op("Conv", images[1], group=batch * channels, strides=list(window.dilations),
+                         dilations=list(window.strides), pads=window.pads)  # fmt: skip
     places = build.ints(*range(2, 2 + axes))
-    wide = padded(x, build.ints(*window.begin), build.ints(*window.end), 2, 0) if any(window.pads) else x
-    sizes = g.op("Shape", elem_type=INT64, start=2, end=2 + axes)
-    views = []
-    for tap in np.ndindex(*window.kernel):
-        start = build.ints(*(t * d for t, d in zip(tap, window.dilations, strict=True)))
-        views.append(wide.op("Slice", start, start + sizes, places))
-    return views
+    exact = found.op("Slice", build.ints(*[0] * axes), build.ints(*window.kernel), places)
+    return exact.reshape([batch, channels, -1]).sum([0]).reshape(shape)
+
+
+def shifted(x: Tensor, axis: int, axes: int, before: int, like: Tensor) -> Tensor:
+    """A tensor moved along an axis, with zeros in place of what is missing, and with the size of another one there.
+
+    Args:
+        x: The tensor.
+        axis: The axis.
+        axes: Number of spatial axes.
+        before: How many zeros come before, negative to remove elements.
+        like: The other tensor.
+    """
+    sizes = [None if t.shape is None else t.shape[axis] for t in (x, like)]
+    build, behind = x.builder, 1 + axes - axis
+    if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+        missing = sizes[1] - sizes[0] - before
+        return x if before == missing == 0 else padded(x, build.ints(before), build.ints(missing), axis, behind)
+    start = build.ints(before)
+    return padded(x, start, like.dim(axis) - x.dim(axis) - start, axis, behind)
 
 
 def patches(x: Tensor, channels: int, window: Window) -> Tensor:

@@ -65,7 +65,8 @@ def sliced(
         stride = None if steps is None else steps.op("Slice", *one).cast(numbers)
         taken = numbers.op("Slice", *bounds, build.ints(0), stride)
         if step_values is not None and int(step_values[place]) == 1:
-            before = taken.op("Slice", build.ints(0), build.ints(1), build.ints(0))
+            first = concat([taken, build.ints(0)], 0)  # also if nothing is taken
+            before = first.op("Slice", build.ints(0), build.ints(1), build.ints(0))
             after = x.dim(axis) - before - taken.dims()
             g = padded(g, before, after, axis, x.rank - axis - 1)
         else:
