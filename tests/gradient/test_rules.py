@@ -136,6 +136,14 @@ CONVS: list[dict[str, Any]] = [
     {"x": (2, 3, 6, 5), "w": (4, 3, 2, 2), "auto_pad": "SAME_LOWER"},
     {"x": (2, 3, 6, 5), "w": (4, 3, 3, 3), "auto_pad": "VALID"},
     {"x": (1, 2, 10, 3), "w": (1, 2, 3, 3), "strides": [5, 1], "pads": [0, 1, 0, 1]},
+    {"x": (2, 8, 4, 3, 5), "w": (2, 8, 2, 3, 2), "pads": [1, 0, 2, 0, 2, 0], "dilations": [1, 1, 2]},
+    {"x": (2, 9, 7, 6), "w": (3, 9, 5, 1), "pads": [4, 0, 1, 0]},
+    {"x": (1, 8, 6, 7), "w": (2, 8, 3, 4), "auto_pad": "SAME_LOWER"},
+    {"x": (1, 8, 9, 8), "w": (2, 8, 3, 3), "dilations": [3, 2]},
+    {"x": (3, 4, 8, 7), "w": (4, 1, 3, 2), "group": 4, "strides": [3, 2], "dilations": [1, 2], "pads": [2, 0, 1, 1]},
+    {"x": (2, 5, 9), "w": (5, 1, 4), "group": 5, "strides": [2], "pads": [1, 2]},
+    {"x": (2, 3, 4, 5, 4), "w": (3, 1, 2, 2, 3), "group": 3, "pads": [0, 1, 1, 1, 0, 1]},
+    {"x": (2, 4, 10, 4), "w": (4, 1, 2, 1), "group": 4, "strides": [4, 1]},
 ]  # fmt: skip
 
 
@@ -258,6 +266,7 @@ def test_shapes() -> None:
     agree("CumSum", [x, np.array(1, np.int64)], exclusive=1)
     agree("CumSum", [x, np.array(-1, np.int64)], reverse=1)
     agree("Trilu", [rand(2, 4, 4), np.array(1, np.int64)], upper=0)
+    agree("Trilu", [rand(2, 4, 4), np.array(-1, np.int64)], upper=1)
     agree("Cast", [x], to=1)
 
 
@@ -270,7 +279,7 @@ def test_concat_and_split(axis: int) -> None:
 
 
 SLICES = [([1], [3], [1], None), ([-3], [-1], [-1], None), ([0, 1], [2, 100], [0, 2], [1, 2]), ([5], [-100], [2], [-2]),
-          ([0, 0], [1, 2], None, None), ([1], [4], [1], [2])]  # fmt: skip
+          ([0, 0], [1, 2], None, None), ([1], [4], [1], [2]), ([3], [3], [1], None)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("starts", "ends", "axes", "steps"), SLICES)
@@ -296,7 +305,9 @@ def test_picking_and_scattering() -> None:
     agree("ScatterElements", [x, indices, updates], axis=0, reduction="add")
     agree("ScatterND", [x, ints([0, 1], [2, 3]), rand(2, 2, seed=1)])
     agree("ScatterND", [x, ints([0, 1], [0, 1]), rand(2, 2, seed=1)], reduction="add")
-    agree("TopK", [np.random.default_rng(0).permutation(12).reshape(3, 4).astype(np.float32), ints(2)], outputs=2)
+    apart = np.random.default_rng(0).permutation(12).reshape(3, 4).astype(np.float32)
+    for axis, largest in ((-1, 1), (0, 1), (1, 0)):
+        agree("TopK", [apart, ints(2)], outputs=2, axis=axis, largest=largest)
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
@@ -305,6 +316,8 @@ def test_pad(mode: str) -> None:
     agree("Pad", [rand(2, 3, 4), ints(1, 2, 1, 0), None, ints(2, 1)], mode=mode)
     if mode == "constant":
         agree("Pad", [rand(2, 3, 4), ints(0, -1, 2, 0, 0, -1), np.float32(0.5)], mode=mode, without=["x2"])
+    else:
+        agree("Pad", [rand(2, 3, 4), ints(0, 2, 1, 1, 1, 3)], opset=19, mode="wrap")
 
 
 def test_depth_and_space() -> None:
