@@ -39,9 +39,10 @@ from onnxcop.recovery.methods import RECOVERIES
 P = ParamSpec("P")
 R = TypeVar("R")
 Decorator = Callable[[Callable[P, R]], Callable[P, R]]
+Entry = tuple[tuple[str, ...], dict[str, Any]]
 
 
-def _options(section: str, *entries: tuple[tuple[str, ...], dict[str, Any]]) -> Decorator[P, R]:
+def _options(section: str, *entries: Entry) -> Decorator[P, R]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         for names, settings in reversed(entries):
             function = click.option(*names, cls=SectionOption, section=section, **settings)(function)
@@ -50,18 +51,16 @@ def _options(section: str, *entries: tuple[tuple[str, ...], dict[str, Any]]) -> 
     return decorate
 
 
-def _option(*names: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _option(*names: str, **settings: Any) -> Entry:
     return names, settings
 
 
-def _number(
-    name: str, kind: click.ParamType[Any], default: float, metavar: str, text: str
-) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _number(name: str, kind: click.ParamType[Any], default: float, metavar: str, text: str) -> Entry:
     """The option of a number that has a default."""
     return _option(name, type=kind, default=default, show_default=True, metavar=metavar, help=text)
 
 
-def _bound(resource: Resource, default: str = "") -> tuple[tuple[str, ...], dict[str, Any]]:
+def _bound(resource: Resource, default: str = "") -> Entry:
     """The option of a budget."""
     return _option(resource.flag, type=FileSize() if resource.absolute else Fraction(), help=resource.help + default)
 
@@ -69,10 +68,8 @@ def _bound(resource: Resource, default: str = "") -> tuple[tuple[str, ...], dict
 _FILE = click.Path(path_type=Path)
 BUDGET = "Budget (what to keep at most; all that are given hold)"
 
-_KEEP_INPUTS = _option(
-    "--keep-initializer-inputs", is_flag=True,
-    help="If weights are also listed as graph inputs, keep them in the list.",
-)  # fmt: skip
+_LISTED = "If weights are also listed as graph inputs, keep them in the list."
+_KEEP_INPUTS = _option("--keep-initializer-inputs", is_flag=True, help=_LISTED)
 
 output_options: Decorator[Any, Any] = _options(
     "Result",

@@ -390,7 +390,7 @@ class Recovery:
         cost, removed = self.analysis.cost, self.working.removed()
         macs = float(cost.of_units(removed)[0] / max(cost.original()[0], 1.0))
         time = None if cost.times is None else cost.times.fraction(cost.kept_counts(removed))
-        self.way.append(Waypoint(what, macs, divergence.value, divergence.agreement, time))
+        self.way.append(Waypoint(what, macs, divergence.value, divergence.agreement, time=time))
         log.log(level, "%s: divergence %.4g%s", what, divergence.value, agreement)
 
     def _shared_original(self) -> Shared[MaskedNetwork]:

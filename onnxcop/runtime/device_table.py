@@ -176,7 +176,7 @@ def _read(document: Mapping[str, Any], source: str) -> DeviceTable:
         machine=Machine(
             text_in(machine["processor"]), text_in(machine["runtime"]), text_in(machine["provider"]),
             None if threads is None else whole_in(threads),
-            {name: text_in(value) for name, value in table_in(machine["settings"]).items()},
+            settings={name: text_in(value) for name, value in table_in(machine["settings"]).items()},
         ),
         grid=_staircase(document["grid"]), staircase=_stairs(document["stairs"]), axes=axes,
         seconds=time_in(document["seconds"]), operators=operators,

@@ -96,7 +96,7 @@ def objective(
         )  # fmt: skip
         parts = [hard * (1 - _TEACHER), soft * _TEACHER]
     _finish(work, build, total([part.reshape([]) for part in parts]))
-    return Objective(work, name, output, () if teacher is None else (output,))
+    return Objective(work, name, output, taught=() if teacher is None else (output,))
 
 
 def _own(
@@ -121,7 +121,7 @@ def _own(
             soft.append(squared_error(y, answers).cast(parts[0]) * (_TEACHER / len(taught) / max(square, _SMALL)))
         parts = [parts[0] * (1 - _TEACHER), *(part.reshape([]) for part in soft)]
     _finish(work, build, total(parts))
-    return Objective(work, "own", "", tuple(taught), own)
+    return Objective(work, "own", "", taught=tuple(taught), own=own)
 
 
 def _exact(y: Tensor) -> Tensor:
