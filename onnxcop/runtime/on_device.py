@@ -30,7 +30,7 @@ from onnxcop.runtime.kernel_times import (
     quiet_settings,
     run_of,
     times_of,
-)  # fmt: skip
+)
 from onnxcop.runtime.turns import clock_of, ratio_of, take_turns
 
 FORMAT, VERSION = "onnxcop-times", 1

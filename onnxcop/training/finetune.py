@@ -222,6 +222,8 @@ class _Finetuning:
         self.start = start = graph.layout.vector(model)
         trainer = Trainer(graph, TrainingState.fresh(start), options.engine)
         before = self._score(graph.layout, start)
+        if options.metric is not None and math.isnan(before):
+            raise CalibrationError("--metric returned no number; return one that is higher for better models")
         total = max(1, round(options.epochs * self.shards.steps))
         settings = LoopSettings(
             Schedule(options.rate, total), evaluations=max(1, min(round(options.epochs), total)),
@@ -276,20 +278,13 @@ class _Finetuning:
         return feed | extra | {TARGET + name: answers[name] for name in taught}
 
     def _score(self, layout: WeightLayout, weights: Array) -> float:
-        """Score on the held-out samples, higher is better: the metric, or that of the objective, or minus its loss.
-
-        Raises:
-            CalibrationError: The metric returns no number.
-        """
+        """Score on the held-out samples, higher is better: the metric, or that of the objective, or minus its loss."""
         own = self.objective.own
         if own is not None and self.options.metric is None:
             return self._minus_loss(self._with_weights(excerpt(self.objective.model, [own]), layout, weights))
         model = self._with_weights(self.model, layout, weights)
         if self.options.metric is not None:
-            score = float(self.options.metric(model))
-            if math.isnan(score):
-                raise CalibrationError("--metric returned no number; return one that is higher for better models")
-            return score
+            return float(self.options.metric(model))
         with Session(model, self.options.engine) as session:
             outputs = [
                 session.run(f, [self.objective.output])[self.objective.output] for f in self.held.batches(self.size)

@@ -119,12 +119,17 @@ def labelled(data: Any, inputs: Sequence[str], labels: Any, most: int | None) ->
         labels: As the user gives them; only without them a stream brings its own.
         most: How many samples to read; None for all.
     """
+    if labels is not None:
+        yield data, None
+        return
     text = os.fspath(data) if isinstance(data, str | os.PathLike) else ""
     with script_data(text) as result:
-        given = result if result is not None else data() if callable(data) and not hasattr(data, "__iter__") else data
+        given = data if result is None else result
+        if callable(given) and not isinstance(given, Iterable):
+            given = given()
         plain = isinstance(given, str | os.PathLike | Mapping | CalibrationData) or hasattr(given, "__array__")
-        if labels is not None or plain or not isinstance(given, Iterable):
-            yield (data if labels is not None or result is None else given), None
+        if plain or not isinstance(given, Iterable):
+            yield given, None
             return
         stream = LabelledStream(given, inputs, most, text or f"a {type(given).__name__}")
         yield stream, stream

@@ -111,6 +111,8 @@ def _own(
     if teacher is not None:
         types = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
         taught = [name for name in read if types[name] in FLOATS]
+        if not taught:
+            raise CalibrationError("the loss reads no floating-point output that a teacher could count for")
         for name in taught:
             _check_teacher(teacher, name, example[name])
         soft = []
