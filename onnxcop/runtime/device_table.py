@@ -123,15 +123,12 @@ class DeviceTable:
                 f"{self.source} holds times of another model, {self.model} (SHA-256 {self.sha256[:12]}…, not "
                 f"{sha256[:12]}…); {again}"
             )
-        own, given = (
-            {name: tuple(sizes) for name, sizes in shapes.items()} for shapes in (self.input_shapes, input_shapes)
-        )
-        if own != given:
-            theirs, ours = ({name: one[name] for name in one if one[name] != other.get(name)}
-                            for one, other in ((own, given), (given, own)))  # fmt: skip
+        given = {name: tuple(sizes) for name, sizes in input_shapes.items()}
+        if self.input_shapes != given:
+            own, other = (_shapes(dict(one.items() - two.items()))
+                          for one, two in ((self.input_shapes, given), (given, self.input_shapes)))  # fmt: skip
             raise PlanMismatchError(
-                f"{self.source} holds times of other inputs, {_shapes(theirs)}, not {_shapes(ours)}; give "
-                f"--input-shape, or {again}"
+                f"{self.source} holds times of other inputs, {own}, not {other}; give --input-shape, or {again}"
             )
         if policy != self.policy:
             raise PlanMismatchError(
@@ -157,7 +154,7 @@ class DeviceTable:
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
     """A few shapes, as `--input-shape` takes them."""
-    texts = [f"{name}:{','.join(map(str, sizes))}" for name, sizes in shapes.items()]
+    texts = [f"{name}:{','.join(map(str, sizes))}" for name, sizes in sorted(shapes.items())]
     return " ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "") or "none"
 
 

@@ -35,7 +35,7 @@ def labels_of(source: CalibrationData, data: Any, labels: Any = None) -> Array:
         CalibrationError: There are no labels, or a different number than samples.
     """
     values = _by_folder(source) if labels is None and source.files else _array(data, labels)
-    total = int(source.numbers.max(initial=-1)) + 1
+    total = _needed(source)
     if values.ndim == 0 or len(values) < total:
         raise CalibrationError(
             f"there are {values.shape[0] if values.ndim else 1} labels for {total} samples; give one each"
@@ -84,14 +84,9 @@ class LabelledStream:
                 return
 
     def array(self, source: CalibrationData) -> Array:
-        """The labels of all samples, in the order of the stream.
-
-        Raises:
-            CalibrationError: They are not one for each.
-        """
-        total = int(source.numbers.max(initial=-1)) + 1
-        joined = np.concatenate([np.atleast_1d(labels) for labels in self.found])
-        if len(joined) != total == len(self.found):  # each is a target of several numbers
+        """The labels of all samples, in the order of the stream."""
+        joined = _joined(iter(self.found))
+        if len(joined) != _needed(source) == len(self.found):  # each is a target of several numbers
             return np.stack(self.found)
         return joined
 
@@ -133,6 +128,11 @@ def labelled(data: Any, inputs: Sequence[str], labels: Any, most: int | None) ->
             return
         stream = LabelledStream(given, inputs, most, text or f"a {type(given).__name__}")
         yield stream, stream
+
+
+def _needed(source: CalibrationData) -> int:
+    """The least number of labels for a source: one for each of its samples up to the last that was chosen."""
+    return int(source.numbers.max(initial=-1)) + 1
 
 
 def _by_folder(source: CalibrationData) -> Array:

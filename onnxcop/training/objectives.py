@@ -211,17 +211,14 @@ def _with_own(
     if kind != labels.dtype:
         raise CalibrationError(f"labels are {labels.dtype}, but the loss reads {kind}; give labels of that type")
     found = onnx.shape_inference.infer_shapes(loss).graph.output[0]
-    sizes = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in _dims(found)]
+    dims = found.type.tensor_type.shape.dim
+    sizes = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims]
     if found.type.tensor_type.elem_type not in FLOATS or any(size != 1 for size in sizes):
         raise ModelError(f"the loss has the shape {sizes}; reduce it to one floating-point number")
     own = onnx.ValueInfoProto()
     own.CopyFrom(found)
     own.name = f"own/{found.name}"
     return work, [value.name for value in inputs if value.name in outputs], own
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
-    return list(value.type.tensor_type.shape.dim)
 
 
 __all__ = ["LABELS", "LOSSES", "Feed", "Objective", "objective"]
